@@ -1,0 +1,1 @@
+"""The command line of every tool: flags, exit codes, progress and tables."""

@@ -1,0 +1,149 @@
+"""What a tool says: results on stdout, all else on stderr; progress with the time left; tables.
+
+A reader that goes away (`… | head`) never stops the work: what would be written to it is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+_state = {"quiet": False}
+
+LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
+LOG_SECONDS = 30.0  # and at least this often
+
+
+def set_quiet(quiet: bool) -> None:
+    """Quiet: no `say`, no progress; results, warnings and errors stay."""
+    _state["quiet"] = quiet
+
+
+def say(text: str) -> None:
+    """A line about the work, on stderr."""
+    if not _state["quiet"]:
+        _write(sys.stderr, text)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr, quiet or not."""
+    _write(sys.stderr, f"warning: {text}")
+
+
+def result(text: str) -> None:
+    """A result on stdout."""
+    _write(sys.stdout, text)
+
+
+def progress(items: Iterable | None, total: int | None, what: str) -> Any:
+    """Iterates over `items` (or counts by `.update(n)` where they are None) and shows how far it is.
+
+    On a terminal a bar with the time left, in a log a plain line now and then. It is a context manager as well.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    if _state["quiet"] or not sys.stderr.isatty():
+        return _LogProgress(items, total, what)
+    from tqdm import tqdm
+
+    # A terminal that doesn't know its size would show no bar at all.
+    size = {"dynamic_ncols": True} if _columns() else {"ncols": 80, "nrows": 25}
+    return tqdm(items, total=total, desc=what, file=sys.stderr, **size)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned columns, numbers to the right; lines without trailing blanks."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    numeric = [bool(rows) and all(isinstance(row[at], (int, float)) for row in rows) for at in range(len(header))]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(header))]
+    lines = []
+    for row in cells:
+        padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def silence(stream: TextIO) -> None:
+    """Sends the rest of a stream nowhere, so that its closing can't fail."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # a stream without a file, as in tests
+        pass
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 m 05 s`, `2 h 14 m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} m {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} m"
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
+
+
+def _write(stream: TextIO, text: str) -> None:
+    if stream is sys.stderr and stream.isatty() and "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
+        return
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        silence(stream)
+
+
+class _LogProgress:
+    """tqdm's part that we use, for a log."""
+
+    def __init__(self, items: Iterable | None, total: int | None, what: str):
+        self.items, self.total, self.what = items, total, what
+        self.done, self.told = 0, 0
+        self.started = self.told_at = time.monotonic()
+
+    def __iter__(self):
+        for item in self.items if self.items is not None else ():
+            yield item
+            self.update(1)
+        self.close()
+
+    def update(self, count: int = 1) -> None:
+        """Counts `count` more items as done."""
+        self.done += count
+        now = time.monotonic()
+        waited = now - self.told_at
+        share = (self.done - self.told) / self.total if self.total else 0
+        if self.done != self.total and (waited > LOG_SECONDS or (share >= LOG_SHARE and waited > 1)):
+            self._tell(now)
+
+    def close(self) -> None:
+        """The last line; harmless when called again."""
+        if self.done != self.told:
+            self._tell(time.monotonic())
+
+    def _tell(self, now: float) -> None:
+        self.told, self.told_at = self.done, now
+        spent = now - self.started
+        line = f"{self.what}: {self.done:,}"
+        if self.total:
+            line += f"/{self.total:,} ({self.done / self.total:.0%})"
+        line += f", {duration(spent)}"
+        if self.total and self.done < self.total:
+            line += f", {duration(spent / self.done * (self.total - self.done))} left"
+        say(line)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

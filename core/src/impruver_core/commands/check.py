@@ -1,0 +1,42 @@
+"""`impruver check --config RECIPE`: every installed tool's --dry_run, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from impruver_core.cli.console import result
+from impruver_core.commands.tools import TOOLS, find_program, install_command
+from impruver_core.recipe.load import load_recipe
+
+
+def main(argv: Sequence[str]) -> int:
+    """The worst exit code of the tools; an absent one is named and costs nothing."""
+    parser = argparse.ArgumentParser("impruver check", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="a file, or a name that `impruver ls` lists")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
+    arguments = parser.parse_args(argv)
+    load_recipe(arguments.config, arguments.set)  # its faults are told once, not by each tool
+    flags = ["--config", arguments.config, *(f"--set={override}" for override in arguments.set), "--dry_run"]
+    codes = {package: _checked(package, flags) for package in TOOLS}
+    result("\n" + "\n".join(f"{package}: {_told(package, code)}" for package, code in codes.items()))
+    return max(code or 0 for code in codes.values())
+
+
+def _checked(package: str, flags: list[str]) -> int | None:
+    """The exit code of the tool's --dry_run as a shell tells it; None where the tool is absent."""
+    program = find_program(package)
+    if program is None:
+        return None
+    result(f"== {package}")
+    sys.stdout.flush()
+    code = subprocess.run([program, *flags], stdin=subprocess.DEVNULL, check=False).returncode
+    return 128 - code if code < 0 else code
+
+
+def _told(package: str, code: int | None) -> str:
+    if code is None:
+        return f"not installed, so not checked ({install_command(package)})"
+    return "passed" if code == 0 else f"failed (exit {code})"

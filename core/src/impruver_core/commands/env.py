@@ -1,0 +1,57 @@
+"""`impruver env`: what a bug report needs. Versions come from metadata, nothing heavy is imported, no secrets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from impruver_core.cli.console import result, table
+from impruver_core.cli.versions import installed_version
+from impruver_core.commands.tools import TOOLS
+
+OURS = ("impruver-core", "impruver-configs", *TOOLS)
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "datasets", "peft", "accelerate", "bitsandbytes", "safetensors"),
+    *("torchao", "datasketch", "gguf", "cyllama", "jinja2", "pyyaml", "argparse-dataclass", "numpy", "wandb"),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints a table of names and versions on stdout."""
+    argparse.ArgumentParser("impruver env", description=__doc__).parse_args(argv)
+    rows = [
+        ("python", f"{platform.python_version()} ({platform.python_implementation()})"),
+        ("platform", platform.platform()),
+        ("processors", f"{os.cpu_count()} ({platform.machine()})"),
+        ("memory", _memory()),
+        ("GPU", _gpus()),
+        *((package, installed_version(package) or "-") for package in (*OURS, *LIBRARIES)),
+    ]
+    result(table(("WHAT", "VERSION"), rows))
+    return 0
+
+
+def _memory() -> str:
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return "-"
+    return f"{pages * size / 2**30:.1f} GiB"
+
+
+def _gpus() -> str:
+    """What nvidia-smi tells, which needs no torch; `none` without it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "none (no nvidia-smi)" if sys.platform != "darwin" else "-"
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"nvidia-smi failed: {type(error).__name__}"
+    return "; ".join(line.strip() for line in told.splitlines() if line.strip()) or "none"

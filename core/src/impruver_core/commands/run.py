@@ -1,0 +1,87 @@
+"""`impruver run [LAUNCHER OPTIONS] NAME [FLAGS]`: becomes the tool's program.
+
+What stands before NAME goes to `python -m torch.distributed.run`, as it is; only finetune takes that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from impruver_core.cli.console import result
+from impruver_core.commands.tools import NAMES, TOOLS, install_command, require_program
+from impruver_core.errors import ImpruverError
+
+TRAIN = "impruver-train"
+# With one of these the user arranges the meeting of the processes; without, two jobs would meet on one port.
+MEETING = ("--standalone", "--rdzv", "--master", "--nnodes", "--node-rank")
+SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--virtual-local-rank")  # take no value
+MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replaces this process, so signals and the exit code are the tool's own."""
+    if not argv or argv[0] in ("-h", "--help"):
+        result(_help())
+        return 0 if argv else 2
+    launcher, name, flags = _parted(list(argv))
+    package = NAMES[name]
+    program = require_program(package)
+    if not launcher:
+        return _become([program, *flags])
+    if package != TRAIN:
+        raise ImpruverError(f"{' '.join(launcher)}: only finetune takes options of the launcher (torchrun)")
+    if find_spec("torch") is None or find_spec("impruver_train") is None:
+        raise ImpruverError(f"a launch needs torch and impruver_train in this Python: {install_command(TRAIN)}")
+    return _become(launch_command(launcher, flags))
+
+
+def launch_command(launcher: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """torchrun's command line for impruver_train; on one machine with a free port of its own."""
+    own = any(option.replace("_", "-").startswith(MEETING) for option in launcher)
+    own = own or any(name.startswith(MEETING_VARIABLES) for name in os.environ)
+    alone = [] if own else ["--standalone"]
+    return [sys.executable, "-m", "torch.distributed.run", *alone, *launcher, "-m", "impruver_train", *flags]
+
+
+def _parted(argv: list[str]) -> tuple[list[str], str, list[str]]:
+    """(launcher's options, name, the tool's flags); without a dash in front the first word must be the name."""
+    places = [number for number, word in enumerate(argv) if word in NAMES]
+    if places and (places[0] == 0 or argv[0].startswith("-")):
+        number = next((place for place in places if not _is_value(argv, place)), places[0])
+        return argv[:number], argv[number], argv[number + 1 :]
+    unknown = next((word for word in argv if not word.startswith("-")), argv[0])
+    close = difflib.get_close_matches(unknown, NAMES, 1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(tool.name for tool in TOOLS.values())}"
+    raise ImpruverError(f"no tool {unknown}; {hint}")
+
+
+def _is_value(argv: list[str], place: int) -> bool:
+    """Whether a word belongs to the launcher's option before it, as in `--log_dir chat`."""
+    before = argv[place - 1] if place else ""
+    return before.startswith("-") and "=" not in before and before.replace("_", "-") not in SWITCHES
+
+
+def _become(command: list[str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)
+    return 1  # execv does not return
+
+
+def _help() -> str:
+    lines = [f"  {tool.name:<16} {package:<17} {tool.does}" for package, tool in TOOLS.items()]
+    return "\n".join(
+        [
+            "usage: impruver run NAME --config RECIPE [FLAGS]",
+            "       impruver run [LAUNCHER OPTIONS] finetune --config RECIPE [FLAGS]",
+            "",
+            *lines,
+            "",
+            "LAUNCHER OPTIONS are torchrun's, as in: impruver run --nproc_per_node 4 finetune --config RECIPE",
+            "NAME --help lists the tool's flags.",
+        ]
+    )

@@ -1,0 +1,113 @@
+"""The manifest: what a tool made, from what, with which counts. It is written last, so what it describes is whole."""
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import atomic_write, sha256, sync_folder
+
+FORMAT = 1
+
+
+def new_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The head of a manifest: format, tool (a distribution's name), its version, the resolved recipe."""
+    return {"impruver": FORMAT, "tool": tool, "version": version(tool), "recipe": dict(recipe)}
+
+
+def read_manifest(path: str | Path) -> dict[str, Any] | None:
+    """The manifest at `path`, None where there is none; ImpruverError for a broken one or a higher format."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        manifest = json.loads(text)
+        number = manifest["impruver"]
+    except (ValueError, KeyError, TypeError):
+        raise ImpruverError(f"{path}: not a manifest of Impruver; move it away, or use --overwrite") from None
+    if number > FORMAT:
+        raise ImpruverError(f"{path}: manifest format {number} is newer than this version reads ({FORMAT}); update it")
+    return manifest
+
+
+def describe(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
+    """A file for a manifest's inputs or outputs; its bare name where it stands in the folder `beside`."""
+    path = Path(path)
+    name = path.name if beside is not None and path.absolute().parent == Path(beside).absolute() else str(path)
+    entry: dict[str, Any] = {"path": name, "bytes": path.stat().st_size}
+    if rows is not None:
+        entry["rows"] = rows
+    if digest:
+        entry["sha256"] = sha256(path)
+    return entry
+
+
+def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: bool = False) -> None:
+    """ImpruverError where a file that stands at one of `paths` is not as the manifest at `manifest_path` tells it."""
+    present = [path for path in map(Path, paths) if path.exists()]
+    if overwrite or not present:
+        return
+    manifest = read_manifest(manifest_path)
+    outputs = (manifest or {}).get("outputs", [])
+    known = {(manifest_path.parent / entry["path"]).absolute(): entry for entry in outputs}
+    for path in present:
+        entry = known.get(path.absolute())
+        if path.is_dir() or entry is None:
+            raise ImpruverError(f"{path} is there and Impruver did not make it: name another path, or use --overwrite")
+        if entry["bytes"] != path.stat().st_size or entry.get("sha256", "") not in ("", sha256(path)):
+            raise ImpruverError(f"{path} was changed since Impruver made it: move it away, or use --overwrite")
+
+
+def pending_path(manifest_path: Path) -> Path:
+    """Where `publish` notes what it is about to put in place."""
+    return Path(f"{manifest_path}.pending")
+
+
+def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Mapping[str, Any]) -> None:
+    """Puts the files of `staged` (final path → where it is now) in place, and the manifest after them.
+
+    What is about to happen is noted before the first rename: `recover` finishes it after a kill at any point.
+    """
+    manifest_path = Path(manifest_path)
+    files = [
+        {"path": str(Path(final).absolute()), "staged": str(Path(now).absolute()), "sha256": sha256(now)}
+        for final, now in staged.items()
+    ]
+    if files:
+        with atomic_write(pending_path(manifest_path)) as file:
+            json.dump({"files": files, "manifest": manifest}, file, ensure_ascii=False)
+    _finish(manifest_path, files, manifest)
+
+
+def recover(manifest_path: str | Path) -> None:
+    """Finishes a `publish` that was cut off; where its files are gone, takes back what is left of it."""
+    manifest_path = Path(manifest_path)
+    try:
+        pending = json.loads(pending_path(manifest_path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in pending["files"]):
+        _finish(manifest_path, pending["files"], pending["manifest"])
+        return
+    for entry in pending["files"]:
+        Path(entry["staged"]).unlink(missing_ok=True)
+    pending_path(manifest_path).unlink()
+
+
+def _is_at(entry: dict, key: str) -> bool:
+    path = Path(entry[key])
+    return path.is_file() and sha256(path) == entry["sha256"]
+
+
+def _finish(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any]) -> None:
+    for entry in files:
+        if Path(entry["staged"]).exists():
+            Path(entry["staged"]).replace(entry["path"])
+            sync_folder(Path(entry["path"]).parent)
+    with atomic_write(manifest_path) as file:
+        json.dump(manifest, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+    pending_path(manifest_path).unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Loads models: compute dtype, configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter.
+
+`section` below is the recipe's `model` section; torch and transformers are imported when a function needs them.
+"""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.objects import load_object
+from impruver_core.templating.tokenizer import local_or_hub
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
+BITNET = "custom.llama."
+
+
+def pick_device() -> str:
+    """The accelerator that torch finds (`cuda`, `mps`, `xpu`…), else `cpu`."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else "cpu"
+
+
+def has_bf16(device: str) -> bool:
+    """Whether `device` computes bf16 in hardware; emulation does not count (on a CPU it is 30 times slower)."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name, False) for name in CPU_BF16)
+    return device.startswith("xpu")
+
+
+def resolve_dtype(name: str, device: str):
+    """The torch dtype to compute in: `auto` is bf16 where `device` has it, else fp32 on a CPU and fp16 elsewhere."""
+    import torch
+
+    if name == "auto":
+        name = "bf16" if has_bf16(device) else "fp32" if device == "cpu" else "fp16"
+    if name not in DTYPES:
+        raise ImpruverError(f"model.dtype: {name!r} is none of auto, {', '.join(DTYPES)}")
+    return getattr(torch, DTYPES[name])
+
+
+def load_model_class(section: Any, search_dir: Path | None = None) -> type:
+    """The class that `model.class` names. A `custom.*` class of the first impruver is refused with what to set."""
+    if not section.class_.startswith("custom."):
+        return load_object(section.class_, "model.class", search_dir)
+    try:
+        return load_object(section.class_, "model.class", search_dir)
+    except ImpruverError as error:
+        if section.class_.startswith(BITNET):
+            way_out = (
+                "it is BitNet, which transformers has no equal for; for a plain Llama, a different model, set "
+                "model.class: transformers.LlamaForCausalLM and model.config_class: transformers.LlamaConfig"
+            )
+        else:
+            way_out = (
+                "transformers has no equal of it; set model.class: transformers.AutoModelForCausalLM with a model.name "
+                "whose architecture transformers knows, or put the package `custom` beside the recipe"
+            )
+        raise ImpruverError(f"model.class: {section.class_} belongs to the first impruver: {way_out}") from error
+
+
+def load_config(section: Any, search_dir: Path | None = None) -> Any:
+    """The configuration of `model.name`; for a model from scratch, `config_class` filled with `config`."""
+    if section.name:
+        from transformers import AutoConfig
+
+        with explained("model.name", section.name):
+            source = local_or_hub(section.name, search_dir, "model.name")
+            return AutoConfig.from_pretrained(source, trust_remote_code=section.trust_remote_code)
+    if not section.config_class:
+        raise ImpruverError("model: neither `name` (a base to train) nor `config_class` and `config` (from scratch)")
+    config_class = load_object(section.config_class, "model.config_class", search_dir)
+    values = dict(section.config or {})
+    with explained("model.config", section.config_class):
+        if hasattr(config_class, "for_model"):  # AutoConfig
+            return config_class.for_model(**values)
+        return config_class(**values)
+
+
+def undeclared(config: Any, names: list[str]) -> list[str]:
+    """Those of `names` that the class of `config` does not declare (it keeps them all the same)."""
+    import inspect
+
+    declared = {"torch_dtype", "dtype", "model_type", "architectures", *getattr(config, "attribute_map", {})}
+    for part in type(config).__mro__:
+        declared |= set(getattr(part, "__annotations__", {}))
+        declared |= set(inspect.signature(part.__init__).parameters)
+    return [name for name in names if name not in declared and not name.startswith("_")]
+
+
+def quantization(section: Any, dtype: Any) -> Any:
+    """The bitsandbytes settings that `load_in_4bit` (nf4, double quantization) or `load_in_8bit` ask for, else None."""
+    if not section.load_in_4bit and not section.load_in_8bit:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if section.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def new_model(section: Any, config: Any, dtype: Any, search_dir: Path | None = None) -> Any:
+    """A model of `config` with fresh weights in `dtype`; on torch's meta device where the caller set it."""
+    model_class = load_model_class(section, search_dir)
+    build = getattr(model_class, "from_config", None) or getattr(model_class, "_from_config", None)
+    if build is None:
+        raise ImpruverError(f"model.class: {section.class_} is no model class of transformers")
+    extra = {"trust_remote_code": section.trust_remote_code} if hasattr(model_class, "from_config") else {}
+    if section.attn_implementation:
+        extra["attn_implementation"] = section.attn_implementation
+    with explained("model.class", section.class_):
+        return build(config, dtype=dtype, **extra)
+
+
+def load_model(section: Any, dtype: Any, *, device: str | None = None, search_dir: Path | None = None) -> Any:
+    """The base `model.name` with its weights in `dtype`, or in 4 or 8 bit; pickled weights are refused.
+
+    `device` is where the weights go (None: left to the caller; a quantized model then goes to the best device).
+    """
+    model_class = load_model_class(section, search_dir)
+    bits = quantization(section, dtype)
+    if bits is not None and device is None:
+        device = pick_device()
+    options = {"quantization_config": bits} if bits is not None else {}
+    if device is not None:
+        options["device_map"] = {"": device}
+    if section.attn_implementation:
+        options["attn_implementation"] = section.attn_implementation
+    with explained("model.name", section.name):
+        model, info = model_class.from_pretrained(
+            local_or_hub(section.name, search_dir, "model.name"),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=section.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ImpruverError(
+            f"model.name: {section.name} has no weights for {len(info['missing_keys'])} tensors of "
+            f"{type(model).__name__} ({some}…); they would start at random: set the model.class it was saved with"
+        )
+    return model
+
+
+def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False) -> Any:
+    """`model` with the adapter in `adapter_dir`; its embeddings grow to `vocabulary` rows where training grew them."""
+    from peft import PeftModel
+
+    grow_embeddings(model, vocabulary or 0)
+    with explained("adapter", str(adapter_dir)):
+        return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
+
+
+def grow_embeddings(model: Any, vocabulary: int) -> bool:
+    """Gives `model` embedding rows for ids up to `vocabulary`; never takes any away. True if it grew."""
+    if vocabulary <= model.get_input_embeddings().weight.shape[0]:
+        return False
+    model.resize_token_embeddings(vocabulary)
+    return True
+
+
+@contextmanager
+def explained(key: str, name: str):
+    """Turns what transformers raises while it loads `name`, given by the recipe's `key`, into one plain message."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
+        elif ("safetensors" in text and "no file named" in text) or "does not appear to have a file named" in text:
+            message = (
+                "it has no weights in safetensors; pickled ones run code when they are loaded and are refused. If you "
+                "trust them, convert them once (from_pretrained, then save_pretrained) and name the new folder"
+            )
+        else:
+            message = " ".join(text.split()) or type(error).__name__
+        raise ImpruverError(f"{key}: {name}: {message}") from error

@@ -1,0 +1,108 @@
+"""Classes and functions that a recipe names by dotted path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+
+_ours: set[str] = set()  # top-level names that came from beside a recipe or the working folder
+
+
+def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
+    """The object behind `package.module.Name`: beside the recipe, in the working folder, then in installed packages.
+
+    `what` is the key that named it, for the message. ImpruverError where it isn't there or can't be imported.
+    """
+    parts = path.split(".") if isinstance(path, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ImpruverError(f"{what}: {path!r} is no dotted path, such as transformers.AutoModelForCausalLM")
+    folders = [Path(folder) for folder in dict.fromkeys([search_dir or Path.cwd(), Path.cwd()])]
+    for folder in folders:
+        length = _local_length(folder, parts)
+        if length:
+            with _importing_from(folder, parts[0], what):
+                return _member(_imported(parts[:length], path, what), parts[length:], path, what)
+    for length in range(len(parts) - 1, 0, -1):
+        module = _imported(parts[:length], path, what, missing_is_none=length > 1)
+        if module is not None:
+            return _member(module, parts[length:], path, what, folders)
+    raise AssertionError("the last turn returns or raises")
+
+
+def _local_length(folder: Path, parts: list[str]) -> int:
+    """How many parts name a module in `folder`; 0 for none."""
+    for length in range(len(parts) - 1, 0, -1):
+        stem = folder.joinpath(*parts[:length])
+        if stem.with_name(stem.name + ".py").is_file() or (stem / "__init__.py").is_file():
+            return length
+    return 0
+
+
+def _imported(parts: list[str], path: str, what: str, missing_is_none: bool = False) -> ModuleType | None:
+    name = ".".join(parts)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ImpruverError(f"{what}: {path} needs the module {error.name}, which is not installed") from error
+        if missing_is_none:
+            return None
+        raise ImpruverError(
+            f"{what}: {path}: there is no module {parts[0]} beside the recipe, in the working folder or installed"
+        ) from error
+    except Exception as error:
+        at = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise ImpruverError(f"{what}: {name} can't be imported: {type(error).__name__}: {error}{at}") from error
+
+
+def _member(module: ModuleType, names: list[str], path: str, what: str, folders: list[Path] | None = None) -> Any:
+    found: Any = module
+    for name in names:
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            near = difflib.get_close_matches(name, dir(found), 1)
+            owner = getattr(found, "__name__", "it")
+            hint = f"; did you mean {owner}.{near[0]}?" if near else ""
+            raise ImpruverError(f"{what}: {path}: {owner} has no {name}{hint}") from None
+        except Exception as error:  # a lazy package imports at this moment
+            raise ImpruverError(f"{what}: {path} can't be imported: {type(error).__name__}: {error}") from error
+    return found
+
+
+@contextmanager
+def _importing_from(folder: Path, top: str, what: str):
+    """Makes `folder` the first place to import from, then the last, so that it can't hide a package later on."""
+    place = str(folder.absolute())
+    _forget_other(top, place, what)
+    sys.path.insert(0, place)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)
+
+
+def _forget_other(top: str, place: str, what: str) -> None:
+    """Drops a module of the same name that an earlier recipe brought; one of a package is never replaced."""
+    loaded = sys.modules.get(top)
+    if loaded is not None and not _stands_in(loaded, place):
+        if top not in _ours:
+            raise ImpruverError(f"{what}: {place}/{top} has the name of a package that is in use; give it another name")
+        for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+            del sys.modules[name]
+    _ours.add(top)
+
+
+def _stands_in(module: ModuleType, place: str) -> bool:
+    files = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
+    return any(file is not None and Path(place) in Path(file).absolute().parents for file in files)

@@ -1,0 +1,84 @@
+"""How a tool declares its part of a recipe; check.py holds recipes against it.
+
+A tool's `sections.py` describes its part of the recipe:
+
+    @dataclass(frozen=True)
+    class SplitSection:
+        val_ratio: float = key(0.05, "share of the conversations that goes to val_path")
+
+    SECTIONS = {"split": SplitSection, "datasets": list_of(DatasetSection, "…"), "trainer": open_mapping("…")}
+
+A key `class` is the field `class_`. A field may be str, int, float, bool, list, list[T], dict, dict[str, T], a
+dataclass, a union of these, or Any. `null` in a recipe means "not given". A section's
+`__post_init__` may raise ValueError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+REQUIRED = MISSING
+
+
+def key(default: Any, help: str, choices: Collection | None = None, *, local: bool = False) -> Any:
+    """A field of a section. `REQUIRED` as default: it must be given. `local`: it may name a local file or folder."""
+    metadata = {"help": help, "choices": choices, "local": local}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A top-level key that holds one value."""
+
+    type: Any
+    default: Any
+    help: str
+    choices: Collection | None = None
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A top-level key that holds a list of sections; empty where it is not given."""
+
+    section: type
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class OpenMapping:
+    """A top-level key with any names; not given it is {} (None if `optional`).
+
+    `check(mapping)` yields (key, what is wrong) for what its owner knows to be wrong.
+    """
+
+    help: str = ""
+    optional: bool = False
+    check: Callable[[dict], Iterable[tuple[str, str]]] | None = None
+
+
+scalar, list_of = Scalar, ListOf
+
+
+def open_mapping(help: str = "", optional: bool = False, check: Callable | None = None) -> OpenMapping:
+    """An open mapping of a SECTIONS table (see OpenMapping)."""
+    return OpenMapping(help, optional, check)
+
+
+def yaml_name(field: dataclasses.Field) -> str:
+    """The key of a field: `class_` is `class` in a recipe."""
+    return field.name.rstrip("_")
+
+
+def nearest(name: Any, valid: Iterable[str]) -> str:
+    """ "; did you mean …?" for a misspelt name, else the valid names, else nothing."""
+    valid = list(valid)
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), valid, 1, 0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f" (valid: {', '.join(valid)})" if 0 < len(valid) <= 20 else ""

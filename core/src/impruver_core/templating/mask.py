@@ -1,0 +1,225 @@
+"""Chats to token ids and exact labels, for any chat template.
+
+The conversation is rendered once with its texts traced (`traced`): where each stands in the rendering is known, not
+searched for. A learned span goes from the end of what the turn shares with the generation prompt through its end of
+turn, both known from probes (`shape`). The rendering is tokenized once, and a token is learned if it holds a
+character of a learned span. What can't be found exactly is refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from impruver_core.errors import ImpruverError, RefusedError
+from impruver_core.templating.prepare import prepare
+from impruver_core.templating.render import render
+from impruver_core.templating.shape import Shape, shape_of
+from impruver_core.templating.spans import Spans, learned_spans
+from impruver_core.templating.tokenizer import plain_encoding, special_tokens, starts_with_bos
+from impruver_core.templating.traced import trace
+
+UNLEARNED = -100
+
+# The first impruver's form for a tokenizer without a template, in our words.
+DEFAULT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ bos_token + message['role'] + '\\n' + message['content'] | trim + eos_token }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ bos_token + 'assistant\\n' }}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as token ids (list[int]) and labels of the same length: the id, or -100 where not learned.
+
+    `texts`: (message, first token, behind its last) of what each message but the system's says.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    texts: list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A conversation that can't be encoded exactly: a reason of the ledger and what was wrong."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    text: str
+    spans: list[tuple[int, int]]  # characters to learn
+    texts: list[tuple[int, tuple[int, int]]]  # characters of each message's text
+    eos: bool | None  # None: an end-of-turn token is there; else whether the EOS that is to stand there is learned
+
+
+def encode_chats(
+    tokenizer,
+    conversations: Sequence[Sequence[dict]],
+    tools: Sequence[list[dict] | None] | None = None,
+    *,
+    only_target_loss: bool = True,
+    add_bos: bool = True,
+    add_eos: bool = True,
+    chat_template_kwargs: Sequence[dict | None] | None = None,
+) -> list[Encoded | Refused]:
+    """Encodes conversations with the tokenizer's own chat template; one Encoded or Refused for each, in order.
+
+    `tools` and `chat_template_kwargs` have an entry a conversation, or are None. The ids are those of
+    `apply_chat_template(prepared messages, tokenize=True)`, but for the ends: BOS where the tokenizer puts one before
+    plain text and the rendering has none, EOS (learned) where no end-of-turn token follows the last answer. A message
+    with `"train": false` is not learned; `only_target_loss=False` learns everything. ImpruverError for a tokenizer
+    that is not fast or a template that does not parse.
+    """
+    require_fast(tokenizer)
+    none = [None] * len(conversations)
+    rows = zip(conversations, tools or none, chat_template_kwargs or none, strict=True)
+    names = special_tokens(tokenizer)
+    rendered = [_rendered(tokenizer, names, *row) for row in rows]
+    texts = [row.text for row in rendered if isinstance(row, _Rendered)]
+    with plain_encoding(tokenizer) as encode:
+        encodings = iter(encode(texts))
+    ends = _Ends.of(tokenizer, add_bos, add_eos)
+    return [
+        row if isinstance(row, Refused) else _labelled(next(encodings), row, ends, only_target_loss) for row in rendered
+    ]
+
+
+def encode_chat(tokenizer, messages, tools=None, *, chat_template_kwargs=None, **options) -> Encoded:
+    """Encodes one conversation as `encode_chats` does; raises RefusedError where that gives Refused."""
+    (row,) = encode_chats(tokenizer, [messages], [tools], chat_template_kwargs=[chat_template_kwargs], **options)
+    if isinstance(row, Refused):
+        raise RefusedError(row.reason, row.detail)
+    return row
+
+
+def encode_prompt(tokenizer, messages, tools=None, *, add_bos: bool = True, chat_template_kwargs=None) -> list[int]:
+    """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
+    require_fast(tokenizer)
+    template, variables, shape = _template(tokenizer, special_tokens(tokenizer), tools, chat_template_kwargs)
+    text = render(template, prepare(messages, shape), tools, add_generation_prompt=True, variables=variables)
+    with plain_encoding(tokenizer) as encode:
+        (encoding,) = encode([str.__str__(text)])
+    bos = _Ends.of(tokenizer, add_bos, False).bos
+    return [bos, *encoding.ids] if bos is not None and encoding.ids[:1] != [bos] else encoding.ids
+
+
+def end_of_turn(template: str, special_tokens: dict) -> list[str]:
+    """The texts that end an assistant's turn in `template`, most usual first: a special token each where it has one.
+
+    `special_tokens`: names to texts as the template reads them (`bos_token`, …); lists of further ones are allowed.
+    """
+    return shape_of(template, special_tokens, _texts(special_tokens)).stops
+
+
+def renders_tools(tokenizer, tools: list[dict], chat_template_kwargs=None) -> bool:
+    """Whether the template in force writes the tools that it is given."""
+    return _template(tokenizer, special_tokens(tokenizer), tools, chat_template_kwargs)[2].renders_tools
+
+
+def require_fast(tokenizer) -> None:
+    """ImpruverError for a tokenizer without a `tokenizers` backend, whose characters can't be followed."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ImpruverError(
+            f"{type(tokenizer).__name__} is a slow tokenizer: its tokens can't be traced back to the text. "
+            "Use a model whose repository has a tokenizer.json, or convert its tokenizer to one."
+        )
+
+
+def template_of(tokenizer, tools=None) -> str:
+    """The template text in force: `tool_use` of several where there are tools, else `default`; ours without any."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        name = "tool_use" if tools and "tool_use" in template else "default"
+        if name not in template:
+            raise ImpruverError(f"the tokenizer has chat templates {', '.join(sorted(template))}, but no default")
+        return template[name]
+    if template is None:
+        missing = [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name, None) is None]
+        if missing:
+            raise ImpruverError(
+                f"the tokenizer has neither a chat template nor {' and '.join(missing)}: "
+                "set tokenizer.chat_template or tokenizer.special_tokens in the recipe"
+            )
+        return DEFAULT_TEMPLATE
+    return template
+
+
+def _texts(names: dict) -> list[str]:
+    values = (value if isinstance(value, (list, tuple)) else [value] for value in names.values())
+    return [text for value in values for text in value if isinstance(text, str) and text]
+
+
+def _template(tokenizer, names: dict, tools, kwargs) -> tuple[str, dict, Shape]:
+    template = template_of(tokenizer, tools)
+    variables = {**names, **(kwargs or {})}
+    return template, variables, shape_of(template, variables, _texts(names), bool(tools))
+
+
+def _rendered(tokenizer, names: dict, messages, tools, kwargs) -> _Rendered | Refused:
+    template, variables, shape = _template(tokenizer, names, tools, kwargs)
+    try:
+        prepared = prepare(messages, shape)
+        traced = [
+            {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
+            for number, message in enumerate(prepared)
+        ]
+        text = render(template, traced, tools, variables=variables)
+        spans: Spans = learned_spans(text, traced, shape, _texts(names))
+    except RefusedError as error:
+        return Refused(error.reason, error.detail)
+    trained = [messages[number].get("train") is not False for number, _ in spans.turns]
+    learned = [span for (_, span), train in zip(spans.turns, trained, strict=True) if train]
+    return _Rendered(str.__str__(text), learned, spans.texts, trained[-1] if spans.open_end else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    bos: int | None
+    eos: int | None
+
+    @staticmethod
+    def of(tokenizer, add_bos: bool, add_eos: bool) -> "_Ends":
+        bos = tokenizer.bos_token_id if add_bos and starts_with_bos(tokenizer) else None
+        return _Ends(bos, tokenizer.eos_token_id if add_eos else None)
+
+
+def _labelled(encoding, row: _Rendered, ends: _Ends, only_target_loss: bool) -> Encoded:
+    ids = encoding.ids
+    with_eos = ends.eos is not None and row.eos is not None
+    spans = list(row.spans)
+    if with_eos and row.eos:  # what stands between the last answer and its EOS is learned, too
+        spans[-1] = (spans[-1][0], len(row.text))
+    labels = [UNLEARNED] * len(ids)
+    for start, stop in spans:
+        first, last = _tokens(encoding, start, stop)
+        labels[first:last] = ids[first:last]
+    if not only_target_loss:
+        labels = list(ids)
+    shift = int(ends.bos is not None and ids[:1] != [ends.bos])
+    ranges = ((number, *_tokens(encoding, *span)) for number, span in row.texts)
+    texts = [(number, first + shift, last + shift) for number, first, last in ranges if first < last]
+    if shift:
+        ids, labels = [ends.bos, *ids], [UNLEARNED if only_target_loss else ends.bos, *labels]
+    if with_eos:
+        ids, labels = [*ids, ends.eos], [*labels, ends.eos if row.eos or not only_target_loss else UNLEARNED]
+    return Encoded(ids, labels, texts)
+
+
+def _tokens(encoding, start: int, stop: int) -> tuple[int, int]:
+    """The range of tokens that hold a character of start..stop; empty where none does."""
+    first = next((t for t in map(encoding.char_to_token, range(start, stop)) if t is not None), None)
+    if first is None:
+        return 0, 0
+    last = next(t for t in map(encoding.char_to_token, range(stop - 1, start - 1, -1)) if t is not None)
+    while last + 1 < len(encoding) and _holds(encoding, last + 1, start, stop):
+        last += 1  # a character may take several tokens
+    return first, last + 1
+
+
+def _holds(encoding, token: int, start: int, stop: int) -> bool:
+    chars = encoding.token_to_chars(token)
+    return chars is not None and chars[0] < stop and start < chars[1]

@@ -1,0 +1,138 @@
+"""Loads tokenizers with the recipe's special tokens and chat template, and encodes plainly with them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError
+from impruver_core.objects import load_object
+from impruver_core.recipe.lookup import find_local, looks_local
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path | None = None):
+    """The tokenizer of a recipe (`tokenizer.name`, else `model_name`), special tokens and chat template set.
+
+    `section` is the recipe's tokenizer section; local names are looked for in `recipe_dir`, the working folder and the
+    installed recipes. ImpruverError where it can't be had. Of a special token its text counts: a `*_token_id` that
+    disagrees is warned about with the right id.
+    """
+    name = section.name or model_name
+    if not name:
+        raise ImpruverError("the recipe names no tokenizer: set tokenizer.name or model.name")
+    source = local_or_hub(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
+    class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
+    try:
+        tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
+        raise ImpruverError(_load_failure(name, error)) from None
+    _set_special_tokens(tokenizer, section.special_tokens or {})
+    if section.chat_template:
+        tokenizer.chat_template = _template_text(section.chat_template, recipe_dir)
+    return tokenizer
+
+
+def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:
+    """The path of a local `name`, else the name itself as a hub id; what looks local and is not there is an error."""
+    found = find_local(name, recipe_dir)
+    if found is not None:
+        return str(found)
+    if looks_local(name):
+        raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
+    return name
+
+
+def _load_failure(name: str, error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            f"the tokenizer of {name} needs its repository's code: read it, then set tokenizer.trust_remote_code: true"
+        )
+    return f"the tokenizer of {name} can't be loaded: {text.splitlines()[0]}"
+
+
+def _set_special_tokens(tokenizer, wanted: dict) -> None:
+    texts = {key: value for key, value in wanted.items() if not key.endswith("_token_id") and value is not None}
+    if texts:
+        tokenizer.add_special_tokens(texts)
+    for key, number in wanted.items():
+        name = key.removesuffix("_id")
+        if key.endswith("_token_id") and name in texts:
+            right = tokenizer.convert_tokens_to_ids(texts[name])
+            if right != number:
+                warn(
+                    f"tokenizer.special_tokens.{key}: {texts[name]!r} has the id {right}, not {number}; the text counts"
+                )
+
+
+def _template_text(value: str, recipe_dir: Path | None) -> str:
+    """A template given inline, or the text of the file that `value` names."""
+    if "{" in value or "\n" in value:
+        return value
+    found = find_local(value, recipe_dir)
+    if found is None:
+        raise ImpruverError(f"tokenizer.chat_template: {value} is neither a template nor a file")
+    return found.read_text(encoding="utf-8")
+
+
+def special_tokens(tokenizer) -> dict:
+    """Special tokens by name, as templates read them; the further ones as the list `additional_special_tokens`."""
+    names = dict(tokenizer.special_tokens_map)
+    known = {str(value) for value in names.values() if isinstance(value, str)}
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    further = [token.content for _, token in added if token.special and token.content not in known]
+    listed = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
+    ordered = list(dict.fromkeys([*(token for token in listed if token not in known), *further]))
+    return names | {"additional_special_tokens": ordered}
+
+
+def starts_with_bos(tokenizer) -> bool:
+    """Whether the tokenizer itself puts BOS before plain text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+
+
+@contextmanager
+def plain_encoding(tokenizer) -> Iterator[Callable[[list[str]], list]]:
+    """`encode(texts) -> [Encoding]` on the tokenizer's own backend: no special tokens added, nothing cut or padded.
+
+    Meanwhile the backend has no truncation, padding or post-processor: that one would trim blanks from the offsets.
+    """
+    backend = tokenizer.backend_tokenizer
+    truncation, padding, post = backend.truncation, backend.padding, backend.post_processor
+    backend.no_truncation()
+    backend.no_padding()
+    backend.post_processor = None
+    try:
+        yield lambda texts: backend.encode_batch(texts, add_special_tokens=False)
+    finally:
+        if post is not None:
+            backend.post_processor = post
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
+
+
+def fingerprint(tokenizer) -> str:
+    """sha256 of the tokenizer's own JSON less truncation and padding, which change as it is used."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.pop("truncation", None)
+    content.pop("padding", None)
+    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False))
+
+
+def template_fingerprint(tokenizer) -> str | None:
+    """sha256 of the chat template (of all, where it has several); None without one."""
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    return _sha256(template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

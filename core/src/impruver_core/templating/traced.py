@@ -1,0 +1,193 @@
+"""Strings that know where they came from.
+
+A chat template copies, trims, splits and joins the texts of a conversation. `Traced` is a string that keeps, through
+all that, which of its characters came from which text; its characters are those of an ordinary string, so a template
+can't tell the difference. After one rendering each character is known to be a message's or the template's own.
+"""
+
+from collections.abc import Iterable, Iterator
+
+
+class Source:
+    """A text of a conversation: `path` names the field of message number `message` that holds it."""
+
+    __slots__ = ("message", "path", "text")
+
+    def __init__(self, message: int, path: str, text: str):
+        self.message = message
+        self.path = path
+        self.text = text
+
+
+# (start, end, source, offset): characters start..end of the string are those from `offset` on of the source's text;
+# offset -1: the whole source, in another form (JSON, another case). An empty run says where an empty text stands.
+Run = tuple[int, int, Source, int]
+
+
+class Traced(str):
+    """A string with the runs of its characters that came from the texts of a conversation."""
+
+    __slots__ = ("_runs",)
+
+    def __new__(cls, text: str, runs: Iterable[Run] = ()) -> "Traced":
+        self = super().__new__(cls, text)
+        self._runs = tuple(runs)
+        return self
+
+    def __str__(self) -> str:
+        return self
+
+    def __add__(self, other: str) -> str:
+        return joined((self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> str:
+        return joined((other, self)) if isinstance(other, str) else NotImplemented
+
+    def __getitem__(self, key: int | slice) -> str:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            return self._cut(start, max(start, stop)) if step == 1 else str.__getitem__(self, key)
+        str.__getitem__(self, key)  # raises IndexError
+        start = key if key >= 0 else len(self) + key
+        return self._cut(start, start + 1)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._cut(i, i + 1) for i in range(len(self)))
+
+    def _cut(self, start: int, stop: int) -> "Traced":
+        runs = [
+            (max(run_start, start) - start, min(run_end, stop) - start, source, max(offset, offset + start - run_start))
+            if offset >= 0
+            else (max(run_start, start) - start, min(run_end, stop) - start, source, offset)
+            for run_start, run_end, source, offset in self._runs
+            if max(run_start, start) < min(run_end, stop) or (run_start == run_end and start <= run_start <= stop)
+        ]
+        if start == stop and not runs and self._runs:  # all of it trimmed away: an empty text keeps its place
+            runs = [(0, 0, self._runs[0][2], 0)]
+        return Traced(str.__getitem__(self, slice(start, stop)), runs)
+
+    def _pieces(self, parts: list[str], gap: int) -> list[str]:
+        pieces, at = [], 0
+        for part in parts:
+            pieces.append(self._cut(at, at + len(part)))
+            at += len(part) + gap
+        return pieces
+
+    def strip(self, chars: str | None = None, /) -> str:
+        start = len(self) - len(str.lstrip(self, chars))
+        return self._cut(start, max(start, len(str.rstrip(self, chars))))
+
+    def lstrip(self, chars: str | None = None, /) -> str:
+        return self._cut(len(self) - len(str.lstrip(self, chars)), len(self))
+
+    def rstrip(self, chars: str | None = None, /) -> str:
+        return self._cut(0, len(str.rstrip(self, chars)))
+
+    def removeprefix(self, prefix: str, /) -> str:
+        return self._cut(len(prefix) if prefix and self.startswith(prefix) else 0, len(self))
+
+    def removesuffix(self, suffix: str, /) -> str:
+        return self._cut(0, len(self) - (len(suffix) if suffix and self.endswith(suffix) else 0))
+
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+        parts = str.split(self, sep, maxsplit)
+        if sep is not None:
+            return self._pieces(parts, len(sep))
+        pieces, at = [], 0
+        for part in parts:  # a part starts at the first character that is not blank
+            at = self.index(part, at)
+            pieces.append(self._cut(at, at + len(part)))
+            at += len(part)
+        return pieces
+
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+        return self.split() if sep is None else self._pieces(str.rsplit(self, sep, maxsplit), len(sep))
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        lines = self._pieces(str.splitlines(self, keepends=True), 0)
+        return lines if keepends else [line._cut(0, len(str.splitlines(line)[0])) for line in lines]
+
+    def partition(self, sep: str, /) -> tuple[str, ...]:
+        return tuple(self._pieces(list(str.partition(self, sep)), 0))
+
+    def rpartition(self, sep: str, /) -> tuple[str, ...]:
+        return tuple(self._pieces(list(str.rpartition(self, sep)), 0))
+
+    def replace(self, old: str, new: str, count: int = -1, /) -> str:
+        return joined(self.split(old, count), new) if old else self._recast(str.replace(self, old, new, count))
+
+    def join(self, parts: Iterable[str], /) -> str:
+        return joined(parts, self)
+
+    def _recast(self, text: str) -> str:
+        if len(text) == len(self):
+            return Traced(text, self._runs)
+        return Traced(text, [(0, len(text), source, -1) for _, _, source, _ in self._runs])
+
+    def upper(self) -> str:
+        return self._recast(str.upper(self))
+
+    def lower(self) -> str:
+        return self._recast(str.lower(self))
+
+    def capitalize(self) -> str:
+        return self._recast(str.capitalize(self))
+
+    def title(self) -> str:
+        return self._recast(str.title(self))
+
+
+def joined(parts: Iterable[str], separator: str = "") -> str:
+    """The parts as one string that keeps what they know; plain where none of them knows anything."""
+    parts = [part if isinstance(part, str) else str(part) for part in parts]
+    if separator:
+        parts = [piece for part in parts for piece in (separator, part)][1:]
+    text = "".join(parts)
+    runs: list[Run] = []
+    at = 0
+    for part in parts:
+        if type(part) is Traced:
+            runs += [(start + at, end + at, source, offset) for start, end, source, offset in part._runs]
+        at += len(part)
+    return Traced(text, runs) if runs else text
+
+
+def recast(text: str, value) -> str:
+    """`text`, a form of `value` in which no single character can be followed, as one run of each text in it."""
+    sources = list(dict.fromkeys(_sources(value)))
+    return Traced(text, [(0, len(text), source, -1) for source in sources]) if sources else text
+
+
+def _sources(value) -> Iterator[Source]:
+    if isinstance(value, Traced):
+        yield from (run[2] for run in value._runs)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _sources(key)
+            yield from _sources(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _sources(item)
+
+
+def trace(value, message: int, path: str):
+    """A copy of a message's `value` of plain JSON types, each text in it traced back to `message` and `path`.
+
+    Roles and types stay ordinary strings: templates compare them, and where they are printed they are header.
+    """
+    if isinstance(value, str):
+        text = str.__str__(value)
+        return Traced(text, [(0, len(text), Source(message, path, text), 0)])
+    if isinstance(value, dict):
+        return {
+            key: item if key in ("role", "type") and isinstance(item, str) else trace(item, message, f"{path}.{key}")
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [trace(item, message, path) for item in value]
+    return value
+
+
+def runs_of(text: str) -> tuple[Run, ...]:
+    """What is known of a rendered text: its runs in the order of the text."""
+    return text._runs if isinstance(text, Traced) else ()

@@ -1,0 +1,28 @@
+"""The command `impruver-compose`: its flags, and nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from impruver_core.cli.flags import CommonFlags, from_recipe
+from impruver_core.cli.tool import run_tool
+
+
+@dataclass
+class Flags(CommonFlags):
+    """Turns the data sets of a recipe into tokenized, masked, deduplicated train and val JSONL."""
+
+    train_path: Optional[str] = from_recipe("train_path")
+    val_path: Optional[str] = from_recipe("val_path")
+    seed: Optional[int] = from_recipe("seed")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code."""
+
+    def work(recipe, flags) -> None:
+        from impruver_compose.compose import compose
+
+        compose(recipe, flags.dry_run, flags.overwrite)
+
+    return run_tool("impruver-compose", Flags, work, argv)

@@ -1,0 +1,76 @@
+"""Rows to conversations, whatever their converter does."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from impruver_core.errors import RefusedError
+
+
+class Conversation(NamedTuple):
+    """What one part of a row became: messages (with the row's tools and template arguments), or plain text."""
+
+    messages: list[dict] | None
+    text: str | None
+    tools: list[dict] | None
+    chat_template_kwargs: dict | None
+
+    def as_row(self) -> dict:
+        """The columns that a row of val.jsonl carries besides its tokens."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
+    """The conversations of a row; none where the converter skips it.
+
+    RefusedError: `converter_failed` where it raises, `bad_row` where what it gives is no conversation.
+    """
+    tools = _parsed(row, "tools", list)
+    kwargs = _parsed(row, "chat_template_kwargs", dict)
+    try:
+        converted = converter(row, mapping)
+    except Exception as error:  # a user's function may raise anything
+        name = getattr(converter, "__name__", "converter")
+        raise RefusedError("converter_failed", f"{name}: {type(error).__name__}: {error}") from None
+    if converted is None:
+        return
+    if isinstance(converted, str):
+        yield Conversation(None, converted, None, None)
+        return
+    if not isinstance(converted, (list, tuple)):
+        raise RefusedError("bad_row", f"the converter gave {type(converted).__name__}, not a list of messages")
+    several = bool(converted) and all(isinstance(item, (list, tuple)) for item in converted)
+    for messages in converted if several else [converted]:
+        yield Conversation([_without_nulls(message) for message in messages], None, _wrapped(tools), kwargs)
+
+
+def _without_nulls(message):
+    """Columns that only other rows have come as nulls: they say nothing."""
+    if isinstance(message, dict):
+        return {key: value for key, value in message.items() if value is not None or key == "content"}
+    return message
+
+
+def _parsed(row: dict, name: str, kind: type):
+    """A field of the row as `kind`, from JSON text too; None where it is absent or empty."""
+    value = row.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise RefusedError("bad_row", f"{name} is not JSON") from None
+    if value is not None and not isinstance(value, kind):
+        raise RefusedError("bad_row", f"{name} is no {'list' if kind is list else 'object'}")
+    return value or None
+
+
+def _wrapped(tools: list | None) -> list[dict] | None:
+    """Tools as templates read them: {"type": "function", "function": {…}}."""
+    if tools is None:
+        return None
+    return [
+        {"type": "function", "function": tool}
+        if isinstance(tool, dict) and "function" not in tool and "name" in tool
+        else tool
+        for tool in tools
+    ]

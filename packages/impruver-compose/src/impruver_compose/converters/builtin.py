@@ -1,0 +1,127 @@
+"""The built-in converters. Each takes a row and a mapping of its fields to columns, and changes neither."""
+
+import json
+import random
+
+SKIPPED_LABELS = ("bad_output",)
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "function_call": "function_call",
+    "function_response": "function_response",
+    "observation": "function_response",
+    "tool": "function_response",
+}
+
+
+def _field(row: dict, mapping: dict, name: str, column: str | None = None):
+    """A field's value: of the mapped column, else of `column`; "" where it is mapped to `_`, absent or null."""
+    column = mapping.get(name, column)
+    value = row.get(column) if column not in (None, "_") else None
+    return "" if value is None else value
+
+
+def _text(value) -> str:
+    """A value as text: numbers and booleans as JSON writes them."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
+    """`instruction`, `input` (behind it, on a line of its own), `output`, and `system` where mapped.
+
+    Rows whose `label` says bad_output are skipped, as are rows without an answer.
+    """
+    output = _text(_field(row, mapping, "output", "output"))
+    if row.get("label") in SKIPPED_LABELS or not output.strip():
+        return None
+    parts = (_text(_field(row, mapping, name, name)) for name in ("instruction", "input"))
+    asked = "\n".join(part for part in parts if part)
+    return _with_system(row, mapping, [{"role": "user", "content": asked}, {"role": "assistant", "content": output}])
+
+
+def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
+    """As instruction_to_messages, with `reasoning` before the answer in <think> tags."""
+    messages = instruction_to_messages(row, mapping)
+    reasoning = _text(_field(row, mapping, "reasoning", "reasoning"))
+    if messages and reasoning:
+        messages[-1]["content"] = f"<think>\n{reasoning}\n</think>\n\n{messages[-1]['content']}"
+    return messages
+
+
+def _with_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
+    system = _text(_field(row, mapping, "system"))
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
+    """`messages` as {"role": […], "content": […]}; every role but user, system and the functions' is the assistant."""
+    dialog = _field(row, mapping, "messages", "messages")
+    if isinstance(dialog, list):
+        roles, contents = ([message[key] for message in dialog] for key in ("role", "content"))
+    else:
+        roles, contents = dialog["role"], dialog["content"]
+    if len(roles) != len(contents) or len(roles) < 2:
+        return None
+    pairs = zip(roles, contents, strict=True)
+    return [{"role": ROLES.get(role, "assistant"), "content": content} for role, content in pairs]
+
+
+def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
+    """ShareGPT: `conversations` of {"from", "value"}, and a `system` prompt beside them."""
+    messages = []
+    system = _field(row, mapping, "system", "system")
+    if system:
+        messages.append({"role": "system", "content": system})
+    for item in _field(row, mapping, "conversations", "conversations"):
+        speaker = item.get("from", item.get("role"))
+        if speaker not in ROLES:
+            raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(ROLES)}")
+        messages.append({"role": ROLES[speaker], "content": item.get("value", item.get("content"))})
+    return messages
+
+
+def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]]:
+    """Dialogues with a character (IlyaGusev/gpt_roleplay_realm): one conversation for each that gpt-4 wrote.
+
+    What of the character's sheet goes into the system prompt is chosen by chance, seeded by the row.
+    """
+    chance = random.Random(json.dumps([row.get("name"), row.get("context"), row.get("greeting")], ensure_ascii=False))
+    return [
+        _character(row, chance) + [_turn(message) for message in dialogue["chat"]]
+        for dialogue in row["dialogues"]
+        if dialogue["model_name"] == "gpt-4"
+    ]
+
+
+def _turn(message: dict) -> dict:
+    return {"role": "assistant" if message["role"] == "char" else "user", "content": message["content"]}
+
+
+def _character(row: dict, chance: random.Random) -> list[dict]:
+    context = f"Ты {row['name']}. {row['context']}" if chance.random() < 0.5 else row["context"]
+    opening = []
+    if chance.random() < 0.2:
+        context += f"\nПриветствие: {row['greeting']}"
+        opening = [{"role": "assistant", "content": row["greeting"]}]
+    if chance.random() < 0.2:
+        names = {"user": "Пользователь", "char": "Персонаж"}
+        lines = [f"{names.get(m['role'], names['user'])}: {m['content']}" for m in row["example_dialogue"]]
+        context += "\n".join(["\nПример диалога:", *lines])
+    return [{"role": "system", "content": context}, *opening]
+
+
+def messages(row: dict, mapping: dict) -> list[dict]:
+    """Messages rows, as they are: roles and contents, `tool_calls`, `train`."""
+    value = _field(row, mapping, "messages", "messages")
+    return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+
+
+def text(row: dict, mapping: dict) -> str | None:
+    """Plain text to learn whole; None for an empty one."""
+    return _text(_field(row, mapping, "text", "text")) or None

@@ -1,0 +1,73 @@
+"""What became of every row: the ledger's lines, and the counts that must add up."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+REASONS = (
+    "bad_row",
+    "converter_skipped",
+    "converter_failed",
+    "template_refused",
+    "template_lost_text",
+    "mask_refused",
+    "nothing_to_learn",
+    "too_long",
+    "exact_duplicate",
+    "near_duplicate",
+    "sampled_out",
+)
+
+
+class Origin(NamedTuple):
+    """Where a conversation came from: all numbers from 0, `row` in the loaded split, `part` within the row."""
+
+    dataset: str
+    dataset_index: int
+    row: int
+    part: int
+
+
+@dataclass
+class Counts:
+    """Of one data set: rows read, rows converted, conversations, what became of them, tokens and learned tokens."""
+
+    rows: int = 0
+    converted: int = 0
+    conversations: int = 0
+    train: int = 0
+    val: int = 0
+    tokens: int = 0
+    learned: int = 0
+    rows_dropped: Counter = field(default_factory=Counter)  # by the converter
+    dropped: Counter = field(default_factory=Counter)
+
+    def check(self, name: str) -> None:
+        """Both sums: rows = converted + dropped by the converter; conversations = train + val + dropped."""
+        if self.rows != self.converted + self.rows_dropped.total():
+            raise AssertionError(f"{name}: {self.rows} rows read, {self.converted} converted, {self.rows_dropped}")
+        if self.conversations != self.train + self.val + self.dropped.total():
+            raise AssertionError(
+                f"{name}: {self.conversations} conversations, {self.train} + {self.val}, {self.dropped}"
+            )
+
+    def as_dict(self) -> dict:
+        """For the manifest."""
+        return vars(self) | {"rows_dropped": dict(self.rows_dropped), "dropped": dict(self.dropped)}
+
+
+@dataclass
+class Ledger:
+    """Every dropped row and conversation, in the order in which they were dropped."""
+
+    lines: list[dict] = field(default_factory=list)
+
+    def drop(self, origin: Origin, reason: str, detail: str = "", **more) -> None:
+        """Notes one; `more` are `kept` (an Origin) and `similarity` of a duplicate."""
+        if "kept" in more:
+            more["kept"] = more["kept"]._asdict()
+        self.lines.append(origin._asdict() | {"reason": reason, "detail": detail} | more)
+
+    def sorted_lines(self) -> list[dict]:
+        """In the order of the data."""
+        return sorted(self.lines, key=lambda line: (line["dataset_index"], line["row"], line["part"]))

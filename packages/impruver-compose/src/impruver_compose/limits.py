@@ -1,0 +1,43 @@
+"""How long a row may be."""
+
+import json
+from pathlib import Path
+
+from impruver_core.cli.console import say
+
+UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer that knows no limit
+CONFIG_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+def row_limit(recipe, tokenizer) -> int | None:
+    """tokenizer.max_tokens_count, else the smaller of the tokenizer's and the model's limit; None: none is known."""
+    if recipe.tokenizer.max_tokens_count is not None:
+        return recipe.tokenizer.max_tokens_count
+    known = [limit for limit in (tokenizer.model_max_length, _model_limit(recipe.model)) if limit and limit < UNLIMITED]
+    if not known:
+        say("neither tokenizer nor model tells a longest row: none is dropped for its length")
+    return min(known, default=None)
+
+
+def _model_limit(section) -> int | None:
+    config = section.config
+    if section.name:
+        config = _config_of(section.name)
+    values = [config.get(name) for name in CONFIG_NAMES]
+    nested = config.get("text_config")
+    values += [nested.get(name) for name in CONFIG_NAMES] if isinstance(nested, dict) else []
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def _config_of(name: str) -> dict:
+    """The config.json of a folder or hub id; {} where it can't be had: a limit is no reason to stop."""
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = Path(hf_hub_download(name, "config.json"))
+        except Exception as error:  # offline, gated, misspelt: whoever loads the model tells
+            say(f"the longest row of {name} is not known ({type(error).__name__}): the tokenizer's limit counts")
+            return {}
+    return json.loads(path.read_text(encoding="utf-8"))

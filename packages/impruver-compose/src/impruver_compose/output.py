@@ -1,0 +1,145 @@
+"""What compose leaves behind: train, val, ledger and manifest, and what it says of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impruver_core.cli.console import result, say, table
+from impruver_core.errors import ImpruverError
+from impruver_core.files.jsonl import write_rows
+from impruver_core.files.manifest import describe, new_manifest, publish
+from impruver_core.files.safe import need_room, staged, synced
+from impruver_core.templating.mask import end_of_turn, template_of
+from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
+
+from impruver_compose.ledger import Counts, Ledger
+from impruver_compose.spool import Corpus
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where everything goes."""
+
+    train: Path
+    val: Path
+
+    @classmethod
+    def of(cls, recipe) -> "Paths":
+        """Of a recipe; ImpruverError where a path is missing or both are one."""
+        missing = [name for name in ("train_path", "val_path") if not getattr(recipe, name)]
+        if missing:
+            raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
+        paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
+        if paths.train.absolute() == paths.val.absolute():
+            raise ImpruverError(f"{recipe.where('val_path')}: train_path and val_path are the same file")
+        return paths
+
+    @property
+    def ledger(self) -> Path:
+        """Beside train: its stem and .dropped.jsonl."""
+        return self.train.with_name(f"{self.train.stem}.dropped.jsonl")
+
+    @property
+    def manifest(self) -> Path:
+        """Beside train: its name and .manifest.json."""
+        return self.train.with_name(f"{self.train.name}.manifest.json")
+
+    def outputs(self) -> list[Path]:
+        """All that a run replaces."""
+        return [self.train, self.val, self.ledger]
+
+
+def manifest(recipe: dict, tokenizer, inputs: list[dict], counts: Sequence[Counts], limit: int | None) -> dict:
+    """The manifest but for its outputs."""
+    return new_manifest("impruver-compose", recipe) | {
+        "tokenizer": {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)},
+        "template": {"fingerprint": template_fingerprint(tokenizer)},
+        "end_of_turn": _ends(tokenizer),
+        "max_tokens_count": limit,
+        "inputs": inputs,
+        "counts": [each.as_dict() for each in counts],
+    }
+
+
+def _ends(tokenizer) -> list[str]:
+    try:
+        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+    except ImpruverError:  # text alone needs no template
+        return []
+
+
+def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: list[int], manifest: dict) -> None:
+    """Writes all files beside their places, then puts them there with the manifest last."""
+    need_room(paths.train.parent, 2 * corpus.rows.size())
+    places = {path: staged(path) for path in paths.outputs()}
+    rows = {}
+    try:
+        with synced(places[paths.train], "wb") as file:
+            for number in train:
+                file.write(corpus.rows[number])
+            rows[paths.train] = corpus.lines(train)
+        with synced(places[paths.val]) as file:
+            rows[paths.val] = write_rows(file, corpus.val_rows(val))
+        with synced(places[paths.ledger]) as file:
+            rows[paths.ledger] = write_rows(file, ledger.sorted_lines())
+        outputs = [
+            describe(place, rows[path], digest=True)
+            | {"path": str(path.name if _beside(path, paths) else path.absolute())}
+            for path, place in places.items()
+        ]
+        publish(paths.manifest, places, manifest | {"outputs": outputs})
+    finally:
+        for place in places.values():
+            place.unlink(missing_ok=True)
+
+
+def _beside(path: Path, paths: Paths) -> bool:
+    return path.absolute().parent == paths.manifest.absolute().parent
+
+
+def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger, train: int, val: int) -> None:
+    """The tables, and the last line: what was written, and what comes next."""
+    say(counts_table(jobs, counts))
+    if ledger.lines:
+        say(dropped_table(jobs, counts))
+    result(
+        f"{paths.train}: {train} conversations; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}. "
+        "Next: impruver-train with the same --config"
+    )
+
+
+def report_estimate(jobs, counts: Sequence[Counts]) -> None:
+    """What the first rows tell of the whole."""
+    rows = []
+    for job, each in zip(jobs, counts, strict=True):
+        share = len(job.rows) / max(1, each.rows)
+        usable = each.conversations - each.dropped.total()
+        learned = f"{each.learned / max(1, each.tokens):.0%}"
+        rows.append([job.index, job.name, len(job.rows), round(usable * share), round(each.tokens * share), learned])
+    say(table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
+    if any(each.dropped or each.rows_dropped for each in counts):
+        say(dropped_table(jobs, counts))
+    if not any(each.conversations - each.dropped.total() for each in counts):
+        raise ImpruverError("none of the first rows is usable")
+    result("the data can be composed; nothing was written")
+
+
+def counts_table(jobs, counts: Sequence[Counts]) -> str:
+    """What each data set brings."""
+    header = ["#", "data set", "rows", "conversations", "train", "val", "tokens", "learned"]
+    rows = [
+        [j.index, j.name, c.rows, c.conversations, c.train, c.val, c.tokens, f"{c.learned / max(1, c.tokens):.0%}"]
+        for j, c in zip(jobs, counts, strict=True)
+    ]
+    return table(header, rows)
+
+
+def dropped_table(jobs, counts: Sequence[Counts]) -> str:
+    """How many were dropped, by data set and reason."""
+    rows = [
+        [job.index, job.name, reason, number]
+        for job, each in zip(jobs, counts, strict=True)
+        for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
+    ]
+    return table(["#", "data set", "dropped for", "number"], rows)

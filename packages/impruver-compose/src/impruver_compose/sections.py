@@ -1,0 +1,67 @@
+"""The recipe's sections that impruver-compose owns."""
+
+# ruff: noqa: RUF009  (key() copies its default)
+from dataclasses import dataclass
+
+from impruver_core.recipe.schema import REQUIRED, key, list_of
+
+
+@dataclass(frozen=True)
+class DatasetSection:
+    """One data set and how its rows become conversations."""
+
+    name: str = key(REQUIRED, "hub id, file, folder or glob", local=True)
+    subset: str | None = key(None, "configuration of a hub data set")
+    split: str = key("train", "split to read, such as train or train[:1000]")
+    revision: str | None = key(None, "branch, tag or commit of a hub data set")
+    converter: str | None = key(
+        None, "impruver.<name>, or the dotted path of a function (row, mapping) -> messages; left out: by the columns"
+    )
+    mapping: dict[str, str] = key({}, "converter's field -> column; `_` means empty")
+    max_tokens_count: int | None = key(None, "longest row of this data set; left out: tokenizer.max_tokens_count")
+    add_global_bos: bool = key(True, "BOS before each row, where the tokenizer puts one and the template does not")
+    add_global_eos: bool = key(True, "EOS behind each row that no end-of-turn token ends")
+    only_target_loss: bool = key(True, "learn the assistant's turns alone; false: everything")
+
+    def __post_init__(self):
+        if self.max_tokens_count is not None and self.max_tokens_count < 1:
+            raise ValueError(f"max_tokens_count must be at least 1, not {self.max_tokens_count}")
+
+
+@dataclass(frozen=True)
+class DedupSection:
+    """What counts as said twice; the first in the recipe's order is kept."""
+
+    method: str = key(
+        "minhash", "minhash: near and exact duplicates; exact; none", choices=("minhash", "exact", "none")
+    )
+    threshold: float = key(0.8, "Jaccard similarity of 5-grams of tokens from which a row is a duplicate")
+    num_perm: int = key(128, "permutations of a MinHash signature")
+    on: str = key("conversation", "what is compared", choices=("conversation", "prompt"))
+
+    def __post_init__(self):
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, not {self.threshold}")
+        if not 16 <= self.num_perm <= 1024:
+            raise ValueError(f"num_perm must be from 16 to 1024, not {self.num_perm}")
+
+
+@dataclass(frozen=True)
+class SplitSection:
+    """How many conversations go to val_path."""
+
+    val_ratio: float = key(0.05, "share of the conversations")
+    val_rows: int | None = key(None, "number of conversations, instead of val_ratio")
+
+    def __post_init__(self):
+        if not 0 <= self.val_ratio < 1:
+            raise ValueError(f"val_ratio must be at least 0 and below 1, not {self.val_ratio}")
+        if self.val_rows is not None and self.val_rows < 0:
+            raise ValueError(f"val_rows must not be negative, not {self.val_rows}")
+
+
+SECTIONS = {
+    "datasets": list_of(DatasetSection, "data sets, in the order in which duplicates are judged"),
+    "dedup": DedupSection,
+    "split": SplitSection,
+}

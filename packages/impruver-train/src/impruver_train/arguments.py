@@ -1,0 +1,119 @@
+"""From the recipe's `trainer` and `ddp` to transformers' TrainingArguments, and the precision that goes with them."""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.model import DTYPES, has_bf16, pick_device, resolve_dtype
+
+from impruver_train.names import training_fields, translate
+from impruver_train.sections import OURS
+
+EXTRAS = {"wandb": 'pip install "impruver-train[wandb]"', "tensorboard": "pip install tensorboard"}
+# Optimizers and options whose package transformers asks for only when the first step is near.
+NEEDS = {
+    ("optim", "adamw_torch_4bit"): ("torchao", 'pip install "impruver-train[torchao]"'),
+    ("optim", "adamw_torch_8bit"): ("torchao", 'pip install "impruver-train[torchao]"'),
+    ("use_liger_kernel", True): ("liger_kernel", "pip install liger-kernel"),
+}
+NOT_TAKEN = {
+    "output_dir": "output_dir is a key of its own",
+    "resume_from_checkpoint": "a run can't be gone on with yet",
+}
+DEFAULTS = {
+    "report_to": "none",
+    "project": "impruver",
+    "label_names": ["labels"],
+    "logging_nan_inf_filter": False,  # it would put another number in place of a NaN
+}
+ALWAYS = {
+    "disable_tqdm": True,  # our own progress
+    "remove_unused_columns": False,  # the rows hold nothing else
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is computed in and what weights are held in: torch dtypes; `autocast` is bf16, fp16 or None."""
+
+    compute: Any
+    trained: Any
+    frozen: Any
+    autocast: str | None
+
+
+def choose_precision(dtype: str, trainer: dict[str, Any], device: str) -> tuple[Precision, list[str]]:
+    """The precision for `model.dtype` and `trainer.bf16` / `fp16` on `device`, and what is to be said about it.
+
+    Trained weights are fp32 under autocast, frozen ones 16 bit, unless `trainer.bf16: false` asks for pure bf16.
+    """
+    import torch
+
+    asked = {name: trainer.get(name) for name in ("bf16", "fp16")}
+    chosen = [name for name in asked if asked[name]]
+    if len(chosen) > 1 or (chosen and dtype not in ("auto", chosen[0])):
+        raise ImpruverError(f"trainer.{chosen[0]}: true contradicts model.dtype: {dtype}; model.dtype alone is enough")
+    compute = resolve_dtype(chosen[0] if chosen else dtype, device)
+    name = next(short for short, long in DTYPES.items() if getattr(torch, long) == compute)
+    pure = name != "fp32" and asked[name] is False
+    if pure and dtype == "auto":
+        name, compute, pure = "fp32", torch.float32, False
+    if name == "fp16" and device == "cpu":
+        raise ImpruverError("model.dtype: fp16 can't be trained on a CPU; set auto or fp32")
+    if name == "fp16" and pure:
+        raise ImpruverError(
+            "trainer.fp16: false with model.dtype: fp16: pure fp16 does not train; leave trainer.fp16 out"
+        )
+    warnings = []
+    if name == "bf16" and not has_bf16(device):
+        slow = " (30 times slower than fp32 where it was measured)" if device == "cpu" else ""
+        warnings.append(
+            f"this {device.upper()} has no bf16 in hardware: it is emulated{slow}; model.dtype: auto avoids it"
+        )
+    if pure:
+        warnings.append("trainer.bf16: false: pure bf16, whose trained weights lose small updates")
+    trained = compute if pure else torch.float32
+    return Precision(compute, trained, compute, None if pure or name == "fp32" else name), warnings
+
+
+def argument_values(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What TrainingArguments is given of the recipe's `trainer` and `ddp`, with our own defaults below, and notes."""
+    fields = training_fields()
+    values, notes = translate({name: value for name, value in given.items() if name not in OURS}, fields)
+    for name, why in NOT_TAKEN.items():
+        if values.pop(name, None) is not None:
+            notes.append(f"trainer.{name} is left out: {why}")
+    for name in ("", "_kwargs"):  # an old name that still works, with a warning from transformers
+        old, new = f"gradient_checkpointing{name}", f"activation_checkpointing{name}"
+        if new in fields and old in values:
+            values.setdefault(new, values.pop(old))
+    values = DEFAULTS | values | ALWAYS
+    return {name: value for name, value in values.items() if name in fields}, notes
+
+
+def device_of(values: dict[str, Any]) -> str:
+    """The device that training arguments of these values will use."""
+    return "cpu" if values.get("use_cpu") else pick_device()
+
+
+def build_arguments(values: dict[str, Any]) -> Any:
+    """TrainingArguments; a value that transformers refuses, or a package that it lacks, is an ImpruverError."""
+    for (name, value), (package, install) in NEEDS.items():
+        if values.get(name) == value and find_spec(package) is None:
+            raise ImpruverError(f"trainer.{name}: {value} needs {package}: {install}")
+    trackers = [values["report_to"]] if isinstance(values["report_to"], str) else values["report_to"] or ["none"]
+    for tracker in trackers:
+        if tracker in EXTRAS and find_spec(tracker) is None:
+            raise ImpruverError(f"trainer.report_to: {tracker} is not installed: {EXTRAS[tracker]}")
+    from transformers import TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        arguments = TrainingArguments(**values)
+        get_reporting_integration_callbacks(arguments.report_to)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ImpruverError(f"trainer: {error}") from error
+    os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
+    return arguments

@@ -1,0 +1,30 @@
+"""The command `impruver-train`: its flags, and nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from impruver_core.cli.flags import CommonFlags, from_recipe
+from impruver_core.cli.tool import run_tool
+
+
+@dataclass
+class Flags(CommonFlags):
+    """Trains a language model on token rows, as a recipe says: LoRA, 4- and 8-bit LoRA, full, from scratch."""
+
+    train_path: Optional[str] = from_recipe("train_path")
+    val_path: Optional[str] = from_recipe("val_path")
+    output_dir: Optional[str] = from_recipe("output_dir")
+    seed: Optional[int] = from_recipe("seed")
+    report_to: Optional[str] = from_recipe("trainer.report_to", "where to report: none, wandb, tensorboard")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code."""
+
+    def work(recipe, flags) -> None:
+        from impruver_train.train import train
+
+        train(recipe, flags.dry_run, flags.overwrite)
+
+    return run_tool("impruver-train", Flags, work, argv)

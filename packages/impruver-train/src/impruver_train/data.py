@@ -1,0 +1,175 @@
+"""Token rows: one checked, streaming read of the JSONL into an Arrow file, which training then maps into memory.
+
+The Arrow file stands in the cache under the JSONL's own hash, so a file is read and checked once, however often it is
+trained on. Ids and labels are int32, as in any vocabulary of today.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import say
+from impruver_core.errors import ImpruverError
+from impruver_core.files.jsonl import numbered_rows
+from impruver_core.files.safe import atomic_write, sha256
+
+IGNORED = -100
+INT32 = range(2**31)
+BATCH_ROWS = 1000
+FORMAT = 1  # of the cached file; raised where what stands in it changes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the checked read of a token file found; lines count from 1, `tokens` and `learned` are sums over rows."""
+
+    rows: int
+    tokens: int
+    learned: int
+    longest: int
+    longest_line: int
+    largest_id: int
+    largest_id_line: int
+    unlearned_rows: int
+    unlearned_line: int  # the first of them, 0 where there is none
+
+
+def cache_folder() -> Path:
+    """Where caches go: $IMPRUVER_CACHE, else ~/.cache/impruver."""
+    return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
+
+
+def read_facts(path: Path) -> Facts:
+    """Checks every row of `path` without keeping anything. ImpruverError with file and line at the first bad one."""
+    facts = Counter()
+    for line, row in numbered_rows(path):
+        facts.add(line, *checked(row, path, line))
+    return facts.facts()
+
+
+def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
+    """The facts of `path` and its learnable rows, memory-mapped as a `datasets.Dataset`; read and checked only once."""
+    from datasets import Dataset
+
+    folder = cache_folder() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
+    noted = folder / "facts.json"
+    if not noted.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = write_arrow(path, folder / "rows.arrow")
+        with atomic_write(noted) as file:  # last: its presence means that the rows are whole
+            json.dump(asdict(facts), file)
+    facts = Facts(**json.loads(noted.read_text(encoding="utf-8")))
+    return facts, Dataset.from_file(str(folder / "rows.arrow"))
+
+
+def write_arrow(path: Path, target: Path) -> Facts:
+    """Writes those rows of `path` that teach something into `target`, an Arrow stream; returns the facts of all."""
+    import pyarrow as pa
+
+    columns = {"input_ids": pa.int32(), "labels": pa.int32(), "attention_mask": pa.int8()}
+    schema = pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
+    facts = Counter()
+    staged = target.with_name(f"{target.name}.{os.getpid()}")
+    with pa.OSFile(str(staged), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches(path, facts):
+            writer.write_batch(pa.record_batch(dict(zip(columns, zip(*batch, strict=True), strict=True)), schema))
+    os.replace(staged, target)
+    return facts.facts()
+
+
+def batches(path: Path, facts: "Counter") -> Iterator[list[tuple[list[int], list[int], list[int]]]]:
+    """Checked rows of `path` in lists of up to BATCH_ROWS, less those with nothing to learn; counts all in `facts`."""
+    batch = []
+    for line, row in numbered_rows(path):
+        values = checked(row, path, line)
+        if facts.add(line, *values):
+            batch.append(values)
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list[int], list[int]]:
+    """Ids, labels and attention mask of a token row, of one length; else ImpruverError with file and line."""
+
+    def bad(what: str) -> ImpruverError:
+        return ImpruverError(f"{path}, line {line}: {what}")
+
+    for key in ("input_ids", "labels"):
+        if key not in row:
+            made = "; impruver-compose makes token rows of such a row" if "messages" in row or "text" in row else ""
+            raise bad(f"no {key!r} in this row{made}")
+    ids, labels = row["input_ids"], row["labels"]
+    mask = row.get("attention_mask")
+    if mask is None:
+        mask = [1] * len(ids) if isinstance(ids, list) else []
+    for key, values in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
+        if not isinstance(values, list) or not set(map(type, values)) <= {int}:
+            raise bad(f"{key!r} is no list of whole numbers")
+    if not ids:
+        raise bad("'input_ids' is empty")
+    if not len(ids) == len(labels) == len(mask):
+        raise bad(f"{len(ids)} input_ids, {len(labels)} labels and {len(mask)} attention_mask differ in length")
+    wrong = [value for value in {*ids, *labels} - {IGNORED} if value not in INT32]
+    if wrong or min(ids) < 0:
+        raise bad(f"{min([*wrong, *ids])} is no id of any vocabulary")
+    if min(mask) < 0 or max(mask) > 1:
+        raise bad("'attention_mask' holds more than 0 and 1")
+    return ids, labels, mask
+
+
+class Counter:
+    """Gathers Facts row by row; it is the state of one streaming read."""
+
+    def __init__(self) -> None:
+        self.rows = self.tokens = self.learned = self.unlearned_rows = self.unlearned_line = 0
+        self.longest = self.largest = (0, 0)
+
+    def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
+        """Counts a row; False if a causal model learns nothing of it (the first label is never a target)."""
+        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 else 0
+        self.rows += 1
+        self.longest = max(self.longest, (len(ids), -line))
+        self.largest = max(self.largest, (max(max(ids), max(labels)), -line))
+        if not learned:
+            self.unlearned_rows += 1
+            self.unlearned_line = self.unlearned_line or line
+            return False
+        self.tokens += len(ids)
+        self.learned += learned
+        return True
+
+    def facts(self) -> Facts:
+        return Facts(
+            rows=self.rows,
+            tokens=self.tokens,
+            learned=self.learned,
+            longest=self.longest[0],
+            longest_line=-self.longest[1],
+            largest_id=self.largest[0],
+            largest_id_line=-self.largest[1],
+            unlearned_rows=self.unlearned_rows,
+            unlearned_line=self.unlearned_line,
+        )
+
+
+def make_collator(tokenizer: Any) -> Any:
+    """transformers' DataCollatorForTokenClassification, padding on the right to a multiple of 8.
+
+    It works on a copy: padding changes a fast tokenizer's own settings. Padded places are masked, so any id will do
+    where the tokenizer has no pad token.
+    """
+    from transformers import DataCollatorForTokenClassification
+
+    padding = deepcopy(tokenizer)
+    padding.padding_side = "right"
+    if padding.pad_token is None:
+        padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
+        say(f"note: the tokenizer has no pad token; batches are padded with {padding.pad_token!r}, masked")
+    return DataCollatorForTokenClassification(padding, pad_to_multiple_of=8, label_pad_token_id=IGNORED)

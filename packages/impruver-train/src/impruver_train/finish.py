@@ -1,0 +1,122 @@
+"""What training leaves in output_dir: weights, tokenizer, configurations, held-out rows, and the manifest last."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from impruver_core.files.jsonl import read_rows, write_rows
+from impruver_core.files.manifest import describe, new_manifest, publish
+from impruver_core.files.safe import atomic_write
+from impruver_core.templating.mask import end_of_turn
+from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
+
+from impruver_train.place import MADE, MANIFEST
+
+HELD_OUT = 64
+VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+CARRIED = ("end_of_turn", "num_ctx", "max_tokens_count")  # of the data's manifest
+
+
+def turn_ends(tokenizer: Any, data_manifest: dict[str, Any]) -> list[str]:
+    """The texts that end an assistant's turn: compose's, else what the template shows; [] without a template."""
+    if data_manifest.get("end_of_turn"):
+        return list(data_manifest["end_of_turn"])
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()), None)
+    return end_of_turn(template, special_tokens(tokenizer)) if template else []
+
+
+def set_generation(model: Any, tokenizer: Any, ends: list[str]) -> None:
+    """Gives `model` the generation configuration of what is trained: it stops at the ends of turn and at EOS.
+
+    The base's sampling values go where it does not sample: transformers would refuse to save them.
+    """
+    from transformers import GenerationConfig
+
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    generation = getattr(model, "generation_config", None) or GenerationConfig()
+    unknown = tokenizer.unk_token_id
+    stops = [tokenizer.convert_tokens_to_ids(text) for text in ends] + [tokenizer.eos_token_id]
+    stops = list(dict.fromkeys(number for number in stops if number is not None and number != unknown))
+    generation._from_model_config = False  # else transformers may rebuild it from config.json
+    generation.eos_token_id = stops or None
+    for name in ("bos_token_id", "pad_token_id"):
+        if getattr(tokenizer, name) is not None:
+            setattr(generation, name, getattr(tokenizer, name))
+    if not generation.do_sample:
+        for name in SAMPLING:
+            setattr(generation, name, None)
+    model.generation_config = generation
+
+
+def save_model(model: Any, output_dir: Path, config: Any, vocabulary: int, new_ids: list[int]) -> None:
+    """Weights in safetensors with config.json and generation_config.json; beside an adapter those of its base."""
+    if hasattr(model, "peft_config"):
+        # The rows of new tokens are saved by themselves; peft would add both whole embedding matrices.
+        model.save_pretrained(output_dir, save_embedding_layers=False if new_ids else "auto")
+        config.get_text_config().vocab_size = vocabulary
+        config.save_pretrained(output_dir)
+        model.get_base_model().generation_config.save_pretrained(output_dir)
+        (output_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    else:
+        model.save_pretrained(output_dir)
+    for path in output_dir.glob("*.safetensors"):  # written for the owner alone, unlike all the rest
+        shutil.copymode(output_dir / "config.json", path)
+
+
+def save_tokenizer(tokenizer: Any, source: str | None, output_dir: Path) -> None:
+    """The tokenizer with its template, and the vocabulary file of `source` (folder or hub id) if it has one."""
+    tokenizer.save_pretrained(output_dir)
+    for name in VOCABULARY_FILES if source else ():
+        found = base_file(source, name)
+        if found is not None:
+            shutil.copyfile(found, output_dir / name)
+
+
+def base_file(source: str, name: str) -> str | None:
+    """The path of a file of the base, downloaded if need be; None if it has none."""
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # not to be had offline: the base had to be in the cache, and with it its own files
+        return None
+
+
+def save_held_out(val: Path | None, output_dir: Path) -> None:
+    """Copies the first rows of `val` that have messages or text into heldout.jsonl, whole."""
+    rows = (row for row in (read_rows(val) if val else ()) if "messages" in row or "text" in row)
+    with atomic_write(output_dir / "heldout.jsonl") as file:
+        write_rows(file, islice(rows, HELD_OUT))
+
+
+def describe_inputs(
+    inputs: dict[str, Path], facts: dict[str, Any], digests: dict[str, str], base: str | None
+) -> list[dict[str, Any]]:
+    """The manifest's inputs: token files and a local base, each with the hash that tells a changed one."""
+    described = [describe(path, rows=facts[name].rows) | {"role": name} for name, path in inputs.items()]
+    if "base" in digests:
+        described.append({"path": base, "role": "base"})
+    return [part | {"sha256": digests[part["role"]]} for part in described]
+
+
+def write_manifest(
+    output_dir: Path,
+    recipe: dict[str, Any],
+    tokenizer: Any,
+    inputs: list[dict[str, Any]],
+    data_manifest: dict[str, Any],
+    more: dict[str, Any],
+) -> None:
+    """impruver.json, last of all: its presence means that the rest is whole. `more`: fields beside the usual ones."""
+    files = sorted({path for pattern in MADE for path in output_dir.glob(pattern) if path.is_file()})
+    carried = {name: data_manifest[name] for name in CARRIED if name in data_manifest}
+    manifest = new_manifest("impruver-train", recipe) | carried | more
+    manifest["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+    manifest["template"] = {"fingerprint": template_fingerprint(tokenizer)}
+    manifest["inputs"] = inputs
+    manifest["outputs"] = [describe(path, beside=output_dir) for path in files if not path.name.startswith(MANIFEST)]
+    publish(output_dir / MANIFEST, {}, manifest)

@@ -1,0 +1,101 @@
+"""All that is known before weights are loaded: files, tokenizer, precision, training arguments, size, rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import say, warn
+from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import sha256
+
+from impruver_train import arguments, build, checks, data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained and how. `vocabulary`: embedding rows once `new_ids`, the recipe's new tokens, have theirs."""
+
+    tokenizer: Any
+    config: Any
+    vocabulary: int
+    new_ids: list[int]
+    precision: arguments.Precision
+    arguments: Any
+    size: build.Size
+
+
+def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
+    """The token files as {"train": …, "val": …}; in a dry run those that compose has yet to make may be missing."""
+    if not train_path:
+        raise ImpruverError(f"{recipe_path}: train_path is not set")
+    inputs = {"train": Path(train_path).expanduser()}
+    if val_path:
+        inputs["val"] = Path(val_path).expanduser()
+    for name, path in list(inputs.items()):
+        if path.is_file():
+            continue
+        absent = f"{name}_path: {path} is not there; impruver-compose --config {recipe_path} makes it"
+        if not dry_run:
+            raise ImpruverError(absent)
+        say(f"note: {absent}")
+        del inputs[name]
+    return inputs
+
+
+def hash_inputs(inputs: dict[str, Path]) -> dict[str, str]:
+    """sha256 of each token file."""
+    return {name: sha256(path) for name, path in inputs.items()}
+
+
+def plan_model(
+    model: Any,
+    tokenizer_section: Any,
+    lora: dict[str, Any] | None,
+    given: dict[str, Any],
+    *,
+    run_name: str,
+    output_dir: Path,
+    recipe_dir: Path,
+) -> Plan:
+    """Tokenizer, configuration, precision, training arguments (`given`: the recipe's) and size; tells its notes."""
+    from impruver_core.templating.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_section, model.name, recipe_dir=recipe_dir)
+    config, vocabulary = build.model_config(model, tokenizer, recipe_dir)
+    new_ids = build.new_token_ids(tokenizer_section, tokenizer, model, config, recipe_dir)
+    values, notes = arguments.argument_values(given)
+    device = arguments.device_of(values)
+    precision, warnings = arguments.choose_precision(model.dtype, values, device)
+    values |= {
+        "output_dir": str(output_dir),
+        "use_cpu": device == "cpu",
+        "bf16": precision.autocast == "bf16",
+        "fp16": precision.autocast == "fp16",
+    }
+    training = arguments.build_arguments({"run_name": run_name} | values)
+    size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir)
+    for text in [*notes, *build.config_notes(model, config)]:
+        say(f"note: {text}")
+    for text in warnings:
+        warn(text)
+    return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size)
+
+
+def read_rows(inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_rows: bool) -> tuple[dict, dict]:
+    """Facts of each file and, if `map_rows`, its rows; every check of them that the model and tokenizer allow."""
+    positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
+    facts, rows = {}, {}
+    for name, path in inputs.items():
+        if map_rows:
+            facts[name], rows[name] = data.prepare(path, digests[name])
+        else:
+            facts[name] = data.read_facts(path)
+        if name == "train" or facts[name].rows:
+            for text in checks.check_rows(facts[name], path, plan.vocabulary, positions):
+                say(f"note: {text}")
+    if plan.arguments.eval_strategy != "no" and map_rows and not ("val" in facts and facts["val"].rows):
+        raise ImpruverError(
+            f"trainer.eval_strategy: {plan.arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
+            "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"
+        )
+    return facts, rows

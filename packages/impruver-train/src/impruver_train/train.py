@@ -1,0 +1,112 @@
+"""impruver-train, step by step: check, count, build, train, finish."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import result, say
+from impruver_core.errors import ImpruverError
+from impruver_core.recipe.load import Recipe, resolved, save_recipe
+from impruver_core.recipe.lookup import recipes_root
+
+from impruver_train import build, checks, data, estimate, finish, metrics, place
+from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
+
+
+def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> None:
+    """Trains as `recipe` says and leaves the model in its output_dir; `dry_run` ends before weights."""
+    if not recipe.output_dir:
+        raise ImpruverError(f"{recipe.path}: output_dir is not set")
+    output_dir = Path(recipe.output_dir).expanduser()
+    inputs = find_inputs(recipe.train_path, recipe.val_path, recipe.path, dry_run)
+    build.check_method(recipe.model, recipe.lora)
+    digests = hash_inputs(inputs) | place.base_digest(recipe.model.name)
+    if place.is_done(output_dir, resolved(recipe, absolute=True), digests, overwrite):
+        result(f"{output_dir} holds this very run, finished: nothing to do (--overwrite trains anew)")
+        return
+    with redirect_stdout(sys.stderr):  # what libraries print is no result of ours
+        quiet_libraries()
+        plan = plan_model(
+            recipe.model,
+            recipe.tokenizer,
+            recipe.lora,
+            recipe.trainer | recipe.ddp,
+            run_name=recipe_name(recipe),
+            output_dir=output_dir,
+            recipe_dir=recipe.base_dir,
+        )
+        data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
+        facts, rows = read_rows(inputs, digests, plan, map_rows=not dry_run)
+    bits = 4 if recipe.model.load_in_4bit else 8 if recipe.model.load_in_8bit else None
+    for line in estimate.lines(plan.size, facts.get("train"), plan.arguments, plan.precision, bits):
+        (result if dry_run else say)(line)
+    if dry_run:
+        return
+    with redirect_stdout(sys.stderr):
+        trainer = make_trainer(recipe, plan, rows, finish.turn_ends(plan.tokenizer, data_manifest))
+        place.take(output_dir, overwrite)
+        save_recipe(recipe, output_dir / place.RECIPE)  # first of all: without a manifest it marks unfinished work
+        model = run(trainer)
+        finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
+        finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
+        finish.save_held_out(inputs.get("val"), output_dir)
+        counts = estimate.counts(plan.size, facts["train"], trainer.state.global_step)
+        described = finish.describe_inputs(inputs, facts, digests, recipe.model.name)
+        finish.write_manifest(
+            output_dir, resolved(recipe, absolute=True), plan.tokenizer, described, data_manifest, {"counts": counts}
+        )
+    result(f"wrote {'the model' if recipe.lora is None else 'the adapter'} to {output_dir}")
+
+
+def quiet_libraries() -> None:
+    """No progress bars but ours, and none of the warnings that libraries have for each other."""
+    import warnings
+
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft|torch|accelerate)")
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """`family/name` of an installed recipe, the file's name of another."""
+    path = Path(recipe.path).absolute()
+    return str(path.relative_to(recipes_root()).with_suffix("")) if recipes_root() in path.parents else path.stem
+
+
+def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[str]) -> Any:
+    """Loads or makes the model and puts the recipe's Trainer around it."""
+    model = build.build_model(
+        recipe.model,
+        plan.config,
+        plan.precision,
+        plan.arguments,
+        vocabulary=plan.vocabulary,
+        lora=recipe.lora,
+        new_ids=plan.new_ids,
+        recipe_dir=recipe.base_dir,
+    )
+    finish.set_generation(model, plan.tokenizer, ends)
+    return build.build_trainer(
+        recipe.trainer.get("class", "transformers.Trainer"),
+        recipe.base_dir,
+        model=model,
+        args=plan.arguments,
+        data_collator=data.make_collator(plan.tokenizer),
+        train_dataset=rows["train"],
+        eval_dataset=rows.get("val") if plan.arguments.eval_strategy != "no" else None,
+        processing_class=plan.tokenizer,
+        callbacks=[metrics.step_callback(Path(plan.arguments.output_dir) / "metrics.jsonl")],
+    )
+
+
+def run(trainer: Any) -> Any:
+    """Trains; the model, with the best checkpoint's weights where the recipe asks for that."""
+    metrics.pace_trackers(trainer)
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
+    return model

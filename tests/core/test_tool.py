@@ -1,0 +1,225 @@
+"""run_tool in real processes: exit codes, signals, one message, streams that go away.
+
+uv run python -m pytest tests/core/test_tool.py
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = """\
+import sys
+import time
+from dataclasses import dataclass
+from typing import Optional
+from impruver_core.cli.flags import CommonFlags, flag, from_recipe
+from impruver_core.cli.tool import run_tool
+from impruver_core.cli.console import result, say, warn, progress
+
+@dataclass
+class Flags(CommonFlags):
+    "A tool for tests."
+    seed: Optional[int] = from_recipe("seed")
+    output_dir: Optional[str] = from_recipe("output_dir")
+    what: str = flag(str, "", help="python to run")
+
+def wait(said="up"):
+    print(said, flush=True)
+    time.sleep(60)
+
+def main(recipe, flags):
+    exec(flags.what, {**globals(), "recipe": recipe, "flags": flags})
+
+raise SystemExit(run_tool("impruver-test", Flags, main))
+"""
+
+
+@pytest.fixture
+def tool(tmp_path):
+    program = tmp_path / "tool.py"
+    program.write_text(TOOL)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("output_dir: ./out\nlora: {r: 2}\n")
+    return [sys.executable, str(program), "--config", str(recipe)]
+
+
+def run(tool, what="", *argv, **kwargs):
+    command = [*tool, f"--what={what}", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **kwargs)
+
+
+def test_main_gets_the_layered_recipe_and_the_flags(tool):
+    what = "result(f'{recipe.seed} {recipe.output_dir} {recipe.lora} {flags.dry_run}'); say('done')"
+    done = run(tool, what, "--set", "seed=1", "--set=lora.r=3", "--seed", "9", "--output-dir", "o-p", "--dry-run")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9 o-p {'r': 3} True\n", "done\n")
+
+
+def test_quiet_leaves_results_and_warnings(tool):
+    done = run(tool, "say('a'); warn('b'); result('c'); list(progress([1, 2], None, 'd'))", "--quiet")
+    assert (done.stdout, done.stderr) == ("c\n", "warning: b\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "told"),
+    [
+        ("from impruver_core.errors import ImpruverError; raise ImpruverError('no rows')", 2, "error: no rows"),
+        ("from impruver_core.errors import CheckFailed; raise CheckFailed('NaN')", 3, "error: NaN"),
+        ("open('/nowhere/x')", 2, "error: /nowhere/x: No such file or directory"),
+        (
+            "with open('/dev/full', 'w') as file: file.write('x')",
+            2,
+            "error: No space left on device; make room and run it again",
+        ),
+        ("import os; raise PermissionError(13, os.strerror(13), 'f')", 2, "error: f: Permission denied"),
+        ("raise OSError('x is no folder')", 2, "error: x is no folder"),
+        ("raise MemoryError", 2, "error: out of memory"),
+        ("bytearray(2**62)", 2, "error: out of memory"),
+        ("raise KeyboardInterrupt", 130, "stopped by Ctrl+C"),
+    ],
+)
+def test_one_message_and_its_code(tool, what, code, told):
+    done = run(tool, what)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"impruver-test: {told}\n")
+
+
+@pytest.mark.parametrize("what", ["1/0", "raise KeyError('x')", "import nowhere_at_all"])
+def test_our_own_fault_has_a_traceback(tool, what):
+    done = run(tool, what)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "impruver env" in done.stderr
+
+
+def test_system_exit_and_a_code_of_mains_own_pass_through(tool):
+    assert run(tool, "sys.exit(7)").returncode == 7
+
+
+def test_results_written_before_an_error_come_out_first(tool):
+    done = run(tool, "print('partial'); raise OSError('x')")
+    assert (done.returncode, done.stdout) == (2, "partial\n")
+
+
+def test_config_is_needed(tool):
+    done = subprocess.run(tool[:2], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("impruver-test: error: --config is missing")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_all_faults_of_a_recipe_in_one_message(tool):
+    done = run(tool, "result('ran')", "--set", "seed=x", "--set", "modle.x=1")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0] == "impruver-test: error: 2 faults in the recipe"
+    assert "did you mean model?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code", "told"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl+C")])
+def test_a_signal_unwinds_and_has_its_code(tool, tmp_path, number, code, told):
+    what = "try: wait()\nexcept Exception: pass\nfinally: open('left', 'w').close()"
+    child = subprocess.Popen(
+        [*tool, f"--what={what}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(getattr(signal, number))
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == code
+    assert err == f"impruver-test: stopped by {told}\n"
+    assert (tmp_path / "left").exists()
+
+
+def test_a_second_sigterm_ends_it_at_once(tool):
+    what = "try: wait('up')\nfinally: wait('late')"
+    with subprocess.Popen([*tool, f"--what={what}"], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "up\n"
+        child.terminate()
+        assert child.stdout.readline() == "late\n"
+        child.terminate()
+        assert child.wait(timeout=30) == -signal.SIGTERM
+
+
+def test_a_forked_worker_dies_of_sigterm_without_a_word(tool):
+    what = "import multiprocessing\nwith multiprocessing.get_context('fork').Pool(1) as pool: pool.map(abs, [1])"
+    done = run(tool, what)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(tool, tmp_path):
+    what = "for _ in range(20000): result('x' * 50)\nopen('left', 'w').close()"
+    child = subprocess.Popen(
+        [*tool, f"--what={what}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    child.stdout.readline()
+    child.stdout.close()
+    err = child.stderr.read()
+    assert (child.wait(timeout=30), err) == (0, "")
+    assert (tmp_path / "left").exists()
+
+
+def test_a_full_disk_under_stdout_is_told(tool):
+    with open("/dev/full", "w") as full:
+        child = subprocess.run(
+            [*tool, "--what=result('x')"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert child.returncode == 2
+    assert "No space left on device" in child.stderr
+
+
+def test_progress_in_a_log_is_plain_lines(tool):
+    done = run(tool, "for _ in progress(range(4), None, 'rows'): time.sleep(0.6)")
+    lines = done.stderr.splitlines()
+    assert "\r" not in done.stderr
+    assert 2 <= len(lines) <= 4
+    assert "left" in lines[0]
+    assert lines[-1].startswith("rows: 4/4 (100%), ")
+
+
+def test_progress_on_a_terminal_is_a_bar_with_the_time_left(tool):
+    pty = pytest.importorskip("pty")
+    main, side = pty.openpty()
+    what = "with progress(None, 4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.15); bar.update(1); say('line')"
+    child = subprocess.Popen([*tool, f"--what={what}"], stderr=side, stdout=subprocess.DEVNULL)
+    os.close(side)
+    told = b""
+    while True:
+        try:
+            chunk = os.read(main, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        told += chunk
+    os.close(main)
+    assert child.wait(timeout=30) == 0
+    assert b"\r" in told
+    assert b"rows: 100%" in told
+    assert told.count(b"line\r\n") == 4
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--confg"], ["--config", "no/such"], ["--set", "x.y=1"]])
+def test_light_and_quick(tool, tmp_path, words):
+    """Neither help nor a wrong word imports anything heavy; half a second of CPU is the limit."""
+    body = TOOL.replace(
+        "raise SystemExit(run_tool(", "import atexit\natexit.register(told)\nraise SystemExit(run_tool("
+    )
+    heavy = "{'torch', 'transformers', 'datasets', 'peft', 'numpy', 'tokenizers'}"
+    body = body.replace(
+        "def main(", f"def told(): print('HEAVY', {heavy} & set(sys.modules), file=sys.stderr)\n\ndef main("
+    )
+    Path(tool[1]).write_text(body)
+    before = os.times()
+    done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)
+    spent = os.times()
+    assert "HEAVY set()" in done.stderr
+    assert spent.children_user + spent.children_system - before.children_user - before.children_system < 0.5
+    assert "Traceback" not in done.stderr
+
+
+def test_imports_of_the_package_itself_are_light():
+    code = "import sys, impruver_core, impruver_core.cli.tool; assert not {'yaml', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,126 @@
+"""What happens when output_dir already holds work, and what a dry run leaves."""
+
+import json
+
+
+def files(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_and_unchanged_is_one_line(recipe, impruver_train, tmp_path):
+    path = recipe()
+    assert impruver_train(path)[0] == 0
+    before = files(tmp_path / "out")
+    code, stdout, err = impruver_train(path, "--report_to", "none")
+    assert (code, err) == (0, "")
+    assert stdout.count("\n") == 1
+    assert "finished" in stdout
+    assert files(tmp_path / "out") == before
+
+
+def test_another_recipe_is_refused_with_the_differences_and_overwrite_starts_anew(recipe, impruver_train, tmp_path):
+    assert impruver_train(recipe())[0] == 0
+    mine = tmp_path / "out" / "notes.txt"
+    mine.write_text("mine")
+    (tmp_path / "out" / "checkpoint-2").mkdir()
+    path = recipe(lora={"r": 2})
+    code, _, err = impruver_train(path)
+    assert code == 2
+    assert "lora.r: 4 then, 2 now" in err
+    assert "--overwrite" in err
+    assert impruver_train(path, "--overwrite")[0] == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 2
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "out" / "checkpoint-2").exists()
+
+
+def test_other_rows_are_another_run(recipe, impruver_train, parts, tmp_path, tiny):
+    rows = tiny.read_jsonl(parts / "train.jsonl")
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", rows)
+    path = recipe(train_path=str(data))
+    assert impruver_train(path)[0] == 0
+    tiny.write_jsonl(data, rows[:-1])
+    code, _, err = impruver_train(path)
+    assert code == 2
+    assert "train: another content" in err
+
+
+def test_unfinished_work_is_refused(recipe, impruver_train, tmp_path):
+    path = recipe()
+    assert impruver_train(path)[0] == 0
+    (tmp_path / "out" / "impruver.json").unlink()
+    code, _, err = impruver_train(path)
+    assert code == 2
+    assert "unfinished" in err
+    assert impruver_train(path, "--overwrite")[0] == 0
+
+
+def test_dry_run_counts_and_writes_nothing(recipe, impruver_train, tmp_path):
+    code, stdout, err = impruver_train(recipe(), "--dry_run")
+    assert code == 0, err
+    assert "45,088 in all, 896 trained" in stdout
+    assert "48; tokens an epoch: " in stdout
+    assert "12 an epoch, 4 in all" in stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
+
+
+def test_dry_run_agrees_with_the_run(recipe, impruver_train, tmp_path, tiny):
+    trainer = {
+        "max_steps": -1,
+        "num_train_epochs": 1.5,
+        "gradient_accumulation_steps": 5,
+        "per_device_train_batch_size": 2,
+    }
+    stdout = impruver_train(recipe(trainer=trainer), "--dry_run")[1]
+    assert impruver_train(recipe(trainer=trainer))[0] == 0
+    counts = json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]
+    assert f"{counts['steps']} in all" in stdout
+    assert f"{counts['tokens']:,}, {counts['learned_tokens']:,} learned" in stdout
+    assert len(tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")) == counts["steps"]
+
+
+def test_dry_run_before_compose_is_a_note(recipe, impruver_train, tmp_path):
+    code, stdout, err = impruver_train(recipe(train_path=str(tmp_path / "later.jsonl")), "--dry_run")
+    assert code == 0
+    assert "note: train_path" in err
+    assert "45,088 in all" in stdout
+
+
+def test_rows_that_teach_nothing_are_left_out_and_told(recipe, impruver_train, parts, tmp_path, tiny):
+    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows[3]["labels"] = [-100] * len(rows[3]["labels"])
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", rows)
+    code, _, err = impruver_train(recipe(train_path=str(data)))
+    assert code == 0
+    assert "1 rows teach nothing and are left out (the first is line 4)" in err
+    assert json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]["rows"] == 47
+
+
+def test_old_argument_names_are_translated_with_a_note(recipe, impruver_train, parts):
+    old = {"evaluation_strategy": "steps", "eval_steps": 2, "warmup_ratio": 0.5, "group_by_length": True}
+    gone = {"save_safetensors": False, "overwrite_output_dir": True, "remove_unused_columns": False}
+    code, _, err = impruver_train(recipe(val_path=str(parts / "val.jsonl"), trainer=old | gone))
+    assert code == 0, err
+    for name in (*old, "save_safetensors", "overwrite_output_dir"):
+        assert ("note: trainer." + name in err) == (name != "eval_steps")
+
+
+def test_carried_from_the_data_manifest(recipe, impruver_train, parts, tmp_path, tiny):
+    from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(parts / "base")
+    data = tiny.write_jsonl(tmp_path / "train.jsonl", tiny.read_jsonl(parts / "train.jsonl"))
+    made = {
+        "impruver": 1,
+        "tool": "impruver-compose",
+        "tokenizer": {"fingerprint": fingerprint(tokenizer)},
+        "template": {"fingerprint": template_fingerprint(tokenizer)},
+        "end_of_turn": ["<|user|>"],
+    }
+    (tmp_path / "train.jsonl.manifest.json").write_text(json.dumps(made))
+    code, _, err = impruver_train(recipe(train_path=str(data)))
+    assert code == 0
+    assert "no manifest" not in err
+    assert json.loads((tmp_path / "out" / "impruver.json").read_text())["end_of_turn"] == ["<|user|>"]
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [3, 2]

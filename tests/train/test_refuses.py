@@ -1,0 +1,170 @@
+"""Bad input: exit code 2, one message that names what and where, no traceback, nothing half-written."""
+
+import json
+import shutil
+
+import pytest
+
+GOOD = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+
+
+@pytest.fixture
+def refused(impruver_train, tmp_path):
+    """Runs the command and returns its message; exit code 2, no traceback, nothing on stdout, nothing in output_dir."""
+
+    def run(config, *flags, code=2):
+        before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        ended, stdout, err = impruver_train(config, *flags)
+        assert ended == code, err
+        assert stdout == ""
+        assert "Traceback" not in err
+        assert err.count("impruver-train: error:") == 1
+        after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        assert after == before
+        return err[err.index("impruver-train: error:") :]
+
+    return run
+
+
+BAD_ROWS = {
+    "an id beyond the vocabulary": (
+        [GOOD, {"input_ids": [5, 999], "labels": [-100, 5]}],
+        "line 2",
+        "vocabulary of 400",
+    ),
+    "a label beyond the vocabulary": ([GOOD, {"input_ids": [5, 6], "labels": [-100, 400]}], "line 2", "id 400"),
+    "a negative id": ([{"input_ids": [5, -1], "labels": [-100, 5]}], "line 1", "-1"),
+    "labels of another length": ([GOOD, GOOD, {"input_ids": [5, 6], "labels": [5]}], "line 3", "length"),
+    "ids that are text": ([{"input_ids": "5 6", "labels": [5, 6]}], "line 1", "input_ids"),
+    "ids that are fractions": ([{"input_ids": [5, 6.5], "labels": [5, 6]}], "line 1", "input_ids"),
+    "no labels": ([{"input_ids": [5, 6]}], "line 1", "labels"),
+    "an empty row": ([{"input_ids": [], "labels": []}], "line 1", "empty"),
+    "a messages row": ([{"messages": [{"role": "user", "content": "a"}]}], "line 1", "impruver-compose"),
+    "nothing to learn": ([{"input_ids": [5, 6], "labels": [-100, -100]}] * 3, "nothing to learn", "3 rows"),
+    "only a first label, which is never a target": (
+        [{"input_ids": [5, 6], "labels": [5, -100]}],
+        "nothing to learn",
+        "",
+    ),
+    "no rows": ([], "no rows", "impruver-compose"),
+    "a row longer than the positions": ([{"input_ids": [5] * 65, "labels": [5] * 65}], "line 1", "64 positions"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows(name, recipe, refused, tmp_path, tiny):
+    rows, *wanted = BAD_ROWS[name]
+    data = tiny.write_jsonl(tmp_path / "bad.jsonl", rows)
+    for flags in ([], ["--dry_run"]):
+        message = refused(recipe(train_path=str(data)), *flags)
+        assert str(data) in message
+        assert all(part in message for part in wanted), message
+
+
+def test_malformed_line(recipe, refused, tmp_path):
+    data = tmp_path / "bad.jsonl"
+    data.write_text(json.dumps(GOOD) + '\n{"input_ids": [1,\n')
+    message = refused(recipe(train_path=str(data)))
+    assert f"{data}, line 2" in message
+
+
+def test_a_bad_row_leaves_no_cache_that_hides_it(recipe, refused, tmp_path, tiny):
+    data = tiny.write_jsonl(tmp_path / "bad.jsonl", [GOOD, {"input_ids": [5], "labels": []}])
+    assert refused(recipe(train_path=str(data))) == refused(recipe(train_path=str(data)))
+
+
+def test_data_file_missing(recipe, refused, tmp_path):
+    message = refused(recipe(train_path=str(tmp_path / "none.jsonl")))
+    assert "none.jsonl" in message
+    assert "impruver-compose" in message
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "template"])
+def test_rows_of_another_tokenizer_or_template(part, recipe, refused, parts, tmp_path):
+    data = shutil.copy(parts / "train.jsonl", tmp_path / "train.jsonl")
+    made = {"impruver": 1, "tool": "impruver-compose", part: {"fingerprint": "0" * 64}}
+    (tmp_path / "train.jsonl.manifest.json").write_text(json.dumps(made))
+    message = refused(recipe(train_path=str(data)))
+    assert f"made with another {'tokenizer' if part == 'tokenizer' else 'chat template'}" in message
+
+
+ARGUMENTS = [
+    ({"trainer": {"learning_rat": 1}}, ["trainer.learning_rat", "learning_rate", "recipe.yaml:1"]),
+    ({"trainer": {"max_steps": "many"}}, ["trainer.max_steps", "many"]),
+    ({"trainer": {"lr_scheduler_type": "cosin"}}, ["cosin", "cosine"]),
+    ({"trainer": {"report_to": "wandbb"}}, ["wandbb", "wandb"]),
+    ({"trainer": {"packing": True}}, ["trainer.packing"]),
+    ({"trainer": {"hub_token": "hf_x"}}, ["trainer.hub_token", "HF_TOKEN"]),
+    ({"trainer": {"eval_strategy": "steps"}}, ["trainer.eval_strategy", "val_path"]),
+    ({"trainer": {"optim": "adamw_torch_4bit"}}, ["torchao", "impruver-train[torchao]"]),
+    ({"ddp": {"ddp_backendd": "gloo"}}, ["ddp.ddp_backendd", "ddp_backend"]),
+    ({"lora": {"lora_alfa": 8}}, ["lora.lora_alfa", "lora_alpha"]),
+    ({"lora": {"target_modules": ["q_pro"]}}, ["q_pro", "q_proj"]),
+    ({"lora": None, "model": {"load_in_4bit": True}}, ["load_in_4bit", "lora"]),
+    ({"lora": None, "model": {"load_in_8bit": True}}, ["load_in_8bit", "lora"]),
+    ({"model": {"class": "custom.llama.LlamaForCausalLM"}}, ["BitNet", "transformers.LlamaForCausalLM"]),
+    ({"model": {"class": "custom.gigachat.DeepseekForCausalLM"}}, ["transformers.AutoModelForCausalLM"]),
+    ({"model": {"class": "transformers.LlamaForCausalML"}}, ["model.class", "LlamaForCausalLM"]),
+    ({"model": {"name": "./nowhere"}}, ["model.name", "./nowhere"]),
+    ({"model": {"dtype": "fp16"}}, ["model.dtype", "CPU"]),
+    ({"model": {"dtype": "fp32"}, "trainer": {"bf16": True}}, ["trainer.bf16", "model.dtype"]),
+    ({"output_dir": None}, ["output_dir"]),
+    ({"train_path": None}, ["train_path"]),
+]
+
+
+@pytest.mark.parametrize(("keys", "wanted"), ARGUMENTS, ids=lambda part: json.dumps(part)[:40])
+def test_arguments(keys, wanted, recipe, refused):
+    message = refused(recipe(**keys))
+    assert all(part in message for part in wanted), message
+
+
+def test_unsafe_weights(recipe, refused, parts, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(parts / "base", tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    weights = AutoModelForCausalLM.from_pretrained(parts / "base").state_dict()
+    torch.save(weights, tmp_path / "pickled" / "pytorch_model.bin")
+    message = refused(recipe(model={"name": str(tmp_path / "pickled")}))
+    assert "safetensors" in message
+    assert "convert" in message
+
+
+def test_code_of_a_repository(recipe, refused, parts, tmp_path):
+    shutil.copytree(parts / "base", tmp_path / "coded")
+    config = json.loads((tmp_path / "coded" / "config.json").read_text())
+    config |= {"model_type": "ours", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
+    (tmp_path / "coded" / "config.json").write_text(json.dumps(config))
+    message = refused(recipe(model={"name": str(tmp_path / "coded")}))
+    assert "model.trust_remote_code: true" in message or "tokenizer.trust_remote_code: true" in message
+
+
+def test_vocabulary_below_the_tokenizers(recipe, refused, parts, tiny):
+    scratch = {"name": None, "class": "transformers.LlamaForCausalLM", "config_class": "transformers.LlamaConfig"}
+    config = tiny.llama | {"vocab_size": 100}
+    message = refused(recipe(lora=None, model=scratch | {"config": config}, tokenizer={"name": str(parts / "base")}))
+    assert "model.config.vocab_size" in message
+
+
+def test_output_dir_is_a_file(recipe, refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        message = refused(recipe(output_dir=str(tmp_path / place)))
+        assert str(tmp_path / "file") in message
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_output_dir_with_files_of_others(recipe, refused, parts):
+    message = refused(recipe(output_dir=str(parts / "base")), "--overwrite")
+    assert "impruver-train did not make" in message
+    assert (parts / "base" / "model.safetensors").exists()
+
+
+def test_loss_that_is_not_a_number_is_a_failed_check(recipe, impruver_train, tiny, tmp_path):
+    path = recipe(lora=None, trainer={"learning_rate": 1e38, "max_steps": 8, "lr_scheduler_type": "constant"})
+    code, stdout, err = impruver_train(path)
+    assert (code, stdout) == (3, ""), err
+    assert "the loss is nan at step" in err or "the loss is inf at step" in err
+    assert tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")[-1]["loss"] is None
