@@ -80,6 +80,7 @@ def parts(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.set_num_threads(1)  # the parts are tiny: more threads only wait for each other
     folder = tmp_path_factory.mktemp("parts")
     tokenizer = make_tokenizer(folder / "base")
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ _HOMES = {
     "encode_chats": "impruver_core.templating.mask",
     "encode_chat": "impruver_core.templating.mask",
     "encode_prompt": "impruver_core.templating.mask",
-    "end_of_turn": "impruver_core.templating.mask",
+    "end_of_turn": "impruver_core.templating.template",
     "Encoded": "impruver_core.templating.mask",
     "Refused": "impruver_core.templating.mask",
     "RefusedError": "impruver_core.errors",

@@ -183,7 +183,7 @@ def explained(key: str, name: str):
         text = str(error)
         if "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
-        elif ("safetensors" in text and "no file named" in text) or "does not appear to have a file named" in text:
+        elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
             message = (
                 "it has no weights in safetensors; pickled ones run code when they are loaded and are refused. If you "
                 "trust them, convert them once (from_pretrained, then save_pretrained) and name the new folder"

@@ -1,30 +1,57 @@
 """JSONL: one JSON object a line, UTF-8. Readers name file and line in every error."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
 
+BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+
 
 def read_rows(path: str | Path) -> Iterator[dict]:
-    """The rows of a JSONL file, blank lines skipped; ImpruverError with file and line for one that is no object."""
+    """The rows of a JSONL file, blank lines skipped; ImpruverError with file and line for one that is no object.
+
+    A name that ends in .gz, .bz2, .xz or .zst is a compressed file.
+    """
     for _, row in numbered_rows(path):
         yield row
 
 
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
     """(line from 1, row) of a JSONL file, as `read_rows`."""
+    number = 0
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; opening has its own error)
+        with _opened(path) as file:
+            for number, line in enumerate(file, 1):
+                text = _decoded(path, number, line)
+                if text.strip():
+                    yield number, _parsed(path, number, text)
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
-    with file:
-        for number, line in enumerate(file, 1):
-            text = _decoded(path, number, line)
-            if text.strip():
-                yield number, _parsed(path, number, text)
+    except BROKEN as error:
+        raise ImpruverError(f"{path}, after line {number}: the compressed file is broken: {error}") from None
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    suffix = Path(path).suffix.lower()
+    if suffix == ".zst":
+        return _opened_zstandard(path)
+    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
+
+
+def _opened_zstandard(path: str | Path) -> BinaryIO:
+    try:
+        import zstandard
+    except ImportError:
+        raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
+    return io.BufferedReader(zstandard.open(path, "rb"))
 
 
 def _decoded(path, number: int, line: bytes) -> str:
@@ -37,10 +64,10 @@ def _decoded(path, number: int, line: bytes) -> str:
 def _parsed(path, number: int, text: str) -> dict:
     try:
         row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise ImpruverError(f"{path}, line {number}{where}: not JSON: {reason}") from None
+    except json.JSONDecodeError as error:
+        raise ImpruverError(f"{path}, line {number}, column {error.colno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
+        raise ImpruverError(f"{path}, line {number}: can't be read: {error}") from None
     if not isinstance(row, dict):
         raise ImpruverError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}")
     return row

@@ -12,20 +12,12 @@ from dataclasses import dataclass
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.templating.prepare import prepare
 from impruver_core.templating.render import render
-from impruver_core.templating.shape import Shape, shape_of
 from impruver_core.templating.spans import Spans, learned_spans
-from impruver_core.templating.tokenizer import plain_encoding, special_tokens, starts_with_bos
+from impruver_core.templating.template import Templates
+from impruver_core.templating.tokenizer import plain_encoding, starts_with_bos
 from impruver_core.templating.traced import trace
 
 UNLEARNED = -100
-
-# The first impruver's form for a tokenizer without a template, in our words.
-DEFAULT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{ bos_token + message['role'] + '\\n' + message['content'] | trim + eos_token }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ bos_token + 'assistant\\n' }}{%- endif -%}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +69,8 @@ def encode_chats(
     require_fast(tokenizer)
     none = [None] * len(conversations)
     rows = zip(conversations, tools or none, chat_template_kwargs or none, strict=True)
-    names = special_tokens(tokenizer)
-    rendered = [_rendered(tokenizer, names, *row) for row in rows]
+    templates = Templates(tokenizer)
+    rendered = [_rendered(templates, *row) for row in rows]
     texts = [row.text for row in rendered if isinstance(row, _Rendered)]
     with plain_encoding(tokenizer) as encode:
         encodings = iter(encode(texts))
@@ -99,25 +91,12 @@ def encode_chat(tokenizer, messages, tools=None, *, chat_template_kwargs=None, *
 def encode_prompt(tokenizer, messages, tools=None, *, add_bos: bool = True, chat_template_kwargs=None) -> list[int]:
     """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
     require_fast(tokenizer)
-    template, variables, shape = _template(tokenizer, special_tokens(tokenizer), tools, chat_template_kwargs)
+    template, variables, shape = Templates(tokenizer).pick(tools, chat_template_kwargs)
     text = render(template, prepare(messages, shape), tools, add_generation_prompt=True, variables=variables)
     with plain_encoding(tokenizer) as encode:
         (encoding,) = encode([str.__str__(text)])
     bos = _Ends.of(tokenizer, add_bos, False).bos
     return [bos, *encoding.ids] if bos is not None and encoding.ids[:1] != [bos] else encoding.ids
-
-
-def end_of_turn(template: str, special_tokens: dict) -> list[str]:
-    """The texts that end an assistant's turn in `template`, most usual first: a special token each where it has one.
-
-    `special_tokens`: names to texts as the template reads them (`bos_token`, …); lists of further ones are allowed.
-    """
-    return shape_of(template, special_tokens, _texts(special_tokens)).stops
-
-
-def renders_tools(tokenizer, tools: list[dict], chat_template_kwargs=None) -> bool:
-    """Whether the template in force writes the tools that it is given."""
-    return _template(tokenizer, special_tokens(tokenizer), tools, chat_template_kwargs)[2].renders_tools
 
 
 def require_fast(tokenizer) -> None:
@@ -129,38 +108,8 @@ def require_fast(tokenizer) -> None:
         )
 
 
-def template_of(tokenizer, tools=None) -> str:
-    """The template text in force: `tool_use` of several where there are tools, else `default`; ours without any."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        name = "tool_use" if tools and "tool_use" in template else "default"
-        if name not in template:
-            raise ImpruverError(f"the tokenizer has chat templates {', '.join(sorted(template))}, but no default")
-        return template[name]
-    if template is None:
-        missing = [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name, None) is None]
-        if missing:
-            raise ImpruverError(
-                f"the tokenizer has neither a chat template nor {' and '.join(missing)}: "
-                "set tokenizer.chat_template or tokenizer.special_tokens in the recipe"
-            )
-        return DEFAULT_TEMPLATE
-    return template
-
-
-def _texts(names: dict) -> list[str]:
-    values = (value if isinstance(value, (list, tuple)) else [value] for value in names.values())
-    return [text for value in values for text in value if isinstance(text, str) and text]
-
-
-def _template(tokenizer, names: dict, tools, kwargs) -> tuple[str, dict, Shape]:
-    template = template_of(tokenizer, tools)
-    variables = {**names, **(kwargs or {})}
-    return template, variables, shape_of(template, variables, _texts(names), bool(tools))
-
-
-def _rendered(tokenizer, names: dict, messages, tools, kwargs) -> _Rendered | Refused:
-    template, variables, shape = _template(tokenizer, names, tools, kwargs)
+def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refused:
+    template, variables, shape = templates.pick(tools, kwargs)
     try:
         prepared = prepare(messages, shape)
         traced = [
@@ -168,7 +117,7 @@ def _rendered(tokenizer, names: dict, messages, tools, kwargs) -> _Rendered | Re
             for number, message in enumerate(prepared)
         ]
         text = render(template, traced, tools, variables=variables)
-        spans: Spans = learned_spans(text, traced, shape, _texts(names))
+        spans: Spans = learned_spans(text, traced, shape)
     except RefusedError as error:
         return Refused(error.reason, error.detail)
     trained = [messages[number].get("train") is not False for number, _ in spans.turns]

@@ -1,13 +1,12 @@
-"""Which characters of a rendered conversation are learned, and whether the rendering lost any text."""
+"""Which characters of a rendered conversation are learned."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from impruver_core.errors import RefusedError
-from impruver_core.templating.render import REASONING_FIELDS
-from impruver_core.templating.shape import Junction, Shape, common_prefix, first_runs, last_end
-from impruver_core.templating.traced import Run, Source, Traced, runs_of
+from impruver_core.templating.shape import Junction, Shape, first_runs
+from impruver_core.templating.traced import Run, runs_of
+from impruver_core.templating.whole import require_whole, shown
 
 LEARNED_ROLES = ("assistant", "function_call")
 
@@ -39,14 +38,15 @@ class _Place:
     mixed: bool = False  # texts of other messages stand in between
 
 
-def learned_spans(text: str, messages: list[dict], shape: Shape, specials: Iterable[str]) -> Spans:
+def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
     """The characters to learn in `text`, rendered from the traced `messages`.
 
     RefusedError: `template_lost_text` where text of a message is missing, `mask_refused` where a border can't be told.
     """
     runs, text = runs_of(text), str.__str__(text)
     places = _places(runs, len(text))
-    _require_whole(text, runs, messages, places)
+    last_turn = max((n for n, message in enumerate(messages) if message["role"] in LEARNED_ROLES), default=-1)
+    require_whole(text, runs, messages, last_turn, {n: (place.after, place.before) for n, place in places.items()})
     spoken = [n for n, message in enumerate(messages) if message["role"] != "system" and n in places]
     spans = Spans([(number, (places[number].start, places[number].end)) for number in spoken])
     for number, message in enumerate(messages):
@@ -55,9 +55,9 @@ def learned_spans(text: str, messages: list[dict], shape: Shape, specials: Itera
         place = places[number]
         if place.mixed:
             raise RefusedError("mask_refused", f"the template mixes the text of message {number} with another's")
-        start = _start(text, number, place, messages, shape, specials)
+        start = _start(text, number, place, messages, shape)
         is_last = place.before == len(text)
-        end, closed = _end(text, place, is_last, shape, specials)
+        end, closed = _end(text, place, is_last, shape)
         spans.turns.append((number, (start, end)))
         if is_last and not closed and number == len(messages) - 1:
             spans.open_end = True
@@ -87,7 +87,7 @@ def _places(runs: Sequence[Run], length: int) -> dict[int, _Place]:
     return places
 
 
-def _start(text: str, number: int, place: _Place, messages, shape: Shape, specials) -> int:
+def _start(text: str, number: int, place: _Place, messages, shape: Shape) -> int:
     """Where a turn's learned part begins: behind what it shares with the generation prompt."""
     glue, role = text[place.after : place.start], messages[number]["role"]
     before = messages[place.neighbour]["role"] if place.neighbour is not None else ""
@@ -96,32 +96,32 @@ def _start(text: str, number: int, place: _Place, messages, shape: Shape, specia
     for junctions in (own, others):
         for junction in junctions:
             if role != "assistant" and junction in own and not junction.prompt:  # a prompt that is always there
-                return place.after + common_prefix(glue, junction.tail, specials)
+                return place.after + shape.specials.common_prefix(glue, junction.tail)
             if glue.startswith(junction.tail):
-                start = _shared_end(text, place.after + len(junction.tail), role, junction, specials)
+                start = _shared_end(text, place.after + len(junction.tail), role, junction, shape)
                 if start is not None:
                     return start
         for junction in junctions:  # an unusual tail (tools, a date): the prompt may still stand there, once
             if junction.shared.strip() and glue.count(junction.shared) == 1:
-                return _shared_end(text, place.after + glue.index(junction.shared), role, junction, specials)
-    raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {_shown(glue)}")
+                return _shared_end(text, place.after + glue.index(junction.shared), role, junction, shape)
+    raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {shown(glue)}")
 
 
-def _shared_end(text: str, start: int, role: str, junction: Junction, specials) -> int | None:
+def _shared_end(text: str, start: int, role: str, junction: Junction, shape: Shape) -> int | None:
     opening = junction.prompt or junction.header
-    shared = common_prefix(text[start : start + len(opening) + 64], opening, specials) if opening else 0
+    shared = shape.specials.common_prefix(text[start : start + len(opening) + 64], opening) if opening else 0
     needed = len(junction.shared) if junction.prompt else len(junction.header)
     return start + shared if role != "assistant" or shared >= needed else None
 
 
-def _end(text: str, place: _Place, is_last: bool, shape: Shape, specials) -> tuple[int, bool]:
+def _end(text: str, place: _Place, is_last: bool, shape: Shape) -> tuple[int, bool]:
     """Where a turn's learned part ends, and whether a special token ends it."""
     glue = text[place.end : place.before]
     kind = "calls" if place.path.startswith("tool_calls") else "answer"
     known = shape.ends.get((kind, is_last))
     if is_last:  # nothing follows: all that is there belongs to the turn
-        literal = last_end(glue, kind, shape, specials)
-        return place.end + len(literal), literal.endswith(tuple(specials))
+        literal, closed = shape.last_end(glue, kind)
+        return place.end + len(literal), closed
     if known is not None and glue.startswith(known):
         return place.end + len(known), bool(known)  # empty: the turn ends only by the next header
     found = [(glue.find(stop), stop) for stop in shape.stops if stop in glue]
@@ -129,84 +129,3 @@ def _end(text: str, place: _Place, is_last: bool, shape: Shape, specials) -> tup
         at, stop = min(found)
         return place.end + at + len(stop), True
     raise RefusedError("mask_refused", f"no end of turn found behind {text[max(0, place.end - 40) : place.end]!r}")
-
-
-def _require_whole(text: str, runs: Sequence[Run], messages: list[dict], places: dict[int, _Place]) -> None:
-    """RefusedError where text of a message is missing: no loss are blanks, and reasoning of earlier turns."""
-    covered: dict[Source, list[tuple[int, int]]] = {}
-    for start, end, source, offset in runs:
-        span = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
-        covered.setdefault(source, []).append(span)
-    last_turn = max((n for n, message in enumerate(messages) if message["role"] in LEARNED_ROLES), default=-1)
-    for number, message in enumerate(messages):
-        for source in _texts_of(message, number == last_turn):
-            for missing in _missing(source, covered.get(source, [])):
-                if number < last_turn and _is_reasoning(missing):
-                    continue
-                literal = _literal(text, runs, places.get(number))
-                if missing in literal and len(missing) < len(source.text.strip()):
-                    continue  # a tag that the template writes itself
-                if source.path.endswith("function.name") and _named_by_id(message, missing, covered):
-                    continue
-                if missing in text and source not in covered and source.path.startswith("content"):
-                    raise RefusedError(
-                        "mask_refused", f"{source.path} of message {number} can't be followed in the rendering"
-                    )
-                raise RefusedError(
-                    "template_lost_text", f"{source.path} of message {number} ({message['role']}): {_shown(missing)}"
-                )
-
-
-def _texts_of(message: dict, with_reasoning: bool) -> list[Source]:
-    """The texts of a message that a rendering must hold."""
-    kept = ("content", "tool_calls", *(REASONING_FIELDS if with_reasoning else ()))
-    sources = [run[2] for key in kept if key in message for leaf in _leaves(message[key]) for run in leaf._runs]
-    return [s for s in sources if not s.path.startswith("tool_calls") or s.path.startswith("tool_calls.function.")]
-
-
-def _leaves(value) -> Iterable[Traced]:
-    if isinstance(value, Traced):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-
-
-def _missing(source: Source, covered: list[tuple[int, int]]) -> list[str]:
-    missing, at = [], 0
-    for start, end in [*sorted(covered), (len(source.text), len(source.text))]:
-        if start > at and (gap := source.text[at:start].strip()):
-            missing.append(gap)
-        at = max(at, end)
-    return missing
-
-
-def _named_by_id(message: dict, name: str, covered: dict) -> bool:
-    """Whether a rendered id of a call holds the function's name (Kimi: `functions.name:0`)."""
-    return any(
-        name in call["id"] and run[2] in covered
-        for call in message["tool_calls"]
-        for run in runs_of(call.get("id", ""))
-    )
-
-
-def _is_reasoning(fragment: str) -> bool:
-    return fragment.endswith("</think>") or re.fullmatch(r"<(\w+)>.*</\1>", fragment, re.DOTALL) is not None
-
-
-def _literal(text: str, runs: Sequence[Run], place: _Place | None) -> str:
-    if place is None:
-        return ""
-    at, pieces = place.after, []
-    for start, end, _, _ in runs:
-        if place.after <= start < place.before:
-            pieces.append(text[at:start])
-            at = max(at, end)
-    return "\n".join([*pieces, text[at : place.before]])
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "…")

@@ -93,7 +93,7 @@ def special_tokens(tokenizer) -> dict:
 def starts_with_bos(tokenizer) -> bool:
     """Whether the tokenizer itself puts BOS before plain text."""
     bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
 
 
 @contextmanager

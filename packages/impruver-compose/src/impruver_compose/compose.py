@@ -96,7 +96,7 @@ def _jobs(recipe, tokenizer, limit: int | None) -> tuple[list[Job], list[dict]]:
         if not len(source.rows):
             raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
         name, converter, mapping = find_converter(
-            section, source.rows.column_names, source.rows[0], where, recipe.base_dir
+            section, source.rows.columns, source.rows.batch(0, 1)[0], where, recipe.base_dir
         )
         say(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
         options = {"only_target_loss": section.only_target_loss, "add_bos": section.add_global_bos}
@@ -124,8 +124,7 @@ def _estimate(jobs: list[Job]) -> None:
         corpus, ledger, counts = Corpus.in_folder(Path(folder)), Ledger(), []
         try:
             for job in jobs:
-                sample = job.rows.select(range(min(DRY_ROWS, len(job.rows))))
-                counts.append(encode_source(dataclasses.replace(job, rows=sample), corpus, ledger))
+                counts.append(encode_source(dataclasses.replace(job, rows=job.rows.head(DRY_ROWS)), corpus, ledger))
             for origin, tokens, learned in zip(corpus.origins, corpus.tokens, corpus.learned, strict=True):
                 counts[origin.dataset_index].tokens += tokens
                 counts[origin.dataset_index].learned += learned

@@ -8,11 +8,13 @@ from typing import Any
 from impruver_core.cli.console import progress, warn
 from impruver_core.errors import CheckFailed, RefusedError
 from impruver_core.files.jsonl import dumps
-from impruver_core.templating.mask import UNLEARNED, Encoded, Refused, encode_chats, renders_tools
+from impruver_core.templating.mask import UNLEARNED, Encoded, Refused, encode_chats
+from impruver_core.templating.template import renders_tools
 from impruver_core.templating.tokenizer import plain_encoding
 
 from impruver_compose.convert import Conversation, convert
 from impruver_compose.ledger import Counts, Ledger, Origin
+from impruver_compose.rows import Rows
 from impruver_compose.spool import Corpus
 
 BATCH = 1000  # rows
@@ -25,7 +27,7 @@ class Job:
 
     name: str
     index: int
-    rows: Any  # datasets.Dataset
+    rows: Rows
     converter: Callable
     mapping: dict
     tokenizer: Any
@@ -40,13 +42,11 @@ def encode_source(job: Job, corpus: Corpus, ledger: Ledger) -> Counts:
     counts, warned = Counts(), False
     with progress(None, len(job.rows), f"data set {job.index}: {job.name}") as bar:
         for start in range(0, len(job.rows), BATCH):
-            batch = job.rows[start : start + BATCH]
-            size = len(next(iter(batch.values()), ()))
-            rows = [{name: column[i] for name, column in batch.items()} for i in range(size)]
+            rows = job.rows.batch(start, start + BATCH)
             pairs = list(_converted(job, start, rows, counts, ledger))
             warned = warned or _warn_of_tools(job, pairs)
             _encode(job, pairs, corpus, counts, ledger)
-            bar.update(size)
+            bar.update(len(rows))
     return counts
 
 

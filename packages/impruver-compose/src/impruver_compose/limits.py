@@ -32,12 +32,12 @@ def _model_limit(section) -> int | None:
 def _config_of(name: str) -> dict:
     """The config.json of a folder or hub id; {} where it can't be had: a limit is no reason to stop."""
     path = Path(name) / "config.json"
-    if not path.is_file():
-        from huggingface_hub import hf_hub_download
+    try:
+        if not path.is_file():
+            from huggingface_hub import hf_hub_download
 
-        try:
             path = Path(hf_hub_download(name, "config.json"))
-        except Exception as error:  # offline, gated, misspelt: whoever loads the model tells
-            say(f"the longest row of {name} is not known ({type(error).__name__}): the tokenizer's limit counts")
-            return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except Exception as error:  # offline, gated, misspelt, broken: whoever loads the model tells
+        say(f"the longest row of {name} is not known ({type(error).__name__}): the tokenizer's limit counts")
+        return {}

@@ -10,7 +10,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, new_manifest, publish
 from impruver_core.files.safe import need_room, staged, synced
-from impruver_core.templating.mask import end_of_turn, template_of
+from impruver_core.templating.template import end_of_turn, template_of
 from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
 
 from impruver_compose.ledger import Counts, Ledger

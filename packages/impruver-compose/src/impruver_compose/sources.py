@@ -1,20 +1,22 @@
 """Opens data sets through `datasets`: files, folders, globs and hub data sets, memory-mapped."""
 
 import glob
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import numbered_rows
 from impruver_core.files.manifest import describe
 from impruver_core.recipe.lookup import find_local, looks_local
 
-LOADERS = {
+from impruver_compose.rows import Rows, as_lines, scan
+
+KINDS = {
     "json": (".jsonl", ".ndjson", ".json"),
-    "csv": (".csv", ".tsv"),
+    "csv": (".csv",),
+    "tsv": (".tsv",),
     "parquet": (".parquet",),
     "text": (".txt",),
     "arrow": (".arrow",),
@@ -27,7 +29,7 @@ class Source:
     """An opened data set and what the manifest says of it."""
 
     name: str
-    rows: Any  # datasets.Dataset
+    rows: Rows
     inputs: list[dict]
 
 
@@ -41,59 +43,110 @@ def open_source(section, where: str, recipe_dir: Path) -> Source:
         return Source(section.name, rows, [describe(path, digest=True) for path in files])
     if looks_local(section.name):
         raise ImpruverError(f"{where}: {section.name} is not there (looked beside the recipe and in {Path.cwd()})")
-    rows = _load_hub(section, where)
+    table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
-    return Source(section.name, rows, [entry | {"fingerprint": rows._fingerprint}])
+    return Source(
+        section.name, Rows(table, tuple(table.column_names)), [entry | {"fingerprint": table._fingerprint}]
+    )
 
 
 def quiet_datasets() -> None:
-    """No progress bars of `datasets`; its cache stands in ours."""
+    """No progress bars and no log of `datasets`: what it raises is told by us."""
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)
 
 
 def cache_dir() -> Path:
     """The folder of what can be made again: $IMPRUVER_CACHE, else ~/.cache/impruver."""
-    return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver")
+    return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
 
 
 def _files(found: Path, where: str) -> list[Path]:
-    """The data files of a file, a folder or a glob, in the order of their names."""
+    """The data files of a file, a folder or a glob, in the order of their names; all of one kind."""
     if found.is_file():
-        return [found]
-    candidates = found.rglob("*") if found.is_dir() else map(Path, glob.glob(str(found), recursive=True))
-    files = sorted(path for path in candidates if path.is_file() and _loader(path))
+        files = [found]
+    else:
+        candidates = found.rglob("*") if found.is_dir() else map(Path, glob.glob(str(found), recursive=True))
+        files = sorted(path for path in candidates if path.is_file() and _kind(path))
     if not files:
         raise ImpruverError(f"{where}: no data files in {found} ({_known()})")
+    kinds = {_kind(path) for path in files}
+    if None in kinds:
+        raise ImpruverError(f"{where}: {found.name} is of no kind that can be read ({_known()})")
+    if len(kinds) > 1:
+        raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(kinds))}): name them one by one")
+    if all(path.stat().st_size == 0 for path in files):
+        raise ImpruverError(f"{where}: {files[0]} is empty")
     return files
 
 
-def _loader(path: Path) -> str | None:
+def _kind(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    return next((name for name, known in LOADERS.items() if suffixes and suffixes[-1] in known), None)
+    return next((name for name, known in KINDS.items() if suffixes and suffixes[-1] in known), None)
 
 
 def _known() -> str:
-    suffixes = ", ".join(suffix for known in LOADERS.values() for suffix in known)
+    suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
     return f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
 
 
-def _load_files(files: list[Path], split: str, where: str):
+def _load_files(files: list[Path], split: str, where: str) -> Rows:
+    kind = _kind(files[0])
+    if kind == "json":
+        return _load_json(files, split, where)
+    options = _as_texts(files[0], "," if kind == "csv" else "\t", where) if kind in ("csv", "tsv") else {}
+    table = _load("csv" if kind == "tsv" else kind, files, split, where, **options)
+    return Rows(table, tuple(table.column_names))
+
+
+def _load_json(files: list[Path], split: str, where: str) -> Rows:
+    """JSON as lines of text, every line checked; blank ones are no rows."""
+    files = [as_lines(path, cache_dir()) for path in files]
+    columns, rows = {}, 0
+    for found in map(scan, files):
+        columns |= found.columns
+        rows += found.rows
+    if not rows:
+        raise ImpruverError(f"{where}: {files[0]} has no rows")
+    table = _load("text", files, split.partition("[")[0], where)
+    if len(table) != rows:
+        table = table.select([at for at, line in enumerate(table["text"]) if line.strip("\ufeff \t\r")])
+    if "[" in split:
+        table = _sliced(table, split, where)
+    return Rows(table, tuple(columns), json_lines=True)
+
+
+def _sliced(table, split: str, where: str):
     import datasets
 
-    loaders = {_loader(path) for path in files}
-    if None in loaders:
-        raise ImpruverError(f"{where}: {files[0].name} is of no kind that can be read ({_known()})")
-    if len(loaders) > 1:
-        raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(loaders))}): name them one by one")
-    (loader,) = loaders
-    if all(path.stat().st_size == 0 for path in files):
-        raise ImpruverError(f"{where}: {files[0]} is empty")
-    options = {"sep": "\t"} if files[0].name.lower().endswith(".tsv") else {}
+    name = split.partition("[")[0]
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(table)})
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ImpruverError(f"{where}.split: {split} can't be read: {_innermost(error)}") from None
+    return table.select([at for part in parts for at in range(part.from_, part.to)])
+
+
+def _as_texts(path: Path, separator: str, where: str) -> dict:
+    """Options that leave the cells of a CSV file as they were written: 007 is no 7, None no null."""
+    import datasets
+    import pandas
+
+    try:
+        columns = pandas.read_csv(path, sep=separator, nrows=0, encoding="utf-8-sig").columns
+    except (ValueError, OSError) as error:
+        raise ImpruverError(f"{where}: {path} can't be read as csv: {_innermost(error)}") from None
+    texts = datasets.Features({str(name): datasets.Value("string") for name in columns})
+    return {"sep": separator, "features": texts, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
+def _load(loader: str, files: list[Path], split: str, where: str, **options):
+    import datasets
+
     name = split.partition("[")[0]
     try:
         return datasets.load_dataset(
@@ -103,21 +156,10 @@ def _load_files(files: list[Path], split: str, where: str):
             cache_dir=str(cache_dir() / "datasets"),
             **options,
         )
-    except (KeyboardInterrupt, MemoryError):
-        raise
     except Exception as error:  # datasets raises its own, pyarrow's, ValueError, UnicodeDecodeError and more
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        _tell_bad_line(files, loader)
         raise ImpruverError(f"{where}: {files[0]} can't be read as {loader}: {_innermost(error)}") from None
-
-
-def _tell_bad_line(files: list[Path], loader: str) -> None:
-    """Reads JSONL again, line by line: `datasets` names a block, not the line."""
-    for path in files:
-        if loader == "json" and path.suffix in (".jsonl", ".ndjson"):
-            for _ in numbered_rows(path):
-                pass
 
 
 def _innermost(error: BaseException) -> str:
@@ -138,9 +180,7 @@ def _load_hub(section, where: str):
                 raise
             say(f"{section.name} is a script, which `datasets` no longer runs: reading the hub's Parquet copy of it")
             return datasets.load_dataset(section.name, revision="refs/convert/parquet", **options)
-    except (KeyboardInterrupt, MemoryError):
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise ImpruverError(f"{where}: {section.name} can't be loaded: {_innermost(error)}") from None

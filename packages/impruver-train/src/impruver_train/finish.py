@@ -5,10 +5,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from impruver_core import end_of_turn
+from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import read_rows, write_rows
 from impruver_core.files.manifest import describe, new_manifest, publish
 from impruver_core.files.safe import atomic_write
-from impruver_core.templating.mask import end_of_turn
+from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
 
 from impruver_train.place import MADE, MANIFEST
@@ -16,23 +18,24 @@ from impruver_train.place import MADE, MANIFEST
 HELD_OUT = 64
 VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
-CARRIED = ("end_of_turn", "num_ctx", "max_tokens_count")  # of the data's manifest
+CARRIED = ("max_tokens_count",)  # of the data's manifest
 
 
 def turn_ends(tokenizer: Any, data_manifest: dict[str, Any]) -> list[str]:
     """The texts that end an assistant's turn: compose's, else what the template shows; [] without a template."""
     if data_manifest.get("end_of_turn"):
         return list(data_manifest["end_of_turn"])
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default") or next(iter(template.values()), None)
-    return end_of_turn(template, special_tokens(tokenizer)) if template else []
+    try:
+        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+    except ImpruverError:  # text alone needs no template
+        return []
 
 
 def set_generation(model: Any, tokenizer: Any, ends: list[str]) -> None:
-    """Gives `model` the generation configuration of what is trained: it stops at the ends of turn and at EOS.
+    """Gives `model` the tokenizer's special ids and the generation configuration of what is trained.
 
-    The base's sampling values go where it does not sample: transformers would refuse to save them.
+    It stops at the ends of turn and at EOS. The base's sampling values go where it does not sample: transformers would
+    refuse to save them.
     """
     from transformers import GenerationConfig
 
@@ -43,9 +46,13 @@ def set_generation(model: Any, tokenizer: Any, ends: list[str]) -> None:
     stops = list(dict.fromkeys(number for number in stops if number is not None and number != unknown))
     generation._from_model_config = False  # else transformers may rebuild it from config.json
     generation.eos_token_id = stops or None
-    for name in ("bos_token_id", "pad_token_id"):
-        if getattr(tokenizer, name) is not None:
-            setattr(generation, name, getattr(tokenizer, name))
+    config = model.config.get_text_config()
+    for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+        number, known = getattr(tokenizer, name), getattr(config, name, None)
+        if number is not None and number != known and not (isinstance(known, list) and number in known):
+            setattr(config, name, number)
+        if number is not None and name != "eos_token_id":
+            setattr(generation, name, number)
     if not generation.do_sample:
         for name in SAMPLING:
             setattr(generation, name, None)

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ def pace_trackers(trainer: Any) -> None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, trackers):
             callback.on_log = paced(callback.on_log, each_step)
+
+
+def close_trackers() -> None:
+    """Ends wandb's run here: at the end of the process it would print its last words on stdout."""
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
 
 
 def paced(on_log: Any, each_step: Any) -> Any:

@@ -44,17 +44,18 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
     if dry_run:
         return
     with redirect_stdout(sys.stderr):
-        trainer = make_trainer(recipe, plan, rows, finish.turn_ends(plan.tokenizer, data_manifest))
+        ends = finish.turn_ends(plan.tokenizer, data_manifest)
+        trainer = make_trainer(recipe, plan, rows, ends)
         place.take(output_dir, overwrite)
         save_recipe(recipe, output_dir / place.RECIPE)  # first of all: without a manifest it marks unfinished work
         model = run(trainer)
         finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
         finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
         finish.save_held_out(inputs.get("val"), output_dir)
-        counts = estimate.counts(plan.size, facts["train"], trainer.state.global_step)
+        more = {"counts": estimate.counts(plan.size, facts["train"], trainer.state.global_step), "end_of_turn": ends}
         described = finish.describe_inputs(inputs, facts, digests, recipe.model.name)
         finish.write_manifest(
-            output_dir, resolved(recipe, absolute=True), plan.tokenizer, described, data_manifest, {"counts": counts}
+            output_dir, resolved(recipe, absolute=True), plan.tokenizer, described, data_manifest, more
         )
     result(f"wrote {'the model' if recipe.lora is None else 'the adapter'} to {output_dir}")
 
@@ -107,6 +108,7 @@ def run(trainer: Any) -> Any:
     """Trains; the model, with the best checkpoint's weights where the recipe asks for that."""
     metrics.pace_trackers(trainer)
     trainer.train()
+    metrics.close_trackers()
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model

@@ -1,0 +1,94 @@
+"""Whether a rendering holds all that was said."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from impruver_core.errors import RefusedError
+from impruver_core.templating.render import REASONING_FIELDS
+from impruver_core.templating.traced import Run, Source, Traced, runs_of
+
+
+def require_whole(
+    text: str, runs: Sequence[Run], messages: Sequence[dict], last_turn: int, gaps: Mapping[int, tuple[int, int]]
+) -> None:
+    """RefusedError("template_lost_text") where the rendering lost text of a message.
+
+    No loss are blanks at a text's ends, reasoning of turns before `last_turn`, and tags that the template writes
+    itself between `gaps[message]`, the characters from the text before a message to the one behind.
+    """
+    covered: dict[Source, list[tuple[int, int]]] = {}
+    for start, end, source, offset in runs:
+        span = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
+        covered.setdefault(source, []).append(span)
+    for number, message in enumerate(messages):
+        for source in _texts_of(message, number == last_turn):
+            for missing in _missing(source, covered.get(source, [])):
+                written = _literal(text, runs, *gaps[number]) if number in gaps else ""
+                if not (
+                    (number < last_turn and _is_reasoning(missing))
+                    or (missing in written and len(missing) < len(source.text.strip()))
+                    or (source.path.endswith("function.name") and _named_by_id(message, missing, covered))
+                ):
+                    raise _lost(text, source, message["role"], missing, source in covered)
+
+
+def _lost(text: str, source: Source, role: str, missing: str, in_part: bool) -> RefusedError:
+    where = f"{source.path} of message {source.message} ({role})"
+    if source.path.startswith("content") and missing in text and not in_part:
+        return RefusedError("mask_refused", f"{where} can't be followed through the template")
+    return RefusedError("template_lost_text", f"{where}: {shown(missing)}")
+
+
+def _texts_of(message: dict, with_reasoning: bool) -> list[Source]:
+    """The texts of a message that a rendering must hold."""
+    kept = ("content", "tool_calls", *(REASONING_FIELDS if with_reasoning else ()))
+    sources = [run[2] for key in kept if key in message for leaf in _leaves(message[key]) for run in leaf._runs]
+    return [s for s in sources if not s.path.startswith("tool_calls") or s.path.startswith("tool_calls.function.")]
+
+
+def _leaves(value) -> Iterable[Traced]:
+    if isinstance(value, Traced):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+
+
+def _missing(source: Source, covered: list[tuple[int, int]]) -> list[str]:
+    missing, at = [], 0
+    for start, end in [*sorted(covered), (len(source.text), len(source.text))]:
+        if start > at and (gap := source.text[at:start].strip()):
+            missing.append(gap)
+        at = max(at, end)
+    return missing
+
+
+def _named_by_id(message: dict, name: str, covered: dict) -> bool:
+    """Whether a rendered id of a call holds the function's name (Kimi: `functions.name:0`)."""
+    return any(
+        name in call["id"] and run[2] in covered
+        for call in message["tool_calls"]
+        for run in runs_of(call.get("id", ""))
+    )
+
+
+def _is_reasoning(fragment: str) -> bool:
+    return fragment.endswith("</think>") or re.fullmatch(r"<(\w+)>.*</\1>", fragment, re.DOTALL) is not None
+
+
+def _literal(text: str, runs: Sequence[Run], start: int, stop: int) -> str:
+    """What the template wrote itself between two positions, a line for each piece."""
+    at, pieces = start, []
+    for run_start, run_end, _, _ in runs:
+        if start <= run_start < stop:
+            pieces.append(text[at:run_start])
+            at = max(at, run_end)
+    return "\n".join([*pieces, text[at:stop]])
+
+
+def shown(text: str) -> str:
+    """A text for a message, shortened."""
+    return repr(text if len(text) <= 60 else text[:57] + "…")

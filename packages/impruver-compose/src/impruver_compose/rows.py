@@ -1,0 +1,79 @@
+"""Rows of a data set, memory-mapped. Those of JSON stay as they were written.
+
+Arrow would read dates out of strings, round numbers, and give every row the keys of all others; so a row of JSON stays
+one line of text until it is needed.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.files.jsonl import dumps, numbered_rows
+from impruver_core.files.safe import atomic_write, sha256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a `datasets.Dataset`; `json_lines`: its column `text` holds each row as a line of JSON."""
+
+    table: Any
+    columns: tuple[str, ...]
+    json_lines: bool = False
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batch(self, start: int, stop: int) -> list[dict]:
+        """Rows start..stop; columns that a row of JSON does not have are None, as in a table."""
+        columns = self.table[start:stop]
+        if self.json_lines:
+            lines = (line.removeprefix("\ufeff") for line in columns["text"])
+            return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
+        size = len(next(iter(columns.values()), ()))
+        return [{name: column[at] for name, column in columns.items()} for at in range(size)]
+
+    def head(self, count: int) -> "Rows":
+        """The first `count` rows."""
+        return dataclasses.replace(self, table=self.table.select(range(min(count, len(self)))))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a first read of JSONL found; every line is JSON."""
+
+    columns: dict[str, None]  # of all rows, in the order in which they came
+    rows: int
+
+
+def scan(path: Path) -> Scan:
+    """Reads a JSONL file whole, keeping nothing; ImpruverError with file and line at the first line that is no row."""
+    columns, rows = {}, 0
+    for _, row in numbered_rows(path):
+        columns |= dict.fromkeys(row)
+        rows += 1
+    return Scan(columns, rows)
+
+
+def as_lines(path: Path, cache: Path) -> Path:
+    """`path`, or where it is a JSON list, the JSONL file in `cache` that was made of it."""
+    with open(path, "rb") as file:
+        if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            return path
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ImpruverError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        raise ImpruverError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    made = cache / "json" / f"{sha256(path)}.jsonl"
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {type(row).__name__}")
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(made) as file:
+            file.writelines(f"{dumps(row)}\n" for row in rows)
+    return made

@@ -1,0 +1,175 @@
+"""Files of every kind, folders, globs and slices; what can't be read is told by file and line."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+
+ROWS = [{"question": f"what is {number}", "answer": f"{number} is a number"} for number in range(4)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+TABLE = "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in ROWS)
+
+
+def as_parquet(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+KINDS = {
+    "d.jsonl": lambda path: path.write_text(LINES),
+    "d.ndjson": lambda path: path.write_text("\ufeff" + LINES.replace("\n", "\r\n")),
+    "d.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "d.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "d.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES.encode())),
+    "d.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(LINES.encode())),
+    "d.csv": lambda path: path.write_text(TABLE),
+    "d.tsv": lambda path: path.write_text(TABLE.replace(",", "\t")),
+    "d.tsv.gz": lambda path: path.write_bytes(gzip.compress(TABLE.replace(",", "\t").encode())),
+    "d.parquet": as_parquet,
+}
+
+
+@pytest.fixture
+def all_rows(files):
+    return sorted(files.rendered(("user", row["question"]), ("assistant", row["answer"])) for row in ROWS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_of_every_kind(name, composed, texts, tmp_path, all_rows):
+    KINDS[name](tmp_path / name)
+    done = composed(data=f"./{name}", dedup={"method": "none"})
+    assert sorted(texts(done.train)) == all_rows
+    (given,) = done.manifest["inputs"]
+    assert (given["path"], given["bytes"]) == (str(tmp_path / name), (tmp_path / name).stat().st_size)
+
+
+def test_lines_of_a_text_file_are_documents(composed, texts, tmp_path):
+    (tmp_path / "d.txt").write_text("the river\n\nстолица\n", encoding="utf-8")
+    assert sorted(texts(composed(data="d.txt").train)) == ["<s>the river</s>", "<s>столица</s>"]
+
+
+@pytest.mark.parametrize("name", ["folder", "folder/*.jsonl", "fold*/**/p*.jsonl*"])
+def test_folders_and_globs_in_the_order_of_their_names(name, composed, files, texts, all_rows):
+    files.write("folder/part-2.jsonl", ROWS[2:])
+    files.write("folder/part-1.jsonl", ROWS[:2])
+    done = composed(data=name, dedup={"method": "none"}, split={"val_rows": 1})
+    assert sorted(texts(done.train + done.val)) == all_rows
+    assert [given["path"].rpartition("/")[2] for given in done.manifest["inputs"]] == ["part-1.jsonl", "part-2.jsonl"]
+    files.write("folder/part-3.jsonl", [{"question": "bad", "answer": ""}])
+    (line,) = composed(data=name).dropped
+    assert (line["row"], line["reason"]) == (4, "converter_skipped")
+
+
+def test_a_slice_and_a_split_of_another_name(composed, files, texts, all_rows):
+    files.write("data.jsonl", ROWS)
+    assert sorted(texts(composed(data={"split": "train[1:3]"}, dedup={"method": "none"}).train)) == all_rows[1:3]
+    assert len(composed(data={"split": "test"}, dedup={"method": "none"}).train) == 4
+    assert len(composed(data={"split": "train[:1000]"}, dedup={"method": "none"}).train) == 4
+
+
+def test_a_changed_file_is_read_anew(composed, files, texts):
+    files.write("data.jsonl", ROWS[:1])
+    composed()
+    files.write("data.jsonl", ROWS[1:2])
+    assert "what is 1" in texts(composed().train)[0]
+
+
+def test_data_is_looked_for_beside_the_recipe_first(composed, files, tmp_path, monkeypatch, texts):
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else/data.jsonl").write_text('{"question": "wrong", "answer": "file"}\n')
+    files.write("data.jsonl", ROWS[:1])
+    monkeypatch.chdir(tmp_path / "else")
+    done = composed(train_path=str(tmp_path / "out/train.jsonl"), val_path=str(tmp_path / "out/val.jsonl"))
+    assert "what is 0" in texts(done.train)[0]
+
+
+def test_quickstart_data_from_the_installed_recipes(composed, tmp_path):
+    done = composed(data={"name": "quickstart/countries.jsonl", "split": "train[:50]"}, dedup={"method": "none"})
+    assert len(done.train) == 50
+
+
+def test_tools_of_one_row_do_not_leak_into_another(composed, files, tmp_path):
+    tools = [
+        {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+        {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}},
+    ]
+    rows = [files.chat("hi", "yo") | {"tools": [tools[0]]}, files.chat("hello there", "you") | {"tools": [tools[1]]}]
+    rows.append(files.chat("a third", "one") | {"tools": json.dumps(tools)})
+    rows.append(files.chat("the fourth", "row"))
+    files.write("data.jsonl", [{**row, "tools": json.dumps(row["tools"])} if "tools" in row else row for row in rows])
+    done = composed(split={"val_rows": 3}, dedup={"method": "none"})
+    assert "warning: data set 0 (data.jsonl): its rows have tools, which the chat template does not render" in done.err
+    wrapped = {"hi": tools[:1], "hello there": tools[1:], "a third": tools, "the fourth": None}
+    assert len(done.val) == 3
+    for row in done.val:
+        expected = wrapped[row["messages"][0]["content"]]
+        assert row.get("tools") == (expected and [{"type": "function", "function": tool} for tool in expected])
+
+
+BAD = {
+    "missing file": ("gone.jsonl", None, ["datasets.0: gone.jsonl is not there"]),
+    "missing folder": ("./gone", None, ["datasets.0: ./gone is not there"]),
+    "empty file": ("d.jsonl", b"", ["datasets.0", "d.jsonl is empty"]),
+    "blank lines": ("d.jsonl", b"\n\n", ["datasets.0", "d.jsonl"]),
+    "malformed line": ("d.jsonl", LINES.encode() + b'{"question": "x"\n', ["d.jsonl, line 5", "not JSON"]),
+    "malformed line, compressed": ("d.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a"\n'), ["d.jsonl.gz, line 2"]),
+    "cut off compressed": ("d.jsonl.gz", gzip.compress(LINES.encode())[:-9], ["datasets.0", "d.jsonl.gz"]),
+    "no UTF-8": ("d.jsonl", LINES.encode() + b'{"question": "caf\xe9", "answer": "a"}\n', ["d.jsonl, line 5", "UTF-8"]),
+    "no UTF-8 in CSV": ("d.csv", b"question,answer\ncaf\xe9,b\n", ["datasets.0", "d.csv"]),
+    "a list as row": ("d.jsonl", b'{"question": "q", "answer": "a"}\n[1, 2]\n', ["d.jsonl, line 2", "object"]),
+    "only lists": ("d.jsonl", b"[1, 2]\n[3]\n", ["d.jsonl, line 1", "object"]),
+    "text as row": ("d.jsonl", b'"question"\n', ["d.jsonl, line 1", "object"]),
+    "broken parquet": ("d.parquet", b"PAR1 nothing", ["datasets.0", "d.parquet", "parquet"]),
+    "unknown kind": ("d.xlsx", b"x", ["datasets.0: d.xlsx is of no kind", ".parquet"]),
+    "header alone": ("d.csv", b"question,answer\n", ["datasets.0", "d.csv"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_can_not_be_read(case, refused, tmp_path):
+    name, content, told = BAD[case]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    message = refused(data=name)
+    for part in told:
+        assert part in message, message
+
+
+def test_folders_without_data_and_of_mixed_kinds(refused, files, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.md").write_text("nothing")
+    assert "datasets.0: no data files in" in refused(data="folder")
+    files.write("folder/a.jsonl", ROWS)
+    (tmp_path / "folder/a.csv").write_text(TABLE)
+    assert "datasets.0: files of different kinds (csv, json)" in refused(data="folder")
+
+
+def test_a_bad_split(refused, files):
+    files.write("data.jsonl", ROWS)
+    assert "datasets.0: " in refused(data={"split": "train[:1"})
+    assert "datasets.0: data.jsonl has no rows in split train[9:]" in refused(data={"split": "train[9:]"})
+
+
+def test_a_hub_data_set_offline(refused):
+    message = refused(data="nobody/nothing-of-that-name")
+    assert "datasets.0: nobody/nothing-of-that-name can't be loaded: " in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_the_second_of_several_files_is_the_bad_one(refused, files, tmp_path):
+    files.write("folder/a.jsonl", ROWS)
+    (tmp_path / "folder/b.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n')
+    assert "b.jsonl, line 2" in refused(data="folder")
+
+
+def test_what_this_run_writes_is_no_input(refused, files, tmp_path):
+    files.write("data/train.jsonl", ROWS)
+    for data in ("data", "data/train.jsonl"):
+        message = refused("--overwrite", data=data, train_path="data/train.jsonl")
+        assert "datasets.0" in message
+        assert "train.jsonl" in message
+    assert (tmp_path / "data/train.jsonl").read_text() == LINES

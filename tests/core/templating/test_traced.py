@@ -1,0 +1,118 @@
+"""Traced strings are ordinary strings, and what they say of their characters is true."""
+
+import json
+import random
+
+import pytest
+from impruver_core.templating.render import render
+from impruver_core.templating.traced import Source, Traced, joined, recast, runs_of, trace
+
+OPERATIONS = [
+    lambda s, r: s.strip(),
+    lambda s, r: s.lstrip("\n a"),
+    lambda s, r: s.rstrip(),
+    lambda s, r: s + "<end>",
+    lambda s, r: "<start>" + s,
+    lambda s, r: s[r.randrange(5) :],
+    lambda s, r: s[: r.randrange(1, 30)],
+    lambda s, r: s[-3],
+    lambda s, r: s.split("b")[-1],
+    lambda s, r: "|".join(s.split("a")),
+    lambda s, r: s.split()[0],
+    lambda s, r: " ".join(s.split(None, 2)),
+    lambda s, r: s.rsplit("c", 1)[0],
+    lambda s, r: "~".join(s.splitlines()),
+    lambda s, r: "".join(s.splitlines(keepends=True)),
+    lambda s, r: s.partition("a")[2],
+    lambda s, r: s.rpartition("b")[0],
+    lambda s, r: s.replace("a", "xx"),
+    lambda s, r: s.replace("ab", "", 1),
+    lambda s, r: s.removeprefix("a").removesuffix("c"),
+    lambda s, r: s.upper(),
+    lambda s, r: s.capitalize(),
+    lambda s, r: s.join(["1", "2", "3"]),
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_operation_gives_the_string_that_str_gives_and_true_sources(seed):
+    chance = random.Random(seed)
+    for _ in range(200):
+        text = "".join(chance.choice("abc \nя") for _ in range(chance.randrange(40)))
+        source = Source(0, "content", text)
+        plain, traced = text, Traced(text, [(0, len(text), source, 0)])
+        for _ in range(chance.randrange(1, 4)):
+            operation, state = chance.choice(OPERATIONS), chance.getstate()
+            try:
+                plain = operation(plain, chance)
+            except IndexError:
+                continue
+            chance.setstate(state)
+            if operation in OPERATIONS[9:10] + OPERATIONS[11:12] + OPERATIONS[13:15]:
+                traced = _with_traced_join(operation, traced, chance)
+            else:
+                traced = operation(traced, chance)
+        assert str.__str__(traced) == plain
+        for start, end, _, offset in runs_of(traced):
+            assert 0 <= start <= end <= len(plain)
+            if offset >= 0:
+                assert plain[start:end].lower() == text[offset : offset + end - start].lower()
+
+
+def _with_traced_join(operation, traced, chance):
+    """`"|".join(…)` of a plain string is C code: templates get it through the environment, as here."""
+    marked = {9: "|", 11: " ", 13: "~", 14: ""}
+    separator = marked[OPERATIONS.index(operation)]
+    parts = {
+        9: lambda: traced.split("a"),
+        11: lambda: traced.split(None, 2),
+        13: lambda: traced.splitlines(),
+        14: lambda: traced.splitlines(keepends=True),
+    }[OPERATIONS.index(operation)]()
+    return joined(parts, separator)
+
+
+def test_iteration_and_json_keep_sources():
+    source = Source(3, "content", "ab")
+    traced = Traced("ab", [(0, 2, source, 0)])
+    assert [runs_of(character)[0][3] for character in traced] == [0, 1]
+    dumped = recast(json.dumps({"x": traced}), {"x": traced})
+    assert runs_of(dumped) == ((0, len(dumped), source, -1),)
+
+
+def test_an_empty_text_keeps_its_place():
+    text = render("<u>{{ messages[0].content | trim }}</u>", [{"role": "user", "content": trace(" \n", 0, "content")}])
+    assert text == "<u></u>"
+    assert [(start, end) for start, end, _, _ in runs_of(text)] == [(3, 3)]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "m.content",
+        "'<' ~ m.content ~ '>'",
+        "'%s' ~ m.content",
+        "m.content | trim",
+        "m.content.split(' ')[-1]",
+        "' '.join([m.content, 'x'])",
+        "[m.content, 'x'] | join(', ')",
+        "m.content | replace('a', 'b')",
+        "m.content | upper",
+        "m | tojson",
+        "m.content | indent(2)",
+        "(m.content.split('n') | first)",
+        "m.content | string",
+        "m.content[1:]",
+    ],
+)
+def test_what_a_template_does_to_a_text_is_followed(expression):
+    template = (
+        "{% set ns = namespace(t='') %}{% for m in messages %}{% set ns.t = ns.t + ("
+        + expression
+        + ") %}{% endfor %}{{ ns.t }}"
+    )
+    message = {"role": "user", "content": "an answer"}
+    plain = render(template, [message])
+    traced = render(template, [{"role": "user", "content": trace("an answer", 0, "content")}])
+    assert traced == plain
+    assert {run[2].message for run in runs_of(traced)} == {0}
