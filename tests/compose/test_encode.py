@@ -15,7 +15,12 @@ def test_the_assistants_turns_are_learned_to_the_token(composed, files, learned)
 
 
 def test_function_calls_are_learned_and_results_are_not(composed, files, learned):
-    said = [("human", "rain?"), ("function_call", '{"name": "f", "arguments": {}}'), ("observation", "no"), ("gpt", "dry")]
+    said = [
+        ("human", "rain?"),
+        ("function_call", '{"name": "f", "arguments": {}}'),
+        ("observation", "no"),
+        ("gpt", "dry"),
+    ]
     files.write("data.jsonl", [{"conversations": [{"from": who, "value": text} for who, text in said]}])
     (row,) = composed().train
     assert learned(row)[-1] == "dry<|im_end|>"
@@ -158,7 +163,9 @@ def test_a_template_that_refuses_a_role_drops_the_row_in_its_words(composed, fil
 
 
 def test_template_arguments_of_the_recipe_and_of_the_row(composed, files, texts):
-    template = "{{ mood }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    template = (
+        "{{ mood }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    )
     files.write("data.jsonl", [files.chat("a", "b"), files.chat("c", "d") | {"chat_template_kwargs": {"mood": "sad"}}])
     done = composed(tokenizer={"chat_template": template, "chat_template_kwargs": {"mood": "glad"}})
     assert sorted(text.partition("<|im")[0] for text in texts(done.train)) == ["<s>glad", "<s>sad"]
@@ -168,8 +175,9 @@ def test_rows_that_are_no_conversations(composed, files):
     bad = [
         {"messages": []},
         {"messages": None},
+        {"messages": "no JSON"},
+        {"messages": "\"a text\""},
         {"messages": [{"role": "user", "content": "only a question"}]},
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
         {"messages": [{"role": None, "content": "a"}]},
         files.chat("a", "b") | {"tools": "no JSON"},
         files.chat("a", "b") | {"chat_template_kwargs": "[]"},
@@ -177,9 +185,9 @@ def test_rows_that_are_no_conversations(composed, files):
     files.write("data.jsonl", [*bad, files.chat("a", "b")])
     done = composed(dedup={"method": "none"})
     reasons = [line["reason"] for line in done.dropped]
-    expected = ["bad_row", "converter_skipped", "nothing_to_learn", None, "bad_row", "bad_row", "bad_row"]
-    assert len(done.train) in (1, 2)
-    assert [reason for reason in expected if reason] == reasons
+    expected = ["bad_row", "bad_row", "converter_failed", "converter_failed", "nothing_to_learn"]
+    assert reasons == [*expected, "bad_row", "bad_row", "bad_row"]
+    assert len(done.train) == 1
 
 
 def test_lone_surrogates_and_huge_rows(composed, files, tmp_path):
@@ -190,4 +198,4 @@ def test_lone_surrogates_and_huge_rows(composed, files, tmp_path):
     assert len(composed().train) == 2
     (tmp_path / "data.jsonl").write_text(f"{good}\n{broken}\n")
     done = composed("--overwrite")
-    assert [line["reason"] for line in done.dropped] in ([], ["bad_row"])
+    assert [line["reason"] for line in done.dropped] == ["bad_row"]

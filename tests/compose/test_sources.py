@@ -64,6 +64,38 @@ def test_folders_and_globs_in_the_order_of_their_names(name, composed, files, te
     assert (line["row"], line["reason"]) == (4, "converter_skipped")
 
 
+def test_values_stay_as_they_were_written(composed, files, texts, tmp_path):
+    """Arrow would make a date of 2024-01-01, pandas 7 of 007 and nothing of None."""
+    said = ["2024-01-01", "007", "1.10", "None", "NA", "true", " x "]
+    expected = sorted(files.rendered(("user", f"q{at}"), ("assistant", text)) for at, text in enumerate(said))
+    rows = [{"question": f"q{at}", "answer": text} for at, text in enumerate(said)]
+    files.write("d.jsonl", rows)
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    (tmp_path / "d.csv").write_text("question,answer\n" + "".join(f"q{at},{text}\n" for at, text in enumerate(said)))
+    for name in ("d.jsonl", "d.json", "d.csv"):
+        assert sorted(texts(composed(data=name, dedup={"method": "none"}).train)) == expected, name
+    files.write("d.jsonl", [{"question": f"q{at}", "answer": "2024-01-01"} for at in range(3)])
+    assert all("2024-01-01" in text for text in texts(composed(data="d.jsonl", dedup={"method": "none"}).train))
+
+
+def test_rows_with_other_columns_than_the_first(composed, files, texts):
+    rows = [{"question": "a", "answer": "b"}, {"system": "s", "question": "c", "answer": "d", "extra": {"x": 1}}]
+    rows += [{"question": "e", "answer": {"text": ["f"]}, "extra": "y"}]
+    files.write("data.jsonl", rows)
+    s, u, a = "system", "user", "assistant"
+    turns = [[(u, "a"), (a, "b")], [(s, "s"), (u, "c"), (a, "d")], [(u, "e"), (a, '{"text": ["f"]}')]]
+    assert sorted(texts(composed().train)) == sorted(files.rendered(*each) for each in turns)
+
+
+def test_blank_lines_are_no_rows(composed, files, tmp_path):
+    good = json.dumps(ROWS[0]), json.dumps(ROWS[1]), json.dumps(ROWS[2] | {"answer": ""})
+    (tmp_path / "data.jsonl").write_text(f"\n{good[0]}\n \t\n{good[1]}\n\n{good[2]}\n\n")
+    done = composed(dedup={"method": "none"})
+    assert len(done.train) == 2
+    assert [line["row"] for line in done.dropped] == [2]
+    assert len(composed(data={"split": "train[1:]"}, dedup={"method": "none"}).train) == 1
+
+
 def test_a_slice_and_a_split_of_another_name(composed, files, texts, all_rows):
     files.write("data.jsonl", ROWS)
     assert sorted(texts(composed(data={"split": "train[1:3]"}, dedup={"method": "none"}).train)) == all_rows[1:3]
@@ -100,7 +132,7 @@ def test_tools_of_one_row_do_not_leak_into_another(composed, files, tmp_path):
     rows = [files.chat("hi", "yo") | {"tools": [tools[0]]}, files.chat("hello there", "you") | {"tools": [tools[1]]}]
     rows.append(files.chat("a third", "one") | {"tools": json.dumps(tools)})
     rows.append(files.chat("the fourth", "row"))
-    files.write("data.jsonl", [{**row, "tools": json.dumps(row["tools"])} if "tools" in row else row for row in rows])
+    files.write("data.jsonl", rows)
     done = composed(split={"val_rows": 3}, dedup={"method": "none"})
     assert "warning: data set 0 (data.jsonl): its rows have tools, which the chat template does not render" in done.err
     wrapped = {"hi": tools[:1], "hello there": tools[1:], "a third": tools, "the fourth": None}
@@ -117,8 +149,11 @@ BAD = {
     "blank lines": ("d.jsonl", b"\n\n", ["datasets.0", "d.jsonl"]),
     "malformed line": ("d.jsonl", LINES.encode() + b'{"question": "x"\n', ["d.jsonl, line 5", "not JSON"]),
     "malformed line, compressed": ("d.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a"\n'), ["d.jsonl.gz, line 2"]),
-    "cut off compressed": ("d.jsonl.gz", gzip.compress(LINES.encode())[:-9], ["datasets.0", "d.jsonl.gz"]),
+    "cut off compressed": ("d.jsonl.gz", gzip.compress(LINES.encode())[:-9], ["d.jsonl.gz, after line 4", "broken"]),
+    "cut off list": ("d.json", b'[{"question": "q",\n', ["d.json, line 2", "not JSON"]),
+    "a list of texts": ("d.json", b'["question"]', ["d.json, row 0", "object"]),
     "no UTF-8": ("d.jsonl", LINES.encode() + b'{"question": "caf\xe9", "answer": "a"}\n', ["d.jsonl, line 5", "UTF-8"]),
+    "no UTF-8 in a list": ("d.json", b'[{"question": "caf\xe9"}]', ["d.json", "UTF-8"]),
     "no UTF-8 in CSV": ("d.csv", b"question,answer\ncaf\xe9,b\n", ["datasets.0", "d.csv"]),
     "a list as row": ("d.jsonl", b'{"question": "q", "answer": "a"}\n[1, 2]\n', ["d.jsonl, line 2", "object"]),
     "only lists": ("d.jsonl", b"[1, 2]\n[3]\n", ["d.jsonl, line 1", "object"]),
@@ -150,7 +185,7 @@ def test_folders_without_data_and_of_mixed_kinds(refused, files, tmp_path):
 
 def test_a_bad_split(refused, files):
     files.write("data.jsonl", ROWS)
-    assert "datasets.0: " in refused(data={"split": "train[:1"})
+    assert "datasets.0.split: train[:1 can't be read" in refused(data={"split": "train[:1"})
     assert "datasets.0: data.jsonl has no rows in split train[9:]" in refused(data={"split": "train[9:]"})
 
 

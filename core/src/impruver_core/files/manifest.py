@@ -20,16 +20,16 @@ def new_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(path: str | Path) -> dict[str, Any] | None:
     """The manifest at `path`, None where there is none; ImpruverError for a broken one or a higher format."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        newer = manifest["impruver"] > FORMAT
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        manifest = json.loads(text)
-        number = manifest["impruver"]
     except (ValueError, KeyError, TypeError):
         raise ImpruverError(f"{path}: not a manifest of Impruver; move it away, or use --overwrite") from None
-    if number > FORMAT:
-        raise ImpruverError(f"{path}: manifest format {number} is newer than this version reads ({FORMAT}); update it")
+    if newer:
+        raise ImpruverError(
+            f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
+        )
     return manifest
 
 
@@ -48,6 +48,9 @@ def describe(path: str | Path, rows: int | None = None, digest: bool = False, be
 def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: bool = False) -> None:
     """ImpruverError where a file that stands at one of `paths` is not as the manifest at `manifest_path` tells it."""
     present = [path for path in map(Path, paths) if path.exists()]
+    for path in present:
+        if path.is_dir():
+            raise ImpruverError(f"{path} is a folder: name another path")
     if overwrite or not present:
         return
     manifest = read_manifest(manifest_path)
@@ -55,7 +58,7 @@ def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: boo
     known = {(manifest_path.parent / entry["path"]).absolute(): entry for entry in outputs}
     for path in present:
         entry = known.get(path.absolute())
-        if path.is_dir() or entry is None:
+        if entry is None:
             raise ImpruverError(f"{path} is there and Impruver did not make it: name another path, or use --overwrite")
         if entry["bytes"] != path.stat().st_size or entry.get("sha256", "") not in ("", sha256(path)):
             raise ImpruverError(f"{path} was changed since Impruver made it: move it away, or use --overwrite")

@@ -1,6 +1,7 @@
 """Composes data: load, convert, encode, dedup, split, write. Reads as the list of its steps."""
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False) -> None:
         check_replaceable(paths.outputs(), paths.manifest, overwrite)
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
     limit = row_limit(recipe, tokenizer)
-    jobs, inputs = _jobs(recipe, tokenizer, limit)
+    jobs, inputs = _jobs(recipe, tokenizer, limit, [*paths.outputs(), paths.manifest])
     if dry_run:
         _estimate(jobs)
         return
@@ -85,8 +86,8 @@ def _count(corpus: Corpus, counts: list[Counts], jobs: list[Job], train: list[in
         each.check(job.name)
 
 
-def _jobs(recipe, tokenizer, limit: int | None) -> tuple[list[Job], list[dict]]:
-    """A job for each data set, all opened before any is worked on."""
+def _jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[Job], list[dict]]:
+    """A job for each data set, all opened before any is worked on; none may read what this run writes."""
     if not recipe.datasets:
         raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
     jobs, inputs = [], []
@@ -95,27 +96,36 @@ def _jobs(recipe, tokenizer, limit: int | None) -> tuple[list[Job], list[dict]]:
         source = open_source(section, where, recipe.base_dir)
         if not len(source.rows):
             raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
+        for path in written:
+            if os.path.abspath(path) in (entry["path"] for entry in source.inputs):
+                raise ImpruverError(f"{where}: {section.name} holds {path}, which this run writes: name another path")
         name, converter, mapping = find_converter(
             section, source.rows.columns, source.rows.batch(0, 1)[0], where, recipe.base_dir
         )
         say(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
-        options = {"only_target_loss": section.only_target_loss, "add_bos": section.add_global_bos}
-        jobs.append(
-            Job(
-                section.name,
-                index,
-                source.rows,
-                converter,
-                mapping,
-                tokenizer,
-                section.max_tokens_count or limit,
-                options | {"add_eos": section.add_global_eos},
-                recipe.tokenizer.chat_template_kwargs or None,
-                recipe.dedup.on == "prompt",
-            )
-        )
+        jobs.append(_job(recipe, index, source.rows, converter, mapping, tokenizer, limit))
         inputs += source.inputs
     return jobs, inputs
+
+
+def _job(recipe, index: int, rows, converter, mapping: dict, tokenizer, limit: int | None) -> Job:
+    section = recipe.datasets[index]
+    return Job(
+        name=section.name,
+        index=index,
+        rows=rows,
+        converter=converter,
+        mapping=mapping,
+        tokenizer=tokenizer,
+        limit=section.max_tokens_count or limit,
+        options={
+            "only_target_loss": section.only_target_loss,
+            "add_bos": section.add_global_bos,
+            "add_eos": section.add_global_eos,
+        },
+        template_kwargs=recipe.tokenizer.chat_template_kwargs or None,
+        prompts_only=recipe.dedup.on == "prompt",
+    )
 
 
 def _estimate(jobs: list[Job]) -> None:

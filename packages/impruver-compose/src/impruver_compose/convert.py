@@ -25,23 +25,33 @@ def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversat
 
     RefusedError: `converter_failed` where it raises, `bad_row` where what it gives is no conversation.
     """
-    tools = _parsed(row, "tools", list)
+    tools = _wrapped(_parsed(row, "tools", list))
     kwargs = _parsed(row, "chat_template_kwargs", dict)
     try:
         converted = converter(row, mapping)
     except Exception as error:  # a user's function may raise anything
         name = getattr(converter, "__name__", "converter")
-        raise RefusedError("converter_failed", f"{name}: {type(error).__name__}: {error}") from None
+        told = f"{name}: {type(error).__name__}: {error}"
+        raise RefusedError("converter_failed", told.encode(errors="replace").decode()) from None
     if converted is None:
         return
     if isinstance(converted, str):
-        yield Conversation(None, converted, None, None)
+        yield _as_json(Conversation(None, converted, None, None))
         return
     if not isinstance(converted, (list, tuple)):
         raise RefusedError("bad_row", f"the converter gave {type(converted).__name__}, not a list of messages")
     several = bool(converted) and all(isinstance(item, (list, tuple)) for item in converted)
     for messages in converted if several else [converted]:
-        yield Conversation([_without_nulls(message) for message in messages], None, _wrapped(tools), kwargs)
+        yield _as_json(Conversation([_without_nulls(message) for message in messages], None, tools, kwargs))
+
+
+def _as_json(conversation: Conversation) -> Conversation:
+    """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
+    try:
+        json.dumps(conversation.as_row(), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
+    return conversation
 
 
 def _without_nulls(message):

@@ -34,8 +34,8 @@ def find_duplicates(corpus: Corpus, method: str, threshold: float, num_perm: int
 def _exact(corpus: Corpus) -> list[Duplicate]:
     first: dict[bytes, int] = {}
     found = []
-    for number, (compared, whole) in enumerate(zip(corpus.exact, corpus.whole, strict=True)):
-        kept = first.setdefault(compared if len(corpus.said[number]) else whole, number)
+    for number, digest in enumerate(corpus.exact):
+        kept = first.setdefault(digest, number)
         if kept != number:
             found.append(Duplicate(number, kept, 1.0, True))
     return found

@@ -111,9 +111,7 @@ def _add_chat(job: Job, origin: Origin, chat: Conversation, row: Encoded | Refus
     whole = [token for _, start, end in row.texts for token in row.input_ids[start:end]]
     line = dumps({"input_ids": row.input_ids, "labels": row.labels}) + "\n"
     extra = dumps([chat.as_row()])
-    corpus.add(
-        origin, line.encode(), extra.encode(), prompt if job.prompts_only else whole, prompt, row.input_ids, learned
-    )
+    corpus.add(origin, line.encode(), extra.encode(), whole, prompt, row.input_ids, learned, job.prompts_only)
     return None
 
 
@@ -126,23 +124,29 @@ def _add_text(job: Job, origin: Origin, chat: Conversation, encoding, corpus: Co
     """A document, cut at the limit, with BOS and EOS around the whole; every piece carries its part of the text."""
     if not encoding.ids:
         return Refused("nothing_to_learn", "no tokens")
-    bos = [job.tokenizer.bos_token_id] if job.options["add_bos"] and job.tokenizer.bos_token_id is not None else []
-    eos = [job.tokenizer.eos_token_id] if job.options["add_eos"] and job.tokenizer.eos_token_id is not None else []
-    ids = [*bos, *encoding.ids, *eos]
-    labels = [*([UNLEARNED] * len(bos)), *encoding.ids, *eos]
+    ids, starts = _with_ends(job, encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])], len(chat.text))
+    labels = list(ids)
+    if ids[0] == job.tokenizer.bos_token_id:
+        labels[0] = UNLEARNED
     size = job.limit or len(ids)
     lines, extras = [], []
     for start in range(0, len(ids), size):
         piece = slice(start, start + size)
         lines.append(dumps({"input_ids": ids[piece], "labels": labels[piece]}) + "\n")
-        ends = [
-            encoding.offsets[i]
-            for i in range(max(0, start - len(bos)), min(len(encoding.ids), start - len(bos) + size))
-        ]
-        extras.append({"text": chat.text[ends[0][0] : ends[-1][1]] if ends else ""})
-    learned = len(ids) - len(bos)
+        extras.append({"text": chat.text[starts[start] : starts[min(start + size, len(ids))]]})
+    learned = sum(label != UNLEARNED for label in labels[1:])
     corpus.add(origin, "".join(lines).encode(), dumps(extras).encode(), encoding.ids, ids, ids, learned)
     return None
+
+
+def _with_ends(job: Job, ids: list[int], starts: list[int], length: int) -> tuple[list[int], list[int]]:
+    """The ids with BOS and EOS where they are missing; where in the text each begins, and where the text ends."""
+    bos, eos = job.tokenizer.bos_token_id, job.tokenizer.eos_token_id
+    if job.options["add_bos"] and bos not in (None, ids[0]):
+        ids, starts = [bos, *ids], [0, *starts]
+    if job.options["add_eos"] and eos not in (None, ids[-1]):
+        ids, starts = [*ids, eos], [*starts, length]
+    return ids, [*starts, length]
 
 
 def _warn_of_tools(job: Job, pairs: list[tuple[Origin, Conversation]]) -> bool:

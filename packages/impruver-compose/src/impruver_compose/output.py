@@ -1,5 +1,6 @@
 """What compose leaves behind: train, val, ledger and manifest, and what it says of them."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
-from impruver_core.files.manifest import describe, new_manifest, publish
+from impruver_core.files.manifest import describe, new_manifest, pending_path, publish
 from impruver_core.files.safe import need_room, staged, synced
 from impruver_core.templating.template import end_of_turn, template_of
 from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
@@ -31,8 +32,10 @@ class Paths:
         if missing:
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
         paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
-        if paths.train.absolute() == paths.val.absolute():
-            raise ImpruverError(f"{recipe.where('val_path')}: train_path and val_path are the same file")
+        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the manifest": paths.manifest}
+        for what, path in taken.items():
+            if os.path.realpath(path) == os.path.realpath(paths.val):
+                raise ImpruverError(f"{recipe.where('val_path')}: {paths.val} is where {what} goes: name another file")
         return paths
 
     @property
@@ -90,8 +93,9 @@ def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: l
         ]
         publish(paths.manifest, places, manifest | {"outputs": outputs})
     finally:
-        for place in places.values():
-            place.unlink(missing_ok=True)
+        if not pending_path(paths.manifest).exists():  # else a start that finds it finishes
+            for place in places.values():
+                place.unlink(missing_ok=True)
 
 
 def _beside(path: Path, paths: Paths) -> bool:

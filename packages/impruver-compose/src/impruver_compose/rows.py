@@ -58,7 +58,9 @@ def scan(path: Path) -> Scan:
 
 
 def as_lines(path: Path, cache: Path) -> Path:
-    """`path`, or where it is a JSON list, the JSONL file in `cache` that was made of it."""
+    """`path`, or where it is .json and holds a list, the JSONL file in `cache` that was made of it."""
+    if path.suffix.lower() != ".json":
+        return path
     with open(path, "rb") as file:
         if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return path

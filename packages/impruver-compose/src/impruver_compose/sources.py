@@ -45,9 +45,7 @@ def open_source(section, where: str, recipe_dir: Path) -> Source:
         raise ImpruverError(f"{where}: {section.name} is not there (looked beside the recipe and in {Path.cwd()})")
     table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
-    return Source(
-        section.name, Rows(table, tuple(table.column_names)), [entry | {"fingerprint": table._fingerprint}]
-    )
+    return Source(section.name, Rows(table, tuple(table.column_names)), [entry | {"fingerprint": table._fingerprint}])
 
 
 def quiet_datasets() -> None:

@@ -52,9 +52,8 @@ class Corpus:
     origins: list[Origin] = field(default_factory=list)
     tokens: array = field(default_factory=lambda: array("q"))
     learned: array = field(default_factory=lambda: array("q"))
-    exact: list[bytes] = field(default_factory=list)  # digest of what is compared
-    whole: list[bytes] = field(default_factory=list)  # digest of all ids
-    prompts: list[bytes] = field(default_factory=list)  # digest of what is said before the last answer
+    exact: list[bytes] = field(default_factory=list)  # digest of what must be equal in an exact duplicate
+    prompts: list[bytes] = field(default_factory=list)  # digest of what is said before the last answer, else of all
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Corpus":
@@ -75,18 +74,20 @@ class Corpus:
         prompt: list[int],
         ids: list[int],
         learned: int,
-    ):
-        """Adds a conversation: its lines, what val carries, the ids compared, those of the prompt, and all."""
-        compared = np.asarray(said, np.uint32).tobytes()
+        on_prompt: bool = False,
+    ) -> None:
+        """Adds a conversation: its lines, what val carries; the ids said, those of the prompt, and all.
+
+        Compared is what is said, exactly all; `on_prompt` the prompt alone, unless it is empty.
+        """
         self.rows.append(lines)
         self.extras.append(extra)
-        self.said.append(compared)
+        self.said.append(np.asarray(prompt if on_prompt else said, np.uint32).tobytes())
         self.origins.append(origin)
         self.tokens.append(len(ids))
         self.learned.append(learned)
-        self.exact.append(_digest(compared))
-        self.whole.append(_digest(np.asarray(ids, np.uint32).tobytes()))
-        self.prompts.append(_digest(np.asarray(prompt, np.uint32).tobytes()))
+        self.prompts.append(_digest(prompt or ids))
+        self.exact.append(self.prompts[-1] if on_prompt else _digest(ids))
 
     def lines(self, numbers: list[int]) -> int:
         """How many rows these conversations are."""
@@ -104,5 +105,5 @@ class Corpus:
         return np.frombuffer(self.said[number], np.uint32)
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+def _digest(ids: list[int]) -> bytes:
+    return hashlib.blake2b(np.asarray(ids, np.uint32).tobytes(), digest_size=16).digest()

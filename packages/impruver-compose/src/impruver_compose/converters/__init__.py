@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
+from impruver_core.recipe.schema import nearest
 
 from impruver_compose.converters import builtin
 
@@ -18,6 +20,16 @@ BUILTIN = {
     "impruver.messages": builtin.messages,
     "impruver.text": builtin.text,
 }
+# What each reads through its mapping: the fields it must have, and the further ones.
+FIELDS = {
+    "impruver.instruction_to_messages": (("instruction", "output"), ("input", "system")),
+    "impruver.dialog_to_messages": (("messages",), ()),
+    "impruver.conversations_to_messages": (("conversations",), ("system",)),
+    "impruver.char_dialog_to_messages": ((), ()),
+    "impruver.reasoning_to_messages": (("instruction", "reasoning", "output"), ("input", "system")),
+    "impruver.messages": (("messages",), ()),
+    "impruver.text": (("text",), ()),
+}
 QUESTIONS = ("instruction", "prompt", "question")
 ANSWERS = ("output", "response", "completion", "answer")
 
@@ -28,14 +40,24 @@ def find_converter(section, columns: Sequence[str], sample: dict, where: str, re
         name, mapping = detect(columns, sample, section.mapping, where)
     else:
         name, mapping = section.converter, section.mapping
-    missing = [f"{field}: {column}" for field, column in mapping.items() if column != "_" and column not in columns]
-    if missing:
-        raise ImpruverError(f"{where}.mapping: no such column ({', '.join(missing)}); there are {', '.join(columns)}")
+    if name.startswith("impruver.") and name not in BUILTIN:
+        raise ImpruverError(f"{where}.converter: {name} is not built in; there are {', '.join(BUILTIN)}")
+    _check_mapping(name, mapping, columns, where)
     if name in BUILTIN:
         return name, BUILTIN[name], mapping
-    if name.startswith("impruver."):
-        raise ImpruverError(f"{where}.converter: {name} is not built in; there are {', '.join(BUILTIN)}")
     return name, _two_arguments(load_object(name, f"{where}.converter", recipe_dir), name, where), mapping
+
+
+def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str) -> None:
+    """Every field is the converter's own, stands on a column, and none that it must have is missing."""
+    needed, further = FIELDS.get(name, ((), tuple(mapping)))
+    for field in mapping:
+        if field not in (*needed, *further):
+            raise ImpruverError(f"{where}.mapping: {name} has no field {field}{nearest(field, (*needed, *further))}")
+    wanted = {field: field for field in needed} | mapping
+    missing = [f"{field}: {column}" for field, column in wanted.items() if column not in ("_", *columns)]
+    if missing:
+        raise ImpruverError(f"{where}.mapping: no such column ({', '.join(missing)}); there are {', '.join(columns)}")
 
 
 def _two_arguments(function: Callable, name: str, where: str) -> Callable:
@@ -44,14 +66,14 @@ def _two_arguments(function: Callable, name: str, where: str) -> Callable:
         raise ImpruverError(f"{where}.converter: {name} is no function")
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return lambda row, mapping: function(row)
+    except (TypeError, ValueError):  # a function of C may tell nothing
+        parameters = ()
     if any(parameter.name == "mapping" for parameter in parameters):
-        return lambda row, mapping: function(row, mapping=mapping)
+        return wraps(function)(lambda row, mapping: function(row, mapping=mapping))
     positional = [
         p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
     ]
-    return function if len(positional) > 1 else lambda row, mapping: function(row)
+    return function if len(positional) > 1 else wraps(function)(lambda row, mapping: function(row))
 
 
 def detect(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> tuple[str, dict]:

@@ -79,24 +79,26 @@ def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
     if system:
         messages.append({"role": "system", "content": system})
     for item in _field(row, mapping, "conversations", "conversations"):
-        speaker = item.get("from", item.get("role"))
+        speaker = item.get("from") or item.get("role")
         if speaker not in ROLES:
             raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(ROLES)}")
-        messages.append({"role": ROLES[speaker], "content": item.get("value", item.get("content"))})
+        said = item["value"] if item.get("value") is not None else item.get("content")
+        messages.append({"role": ROLES[speaker], "content": said})
     return messages
 
 
-def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]]:
-    """Dialogues with a character (IlyaGusev/gpt_roleplay_realm): one conversation for each that gpt-4 wrote.
+def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]] | None:
+    """Dialogues with a character (IlyaGusev/gpt_roleplay_realm): one conversation for each that gpt-4 wrote, else None.
 
     What of the character's sheet goes into the system prompt is chosen by chance, seeded by the row.
     """
     chance = random.Random(json.dumps([row.get("name"), row.get("context"), row.get("greeting")], ensure_ascii=False))
-    return [
+    told = [
         _character(row, chance) + [_turn(message) for message in dialogue["chat"]]
         for dialogue in row["dialogues"]
         if dialogue["model_name"] == "gpt-4"
     ]
+    return told or None
 
 
 def _turn(message: dict) -> dict:
@@ -117,9 +119,13 @@ def _character(row: dict, chance: random.Random) -> list[dict]:
 
 
 def messages(row: dict, mapping: dict) -> list[dict]:
-    """Messages rows, as they are: roles and contents, `tool_calls`, `train`."""
-    value = _field(row, mapping, "messages", "messages")
-    return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+    """Messages rows, as they are: roles and contents, `tool_calls`, `train`; a list, also as JSON text."""
+    value = _field(row, mapping, "messages", "messages") or []
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, list):
+        raise ValueError(f"messages is no list but {type(value).__name__}")
+    return value
 
 
 def text(row: dict, mapping: dict) -> str | None:
