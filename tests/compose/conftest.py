@@ -15,9 +15,24 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-WORDS = (
-    ["river", "stone", "cloud", "lamp", "tiger", "bread", "window", "garden", "silver", "market", "winter", "candle", "forest", "engine", "pepper", "bridge"]
-)
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "lamp",
+    "tiger",
+    "bread",
+    "window",
+    "garden",
+    "silver",
+    "market",
+    "winter",
+    "candle",
+    "forest",
+    "engine",
+    "pepper",
+    "bridge",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-
 from impruver_compose.minhash import WEIGHTS, band_keys, bands, signature
 from impruver_compose.shingles import jaccard, shingles
 
@@ -201,7 +200,9 @@ def test_no_chain_of_neighbours_drags_unlike_rows_along(composed, files, tokeniz
 
 def test_template_and_system_text_do_not_make_rows_alike(composed, files):
     system = "You are a helpful assistant who answers every question briefly and politely. " * 10
-    files.write("data.jsonl", [files.chat(row["messages"][0]["content"], "yes", system=system) for row in files.unlike(20)])
+    files.write(
+        "data.jsonl", [files.chat(row["messages"][0]["content"], "yes", system=system) for row in files.unlike(20)]
+    )
     assert composed().dropped == []
     files.write("data.jsonl", [files.chat("is the river deep?", "yes it is", system=s) for s in ("one", "two")])
     (line,) = composed().dropped

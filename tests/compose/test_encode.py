@@ -176,7 +176,7 @@ def test_rows_that_are_no_conversations(composed, files):
         {"messages": []},
         {"messages": None},
         {"messages": "no JSON"},
-        {"messages": "\"a text\""},
+        {"messages": '"a text"'},
         {"messages": [{"role": "user", "content": "only a question"}]},
         {"messages": [{"role": None, "content": "a"}]},
         files.chat("a", "b") | {"tools": "no JSON"},

@@ -1,7 +1,6 @@
 """Which conversations go to val."""
 
 import pytest
-
 from impruver_compose.split import split
 
 
@@ -11,7 +10,12 @@ def prompts(rows):
 
 def test_val_rows_and_val_ratio(composed, files):
     files.write("data.jsonl", files.unlike(40))
-    for section, val in (({"val_rows": 7}, 7), ({"val_ratio": 0.25}, 10), ({"val_ratio": 0.001}, 1), ({"val_ratio": 0}, 0)):
+    for section, val in (
+        ({"val_rows": 7}, 7),
+        ({"val_ratio": 0.25}, 10),
+        ({"val_ratio": 0.001}, 1),
+        ({"val_ratio": 0}, 0),
+    ):
         done = composed(split=section)
         assert (len(done.train), len(done.val)) == (40 - val, val)
     assert (len(composed(split=None).val), len(composed(split={"val_rows": 0}).val)) == (2, 0)
