@@ -36,13 +36,20 @@ def test_datasketchs_own_default_gives_the_same_signatures():
     assert np.array_equal(signature(found, 128), theirs.hashvalues)
 
 
-@pytest.mark.parametrize(("threshold", "num_perm"), [(0.8, 128), (0.5, 128), (0.9, 64), (1.0, 128), (0.7, 200)])
+@pytest.mark.parametrize(("threshold", "num_perm"), [(0.8, 128), (0.5, 128), (0.9, 64), (0.95, 16), (0.7, 200)])
 def test_bands_are_those_of_minhashlsh(threshold, num_perm):
     from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=WEIGHTS)
     assert bands(threshold, num_perm) == (index.b, index.r)
     assert index.b * index.r <= num_perm
+
+
+@pytest.mark.parametrize("num_perm", [16, 128])
+def test_any_threshold_has_bands(num_perm):
+    for threshold in (0.01, 0.96, 0.99, 1.0):
+        count, width = bands(threshold, num_perm)
+        assert 1 < count * width <= num_perm
 
 
 def test_candidates_are_those_of_minhashlsh():

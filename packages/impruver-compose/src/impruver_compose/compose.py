@@ -7,7 +7,7 @@ from pathlib import Path
 
 from impruver_core.cli.console import say
 from impruver_core.errors import CheckFailed, ImpruverError
-from impruver_core.files.manifest import check_replaceable, recover
+from impruver_core.files.manifest import check_replaceable, pending_path, recover
 from impruver_core.files.safe import make_folder
 from impruver_core.recipe.load import resolved
 from impruver_core.templating.tokenizer import load_tokenizer
@@ -30,6 +30,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False) -> None:
         make_folder(paths.train.parent)
         make_folder(paths.val.parent)
         recover(paths.manifest)
+    if not pending_path(paths.manifest).exists():  # else a dry run after a kill: the next start finishes
         check_replaceable(paths.outputs(), paths.manifest, overwrite)
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
     limit = row_limit(recipe, tokenizer)

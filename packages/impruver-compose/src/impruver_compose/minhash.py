@@ -10,6 +10,8 @@ import numpy as np
 
 WEIGHTS = (0.05, 0.95)  # of false positives and negatives; every candidate is verified, so missed ones cost more
 
+HIGHEST = 0.95  # beyond it MinHashLSH finds no bands
+
 
 @lru_cache(maxsize=8)
 def permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
@@ -22,10 +24,10 @@ def permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def bands(threshold: float, num_perm: int) -> tuple[int, int]:
-    """(bands, rows of a band) that datasketch's MinHashLSH picks."""
+    """(bands, rows of a band) that datasketch's MinHashLSH picks; above 0.95 those for 0.95."""
     from datasketch import MinHashLSH
 
-    index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=WEIGHTS)
+    index = MinHashLSH(threshold=min(threshold, HIGHEST), num_perm=num_perm, weights=WEIGHTS)
     return index.b, index.r
 
 

@@ -1,0 +1,115 @@
+"""Bad input: exit code 2, one message that names file, line or key, nothing half-written."""
+
+import errno
+import os
+
+import pytest
+
+CONVERSATION = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+
+RECIPES = {
+    "datasets missing": ({"datasets": None}, ["recipe.yaml", "datasets is missing"]),
+    "datasets empty": ({"datasets": []}, ["recipe.yaml", "datasets is missing"]),
+    "no train_path": ({"train_path": None}, ["recipe.yaml", "train_path"]),
+    "neither path": ({"train_path": None, "val_path": None}, ["train_path and val_path"]),
+    "equal paths": ({"val_path": "out/train.jsonl"}, ["recipe.yaml:1: val_path", "where train_path goes"]),
+    "equal paths, spelt otherwise": ({"val_path": "./x/../out/train.jsonl"}, ["val_path", "where train_path goes"]),
+    "val over the ledger": ({"val_path": "out/train.dropped.jsonl"}, ["val_path", "the ledger"]),
+    "val over the manifest": ({"val_path": "out/train.jsonl.manifest.json"}, ["val_path", "the manifest"]),
+    "unknown key": ({"datasets": [{"name": "data.jsonl", "convertor": "x"}]}, ["datasets.0", "did you mean converter"]),
+    "unknown method": ({"dedup": {"method": "simhash"}}, ["dedup.method", "minhash"]),
+    "threshold": ({"dedup": {"threshold": 1.5}}, ["dedup", "threshold", "1.5"]),
+    "num_perm": ({"dedup": {"num_perm": 8}}, ["dedup", "num_perm", "16"]),
+    "val_ratio": ({"split": {"val_ratio": 1}}, ["split", "val_ratio"]),
+    "val_rows": ({"split": {"val_rows": -1}}, ["split", "val_rows"]),
+    "max_tokens_count": ({"data": {"max_tokens_count": 0}}, ["datasets.0", "max_tokens_count"]),
+    "mapping's type": ({"data": {"mapping": "output"}}, ["datasets.0.mapping"]),
+    "template does not parse": ({"tokenizer": {"chat_template": "{% for m in %}"}}, ["template", "does not parse", "line 1"]),
+    "tokenizer missing": ({"tokenizer": {"name": "./gone"}}, ["tokenizer.name", "./gone"]),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_recipes(case, refused, files):
+    keys, told = RECIPES[case]
+    files.write("data.jsonl", [CONVERSATION])
+    message = refused(**keys)
+    for part in told:
+        assert part in message, message
+
+
+def test_all_faults_of_a_recipe_at_once(refused, files):
+    message = refused(data={"convertor": "x", "mapping": 7}, dedup={"treshold": 0.5})
+    assert "3 faults" in message
+    for part in ("convertor", "mapping", "treshold"):
+        assert part in message
+
+
+def test_neither_template_nor_ends(refused, files, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE({letter: at for at, letter in enumerate("abc")}, []))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "bare")
+    files.write("data.jsonl", [CONVERSATION])
+    message = refused(tokenizer={"name": "bare"})
+    for part in ("chat template", "bos_token", "eos_token", "tokenizer.special_tokens"):
+        assert part in message
+
+
+def test_no_usable_rows_are_told_by_reason(refused, files):
+    files.write("data.jsonl", [{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}] * 3)
+    message = refused()
+    assert "no usable rows are left of 6" in message
+    lines = [line.split() for line in message.splitlines()]
+    assert ["0", "data.jsonl", "bad_row", "3"] in lines
+    assert ["0", "data.jsonl", "nothing_to_learn", "3"] in lines
+
+
+def test_a_file_in_place_of_the_folder(compose, files, tmp_path):
+    files.write("data.jsonl", [CONVERSATION])
+    (tmp_path / "out").write_text("a file")
+    for folder in ("out", "out/deeper"):
+        done = compose("--train_path", f"{folder}/train.jsonl")
+        assert done.code == 2
+        assert "Traceback" not in done.err
+        assert "can't make this folder" in done.err
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write(refused, files, tmp_path):
+    files.write("data.jsonl", [CONVERSATION])
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert "no right to write" in refused()
+
+
+def test_a_folder_in_place_of_a_file(compose, files, tmp_path):
+    files.write("data.jsonl", [CONVERSATION])
+    (tmp_path / "out/val.jsonl").mkdir(parents=True)
+    for flags in ((), ("--overwrite",)):
+        done = compose(*flags)
+        assert done.code == 2
+        assert "out/val.jsonl is a folder" in done.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["val.jsonl"]
+
+
+def test_a_full_disk_leaves_nothing(refused, files, monkeypatch):
+    from impruver_compose import output
+
+    def full(file, rows):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.write("data.jsonl", [CONVERSATION])
+    monkeypatch.setattr(output, "write_rows", full)
+    assert "No space left on device; make room" in refused()
+
+
+def test_a_template_whose_mask_can_not_be_found_stops_the_run(refused, files):
+    """The template says every content twice: which of the two is learned can't be told."""
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | upper | lower }}{% endfor %}"
+    files.write("data.jsonl", [CONVERSATION] * 3)
+    message = refused(tokenizer={"chat_template": "{{ messages | length }}"}, code=2)
+    assert "template_lost_text" in message or "mask" in message or "no usable rows" in message
+    assert template

@@ -1,0 +1,204 @@
+"""The manifest, and files put in place together: killed at any point, the next start finishes or undoes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from impruver_core.errors import ImpruverError
+from impruver_core.files.manifest import (
+    FORMAT,
+    check_replaceable,
+    describe,
+    new_manifest,
+    pending_path,
+    publish,
+    read_manifest,
+    recover,
+)
+from impruver_core.files.safe import sha256, staged
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a whole first run of two files, and the second run's files staged."""
+    folder = tmp_path / "out"
+    (folder / "deeper").mkdir(parents=True)
+    finals = [folder / "a.jsonl", folder / "deeper" / "b.jsonl"]
+    run(folder, finals, "first")
+    for final in finals:
+        staged(final).write_text(f"second {final.name}")
+    return folder, finals
+
+
+def run(folder, finals, text):
+    for final in finals:
+        staged(final).write_text(f"{text} {final.name}")
+    publish(folder / "m.json", {final: staged(final) for final in finals}, manifest(folder, finals, text))
+
+
+def manifest(folder, finals, text):
+    outputs = [describe(staged(final), digest=True) | {"path": str(final.relative_to(folder))} for final in finals]
+    return {"impruver": FORMAT, "text": text, "outputs": outputs}
+
+
+def state(folder, finals):
+    """What each file and the manifest say: "first" or "second"; and the names of all files."""
+    said = [final.read_text().split()[0] for final in finals]
+    said.append(json.loads((folder / "m.json").read_text())["text"])
+    return said, sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+WHOLE = ["a.jsonl", "deeper/b.jsonl", "m.json"]
+
+
+def test_publish_puts_all_in_place(place):
+    folder, finals = place
+    assert state(folder, finals)[0] == ["first"] * 3
+    run(folder, finals, "second")
+    assert state(folder, finals) == (["second"] * 3, WHOLE)
+    recover(folder / "m.json")
+    assert state(folder, finals) == (["second"] * 3, WHOLE)
+    check_replaceable(finals, folder / "m.json")
+
+
+KILLED = """
+import json, os, sys
+from pathlib import Path
+from impruver_core.files import manifest, safe
+folder, at = Path(sys.argv[1]), int(sys.argv[2])
+finals = [folder / "a.jsonl", folder / "deeper" / "b.jsonl"]
+done = 0
+
+def dying(call):
+    def counted(*args, **kwargs):
+        global done
+        if done == at:
+            os._exit(9)
+        done += 1
+        return call(*args, **kwargs)
+    return counted
+
+outputs = [manifest.describe(safe.staged(f), digest=True) | {"path": str(f.relative_to(folder))} for f in finals]
+for name in ("replace", "unlink", "fsync"):
+    setattr(os, name, dying(getattr(os, name)))
+told = {"impruver": 1, "text": "second", "outputs": outputs}
+manifest.publish(folder / "m.json", {f: safe.staged(f) for f in finals}, told)
+"""
+
+
+def test_killed_at_any_point(place):
+    """Before each fsync, rename and unlink of publish in turn, until one run goes through."""
+    folder, finals = place
+    seen = set()
+    for at in range(40):
+        run(folder, finals, "first")
+        for final in finals:
+            staged(final).write_text(f"second {final.name}")
+        ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], check=False).returncode
+        if ended == 0:
+            break
+        assert ended == 9
+        recover(folder / "m.json")
+        said, names = state(folder, finals)
+        assert said in (["first"] * 3, ["second"] * 3), at
+        seen.add(said[0])
+        left = {name for name in names if not name.endswith(".part")}  # of a write that never ended
+        if said[0] == "second":
+            assert left == set(WHOLE)
+        else:
+            assert left == {*WHOLE, ".a.jsonl.staged", "deeper/.b.jsonl.staged"}  # the next run writes them anew
+        check_replaceable(finals, folder / "m.json")
+        for part in folder.rglob("*.part"):
+            part.unlink()
+    assert ended == 0
+    assert at > 8
+    assert seen == {"first", "second"}
+
+
+def test_staged_files_that_are_gone_are_undone(place):
+    folder, finals = place
+    entries = [{"path": str(final), "staged": str(staged(final)), "sha256": sha256(staged(final))} for final in finals]
+    pending_path(folder / "m.json").write_text(json.dumps({"files": entries, "manifest": {"impruver": 1}}))
+    staged(finals[0]).unlink()
+    recover(folder / "m.json")
+    assert state(folder, finals) == (["first"] * 3, WHOLE)
+    check_replaceable(finals, folder / "m.json")
+
+
+def test_recover_without_a_pending_file_does_nothing(place, tmp_path):
+    folder, finals = place
+    before = state(folder, finals)
+    recover(folder / "m.json")
+    recover(tmp_path / "nowhere" / "m.json")
+    assert state(folder, finals) == before
+
+
+def test_publish_of_a_manifest_alone(tmp_path):
+    publish(tmp_path / "m.json", {}, {"impruver": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+    assert read_manifest(tmp_path / "m.json") == {"impruver": 1}
+
+
+def test_own_untouched_files_are_replaceable(place):
+    folder, finals = place
+    check_replaceable(finals, folder / "m.json")
+    os.utime(finals[0])
+    check_replaceable(finals, folder / "m.json")
+    check_replaceable([folder / "not there"], folder / "m.json")
+    check_replaceable([folder / "not there"], folder / "no manifest")
+
+
+def test_foreign_and_changed_files_are_not(place):
+    folder, finals = place
+    other = folder / "other.jsonl"
+    other.write_text("x")
+    with pytest.raises(ImpruverError, match=r"other\.jsonl is there and Impruver did not make it: .*--overwrite"):
+        check_replaceable([*finals, other], folder / "m.json")
+    finals[1].write_text("FIRST b.jsonl")  # of the same length
+    with pytest.raises(ImpruverError, match=r"b\.jsonl was changed since Impruver made it: .*--overwrite"):
+        check_replaceable(finals, folder / "m.json")
+    finals[1].write_text("longer than before")
+    with pytest.raises(ImpruverError, match=r"b\.jsonl was changed"):
+        check_replaceable(finals, folder / "m.json")
+    check_replaceable([*finals, other], folder / "m.json", overwrite=True)
+    (folder / "m.json").unlink()
+    with pytest.raises(ImpruverError, match=r"a\.jsonl is there and Impruver did not make it"):
+        check_replaceable(finals, folder / "m.json")
+
+
+def test_a_folder_is_never_replaceable(place):
+    folder, _ = place
+    for overwrite in (False, True):
+        with pytest.raises(ImpruverError, match="deeper is a folder"):
+            check_replaceable([folder / "deeper"], folder / "m.json", overwrite)
+
+
+def test_read_manifest(tmp_path):
+    path = tmp_path / "m.json"
+    assert read_manifest(path) is None
+    assert read_manifest(tmp_path / "no folder" / "m.json") is None
+    path.write_text('{"impruver": 1, "unknown": true}')
+    assert read_manifest(path) == {"impruver": 1, "unknown": True}
+    path.write_text(f'{{"impruver": {FORMAT + 1}}}')
+    with pytest.raises(ImpruverError, match=rf"m\.json: manifest format {FORMAT + 1} is newer"):
+        read_manifest(path)
+    for content in (b"", b"[]", b"{}", b'{"impruver": "one"}', b"\xff", b'{"impruver": null}', b"7"):
+        path.write_bytes(content)
+        with pytest.raises(ImpruverError, match=r"m\.json: not a manifest of Impruver"):
+            read_manifest(path)
+
+
+def test_new_manifest_and_describe(tmp_path):
+    head = new_manifest("impruver-core", {"seed": 1})
+    assert head["impruver"] == FORMAT
+    assert head["tool"] == "impruver-core"
+    assert head["version"].count(".") == 2
+    assert head["recipe"] == {"seed": 1}
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    assert describe(path) == {"path": str(path), "bytes": 3}
+    assert describe(path, rows=2, beside=tmp_path) == {"path": "file", "bytes": 3, "rows": 2}
+    assert describe(path, digest=True, beside=tmp_path / "else")["sha256"] == sha256(path)

@@ -1,0 +1,79 @@
+"""Files that are there whole or not at all."""
+
+import hashlib
+import os
+import shutil
+
+import pytest
+
+from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import atomic_write, make_folder, need_room, sha256, staged, synced
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_there_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic_write(path) as file:
+        file.write("один\n")
+        assert not path.exists()
+    assert path.read_bytes() == "один\n".encode()
+    with atomic_write(str(path), "wb") as file:
+        file.write(b"\r\n\xff")
+        assert path.read_bytes() == "один\n".encode()
+    assert path.read_bytes() == b"\r\n\xff"
+    assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_what_was_there(error, tmp_path):
+    path = tmp_path / "file.txt"
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write("half")
+        raise error
+    assert names(tmp_path) == []
+    path.write_text("before")
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write("half")
+        raise error
+    assert path.read_text() == "before"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_synced_writes_in_place(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    with synced(path) as file:
+        file.write("x\n")
+    assert path.read_bytes() == b"x\n"
+
+
+def test_make_folder(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ImpruverError, match="can't make this folder"):
+            make_folder(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_make_folder_without_the_right_to_write(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(ImpruverError, match="no right to write"):
+        make_folder(tmp_path / "closed")
+
+
+def test_sha256_and_staged(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 300_000)
+    assert sha256(path) == hashlib.sha256(b"x" * 300_000).hexdigest()
+    assert staged(path) == tmp_path / ".file.staged"
+
+
+def test_need_room(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    need_room(tmp_path / "not" / "yet" / "there", 1000)
+    with pytest.raises(ImpruverError, match=r"GB are needed, .* GB are free"):
+        need_room(tmp_path / "not" / "yet", free * 2)
