@@ -24,8 +24,14 @@ def mixed(files, tmp_path):
     rows += [rows[3], files.chat("long", "river " * 200), files.chat("only a question"), {"messages": []}]
     files.write("a.jsonl", rows)
     files.write("b.jsonl", [{"n": number} for number in range(40)])
-    files.write("c.jsonl", [{"text": f"a document of {number} words {number ** 5}"} for number in range(10)] + [{"text": ""}])
-    return [{"name": "a.jsonl", "max_tokens_count": 150}, {"name": "b.jsonl", "converter": "mine.several"}, {"name": "c.jsonl"}]
+    files.write(
+        "c.jsonl", [{"text": f"a document of {number} words {number**5}"} for number in range(10)] + [{"text": ""}]
+    )
+    return [
+        {"name": "a.jsonl", "max_tokens_count": 150},
+        {"name": "b.jsonl", "converter": "mine.several"},
+        {"name": "c.jsonl"},
+    ]
 
 
 def test_both_sums_hold_for_every_data_set(mixed, composed):
@@ -143,7 +149,11 @@ def test_paths_from_flags_and_a_val_path_elsewhere(composed, files, tmp_path):
     assert len(files.read("x/t.jsonl")) == 4
     assert len(files.read("y/v.jsonl")) == 1
     manifest = json.loads(Path("x/t.jsonl.manifest.json").read_text())
-    assert [entry["path"] for entry in manifest["outputs"]] == ["t.jsonl", str(tmp_path / "y/v.jsonl"), "t.dropped.jsonl"]
+    assert [entry["path"] for entry in manifest["outputs"]] == [
+        "t.jsonl",
+        str(tmp_path / "y/v.jsonl"),
+        "t.dropped.jsonl",
+    ]
 
 
 def test_own_files_are_replaced(composed, files):

@@ -24,7 +24,10 @@ RECIPES = {
     "val_rows": ({"split": {"val_rows": -1}}, ["split", "val_rows"]),
     "max_tokens_count": ({"data": {"max_tokens_count": 0}}, ["datasets.0", "max_tokens_count"]),
     "mapping's type": ({"data": {"mapping": "output"}}, ["datasets.0.mapping"]),
-    "template does not parse": ({"tokenizer": {"chat_template": "{% for m in %}"}}, ["template", "does not parse", "line 1"]),
+    "template does not parse": (
+        {"tokenizer": {"chat_template": "{% for m in %}"}},
+        ["template", "does not parse", "line 1"],
+    ),
     "tokenizer missing": ({"tokenizer": {"name": "./gone"}}, ["tokenizer.name", "./gone"]),
 }
 
@@ -107,9 +110,15 @@ def test_a_full_disk_leaves_nothing(refused, files, monkeypatch):
 
 
 def test_a_template_whose_mask_can_not_be_found_stops_the_run(refused, files):
-    """The template says every content twice: which of the two is learned can't be told."""
-    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | upper | lower }}{% endfor %}"
+    """It says every content twice: which of the two is learned can't be told."""
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] * 2 }}<|im_end|>\n{% endfor %}"
     files.write("data.jsonl", [CONVERSATION] * 3)
-    message = refused(tokenizer={"chat_template": "{{ messages | length }}"}, code=2)
-    assert "template_lost_text" in message or "mask" in message or "no usable rows" in message
-    assert template
+    for flags in ((), ("--dry_run",)):
+        message = refused(*flags, tokenizer={"chat_template": template}, code=3)
+        assert "data set 0 (data.jsonl), row 0, conversation 0: " in message
+        assert '"content": "hi"' in message
+
+
+def test_a_template_that_loses_text_leaves_no_rows(refused, files):
+    files.write("data.jsonl", [CONVERSATION])
+    assert "template_lost_text" in refused(tokenizer={"chat_template": "{{ messages | length }}"})

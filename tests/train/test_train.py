@@ -252,3 +252,15 @@ def test_gradient_checkpointing_under_lora_gives_the_same_losses(recipe, impruve
         assert impruver_train(path)[0] == 0
     losses = [[row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")] for name in "ab"]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_the_default_template_is_saved_where_the_tokenizer_has_none(recipe, impruver_train, tmp_path, tiny):
+    from impruver_core.templating.template import DEFAULT_TEMPLATE
+    from transformers import AutoTokenizer
+
+    tiny.make_tokenizer(tmp_path / "bare", template=None)
+    code, _, err = impruver_train(recipe(tokenizer={"name": str(tmp_path / "bare")}))
+    assert code == 0, err
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == DEFAULT_TEMPLATE
+    eos = json.loads((tmp_path / "out/generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    assert eos in (2, [2])

@@ -12,7 +12,7 @@ from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
 
-BROKEN = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
 
 
 def read_rows(path: str | Path) -> Iterator[dict]:
@@ -36,6 +36,8 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
+        if getattr(error, "errno", None) is not None:
+            raise
         raise ImpruverError(f"{path}, after line {number}: the compressed file is broken: {error}") from None
 
 
@@ -63,9 +65,9 @@ def _decoded(path, number: int, line: bytes) -> str:
 
 def _parsed(path, number: int, text: str) -> dict:
     try:
-        row = json.loads(text)
+        row = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
-        raise ImpruverError(f"{path}, line {number}, column {error.colno}: not JSON: {error.msg}") from None
+        raise ImpruverError(f"{path}, line {number}, column {error.pos + 1}: not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         raise ImpruverError(f"{path}, line {number}: can't be read: {error}") from None
     if not isinstance(row, dict):

@@ -1,6 +1,7 @@
 """What training leaves in output_dir: weights, tokenizer, configurations, held-out rows, and the manifest last."""
 
 import shutil
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def save_model(model: Any, output_dir: Path, config: Any, vocabulary: int, new_i
 
 
 def save_tokenizer(tokenizer: Any, source: str | None, output_dir: Path) -> None:
-    """The tokenizer with its template, and the vocabulary file of `source` (folder or hub id) if it has one."""
+    """The tokenizer with the template it was trained with, and the vocabulary file of `source` (folder or hub id)."""
+    with suppress(ImpruverError):  # text alone needs no template
+        tokenizer.chat_template = tokenizer.chat_template or template_of(tokenizer)
     tokenizer.save_pretrained(output_dir)
     for name in VOCABULARY_FILES if source else ():
         found = base_file(source, name)
