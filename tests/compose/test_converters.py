@@ -233,7 +233,8 @@ def turns(row, mapping):
     rubbish = {
         "number": 7, "empty": [], "strings": ["a", "b"], "mixed": [pair[0], pair], "roleless": [{"content": "x"}],
         "bytes": [pair[0], {"role": "assistant", "content": b"x"}], "dict": pair[0],
-        "odd": [pair[0] | {"seen": {1}}, pair[1]], "surrogate": [pair[0], {"role": "assistant", "content": chr(0xD800)}],
+        "odd": [pair[0] | {"seen": {1}}, pair[1]],
+        "surrogate": [pair[0], {"role": "assistant", "content": chr(0xD800)}],
         "nan": [pair[0] | {"score": float("nan")}, pair[1]],
     }
     return rubbish.get(wish, pair)

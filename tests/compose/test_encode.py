@@ -150,6 +150,18 @@ def test_val_rows_carry_what_they_were_made_of(composed, files):
         assert carried == given[row["messages"][0]["content"]]
 
 
+def test_val_rows_are_read_back(composed, files, tmp_path):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    files.write("data.jsonl", [row | {"tools": tools} for row in files.unlike(6)])
+    composed(split={"val_rows": 4})
+    (tmp_path / "out/val.jsonl").rename(tmp_path / "data.jsonl")
+    again = composed("--overwrite", split={"val_rows": 0})
+    assert sorted(row["input_ids"] for row in again.train) == sorted(
+        row["input_ids"] for row in files.read("data.jsonl")
+    )
+    assert len(again.train) == 4
+
+
 def test_a_template_that_refuses_a_role_drops_the_row_in_its_words(composed, files):
     template = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"

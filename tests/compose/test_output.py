@@ -15,10 +15,12 @@ def mixed(files, tmp_path):
     """Three data sets with every common reason to drop a row; the sections of a recipe."""
     (tmp_path / "mine.py").write_text(
         "def several(row):\n"
-        "    if row['n'] % 5 == 0: return None\n"
-        "    if row['n'] % 7 == 0: raise ValueError(row['n'])\n"
-        "    return [[{'role': 'user', 'content': f'n {row[\"n\"]} part {p}'},"
-        " {'role': 'assistant', 'content': f'{row[\"n\"]} {row[\"n\"] ** 3 + p} {p * 99}'}] for p in range(row['n'] % 3)]\n"
+        "    n = row['n']\n"
+        "    if n % 5 == 0: return None\n"
+        "    if n % 7 == 0: raise ValueError(n)\n"
+        "    said = [(f'n {n} part {p}', f'{n} {n ** 3 + p} {p * 99}') for p in range(n % 3)]\n"
+        "    roles = 'user', 'assistant'\n"
+        "    return [[{'role': r, 'content': t} for r, t in zip(roles, pair)] for pair in said]\n"
     )
     rows = files.unlike(30)
     rows += [rows[3], files.chat("long", "river " * 200), files.chat("only a question"), {"messages": []}]

@@ -6,6 +6,7 @@ import json
 import lzma
 
 import pytest
+import zstandard
 
 ROWS = [{"question": f"what is {number}", "answer": f"{number} is a number"} for number in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -26,6 +27,7 @@ KINDS = {
     "d.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
     "d.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES.encode())),
     "d.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(LINES.encode())),
+    "d.jsonl.zst": lambda path: path.write_bytes(zstandard.ZstdCompressor().compress(LINES.encode())),
     "d.csv": lambda path: path.write_text(TABLE),
     "d.tsv": lambda path: path.write_text(TABLE.replace(",", "\t")),
     "d.tsv.gz": lambda path: path.write_bytes(gzip.compress(TABLE.replace(",", "\t").encode())),

@@ -7,7 +7,6 @@ import json
 import lzma
 
 import pytest
-
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import dumps, numbered_rows, read_rows, write_rows
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import (
     FORMAT,

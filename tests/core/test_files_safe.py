@@ -5,7 +5,6 @@ import os
 import shutil
 
 import pytest
-
 from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import atomic_write, make_folder, need_room, sha256, staged, synced
 
@@ -30,14 +29,18 @@ def test_a_file_is_there_when_it_is_whole(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_exception_leaves_what_was_there(error, tmp_path):
     path = tmp_path / "file.txt"
-    with pytest.raises(error), atomic_write(path) as file:
-        file.write("half")
-        raise error
+
+    def fail():
+        with atomic_write(path) as file:
+            file.write("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert names(tmp_path) == []
     path.write_text("before")
-    with pytest.raises(error), atomic_write(path) as file:
-        file.write("half")
-        raise error
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "before"
     assert names(tmp_path) == ["file.txt"]
 
