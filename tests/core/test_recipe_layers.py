@@ -147,3 +147,8 @@ def test_a_flag_reaches_into_an_open_mapping(load):
 def test_a_wrong_value_of_a_flag_is_told_by_its_flag(load):
     (fault,) = faults_of(load, named=[("model.dtype", "bf15", "--dtype")])
     assert fault.startswith("--dtype: model.dtype: 'bf15' is none of")
+
+
+def test_a_misspelt_section_on_the_command_line_is_told_as_such(load):
+    with pytest.raises(RecipeError, match=r"^--set trainr\.seed=3: trainr: no such key; did you mean trainer\?$"):
+        load("trainr.seed=3")

@@ -81,7 +81,7 @@ def _told(error: ImpruverError) -> str:
 
 def _outside(error: Exception) -> str | None:
     """The message for what the user or the machine must put right; None for a fault of ours."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's on a CPU
         return "out of memory"
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return f"out of GPU memory: {_first_line(error)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from impruver_core.cli.console import result, say
 from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import make_folder
 from impruver_core.recipe.lookup import find_recipe
 
 
@@ -31,7 +32,7 @@ def copy_recipe(name: str, where: str) -> Path:
     if where.endswith("/") or target.is_dir():
         target /= source.name
     content = source.read_bytes()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         file = open(target, "xb")  # noqa: SIM115
     except FileExistsError:

@@ -42,7 +42,7 @@ def put(document: Document, path: tuple, value: Any, told: str) -> None:
         document.data = {}
     at = document.data
     for depth, part in enumerate(path):
-        document.places[path[: depth + 1]] = told if depth + 1 == len(path) else document.where(path[: depth + 1])
+        document.places.setdefault(path[: depth + 1], told)
         problem = _unusable(at, part)
         if problem:
             document.faults.append(f"{told}: {'.'.join(map(str, path[:depth]))}: {problem}")
@@ -51,6 +51,7 @@ def put(document: Document, path: tuple, value: Any, told: str) -> None:
             at.append(None)
         if depth + 1 == len(path):
             at[part] = value
+            document.places[path] = told
             return
         inner = at[part] if isinstance(at, list) else at.get(part)
         if inner is None or inner is REMOVED:

@@ -20,6 +20,8 @@ from impruver_core.recipe.schema import ListOf, yaml_name
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection, installed_sections
 from impruver_core.recipe.yamlfile import Document, dump, read_document
 
+SEEDS = range(2**32)  # numpy takes no others
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -119,6 +121,8 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
             values[name] = build(sections[name], given, (name,), document.fault)
         else:
             values[name] = plain(given)
+    if values["seed"] is not None and values["seed"] not in SEEDS:
+        document.fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
     if isinstance(values["trainer"], dict):
         values["trainer"].setdefault("seed", values["seed"])
     return values

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 TAG = "tag:yaml.org,2002:"
+DEEPEST = 100  # levels; the parser itself would end the process in some ten thousand
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -82,16 +83,32 @@ def read_document(path: Path) -> Document:
 def parse_text(text: str, document: Document, place=lambda line: "", path: tuple = ()) -> None:
     """Parses YAML into `document.data` and `places`; `place(line)` names a line (from 1), `path` is where it goes."""
     try:
-        node = yaml.compose(text, _Loader)
+        too_deep = _too_deep(text)
+        node = yaml.compose(text, _Loader) if too_deep is None else None
+    except UnicodeEncodeError:  # a command line's bytes that are no UTF-8
+        document.faults.append(f"{document.name}: this is no UTF-8 text".encode(errors="backslashreplace").decode())
+        return
     except yaml.YAMLError as error:
         document.faults.append(f"{_place_of(error, document, place)}: {_told(error, text)}")
         return
+    if too_deep is not None:
+        document.faults.append(f"{place(too_deep) or document.name}: nested more than {DEEPEST} levels deep")
     document.data = None if node is None else _Reader(document, place).value(node, path)
 
 
 def dump(data: Any) -> str:
     """YAML text that reads back as equal data; keys keep their order, long texts are blocks."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def _too_deep(text: str) -> int | None:
+    """The line (from 1) where lists and mappings stand too deep in each other, or None."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            return event.start_mark.line + 1
+    return None
 
 
 def _place_of(error: yaml.YAMLError, document: Document, place) -> str:
