@@ -144,6 +144,17 @@ def test_a_flag_reaches_into_an_open_mapping(load):
     assert load(named=[("trainer.report_to", "wandb", "--report_to")]).trainer["report_to"] == "wandb"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take(load, seed):
+    (fault,) = faults_of(load, f"seed={seed}")
+    assert fault == f"--set seed={seed}: seed: expected 0 to 4294967295, found {seed}"
+
+
+def test_bytes_that_are_no_text(load):
+    (fault,) = faults_of(load, "output_dir=\udcff")
+    assert fault.startswith("--set output_dir=\udcff: not valid YAML")
+
+
 def test_a_wrong_value_of_a_flag_is_told_by_its_flag(load):
     (fault,) = faults_of(load, named=[("model.dtype", "bf15", "--dtype")])
     assert fault.startswith("--dtype: model.dtype: 'bf15' is none of")

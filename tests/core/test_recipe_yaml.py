@@ -137,3 +137,10 @@ def test_what_is_dumped_reads_back_equal():
         for data in ({"k": value}, {"a": {"k": [value, {"b": value}]}}):
             assert parsed(dump(data)) == data, repr(value)
     assert "t: |" in dump({"t": "a\nb\n"})
+
+
+def test_nested_too_deep(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text("seed: 1\nmodel: {config: " + "[" * 50_000)
+    document = read_document(path)
+    assert document.faults == [f"{path}:2: not valid YAML: nested more than 100 deep"]

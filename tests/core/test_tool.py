@@ -78,6 +78,7 @@ def test_quiet_leaves_results_and_warnings(tool):
         ("raise OSError('x is no folder')", 2, "error: x is no folder"),
         ("raise MemoryError", 2, "error: out of memory"),
         ("bytearray(2**62)", 2, "error: out of memory"),
+        ('raise RuntimeError("[x] DefaultCPUAllocator: can\'t allocate memory: you tried")', 2, "error: out of memory"),
         ("raise KeyboardInterrupt", 130, "stopped by Ctrl+C"),
     ],
 )

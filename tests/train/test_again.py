@@ -96,6 +96,20 @@ def test_rows_that_teach_nothing_are_left_out_and_told(recipe, impruver_train, p
     assert json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]["rows"] == 47
 
 
+def test_names_in_lora_that_the_model_lacks_are_told(recipe, impruver_train):
+    lora = {"target_modules": ["q_proj", "v_pro"], "modules_to_save": ["lm_hed"]}
+    code, _, err = impruver_train(recipe(lora=lora), "--dry_run")
+    assert code == 0
+    assert "warning: lora.target_modules: the model has no v_pro; not trained (the model has q_proj, v_proj" in err
+    assert "warning: lora.modules_to_save: the model has no lm_hed; not trained (the model has lm_head" in err
+
+
+def test_a_configuration_beside_a_base_is_told(recipe, impruver_train):
+    code, _, err = impruver_train(recipe(model={"config": {"hidden_size": 8}}), "--dry_run")
+    assert code == 0
+    assert "note: model.config is left out" in err
+
+
 def test_old_argument_names_are_translated_with_a_note(recipe, impruver_train, parts):
     old = {"evaluation_strategy": "steps", "eval_steps": 2, "warmup_ratio": 0.5, "group_by_length": True}
     gone = {"save_safetensors": False, "overwrite_output_dir": True, "remove_unused_columns": False}

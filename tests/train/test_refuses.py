@@ -33,6 +33,11 @@ BAD_ROWS = {
         "vocabulary of 400",
     ),
     "a label beyond the vocabulary": ([GOOD, {"input_ids": [5, 6], "labels": [-100, 400]}], "line 2", "id 400"),
+    "an id that is too large, beside one that is not": (
+        [{"input_ids": [2**40, 6], "labels": [5, 6]}],
+        "line 1",
+        str(2**40),
+    ),
     "a negative id": ([{"input_ids": [5, -1], "labels": [-100, 5]}], "line 1", "-1"),
     "labels of another length": ([GOOD, GOOD, {"input_ids": [5, 6], "labels": [5]}], "line 3", "length"),
     "ids that are text": ([{"input_ids": "5 6", "labels": [5, 6]}], "line 1", "input_ids"),
@@ -96,10 +101,27 @@ ARGUMENTS = [
     ({"trainer": {"packing": True}}, ["trainer.packing"]),
     ({"trainer": {"hub_token": "hf_x"}}, ["trainer.hub_token", "HF_TOKEN"]),
     ({"trainer": {"eval_strategy": "steps"}}, ["trainer.eval_strategy", "val_path"]),
+    (
+        {"trainer": {"per_device_train_batch_size": 0}},
+        ["recipe.yaml:1: trainer.per_device_train_batch_size", "below 1"],
+    ),
+    ({"trainer": {"learning_rate": -1.0}}, ["trainer.learning_rate", "below 0"]),
+    ({"trainer": {"adam_beta2": 1.0}}, ["trainer.adam_beta2", "not below 1"]),
+    ({"trainer": {"seed": -1}}, ["trainer.seed", "below 0"]),
+    ({"trainer": {"log_level": "loud"}}, ["trainer.log_level", "warning"]),
+    ({"trainer": {"train_sampling_strategy": "longest"}}, ["trainer.train_sampling_strategy", "group_by_length"]),
+    ({"trainer": {"max_steps": -1, "num_train_epochs": 0}}, ["trainer.num_train_epochs", "train nothing"]),
+    ({"trainer": {"load_best_model_at_end": True}}, ["trainer.load_best_model_at_end", "eval_strategy"]),
     ({"trainer": {"optim": "adamw_torch_4bit"}}, ["torchao", "impruver-train[torchao]"]),
     ({"ddp": {"ddp_backendd": "gloo"}}, ["ddp.ddp_backendd", "ddp_backend"]),
     ({"lora": {"lora_alfa": 8}}, ["lora.lora_alfa", "lora_alpha"]),
     ({"lora": {"target_modules": ["q_pro"]}}, ["q_pro", "q_proj"]),
+    ({"lora": {"target_modules": 3}}, ["lora: "]),
+    ({"lora": {"inference_mode": True}}, ["lora.inference_mode", "nothing"]),
+    ({"lora": {"trainable_token_indices": [4000]}}, ["lora: ", "4000"]),
+    ({"model": {"class": "transformers.AutoModelForSequenceClassification"}}, ["model.class", "AutoModelForCausalLM"]),
+    ({"lora": None, "model": {"class": "transformers.AutoModel"}}, ["model.class", "AutoModelForCausalLM"]),
+    ({"model": {"class": "transformers.GPT2LMHeadModel"}}, ["model.class", "GPT2LMHeadModel"]),
     ({"lora": None, "model": {"load_in_4bit": True}}, ["load_in_4bit", "lora"]),
     ({"lora": None, "model": {"load_in_8bit": True}}, ["load_in_8bit", "lora"]),
     ({"model": {"class": "custom.llama.LlamaForCausalLM"}}, ["BitNet", "transformers.LlamaForCausalLM"]),
@@ -146,6 +168,24 @@ def test_vocabulary_below_the_tokenizers(recipe, refused, parts, tiny):
     config = tiny.llama | {"vocab_size": 100}
     message = refused(recipe(lora=None, model=scratch | {"config": config}, tokenizer={"name": str(parts / "base")}))
     assert "model.config.vocab_size" in message
+
+
+def test_a_value_of_the_configuration(recipe, refused, parts, tiny):
+    scratch = {"name": None, "class": "transformers.LlamaForCausalLM", "config_class": "transformers.LlamaConfig"}
+    for wrong in ({"hidden_size": "big"}, {"pad_token_id": 5000}):
+        keys = {"model": scratch | {"config": tiny.llama | wrong}, "tokenizer": {"name": str(parts / "base")}}
+        message = refused(recipe(lora=None, **keys))
+        assert "error: model." in message
+
+
+def test_data_file_is_a_folder(recipe, refused, tmp_path):
+    assert "is a folder" in refused(recipe(train_path=str(tmp_path)))
+
+
+def test_eval_without_rows_is_told_by_the_dry_run_too(recipe, refused, impruver_train, tmp_path):
+    path = recipe(trainer={"eval_strategy": "steps"})
+    assert "val_path" in refused(path, "--dry_run")
+    assert impruver_train(path, "--dry_run", "--val_path", str(tmp_path / "later.jsonl"))[0] == 0
 
 
 def test_output_dir_is_a_file(recipe, refused, tmp_path):

@@ -177,9 +177,21 @@ def grow_embeddings(model: Any, vocabulary: int) -> bool:
 @contextmanager
 def explained(key: str, name: str):
     """Turns what transformers raises while it loads `name`, given by the recipe's `key`, into one plain message."""
+    from huggingface_hub.errors import StrictDataclassError  # a configuration's values
+
+    told = (
+        OSError,
+        ValueError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        StrictDataclassError,
+    )
     try:
         yield
-    except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+    except told as error:
         text = str(error)
         if "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"

@@ -1,5 +1,7 @@
 """On every stock template: exact, or refused. Judged from outside, by renderings of the conversation's prefixes."""
 
+import re
+
 import pytest
 from impruver_core import Refused, encode_chats
 from stock import NAMES, assistant, learned_runs, stock, system, tokenizer_for, user
@@ -10,6 +12,10 @@ CHATS = {
     "padded": [user("  hello \n"), assistant(" \n Paris \n\n"), user("user"), assistant("user\n")],
 }
 ENCODED_AT_LEAST = 0.9  # of the chats that templates render; some render them in part, some are no chat templates
+
+
+ROLE = re.compile("assistant|user|system|human", re.IGNORECASE)
+CLOSING = re.compile(r"</assistant>|<\|(?:/assistant|assistant_end)\|>|<｜hy_Assistant｜>")
 
 
 @pytest.mark.parametrize("shard", range(8))
@@ -37,8 +43,17 @@ def test_exact_or_refused(shard):
             assert all(answer in run for answer, run in zip(answers, runs, strict=True)), (name, runs)
             asked = [message["content"].strip() for message in messages if message["role"] != "assistant"]
             assert not any(words in run for words in asked for run in runs if words not in answers), (name, runs)
+            _check_ends(name, tokenizer, runs, answers)
             _check_start(name, tokenizer, messages, text, row, expected["offset_mapping"])
     assert encoded >= ENCODED_AT_LEAST * rendered
+
+
+def _check_ends(name, tokenizer, runs, answers):
+    """Behind an answer a run has the end of its turn, and no header: no role but in a closing tag, no prose."""
+    for run, answer in zip(runs, answers, strict=True):
+        behind = CLOSING.sub("", run[run.rindex(answer) + len(answer) :])
+        assert not ROLE.search(behind), (name, run)
+        assert len(behind) < 60, (name, run)
 
 
 def _check_start(name, tokenizer, messages, text, row, offsets):

@@ -298,3 +298,31 @@ def test_a_slow_tokenizer_is_refused():
 
     with pytest.raises(ImpruverError, match="slow tokenizer"):
         encode_chats(Slow(), [PLAIN])
+
+
+@pytest.mark.parametrize(
+    ("closing", "run"),
+    [
+        ("{{ '<|im_start|>assistant\\n' }}", "b<|im_end|>"),  # a prompt that is always there
+        ("{{ '<|im_start|>user\\n' }}", "b<|im_end|>"),  # the header of the next turn
+        ("{{ eos_token }}", "b<|im_end|>\n</s>"),  # the last turn's own end
+    ],
+)
+def test_what_stands_behind_the_last_turn(closing, run):
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + closing
+    tokenizer = tokenizer_for(template, eos_token="</s>")
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    messages = [user("q"), assistant("a"), user("p"), assistant("b")]
+    assert learned_runs(tokenizer, encode_chat(tokenizer, messages)) == ["a<|im_end|>", run]
+
+
+@pytest.mark.parametrize("name", ["Qwen-Qwen3Guard-Gen-4B", "llamas-community-LlamaGuard-7b"])
+def test_the_instructions_of_a_judge_are_not_learned(name):
+    (row,) = encode_chats(tokenizer_for(stock(name)), [[user("q"), assistant("a"), user("p"), assistant("b")]])
+    assert isinstance(row, Refused)
+    assert row.reason == "mask_refused"
+
+
+def test_a_models_own_header_behind_every_turn_is_not_learned():
+    tokenizer = tokenizer_for(stock("microsoft-UserLM-8b"))
+    assert learned_runs(tokenizer, encode_chat(tokenizer, PLAIN, add_eos=False))[0] == "Paris.<|eot_id|>"

@@ -62,6 +62,8 @@ def test_additional_special_tokens_are_there_for_a_recipes_template(folder):
         ({"name": None}, "names no tokenizer"),
         ({"name": "./base", "chat_template": "nowhere.jinja"}, "nowhere.jinja is neither a template nor a file"),
         ({"name": "./base", "class_": "transformers.AutoTokeniser"}, "AutoTokeni"),
+        ({"name": "./base", "class_": "transformers.LlamaConfig"}, "loads no tokenizer but a LlamaConfig"),
+        ({"name": "./base", "special_tokens": {"foo": "x"}}, "special_tokens.foo: no such token"),
         ({"name": "./empty"}, "can't be loaded"),
         ({"name": "nobody/nothing"}, "can't be loaded"),
     ],

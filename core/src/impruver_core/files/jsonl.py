@@ -12,6 +12,7 @@ from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
 
+BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
 BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
 
 
@@ -28,10 +29,10 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
     """(line from 1, row) of a JSONL file, as `read_rows`."""
     number = 0
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             for number, line in enumerate(file, 1):
                 text = _decoded(path, number, line)
-                if text.strip():
+                if text.strip(BLANKS):
                     yield number, _parsed(path, number, text)
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
@@ -41,7 +42,8 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
         raise ImpruverError(f"{path}, after line {number}: the compressed file is broken: {error}") from None
 
 
-def _opened(path: str | Path) -> BinaryIO:
+def opened(path: str | Path) -> BinaryIO:
+    """The bytes of a file; a name that ends in .gz, .bz2, .xz or .zst is a compressed one."""
     suffix = Path(path).suffix.lower()
     if suffix == ".zst":
         return _opened_zstandard(path)
@@ -65,7 +67,7 @@ def _decoded(path, number: int, line: bytes) -> str:
 
 def _parsed(path, number: int, text: str) -> dict:
     try:
-        row = json.loads(text.rstrip())
+        row = json.loads(text.rstrip(BLANKS))
     except json.JSONDecodeError as error:
         raise ImpruverError(f"{path}, line {number}, column {error.pos + 1}: not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep

@@ -51,6 +51,8 @@ def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: boo
     for path in present:
         if path.is_dir():
             raise ImpruverError(f"{path} is a folder: name another path")
+        if not path.is_file():
+            raise ImpruverError(f"{path} is no ordinary file: name another path")
     if overwrite or not present:
         return
     manifest = read_manifest(manifest_path)

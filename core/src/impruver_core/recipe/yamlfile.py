@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 TAG = "tag:yaml.org,2002:"
-DEEPEST = 100  # levels; the parser itself would end the process in some ten thousand
+DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -75,24 +75,19 @@ def read_document(path: Path) -> Document:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         document.faults.append(f"{path}:{line}: this is no UTF-8 text")
-        return document
-    parse_text(text, document, place=lambda line: f"{path}:{line}")
+    else:
+        parse_text(text, document, place=lambda line: f"{path}:{line}")
     return document
 
 
 def parse_text(text: str, document: Document, place=lambda line: "", path: tuple = ()) -> None:
     """Parses YAML into `document.data` and `places`; `place(line)` names a line (from 1), `path` is where it goes."""
     try:
-        too_deep = _too_deep(text)
-        node = yaml.compose(text, _Loader) if too_deep is None else None
-    except UnicodeEncodeError:  # a command line's bytes that are no UTF-8
-        document.faults.append(f"{document.name}: this is no UTF-8 text".encode(errors="backslashreplace").decode())
-        return
-    except yaml.YAMLError as error:
+        _check_depth(text)
+        node = yaml.compose(text, _Loader)
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: bytes of a command line
         document.faults.append(f"{_place_of(error, document, place)}: {_told(error, text)}")
         return
-    if too_deep is not None:
-        document.faults.append(f"{place(too_deep) or document.name}: nested more than {DEEPEST} levels deep")
     document.data = None if node is None else _Reader(document, place).value(node, path)
 
 
@@ -101,22 +96,20 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
 
 
-def _too_deep(text: str) -> int | None:
-    """The line (from 1) where lists and mappings stand too deep in each other, or None."""
+def _check_depth(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            return event.start_mark.line + 1
-    return None
+            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
 
 
-def _place_of(error: yaml.YAMLError, document: Document, place) -> str:
+def _place_of(error: Exception, document: Document, place) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     return place(mark.line + 1) if mark and place(1) else document.name
 
 
-def _told(error: yaml.YAMLError, text: str) -> str:
+def _told(error: Exception, text: str) -> str:
     problem = " ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
     mark = getattr(error, "problem_mark", None)
     before = "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column + 1] if mark else ""

@@ -31,20 +31,21 @@ def probe_ends(probe: Probe, shape: Shape) -> None:
 
 def _less_header(probe, between: str, header: str, last: str | None, tails: list[str], stop: str, kind: str) -> str:
     """What stands between a turn's text and the next one, less that text's header."""
-    if last and last.strip() and between.startswith(last):
-        return last
-    if stop and (token := _stop(probe, stop)) in between:
-        return between[: between.index(token) + len(token)]
-    for tail in tails:
-        if between.startswith(tail) and header.endswith(between[len(tail) :]):
-            return tail
-    opening = probe.opening(header)
-    if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
-        return between[: between.index(opening)]  # a header starts as the conversation does
     cut = len(between)  # what also stands before the first user's text is header
     while cut and between[cut - 1 :] == header[-(len(between) - cut + 1) :]:
         cut -= 1
     less_suffix = between[: probe.specials.straddling(between, cut)[1]]
+    headed = bool(between[len(less_suffix) :].strip())
+    if last and last.strip() and between.startswith(last) and (between[len(last) :].strip() or not headed):
+        return last
+    if stop and (token := _stop(probe, stop)) in between:
+        return between[: between.index(token) + len(token)]
+    opening = probe.opening(header)
+    if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
+        return between[: between.index(opening)]  # a header starts as the conversation does
+    for tail in tails:
+        if between.startswith(tail) and header.endswith(between[len(tail) :]):
+            return tail
     less_prefix = last[: probe.specials.common_prefix(last, between)] if last else ""
     either = (less_suffix, less_prefix) if kind == "answer" else (less_prefix, less_suffix)
     return next((literal for literal in either if literal.strip()), "")

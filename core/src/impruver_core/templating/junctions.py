@@ -35,8 +35,9 @@ def probe_junctions(probe: Probe, shape: Shape) -> None:
         found = [_junction(probe, history, answers) for history in conversations]
         shape.junctions[role] = list(dict.fromkeys(junction for junction in found if junction))
     closed, open_ = probe(USER), probe(USER, prompt=True)
-    if closed and open_ and closed.text == open_.text:
-        shape.trailing.append(closed.text[closed.spans[0][1] :])
+    if closed and open_:
+        shape.trailing.append(closed.text[: closed.spans[0][0]])
+        shape.trailing += [closed.text[closed.spans[0][1] :]] if closed.text == open_.text else []
 
 
 def _junction(probe: Probe, history: list[dict], answers: list[dict]) -> Junction | None:
@@ -53,8 +54,9 @@ def _junction(probe: Probe, history: list[dict], answers: list[dict]) -> Junctio
             continue
         start, first = layout.spans[number - 1][1], layout.spans[number][0]
         glue, rest = layout.text[start:first], layout.text[start:]
-        if not prompt and not glue.startswith(tail):  # the prompt is always there, and differs from the answer's header
-            tail, always = tail[: probe.specials.common_prefix(rest, tail)], True
+        if not prompt and not glue.startswith(tail):  # a prompt that is always there and differs from the answer's
+            tail = tail[: probe.specials.common_prefix(rest, tail)]
+            always = tail not in _before_a_user(probe)  # else what is always there is no prompt, but an end or a header
         share = _share(probe, glue, rest, tail, prompt)
         if share is not None:
             shares.append(share)
@@ -63,6 +65,12 @@ def _junction(probe: Probe, history: list[dict], answers: list[dict]) -> Junctio
     if not shares:
         return None
     return Junction(tail, prompt, prompt[: min(shares)], header if header.strip() and not always else "")
+
+
+def _before_a_user(probe: Probe) -> str:
+    """What stands between an answer and the next user's text."""
+    layout = probe(USER, ANSWER, AGAIN)
+    return layout.text[layout.spans[1][1] : layout.spans[2][0]] if layout else ""
 
 
 def _share(probe: Probe, glue: str, rest: str, tail: str, prompt: str) -> int | None:

@@ -33,9 +33,10 @@ class Shape:
     """What is known of a template for given arguments and special tokens."""
 
     specials: Specials
+    eos: str | None = None
     junctions: dict[str, list[Junction]] = field(default_factory=dict)  # by the role of the text before
     ends: dict[tuple[str, bool], str] = field(default_factory=dict)  # ("answer" or "calls", last turn?) → end of turn
-    trailing: list[str] = field(default_factory=list)  # behind a user's text, prompt asked for or not
+    trailing: list[str] = field(default_factory=list)  # headers: the user's, and a prompt that is always there
     stops: list[str] = field(default_factory=list)  # the end-of-turn tokens
     renders_function_roles: bool = False
     renders_calls: bool = False
@@ -52,9 +53,11 @@ class Shape:
         if key not in self._last_ends:
             literal = self.specials.ended(closing)
             middle = self.ends.get((kind, False))
-            if middle is not None and literal.startswith(middle):
-                rest = literal[len(middle) :].strip()
-                prompted = rest and any(trailing.rstrip().endswith(rest) for trailing in self.trailing)
+            if middle is not None and closing.startswith(middle):
+                rest = closing[len(middle) :].strip()
+                prompted = rest not in ("", self.eos) and any(
+                    trailing.rstrip().endswith(rest) for trailing in self.trailing
+                )
                 literal = middle if prompted or not self.specials.any_in(rest) else literal
             self._last_ends[key] = literal, self.specials.last(literal) is not None
         return self._last_ends[key]
@@ -73,8 +76,9 @@ def _shape_of(template: str, variables: str, specials: tuple[str, ...], with_too
     from impruver_core.templating.junctions import probe_junctions
     from impruver_core.templating.probe import Probe
 
-    shape = Shape(Specials(specials))
-    probe = Probe(template, json.loads(variables), shape.specials, with_tools)
+    named = json.loads(variables)
+    shape = Shape(Specials(specials), named.get("eos_token"))
+    probe = Probe(template, named, shape.specials, with_tools)
     probe_calls(probe, shape)
     probe_junctions(probe, shape)
     probe_ends(probe, shape)

@@ -1,5 +1,6 @@
 """Which characters of a rendered conversation are learned."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from impruver_core.templating.traced import Run, runs_of
 from impruver_core.templating.whole import require_whole, shown
 
 LEARNED_ROLES = ("assistant", "function_call")
+WORD = re.compile(r"[^\W\d_]{2,}")
+MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
 
 
 @dataclass
@@ -58,6 +61,9 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
         start = _start(text, number, place, messages, shape)
         is_last = place.before == len(text)
         end, closed = _end(text, place, is_last, shape)
+        for literal in (text[start : place.start], text[place.end : end]):
+            if len(WORD.findall(literal)) > MOST_WORDS:
+                raise RefusedError("mask_refused", f"the template adds prose to message {number}: {shown(literal)}")
         spans.turns.append((number, (start, end)))
         if is_last and not closed and number == len(messages) - 1:
             spans.open_end = True

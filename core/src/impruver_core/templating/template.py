@@ -30,7 +30,7 @@ class Templates:
     def pick(self, tools=None, chat_template_kwargs: dict | None = None) -> tuple[str, dict, Shape]:
         """(template, variables, shape) for a conversation with these tools and arguments."""
         kwargs = chat_template_kwargs or {}
-        key = (bool(tools), repr(sorted(kwargs.items())))
+        key = (bool(tools), repr(kwargs))
         if key not in self._known:
             template, variables = template_of(self._tokenizer, tools), {**self._names, **kwargs}
             self._known[key] = template, variables, shape_of(template, variables, self._specials, bool(tools))

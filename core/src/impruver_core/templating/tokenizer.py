@@ -12,6 +12,7 @@ from impruver_core.objects import load_object
 from impruver_core.recipe.lookup import find_local, looks_local
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # lists
 
 
 def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path | None = None):
@@ -30,6 +31,8 @@ def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path |
         tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
         raise ImpruverError(_load_failure(name, error)) from None
+    if not hasattr(tokenizer, "add_special_tokens"):
+        raise ImpruverError(f"tokenizer.class: {section.class_} loads no tokenizer but a {type(tokenizer).__name__}")
     _set_special_tokens(tokenizer, section.special_tokens or {})
     if section.chat_template:
         tokenizer.chat_template = _template_text(section.chat_template, recipe_dir)
@@ -57,6 +60,11 @@ def _load_failure(name: str, error: Exception) -> str:
 
 def _set_special_tokens(tokenizer, wanted: dict) -> None:
     texts = {key: value for key, value in wanted.items() if not key.endswith("_token_id") and value is not None}
+    unknown = [key for key in texts if key not in (*NAMED_TOKENS, *FURTHER_TOKENS)]
+    if unknown:
+        raise ImpruverError(
+            f"tokenizer.special_tokens.{unknown[0]}: no such token; there are {', '.join(NAMED_TOKENS)}"
+        )
     if texts:
         tokenizer.add_special_tokens(texts)
     for key, number in wanted.items():

@@ -1,7 +1,6 @@
 """Composes data: load, convert, encode, dedup, split, write. Reads as the list of its steps."""
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 
@@ -49,7 +48,9 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False) -> None:
             )
         train, val = split.split(left, corpus.prompts, recipe.split.val_ratio, recipe.split.val_rows, recipe.seed)
         if not train:
-            raise ImpruverError(f"none of {len(val)} conversations is left for train_path: lower split.val_rows")
+            raise ImpruverError(
+                f"none of {len(val)} conversations is left for train_path: lower split.val_rows (or val_ratio)"
+            )
         _count(corpus, counts, jobs, train, val)
         manifest = output.manifest(resolved(recipe), tokenizer, inputs, counts, limit)
         output.write(paths, corpus, ledger, train, val, manifest)
@@ -94,12 +95,9 @@ def _jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[li
     jobs, inputs = [], []
     for index, section in enumerate(recipe.datasets):
         where = recipe.where(f"datasets.{index}")
-        source = open_source(section, where, recipe.base_dir)
+        source = open_source(section, where, recipe.base_dir, written)
         if not len(source.rows):
             raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
-        for path in written:
-            if os.path.abspath(path) in (entry["path"] for entry in source.inputs):
-                raise ImpruverError(f"{where}: {section.name} holds {path}, which this run writes: name another path")
         name, converter, mapping = find_converter(
             section, source.rows.columns, source.rows.batch(0, 1)[0], where, recipe.base_dir
         )

@@ -28,8 +28,8 @@ def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversat
     tools = _wrapped(_parsed(row, "tools", list))
     kwargs = _parsed(row, "chat_template_kwargs", dict)
     try:
-        converted = converter(row, mapping)
-    except Exception as error:  # a user's function may raise anything
+        converted = converter(row, dict(mapping))
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         name = getattr(converter, "__name__", "converter")
         told = f"{name}: {type(error).__name__}: {error}"
         raise RefusedError("converter_failed", told.encode(errors="replace").decode()) from None
@@ -67,7 +67,7 @@ def _parsed(row: dict, name: str, kind: type):
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):  # nested too deep
             raise RefusedError("bad_row", f"{name} is not JSON") from None
     if value is not None and not isinstance(value, kind):
         raise RefusedError("bad_row", f"{name} is no {'list' if kind is list else 'object'}")

@@ -110,9 +110,24 @@ def _add_chat(job: Job, origin: Origin, chat: Conversation, row: Encoded | Refus
     prompt = [token for number, start, end in row.texts if number < last for token in row.input_ids[start:end]]
     whole = [token for _, start, end in row.texts for token in row.input_ids[start:end]]
     line = dumps({"input_ids": row.input_ids, "labels": row.labels}) + "\n"
-    extra = dumps([chat.as_row()])
-    corpus.add(origin, line.encode(), extra.encode(), whole, prompt, row.input_ids, learned, job.prompts_only)
+    extra = dumps([chat.as_row()]).encode()
+    asked = _asked(chat.messages[:last])
+    corpus.add(origin, line.encode(), extra, whole, prompt, asked, row.input_ids, learned, job.prompts_only)
     return None
+
+
+def _asked(messages: list[dict]) -> bytes:
+    """What messages say but the system's, empty where they say nothing.
+
+    As text: the same text may begin with another token behind a system prompt. Templates trim blanks at its ends.
+    """
+    said = [
+        [text.strip() if isinstance(text, str) else text or "", message.get("tool_calls") or []]
+        for message in messages
+        if message["role"] != "system"
+        for text in [message.get("content")]
+    ]
+    return json.dumps(said, sort_keys=True).encode() if any(text or calls for text, calls in said) else b""
 
 
 def _encode_texts(job: Job, texts: list[str]) -> list:
@@ -135,7 +150,7 @@ def _add_text(job: Job, origin: Origin, chat: Conversation, encoding, corpus: Co
         lines.append(dumps({"input_ids": ids[piece], "labels": labels[piece]}) + "\n")
         extras.append({"text": chat.text[starts[start] : starts[min(start + size, len(ids))]]})
     learned = sum(label != UNLEARNED for label in labels[1:])
-    corpus.add(origin, "".join(lines).encode(), dumps(extras).encode(), encoding.ids, ids, ids, learned)
+    corpus.add(origin, "".join(lines).encode(), dumps(extras).encode(), encoding.ids, ids, b"", ids, learned)
     return None
 
 

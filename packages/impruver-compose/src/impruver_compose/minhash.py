@@ -12,6 +12,8 @@ WEIGHTS = (0.05, 0.95)  # of false positives and negatives; every candidate is v
 
 HIGHEST = 0.95  # beyond it MinHashLSH finds no bands
 
+CHUNK = 1 << 14  # shingles permuted at once: a book has millions
+
 
 @lru_cache(maxsize=8)
 def permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,9 +39,12 @@ def signature(hashes: np.ndarray, num_perm: int) -> np.ndarray:
     Equal to `MinHash(num_perm, hashfunc=int)` of datasketch, fed the same 32-bit hashes.
     """
     a, b = permutations(num_perm)
-    mixed = _fmix32(hashes.astype(np.uint32))
-    with np.errstate(over="ignore"):
-        return (mixed[:, None] * a + b).min(axis=0, initial=np.uint32(0xFFFFFFFF))
+    lowest = np.full(num_perm, 0xFFFFFFFF, np.uint32)
+    for start in range(0, len(hashes), CHUNK):
+        mixed = _fmix32(hashes[start : start + CHUNK].astype(np.uint32))
+        with np.errstate(over="ignore"):
+            np.minimum(lowest, (mixed[:, None] * a + b).min(axis=0), out=lowest)
+    return lowest
 
 
 def _fmix32(hashes: np.ndarray) -> np.ndarray:

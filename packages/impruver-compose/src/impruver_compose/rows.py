@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import dumps, numbered_rows
+from impruver_core.files.jsonl import BROKEN, numbered_rows, opened
 from impruver_core.files.safe import atomic_write, sha256
 
 
@@ -59,23 +59,36 @@ def scan(path: Path) -> Scan:
 
 def as_lines(path: Path, cache: Path) -> Path:
     """`path`, or where it is .json and holds a list, the JSONL file in `cache` that was made of it."""
-    if path.suffix.lower() != ".json":
+    if ".json" not in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return path
-    with open(path, "rb") as file:
-        if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            return path
+    rows = _listed(path)
+    if rows is None:
+        return path
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {type(row).__name__}")
+    made = cache / "json" / f"{sha256(path)}.jsonl"
+    if not made.exists():
+        with atomic_write(made) as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)  # escaped: half a surrogate pair can't be written
+    return made
+
+
+def _listed(path: Path) -> list | None:
+    """The list that a JSON file holds; None for lines of JSON."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        with opened(path) as file:
+            start = file.read(1 << 16)
+            if not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+                return None
+            return json.loads((start + file.read()).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ImpruverError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
         raise ImpruverError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    made = cache / "json" / f"{sha256(path)}.jsonl"
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {type(row).__name__}")
-    if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(made) as file:
-            file.writelines(f"{dumps(row)}\n" for row in rows)
-    return made
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
+        raise ImpruverError(f"{path}: can't be read: {error}") from None
+    except BROKEN as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise ImpruverError(f"{path}: the compressed file is broken: {error}") from None

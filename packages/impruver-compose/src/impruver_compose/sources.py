@@ -1,16 +1,20 @@
 """Opens data sets through `datasets`: files, folders, globs and hub data sets, memory-mapped."""
 
 import glob
+import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
+from impruver_core.files.jsonl import BLANKS
 from impruver_core.files.manifest import describe
 from impruver_core.recipe.lookup import find_local, looks_local
 
+from impruver_compose.cells import as_written
 from impruver_compose.rows import Rows, as_lines, scan
 
 KINDS = {
@@ -33,14 +37,19 @@ class Source:
     inputs: list[dict]
 
 
-def open_source(section, where: str, recipe_dir: Path) -> Source:
-    """Opens the data set of a section; ImpruverError, beginning with `where`, for one that can't be read."""
+def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) -> Source:
+    """Opens the data set of a section, which must hold nothing that is `written`.
+
+    ImpruverError, beginning with `where`, for one that can't be read.
+    """
     quiet_datasets()
     found = find_local(section.name, recipe_dir)
     if found is not None:
         files = _files(found, where)
-        rows = _load_files(files, section.split, where)
-        return Source(section.name, rows, [describe(path, digest=True) for path in files])
+        _refuse_written(files, found, written, f"{where}: {section.name}")
+        inputs = [describe(path, digest=True) for path in files]
+        cache = _cache_of(inputs)
+        return Source(section.name, _load_files(files, section.split, where, cache), inputs)
     if looks_local(section.name):
         raise ImpruverError(f"{where}: {section.name} is not there (looked beside the recipe and in {Path.cwd()})")
     table = _load_hub(section, where)
@@ -59,6 +68,21 @@ def quiet_datasets() -> None:
 def cache_dir() -> Path:
     """The folder of what can be made again: $IMPRUVER_CACHE, else ~/.cache/impruver."""
     return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
+
+
+def _cache_of(inputs: list[dict]) -> Path:
+    """Where what `datasets` makes of these files is kept: by their content, which it would tell by name and time."""
+    told = hashlib.sha256("".join(entry["sha256"] for entry in inputs).encode()).hexdigest()
+    return cache_dir() / "datasets" / told[:32]
+
+
+def _refuse_written(files: list[Path], found: Path, written: Sequence[Path], what: str) -> None:
+    """ImpruverError where the data holds what this run writes, or the next run would find it there."""
+    read = {os.path.realpath(path) for path in files}
+    for path in written:
+        real = os.path.realpath(path)
+        if real in read or (found.is_dir() and _kind(path) and real.startswith(os.path.realpath(found) + os.sep)):
+            raise ImpruverError(f"{what} holds {path}, which this run writes: name another path")
 
 
 def _files(found: Path, where: str) -> list[Path]:
@@ -92,27 +116,31 @@ def _known() -> str:
     return f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
 
 
-def _load_files(files: list[Path], split: str, where: str) -> Rows:
+def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
     kind = _kind(files[0])
     if kind == "json":
-        return _load_json(files, split, where)
-    options = _as_texts(files[0], "," if kind == "csv" else "\t", where) if kind in ("csv", "tsv") else {}
-    table = _load("csv" if kind == "tsv" else kind, files, split, where, **options)
+        return _load_json(files, split, where, cache)
+    options = {"encoding": "utf-8-sig"} if kind == "text" else {}
+    if kind in ("csv", "tsv"):
+        options = as_written(files, "," if kind == "csv" else "\t", where)
+    table = _load("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
     return Rows(table, tuple(table.column_names))
 
 
-def _load_json(files: list[Path], split: str, where: str) -> Rows:
+def _load_json(files: list[Path], split: str, where: str, cache: Path) -> Rows:
     """JSON as lines of text, every line checked; blank ones are no rows."""
-    files = [as_lines(path, cache_dir()) for path in files]
     columns, rows = {}, 0
-    for found in map(scan, files):
+    lines = [as_lines(path, cache_dir()) for path in files]
+    for found in map(scan, lines):
         columns |= found.columns
         rows += found.rows
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
-    table = _load("text", files, split.partition("[")[0], where)
+    table = _load("text", lines, split.partition("[")[0], where, cache)
     if len(table) != rows:
-        table = table.select([at for at, line in enumerate(table["text"]) if line.strip("\ufeff \t\r")])
+        table = table.select([at for at, line in enumerate(table["text"]) if line.strip("\ufeff" + BLANKS)])
+    if len(table) != rows:  # `datasets` ends a line there
+        raise ImpruverError(f"{where}: {files[0]} has a carriage return within a line: write each row as one line")
     if "[" in split:
         table = _sliced(table, split, where)
     return Rows(table, tuple(columns), json_lines=True)
@@ -129,29 +157,16 @@ def _sliced(table, split: str, where: str):
     return table.select([at for part in parts for at in range(part.from_, part.to)])
 
 
-def _as_texts(path: Path, separator: str, where: str) -> dict:
-    """Options that leave the cells of a CSV file as they were written: 007 is no 7, None no null."""
-    import datasets
-    import pandas
-
-    try:
-        columns = pandas.read_csv(path, sep=separator, nrows=0, encoding="utf-8-sig").columns
-    except (ValueError, OSError) as error:
-        raise ImpruverError(f"{where}: {path} can't be read as csv: {_innermost(error)}") from None
-    texts = datasets.Features({str(name): datasets.Value("string") for name in columns})
-    return {"sep": separator, "features": texts, "keep_default_na": False, "encoding": "utf-8-sig"}
-
-
-def _load(loader: str, files: list[Path], split: str, where: str, **options):
+def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, **options):
     import datasets
 
     name = split.partition("[")[0]
     try:
         return datasets.load_dataset(
             loader,
-            data_files={name: [str(path) for path in files]},
+            data_files={name: [glob.escape(str(path)) for path in files]},
             split=split,
-            cache_dir=str(cache_dir() / "datasets"),
+            cache_dir=str(cache),
             **options,
         )
     except Exception as error:  # datasets raises its own, pyarrow's, ValueError, UnicodeDecodeError and more

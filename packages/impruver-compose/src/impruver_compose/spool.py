@@ -53,7 +53,7 @@ class Corpus:
     tokens: array = field(default_factory=lambda: array("q"))
     learned: array = field(default_factory=lambda: array("q"))
     exact: list[bytes] = field(default_factory=list)  # digest of what must be equal in an exact duplicate
-    prompts: list[bytes] = field(default_factory=list)  # digest of what is said before the last answer, else of all
+    prompts: list[bytes] = field(default_factory=list)  # digest of the texts before the last answer, else of all
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Corpus":
@@ -72,11 +72,12 @@ class Corpus:
         extra: bytes,
         said: list[int],
         prompt: list[int],
+        asked: bytes,
         ids: list[int],
         learned: int,
         on_prompt: bool = False,
     ) -> None:
-        """Adds a conversation: its lines, what val carries; the ids said, those of the prompt, and all.
+        """Adds a conversation: its lines, what val carries; the ids said, those of the prompt and its texts, and all.
 
         Compared is what is said, exactly all; `on_prompt` the prompt alone, unless it is empty.
         """
@@ -86,8 +87,8 @@ class Corpus:
         self.origins.append(origin)
         self.tokens.append(len(ids))
         self.learned.append(learned)
-        self.prompts.append(_digest(prompt or ids))
-        self.exact.append(self.prompts[-1] if on_prompt else _digest(ids))
+        self.prompts.append(_digest(asked) if asked else _digest_ids(ids))
+        self.exact.append(self.prompts[-1] if on_prompt else _digest_ids(ids))
 
     def lines(self, numbers: list[int]) -> int:
         """How many rows these conversations are."""
@@ -105,5 +106,9 @@ class Corpus:
         return np.frombuffer(self.said[number], np.uint32)
 
 
-def _digest(ids: list[int]) -> bytes:
-    return hashlib.blake2b(np.asarray(ids, np.uint32).tobytes(), digest_size=16).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _digest_ids(ids: list[int]) -> bytes:
+    return _digest(np.asarray(ids, np.uint32).tobytes())

@@ -115,5 +115,9 @@ def build_arguments(values: dict[str, Any]) -> Any:
         get_reporting_integration_callbacks(arguments.report_to)
     except (ValueError, TypeError, ImportError) as error:
         raise ImpruverError(f"trainer: {error}") from error
+    if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
+        raise ImpruverError(f"trainer.num_train_epochs: {arguments.num_train_epochs} epochs train nothing")
+    if arguments.load_best_model_at_end and arguments.eval_strategy == "no":
+        raise ImpruverError("trainer.load_best_model_at_end: nothing is evaluated; set trainer.eval_strategy: steps")
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments

@@ -1,17 +1,18 @@
 """Builds the model that is trained: base or new, quantized, adapter, new tokens, the dtype of every weight."""
 
-import difflib
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.model import grow_embeddings, load_config, load_model, new_model, undeclared
 from impruver_core.objects import load_object
 from impruver_core.templating.tokenizer import load_tokenizer
 
 from impruver_train.arguments import Precision
+from impruver_train.checks import near_targets, unmatched
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -59,8 +60,10 @@ def new_token_ids(section: Any, tokenizer: Any, model: Any, config: Any, recipe_
 
 
 def config_notes(section: Any, config: Any) -> list[str]:
-    """Notes on the names in `model.config` that its class does not declare."""
-    names = [] if section.name else undeclared(config, list(section.config))
+    """Notes on what of `model.config` has no effect: all beside a base, else names that its class does not declare."""
+    if section.name:
+        return ["model.config is left out: model.name brings its own"] if section.config else []
+    names = undeclared(config, list(section.config))
     return [f"model.config.{name}: {type(config).__name__} does not declare it; it is kept, unused" for name in names]
 
 
@@ -86,13 +89,22 @@ def measure(
 
     with torch.device("meta"):
         model = new_model(section, deepcopy(config), torch.float32, recipe_dir)
+        if model.get_output_embeddings() is None and not model.can_generate():
+            raise ImpruverError(
+                f"model.class: {section.class_} is no causal language model; set transformers.AutoModelForCausalLM"
+            )
         if vocabulary > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
         total = sum(weight.numel() for weight in model.parameters())
         if lora is None:
             return Size(total, total)
+        passed_over = unmatched(model, lora)
         model = with_adapter(model, lora, new_ids, True)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    if not trainable:
+        raise ImpruverError("lora: nothing of the model would be trained; leave lora.inference_mode out")
+    for text in passed_over:
+        warn(text)
     return Size(total + trainable, trainable)
 
 
@@ -155,8 +167,9 @@ def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast:
         settings["trainable_token_indices"] = rows or None
     try:
         return get_peft_model(model, LoraConfig(**settings), autocast_adapter_dtype=autocast)
-    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        raise ImpruverError(f"lora: {error}{near_targets(model, settings.get('target_modules'))}") from error
+    except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError, LookupError) as error:
+        near = near_targets(model, settings.get("target_modules")) if "target" in str(error).lower() else ""
+        raise ImpruverError(f"lora: {error}{near}") from error
 
 
 def trained_rows(model: Any) -> list[str]:
@@ -165,14 +178,3 @@ def trained_rows(model: Any) -> list[str]:
     if not text_config(model.config).tie_word_embeddings and model.get_output_embeddings() is not None:
         parts.append(model.get_output_embeddings())
     return [name for name, module in model.named_modules() if any(module is part for part in parts)]
-
-
-def near_targets(model: Any, targets: Any) -> str:
-    """The model's own module names that are nearest to the targets which peft did not find."""
-    import torch
-
-    names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    names |= {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if type(part).__name__ == "Conv1D"}
-    wanted = [targets] if isinstance(targets, str) else list(targets or [])
-    near = {match for target in wanted for match in difflib.get_close_matches(target, names, n=2)}
-    return f" (the model has {', '.join(sorted(near) + sorted(names - near))})" if names else ""

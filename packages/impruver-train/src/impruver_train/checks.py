@@ -1,5 +1,6 @@
 """What can be checked before any weights are loaded, each check with what to do about it."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,26 @@ def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
                 f"or set the {name} that the rows were made with"
             )
     return manifest
+
+
+def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:
+    """What to say of the names in `lora` that no module of `model` has; peft passes over them."""
+    names = [name for name, _ in model.named_modules()]
+    told = []
+    for key in ("target_modules", "modules_to_save"):
+        wanted = lora.get(key) if isinstance(lora.get(key), (list, tuple)) else []
+        absent = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
+        if absent:
+            told.append(f"lora.{key}: the model has no {', '.join(absent)}; not trained{near_targets(model, absent)}")
+    return told
+
+
+def near_targets(model: Any, targets: Any) -> str:
+    """The model's own module names that are nearest to the targets which peft did not find."""
+    import torch
+
+    names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    names |= {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if type(part).__name__ == "Conv1D"}
+    wanted = targets if isinstance(targets, (list, tuple)) else [str(targets)]
+    near = {match for target in wanted for match in difflib.get_close_matches(str(target), names, n=2)}
+    return f" (the model has {', '.join(sorted(near) + sorted(names - near))})" if names else ""

@@ -116,10 +116,9 @@ def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list
         raise bad("'input_ids' is empty")
     if not len(ids) == len(labels) == len(mask):
         raise bad(f"{len(ids)} input_ids, {len(labels)} labels and {len(mask)} attention_mask differ in length")
-    wrong = [value for value in ids if value not in INT32]
-    wrong += [value for value in labels if value not in INT32 and value != IGNORED]
-    if wrong:
-        raise bad(f"{wrong[0]} is no id of any vocabulary")
+    wrong = [value for value in {*ids, *labels} - {IGNORED} if value not in INT32]
+    if wrong or min(ids) < 0:
+        raise bad(f"{min(wrong, default=IGNORED)} is no id of any vocabulary")
     if min(mask) < 0 or max(mask) > 1:
         raise bad("'attention_mask' holds more than 0 and 1")
     return ids, labels, mask

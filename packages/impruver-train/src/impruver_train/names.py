@@ -4,6 +4,7 @@ Importing transformers' TrainingArguments costs seconds and torch; `ast` over it
 """
 
 import ast
+import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -35,6 +36,18 @@ GONE = {
     "use_mps_device": "the device is found",
 }
 OLD_NAMES = {*RENAMED, *GONE, "group_by_length"}
+
+# Numbers that transformers or torch would refuse only once training starts, or not at all: the least that works.
+AT_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed"), 0),
+}
+BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
+CHOICES = {
+    "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+}
 
 
 @cache
@@ -72,6 +85,19 @@ def faults(values: dict[str, Any], fields: dict[str, str], more: Iterable[str] =
             yield name, f"{value!r} is not of type {fields[name]}"
         elif name not in fields and name not in more:
             yield name, f"no such argument{nearest(name, [*fields, *more])}"
+
+
+def out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) for each training argument whose value no training can be done with."""
+    for name, value in values.items():
+        if isinstance(value, str) and value not in CHOICES.get(name, (value,)):
+            yield name, f"{value!r} is none of {', '.join(CHOICES[name])}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if value < AT_LEAST.get(name, value):
+            yield name, f"{value} is below {AT_LEAST[name]}"
+        if value >= BELOW.get(name, math.inf):
+            yield name, f"{value} is not below {BELOW[name]}"
 
 
 def _fits(value: Any, annotation: str) -> bool:

@@ -34,6 +34,8 @@ def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path,
     for name, path in list(inputs.items()):
         if path.is_file():
             continue
+        if path.is_dir():
+            raise ImpruverError(f"{name}_path: {path} is a folder, not a JSONL file")
         absent = f"{name}_path: {path} is not there; impruver-compose --config {recipe_path} makes it"
         if not dry_run:
             raise ImpruverError(absent)
@@ -81,8 +83,13 @@ def plan_model(
     return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size)
 
 
-def read_rows(inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_rows: bool) -> tuple[dict, dict]:
-    """Facts of each file and, if `map_rows`, its rows; every check of them that the model and tokenizer allow."""
+def read_rows(
+    inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_rows: bool, val_is_to_come: bool = False
+) -> tuple[dict, dict]:
+    """Facts of each file and, if `map_rows`, its rows; every check of them that the model and tokenizer allow.
+
+    `val_is_to_come`: compose has yet to make the rows to evaluate on.
+    """
     positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
     facts, rows = {}, {}
     for name, path in inputs.items():
@@ -93,7 +100,7 @@ def read_rows(inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_
         if name == "train" or facts[name].rows:
             for text in checks.check_rows(facts[name], path, plan.vocabulary, positions):
                 say(f"note: {text}")
-    if plan.arguments.eval_strategy != "no" and map_rows and not ("val" in facts and facts["val"].rows):
+    if plan.arguments.eval_strategy != "no" and not val_is_to_come and not ("val" in facts and facts["val"].rows):
         raise ImpruverError(
             f"trainer.eval_strategy: {plan.arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
             "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"

@@ -5,7 +5,7 @@ from typing import Any
 
 from impruver_core.recipe.schema import open_mapping
 
-from impruver_train.names import OLD_NAMES, faults, lora_fields, training_fields
+from impruver_train.names import OLD_NAMES, faults, lora_fields, out_of_range, training_fields
 
 OURS = ("class", "packing")  # keys of `trainer` that are no TrainingArguments
 
@@ -13,6 +13,7 @@ OURS = ("class", "packing")  # keys of `trainer` that are no TrainingArguments
 def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type."""
     yield from faults(values, training_fields(), (*OURS, *OLD_NAMES))
+    yield from out_of_range(values)
     if values.get("packing"):
         yield "packing", "rows can't be packed yet; set it to false"
     if values.get("hub_token"):
@@ -22,6 +23,7 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `ddp`, whose names are TrainingArguments too."""
     yield from faults(values, training_fields(), OLD_NAMES)
+    yield from out_of_range(values)
 
 
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

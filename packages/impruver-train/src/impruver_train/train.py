@@ -37,7 +37,8 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
             recipe_dir=recipe.base_dir,
         )
         data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
-        facts, rows = read_rows(inputs, digests, plan, map_rows=not dry_run)
+        val_is_to_come = bool(recipe.val_path) and "val" not in inputs
+        facts, rows = read_rows(inputs, digests, plan, map_rows=not dry_run, val_is_to_come=val_is_to_come)
     bits = 4 if recipe.model.load_in_4bit else 8 if recipe.model.load_in_8bit else None
     for line in estimate.lines(plan.size, facts.get("train"), plan.arguments, plan.precision, bits):
         (result if dry_run else say)(line)
@@ -46,9 +47,13 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
     with redirect_stdout(sys.stderr):
         ends = finish.turn_ends(plan.tokenizer, data_manifest)
         trainer = make_trainer(recipe, plan, rows, ends)
-        place.take(output_dir, overwrite)
-        save_recipe(recipe, output_dir / place.RECIPE)  # first of all: without a manifest it marks unfinished work
+        writes = trainer.is_world_process_zero()
+        if writes:
+            place.take(output_dir, overwrite)
+            save_recipe(recipe, output_dir / place.RECIPE)  # first of all: without a manifest it marks unfinished work
         model = run(trainer)
+        if not writes:  # of several processes one alone writes
+            return
         finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
         finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
         finish.save_held_out(inputs.get("val"), output_dir)

@@ -28,8 +28,8 @@ def _field(row: dict, mapping: dict, name: str, column: str | None = None):
 
 
 def _text(value) -> str:
-    """A value as text: numbers and booleans as JSON writes them."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A value as text: numbers and booleans as JSON writes them; ValueError for NaN, which is none."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
