@@ -121,4 +121,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _weights_of(folder: Path) -> list[Path]:
-    return [path for pattern in ("model*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    found = [path for pattern in ("model*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    return [path for path in found if path.name != "training_args.bin"]

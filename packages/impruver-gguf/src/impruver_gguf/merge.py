@@ -126,17 +126,16 @@ def _module_names(base: dict[str, Tensor], changes: dict[str, Change]) -> dict[s
 def _share_or_part(
     result: dict[str, Tensor], changes: dict[str, Change], names: dict[str, str], tied: tuple[str, str], config: dict
 ) -> None:
-    """Tied embeddings as peft leaves them: whole matrices from modules_to_save part them, anything else does not."""
+    """Tied embeddings stay one matrix, unless the adapter trained one of the two ends by itself."""
     embedding, output = tied
     saved = [str(name) for name in config.get("modules_to_save") or []]
-    parts_output = any(_ends(output, name) for name in saved)
-    parts_embedding = any(_ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
-    if not parts_output:
+    own_output = any(_ends(output, name) for name in saved)
+    own_embedding = any(_ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
+    lora_output = output in changes and "a" in changes[output].parts
+    if not own_output and not lora_output:
         changes.pop(output, None)  # a second copy of the embeddings
-        if parts_embedding and embedding in changes:
-            result[f"{output}.weight"] = result[f"{names.get(embedding, embedding)}.weight"]
-    elif output in changes:
-        result.setdefault(f"{output}.weight", changes[output].whole["weight"])
+    if lora_output or (own_embedding and not own_output):
+        result.setdefault(f"{output}.weight", result[f"{names.get(embedding, embedding)}.weight"])
 
 
 def _ends(module: str, name: str) -> bool:

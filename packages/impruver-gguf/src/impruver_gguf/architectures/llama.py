@@ -1,76 +1,16 @@
-"""The architectures that are converted here: a table row each, with its named functions.
-
-What stands in the GGUF follows llama.cpp's converter, field by field and in its order: for a model without an adapter
-the file is the same, byte for byte.
-"""
+"""Llama: SmolLM, SmolLM2, Llama 3.x, and whatever else is a LlamaForCausalLM with a byte-level vocabulary."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from impruver_core.errors import ImpruverError
 
+from impruver_gguf.architectures.row import Architecture, Config, no_conv1d
 from impruver_gguf.tensors import Tensor
-
-Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """`name` is llama.cpp's; `defaults` are what transformers takes for keys that config.json leaves out."""
-
-    name: str
-    blocks: str  # config keys: number of layers, longest context
-    context: str
-    tied: tuple[str, str]  # modules of input and output embeddings, as transformers names them
-    defaults: Config
-    check: Callable[[Config], str | None]  # what llama.cpp would silently compute otherwise
-    parameters: Callable[[Any, Config], None]  # writes the hyperparameters
-    extra: Callable[[Config], dict[str, Tensor]]  # tensors that no file holds, by GGUF name
-    changed: Callable[[str, Tensor, Config], Tensor]  # a tensor as GGUF wants it, by its name in the file
-    conv1d: Callable[[str], bool]  # modules with transposed weights
-    vocabulary_before: Callable[[Any, Config, Config], None]  # writer, config, tokenizer_config
-    vocabulary_after: Callable[[Any, Config], None]
-
-
-def with_defaults(architecture: Architecture, config: Config) -> Config:
-    """The configuration as transformers completes it."""
-    return architecture.defaults | {name: value for name, value in config.items() if value is not None}
-
-
-def converted(architecture: Architecture, tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """GGUF name → tensor, in llama.cpp's order."""
-    import gguf
-
-    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
-    names = gguf.get_tensor_name_map(kind, int(config[architecture.blocks]))
-    result = dict(architecture.extra(config))
-    for name, tensor in tensors.items():
-        if name.endswith(LEFT_OUT):
-            continue
-        named = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if named is None:
-            raise ImpruverError(
-                f"{name}: no tensor of a {architecture.name} model of {config[architecture.blocks]} layers"
-            )
-        result[named] = architecture.changed(name, tensor, config)
-    return result
-
-
-def is_float32(name: str, tensor: Tensor) -> bool:
-    """Whether llama.cpp keeps a tensor in 32 bits: vectors, norms, GPT-2's positions."""
-    return len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name in ("position_embd.weight",)
-
-
-LEFT_OUT = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
-
-
-# Llama: SmolLM, SmolLM2, Llama 2 (with a byte-level vocabulary), Llama 3.x
 
 
 def check_llama(config: Config) -> str | None:
@@ -179,47 +119,6 @@ def llama_vocabulary_after(writer: Any, config: Config) -> None:
         writer.add_add_bos_token(False)
 
 
-# GPT-2: OpenAI's, ruGPT-3
-
-
-def check_gpt2(config: Config) -> str | None:
-    if config["activation_function"] not in ("gelu_new", "gelu_pytorch_tanh"):
-        return f"activation_function {config['activation_function']}"
-    return "scale_attn_by_inverse_layer_idx" if config.get("scale_attn_by_inverse_layer_idx") else None
-
-
-def gpt2_parameters(writer: Any, config: Config) -> None:
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config.get("n_ctx") or config["n_positions"])  # transformers 5 writes no n_ctx
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_file_type(1)  # mostly f16
-
-
-CONV1D = (".c_attn", ".c_proj", ".c_fc")
-
-
-def gpt2_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Conv1D's weights the way round that every other layer has them."""
-    if not name.endswith(tuple(f"{module}.weight" for module in CONV1D)):
-        return tensor
-    return Tensor(tensor.shape[::-1], lambda: tensor.load().T)
-
-
-def _nothing(*_: Any) -> None:
-    """Where an architecture has nothing of its own."""
-
-
-def _no_tensors(config: Config) -> dict[str, Tensor]:
-    return {}
-
-
-def _ends_with(ends: tuple[str, ...], module: str) -> bool:
-    return bool(ends) and module.endswith(ends)
-
-
 LLAMA = Architecture(
     name="llama",
     blocks="num_hidden_layers",
@@ -240,33 +139,7 @@ LLAMA = Architecture(
     parameters=llama_parameters,
     extra=llama_extra,
     changed=llama_changed,
-    conv1d=partial(_ends_with, ()),
+    conv1d=no_conv1d,
     vocabulary_before=llama_vocabulary_before,
     vocabulary_after=llama_vocabulary_after,
 )
-GPT2 = Architecture(
-    name="gpt2",
-    blocks="n_layer",
-    context="n_positions",
-    tied=("transformer.wte", "lm_head"),
-    defaults={
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "layer_norm_epsilon": 1e-5,
-        "activation_function": "gelu_new",
-        "tie_word_embeddings": True,
-    },
-    check=check_gpt2,
-    parameters=gpt2_parameters,
-    extra=_no_tensors,
-    changed=gpt2_changed,
-    conv1d=partial(_ends_with, CONV1D),
-    vocabulary_before=_nothing,
-    vocabulary_after=_nothing,
-)
-
-# What config.json's `architectures` names first → its row.
-ARCHITECTURES = {"LlamaForCausalLM": LLAMA, "LLaMAForCausalLM": LLAMA, "GPT2LMHeadModel": GPT2}
