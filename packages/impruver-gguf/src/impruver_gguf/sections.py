@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009  (key() copies its default)
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from impruver_core.recipe.schema import key, nearest
@@ -28,6 +29,9 @@ class GgufSection:
         for level in self.quantization_levels:
             if level.lower() not in LEVELS:
                 raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
+        for name in self.parameters:
+            if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
+                raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
 
