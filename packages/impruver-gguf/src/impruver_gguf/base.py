@@ -13,7 +13,7 @@ from impruver_core.recipe.lookup import find_local, looks_local
 from impruver_gguf.tensors import Tensor, read_safetensors, read_weights
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json")
+WANTED = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
