@@ -64,8 +64,11 @@ def test_imports_go_one_way_and_heavy_ones_stand_inside_functions():
             assert not (at_top and module in HEAVY), f"{path} imports {module} at its top"
 
 
-@pytest.mark.parametrize("package", ["impruver-compose", "impruver-core"])
-def test_no_torch_is_asked_for(package):
+@pytest.mark.parametrize(
+    ("package", "without"),
+    [("impruver-compose", set()), ("impruver-core", {"transformers"}), ("impruver-gguf", {"transformers"})],
+)
+def test_no_torch_is_asked_for(package, without):
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         pytest.skip("uv is not on PATH")
@@ -75,4 +78,4 @@ def test_no_torch_is_asked_for(package):
     )
     names = {line.partition("==")[0] for line in listed.stdout.splitlines()}
     assert "pyyaml" in names
-    assert not names & {"torch", "peft", "bitsandbytes", "triton"}
+    assert not names & ({"torch", "peft", "bitsandbytes", "triton"} | without)

@@ -60,5 +60,10 @@ def test_compose_and_train(recipe, run, tmp_path, smollm2):
     assert [row["step"] for row in metrics if "loss" in row] == [1, 2, 3]
     config = json.loads((tmp_path / "adapter/generation_config.json").read_text(encoding="utf-8"))
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in config["eos_token_id"]
+    converted = run("impruver", "run", "convert_gguf", "--output_dir", "adapter", "--quantization_levels", "q8_0")
+    assert converted.returncode == 0, converted.stderr
+    assert (tmp_path / "adapter/gguf/model-q8_0.gguf").stat().st_size > 100_000_000
+    modelfile = (tmp_path / "adapter/gguf/Modelfile.q8_0").read_text(encoding="utf-8")
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile
     again = run("impruver-train", "--config", str(recipe))
     assert again.returncode == 0, again.stderr

@@ -154,3 +154,16 @@ def test_unknown_paths_are_a_fault_of_ours():
         from_recipe("model.nam")
     with pytest.raises(KeyError):
         from_recipe("nonsense")
+
+
+def test_a_recipes_list_as_several_words():
+    @dataclass
+    class Lists(CommonFlags):
+        """Takes a list."""
+
+        names: Optional[list] = from_recipe("tokenizer.name", type=str, nargs="*")
+
+    parser = Parser(Lists, "impruver-test")
+    assert named_flags(parser.parse(["--names", "a", "b"])) == [("tokenizer.name", ["a", "b"], "--names")]
+    assert named_flags(parser.parse(["--names"])) == [("tokenizer.name", [], "--names")]
+    assert named_flags(parser.parse([])) == []

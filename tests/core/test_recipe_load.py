@@ -207,6 +207,7 @@ def install(folder, package, sections):
     """Lays a package with sections beside a test, as pip would, for a child process with PYTHONPATH."""
     module = package.replace("-", "_")
     (folder / module).mkdir(parents=True)
+    (folder / module / "__init__.py").touch()  # so that it comes before an installed one
     (folder / module / "sections.py").write_text(sections)
     info = folder / f"{module}-0.1.0.dist-info"
     info.mkdir()

@@ -224,3 +224,23 @@ def test_light_and_quick(tool, tmp_path, words):
 def test_imports_of_the_package_itself_are_light():
     code = "import sys, impruver_core, impruver_core.cli.tool; assert not {'yaml', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_recipe_that_training_left_stands_in_for_config(tmp_path):
+    program = tmp_path / "tool.py"
+    program.write_text(TOOL.replace("Flags, main)", "Flags, main, config_from_output_dir=True)"))
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    (trained / "recipe.yaml").write_text("seed: 7\noutput_dir: ./elsewhere\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("seed: 8\n")
+    alone, what = [sys.executable, str(program)], "result(f'{recipe.seed} {recipe.output_dir}')"
+    assert run(alone, what, "--output_dir", str(trained)).stdout == f"7 {trained}\n"
+    assert run(alone, what, "--config", str(other), "--output_dir", str(trained)).stdout == f"8 {trained}\n"
+    for argv, told in (
+        (["--output_dir", str(tmp_path)], f"and --output_dir {tmp_path} holds no recipe.yaml"),
+        ([], "--config is missing: give a recipe's file"),
+    ):
+        done = run(alone, what, *argv)
+        assert done.returncode == 2
+        assert told in done.stderr

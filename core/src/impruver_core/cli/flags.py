@@ -29,10 +29,13 @@ def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: A
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def from_recipe(path: str, help: str | None = None, *, type: Any = None, choices: Collection | None = None) -> Any:
+def from_recipe(
+    path: str, help: str | None = None, *, type: Any = None, choices: Collection | None = None, nargs: Any = None
+) -> Any:
     """A flag for a key of the recipe: type, help and shown default are its section's; not given it is None.
 
     Keys inside an open mapping (`trainer.report_to`) are declared nowhere: give `help`, and `type` unless it is text.
+    `nargs` makes a list of several words, each of `type`.
     """
     declared = find_key(path)
     default = "" if declared.default is None else f", else {_shown(declared.default)}"
@@ -40,6 +43,7 @@ def from_recipe(path: str, help: str | None = None, *, type: Any = None, choices
         "path": path,
         "type": _converter(type or _bare(declared.type)),
         "choices": choices or declared.choices,
+        "nargs": nargs,
         "help": safe(f"{help or declared.help} (default: the recipe's {path}{default})"),
     }
     return dataclasses.field(default=None, metadata=metadata)

@@ -1,0 +1,37 @@
+"""The command `impruver-gguf`: its flags, and nothing else."""
+
+# ruff: noqa: RUF009  (flag() makes a field)
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from impruver_core.cli.flags import CommonFlags, flag, from_recipe
+from impruver_core.cli.tool import run_tool
+
+
+@dataclass
+class Flags(CommonFlags):
+    """Turns the model or adapter in output_dir into GGUF files, quantized, with Modelfiles for Ollama."""
+
+    output_dir: Optional[str] = from_recipe("output_dir")
+    quantization_levels: Optional[list] = from_recipe("gguf.quantization_levels", type=str, nargs="*")
+    only_quantize: bool = flag(bool, False, help="quantize the model-f16.gguf that is there, convert nothing")
+    llama_cpp: Optional[str] = flag(
+        str, None, help="folder of llama.cpp, for other architectures (default: $LLAMA_CPP_DIR, ../llama.cpp, PATH)"
+    )
+    llama_cpp_convert_script: Optional[str] = flag(str, None, help="its convert_hf_to_gguf.py")
+    llama_cpp_quantize_bin: Optional[str] = flag(str, None, help="its llama-quantize, used for every architecture")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code."""
+
+    def work(recipe, flags) -> None:
+        from impruver_gguf.export import export
+        from impruver_gguf.llama_cpp import Places
+
+        places = Places(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp)
+        export(recipe, places, flags.only_quantize, flags.dry_run, flags.overwrite)
+
+    return run_tool("impruver-gguf", Flags, work, argv, config_from_output_dir=True)

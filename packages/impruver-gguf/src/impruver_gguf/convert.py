@@ -1,0 +1,173 @@
+"""How model-f16.gguf comes about: converted here, by llama.cpp's script, or there already. All checks come first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import synced
+
+from impruver_gguf import llama_cpp, write
+from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, with_defaults
+from impruver_gguf.base import Model
+from impruver_gguf.merge import merged
+from impruver_gguf.metadata import write_metadata
+from impruver_gguf.tensors import Tensor
+from impruver_gguf.vocabulary import read_vocabulary
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "impruver.json", "recipe.yaml")
+SHARD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is to come, in words; its tensors' shapes; bytes of the file, and of what is written on the way to it."""
+
+    words: str
+    shapes: dict[str, tuple[int, ...]]
+    bytes: int
+    write: Callable[[Path], None]
+    scratch: int = 0
+    by_script: bool = False
+    there: bool = False
+
+
+def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places) -> Conversion:
+    """The way for this model's architecture; ImpruverError with what works where there is none."""
+    architecture = ARCHITECTURES.get(model.kind)
+    reason = None
+    if architecture:
+        config = with_defaults(architecture, model.config)
+        reason = architecture.check(config)
+        if not reason:
+            return _own(architecture, config, model, output_dir)
+    script = llama_cpp.find_script(places)
+    if script is None:
+        told = f"{model.kind} with {reason}" if reason else model.kind
+        raise ImpruverError(
+            f"{told} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it: "
+            f"{llama_cpp.HOW_TO_GET}"
+        )
+    return _by_script(script, model, output_dir)
+
+
+def existing(path: Path) -> Conversion:
+    """A GGUF file that is there already, for --only_quantize."""
+    from gguf import GGUFReader
+
+    if not path.is_file():
+        raise ImpruverError(f"{path} is not there: leave out --only_quantize, which quantizes a file that is there")
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ImpruverError(f"{path}: cut off, or no GGUF file: {error}") from None
+    shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    return Conversion(f"{path.name}, which is there", shapes, 0, lambda target: None, there=True)
+
+
+def _own(architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path) -> Conversion:
+    tied = architecture.tied if config["tie_word_embeddings"] else None
+    tensors = model.tensors
+    if model.adapter:
+        tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
+    tensors = converted(architecture, tensors, config)
+    _check_whole(architecture, tensors, config, model)
+    vocabulary = read_vocabulary(output_dir, config["vocab_size"])
+    metadata = partial(
+        write_metadata, architecture=architecture, config=config, vocabulary=vocabulary, folder=output_dir
+    )
+    count = sum(prod(tensor.shape) for tensor in tensors.values())
+    adapted = f", the adapter merged into {model.base}" if model.adapter else ""
+    return Conversion(
+        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, pre-tokenizer "
+        f"{vocabulary.pre}{adapted}",
+        {name: tensor.shape for name, tensor in tensors.items()},
+        write.size_of(tensors),
+        lambda target: write.write_gguf(target, architecture.name, tensors, metadata),
+    )
+
+
+def _check_whole(architecture: Architecture, tensors: dict[str, Tensor], config: dict[str, Any], model: Model) -> None:
+    """Every block is there, and the embeddings have a row for each id."""
+    per_block: dict[int, set[str]] = {}
+    for name in tensors:
+        parts = name.split(".")
+        if parts[0] == "blk":
+            per_block.setdefault(int(parts[1]), set()).add(".".join(parts[2:]))
+    complete = set().union(*per_block.values())
+    for block in range(config[architecture.blocks]):
+        lost = sorted(complete - per_block.get(block, set()))
+        if lost:
+            raise ImpruverError(f"{model.base}: layer {block} has no {lost[0]}: the weights are not whole")
+    for name in ("token_embd.weight", "output.weight", "output_norm.weight"):
+        if name not in tensors and not (name == "output.weight" and config["tie_word_embeddings"]):
+            raise ImpruverError(f"{model.base}: there is no tensor for {name}: the weights are not whole")
+        rows = tensors[name].shape[0] if name in tensors and name != "output_norm.weight" else config["vocab_size"]
+        if rows != config["vocab_size"]:
+            raise ImpruverError(
+                f"{name} has {rows} rows, config.json says {config['vocab_size']} tokens: the rows of new tokens were "
+                "not saved with the adapter, or this is another base"
+            )
+
+
+def _by_script(script: str, model: Model, output_dir: Path) -> Conversion:
+    tensors = merged(model.tensors, model.adapter) if model.adapter else model.tensors
+    size = 2 * sum(prod(tensor.shape) for tensor in tensors.values()) + write.HEADER_ROOM
+
+    def convert(target: Path) -> None:
+        if not model.adapter:
+            return llama_cpp.convert(script, output_dir, target, "f16")
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merged.") as scratch:
+            folder = Path(scratch) / output_dir.absolute().name  # llama.cpp takes the model's name from it
+            write_shards(tensors, output_dir, folder)
+            return llama_cpp.convert(script, folder, target, "f16")
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    words = f"{model.kind}, converted by {script}"
+    return Conversion(words, shapes, size, convert, scratch=size if model.adapter else 0, by_script=True)
+
+
+def write_shards(tensors: dict[str, Tensor], source: Path, folder: Path) -> None:
+    """`tensors` as safetensors in 16 bits (vectors in 32, as GGUF keeps them), with all else that is in `source`."""
+    import json
+
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.is_file() and not any(path.match(pattern) for pattern in WEIGHTS):
+            shutil.copyfile(path, folder / path.name)
+    mapped: dict[str, str] = {}
+    shard: dict[str, np.ndarray] = {}
+    number = 0
+
+    def save() -> None:
+        nonlocal number
+        number += 1
+        name = f"model-{number:05d}.safetensors"
+        mapped.update(dict.fromkeys(shard, name))
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        shard.clear()
+
+    for name, tensor in tensors.items():
+        shard[name] = write.rounded(name, tensor, np.float16 if len(tensor.shape) > 1 else np.float32)
+        if sum(values.nbytes for values in shard.values()) >= SHARD_BYTES:
+            save()
+    save()
+    with synced(folder / "model.safetensors.index.json") as file:
+        json.dump({"metadata": {}, "weight_map": mapped}, file)
+
+
+def sync(path: Path) -> None:
+    """Brings a finished file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,201 @@
+"""Adds peft's LoRA to the weights it was trained on, one tensor at a time, in float32.
+
+As peft: W + (B @ A) * scaling, transposed for layers that hold their weights the other way round (GPT-2's Conv1D).
+What would not come out exactly is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from impruver_core.errors import ImpruverError
+
+from impruver_gguf.base import Adapter
+from impruver_gguf.tensors import Tensor
+
+PREFIX = "base_model.model."
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base as well
+OTHER_METHODS = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
+PARTS = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".token_adapter.trainable_tokens_delta": "rows",
+}
+
+
+@dataclass
+class Change:
+    """What an adapter does to one module: A and B, rows of trained tokens, or whole tensors instead."""
+
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)  # "weight", "bias"
+
+
+def merged(
+    base: dict[str, Tensor],
+    adapter: Adapter,
+    *,
+    conv1d: Callable[[str], bool] | None = None,
+    tied: tuple[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """The base's tensors with the adapter in them, in the base's order; nothing is computed before it is loaded.
+
+    `conv1d` tells the modules with transposed weights (else the adapter's fan_in_fan_out counts); `tied` names the
+    modules of input and output embeddings where they share their weights.
+    """
+    check_method(adapter)
+    changes = _changes(adapter)
+    names = _module_names(base, changes)
+    transposed = conv1d or (lambda module: bool(adapter.config.get("fan_in_fan_out")))
+    result = dict(base)
+    if tied:
+        _share_or_part(result, changes, names, tied, adapter.config)
+    for module, change in changes.items():
+        name = names.get(module, module)
+        for kind, tensor in change.whole.items():
+            _check_fits(module, tensor, result.get(f"{name}.{kind}"))
+            result[f"{name}.{kind}"] = tensor
+        weight = result.get(f"{name}.weight")
+        if weight is None:
+            raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
+        if "rows" in change.parts:
+            weight = result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
+        if "a" in change.parts or "b" in change.parts:
+            result[f"{name}.weight"] = _with_lora(weight, change, module, adapter.config, transposed(module))
+    return result
+
+
+def _check_fits(module: str, tensor: Tensor, before: Tensor | None) -> None:
+    """Only the number of rows may differ: a grown vocabulary."""
+    if before is not None and tensor.shape[1:] != before.shape[1:]:
+        raise ImpruverError(
+            f"{module}: the adapter's {list(tensor.shape)} does not fit the base's {list(before.shape)}: it was "
+            "trained on another base"
+        )
+
+
+def check_method(adapter: Adapter) -> None:
+    """ImpruverError for a method that this can't merge exactly."""
+    config = adapter.config
+    start = config.get("init_lora_weights", True)
+    other = next((name for name in OTHER_METHODS if config.get(name)), None)
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        other = f"peft_type {config['peft_type']}"
+    elif start not in PLAIN_STARTS:
+        other = f"init_lora_weights {start} (it changes the base too)"
+    if other:
+        raise ImpruverError(
+            f"{adapter.folder}: {other} can't be merged exactly; merge it with peft (merge_and_unload, "
+            "save_pretrained) and give that folder as output_dir"
+        )
+
+
+def _changes(adapter: Adapter) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
+    for name, tensor in adapter.tensors.items():
+        place = name.removeprefix(PREFIX)
+        suffix = next((suffix for suffix in PARTS if place.endswith(suffix)), None)
+        if suffix:
+            changes.setdefault(place.removesuffix(suffix), Change()).parts[PARTS[suffix]] = tensor
+            continue
+        module, _, kind = place.replace(".base_layer.", ".").rpartition(".")
+        if not module or kind not in ("weight", "bias") or ".lora_" in place:
+            raise ImpruverError(f"{adapter.folder}: {name} is nothing that can be merged exactly; merge it with peft")
+        changes.setdefault(module, Change()).whole[kind] = tensor
+    return changes
+
+
+def _module_names(base: dict[str, Tensor], changes: dict[str, Change]) -> dict[str, str]:
+    """Module as the adapter calls it → as the base's file does: files of a bare model lack the first part."""
+    names = {}
+    for module in changes:
+        bare = module.partition(".")[2]
+        if f"{module}.weight" not in base and f"{bare}.weight" in base:
+            names[module] = bare
+    return names
+
+
+def _share_or_part(
+    result: dict[str, Tensor], changes: dict[str, Change], names: dict[str, str], tied: tuple[str, str], config: dict
+) -> None:
+    """Tied embeddings stay one matrix, unless the adapter trained one of the two ends by itself."""
+    embedding, output = tied
+    saved = [str(name) for name in config.get("modules_to_save") or []]
+    own_output = any(_ends(output, name) for name in saved)
+    own_embedding = any(_ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
+    lora_output = output in changes and "a" in changes[output].parts
+    if not own_output and not lora_output:
+        changes.pop(output, None)  # a second copy of the embeddings
+    if lora_output or (own_embedding and not own_output):
+        result.setdefault(f"{output}.weight", result[f"{names.get(embedding, embedding)}.weight"])
+
+
+def _ends(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
+
+
+def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]) -> Tensor:
+    indices = _token_indices(module, config)
+    if len(indices) != rows.shape[0] or rows.shape[1:] != weight.shape[1:]:
+        raise ImpruverError(
+            f"{module}: the adapter has rows {list(rows.shape)} for {len(indices)} tokens, its base "
+            f"{list(weight.shape)}"
+        )
+    count = max(weight.shape[0], max(indices) + 1)
+    unknown = sorted(set(range(weight.shape[0], count)) - set(indices))
+    if unknown:
+        raise ImpruverError(f"{module}: token {unknown[0]} has a row neither in the base nor in the adapter")
+
+    def load() -> np.ndarray:
+        values = np.empty((count, *weight.shape[1:]), np.float32)
+        values[: weight.shape[0]] = weight.load()
+        values[indices] = rows.float32()
+        return values
+
+    return Tensor((count, *weight.shape[1:]), load)
+
+
+def _token_indices(module: str, config: dict[str, Any]) -> Sequence[int]:
+    indices = config.get("trainable_token_indices") or []
+    if isinstance(indices, dict):
+        return next((numbers for name, numbers in indices.items() if _ends(module, name)), [])
+    return indices
+
+
+def _with_lora(weight: Tensor, change: Change, module: str, config: dict[str, Any], transposed: bool) -> Tensor:
+    if len(change.parts.keys() & {"a", "b"}) != 2:
+        raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
+    a, b = change.parts["a"], change.parts["b"]
+    scaling = _scaling(module, a.shape[0], config)
+    shape = (b.shape[0], a.shape[1])
+    if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
+        raise ImpruverError(
+            f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
+            "it was trained on another base"
+        )
+
+    def load() -> np.ndarray:
+        delta = b.float32() @ a.float32()
+        delta *= np.float32(scaling)
+        values = weight.load().astype(np.float32)
+        values += delta.T if transposed else delta
+        return values
+
+    return Tensor(weight.shape, load)
+
+
+def _scaling(module: str, rank: int, config: dict[str, Any]) -> float:
+    alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _of_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)

@@ -1,0 +1,123 @@
+"""Quantizes a GGUF file: with cyllama's llama.cpp in a process of its own, or with a llama-quantize at hand.
+
+    python -m impruver_gguf.quantize SOURCE FTYPE=TARGET …
+
+A process of its own can be stopped at any time, and what llama.cpp aborts on takes nobody with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from impruver_core.cli.console import progress
+from impruver_core.errors import ImpruverError
+
+
+@dataclass(frozen=True)
+class Level:
+    """llama.cpp's number of a level; bits a weight, and where rows are no multiple of 256."""
+
+    ftype: int
+    bits: float
+    odd_bits: float
+
+
+# What llama.cpp quantizes to without an importance matrix.
+LEVELS = {
+    "q8_0": Level(7, 8.5, 8.5),
+    "q6_k": Level(18, 6.6, 8.5),
+    "q5_0": Level(8, 5.6, 5.6),
+    "q5_1": Level(9, 6.1, 6.1),
+    "q5_k_s": Level(16, 5.6, 6.6),
+    "q5_k_m": Level(17, 5.8, 7.0),
+    "q4_0": Level(2, 4.7, 4.7),
+    "q4_1": Level(3, 5.1, 5.1),
+    "q4_k_s": Level(14, 4.8, 5.8),
+    "q4_k_m": Level(15, 5.0, 6.4),
+    "q3_k_s": Level(11, 3.7, 4.8),
+    "q3_k_m": Level(12, 4.1, 5.4),
+    "q3_k_l": Level(13, 4.4, 5.6),
+    "q2_k": Level(10, 3.4, 4.8),
+    "iq4_nl": Level(25, 4.8, 4.8),
+    "iq4_xs": Level(30, 4.6, 4.8),
+}
+DEFAULT_LEVELS = ("q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k")
+KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
+SUPER_BLOCK = 256
+
+
+def size_of(level: str, shapes: Mapping[str, Sequence[int]]) -> int:
+    """About how many bytes a level takes, rather too many than too few."""
+    total = 0.0
+    for name, shape in shapes.items():
+        bits = 32.0
+        if len(shape) > 1:
+            bits = LEVELS[level].odd_bits if shape[-1] % SUPER_BLOCK else LEVELS[level].bits
+            bits = max(bits, 8.5) if name in KEPT_FINE else bits
+        total += prod(shape) * bits / 8
+    return round(total)
+
+
+def quantize(source: Path, targets: Mapping[str, Path], program: str | None = None) -> None:
+    """Makes each level's file from `source`; `program` is a llama-quantize, else cyllama's library does it."""
+    if not targets:
+        return
+    threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if program:
+        commands = [[program, str(source), str(path), level, threads] for level, path in targets.items()]
+    else:
+        pairs = [f"{LEVELS[level].ftype}={path}" for level, path in targets.items()]
+        commands = [[sys.executable, "-m", __name__, str(source), threads, *pairs]]
+    with progress(None, len(targets), "levels quantized") as bar:
+        for command in commands:
+            _run(command, bar if program is None else None)
+            if program:
+                bar.update(1)
+    lost = [str(path) for path in targets.values() if not path.is_file()]
+    if lost:
+        raise ImpruverError(f"quantizing {source.name} left no {lost[0]}")
+
+
+def _run(command: list[str], bar) -> None:
+    """Runs a command; each line that it prints on stdout counts in `bar`. Its last words tell why it failed."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            for _ in process.stdout:
+                if bar is not None:
+                    bar.update(1)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if code != 0:
+            log.seek(0)
+            said = [line.strip() for line in log.read().splitlines() if line.strip()]
+            raise ImpruverError(f"quantizing failed (exit {code}): {' / '.join(said[-3:]) or 'without a word'}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The process of its own: a line on stdout for each file that is done."""
+    from cyllama.llama import llama_cpp
+
+    source, threads, *pairs = arguments
+    if hasattr(llama_cpp, "disable_logging"):
+        llama_cpp.disable_logging()
+    for pair in pairs:
+        ftype, _, target = pair.partition("=")
+        parameters = llama_cpp.LlamaModelQuantizeParams()
+        parameters.ftype, parameters.nthread = int(ftype), int(threads)
+        llama_cpp.model_quantize(source, target, parameters)
+        print(target, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

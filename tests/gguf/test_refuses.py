@@ -1,0 +1,228 @@
+"""What can't be exported: exit code 2, one message that says what to do, no traceback, nothing written."""
+
+import json
+import shutil
+
+import pytest
+from make_models import edit_json
+
+CONFIG = "adapter_config.json"
+
+
+@pytest.fixture
+def refused(gguf):
+    """Runs the command, which must refuse with these words and leave no gguf folder behind."""
+
+    def refused(folder, *words, flags=()):
+        code, out, told = gguf("--output_dir", folder, *flags)
+        assert code == 2, told
+        assert out == ""
+        assert "Traceback" not in told
+        assert told.count("error: ") == 1
+        for word in words:
+            assert word in told, told
+        assert not (folder / "gguf").exists()
+
+    return refused
+
+
+def rewrite(path, change):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def test_no_model_in_output_dir(tiny, refused):
+    (tiny / "model.safetensors").unlink()
+    refused(tiny, "holds neither a model nor an adapter")
+
+
+def test_no_output_dir(tmp_path, gguf):
+    code, _, told = gguf("--output_dir", tmp_path / "nowhere")
+    assert code == 2
+    assert "holds no recipe.yaml" in told
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 1\n", encoding="utf-8")
+    code, _, told = gguf("--config", recipe)
+    assert code == 2
+    assert "output_dir is not set" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("./gone", "is not there"), ("/a/b/gone", "is not there"), ("someone/gone-1B", "nor to be had from the hub")],
+)
+def test_an_adapter_whose_base_is_missing(name, word, adapter, refused):
+    (adapter / "recipe.yaml").write_text(json.dumps({"model": {"name": name}}), encoding="utf-8")
+    refused(adapter, name, word, "--set model.name=FOLDER")
+
+
+def test_the_base_that_peft_noted_is_taken_where_the_recipe_names_none(adapter, tiny_base, gguf):
+    (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: []}", encoding="utf-8")
+    assert json.loads((adapter / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"] == str(tiny_base)
+    assert gguf("--output_dir", adapter)[0] == 0
+
+
+def test_an_adapter_of_another_base_names_the_shapes(adapter, refused):
+    def narrow(tensors):
+        for name in tensors:
+            if name.endswith("q_proj.lora_A.weight"):
+                tensors[name] = tensors[name][:, :48].copy()
+
+    rewrite(adapter / "adapter_model.safetensors", narrow)
+    refused(adapter, "q_proj", "[64, 4] x [4, 48]", "[64, 64]", "another base")
+
+
+def test_an_adapter_for_layers_that_the_base_has_not(adapter, refused):
+    def deeper(tensors):
+        for name in list(tensors):
+            tensors[name.replace("layers.1.", "layers.7.")] = tensors.pop(name)
+
+    rewrite(adapter / "adapter_model.safetensors", deeper)
+    refused(adapter, "model.layers.7.self_attn", "does not have")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 600, 100_000])
+def test_truncated_weights(keep, tiny, refused):
+    path = tiny / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(tiny, "model.safetensors: cut off")
+
+
+def test_a_truncated_adapter(adapter, refused):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    refused(adapter, "adapter_model.safetensors: cut off within")
+
+
+def test_a_header_that_lies(tiny, refused):
+    path = tiny / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"shape":[2048,64]', b'"shape":[2048,65]'))
+    refused(tiny, "does not hold what its shape")
+
+
+def test_a_shard_that_is_missing(tiny, refused):
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (tiny / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    refused(tiny, "model-00002-of-00002.safetensors is not there")
+
+
+def test_pickled_weights(tiny, adapter, refused):
+    (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
+    refused(tiny, "pytorch_model.bin", "pickled", "save_pretrained")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    refused(adapter, "adapter_model.bin", "pickled")
+
+
+def test_weights_in_four_bits(tiny, refused):
+    path = tiny / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"U8" ', 1))
+    refused(tiny, "U8", "16-bit")
+
+
+def test_a_tensor_that_is_missing(tiny, refused):
+    rewrite(tiny / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(tiny, "layer 1 has no ffn_up.weight")
+
+
+def test_unknown_level_names_the_nearest(tiny, refused):
+    refused(tiny, "q4_k", "did you mean q4_k_", flags=("--quantization_levels", "q4_k"))
+    refused(tiny, "did you mean q8_0?", flags=("--set", "gguf.quantization_levels=[Q80]"))
+    refused(tiny, "outtype", "f16", flags=("--set", "gguf.outtype=q9"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_file_that_is_missing(name, tiny, refused):
+    (tiny / name).unlink()
+    refused(tiny, f"{name} is not there")
+
+
+def test_a_broken_tokenizer(tiny, refused):
+    edit_json(tiny / "tokenizer.json", post_processor={"type": "Unheard"})
+    refused(tiny, "tokenizer.json can't be loaded")
+    (tiny / "tokenizer.json").write_text("{", encoding="utf-8")
+    refused(tiny, "tokenizer.json: not JSON")
+
+
+def test_sentencepiece_is_refused_with_what_to_do(tiny, refused):
+    model = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    edit_json(tiny / "tokenizer.json", model=model | {"byte_fallback": True})
+    refused(tiny, "SentencePiece", "--only_quantize")
+    (tiny / "tokenizer.json").rename(tiny / "tokenizer.model")
+    refused(tiny, "tokenizer.model", "SentencePiece", "--only_quantize")
+
+
+def test_a_splitting_that_llama_cpp_does_not_know(tiny, refused):
+    pre = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    edit_json(tiny / "tokenizer.json", pre_tokenizer=pre)
+    refused(tiny, "no pre-tokenizer that splits text")
+
+
+def test_a_tokenizer_larger_than_the_model(tiny, refused):
+    edit_json(tiny / "tokenizer_config.json", cls_token="<new>")
+    refused(tiny, "ids up to 2048, the model 2048 embedding rows")
+
+
+def test_rows_of_new_tokens_that_were_not_saved(adapter, refused):
+    edit_json(adapter / "config.json", vocab_size=2050)
+    refused(adapter, "token_embd.weight has 2048 rows", "2050")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
+        ({"peft_type": "LOHA"}, "peft_type LOHA"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ],
+)
+def test_what_can_not_be_merged_exactly(change, word, adapter, refused):
+    edit_json(adapter / CONFIG, **change)
+    refused(adapter, word, "merge_and_unload")
+
+
+def test_an_unknown_part_of_an_adapter(adapter, refused):
+    def more(tensors):
+        name = "base_model.model.model.embed_tokens.lora_embedding_A"
+        tensors[name] = next(iter(tensors.values())).copy()
+
+    rewrite(adapter / "adapter_model.safetensors", more)
+    refused(adapter, "lora_embedding_A", "nothing that can be merged exactly")
+
+
+def test_an_adapter_on_an_adapter(adapter, adapter_once, tmp_path, tiny_base, refused):
+    nested = tmp_path / "nested"
+    shutil.copytree(adapter_once, nested)
+    shutil.copyfile(tiny_base / "model.safetensors", nested / "model.safetensors")
+    (adapter / "recipe.yaml").write_text(json.dumps({"model": {"name": str(nested)}}), encoding="utf-8")
+    refused(adapter, "an adapter itself")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": ["DeepseekV3ForCausalLM"]},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        {"hidden_act": "gelu"},
+    ],
+)
+def test_another_architecture_without_llama_cpp(change, tiny, refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "tiny")
+    edit_json(tiny / "config.json", **change)
+    refused(tiny, "LlamaForCausalLM", "GPT2LMHeadModel", "git clone", "--llama_cpp")
+    refused(tiny, "--llama_cpp_convert_script", "is not there", flags=("--llama_cpp_convert_script", "gone.py"))
+
+
+def test_llama_cpps_script_that_fails(tiny, gguf, tmp_path):
+    edit_json(tiny / "config.json", architectures=["NewForCausalLM"])
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("raise SystemExit('this model is new to me')", encoding="utf-8")
+    code, _, told = gguf("--output_dir", tiny, "--llama_cpp_convert_script", script)
+    assert code == 2
+    assert "this model is new to me" in told
+    assert not list((tiny / "gguf").iterdir())
