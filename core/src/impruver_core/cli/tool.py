@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import set_quiet, silence
@@ -25,11 +26,17 @@ class Terminated(BaseException):
 
 
 def run_tool(
-    program: str, flags_type: type, main: Callable[[Any, Any], int | None], argv: Sequence[str] | None = None
+    program: str,
+    flags_type: type,
+    main: Callable[[Any, Any], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    config_from_output_dir: bool = False,
 ) -> int:
     """Parses `argv`, loads and layers the recipe, calls `main(recipe, flags)`; the exit code, see DESIGN.
 
-    `main` returns None (0), or a code of its own. SystemExit, as from --help, passes through.
+    `main` returns None (0), or a code of its own. SystemExit, as from --help, passes through. With
+    `config_from_output_dir`, `--output_dir DIR` alone takes the recipe that training left in DIR.
     """
 
     def work() -> int | None:
@@ -39,7 +46,9 @@ def run_tool(
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
         set_quiet(flags.quiet)
-        return main(_recipe(flags.config, parser.overrides, named_flags(flags)), flags)
+        named = named_flags(flags)
+        config = flags.config or (_saved_recipe(named) if config_from_output_dir else None)
+        return main(_recipe(config, parser.overrides, named), flags)
 
     return guarded(program, work)
 
@@ -71,6 +80,17 @@ def _recipe(config: str | None, overrides: Sequence[str], named: list) -> Any:
     if not config:
         raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
     return load_recipe(config, overrides, named=named)
+
+
+def _saved_recipe(named: Sequence[tuple[str, Any, str]]) -> str | None:
+    """The recipe.yaml of the folder that --output_dir names; None where that flag is not given."""
+    folder = next((value for path, value, _ in named if path == "output_dir"), None)
+    if folder is None:
+        return None
+    recipe = Path(folder).expanduser() / "recipe.yaml"
+    if not recipe.is_file():
+        raise ImpruverError(f"{folder} holds no recipe.yaml: give the recipe as --config")
+    return str(recipe)
 
 
 def _told(error: ImpruverError) -> str:
