@@ -9,7 +9,9 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 # torch names each such tensor in a line of its own.
-MISMATCH = r"size mismatch for (\S+): copying a param with shape (.*?) from checkpoint.*current model is (.*?)\.?(?:\n|$)"
+MISMATCH = (
+    r"size mismatch for (\S+): copying a param with shape (.*?) from checkpoint.*current model is (.*?)\.?(?:\n|$)"
+)
 
 
 @contextmanager

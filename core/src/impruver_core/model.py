@@ -160,10 +160,7 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
 
 
 def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False) -> Any:
-    """`model` with the adapter in `adapter_dir`; its embeddings grow to `vocabulary` rows where training grew them.
-
-    ImpruverError where the adapter was trained on another base.
-    """
+    """`model` with its adapter (ImpruverError for another base's), embeddings grown to `vocabulary` as in training."""
     from peft import PeftModel
 
     grow_embeddings(model, vocabulary or 0)

@@ -125,7 +125,7 @@ def answer_files(
     manifest["counts"] = vars(counts)
     publish(files.manifest, {files.answers: path}, manifest)
     if counts.cut_off:
-        say(f"note: {counts.cut_off:,} answers were cut off at their limit of tokens")
+        say(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
     if counts.scored:
         result(scoring.share(counts.right, counts.scored))
     failed = f", {counts.failed:,} of them with an error" if counts.failed else ""

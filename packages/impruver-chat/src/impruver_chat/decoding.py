@@ -52,7 +52,7 @@ class TextStream:
     def end(self) -> str:
         """No more tokens: the rest goes out; the whole answer."""
         if not self._cut:
-            self._take(self._new())
+            self._take(self._new().rstrip(UNFINISHED))  # cut off within a character: without its half
         if not self._cut:
             self._send(self._held)
         return "".join(self._pieces)

@@ -58,9 +58,8 @@ def _of_model(path: Path) -> dict[str, Any]:
         wanted = TYPES.get(name, float)
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise ImpruverError(f"{path}: {name} is {value!r}")
-    faults = out_of_range(given)
-    if faults:
-        raise ImpruverError(f"{path}: {'; '.join(faults)}")
+    for name, fault in out_of_range(given).items():
+        raise ImpruverError(f"{path}: {name} {fault}")
     return given
 
 

@@ -1,6 +1,5 @@
 """The recipe's section that impruver-chat owns."""
 
-# ruff: noqa: RUF009  (key() copies its default)
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -34,18 +33,17 @@ class ChatSection:
     top_k: int | None = key(None, f"number of the likeliest tokens to draw from, 0 is all; {FROM_MODEL} 40")
 
     def __post_init__(self):
-        faults = out_of_range(vars(self))
-        if faults:
-            raise ValueError("; ".join(faults))
+        for name, fault in out_of_range(vars(self)).items():
+            raise ValueError(fault, name)
 
 
-def out_of_range(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the given numbers, each named; None is not given."""
-    return [
-        f"{name} {wanted}, not {values[name]}"
+def out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the given numbers, by name; None is not given."""
+    return {
+        name: f"{wanted}, not {values[name]:g}"
         for name, (holds, wanted) in RANGES.items()
         if values.get(name) is not None and not (isfinite(values[name]) and holds(values[name]))
-    ]
+    }
 
 
 SECTIONS = {"chat": ChatSection}

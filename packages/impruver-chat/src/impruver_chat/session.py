@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from impruver_core.errors import ImpruverError
 
-
 Encode = Callable[[list[dict]], list[int]]
 
 
