@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from impruver_core.adapter import mismatch_told, require_whole
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
 from impruver_core.templating.tokenizer import local_or_hub
@@ -14,6 +15,9 @@ from impruver_core.templating.tokenizer import local_or_hub
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 BITNET = "custom.llama."
+# What transformers and what it calls raise for something that the user named.
+EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError)
+EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
 def pick_device() -> str:
@@ -158,12 +162,14 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
 
 
 def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False) -> Any:
-    """`model` with the adapter in `adapter_dir`; its embeddings grow to `vocabulary` rows where training grew them."""
+    """`model` with its adapter (ImpruverError for another base's), embeddings grown to `vocabulary` as in training."""
     from peft import PeftModel
 
     grow_embeddings(model, vocabulary or 0)
-    with explained("adapter", str(adapter_dir)):
-        return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
+    with explained("adapter", str(adapter_dir)), mismatch_told(adapter_dir):
+        adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
+    require_whole(adapted, Path(adapter_dir))
+    return adapted
 
 
 def grow_embeddings(model: Any, vocabulary: int) -> bool:
@@ -177,21 +183,11 @@ def grow_embeddings(model: Any, vocabulary: int) -> bool:
 @contextmanager
 def explained(key: str, name: str):
     """Turns what transformers raises while it loads `name`, given by the recipe's `key`, into one plain message."""
-    from huggingface_hub.errors import StrictDataclassError  # a configuration's values
-
-    told = (
-        OSError,
-        ValueError,
-        ImportError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        AssertionError,
-        StrictDataclassError,
-    )
     try:
         yield
-    except told as error:
+    except Exception as error:
+        if not isinstance(error, EXPECTED) and EXPECTED_NAMES.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+            raise
         text = str(error)
         if "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"

@@ -1,4 +1,4 @@
-"""`impruver run|ls|cp|check|env`: what stands around the tools. One verb a file, each a `main(argv) -> int`."""
+"""`impruver run|ls|cp|check|env|demo`: what stands around the tools. One verb a file, each a `main(argv) -> int`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ VERBS = {
     "cp": "copy an installed recipe to change it",
     "check": "run every installed tool's --dry_run on a recipe",
     "env": "print the versions that a bug report needs",
+    "demo": "run the whole chain on a tiny model, offline, into one folder",
 }
 
 

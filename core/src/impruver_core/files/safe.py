@@ -3,8 +3,8 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +45,29 @@ def make_folder(path: Path) -> None:
         raise ImpruverError(f"{path}: can't make this folder: {error.strerror}") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise ImpruverError(f"{path}: no right to write in this folder")
+
+
+@contextmanager
+def alone_in(folders: Iterable[Path]) -> Iterator[None]:
+    """Lets one process at a time work in these folders, others wait; no more than `with` where none can be locked."""
+    with ExitStack() as stack:
+        for folder in sorted({os.path.realpath(folder) for folder in folders}):  # in one order: none waits for another
+            stack.callback(os.close, _locked(folder))
+        yield
+
+
+def _locked(folder: str) -> int:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(number, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # not on every system, nor on every network's disk
+        pass
+    except BaseException:  # stopped while waiting
+        os.close(number)
+        raise
+    return number
 
 
 def sync_folder(path: Path) -> None:

@@ -91,8 +91,9 @@ def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
 def _made(section: type, given: dict, path: tuple, report: Report) -> Any:
     try:
         return section(**given)
-    except ValueError as error:  # a section's own check of keys against each other
-        return report(path, str(error))
+    except ValueError as error:  # a section's own check: what is wrong, and the key if it is about one alone
+        what, *key = error.args
+        return report((*path, *key), str(what))
 
 
 def _checked(hint: Any, value: Any, choices: Collection | None, path: tuple, report: Report) -> Any:

@@ -10,7 +10,7 @@ A tool's `sections.py` describes its part of the recipe:
 
 A key `class` is the field `class_`. A field may be str, int, float, bool, list, list[T], dict, dict[str, T], a
 dataclass, a union of these, or Any. `null` in a recipe means "not given". A section's
-`__post_init__` may raise ValueError.
+`__post_init__` may raise ValueError("what is wrong"), or ValueError("what is wrong", "key") where one key alone is.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from impruver_core.cli.console import say
 from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_core.files.manifest import check_replaceable, pending_path, recover
-from impruver_core.files.safe import make_folder
+from impruver_core.files.safe import alone_in, make_folder
 from impruver_core.recipe.load import resolved
 from impruver_core.templating.tokenizer import load_tokenizer
 
@@ -26,10 +26,11 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False) -> None:
     """Runs compose on a loaded recipe; nothing is written under a final name before everything is ready."""
     paths = output.Paths.of(recipe)
     if not dry_run:
-        make_folder(paths.train.parent)
-        make_folder(paths.val.parent)
-        recover(paths.manifest)
-    if not pending_path(paths.manifest).exists():  # else a dry run after a kill: the next start finishes
+        for folder in paths.folders():
+            make_folder(folder)
+        with alone_in(paths.folders()):
+            _settle(paths, overwrite)
+    elif not pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
         check_replaceable(paths.outputs(), paths.manifest, overwrite)
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
     limit = row_limit(recipe, tokenizer)
@@ -53,13 +54,21 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False) -> None:
             )
         _count(corpus, counts, jobs, train, val)
         manifest = output.manifest(resolved(recipe), tokenizer, inputs, counts, limit)
-        output.write(paths, corpus, ledger, train, val, manifest)
+        with alone_in(paths.folders()):
+            _settle(paths, overwrite)  # again: meanwhile another run may have written
+            output.write(paths, corpus, ledger, train, val, manifest)
     finally:
         corpus.close()
     output.report(paths, jobs, counts, ledger, len(train), len(val))
     refused = sum(each.dropped["mask_refused"] for each in counts)
     if refused:
         raise CheckFailed(f"{refused} conversations have no exact mask: see mask_refused in {paths.ledger}")
+
+
+def _settle(paths: output.Paths, overwrite: bool) -> None:
+    """Finishes what a killed run had begun to put in place; ImpruverError where a file is not ours to replace."""
+    recover(paths.manifest)
+    check_replaceable(paths.outputs(), paths.manifest, overwrite)
 
 
 def _without_duplicates(corpus: Corpus, section, ledger: Ledger, counts: list[Counts]) -> list[int]:

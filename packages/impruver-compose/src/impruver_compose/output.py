@@ -48,6 +48,10 @@ class Paths:
         """Beside train: its name and .manifest.json."""
         return self.train.with_name(f"{self.train.name}.manifest.json")
 
+    def folders(self) -> list[Path]:
+        """Where they stand."""
+        return [self.train.parent, self.val.parent]
+
     def outputs(self) -> list[Path]:
         """All that a run replaces."""
         return [self.train, self.val, self.ledger]

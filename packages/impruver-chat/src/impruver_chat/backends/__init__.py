@@ -1,0 +1,39 @@
+"""What answers: transformers or llama.cpp. Each has the parts of `Backend`, found by nothing but their names."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from impruver_chat.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given: token ids, how many tokens the answer may have, and the seed of its choices."""
+
+    ids: list[int]
+    room: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said; `ended` is False where it was cut off at its room."""
+
+    text: str
+    ended: bool
+
+
+class Backend(Protocol):
+    """A loaded model. `context` is how many tokens it can take, None where that is not known."""
+
+    context: int | None
+
+    def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
+        """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
+
+    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+        """Answers one prompt; the text goes to `emit` as it comes."""
+
+    def answer_batch(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Answer]:
+        """Answers several, in their order."""

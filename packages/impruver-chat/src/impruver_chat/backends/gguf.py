@@ -1,0 +1,195 @@
+"""Answers with llama.cpp, through cyllama: a GGUF file."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import say
+from impruver_core.errors import ImpruverError
+from impruver_core.templating.prepare import prepare
+from impruver_core.templating.render import render
+from impruver_core.templating.shape import Shape, shape_of
+
+from impruver_chat.backends import Answer, Prompt
+from impruver_chat.decoding import Stops, TextStream, find_stops
+from impruver_chat.found import TOKENIZER
+from impruver_chat.sampling import Sampling
+
+BATCH = 512  # tokens of a prompt that are computed at once
+PAGE = 256  # contexts grow by this many tokens
+COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
+
+
+class Gguf:
+    """A GGUF model, ready to answer."""
+
+    def __init__(self, model: Any, encode: Callable[..., list[int]], stops: Stops):
+        self.model, self.vocab, self.stops, self._encode = model, model.get_vocab(), stops, encode
+        self.context: int | None = model.n_ctx_train
+        self._cache, self._size = None, 0
+
+    def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
+        """As `Backend.encode`."""
+        return self._encode(messages, tools, kwargs)
+
+    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+        """As `Backend.stream`."""
+        from cyllama.llama.llama_cpp import llama_batch_get_one
+
+        text = TextStream(self._decode, self.stops, emit)
+        cache = self._room(len(prompt.ids) + prompt.room)
+        sampler = make_sampler(sampling, prompt, self._size)
+        for start in range(0, len(prompt.ids), BATCH):
+            cache.decode(llama_batch_get_one(prompt.ids[start : start + BATCH], start))
+        for place in range(len(prompt.ids), len(prompt.ids) + prompt.room):
+            token = sampler.sample(cache, -1)
+            if self.vocab.is_eog(token):
+                text.stopped = True
+            text.put(token)
+            if text.stopped:
+                break
+            cache.decode(llama_batch_get_one([token], place))
+        whole = text.end()
+        return Answer(whole, text.stopped)
+
+    def answer_batch(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Answer]:
+        """As `Backend.answer_batch`, one after the other."""
+        for prompt in prompts:
+            yield self.stream(prompt, sampling, lambda _: None)
+
+    def _decode(self, ids) -> str:
+        return self.vocab.detokenize(list(ids)) if ids else ""
+
+    def _room(self, tokens: int) -> Any:
+        """An empty context for that many tokens."""
+        from cyllama.llama.llama_cpp import LlamaContext, LlamaContextParams
+
+        if self._cache is not None and self._size >= tokens:
+            self._cache.kv_cache_clear()
+            return self._cache
+        wanted = LlamaContextParams()
+        self._size = -(-tokens // PAGE) * PAGE
+        wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = self._size, BATCH, BATCH
+        wanted.n_threads = wanted.n_threads_batch = threads()
+        self._cache = None  # the old one's memory first
+        self._cache = LlamaContext(self.model, wanted)
+        return self._cache
+
+
+def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> Gguf:
+    """The backend of a GGUF; ids as output_dir's tokenizer gives them where it is at hand and the GGUF's own."""
+    model = open_model(path)
+    vocab = model.get_vocab()
+    if output_dir is not None and (output_dir / TOKENIZER).is_file():
+        from impruver_chat.backends import transformers
+
+        fast = transformers.load_saved_tokenizer(output_dir, tokenizer)
+        if is_same(fast, vocab):
+            saved = transformers.stops_of(fast, output_dir)
+            stops = find_stops(saved.texts, [*saved.ids, *own_ends(vocab)], token_finder(vocab))
+            return Gguf(model, lambda *chat: transformers.encode(fast, options, *chat), stops)
+        say(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
+    template = model.metadata().get("tokenizer.chat_template")
+    if not template:
+        raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
+    variables, specials = special_texts(vocab)
+    shape = shape_of(template, {**variables, **options["chat_template_kwargs"]}, specials)
+    stops = find_stops(shape.stops, own_ends(vocab), token_finder(vocab))
+    return Gguf(model, own_encoder(template, shape, variables, specials, vocab, options), stops)
+
+
+def open_model(path: Path) -> Any:
+    """The model in a GGUF file; ImpruverError where cyllama is absent or llama.cpp can't load it."""
+    require_cyllama()
+    from cyllama.llama import llama_cpp
+
+    llama_cpp.disable_logging()
+    llama_cpp.ggml_backend_load_all()
+    try:
+        return llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
+    except Exception as error:  # cyllama raises several kinds, bare ones among them
+        raise ImpruverError(
+            f"--gguf: {path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not "
+            f"know ({' '.join(str(error).split())})"
+        ) from error
+
+
+def require_cyllama() -> None:
+    """ImpruverError with the way to get it where cyllama is not installed."""
+    if find_spec("cyllama") is None:
+        raise ImpruverError('--gguf needs a further package: pip install "impruver-chat[gguf]"')
+
+
+def own_encoder(
+    template: str, shape: Shape, variables: dict, specials: list[str], vocab: Any, options: dict
+) -> Callable[..., list[int]]:
+    """Encodes with the GGUF's own chat template and tokens."""
+
+    def encode(messages: list[dict], tools: list | None, kwargs: dict | None) -> list[int]:
+        named = {**variables, **options["chat_template_kwargs"], **(kwargs or {})}
+        own = shape_of(template, named, specials, bool(tools)) if tools or kwargs else shape
+        text = render(template, prepare(messages, own), tools, add_generation_prompt=True, variables=named)
+        ids = vocab.tokenize(str.__str__(text), add_special=False, parse_special=True)
+        bos = vocab.token_bos() if options["add_bos"] and vocab.get_add_bos() else None
+        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
+
+    return encode
+
+
+def special_texts(vocab: Any) -> tuple[dict[str, str], list[str]]:
+    """(special tokens by the names that templates read, the texts of all of them)."""
+    named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
+    variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
+    return variables, [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
+
+
+def own_ends(vocab: Any) -> list[int]:
+    """EOS and the end of turn as the GGUF's metadata names them."""
+    return [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
+
+
+def token_finder(vocab: Any) -> Callable[[str], int | None]:
+    """Text of a special token → its id; None for any other text."""
+
+    def find(text: str) -> int | None:
+        ids = vocab.tokenize(text, add_special=False, parse_special=True)
+        return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
+
+    return find
+
+
+def is_same(tokenizer: Any, vocab: Any) -> bool:
+    """Whether the GGUF has the tokenizer's tokens: as many at least, equal in a sample spread over all."""
+    count = len(tokenizer)
+    sample = {*range(0, count, max(1, count // COMPARED)), *tokenizer.all_special_ids}
+    return vocab.n_vocab >= count and all(
+        vocab.get_text(number) == tokenizer.convert_ids_to_tokens(number) for number in sample
+    )
+
+
+def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
+    """llama.cpp's chain in transformers' order: penalty over all that was said, temperature, top_k, top_p."""
+    from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams
+
+    sampler = LlamaSampler(LlamaSamplerChainParams())
+    if sampling.repetition_penalty != 1:
+        sampler.add_penalties(context, sampling.repetition_penalty, 0.0, 0.0)
+        for token in prompt.ids:
+            sampler.accept(token)
+    if not sampling.do_sample:
+        sampler.add_greedy()
+        return sampler
+    sampler.add_temp(sampling.temperature)
+    sampler.add_top_k(sampling.top_k)
+    sampler.add_top_p(sampling.top_p, 1)
+    sampler.add_dist(prompt.seed % 2**32)
+    return sampler
+
+
+def threads() -> int:
+    """What this process may use of the machine, or OMP_NUM_THREADS."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(int(wanted), available) if wanted.isdecimal() and int(wanted) else available

@@ -1,0 +1,140 @@
+"""Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from sys import stderr
+from typing import Any
+
+from impruver_core import encode_prompt, end_of_turn, load_tokenizer
+from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError
+from impruver_core.model import has_bf16, load_adapter, load_model, pick_device, resolve_dtype
+from impruver_core.templating.template import template_of
+from impruver_core.templating.tokenizer import special_tokens
+
+from impruver_chat.backends import Answer, Prompt
+from impruver_chat.decoding import Stops, TextStream, find_stops
+from impruver_chat.found import Found, saved_ends
+from impruver_chat.sampling import Sampling, read_json
+
+
+class Transformers:
+    """A model and its tokenizer, ready to answer."""
+
+    def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any]):
+        self.model, self.tokenizer, self.stops, self._options = model, tokenizer, stops, options
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        forget_generation_defaults(model)
+
+    def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
+        """As `Backend.encode`."""
+        return encode(self.tokenizer, self._options, messages, tools, kwargs)
+
+    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+        """As `Backend.stream`."""
+        import torch
+
+        text = TextStream(self._decode, self.stops, emit)
+
+        def take(ids, scores, **_):  # as a stopping criterion: called once for each new token
+            text.put(int(ids[0, -1]))
+            return torch.full((1,), text.stopped, device=ids.device)
+
+        ids = torch.tensor([prompt.ids], device=self.model.device)
+        torch.manual_seed(prompt.seed)
+        self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self._generation(sampling, prompt.room),
+            stopping_criteria=[take],
+        )
+        whole = text.end()
+        return Answer(whole, text.stopped)
+
+    def answer_batch(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Answer]:
+        """As `Backend.answer_batch`, one after the other."""
+        for prompt in prompts:
+            yield self.stream(prompt, sampling, lambda _: None)
+
+    def _decode(self, ids) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _generation(self, sampling: Sampling, room: int) -> Any:
+        from transformers import GenerationConfig
+
+        drawn = {}
+        if sampling.do_sample:
+            drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        stops = sorted(self.stops.ids)
+        pad = self.tokenizer.pad_token_id
+        return GenerationConfig(
+            do_sample=sampling.do_sample,
+            repetition_penalty=sampling.repetition_penalty,
+            max_new_tokens=room,
+            eos_token_id=stops or None,
+            pad_token_id=pad if pad is not None else next(iter(stops), 0),
+            **drawn,
+        )
+
+
+def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path) -> Transformers:
+    """The backend of what was found; `model` and `tokenizer` are the recipe's sections, `options` as for `encode`."""
+    quiet_library()
+    with redirect_stdout(stderr):  # what libraries print is no answer
+        fast = load_saved_tokenizer(found.output_dir, tokenizer)
+        stops = stops_of(fast, found.output_dir)
+        device = pick_device()
+        dtype = resolve_dtype(model.dtype, device)
+        if model.dtype == "bf16" and not has_bf16(device):
+            warn(f"model.dtype: bf16 is emulated on this {device}, some 30 times slower; --set model.dtype=fp32")
+        section = replace(model, name=found.base or str(found.output_dir))
+        loaded = load_model(section, dtype, device=device, search_dir=recipe_dir)
+        if found.base is not None:
+            loaded = load_adapter(loaded, found.output_dir, found.vocabulary)
+    return Transformers(loaded.eval(), fast, stops, options)
+
+
+def load_saved_tokenizer(output_dir: Path, section: Any) -> Any:
+    """The tokenizer that training saved, with its template; of the recipe's section only the class counts."""
+    return load_tokenizer(replace(section, name=str(output_dir), special_tokens={}, chat_template=None))
+
+
+def encode(tokenizer: Any, options: dict[str, Any], messages: list, tools: list | None, kwargs: dict | None) -> list:
+    """`encode_prompt` with the recipe's `options` (add_bos, chat_template_kwargs); a row's own kwargs win."""
+    variables = {**options["chat_template_kwargs"], **(kwargs or {})}
+    return encode_prompt(tokenizer, messages, tools, add_bos=options["add_bos"], chat_template_kwargs=variables or None)
+
+
+def stops_of(tokenizer: Any, output_dir: Path) -> Stops:
+    """Every end of turn: the manifest's (else the template's own), the generation configuration's, EOS."""
+    texts = saved_ends(output_dir)
+    if texts is None:
+        try:
+            texts = end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+        except ImpruverError:
+            texts = []
+    saved = read_json(output_dir / "generation_config.json").get("eos_token_id")
+    ids = saved if isinstance(saved, list) else [saved]
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return find_stops(texts, [*ids, tokenizer.eos_token_id], added.get)
+
+
+def forget_generation_defaults(model: Any) -> None:
+    """Without this, `generate` fills what a GenerationConfig leaves open from the model's own."""
+    from transformers import GenerationConfig
+
+    for part in {id(part): part for part in (model, getattr(model, "get_base_model", lambda: model)())}.values():
+        part.generation_config = GenerationConfig()
+
+
+def quiet_library() -> None:
+    """No progress bars, no advice."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="(transformers|peft|torch|bitsandbytes)")

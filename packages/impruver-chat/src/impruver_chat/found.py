@@ -1,0 +1,160 @@
+"""What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.files.manifest import read_manifest
+from impruver_core.recipe.lookup import find_local, looks_local
+
+from impruver_chat.sampling import read_json
+
+PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
+TOKENIZER = "tokenizer.json"
+GGUF_MAGIC = b"GGUF"
+
+
+class NothingThere(ImpruverError):
+    """No model yet: what training would have to make first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model in `output_dir`: `base` is its adapter's base (a folder or a hub id), None for a whole model."""
+
+    output_dir: Path
+    base: str | None
+    vocabulary: int | None
+
+    @property
+    def finished(self) -> bool:
+        """False where impruver-train began it and did not come to its end."""
+        return not (self.output_dir / "recipe.yaml").exists() or (self.output_dir / "impruver.json").exists()
+
+    def described(self) -> str:
+        """What it is, for a person."""
+        if self.base is None:
+            return f"the model in {self.output_dir}"
+        return f"the adapter in {self.output_dir} on its base {self.base}"
+
+
+def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> Found:
+    """The model in `output_dir`; `base` is the recipe's. ImpruverError for missing, pickled and broken files."""
+    if not output_dir.is_dir():
+        raise NothingThere(f"output_dir: {output_dir} is not there; impruver-train makes it")
+    if (output_dir / "adapter_config.json").is_file():
+        check_weights(output_dir, "adapter_model")
+        settings = read_json(output_dir / "adapter_config.json")
+        base = find_base(base or settings.get("base_model_name_or_path"), output_dir, recipe_dir)
+    elif (output_dir / "config.json").is_file():
+        check_weights(output_dir, "model")
+        base = None
+    else:
+        raise NothingThere(
+            f"output_dir: {output_dir} holds no model (neither config.json nor adapter_config.json); "
+            "impruver-train makes one"
+        )
+    if not (output_dir / TOKENIZER).is_file():
+        raise ImpruverError(f"output_dir: {output_dir} holds no {TOKENIZER}; copy the base's tokenizer files into it")
+    return Found(output_dir, base, vocabulary_of(output_dir))
+
+
+def find_base(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
+    """The folder of an adapter's base, or its hub id; a folder is checked."""
+    if not name:
+        raise ImpruverError(f"{output_dir} holds an adapter, and nothing names its base: set model.name")
+    local = find_local(name, recipe_dir)
+    if local is None:
+        if looks_local(name):
+            raise ImpruverError(
+                f"model.name: {name}, the base of the adapter in {output_dir}, is not there; where it is now is set by "
+                "--set model.name=FOLDER"
+            )
+        return name
+    if not (local / "config.json").is_file():
+        raise ImpruverError(f"model.name: {local}, the base of the adapter in {output_dir}, holds no config.json")
+    check_weights(local, "model")
+    return str(local)
+
+
+def saved_ends(output_dir: Path) -> list[str] | None:
+    """The ends of turn that training wrote into its manifest."""
+    return (read_manifest(output_dir / "impruver.json") or {}).get("end_of_turn")
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """Embedding rows, by config.json."""
+    config = read_json(folder / "config.json")
+    return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+
+
+def check_weights(folder: Path, stem: str) -> None:
+    """ImpruverError unless `folder` holds whole safetensors of that name."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        paths = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    else:
+        paths = [folder / f"{stem}.safetensors"]
+    for path in paths:
+        if path.is_file():
+            read_header(path)
+        else:
+            raise _no_weights(folder, path)
+
+
+def _no_weights(folder: Path, path: Path) -> ImpruverError:
+    pickled = next((found for pattern in PICKLED for found in sorted(folder.glob(pattern))), None)
+    if pickled is None:
+        return NothingThere(f"{path} is not there: {folder} holds no weights")
+    return ImpruverError(
+        f"{pickled}: pickled weights run code when they are loaded and are refused; if you trust them, convert them "
+        "once (from_pretrained, then save_pretrained) and name the new folder"
+    )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Names, types and shapes of the tensors in a safetensors file; ImpruverError where it is not whole."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+        ends: Iterable[int] = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        needed = 8 + length + max(ends, default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
+    if needed != size:
+        what = "cut off" if size < needed else "too long"
+        raise ImpruverError(f"{path}: {what}: {size:,} bytes of {needed:,}; copy or train it again")
+    return header
+
+
+def precision(section: Any) -> str:
+    """How the recipe's model section says that weights are held."""
+    bits = "4 bit, " if section.load_in_4bit else "8 bit, " if section.load_in_8bit else ""
+    return f"{bits}dtype {section.dtype}"
+
+
+def check_writable(folder: Path) -> None:
+    """ImpruverError if `folder` can't be made or written; makes nothing."""
+    for parent in (folder.absolute(), *folder.absolute().parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise ImpruverError(f"--output: {parent} is a file, not a folder")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise ImpruverError(f"--output: no right to write in {parent}")
+            return
+
+
+def check_gguf(path: Path) -> Path:
+    """`path` if a GGUF file stands there, else ImpruverError."""
+    if not path.is_file():
+        raise ImpruverError(f"--gguf: {path} is not there; impruver-gguf makes such files")
+    with path.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise ImpruverError(f"--gguf: {path} is no GGUF file")
+    return path

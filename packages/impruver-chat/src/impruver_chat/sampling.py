@@ -1,0 +1,76 @@
+"""Generation parameters: flag, then recipe, then generation_config.json, then the first impruver's values."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+
+from impruver_chat.sections import ChatSection, out_of_range
+
+NAMES = ("max_new_tokens", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
+ASK_FOR_SAMPLING = ("temperature", "top_p", "top_k")
+TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool}  # the others are float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer's tokens are chosen. The values are the first impruver's, for a terminal."""
+
+    max_new_tokens: int = 200
+    repetition_penalty: float = 1.2
+    do_sample: bool = True
+    temperature: float = 0.5
+    top_p: float = 0.6
+    top_k: int = 40
+
+
+GREEDY = replace(Sampling(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
+
+
+def choose(section: ChatSection, model_dir: Path, interactive: bool) -> Sampling:
+    """The parameters of `section`, else of `model_dir`'s generation_config.json, else the defaults.
+
+    A temperature, top_p or top_k that the user gives asks for sampling; a temperature of 0 is greedy.
+    """
+    given = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
+    if "do_sample" not in given and any(name in given for name in ASK_FOR_SAMPLING):
+        given["do_sample"] = True
+    last = Sampling() if interactive else GREEDY
+    chosen = Sampling(**asdict(last) | _of_model(model_dir / "generation_config.json") | given)
+    return replace(chosen, do_sample=chosen.do_sample and chosen.temperature > 0)
+
+
+def described(sampling: Sampling) -> str:
+    """The parameters in one line, for a person."""
+    how = "the likeliest token each time"
+    if sampling.do_sample:
+        how = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}"
+    penalty = f", repetition_penalty {sampling.repetition_penalty:g}" if sampling.repetition_penalty != 1 else ""
+    return f"{how}{penalty}, at most {sampling.max_new_tokens} new tokens"
+
+
+def _of_model(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    given = {name: values[name] for name in NAMES if values.get(name) is not None}
+    for name, value in given.items():
+        wanted = TYPES.get(name, float)
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ImpruverError(f"{path}: {name} is {value!r}")
+    for name, fault in out_of_range(given).items():
+        raise ImpruverError(f"{path}: {name} {fault}")
+    return given
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no such file; ImpruverError where it is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise ImpruverError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ImpruverError(f"{path}: not a JSON object")
+    return content

@@ -1,0 +1,49 @@
+"""The recipe's section that impruver-chat owns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from impruver_core.recipe.schema import key
+
+FROM_MODEL = "left out: generation_config.json's, else"
+
+RANGES = {
+    "max_new_tokens": (lambda value: value >= 1, "must be at least 1"),
+    "repetition_penalty": (lambda value: value > 0, "must be above 0"),
+    "temperature": (lambda value: value >= 0, "must be at least 0"),
+    "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    "top_k": (lambda value: value >= 0, "must be at least 0"),
+    "history_limit": (lambda value: value >= 0, "must be at least 0"),
+}
+
+
+@dataclass(frozen=True)
+class ChatSection:
+    """How the trained model is talked to."""
+
+    history_limit: int = key(10, "messages that a prompt holds at most, cut at whole turns; the system prompt stays")
+    system_prompt: str | None = key(None, "what stands before every conversation, and before rows with a `prompt`")
+    max_new_tokens: int | None = key(None, f"longest answer in tokens; {FROM_MODEL} 200")
+    repetition_penalty: float | None = key(None, f"1 is none; {FROM_MODEL} 1.2 (1 with --input)")
+    do_sample: bool | None = key(None, f"false takes the likeliest token each time; {FROM_MODEL} true (--input: false)")
+    temperature: float | None = key(None, f"0 takes the likeliest token each time; {FROM_MODEL} 0.5")
+    top_p: float | None = key(None, f"share of the likeliest tokens to draw from; {FROM_MODEL} 0.6")
+    top_k: int | None = key(None, f"number of the likeliest tokens to draw from, 0 is all; {FROM_MODEL} 40")
+
+    def __post_init__(self):
+        for name, fault in out_of_range(vars(self)).items():
+            raise ValueError(fault, name)
+
+
+def out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the given numbers, by name; None is not given."""
+    return {
+        name: f"{wanted}, not {values[name]:g}"
+        for name, (holds, wanted) in RANGES.items()
+        if values.get(name) is not None and not (isfinite(values[name]) and holds(values[name]))
+    }
+
+
+SECTIONS = {"chat": ChatSection}

