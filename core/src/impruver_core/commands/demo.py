@@ -1,7 +1,7 @@
-"""`impruver demo [FOLDER]`: the whole chain on the quickstart, offline, into one folder; then the questions it never saw.
+"""`impruver demo [FOLDER]`: the whole chain on the quickstart, offline, into one folder.
 
-Composes data, trains a tiny model from scratch, converts it to GGUF, and asks the model and its q8_0 file the held-out
-questions: 2 minutes on 2 cores.
+Composes data, trains a tiny model from scratch, converts it to GGUF, then asks the model and its q8_0 file the
+questions that were held out.
 """
 
 from __future__ import annotations
