@@ -95,9 +95,9 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
         model.resize_token_embeddings(rows)
     settings = {"r": 4, "lora_alpha": 16, "task_type": "CAUSAL_LM", "init_lora_weights": False} | settings
     model = get_peft_model(model, LoraConfig(**settings))
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.requires_grad:
-            torch.nn.init.normal_(weight, std=0.05 if "lora_" not in name else 0.2)
+            torch.nn.init.normal_(weight, std=0.05)
     model.save_pretrained(folder, save_embedding_layers=False)
     model.config.save_pretrained(folder)
     for name in TOKENIZER:

@@ -14,7 +14,7 @@ TEXTS = [
     "def f(x):\n    return x ** 2  # a comment",
 ]
 PROMPT = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-QUESTIONS = ["What is the capital of France?", "Name three colours.", "What is 2 + 3?"]
+QUESTIONS = ["What is the capital of France?", "What is 2 + 3?"]
 
 
 @pytest.fixture(scope="module")

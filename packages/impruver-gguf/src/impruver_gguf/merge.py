@@ -24,11 +24,7 @@ OTHER_METHODS = (
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
 )
-PARTS = {
-    ".lora_A.weight": "a",
-    ".lora_B.weight": "b",
-    ".token_adapter.trainable_tokens_delta": "rows",
-}
+PARTS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".token_adapter.trainable_tokens_delta": "rows"}
 
 
 @dataclass
