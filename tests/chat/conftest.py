@@ -1,7 +1,6 @@
 """Tiny real models that know five words, saved here; and the command, in this process or as one of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +78,14 @@ def teach(model, tokenizer, words, steps=120, rate=3e-3):
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The models are tiny: more threads, torch's and llama.cpp's, only wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +185,6 @@ def as_process(tmp_path):
 
     def run(*flags, **options):
         command = [sys.executable, "-m", "impruver_chat", *map(str, flags)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False, **options)
+        return subprocess.run(command, capture_output=True, timeout=300, check=False, **options)
 
     return run

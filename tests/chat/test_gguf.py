@@ -111,3 +111,14 @@ def test_through_the_command(answers, recipe, path, tmp_path):
     assert got[1]["error"]
     assert "right: 1 of 1 (100.0%)" in out
     assert "llama.cpp" in err
+
+
+def test_characters_of_several_tokens_come_whole(backend):
+    from impruver_chat.decoding import Stops, TextStream
+
+    text, out = "Привет, 😀👩‍👧 naïve!", []
+    stream = TextStream(backend._decode, Stops(frozenset()), out.append)
+    for token in backend.vocab.tokenize(text, add_special=False, parse_special=False):
+        stream.put(token)
+    assert stream.end() == "".join(out) == text
+    assert not any("�" in piece for piece in out)

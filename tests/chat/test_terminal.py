@@ -19,7 +19,7 @@ def spawn():
 
     def start(*flags):
         command = ["-m", "impruver_chat", *map(str, flags)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        environment = os.environ | {"TERM": "dumb"}
         process = pexpect.spawn(sys.executable, command, env=environment, encoding="utf-8", timeout=120)
         processes.append(process)
         process.expect_exact("> ")

@@ -37,6 +37,8 @@ class Dedup:
     def __post_init__(self):
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], not {self.threshold}")
+        if self.method == "none" and not self.on:
+            raise ValueError("must be true without a method", "on")
 
 
 def check_trainer(mapping):
@@ -128,6 +130,7 @@ val_path: [1]
         ("seed: 1.5", "seed: expected a whole number, found the number 1.5"),
         ("seed: true", "seed: expected a whole number, found true"),
         ("tokenizer: {max_tokens_count: 0}", "tokenizer: max_tokens_count must be at least 1, not 0"),
+        ("dedup: {method: none, on: false}", "dedup.on: must be true without a method"),
         ("model: {load_in_4bit: true, load_in_8bit: true}", "model: load_in_4bit and load_in_8bit exclude each other"),
         (
             "datasets: [{name: a, mapping: {output: 1}}]",
