@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from impruver_compose import output
 
 
 def as_python(code, **environment):
@@ -24,6 +25,15 @@ def stop(row):
         os.kill(os.getpid(), getattr(signal, Path("signal").read_text()))
         time.sleep(5)
     return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+"""
+
+
+LATE = """
+from pathlib import Path
+
+def comes(row):
+    Path("out/val.jsonl").write_text("of another")
+    return row["messages"]
 """
 
 
@@ -115,3 +125,32 @@ def test_stopped_between_two_renames_the_next_start_finishes(composed, compose, 
     assert done.manifest["outputs"][0]["rows"] == 7
     names = {"train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.jsonl.manifest.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_of_two_runs_at_once_one_waits_to_write(composed, files, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    files.write("data.jsonl", files.unlike(6))
+    put_in_place, tried = output.publish, []
+
+    def publish(*args):
+        for folder in ("out", "held"):
+            number = os.open(tmp_path / folder, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(number)
+            tried.append(folder)
+        put_in_place(*args)
+
+    monkeypatch.setattr(output, "publish", publish)
+    composed(val_path="held/val.jsonl")
+    composed(val_path="held/val.jsonl")
+    assert tried == ["out", "held"] * 2
+
+
+def test_a_file_that_came_while_the_run_worked_is_not_replaced(compose, files, tmp_path):
+    (tmp_path / "late.py").write_text(LATE)
+    files.write("data.jsonl", files.unlike(6))
+    done = compose(data={"converter": "late.comes"})
+    assert done.code == 2
+    assert "val.jsonl is there and Impruver did not make it" in done.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["val.jsonl"]

@@ -245,6 +245,11 @@ def alone(row):
 def old(sample, mapping=None, skip=("x",)):
     return alone({"wish": sample[mapping["wish"]]})
 
+def rude(row, mapping):
+    mapping.clear()
+    row.clear()
+    raise SystemExit(3)
+
 thing = 7
 """
 
@@ -281,6 +286,26 @@ def test_own_converters_of_the_row_alone_and_of_the_first_impruvers_form(name, c
     files.write("data.jsonl", [{"wish": "hi"}])
     done = composed(data={"converter": f"mine.{name}", "mapping": {"wish": "wish"}})
     assert texts(done.train) == [files.rendered((U, "hi"), (A, "alone"))]
+
+
+def test_a_converter_can_neither_change_the_mapping_nor_leave(composed, files, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    files.write("data.jsonl", [{"wish": "a"}])
+    files.write("more.jsonl", [files.chat("a", "b")])
+    data = [{"name": "data.jsonl", "converter": "mine.rude", "mapping": {"wish": "wish"}}, {"name": "more.jsonl"}]
+    done = composed(datasets=data)
+    (line,) = done.dropped
+    assert (line["reason"], line["detail"]) == ("converter_failed", "rude: SystemExit: 3")
+    assert done.manifest["recipe"]["datasets"][0]["mapping"] == {"wish": "wish"}
+
+
+def test_nan_is_no_text(composed, files):
+    """What pandas leaves in a row without the column."""
+    files.write(
+        "data.jsonl", [{"instruction": "a", "input": float("nan"), "output": "b"}, {"instruction": "c", "output": "d"}]
+    )
+    (line,) = composed().dropped
+    assert (line["row"], line["reason"]) == (0, "converter_failed")
 
 
 def test_an_own_converter_that_is_none(refused, files, tmp_path):

@@ -26,6 +26,14 @@ def test_signatures_are_datasketchs(num_perm):
         assert np.array_equal(ours, theirs.hashvalues)
 
 
+def test_a_signature_in_chunks_is_that_of_the_whole(monkeypatch):
+    found = shingles(ids(1000))
+    whole = signature(found, 64)
+    monkeypatch.setattr("impruver_compose.minhash.CHUNK", 7)
+    assert np.array_equal(signature(found, 64), whole)
+    assert np.array_equal(signature(found[:0], 64), np.full(64, 0xFFFFFFFF, np.uint32))
+
+
 def test_datasketchs_own_default_gives_the_same_signatures():
     from datasketch import MinHash
 

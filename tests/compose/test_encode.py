@@ -96,7 +96,7 @@ def test_a_row_of_just_the_limit_stays(composed, files, tokenizer):
     assert len(composed(data={"max_tokens_count": length - 1}).dropped) == 1
 
 
-def test_the_models_limit_counts_where_none_is_given(composed, files, tmp_path):
+def test_the_models_limit_counts_where_none_is_given(composed, files, tmp_path, monkeypatch):
     files.write("data.jsonl", [files.chat("a", "b"), files.chat("c", "river " * 40)])
     done = composed(model={"config_class": "transformers.LlamaConfig", "config": {"max_position_embeddings": 32}})
     assert [line["reason"] for line in done.dropped] == ["too_long"]
@@ -104,6 +104,10 @@ def test_the_models_limit_counts_where_none_is_given(composed, files, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text('{"n_positions": 1024}')
     assert composed(model={"name": "base"}).manifest["max_tokens_count"] == 1024
+    monkeypatch.chdir(tmp_path / "base")  # what is beside the recipe counts before the working folder
+    places = {"train_path": str(tmp_path / "out/train.jsonl"), "val_path": str(tmp_path / "out/val.jsonl")}
+    assert composed(model={"name": "./base"}, **places).manifest["max_tokens_count"] == 1024
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "base/config.json").write_text("{not json")
     assert composed(model={"name": "base"}).manifest["max_tokens_count"] is None
 
@@ -124,6 +128,13 @@ def test_plain_text_is_cut_and_nothing_is_lost(limit, composed, files, tokenizer
     learned_ids = [label for row in train for label in row["labels"] if label != -100]
     assert learned_ids == [*plain, tokenizer.eos_token_id]
     assert train[0]["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_a_document_in_single_tokens_teaches_nothing(refused, composed, files):
+    files.write("data.jsonl", [{"text": "the river and the stone"}, {"text": "a"}])
+    assert "nothing_to_learn" in refused(data={"max_tokens_count": 1})
+    (line,) = composed(data={"add_global_bos": False, "add_global_eos": False}).dropped
+    assert (line["row"], line["reason"]) == (1, "nothing_to_learn")
 
 
 def test_pieces_of_a_document_carry_its_text_in_val(composed, files):
@@ -193,12 +204,13 @@ def test_rows_that_are_no_conversations(composed, files):
         {"messages": [{"role": None, "content": "a"}]},
         files.chat("a", "b") | {"tools": "no JSON"},
         files.chat("a", "b") | {"chat_template_kwargs": "[]"},
+        files.chat("a", "b") | {"tools": "[" * 100000},
     ]
     files.write("data.jsonl", [*bad, files.chat("a", "b")])
     done = composed(dedup={"method": "none"})
     reasons = [line["reason"] for line in done.dropped]
     expected = ["bad_row", "bad_row", "converter_failed", "converter_failed", "nothing_to_learn"]
-    assert reasons == [*expected, "bad_row", "bad_row", "bad_row"]
+    assert reasons == [*expected, "bad_row", "bad_row", "bad_row", "bad_row"]
     assert len(done.train) == 1
 
 

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import pytest
 import zstandard
@@ -24,6 +25,7 @@ KINDS = {
     "d.jsonl": lambda path: path.write_text(LINES),
     "d.ndjson": lambda path: path.write_text("\ufeff" + LINES.replace("\n", "\r\n")),
     "d.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "d.json.gz": lambda path: path.write_bytes(gzip.compress(json.dumps(ROWS).encode())),
     "d.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
     "d.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES.encode())),
     "d.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(LINES.encode())),
@@ -50,7 +52,7 @@ def test_files_of_every_kind(name, composed, texts, tmp_path, all_rows):
 
 
 def test_lines_of_a_text_file_are_documents(composed, texts, tmp_path):
-    (tmp_path / "d.txt").write_text("the river\n\nстолица\n", encoding="utf-8")
+    (tmp_path / "d.txt").write_text("\ufeffthe river\n\nстолица\n", encoding="utf-8")
     assert sorted(texts(composed(data="d.txt").train)) == ["<s>the river</s>", "<s>столица</s>"]
 
 
@@ -112,6 +114,72 @@ def test_a_changed_file_is_read_anew(composed, files, texts):
     assert "what is 1" in texts(composed().train)[0]
 
 
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.json", "d.csv"])
+def test_a_changed_file_of_the_same_time_is_read_anew(name, composed, files, texts, tmp_path):
+    """As tar and rsync leave it; `datasets` goes by name and time."""
+    for answer in ("one", "two"):
+        table = f"question,answer\nhi,{answer}\n"
+        row = {"question": "hi", "answer": answer}
+        content = {".json": json.dumps([row]), ".csv": table}.get(name[1:], json.dumps(row) + "\n").encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        os.utime(tmp_path / name, (1e9, 1e9))
+        assert texts(composed(data=name).train) == [files.rendered(("user", "hi"), ("assistant", answer))]
+
+
+@pytest.mark.parametrize("name", ["run [1]/d.jsonl", "d[1].jsonl", "d?.jsonl", "d*.jsonl", "папка 1/данные №1.jsonl"])
+def test_a_name_is_no_pattern(name, composed, files, texts, all_rows):
+    files.write(name, ROWS)
+    files.write("d1.jsonl", [{"question": "another", "answer": "file"}])
+    done = composed(data=f"./{name}", dedup={"method": "none"})
+    assert sorted(texts(done.train)) == all_rows
+
+
+def test_keys_of_other_rows_do_not_come_as_nulls(composed, files, tmp_path):
+    """Arrow gives every struct the keys of all rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def row(name, arguments):
+        call = {
+            "role": "assistant",
+            "content": name,
+            "tool_calls": [{"function": {"name": name, "arguments": arguments}}],
+        }
+        tool = {"name": name, "parameters": {"properties": {key: {"type": "number"} for key in arguments}}}
+        return {"messages": [{"role": "user", "content": f"go {name}", "tool_calls": None}, call], "tools": [tool]}
+
+    rows = [row("one", {"a": 1, "list": [1, 2]}), row("two", {"b": 2})]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    files.write("more.jsonl", [files.chat("a", "b")])
+    template = files.chatml.replace(
+        "{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] | tojson if m['tool_calls'] }}"
+    )
+    data = [{"name": "d.parquet"}, {"name": "more.jsonl"}]
+    done = composed(
+        datasets=data, tokenizer={"chat_template": template}, split={"val_rows": 2}, dedup={"method": "none"}
+    )
+    told = {line["messages"][1]["content"]: line for line in done.val if "tools" in line}
+    assert told
+    for name, line in told.items():
+        (original,) = [row for row in rows if row["tools"][0]["name"] == name]
+        assert line["messages"][1]["tool_calls"] == original["messages"][1]["tool_calls"]
+        assert line["tools"] == [{"type": "function", "function": original["tools"][0]}]
+
+
+def test_tables_of_other_columns_are_not_read_together(refused, files, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.csv").write_text(TABLE)
+    (tmp_path / "folder/b.csv").write_text("question,answer,system\na,b,c\n")
+    message = refused(data="folder")
+    assert "b.csv has the columns question, answer, system" in message
+
+
+def test_a_lone_surrogate_in_a_list(composed, tmp_path):
+    (tmp_path / "d.json").write_text('[{"question": "q", "answer": "\\ud800"}, {"question": "q", "answer": "a"}]')
+    (line,) = composed(data="d.json").dropped
+    assert (line["row"], line["reason"]) == (0, "bad_row")
+
+
 def test_data_is_looked_for_beside_the_recipe_first(composed, files, tmp_path, monkeypatch, texts):
     (tmp_path / "else").mkdir()
     (tmp_path / "else/data.jsonl").write_text('{"question": "wrong", "answer": "file"}\n')
@@ -162,6 +230,12 @@ BAD = {
     "text as row": ("d.jsonl", b'"question"\n', ["d.jsonl, line 1", "object"]),
     "broken parquet": ("d.parquet", b"PAR1 nothing", ["datasets.0", "d.parquet", "parquet"]),
     "unknown kind": ("d.xlsx", b"x", ["datasets.0: d.xlsx is of no kind", ".parquet"]),
+    "a blank that is none of JSON's": ("d.jsonl", b"{}\n\xc2\xa0\n", ["d.jsonl, line 2", "not JSON"]),
+    "a carriage return in a row": ("d.jsonl", b'{"question": "q",\r"answer": "a"}\n', ["d.jsonl", "carriage return"]),
+    "nested too deep": ("d.json", b"[" * 100000, ["d.json: can't be read"]),
+    "a cut off compressed list": ("d.json.gz", gzip.compress(b'[{"a": 1}]')[:-9], ["d.json.gz", "broken"]),
+    "a list without rows": ("d.json", b"[]", ["d.json has no rows"]),
+    "more cells than columns": ("d.csv", b"question,answer\na,b,c\nd,e,f\n", ["datasets.0", "d.csv", "more cells"]),
     "header alone": ("d.csv", b"question,answer\n", ["datasets.0", "d.csv"]),
 }
 
@@ -208,5 +282,8 @@ def test_what_this_run_writes_is_no_input(refused, files, tmp_path):
     for data in ("data", "data/train.jsonl"):
         message = refused("--overwrite", data=data, train_path="data/train.jsonl")
         assert "datasets.0" in message
-        assert "train.jsonl" in message
+        assert "data/train.jsonl, which this run writes" in message
+    (tmp_path / "linked").symlink_to("data")
+    assert "which this run writes" in refused("--overwrite", data="linked/*.jsonl", train_path="data/train.jsonl")
+    assert "which this run writes" in refused(data="data", train_path="data/new.jsonl")
     assert (tmp_path / "data/train.jsonl").read_text() == LINES

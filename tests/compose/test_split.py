@@ -39,6 +39,26 @@ def test_another_last_answer_is_the_same_prompt_and_another_turn_is_not(composed
     assert len(composed(data="b.jsonl", split={"val_rows": 3}, dedup=names).val) == 3
 
 
+JOINED = (  # as Mistral's: what stands before the question, and so its first token, depends on the system prompt
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }} {% elif m.role == 'user' %}{{ m.content|trim }}"
+    "\n### answer:\n{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+)
+
+
+def test_the_same_question_behind_another_system_prompt_is_the_same_prompt(composed, files):
+    systems = (None, "Be kind.", "be brief\n")
+    rows = [
+        files.chat(f"river question {number}" + " " * at, f"answer {number} {at}", system=system)
+        for number in range(20)
+        for at, system in enumerate(systems)
+    ]
+    files.write("data.jsonl", rows)
+    done = composed(tokenizer={"chat_template": JOINED}, split={"val_ratio": 0.5}, dedup={"method": "none"})
+    asked = [row["messages"][-2]["content"].strip() for row in done.val]
+    assert len(asked) == 30
+    assert len(set(asked)) == 10
+
+
 def test_rows_without_a_prompt_are_no_group(composed, files):
     files.write("data.jsonl", [{"instruction": "", "output": f"poem number {number}"} for number in range(20)])
     assert len(composed(split={"val_rows": 5}, dedup={"method": "none"}).val) == 5

@@ -56,6 +56,8 @@ def test_broken_compressed(suffix, tmp_path):
 
 
 BAD = {
+    "{}\n\u00a0\n".encode(): r"line 2, column 1: not JSON: Expecting value",
+    "{}\u00a0\n".encode(): r"line 1, column 3: not JSON: Extra data",
     b'{"a": 1}\n{"a"\n': r"line 2, column 5: not JSON: Expecting ':' delimiter",
     b'{"a": 1}\n\n{"a": 1} x\n': r"line 3, column 10: not JSON: Extra data",
     b"[1]\n": r"line 1: a row must be a JSON object, not list",

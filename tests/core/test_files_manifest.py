@@ -135,6 +135,13 @@ def test_recover_without_a_pending_file_does_nothing(place, tmp_path):
     assert state(folder, finals) == before
 
 
+def test_a_pending_file_of_others_is_told(tmp_path):
+    for content in ("{", "[]", '{"files": []}'):
+        pending_path(tmp_path / "m.json").write_text(content)
+        with pytest.raises(ImpruverError, match=r"m\.json\.pending: Impruver did not write this"):
+            recover(tmp_path / "m.json")
+
+
 def test_publish_of_a_manifest_alone(tmp_path):
     publish(tmp_path / "m.json", {}, {"impruver": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
@@ -173,6 +180,12 @@ def test_a_folder_is_never_replaceable(place):
     for overwrite in (False, True):
         with pytest.raises(ImpruverError, match="deeper is a folder"):
             check_replaceable([folder / "deeper"], folder / "m.json", overwrite)
+
+
+def test_what_is_no_ordinary_file_is_never_replaceable(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImpruverError, match="pipe is no ordinary file"):
+        check_replaceable([tmp_path / "pipe"], tmp_path / "m.json", overwrite=True)
 
 
 def test_read_manifest(tmp_path):

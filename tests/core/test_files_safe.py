@@ -3,10 +3,11 @@
 import hashlib
 import os
 import shutil
+import threading
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.files.safe import atomic_write, make_folder, need_room, sha256, staged, synced
+from impruver_core.files.safe import alone_in, atomic_write, make_folder, need_room, sha256, staged, synced
 
 
 def names(folder):
@@ -80,3 +81,20 @@ def test_need_room(tmp_path):
     need_room(tmp_path / "not" / "yet" / "there", 1000)
     with pytest.raises(ImpruverError, match=r"GB are needed, .* GB are free"):
         need_room(tmp_path / "not" / "yet", free * 2)
+
+
+def test_one_at_a_time_in_a_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / "other").mkdir()
+    reached = threading.Event()
+
+    def enter(*folders):
+        with alone_in(folders):
+            reached.set()
+
+    with alone_in([tmp_path, tmp_path / "other", tmp_path / "other/.."]):
+        waiting = threading.Thread(target=enter, args=(tmp_path / "other",))
+        waiting.start()
+        assert not reached.wait(0.2)
+    assert reached.wait(10)
+    waiting.join()

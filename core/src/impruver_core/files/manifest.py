@@ -92,12 +92,15 @@ def recover(manifest_path: str | Path) -> None:
     manifest_path = Path(manifest_path)
     try:
         pending = json.loads(pending_path(manifest_path).read_text(encoding="utf-8"))
+        files, manifest = pending["files"], pending["manifest"]
     except (FileNotFoundError, NotADirectoryError):
         return
-    if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in pending["files"]):
-        _finish(manifest_path, pending["files"], pending["manifest"])
+    except (ValueError, KeyError, TypeError):
+        raise ImpruverError(f"{pending_path(manifest_path)}: Impruver did not write this; remove it") from None
+    if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in files):
+        _finish(manifest_path, files, manifest)
         return
-    for entry in pending["files"]:
+    for entry in files:
         Path(entry["staged"]).unlink(missing_ok=True)
     pending_path(manifest_path).unlink()
 

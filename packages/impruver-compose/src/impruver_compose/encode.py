@@ -144,12 +144,14 @@ def _add_text(job: Job, origin: Origin, chat: Conversation, encoding, corpus: Co
     if ids[0] == job.tokenizer.bos_token_id:
         labels[0] = UNLEARNED
     size = job.limit or len(ids)
-    lines, extras = [], []
+    lines, extras, learned = [], [], 0
     for start in range(0, len(ids), size):
         piece = slice(start, start + size)
         lines.append(dumps({"input_ids": ids[piece], "labels": labels[piece]}) + "\n")
         extras.append({"text": chat.text[starts[start] : starts[min(start + size, len(ids))]]})
-    learned = sum(label != UNLEARNED for label in labels[1:])
+        learned += sum(label != UNLEARNED for label in labels[piece][1:])
+    if not learned:
+        return Refused("nothing_to_learn", "no piece has two tokens")
     corpus.add(origin, "".join(lines).encode(), dumps(extras).encode(), encoding.ids, ids, b"", ids, learned)
     return None
 

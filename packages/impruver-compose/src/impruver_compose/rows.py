@@ -33,11 +33,20 @@ class Rows:
             lines = (line.removeprefix("\ufeff") for line in columns["text"])
             return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
         size = len(next(iter(columns.values()), ()))
-        return [{name: column[at] for name, column in columns.items()} for at in range(size)]
+        return [{name: _own(column[at]) for name, column in columns.items()} for at in range(size)]
 
     def head(self, count: int) -> "Rows":
         """The first `count` rows."""
         return dataclasses.replace(self, table=self.table.select(range(min(count, len(self)))))
+
+
+def _own(value, inner: bool = False):
+    """A table's value without the nulls inside its structs: those are keys that only other rows have."""
+    if isinstance(value, list):
+        return [_own(item, inner) for item in value]
+    if isinstance(value, dict):
+        return {name: _own(item, True) for name, item in value.items() if item is not None or not inner}
+    return value
 
 
 @dataclass(frozen=True)
