@@ -34,7 +34,7 @@ def wait(said="up"):
 def main(recipe, flags):
     exec(flags.what, {**globals(), "recipe": recipe, "flags": flags})
 
-raise SystemExit(run_tool("impruver-test", Flags, main, config_from_output_dir=True))
+raise SystemExit(run_tool("impruver-test", Flags, main))
 """
 
 
@@ -109,16 +109,6 @@ def test_config_is_needed(tool):
     assert done.returncode == 2
     assert done.stderr.startswith("impruver-test: error: --config is missing")
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_output_dir_alone_takes_the_recipe_in_it(tool, tmp_path):
-    program = tool[:2]
-    (tmp_path / "recipe.yaml").write_text("output_dir: ./elsewhere\nseed: 3\n")
-    done = run(program, "result(f'{recipe.seed} {recipe.output_dir}')", "--output_dir", str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, f"3 {tmp_path}\n")
-    done = run(program, "", "--output_dir", str(tmp_path / "none"))
-    assert done.returncode == 2
-    assert f"{tmp_path / 'none'} holds no recipe.yaml: give the recipe as --config" in done.stderr
 
 
 def test_all_faults_of_a_recipe_in_one_message(tool):
