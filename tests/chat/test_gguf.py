@@ -42,6 +42,13 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
     assert len(pieces) > 4
 
 
+def test_blanks_stay_as_the_model_wrote_them(path, saved):
+    text = "  Hello , world ! do n't 😀\n"
+    with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
+    ids = with_tokenizer.vocab.tokenize(text, add_special=False, parse_special=True)
+    assert with_tokenizer._decode(ids) == text
+
+
 def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, path, saved, monkeypatch):
     from cyllama.llama import llama_cpp
     from impruver_core import encode_prompt

@@ -145,6 +145,11 @@ def test_a_line_that_is_no_utf8(talk):
         talk("a", b"\xff")
 
 
+def test_a_closed_stdin_is_the_end_of_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert terminal.next_line() is None
+
+
 def test_a_reader_that_leaves_does_no_harm(monkeypatch, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

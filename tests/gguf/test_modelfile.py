@@ -121,3 +121,12 @@ def test_a_parameter_is_one_word(name, adapter, gguf):
     code, _, told = gguf("--output_dir", adapter, "--set", f"gguf.parameters={json.dumps({name: 1})}")
     assert code == 2
     assert "gguf" in told
+
+
+@pytest.mark.parametrize("value", [None, "", {"a": 1}, [[1]], [None], float("nan")])
+def test_a_parameter_has_a_value_that_a_line_can_hold(value, adapter, gguf):
+    flag = f"gguf.parameters={json.dumps({'stop': value}).replace('NaN', '.nan')}"
+    code, _, told = gguf("--output_dir", adapter, "--set", flag)
+    assert code == 2
+    assert "stop" in told
+    assert "neither a text, a number" in told

@@ -146,6 +146,16 @@ def test_a_full_disk_leaves_nothing(step, tiny, gguf, monkeypatch):
     assert names(tiny) == []
 
 
+def test_a_stop_while_the_manifest_is_made_leaves_nothing(tiny, gguf, monkeypatch):
+    def stopped(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("impruver_gguf.export._manifest", stopped)
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels")
+    assert code == 2, told
+    assert names(tiny) == []
+
+
 def test_a_failing_quantizer_leaves_nothing_and_tells_its_words(tiny, gguf, tmp_path):
     program = tmp_path / "llama-quantize"
     program.write_text("#!/bin/sh\necho half > $2\necho 'it broke' >&2\nexit 7\n", encoding="utf-8")

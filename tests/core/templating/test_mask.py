@@ -326,3 +326,24 @@ def test_the_instructions_of_a_judge_are_not_learned(name):
 def test_a_models_own_header_behind_every_turn_is_not_learned():
     tokenizer = tokenizer_for(stock("microsoft-UserLM-8b"))
     assert learned_runs(tokenizer, encode_chat(tokenizer, PLAIN, add_eos=False))[0] == "Paris.<|eot_id|>"
+
+
+@pytest.mark.parametrize("name", ["GLM-4.6", "Qwen-Qwen3-Coder-30B-A3B-Instruct", "Qwen-Qwen2.5-7B-Instruct"])
+def test_arguments_that_are_no_text(name):
+    function = {"name": "area", "arguments": {"shape": "box", "sides": [5, 3], "exact": True}}
+    called = assistant(None, tool_calls=[{"id": "call00001", "type": "function", "function": function}])
+    messages = [user("a"), called, {"role": "tool", "tool_call_id": "call00001", "content": "15"}, assistant("b")]
+    tokenizer = tokenizer_for(stock(name))
+    runs = learned_runs(tokenizer, encode_chat(tokenizer, messages, TOOLS))
+    assert len(runs) == 2
+    assert "area" in runs[0]
+    assert "3" in runs[0]
+    assert runs[0].endswith("</tool_call>" if name == "GLM-4.6" else "<|im_end|>")
+    assert "15" not in runs[0]
+
+
+def test_arguments_nested_without_end():
+    function = {"name": "area", "arguments": "[" * 100_000}
+    messages = [user("a"), assistant("", tool_calls=[{"type": "function", "function": function}])]
+    (row,) = encode_chats(tokenizer_for(stock("Qwen-Qwen2.5-7B-Instruct")), [messages])
+    assert row.reason == "bad_row"

@@ -69,7 +69,7 @@ def _parsed_calls(content, number: int) -> list[dict]:
     """The calls in the text of a function_call message: `{"name", "arguments"}` or a list of such."""
     try:
         parsed = json.loads(content)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise RefusedError("bad_row", f"function_call in message {number} is not JSON") from None
     calls = parsed if isinstance(parsed, list) else [parsed]
     for call in calls:
@@ -88,7 +88,7 @@ def _call(call: dict, number: int, as_text: bool) -> dict:
     elif not as_text and isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RefusedError("bad_row", f"arguments of a tool call of message {number} are not JSON") from None
     if function is call:
         return {"type": "function", "function": {**call, "arguments": arguments}}

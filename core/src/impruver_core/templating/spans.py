@@ -61,7 +61,10 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
         start = _start(text, number, place, messages, shape)
         is_last = place.before == len(text)
         end, closed = _end(text, place, is_last, shape)
-        for literal in (text[start : place.start], text[place.end : end]):
+        behind = (
+            "" if place.path.startswith("tool_calls") else text[place.end : end]
+        )  # calls: arguments that are no text
+        for literal in (text[start : place.start], behind):
             if len(WORD.findall(literal)) > MOST_WORDS:
                 raise RefusedError("mask_refused", f"the template adds prose to message {number}: {shown(literal)}")
         spans.turns.append((number, (start, end)))
@@ -130,6 +133,8 @@ def _end(text: str, place: _Place, is_last: bool, shape: Shape) -> tuple[int, bo
         return place.end + len(literal), closed
     if known is not None and glue.startswith(known):
         return place.end + len(known), bool(known)  # empty: the turn ends only by the next header
+    if known and known in glue:  # behind arguments that are no text: numbers, lists
+        return place.end + glue.index(known) + len(known), True
     found = [(glue.find(stop), stop) for stop in shape.stops if stop in glue]
     if found:
         at, stop = min(found)

@@ -64,7 +64,9 @@ def told_out(messages: int, reason: str) -> None:
 
 
 def next_line() -> str | None:
-    """The next line of stdin; None at its end, and at Ctrl+C."""
+    """The next line of stdin; None at its end, at Ctrl+C, and where stdin is closed."""
+    if sys.stdin is None:
+        return None
     at_terminal = sys.stdin.isatty()
     try:
         if at_terminal:

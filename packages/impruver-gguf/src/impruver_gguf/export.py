@@ -47,7 +47,11 @@ def export(
         return
     program = _program(places, conversion)
     made = _make(conversion, source, targets, modelfiles, program, convert=not only_quantize)
-    manifest = _manifest(recipe, output_dir, made, conversion)
+    try:
+        manifest = _manifest(recipe, output_dir, made, conversion)
+    except BaseException:
+        _discard(made)
+        raise
     publish(folder / MANIFEST, made, manifest)
     _tell(folder, [path for path in made if path.suffix == ".gguf"], next(iter(targets), recipe.gguf.outtype))
 
@@ -101,10 +105,14 @@ def _make(
         for path in made.values():
             sync(path)
     except BaseException:
-        for path in made.values():
-            path.unlink(missing_ok=True)
+        _discard(made)
         raise
     return made
+
+
+def _discard(made: dict[Path, Path]) -> None:
+    for path in made.values():
+        path.unlink(missing_ok=True)
 
 
 def _manifest(recipe: Recipe, output_dir: Path, made: dict[Path, Path], conversion: Conversion) -> dict[str, Any]:

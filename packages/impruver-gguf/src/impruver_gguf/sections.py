@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 from impruver_core.recipe.schema import key, nearest
 
@@ -29,11 +31,19 @@ class GgufSection:
         for level in self.quantization_levels:
             if level.lower() not in LEVELS:
                 raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
-        for name in self.parameters:
+        for name, value in self.parameters.items():
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
+            for each in value if isinstance(value, list) else [value]:
+                if not _holds(each):
+                    raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
+
+
+def _holds(value: Any) -> bool:
+    """Whether a PARAMETER line can hold a value; an empty text is none."""
+    return bool(value) if isinstance(value, str) else isinstance(value, (int, float)) and isfinite(value)
 
 
 SECTIONS = {"gguf": GgufSection}

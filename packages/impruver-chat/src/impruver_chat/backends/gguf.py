@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,15 @@ COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
 class Gguf:
     """A GGUF model, ready to answer."""
 
-    def __init__(self, model: Any, encode: Callable[..., list[int]], stops: Stops):
+    def __init__(
+        self,
+        model: Any,
+        encode: Callable[..., list[int]],
+        stops: Stops,
+        decode: Callable[[list[int]], str] | None = None,
+    ):
         self.model, self.vocab, self.stops, self._encode = model, model.get_vocab(), stops, encode
+        self._decode_ids = decode or self.vocab.detokenize  # cyllama's drops blanks: at both ends, before punctuation
         self.context: int | None = model.n_ctx_train
         self._cache, self._size = None, 0
 
@@ -60,7 +68,7 @@ class Gguf:
             yield self.stream(prompt, sampling, lambda _: None)
 
     def _decode(self, ids) -> str:
-        return self.vocab.detokenize(list(ids)) if ids else ""
+        return self._decode_ids(list(ids)) if ids else ""
 
     def _room(self, tokens: int) -> Any:
         """An empty context for that many tokens."""
@@ -89,7 +97,8 @@ def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str,
         if is_same(fast, vocab):
             saved = transformers.stops_of(fast, output_dir)
             stops = find_stops(saved.texts, [*saved.ids, *own_ends(vocab)], token_finder(vocab))
-            return Gguf(model, lambda *chat: transformers.encode(fast, options, *chat), stops)
+            encode, decode = partial(transformers.encode, fast, options), partial(transformers.decode, fast)
+            return Gguf(model, encode, stops, decode)
         say(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
     template = model.metadata().get("tokenizer.chat_template")
     if not template:

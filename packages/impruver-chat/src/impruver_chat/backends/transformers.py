@@ -59,7 +59,7 @@ class Transformers:
             yield self.stream(prompt, sampling, lambda _: None)
 
     def _decode(self, ids) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return decode(self.tokenizer, ids)
 
     def _generation(self, sampling: Sampling, room: int) -> Any:
         from transformers import GenerationConfig
@@ -105,6 +105,11 @@ def encode(tokenizer: Any, options: dict[str, Any], messages: list, tools: list 
     """`encode_prompt` with the recipe's `options` (add_bos, chat_template_kwargs); a row's own kwargs win."""
     variables = {**options["chat_template_kwargs"], **(kwargs or {})}
     return encode_prompt(tokenizer, messages, tools, add_bos=options["add_bos"], chat_template_kwargs=variables or None)
+
+
+def decode(tokenizer: Any, ids: Any) -> str:
+    """The text of an answer's ids, each blank as the model wrote it."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def stops_of(tokenizer: Any, output_dir: Path) -> Stops:
