@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def wandb_cache(tmp_path_factory):
-    """wandb keeps logs and a cache of its own."""
+def own_caches(tmp_path_factory):
+    """Ours, unless a test has its own, and that of wandb."""
+    os.environ["IMPRUVER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["WANDB_CACHE_DIR"] = str(tmp_path_factory.mktemp("wandb"))
