@@ -10,7 +10,6 @@ from pathlib import Path
 
 from impruver_core.errors import ImpruverError
 
-SUFFIXES = (".yaml", ".yml")
 DATA_SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".xz", ".bz2", ".zip"),
     *(".jinja", ".jinja2", ".j2", ".yaml", ".yml", ".gguf", ".safetensors"),

@@ -7,8 +7,6 @@ from impruver_core.errors import RefusedError
 from impruver_core.templating.render import REASONING_FIELDS
 from impruver_core.templating.shape import Shape
 
-FUNCTION_ROLES = ("function_call", "function_response")
-
 
 def prepare(messages: Sequence[dict], shape: Shape) -> list[dict]:
     """The messages as the template is to get them; RefusedError("bad_row") where they are no messages.

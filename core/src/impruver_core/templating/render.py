@@ -7,7 +7,7 @@ know. A template is code from elsewhere: it sees plain JSON types only.
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from functools import lru_cache
 
 import jinja2
@@ -167,8 +167,3 @@ def _today(pattern: str, date_string: str | None) -> str:
         except ValueError:
             continue
     return date_string
-
-
-def today() -> str:
-    """The date for a template that asks for one, `YYYY-MM-DD`."""
-    return date.today().isoformat()

@@ -61,16 +61,19 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
         start = _start(text, number, place, messages, shape)
         is_last = place.before == len(text)
         end, closed = _end(text, place, is_last, shape)
-        behind = (
-            "" if place.path.startswith("tool_calls") else text[place.end : end]
-        )  # calls: arguments that are no text
-        for literal in (text[start : place.start], behind):
-            if len(WORD.findall(literal)) > MOST_WORDS:
-                raise RefusedError("mask_refused", f"the template adds prose to message {number}: {shown(literal)}")
+        _require_markers(number, text[start : place.start])
+        if not place.path.startswith("tool_calls"):  # whose arguments may be no text
+            _require_markers(number, text[place.end : end])
         spans.turns.append((number, (start, end)))
         if is_last and not closed and number == len(messages) - 1:
             spans.open_end = True
     return spans
+
+
+def _require_markers(number: int, literal: str) -> None:
+    """RefusedError where the template says more around a turn's text than markers."""
+    if len(WORD.findall(literal)) > MOST_WORDS:
+        raise RefusedError("mask_refused", f"the template adds prose to message {number}: {shown(literal)}")
 
 
 def _places(runs: Sequence[Run], length: int) -> dict[int, _Place]:
