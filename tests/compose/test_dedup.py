@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from impruver_compose.minhash import WEIGHTS, band_keys, bands, signature
-from impruver_compose.shingles import jaccard, shingles
+from impruver_compose.minhash import WEIGHTS, band_keys, bands, signatures
+from impruver_compose.shingles import jaccard, shingles, shingles_of_all
 
 
 def ids(count, seed=0):
@@ -16,32 +16,32 @@ def ids(count, seed=0):
 def test_signatures_are_datasketchs(num_perm):
     from datasketch import MinHash
 
-    for count in (5, 40, 3000):
-        found = shingles(ids(count, count))
+    texts = [ids(count, count) for count in (5, 1, 40, 4, 5, 3000, 6, 2)]
+    ours = signatures(*shingles_of_all(texts), num_perm)
+    assert ours.dtype == np.uint32
+    for text, own in zip(texts, ours, strict=True):
         theirs = MinHash(num_perm, hashfunc=int, scheme="affine32")
-        for hash_ in found.astype(np.uint32):
+        for hash_ in shingles(text).astype(np.uint32):
             theirs.update(int(hash_))
-        ours = signature(found, num_perm)
-        assert ours.dtype == np.uint32
-        assert np.array_equal(ours, theirs.hashvalues)
+        assert np.array_equal(own, theirs.hashvalues)
 
 
-def test_a_signature_in_chunks_is_that_of_the_whole(monkeypatch):
-    found = shingles(ids(1000))
-    whole = signature(found, 64)
-    monkeypatch.setattr("impruver_compose.minhash.CHUNK", 7)
-    assert np.array_equal(signature(found, 64), whole)
-    assert np.array_equal(signature(found[:0], 64), np.full(64, 0xFFFFFFFF, np.uint32))
+def test_shingles_in_bulk_are_those_of_each():
+    texts = [ids(count, count) for count in (3, 5, 9, 1, 5, 200)]
+    texts.append(np.concatenate([texts[2], texts[2]]))
+    hashes, starts = shingles_of_all(texts)
+    for text, part in zip(texts, np.split(hashes, starts[1:]), strict=True):
+        assert np.array_equal(np.unique(part), shingles(text))
 
 
 def test_datasketchs_own_default_gives_the_same_signatures():
     from datasketch import MinHash
 
-    found = shingles(ids(60))
+    text = ids(60)
     theirs = MinHash(128, hashfunc=int)
-    for hash_ in found.astype(np.uint32):
+    for hash_ in shingles(text).astype(np.uint32):
         theirs.update(int(hash_))
-    assert np.array_equal(signature(found, 128), theirs.hashvalues)
+    assert np.array_equal(signatures(*shingles_of_all([text]), 128)[0], theirs.hashvalues)
 
 
 @pytest.mark.parametrize(("threshold", "num_perm"), [(0.8, 128), (0.5, 128), (0.9, 64), (0.95, 16), (0.7, 200)])
@@ -70,7 +70,7 @@ def test_candidates_are_those_of_minhashlsh():
         row[:changed] = ids(120, changed + 1)[:changed]
         rows.append(row)
     count, width = bands(0.8, 128)
-    signatures = np.stack([signature(shingles(row), 128) for row in rows])
+    found = signatures(*shingles_of_all(rows), 128)
     index = MinHashLSH(num_perm=128, params=(count, width))
     for number, row in enumerate(rows):
         theirs = MinHash(128, hashfunc=int)
@@ -79,8 +79,8 @@ def test_candidates_are_those_of_minhashlsh():
         index.insert(number, theirs)
         if number == 0:
             first = theirs
-    keys = band_keys(signatures, count, width)
-    ours = {number for number in range(len(rows)) if any(key[number] == key[0] for key in keys)}
+    keys = band_keys(found, count, width)
+    ours = {number for number in range(len(rows)) if (keys[number] == keys[0]).any()}
     assert ours == set(index.query(first))
     assert 1 < len(ours) < len(rows)
 

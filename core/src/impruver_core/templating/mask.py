@@ -24,12 +24,14 @@ UNLEARNED = -100
 class Encoded:
     """A conversation as token ids (list[int]) and labels of the same length: the id, or -100 where not learned.
 
-    `texts`: (message, first token, behind its last) of what each message but the system's says.
+    `texts`: (message, first token, behind its last) of what each message but the system's says. `ended`: the last
+    learned turn is learned with its end.
     """
 
     input_ids: list[int]
     labels: list[int]
     texts: list[tuple[int, int, int]]
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class _Rendered:
     spans: list[tuple[int, int]]  # characters to learn
     texts: list[tuple[int, tuple[int, int]]]  # characters of each message's text
     eos: bool | None  # None: an end-of-turn token is there; else whether the EOS that is to stand there is learned
+    ended: bool  # the last learned turn has its end
 
 
 def encode_chats(
@@ -122,7 +125,8 @@ def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refu
         return Refused(error.reason, error.detail)
     trained = [messages[number].get("train") is not False for number, _ in spans.turns]
     learned = [span for (_, span), train in zip(spans.turns, trained, strict=True) if train]
-    return _Rendered(str.__str__(text), learned, spans.texts, trained[-1] if spans.open_end else None)
+    ended = next((end for end, train in zip(reversed(spans.ends), reversed(trained), strict=True) if train), False)
+    return _Rendered(str.__str__(text), learned, spans.texts, trained[-1] if spans.open_end else None, ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ def _labelled(encoding, row: _Rendered, ends: _Ends, only_target_loss: bool) -> 
         ids, labels = [ends.bos, *ids], [UNLEARNED if only_target_loss else ends.bos, *labels]
     if with_eos:
         ids, labels = [*ids, ends.eos], [*labels, ends.eos if row.eos or not only_target_loss else UNLEARNED]
-    return Encoded(ids, labels, texts)
+    return Encoded(ids, labels, texts, row.ended or (with_eos and labels[-1] != UNLEARNED))
 
 
 def _tokens(encoding, start: int, stop: int) -> tuple[int, int]:

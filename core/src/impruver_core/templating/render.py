@@ -21,6 +21,7 @@ import jinja2.utils
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.templating.traced import Traced, joined, recast
 
+TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now tells; no template sees it
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read either
 
 
@@ -133,11 +134,12 @@ def render(
     """
     compiled = compile_template(template)
     variables = dict(variables or {})
+    day = variables.pop(TODAY, None)
     chat = [_with_reasoning({k: v for k, v in message.items() if v is not None}) for message in messages]
     try:
         return compiled.render(
             {
-                "strftime_now": lambda pattern: _today(pattern, variables.get("date_string")),
+                "strftime_now": lambda pattern: _today(pattern, variables.get("date_string") or day),
                 **variables,
                 "messages": chat,
                 "tools": tools,

@@ -16,13 +16,15 @@ MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a
 
 @dataclass
 class Spans:
-    """(message, (start, end)) of each learned turn; `open_end`: the text ends in a turn without an end token.
+    """(message, (start, end)) of each learned turn, and whether an end of turn stands in it.
 
-    `texts`: where the texts of each message stand, but for the system's.
+    `open_end`: the text ends in a turn without an end token. `texts`: where the texts of each message stand, but for
+    the system's.
     """
 
     texts: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
     turns: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
+    ends: list[bool] = field(default_factory=list)
     open_end: bool = False
 
 
@@ -65,6 +67,7 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
         if not place.path.startswith("tool_calls"):  # whose arguments may be no text
             _require_markers(number, text[place.end : end])
         spans.turns.append((number, (start, end)))
+        spans.ends.append(bool(text[place.end : end].strip()))
         if is_last and not closed and number == len(messages) - 1:
             spans.open_end = True
     return spans

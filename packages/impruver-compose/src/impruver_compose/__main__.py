@@ -1,5 +1,5 @@
 """`python -m impruver_compose` is `impruver-compose`."""
 
-from impruver_compose.cli import main
+from impruver_compose.cli import program
 
-raise SystemExit(main())
+raise SystemExit(program())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from impruver_core.cli.flags import CommonFlags, from_recipe
+from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.tool import run_tool
 
 
@@ -15,6 +15,15 @@ class Flags(CommonFlags):
     train_path: Optional[str] = from_recipe("train_path")
     val_path: Optional[str] = from_recipe("val_path")
     seed: Optional[int] = from_recipe("seed")
+    num_proc: Optional[int] = flag(int, None, help="processes that encode; left out: one for each core")
+
+
+def program() -> int:
+    """The program itself: `main` in a process that is ours alone, which needs no torch."""
+    from impruver_compose.light import without_torch
+
+    without_torch()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(recipe, flags) -> None:
         from impruver_compose.compose import compose
 
-        compose(recipe, flags.dry_run, flags.overwrite)
+        compose(recipe, flags.dry_run, flags.overwrite, flags.num_proc)
 
     return run_tool("impruver-compose", Flags, work, argv)

@@ -1,24 +1,27 @@
-"""Rows of one data set to token rows: convert, encode in batches, drop what can't be used, count."""
+"""Rows of one data set to a shard: convert, encode in batches, tell what can't be used."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from impruver_core.cli.console import progress, warn
-from impruver_core.errors import CheckFailed, RefusedError
+import numpy as np
+import orjson
+from impruver_core.errors import RefusedError
 from impruver_core.files.jsonl import dumps
 from impruver_core.templating.mask import UNLEARNED, Encoded, Refused, encode_chats
-from impruver_core.templating.template import renders_tools
+from impruver_core.templating.render import TODAY
 from impruver_core.templating.tokenizer import plain_encoding
 
 from impruver_compose.convert import Conversation, convert
-from impruver_compose.ledger import Counts, Ledger, Origin
+from impruver_compose.minhash import signatures
 from impruver_compose.rows import Rows
-from impruver_compose.spool import Corpus
+from impruver_compose.shards import Dropped, Kept, Line, Shard
+from impruver_compose.shingles import shingles_of_all
+from impruver_compose.unfold import fitting, parts, shortened
 
-BATCH = 1000  # rows
-PROBED = 100  # rows of a data set that must get a mask before the rest is worked on
+BATCH = 100  # rows in memory at once
 
 
 @dataclass(frozen=True)
@@ -27,93 +30,136 @@ class Job:
 
     name: str
     index: int
+    key: list  # what tells its data from any other
     rows: Rows
     converter: Callable
     mapping: dict
     tokenizer: Any
-    limit: int | None  # tokens of a row
+    limit: int | None  # tokens of a line
     options: dict  # of encode_chats: only_target_loss, add_bos, add_eos
-    template_kwargs: dict | None
-    prompts_only: bool  # dedup.on: prompt
+    template_kwargs: dict = field(default_factory=dict)
+    turns: str = "all"
+    trim: bool = False  # on_overflow: trim_turns
+    prompts_only: bool = False  # dedup.on: prompt
+    num_perm: int = 128
+    day: str | None = None  # told to a template that asks for the date
+
+    def kwargs(self, chat: Conversation) -> dict:
+        """The template's arguments for a conversation."""
+        day = {TODAY: self.day} if self.day else {}
+        return {**self.template_kwargs, **(chat.chat_template_kwargs or {}), **day}
 
 
-def encode_source(job: Job, corpus: Corpus, ledger: Ledger) -> Counts:
-    """Adds the conversations of one data set to the corpus, and what was dropped to the ledger."""
-    counts, warned = Counts(), False
-    with progress(None, len(job.rows), f"data set {job.index}: {job.name}") as bar:
-        for start in range(0, len(job.rows), BATCH):
-            rows = job.rows.batch(start, start + BATCH)
-            pairs = list(_converted(job, start, rows, counts, ledger))
-            warned = warned or _warn_of_tools(job, pairs)
-            _encode(job, pairs, corpus, counts, ledger)
-            bar.update(len(rows))
-    return counts
+def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
+    """The shard of rows start..stop, and the MinHash signatures of what it kept."""
+    shard, found = Shard(), []
+    for first in range(start, stop, BATCH):
+        before = len(shard.kept)
+        conversations = _converted(job, first, min(first + BATCH, stop), shard)
+        _encode(job, conversations, shard)
+        found.append(_signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
+    return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
 
 
-def _converted(
-    job: Job, start: int, rows: list[dict], counts: Counts, ledger: Ledger
-) -> Iterator[tuple[Origin, Conversation]]:
-    for number, row in enumerate(rows, start):
-        counts.rows += 1
+def converted(job: Job, row: int) -> list[Conversation]:
+    """The conversations of one row; RefusedError where it becomes none."""
+    return list(convert(job.rows.batch(row, row + 1)[0], job.converter, job.mapping))
+
+
+def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[tuple[int, int, Conversation]]:
+    """(row, part, conversation) of rows start..stop."""
+    found = []
+    for number, row in enumerate(job.rows.batch(start, stop), start):
+        shard.rows += 1
         try:
             conversations = list(convert(row, job.converter, job.mapping))
             if not conversations:
                 raise RefusedError("converter_skipped", "")
         except RefusedError as error:
-            counts.rows_dropped[error.reason] += 1
-            ledger.drop(Origin(job.name, job.index, number, 0), error.reason, error.detail)
+            shard.dropped.append(Dropped(number, None, error.reason, error.detail))
             continue
-        counts.converted += 1
-        for part, conversation in enumerate(conversations):
-            counts.conversations += 1
-            yield Origin(job.name, job.index, number, part), conversation
+        shard.converted += 1
+        shard.conversations += len(conversations)
+        found += [(number, at, conversation) for at, conversation in enumerate(conversations)]
+    return found
 
 
-def _encode(job: Job, pairs: list[tuple[Origin, Conversation]], corpus: Corpus, counts: Counts, ledger: Ledger) -> None:
-    chats = [(origin, chat) for origin, chat in pairs if chat.text is None]
-    encoded = iter(
-        encode_chats(
-            job.tokenizer,
-            [chat.messages for _, chat in chats],
-            [chat.tools for _, chat in chats],
-            chat_template_kwargs=[
-                {**(job.template_kwargs or {}), **(chat.chat_template_kwargs or {})} for _, chat in chats
-            ],
-            **job.options,
-        )
+def _encode(job: Job, conversations: list[tuple[int, int, Conversation]], shard: Shard) -> None:
+    chats = [chat for _, _, chat in conversations if chat.text is None]
+    whole = encode_all(job, chats, [chat.messages for chat in chats])
+    lines = iter(zip(whole, _lines(job, chats, whole), strict=True))
+    with plain_encoding(job.tokenizer) as encode:
+        documents = iter(encode([chat.text for _, _, chat in conversations if chat.text is not None]))
+    for row, at, chat in conversations:
+        if chat.text is not None:
+            kept = _document(job, row, at, chat.text, next(documents))
+        else:
+            kept = _chat(job, row, at, chat, *next(lines))
+        if isinstance(kept, Refused):
+            shard.dropped.append(Dropped(row, at, kept.reason, kept.detail))
+            continue
+        shard.kept.append(kept)
+
+
+def encode_all(job: Job, chats: Sequence[Conversation], messages: list[list[dict]]) -> list[Encoded | Refused]:
+    """Encodes `messages`, each with the tools and template arguments of the chat of the same number."""
+    return encode_chats(
+        job.tokenizer,
+        messages,
+        [chat.tools for chat in chats],
+        chat_template_kwargs=[job.kwargs(chat) for chat in chats],
+        **job.options,
     )
-    texts = iter(_encode_texts(job, [chat.text for _, chat in pairs if chat.text is not None]))
-    for origin, chat in pairs:
-        refused = _add_text(job, origin, chat, next(texts), corpus) if chat.text is not None else None
-        if chat.text is None:
-            refused = _add_chat(job, origin, chat, next(encoded), corpus)
-        if refused:
-            if refused.reason == "mask_refused" and origin.row < PROBED:
-                raise CheckFailed(
-                    f"{_shown(origin)}: {refused.detail}\n{json.dumps(chat.as_row(), ensure_ascii=False)}"
-                )
-            counts.dropped[refused.reason] += 1
-            ledger.drop(origin, refused.reason, refused.detail)
 
 
-def _add_chat(job: Job, origin: Origin, chat: Conversation, row: Encoded | Refused, corpus: Corpus) -> Refused | None:
-    if isinstance(row, Refused):
-        return row
-    learned = sum(label != UNLEARNED for label in row.labels[1:])
-    if not learned:
+def _lines(job: Job, chats: list[Conversation], whole: list[Encoded | Refused]) -> list:
+    """The lines of each chat as `turns` asks for them: (number of messages, Encoded or Refused)."""
+    if job.turns == "all":
+        return [[(len(chat.messages), encoded)] for chat, encoded in zip(chats, whole, strict=True)]
+    usable = [isinstance(encoded, Encoded) for encoded in whole]
+    asked = [parts(chat.messages, job.turns) if good else [] for chat, good in zip(chats, usable, strict=True)]
+    owners = [chat for chat, several in zip(chats, asked, strict=True) for _ in several]
+    encoded = iter(encode_all(job, owners, [messages for several in asked for messages in several]))
+    return [[(len(messages), next(encoded)) for messages in several] for several in asked]
+
+
+def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refused, lines: list) -> Kept | Refused:
+    if isinstance(whole, Refused):
+        return whole
+    if not lines or not _learned(whole.labels):
         return Refused("nothing_to_learn", "no assistant's turn is learned")
-    if job.limit is not None and len(row.input_ids) > job.limit:
-        return Refused("too_long", f"{len(row.input_ids)} tokens, at most {job.limit}")
-    last = max(
-        (n for n, message in enumerate(chat.messages) if message["role"] in ("assistant", "function_call")), default=0
-    )
-    prompt = [token for number, start, end in row.texts if number < last for token in row.input_ids[start:end]]
-    whole = [token for _, start, end in row.texts for token in row.input_ids[start:end]]
-    line = dumps({"input_ids": row.input_ids, "labels": row.labels}) + "\n"
-    extra = dumps([chat.as_row()]).encode()
+    fit = fitting(lines, job.limit, (lambda: _shorter(job, chat, whole)) if job.trim else None)
+    if isinstance(fit, Refused):
+        return fit
+    last = max((n for n, m in enumerate(chat.messages) if m["role"] in ("assistant", "function_call")), default=0)
+    ids = np.asarray(whole.input_ids, np.uint32)
+    judged = [ids[start:end] for number, start, end in whole.texts if number < last or not job.prompts_only]
     asked = _asked(chat.messages[:last])
-    corpus.add(origin, line.encode(), extra, whole, prompt, asked, row.input_ids, learned, job.prompts_only)
-    return None
+    all_digest = _digest(ids)
+    prompt_digest = _digest(asked) if asked else all_digest
+    return Kept(
+        row,
+        at,
+        [_line(encoded, chat._replace(messages=chat.messages[:count]).as_row()) for count, encoded in fit],
+        np.concatenate([ids[:0], *judged]),
+        prompt_digest if job.prompts_only else all_digest,
+        prompt_digest,
+        trimmed=fit[-1][0] < lines[-1][0],
+    )
+
+
+def _shorter(job: Job, chat: Conversation, whole: Encoded) -> list[tuple[int, Encoded]]:
+    return shortened(chat.messages, whole, lambda several: encode_all(job, [chat], several), job.turns, job.limit)
+
+
+def _line(encoded: Encoded, extra: dict) -> Line:
+    content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    return Line(content, dumps(extra).encode(), len(encoded.input_ids), _learned(encoded.labels), encoded.ended)
+
+
+def _learned(labels: list[int]) -> int:
+    """How many tokens are learned: the first has nothing to be told from."""
+    return len(labels) - labels.count(UNLEARNED) - (labels[:1] != [UNLEARNED])
 
 
 def _asked(messages: list[dict]) -> bytes:
@@ -130,30 +176,26 @@ def _asked(messages: list[dict]) -> bytes:
     return json.dumps(said, sort_keys=True).encode() if any(text or calls for text, calls in said) else b""
 
 
-def _encode_texts(job: Job, texts: list[str]) -> list:
-    with plain_encoding(job.tokenizer) as encode:
-        return encode(texts)
-
-
-def _add_text(job: Job, origin: Origin, chat: Conversation, encoding, corpus: Corpus) -> Refused | None:
+def _document(job: Job, row: int, at: int, text: str, encoding) -> Kept | Refused:
     """A document, cut at the limit, with BOS and EOS around the whole; every piece carries its part of the text."""
     if not encoding.ids:
         return Refused("nothing_to_learn", "no tokens")
-    ids, starts = _with_ends(job, encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])], len(chat.text))
+    ids, starts = _with_ends(job, encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])], len(text))
     labels = list(ids)
     if ids[0] == job.tokenizer.bos_token_id:
         labels[0] = UNLEARNED
     size = job.limit or len(ids)
-    lines, extras, learned = [], [], 0
+    lines = []
     for start in range(0, len(ids), size):
         piece = slice(start, start + size)
-        lines.append(dumps({"input_ids": ids[piece], "labels": labels[piece]}) + "\n")
-        extras.append({"text": chat.text[starts[start] : starts[min(start + size, len(ids))]]})
-        learned += sum(label != UNLEARNED for label in labels[piece][1:])
-    if not learned:
+        ended = start + size >= len(ids) and ids[-1] == job.tokenizer.eos_token_id
+        encoded = Encoded(ids[piece], labels[piece], [], ended)
+        lines.append(_line(encoded, {"text": text[starts[start] : starts[min(start + size, len(ids))]]}))
+    if not any(line.learned for line in lines):
         return Refused("nothing_to_learn", "no piece has two tokens")
-    corpus.add(origin, "".join(lines).encode(), dumps(extras).encode(), encoding.ids, ids, b"", ids, learned)
-    return None
+    whole = _digest(np.asarray(ids, np.uint32))
+    said = ids if job.prompts_only else encoding.ids
+    return Kept(row, at, lines, np.asarray(said, np.uint32), whole, whole)
 
 
 def _with_ends(job: Job, ids: list[int], starts: list[int], length: int) -> tuple[list[int], list[int]]:
@@ -166,14 +208,14 @@ def _with_ends(job: Job, ids: list[int], starts: list[int], length: int) -> tupl
     return ids, [*starts, length]
 
 
-def _warn_of_tools(job: Job, pairs: list[tuple[Origin, Conversation]]) -> bool:
-    chat = next((chat for _, chat in pairs if chat.tools), None)
-    if chat is None:
-        return False
-    if not renders_tools(job.tokenizer, chat.tools, job.template_kwargs):
-        warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
-    return True
+def _signatures(said: list[np.ndarray], num_perm: int) -> np.ndarray:
+    """MinHash signatures, a row each; of what says nothing zeros, which nobody reads."""
+    found = np.zeros((len(said), num_perm), np.uint32)
+    full = [at for at, ids in enumerate(said) if len(ids)]
+    if full:
+        found[full] = signatures(*shingles_of_all([said[at] for at in full]), num_perm)
+    return found
 
 
-def _shown(origin: Origin) -> str:
-    return f"data set {origin.dataset_index} ({origin.dataset}), row {origin.row}, conversation {origin.part}"
+def _digest(content: bytes | np.ndarray) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

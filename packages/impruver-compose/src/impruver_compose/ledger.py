@@ -30,13 +30,20 @@ class Origin(NamedTuple):
 
 @dataclass
 class Counts:
-    """Of one data set: rows read, rows converted, conversations, what became of them, tokens and learned tokens."""
+    """Of one data set: rows read, rows converted, conversations, what became of them.
+
+    And of what is written of them, unfolded and repeated: rows, tokens, learned tokens, rows whose end is learned.
+    """
 
     rows: int = 0
     converted: int = 0
     conversations: int = 0
     train: int = 0
     val: int = 0
+    trimmed: int = 0
+    train_rows: int = 0
+    val_rows: int = 0
+    ended: int = 0
     tokens: int = 0
     learned: int = 0
     rows_dropped: Counter = field(default_factory=Counter)  # by the converter

@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from impruver_compose.shingles import PRIME, mixed
+
 WEIGHTS = (0.05, 0.95)  # of false positives and negatives; every candidate is verified, so missed ones cost more
 
 HIGHEST = 0.95  # beyond it MinHashLSH finds no bands
-
-CHUNK = 1 << 14  # shingles permuted at once: a book has millions
 
 
 @lru_cache(maxsize=8)
@@ -33,18 +33,23 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return index.b, index.r
 
 
-def signature(hashes: np.ndarray, num_perm: int) -> np.ndarray:
-    """The MinHash of a set of 64-bit shingles by their lower 32 bits: uint32 of shape (num_perm,).
+def signatures(hashes: np.ndarray, starts: np.ndarray, num_perm: int) -> np.ndarray:
+    """The MinHashes of sets of 64-bit shingles by their lower 32 bits: uint32 of shape (sets, num_perm).
 
-    Equal to `MinHash(num_perm, hashfunc=int)` of datasketch, fed the same 32-bit hashes.
+    `hashes` has the sets one after another, `starts` where each begins; none is empty. Equal to
+    `MinHash(num_perm, hashfunc=int)` of datasketch, fed the same 32-bit hashes.
     """
-    a, b = permutations(num_perm)
-    lowest = np.full(num_perm, 0xFFFFFFFF, np.uint32)
-    for start in range(0, len(hashes), CHUNK):
-        mixed = _fmix32(hashes[start : start + CHUNK].astype(np.uint32))
-        with np.errstate(over="ignore"):
-            np.minimum(lowest, (mixed[:, None] * a + b).min(axis=0), out=lowest)
-    return lowest
+    found = np.empty((len(starts), num_perm), np.uint32)
+    if not len(starts):
+        return found
+    scattered = _fmix32(hashes.astype(np.uint32))
+    permuted = np.empty_like(scattered)
+    with np.errstate(over="ignore"):
+        for number, (a, b) in enumerate(zip(*permutations(num_perm), strict=True)):
+            np.multiply(scattered, a, out=permuted)
+            np.add(permuted, b, out=permuted)
+            found[:, number] = np.minimum.reduceat(permuted, starts)
+    return found
 
 
 def _fmix32(hashes: np.ndarray) -> np.ndarray:
@@ -56,10 +61,11 @@ def _fmix32(hashes: np.ndarray) -> np.ndarray:
         return hashes ^ (hashes >> np.uint32(16))
 
 
-def band_keys(signatures: np.ndarray, count: int, width: int) -> list[np.ndarray]:
-    """For each band, (rows,) fixed-width byte keys: equal where two signatures agree in the whole band."""
-    keys = []
-    for band in range(count):
-        part = np.ascontiguousarray(signatures[:, band * width : (band + 1) * width])
-        keys.append(part.view(np.dtype((np.void, part.dtype.itemsize * width))).ravel())
+def band_keys(signatures: np.ndarray, count: int, width: int) -> np.ndarray:
+    """uint64 of shape (rows, bands): equal where two signatures agree in the whole band, else all but never."""
+    parts = signatures[:, : count * width].reshape(len(signatures), count, width)
+    keys = np.full(parts.shape[:2], np.uint64(width))
+    with np.errstate(over="ignore"):
+        for at in range(width):
+            keys = mixed(keys * PRIME + parts[:, :, at])
     return keys

@@ -1,11 +1,14 @@
 """What compose leaves behind: train, val, ledger and manifest, and what it says of them."""
 
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
@@ -14,8 +17,8 @@ from impruver_core.files.safe import need_room, staged, synced
 from impruver_core.templating.template import end_of_turn, template_of
 from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
 
+from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
-from impruver_compose.spool import Corpus
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,20 @@ def _ends(tokenizer) -> list[str]:
 
 
 def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: list[int], manifest: dict) -> None:
-    """Writes all files beside their places, then puts them there with the manifest last."""
-    need_room(paths.train.parent, 2 * corpus.rows.size())
+    """Writes all files beside their places, then puts them there with the manifest last.
+
+    `train` and `val` are numbers of lines, in the order in which they go into the file.
+    """
+    need_room(paths.train.parent, _size(corpus, train) + 2 * _size(corpus, val))
     places = {path: staged(path) for path in paths.outputs()}
-    rows = {}
+    rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
         with synced(places[paths.train], "wb") as file:
-            for number in train:
-                file.write(corpus.rows[number])
-            rows[paths.train] = corpus.lines(train)
+            write_lines(file, corpus, train)
         with synced(places[paths.val]) as file:
-            rows[paths.val] = write_rows(file, corpus.val_rows(val))
+            write_rows(file, val_rows(corpus, val))
         with synced(places[paths.ledger]) as file:
-            rows[paths.ledger] = write_rows(file, ledger.sorted_lines())
+            write_rows(file, ledger.sorted_lines())
         outputs = [
             describe(place, rows[path], digest=True)
             | {"path": str(path.name if _beside(path, paths) else path.absolute())}
@@ -102,17 +106,46 @@ def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: l
                 place.unlink(missing_ok=True)
 
 
+def write_lines(file: BinaryIO, corpus: Corpus, order: Sequence[int]) -> None:
+    """Writes the content of these lines in this order.
+
+    Shard after shard is read once, and each line put at its place: read in order, all shards would have to be open.
+    """
+    wanted = np.asarray(order, np.int64)
+    sizes = corpus.size[wanted] + 1
+    places = np.cumsum(sizes) - sizes
+    by_line = np.argsort(wanted, kind="stable")
+    at = 0
+    for first, content, offsets in corpus.contents():
+        end = np.searchsorted(wanted, first + len(offsets) - 1, sorter=by_line)
+        for number in by_line[at:end]:
+            line = wanted[number] - first
+            os.pwrite(file.fileno(), bytes(content[offsets[line] : offsets[line + 1]]) + b"\n", places[number])
+        at = end
+
+
+def val_rows(corpus: Corpus, lines: Sequence[int]) -> Iterator[dict]:
+    """The rows of these lines with all that val.jsonl carries."""
+    for line in lines:
+        yield json.loads(corpus.text("content", line)) | json.loads(corpus.text("extra", line))
+
+
+def _size(corpus: Corpus, lines: Sequence[int]) -> int:
+    return int(corpus.size[np.asarray(lines, np.int64)].sum()) + len(lines)
+
+
 def _beside(path: Path, paths: Paths) -> bool:
     return path.absolute().parent == paths.manifest.absolute().parent
 
 
-def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger, train: int, val: int) -> None:
+def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger) -> None:
     """The tables, and the last line: what was written, and what comes next."""
     say(counts_table(jobs, counts))
+    train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
     if ledger.lines:
         say(dropped_table(jobs, counts))
     result(
-        f"{paths.train}: {train} conversations; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}. "
+        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}. "
         "Next: impruver-train with the same --config"
     )
 
@@ -123,7 +156,7 @@ def report_estimate(jobs, counts: Sequence[Counts]) -> None:
     for job, each in zip(jobs, counts, strict=True):
         share = len(job.rows) / max(1, each.rows)
         usable = each.conversations - each.dropped.total()
-        learned = f"{each.learned / max(1, each.tokens):.0%}"
+        learned = _share(each.learned, each.tokens)
         rows.append([job.index, job.name, len(job.rows), round(usable * share), round(each.tokens * share), learned])
     say(table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
     if any(each.dropped or each.rows_dropped for each in counts):
@@ -135,9 +168,9 @@ def report_estimate(jobs, counts: Sequence[Counts]) -> None:
 
 def counts_table(jobs, counts: Sequence[Counts]) -> str:
     """What each data set brings."""
-    header = ["#", "data set", "rows", "conversations", "train", "val", "tokens", "learned"]
+    header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "learned"]
     rows = [
-        [j.index, j.name, c.rows, c.conversations, c.train, c.val, c.tokens, f"{c.learned / max(1, c.tokens):.0%}"]
+        [j.index, j.name, c.rows, c.conversations, c.train_rows, c.val_rows, c.tokens, _share(c.learned, c.tokens)]
         for j, c in zip(jobs, counts, strict=True)
     ]
     return table(header, rows)
@@ -151,3 +184,7 @@ def dropped_table(jobs, counts: Sequence[Counts]) -> str:
         for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
     ]
     return table(["#", "data set", "dropped for", "number"], rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / max(1, whole):.0%}"

@@ -22,8 +22,21 @@ class DatasetSection:
     add_global_bos: bool = key(True, "BOS before each row, where the tokenizer puts one and the template does not")
     add_global_eos: bool = key(True, "EOS behind each row that no end-of-turn token ends")
     only_target_loss: bool = key(True, "learn the assistant's turns alone; false: everything")
+    turns: str = key(
+        "all",
+        "all: a row learns every assistant's turn; last: the last alone; each: a row for each, as at inference",
+        choices=("all", "last", "each"),
+    )
+    on_overflow: str = key(
+        "drop",
+        "too long a row: drop it, or trim_turns: keep the longest leading part that ends with a learned turn",
+        choices=("drop", "trim_turns"),
+    )
+    weight: float = key(1.0, "how often train gets each conversation: 2 twice, 0.3 three of ten, drawn by seed")
 
     def __post_init__(self):
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight must be above 0, not {self.weight}", "weight")
         if self.max_tokens_count is not None and self.max_tokens_count < 1:
             raise ValueError(f"max_tokens_count must be at least 1, not {self.max_tokens_count}")
 

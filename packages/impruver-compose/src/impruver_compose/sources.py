@@ -15,6 +15,7 @@ from impruver_core.files.manifest import describe
 from impruver_core.recipe.lookup import find_local, looks_local
 
 from impruver_compose.cells import as_written
+from impruver_compose.places import cache_dir
 from impruver_compose.rows import Rows, as_lines, scan
 
 KINDS = {
@@ -32,9 +33,9 @@ COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 class Source:
     """An opened data set and what the manifest says of it."""
 
-    name: str
     rows: Rows
     inputs: list[dict]
+    key: list  # of JSON types, equal for the same rows
 
 
 def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) -> Source:
@@ -49,12 +50,15 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
         _refuse_written(files, found, written, f"{where}: {section.name}")
         inputs = [describe(path, digest=True) for path in files]
         cache = _cache_of(inputs)
-        return Source(section.name, _load_files(files, section.split, where, cache), inputs)
+        rows = _load_files(files, section.split, where, cache)
+        key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
+        return Source(rows, inputs, key)
     if looks_local(section.name):
         raise ImpruverError(f"{where}: {section.name} is not there (looked beside the recipe and in {Path.cwd()})")
     table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
-    return Source(section.name, Rows(table, tuple(table.column_names)), [entry | {"fingerprint": table._fingerprint}])
+    entry["fingerprint"] = table._fingerprint
+    return Source(Rows(table, tuple(table.column_names)), [entry], [entry])
 
 
 def quiet_datasets() -> None:
@@ -63,11 +67,6 @@ def quiet_datasets() -> None:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
-
-
-def cache_dir() -> Path:
-    """The folder of what can be made again: $IMPRUVER_CACHE, else ~/.cache/impruver."""
-    return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
 
 
 def _cache_of(inputs: list[dict]) -> Path:

@@ -1,0 +1,91 @@
+"""All encoded conversations in the recipe's order: in memory what later steps judge by, the rest in their shards."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from impruver_compose.ledger import Origin
+from impruver_compose.shards import Opened
+
+CONVERSATION = ("row", "part", "exact", "prompt")  # columns with a value a conversation,
+LINE = ("tokens", "learned", "ended")  # and a line
+OPEN = 64  # shards mapped at once, for what is read out of order
+
+
+class Corpus:
+    """The conversations of several data sets' shards, numbered from 0; and their lines, likewise."""
+
+    def __init__(self, names: Sequence[str], shards: Sequence[Sequence[Path]]):
+        self.names = names
+        self.paths = [path for each in shards for path in each]
+        read = [_read(Opened(path)) for path in self.paths]
+        whole = {name: np.concatenate([columns[name] for columns in read]) for name in read[0]}
+        self.row, self.part, self.exact, self.prompt = (whole[name] for name in CONVERSATION)
+        self.tokens, self.learned, self.ended, self.size = (whole[name] for name in (*LINE, "size"))  # of each line
+        self.said_size = whole["said"]
+        sizes = [len(columns["row"]) for columns in read]
+        self.starts = np.cumsum([0, *sizes])  # the first conversation of each shard
+        self.line_starts = np.cumsum([0, *(len(columns["tokens"]) for columns in read)])
+        self.first_line = np.cumsum([0, *whole["lines"]])  # of each conversation; at the end, how many there are
+        dataset = [index for index, each in enumerate(shards) for _ in each]
+        self.dataset = np.repeat(np.array(dataset, np.int32), sizes)
+        self._open = lru_cache(maxsize=OPEN)(Opened)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def origin(self, number: int) -> Origin:
+        """Where a conversation came from."""
+        index = int(self.dataset[number])
+        return Origin(self.names[index], index, int(self.row[number]), int(self.part[number]))
+
+    def lines_of(self, numbers: Iterable[int]) -> np.ndarray:
+        """The numbers of the lines of these conversations."""
+        first = self.first_line.tolist()
+        return np.array([line for n in numbers for line in range(first[n], first[n + 1])], np.int64)
+
+    @cached_property
+    def dataset_of_lines(self) -> np.ndarray:
+        """The data set of each line, by its index."""
+        return np.repeat(self.dataset, np.diff(self.first_line))
+
+    def said(self, number: int) -> np.ndarray:
+        """uint32 ids of what near-duplicates are judged by."""
+        shard = int(np.searchsorted(self.starts, number, "right")) - 1
+        return self._open(self.paths[shard]).said(number - int(self.starts[shard]))
+
+    def signatures(self) -> Iterator[np.ndarray]:
+        """The MinHash signatures of each shard's conversations in turn: uint32 of shape (conversations, num_perm)."""
+        for path in self.paths:
+            yield Opened(path).signatures()
+
+    def text(self, name: str, line: int) -> bytes:
+        """`content` of a line, or its `extra`."""
+        shard = int(np.searchsorted(self.line_starts, line, "right")) - 1
+        return self._open(self.paths[shard]).texts(name)[line - int(self.line_starts[shard])].as_py()
+
+    def contents(self) -> Iterator[tuple[int, memoryview, np.ndarray]]:
+        """Of each shard in turn: its first line, the bytes of all its lines, and where in them each begins and ends."""
+        for path, first in zip(self.paths, self.line_starts[:-1], strict=True):
+            content = Opened(path).texts("content")
+            buffer = content.buffers()[2]
+            yield int(first), memoryview(buffer) if buffer is not None else memoryview(b""), _offsets(content)
+
+
+def _read(shard: Opened) -> dict[str, np.ndarray]:
+    """The small columns of a shard, in memory."""
+    columns = {name: shard.column(name).copy() for name in CONVERSATION}
+    columns |= {name: shard.of_lines(name).copy() for name in LINE}
+    return columns | {
+        "lines": shard.lines(),
+        "said": shard.said_sizes(),
+        "size": np.diff(_offsets(shard.texts("content"))),
+    }
+
+
+def _offsets(content) -> np.ndarray:
+    """Where in its buffer each value of a large_binary array begins, and where the last ends."""
+    start = content.offset
+    return np.frombuffer(content.buffers()[1], np.int64)[start : start + len(content) + 1]

@@ -1,0 +1,56 @@
+"""A job for each data set of a recipe: its rows opened, its converter found, its settings gathered."""
+
+from pathlib import Path
+
+from impruver_core.cli.console import say
+from impruver_core.errors import ImpruverError
+
+from impruver_compose.converters import find_converter
+from impruver_compose.encode import Job
+from impruver_compose.sources import Source, open_source
+
+
+def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[Job], list[dict]]:
+    """(jobs, inputs for the manifest): all data sets opened before any is worked on; none may hold what is `written`.
+
+    `limit`: tokens of the longest row, where a data set says nothing else.
+    """
+    if not recipe.datasets:
+        raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
+    jobs, inputs = [], []
+    for index, section in enumerate(recipe.datasets):
+        where = recipe.where(f"datasets.{index}")
+        source = open_source(section, where, recipe.base_dir, written)
+        if not len(source.rows):
+            raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
+        name, converter, mapping = find_converter(
+            section, source.rows.columns, source.rows.batch(0, 1)[0], where, recipe.base_dir
+        )
+        say(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
+        jobs.append(_job(recipe, index, source, converter, mapping, tokenizer, limit))
+        inputs += source.inputs
+    return jobs, inputs
+
+
+def _job(recipe, index: int, source: Source, converter, mapping: dict, tokenizer, limit: int | None) -> Job:
+    section = recipe.datasets[index]
+    return Job(
+        name=section.name,
+        index=index,
+        key=source.key,
+        rows=source.rows,
+        converter=converter,
+        mapping=mapping,
+        tokenizer=tokenizer,
+        limit=section.max_tokens_count or limit,
+        options={
+            "only_target_loss": section.only_target_loss,
+            "add_bos": section.add_global_bos,
+            "add_eos": section.add_global_eos,
+        },
+        template_kwargs=recipe.tokenizer.chat_template_kwargs or {},
+        turns=section.turns,
+        trim=section.on_overflow == "trim_turns",
+        prompts_only=recipe.dedup.on == "prompt",
+        num_perm=recipe.dedup.num_perm,
+    )

@@ -1,0 +1,86 @@
+"""Counts of each data set, and the ledger: what became of every row, told so that the sums can be checked."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from impruver_core.cli.console import warn
+
+from impruver_compose.cache import Entry
+from impruver_compose.corpus import Corpus
+from impruver_compose.dedup import Duplicate, leaks
+from impruver_compose.encode import Job
+from impruver_compose.ledger import Counts, Ledger, Origin
+from impruver_compose.shards import Opened
+from impruver_compose.split import weigh
+
+
+def count_encoded(job: Job, entry: Entry, ledger: Ledger) -> Counts:
+    """What the shards of a data set tell; what they dropped goes into the ledger."""
+    counts = Counts()
+    for shard in map(Opened, entry.shards()):
+        for name, number in shard.counts.items():
+            setattr(counts, name, getattr(counts, name) + number)
+        for row, part, reason, detail in shard.dropped:
+            (counts.rows_dropped if part is None else counts.dropped)[reason] += 1
+            ledger.drop(Origin(job.name, job.index, row, part or 0), reason, detail)
+    return counts
+
+
+def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], ledger: Ledger, counts: list[Counts]) -> list[int]:
+    """The numbers of the conversations that are left; those that repeat another go into the ledger."""
+    for duplicate in duplicates:
+        origin, kept = corpus.origin(duplicate.number), corpus.origin(duplicate.kept)
+        reason = "exact_duplicate" if duplicate.exact else "near_duplicate"
+        ledger.drop(origin, reason, kept=kept, similarity=duplicate.similarity)
+        counts[origin.dataset_index].dropped[reason] += 1
+    gone = {duplicate.number for duplicate in duplicates}
+    return [number for number in range(len(corpus)) if number not in gone]
+
+
+def weigh_train(corpus: Corpus, train: list[int], weights: Sequence[float], seed: int, ledger, counts) -> list[int]:
+    """What train gets: each conversation as often as the weight of its data set says; the rest goes into the ledger."""
+    if all(weight == 1 for weight in weights):
+        return train
+    weighed = []
+    for index, weight in enumerate(weights):
+        taken, left_out = weigh([number for number in train if corpus.dataset[number] == index], weight, seed)
+        weighed += taken
+        for number in left_out:
+            ledger.drop(corpus.origin(number), "sampled_out", f"weight {weight}")
+        counts[index].dropped["sampled_out"] += len(left_out)
+    random.Random(seed).shuffle(weighed)
+    return weighed
+
+
+def warn_of_leaks(corpus: Corpus, train: list[int], val: list[int], section) -> None:
+    """Where near-duplicates were not dropped, val may hold what is nearly in train."""
+    found = [] if section.method == "minhash" else leaks(corpus, train, val, section.threshold, section.num_perm)
+    if found:
+        one, other = (corpus.origin(number) for number in found[0][:2])
+        warn(
+            f"{len(found)} of {len(val)} conversations in val have a near-duplicate in train, the first "
+            f"{one.dataset_index}:{one.row} is like {other.dataset_index}:{other.row} (similarity "
+            f"{found[0].similarity}): dedup.method: minhash drops such rows"
+        )
+
+
+def count_written(
+    corpus: Corpus, counts: list[Counts], jobs: Sequence[Job], train: list[int], val: list[int], lines: Sequence
+) -> None:
+    """Counts what is written, and asserts that nothing was lost unsaid.
+
+    `train`, `val`: numbers of conversations, repeated ones as often as they are; `lines`: those of both's lines.
+    """
+    for name, numbers in (("train", set(train)), ("val", set(val))):
+        for index, number in Counter(corpus.dataset[sorted(numbers)].tolist()).items():
+            setattr(counts[index], name, number)
+    for name, numbers in zip(("train_rows", "val_rows"), lines, strict=True):
+        dataset = corpus.dataset_of_lines[numbers]
+        for index, each in enumerate(counts):
+            own = numbers[dataset == index]
+            setattr(each, name, len(own))
+            for column in ("tokens", "learned", "ended"):
+                setattr(each, column, getattr(each, column) + int(getattr(corpus, column)[own].sum(dtype=int)))
+    for job, each in zip(jobs, counts, strict=True):
+        each.check(job.name)
