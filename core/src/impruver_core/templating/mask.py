@@ -111,16 +111,24 @@ def require_fast(tokenizer) -> None:
         )
 
 
-def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refused:
+def render_chat(templates: Templates, messages, tools=None, kwargs=None) -> tuple[str, list[dict], Spans]:
+    """A conversation rendered (what it knows of its texts kept), its messages as traced, and what is learned of it.
+
+    RefusedError where it can't be encoded exactly.
+    """
     template, variables, shape = templates.pick(tools, kwargs)
+    prepared = prepare(messages, shape)
+    traced = [
+        {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
+        for number, message in enumerate(prepared)
+    ]
+    text = render(template, traced, tools, variables=variables)
+    return text, traced, learned_spans(text, traced, shape)
+
+
+def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refused:
     try:
-        prepared = prepare(messages, shape)
-        traced = [
-            {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
-            for number, message in enumerate(prepared)
-        ]
-        text = render(template, traced, tools, variables=variables)
-        spans: Spans = learned_spans(text, traced, shape)
+        text, _, spans = render_chat(templates, messages, tools, kwargs)
     except RefusedError as error:
         return Refused(error.reason, error.detail)
     trained = [messages[number].get("train") is not False for number, _ in spans.turns]

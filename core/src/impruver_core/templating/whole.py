@@ -7,6 +7,8 @@ from impruver_core.errors import RefusedError
 from impruver_core.templating.render import REASONING_FIELDS
 from impruver_core.templating.traced import Run, Source, Traced, runs_of
 
+TAG = re.compile(r"</?\w+>")
+
 
 def require_whole(
     text: str, runs: Sequence[Run], messages: Sequence[dict], last_turn: int, gaps: Mapping[int, tuple[int, int]]
@@ -16,10 +18,7 @@ def require_whole(
     No loss are blanks at a text's ends, reasoning of turns before `last_turn`, and tags that the template writes
     itself between `gaps[message]`, the characters from the text before a message to the one behind.
     """
-    covered: dict[Source, list[tuple[int, int]]] = {}
-    for start, end, source, offset in runs:
-        span = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
-        covered.setdefault(source, []).append(span)
+    covered = _covered(runs)
     for number, message in enumerate(messages):
         for source in _texts_of(message, number == last_turn):
             for missing in _missing(source, covered.get(source, [])):
@@ -32,6 +31,31 @@ def require_whole(
                     raise _lost(text, source, message["role"], missing, source in covered)
 
 
+def strips_reasoning(runs: Sequence[Run], messages: Sequence[dict], last_turn: int) -> bool:
+    """Whether the rendering lacks reasoning of an assistant's message before `last_turn`: a field, or tagged text."""
+    covered = _covered(runs)
+    earlier = [message for message in messages[:last_turn] if message["role"] == "assistant"]
+    fields = [source for m in earlier for key in REASONING_FIELDS for source in _sources(m.get(key))]
+    contents = [source for message in earlier for source in _sources(message.get("content"))]
+    return any(_missing(source, covered.get(source, [])) for source in fields) or any(
+        _is_reasoning(gap) and TAG.sub("", gap).strip()  # tags alone are written by the template itself
+        for source in contents
+        for gap in _missing(source, covered.get(source, []))
+    )
+
+
+def _covered(runs: Sequence[Run]) -> dict[Source, list[tuple[int, int]]]:
+    covered: dict[Source, list[tuple[int, int]]] = {}
+    for start, end, source, offset in runs:
+        span = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
+        covered.setdefault(source, []).append(span)
+    return covered
+
+
+def _sources(value) -> list[Source]:
+    return [run[2] for leaf in _leaves(value) for run in leaf._runs]
+
+
 def _lost(text: str, source: Source, role: str, missing: str, in_part: bool) -> RefusedError:
     where = f"{source.path} of message {source.message} ({role})"
     if source.path.startswith("content") and missing in text and not in_part:
@@ -42,7 +66,7 @@ def _lost(text: str, source: Source, role: str, missing: str, in_part: bool) -> 
 def _texts_of(message: dict, with_reasoning: bool) -> list[Source]:
     """The texts of a message that a rendering must hold."""
     kept = ("content", "tool_calls", *(REASONING_FIELDS if with_reasoning else ()))
-    sources = [run[2] for key in kept if key in message for leaf in _leaves(message[key]) for run in leaf._runs]
+    sources = [source for key in kept for source in _sources(message.get(key))]
     return [s for s in sources if not s.path.startswith("tool_calls") or s.path.startswith("tool_calls.function.")]
 
 
