@@ -119,6 +119,28 @@ def test_a_template_whose_mask_can_not_be_found_stops_the_run(refused, files):
         assert '"content": "hi"' in message
 
 
-def test_a_template_that_loses_text_leaves_no_rows(refused, files):
+def test_a_template_that_gives_no_mask_at_all_stops_the_run(refused, files):
+    """Neither a row nor a built-in conversation: what it makes of one is shown."""
     files.write("data.jsonl", [CONVERSATION])
-    assert "template_lost_text" in refused(tokenizer={"chat_template": "{{ messages | length }}"})
+    for template, reason in (
+        ("{{ messages | length }}", "template_lost_text"),
+        ("{{ raise_exception('never') }}", "template_refused: never"),
+    ):
+        for flags in ((), ("--dry_run",)):
+            message = refused(*flags, tokenizer={"chat_template": template}, code=3)
+            assert "neither for a row of data set 0 (data.jsonl) nor for the plainest conversation" in message
+            assert reason in message
+            assert '"content": "What is two and two?"' in message
+            assert ("rendered: '2'" in message) == ("lost" in reason)
+
+
+def test_a_template_of_documents_alone_is_not_probed(composed, files):
+    files.write("data.jsonl", [{"text": "the river and the stone"}])
+    assert len(composed(tokenizer={"chat_template": "{{ raise_exception('never') }}"}).train) == 1
+
+
+def test_a_template_for_rows_unlike_the_built_in_conversations(composed, files):
+    """It wants a tool in each: the rows' own mask counts."""
+    needy = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + files.chatml
+    files.write("data.jsonl", [CONVERSATION | {"tools": [{"name": "f", "parameters": {}}]}])
+    assert len(composed(tokenizer={"chat_template": needy}).train) == 1

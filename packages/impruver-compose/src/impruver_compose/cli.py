@@ -16,6 +16,10 @@ class Flags(CommonFlags):
     val_path: Optional[str] = from_recipe("val_path")
     seed: Optional[int] = from_recipe("seed")
     num_proc: Optional[int] = flag(int, None, help="processes that encode; left out: one for each core")
+    show: Optional[int] = flag(int, None, help="print this many rows of each data set, learned text marked; no more")
+    explain: Optional[str] = flag(
+        str, None, help="tell what the last run made of a row, <dataset_index>:<row>[:<part>], from 0; no more"
+    )
 
 
 def program() -> int:
@@ -30,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_compose.compose import compose
+        from impruver_compose import compose
 
-        compose(recipe, flags.dry_run, flags.overwrite, flags.num_proc)
+        if flags.explain is not None:
+            compose.explain_row(recipe, flags.explain)
+        elif flags.show is not None:
+            compose.show_rows(recipe, flags.show)
+        else:
+            compose.compose(recipe, flags.dry_run, flags.overwrite, flags.num_proc)
 
     return run_tool("impruver-compose", Flags, work, argv)

@@ -8,7 +8,7 @@ from impruver_core.files.safe import alone_in, make_folder
 from impruver_core.recipe.load import resolved
 from impruver_core.templating.tokenizer import load_tokenizer
 
-from impruver_compose import cache, gate, output, tally
+from impruver_compose import cache, explain, gate, output, tally
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.jobs import open_jobs
@@ -16,6 +16,8 @@ from impruver_compose.ledger import Ledger
 from impruver_compose.light import import_libraries
 from impruver_compose.limits import row_limit
 from impruver_compose.pool import encode_missing, usable_cores
+from impruver_compose.probe import probe
+from impruver_compose.show import show
 from impruver_compose.split import split
 
 
@@ -28,12 +30,11 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     limit = row_limit(recipe, tokenizer)
     jobs, inputs = open_jobs(recipe, tokenizer, limit, [*paths.outputs(), paths.manifest])
     if dry_run:
-        gate.probe(jobs)
-        gate.estimate(jobs)
+        gate.estimate(jobs, probe(jobs))
         return
     entries = [cache.entry_of(job) for job in jobs]
     jobs = [dataclasses.replace(job, day=cache.day_of(job, entry)) for job, entry in zip(jobs, entries, strict=True)]
-    gate.probe(jobs)
+    seen = probe(jobs)
     encode_missing(jobs, entries, num_proc or usable_cores())
     corpus, ledger = Corpus([job.name for job in jobs], [entry.shards() for entry in entries]), Ledger()
     counts = [tally.count_encoded(job, entry, ledger) for job, entry in zip(jobs, entries, strict=True)]
@@ -54,6 +55,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     lines = [corpus.lines_of(train), corpus.lines_of(val)]
     tally.count_written(corpus, counts, jobs, train, val, lines)
     manifest = output.manifest(resolved(recipe), tokenizer, inputs, counts, limit)
+    manifest["gate"] = gate.check(jobs, counts, seen)
     with alone_in(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
         output.write(paths, corpus, ledger, *lines, manifest)
@@ -62,6 +64,23 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     refused = sum(each.dropped["mask_refused"] for each in counts)
     if refused:
         raise CheckFailed(f"{refused} conversations have no exact mask: see mask_refused in {paths.ledger}")
+
+
+def show_rows(recipe, count: int) -> None:
+    """Prints the first rows of each data set as they are trained on; writes nothing."""
+    import_libraries()
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
+    jobs, _ = open_jobs(recipe, tokenizer, row_limit(recipe, tokenizer), [])
+    show(jobs, count)
+
+
+def explain_row(recipe, place: str) -> None:
+    """Tells what the last run made of a row; writes nothing."""
+    asked = explain.Place.of(place)
+    past = explain.Past.of(output.Paths.of(recipe))
+    import_libraries()
+    jobs, inputs = open_jobs(recipe, None, None, [])
+    explain.explain(jobs, inputs, past, asked)
 
 
 def _check_places(paths: output.Paths, dry_run: bool, overwrite: bool) -> None:

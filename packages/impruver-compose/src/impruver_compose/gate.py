@@ -1,39 +1,30 @@
-"""The gate: what the first rows of each data set tell, before any work on the rest."""
+"""The gate: what of each data set is learned, whether the model learns to stop, and whether it is asked as trained."""
 
-import json
 from collections.abc import Sequence
 
-from impruver_core.cli.console import warn
-from impruver_core.errors import CheckFailed
-from impruver_core.templating.template import renders_tools
+from impruver_core.cli.console import say, table, warn
+from impruver_core.templating.template import Templates
 
 from impruver_compose import output
-from impruver_compose.encode import Job, converted, encode_rows
+from impruver_compose.encode import Job, encode_rows
 from impruver_compose.ledger import Counts
+from impruver_compose.probe import Seen
 
-PROBED = 100  # rows of a data set that must get a mask before any work on the rest
 DRY_ROWS = 200  # rows of each data set that a dry run encodes
+AROUND = 60  # characters shown on both sides of where two texts part
 
 
-def probe(jobs: Sequence[Job]) -> None:
-    """Encodes the first rows of each data set; CheckFailed with the row where one has no exact mask."""
-    for job in jobs:
-        shard, _ = encode_rows(job, 0, min(PROBED, len(job.rows)))
-        for dropped in shard.dropped:
-            if dropped.reason == "mask_refused":
-                row = json.dumps(converted(job, dropped.row)[dropped.part].as_row(), ensure_ascii=False)
-                place = f"data set {job.index} ({job.name}), row {dropped.row}, conversation {dropped.part}"
-                raise CheckFailed(f"{place}: {dropped.detail}\n{row}")
-        _warn_of_tools(job)
+def check(jobs: Sequence[Job], counts: Sequence[Counts], seen: Sequence[Seen]) -> list[dict]:
+    """Prints the gate, warns where something is amiss; what the manifest keeps of it, an entry a data set."""
+    entries = [_entry(*each) for each in zip(jobs, counts, seen, strict=True)]
+    say(_table(entries))
+    for entry in entries:
+        for warning in entry["warnings"]:
+            warn(f"data set {entry['dataset_index']} ({entry['dataset']}): {warning}")
+    return entries
 
 
-def _warn_of_tools(job: Job) -> None:
-    tools = next((row["tools"] for row in job.rows.batch(0, min(PROBED, len(job.rows))) if row.get("tools")), None)
-    if tools and not renders_tools(job.tokenizer, tools, job.template_kwargs):
-        warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
-
-
-def estimate(jobs: Sequence[Job]) -> None:
+def estimate(jobs: Sequence[Job], seen: Sequence[Seen]) -> None:
     """Encodes the first rows of each data set and says what they tell of the whole; writes nothing."""
     counts = []
     for job in jobs:
@@ -41,7 +32,97 @@ def estimate(jobs: Sequence[Job]) -> None:
         each = Counts(shard.rows, shard.converted, shard.conversations)
         for dropped in shard.dropped:
             (each.rows_dropped if dropped.part is None else each.dropped)[dropped.reason] += 1
-        each.tokens = sum(line.tokens for kept in shard.kept for line in kept.lines)
-        each.learned = sum(line.learned for kept in shard.kept for line in kept.lines)
+        lines = [line for kept in shard.kept for line in kept.lines]
+        each.train_rows = len(lines)
+        for name in ("tokens", "learned", "ended"):
+            setattr(each, name, sum(getattr(line, name) for line in lines))
         counts.append(each)
+    check(jobs, counts, seen)
     output.report_estimate(jobs, counts)
+
+
+def _entry(job: Job, each: Counts, seen: Seen) -> dict:
+    entry = {
+        "dataset": job.name,
+        "dataset_index": job.index,
+        "tokens": each.tokens,
+        "learned": each.learned,
+        "learned_share": round(each.learned / max(1, each.tokens), 4),
+        "nothing_to_learn": each.dropped["nothing_to_learn"],
+        "rows": each.train_rows + each.val_rows,
+        "ended": each.ended,
+        "probed": seen.rows,
+        "unlike_prompt": seen.unlike,
+        "example": seen.example and _example(*seen.example),
+        "reasoning_stripped": seen.stripped,
+    }
+    warnings = [_of_ends(job, entry, seen), _of_the_prompt(entry), _of_reasoning(entry)]
+    return entry | {"warnings": [warning for warning in warnings if warning]}
+
+
+def _of_ends(job: Job, entry: dict, seen: Seen) -> str | None:
+    endless = seen.rows and not Templates(job.tokenizer).pick(None, job.template_kwargs)[2].stops
+    reasons = ["the chat template has no end-of-turn token, a turn ends only by the next header"] if endless else []
+    if entry["ended"] == entry["rows"]:
+        return f"{reasons[0]}: EOS behind the last answer alone teaches the model to stop" if endless else None
+    reasons += [*seen.unended, *([_of_documents(job)] if seen.documents else [])]
+    hint = "; the model won't learn to stop" if not entry["ended"] else ""
+    why = "; ".join(dict.fromkeys(reasons)) or "no end stands behind some answers"
+    return f"the end of the last turn is learned in {entry['ended']} of {entry['rows']} rows: {why}{hint}"
+
+
+def _of_documents(job: Job) -> str:
+    if not job.options["add_eos"]:
+        return "add_global_eos is off"
+    if job.tokenizer.eos_token_id is None:
+        return "the tokenizer has no EOS"
+    return "of documents that are cut at max_tokens_count only the last piece has EOS"
+
+
+def _of_the_prompt(entry: dict) -> str | None:
+    if not entry["unlike_prompt"]:
+        return None
+    example = entry["example"]
+    return (
+        f"in {entry['unlike_prompt']} of the first {entry['probed']} rows the text before the last answer is not what "
+        f"the model is asked with, the generation prompt; row {example['row']}, conversation {example['part']}:\n"
+        f"  training:  {example['trained']!r}\n  inference: {example['prompt']!r}"
+    )
+
+
+def _of_reasoning(entry: dict) -> str | None:
+    if not entry["reasoning_stripped"]:
+        return None
+    return (
+        f"the chat template strips reasoning of earlier turns in {entry['reasoning_stripped']} of the first "
+        f"{entry['probed']} rows: it is not learned, and the answers behind it are learned without; "
+        "turns: each (or last) makes rows as at inference"
+    )
+
+
+def _example(row: int, part: int, trained: str, prompt: str) -> dict:
+    """Both texts around where they part."""
+    pairs = enumerate(zip(trained, prompt, strict=False))
+    border = next((at for at, (one, other) in pairs if one != other), min(len(trained), len(prompt)))
+    trained, prompt = (_cut(text, border) for text in (trained, prompt))
+    return {"row": row, "part": part, "trained": trained, "prompt": prompt}
+
+
+def _cut(text: str, border: int) -> str:
+    start, stop = max(0, border - AROUND), border + AROUND
+    return f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}"
+
+
+def _table(entries: Sequence[dict]) -> str:
+    header = ["#", "data set", "tokens learned", "rows without any", "end of turn learned"]
+    rows = [
+        [
+            entry["dataset_index"],
+            entry["dataset"],
+            f"{entry['learned_share']:.0%}",
+            entry["nothing_to_learn"],
+            f"{entry['ended']} of {entry['rows']}",
+        ]
+        for entry in entries
+    ]
+    return table(header, rows)

@@ -1,0 +1,55 @@
+"""Prints rows as they are trained on: learned text against all other."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from impruver_core.cli.console import result
+from impruver_core.errors import ImpruverError
+from impruver_core.templating.pieces import pieces
+
+from impruver_compose.encode import BATCH, Job, encode_rows
+from impruver_compose.marks import GREEN, GREY, brackets, colour, in_colour, readable
+from impruver_compose.shards import Kept, Line
+
+LEFT, RIGHT = "⟦", "⟧"  # around learned text where there are no colours
+
+
+def show(jobs: Sequence[Job], count: int) -> None:
+    """Prints the first `count` rows of each data set, before duplicates are judged; writes nothing."""
+    if count < 1:
+        raise ImpruverError(f"--show must be at least 1, not {count}")
+    coloured = in_colour()
+    result(_legend(coloured))
+    for job in jobs:
+        rows = list(islice(_rows(job, count), count))
+        for kept, line in rows:
+            result(f"\n{_title(job, kept, line)}\n{_painted(job, line, coloured)}".removesuffix("\n"))
+        if len(rows) < count:
+            result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows")
+
+
+def _rows(job: Job, count: int) -> Iterator[tuple[Kept, Line]]:
+    step = min(BATCH, max(count, 10))
+    for start in range(0, len(job.rows), step):
+        shard, _ = encode_rows(job, start, min(start + step, len(job.rows)))
+        yield from ((kept, line) for kept in shard.kept for line in kept.lines)
+
+
+def _title(job: Job, kept: Kept, line: Line) -> str:
+    place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
+    return f"{place}: {line.tokens} tokens, {line.learned} learned"
+
+
+def _legend(coloured: bool) -> str:
+    if coloured:
+        return f"{colour(GREEN)('learned')}, {colour(GREY)('not learned')}"
+    return f"{LEFT}learned{RIGHT}, all else is not"
+
+
+def _painted(job: Job, line: Line, coloured: bool) -> str:
+    row = json.loads(line.content)
+    learned, other = (colour(GREEN), colour(GREY)) if coloured else (brackets(LEFT, RIGHT), str)
+    found = pieces(job.tokenizer, row["input_ids"], row["labels"])
+    reserved = "" if coloured else LEFT + RIGHT
+    return "".join((learned if mark else other)(readable(text, reserved)) for text, mark in found)
