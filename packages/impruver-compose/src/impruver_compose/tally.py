@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError
 
 from impruver_compose.cache import Entry
 from impruver_compose.corpus import Corpus
@@ -49,6 +50,8 @@ def weigh_train(corpus: Corpus, train: list[int], weights: Sequence[float], seed
         for number in left_out:
             ledger.drop(corpus.origin(number), "sampled_out", f"weight {weight}")
         counts[index].dropped["sampled_out"] += len(left_out)
+    if not weighed:
+        raise ImpruverError("datasets[].weight leaves no conversation for train_path: raise it")
     random.Random(seed).shuffle(weighed)
     return weighed
 

@@ -50,7 +50,10 @@ def shortened(messages: Sequence[dict], whole: Encoded, encode: Encode, turns: s
     `whole` is the encoding of all messages: what ends behind the limit in it can't fit.
     """
     reached = {number: end for number, _, end in whole.texts}
-    for end in reversed(learned_turns(messages)[:-1]):
+    ends = learned_turns(messages)
+    if turns != "all" or ends[-1:] == [len(messages) - 1]:
+        ends = ends[:-1]  # that part was too long
+    for end in reversed(ends):
         if reached.get(end, 0) > limit:
             continue
         (encoded,) = encode([part(messages, end, turns)])
