@@ -1,0 +1,130 @@
+"""Rows that parse and are of no use, or of a size that nobody expects: told by reason, the rest goes on."""
+
+import time
+
+import pytest
+
+STRICT = (
+    "{% for m in messages %}{% if m['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('unknown role ' + m['role']) }}{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def with_content(files, at, content):
+    row = files.chat("a", "b", "c", "d")
+    row["messages"][at]["content"] = content
+    return row
+
+
+def test_a_row_of_five_million_characters(composed, files, texts):
+    long = "".join(f"river {number} " for number in range(400_000))[:5_000_000]
+    assert len(long) == 5_000_000
+    files.write("data.jsonl", [files.chat("a", "b"), files.chat("c", long)])
+    started = time.monotonic()
+    done = composed(split={"val_rows": 1})
+    assert time.monotonic() - started < 60
+    assert any(long in text for text in texts(done.train + done.val))
+    done = composed(data={"max_tokens_count": 50})
+    assert [(line["row"], line["reason"]) for line in done.dropped] == [(1, "too_long")]
+
+
+def test_a_document_of_five_million_characters(composed, files, texts):
+    long = "".join(f"stone {number} " for number in range(400_000))[:5_000_000]
+    files.write("data.jsonl", [{"text": long}])
+    done = composed(data={"max_tokens_count": 100_000})
+    assert len(done.train) > 10
+    assert sum(len(text) for text in texts(done.train)) == len("<s>" + long + "</s>")
+
+
+def test_null_contents(composed, files, learned):
+    rows = [with_content(files, 0, None), with_content(files, 1, None), with_content(files, 3, None)]
+    files.write("data.jsonl", rows)
+    done = composed(dedup={"method": "none"})
+    assert done.dropped == []
+    ends = [["b<|im_end|>", "<|im_end|>"], ["b<|im_end|>", "d<|im_end|>"], ["<|im_end|>", "d<|im_end|>"]]
+    assert sorted(learned(row) for row in done.train) == sorted(ends)
+
+
+CONTENTS = {"number": 7, "object": {"a": 1}, "true": True}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_contents_that_are_no_text(name, composed, files):
+    files.write("data.jsonl", [with_content(files, 1, CONTENTS[name]), files.chat("a", "b")])
+    (line,) = composed().dropped
+    assert (line["row"], line["reason"]) == (0, "bad_row")
+    assert "content of message 1 is not text" in line["detail"]
+
+
+def test_unknown_roles(composed, files):
+    row = files.chat("a", "b", "c", "d")
+    row["messages"][2]["role"] = "narrator"
+    files.write("data.jsonl", [row, files.chat("a", "b")])
+    assert composed().dropped == []  # ChatML takes any
+    (line,) = composed(tokenizer={"chat_template": STRICT}).dropped
+    assert (line["row"], line["reason"], line["detail"]) == (0, "template_refused", "unknown role narrator")
+
+
+def test_unknown_speakers(composed, files):
+    said = [("human", "a"), ("narrator", "b"), ("gpt", "c")]
+    files.write(
+        "data.jsonl",
+        [
+            {"conversations": [{"from": who, "value": text} for who, text in said]},
+            {"conversations": [{"from": who, "value": text} for who, text in said if who != "narrator"]},
+        ],
+    )
+    done = composed(tokenizer={"chat_template": STRICT})
+    assert len(done.train) == 1
+    (line,) = done.dropped
+    assert line["row"] == 0
+    assert "narrator" in line["detail"]
+
+
+NO_LIST = {
+    "number": 7,
+    "object": {"role": "user", "content": "a"},
+    "text": "a text",
+    "texts": ["a", "b"],
+    "nested": [[7]],
+}
+
+
+@pytest.mark.parametrize("name", NO_LIST)
+def test_messages_that_are_no_list_of_messages(name, composed, files):
+    files.write("data.jsonl", [files.chat("a", "b"), {"messages": NO_LIST[name]}])
+    done = composed()
+    assert len(done.train) == 1
+    (line,) = done.dropped
+    assert line["row"] == 1
+    assert line["reason"] in ("bad_row", "converter_failed")
+    assert line["detail"]
+
+
+def test_duplicates_only(composed, files):
+    files.write("data.jsonl", [files.chat("a", "b")] * 30)
+    done = composed(split=None)
+    assert (len(done.train), len(done.val)) == (1, 0)
+    assert [line["row"] for line in done.dropped] == list(range(1, 30))
+    assert {(line["reason"], line["kept"]["row"]) for line in done.dropped} == {("exact_duplicate", 0)}
+
+
+def test_data_sets_of_different_schemas(composed, files, texts):
+    files.write("a.jsonl", files.unlike(2))
+    files.write(
+        "b.jsonl", [{"instruction": "c", "output": "d", "score": 1}, {"instruction": "e", "output": "f", "x": []}]
+    )
+    files.write("c.jsonl", [{"text": "a document"}])
+    done = composed(datasets=[{"name": name} for name in ("a.jsonl", "b.jsonl", "c.jsonl")])
+    assert [(each["rows"], each["train"]) for each in done.manifest["counts"]] == [(2, 2), (2, 2), (1, 1)]
+    assert [entry["dataset"] for entry in done.manifest["gate"]] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    assert len(done.train) == 5
+
+
+def test_rows_of_different_schemas_in_one_file(composed, files):
+    rows = [files.chat("a", "b"), {"instruction": "c", "output": "d"}, {"text": "a document"}, {}]
+    files.write("data.jsonl", rows)
+    done = composed()
+    assert len(done.train) == 1
+    assert [line["row"] for line in done.dropped] == [1, 2, 3]
