@@ -23,7 +23,7 @@ def test_the_first_example(readme, files, tokenizer_dir, tmp_path, capfd):
     (tmp_path / "faq.csv").write_text("title,text\nhow long?,an hour\n")
     files.write("chats.jsonl", [{"topic": topic, "q": topic, "a": f"about {topic}"} for topic in ("rain", "spam")])
     commands = re.findall(r"^impruver-compose (.*?)(?: +#.*)?$", readme, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         code = main([*command.split(), "--set", f"tokenizer.name={tokenizer_dir}"])
         assert code == 0, capfd.readouterr().err
