@@ -68,7 +68,7 @@ def test_what_is_shown_is_what_is_written(shown, composed, files, tokenizer):
 def test_fewer_rows_than_asked_for(shown, files):
     out = shown(9, [*files.unlike(2), files.chat("no answer")])
     assert "data set 0 (data.jsonl) gives 2 rows" in out
-    assert "gives 0 rows" in shown(1, [files.chat("no answer")])
+    assert "gives 0 rows; 1 bad_row; 2 nothing_to_learn" in shown(1, [files.chat("no answer")] * 2 + [{"messages": []}])
 
 
 def test_neither_places_nor_an_end_is_needed(shown, files):

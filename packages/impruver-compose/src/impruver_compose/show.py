@@ -1,6 +1,7 @@
 """Prints rows as they are trained on: learned text against all other."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -22,17 +23,21 @@ def show(jobs: Sequence[Job], count: int) -> None:
     coloured = in_colour()
     result(_legend(coloured))
     for job in jobs:
-        rows = list(islice(_rows(job, count), count))
+        reasons: Counter[str] = Counter()
+        rows = list(islice(_rows(job, count, reasons), count))
         for kept, line in rows:
             result(f"\n{_title(job, kept, line)}\n{_painted(job, line, coloured)}".removesuffix("\n"))
         if len(rows) < count:
-            result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows")
+            told = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
+            result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{told}")
 
 
-def _rows(job: Job, count: int) -> Iterator[tuple[Kept, Line]]:
+def _rows(job: Job, count: int, reasons: Counter[str]) -> Iterator[tuple[Kept, Line]]:
+    """The rows of a data set as they are made; counts in `reasons` what is dropped."""
     step = min(BATCH, max(count, 10))
     for start in range(0, len(job.rows), step):
         shard, _ = encode_rows(job, start, min(start + step, len(job.rows)))
+        reasons.update(dropped.reason for dropped in shard.dropped)
         yield from ((kept, line) for kept in shard.kept for line in kept.lines)
 
 
