@@ -92,6 +92,22 @@ def test_a_shard_that_is_missing(tiny, refused):
     refused(tiny, "model-00002-of-00002.safetensors is not there")
 
 
+def test_two_models_in_one_folder(tiny, refused):
+    shutil.copyfile(tiny / "model.safetensors", tiny / "model-copy.safetensors")
+    refused(tiny, "model.safetensors: holds lm_head.weight, as another file does")
+    index = {"weight_map": {"lm_head.weight": "model-copy.safetensors"}}
+    (tiny / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    refused(tiny, "two models; move one away")
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_an_output_dir_that_is_a_file(flags, tiny, gguf):
+    path = tiny / "config.json"
+    code, _, told = gguf("--config", tiny / "recipe.yaml", "--output_dir", path, *flags)
+    assert code == 2
+    assert f"output_dir: {path} is a file" in told
+
+
 def test_pickled_weights(tiny, adapter, refused):
     (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
     refused(tiny, "pytorch_model.bin", "pickled", "save_pretrained")

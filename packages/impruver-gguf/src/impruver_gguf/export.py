@@ -28,6 +28,8 @@ def export(
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
     folder = output_dir / "gguf"
     source = folder / f"model-{recipe.gguf.outtype}.gguf"
     if dry_run and not only_quantize and not has_model(output_dir):
