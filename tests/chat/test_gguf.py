@@ -46,7 +46,7 @@ def test_blanks_stay_as_the_model_wrote_them(path, saved):
     text = "  Hello , world ! do n't 😀\n"
     with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
     ids = with_tokenizer.vocab.tokenize(text, add_special=False, parse_special=True)
-    assert with_tokenizer._decode(ids) == text
+    assert with_tokenizer.decode(ids) == text
 
 
 def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, path, saved, monkeypatch):
@@ -82,7 +82,7 @@ def test_another_models_tokenizer_is_not_used(path, models, capfd):
 
 def test_a_context_that_grows_and_is_used_again(backend):
     short, long = (Prompt(backend.encode(HI), room, 0) for room in (4, 600))
-    first, second, third = backend.answer_batch([short, long, short], GREEDY)
+    first, second, third = (backend.stream(prompt, GREEDY, lambda _: None) for prompt in (short, long, short))
     assert first.text == third.text == "Hello! How can"
     assert (first.ended, second.ended) == (False, True)
     assert second.text == ANSWER
@@ -98,7 +98,7 @@ def test_a_prompt_in_several_batches(backend, monkeypatch):
 def test_the_seed_decides_what_is_drawn(backend):
     drawn = Sampling(temperature=1.5, top_p=1.0, top_k=0)
     prompts = [Prompt(backend.encode(HI), 12, seed) for seed in (1, 1, 2)]
-    first, again, other = (answer.text for answer in backend.answer_batch(prompts, drawn))
+    first, again, other = (backend.stream(prompt, drawn, lambda _: None).text for prompt in prompts)
     assert first == again != other
 
 
@@ -124,7 +124,7 @@ def test_characters_of_several_tokens_come_whole(backend):
     from impruver_chat.decoding import Stops, TextStream
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
-    stream = TextStream(backend._decode, Stops(frozenset()), out.append)
+    stream = TextStream(backend.decode, Stops(frozenset()), out.append)
     for token in backend.vocab.tokenize(text, add_special=False, parse_special=False):
         stream.put(token)
     assert stream.end() == "".join(out) == text
