@@ -1,5 +1,6 @@
 """impruver-chat, step by step: parameters, files, questions, model; then a terminal or a file of answers."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,13 @@ def answer_files(
     prompts, counts = batch.encode_all(questions, backend, chosen, recipe.seed), batch.Counts()
     if files.strict:
         batch.refuse_faults(files.questions, prompts)
-    rows = batch.answered(questions, prompts, backend, chosen, counts, files.expect)
-    if files.answers is None:
-        batch.print_rows(rows)
-    else:
-        make_folder(files.answers.parent)
-        path = batch.write_rows(files.answers, rows)
-        publish(manifest_of(files.answers), {files.answers: path}, manifest(files, path, counts, recipe))
+    with closing(batch.answered(questions, prompts, backend, chosen, counts, files.expect)) as rows:
+        if files.answers is None:
+            batch.print_rows(rows)
+        else:
+            make_folder(files.answers.parent)
+            path = batch.write_rows(files.answers, rows)
+            publish(manifest_of(files.answers), {files.answers: path}, manifest(files, path, counts, recipe))
     tell_counts(counts, files)
 
 

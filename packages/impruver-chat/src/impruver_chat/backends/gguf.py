@@ -70,7 +70,13 @@ class Gguf:
         wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = self._size, BATCH, BATCH
         wanted.n_threads = wanted.n_threads_batch = threads()
         self._cache = None  # the old one's memory first
-        self._cache = LlamaContext(self.model, wanted)
+        try:
+            self._cache = LlamaContext(self.model, wanted)
+        except Exception as error:  # cyllama raises several kinds, bare ones among them
+            raise ImpruverError(
+                f"--gguf: llama.cpp has no room for {self._size:,} tokens of context ({' '.join(str(error).split())}); "
+                "set a lower --max_new_tokens"
+            ) from error
         return self._cache
 
 

@@ -1,11 +1,11 @@
 """Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
 
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from sys import stderr
 from typing import Any
 
 from impruver_core import encode_prompt, end_of_turn, load_tokenizer
@@ -74,7 +74,7 @@ class Transformers:
 def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path) -> Transformers:
     """The backend of what was found; `model` and `tokenizer` are the recipe's sections, `options` as for `encode`."""
     quiet_library()
-    with redirect_stdout(stderr):  # what libraries print is no answer
+    with redirect_stdout(sys.stderr):  # what libraries print is no answer
         fast = load_saved_tokenizer(found.output_dir, tokenizer)
         stops = stops_of(fast, found.output_dir)
         device = pick_device()
