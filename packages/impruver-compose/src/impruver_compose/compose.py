@@ -6,7 +6,7 @@ from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_core.files.manifest import check_replaceable, pending_path, recover
 from impruver_core.files.safe import alone_in, make_folder
 from impruver_core.recipe.load import resolved
-from impruver_core.templating.tokenizer import load_tokenizer
+from impruver_core.templating.tokenizer import fingerprint, load_tokenizer
 
 from impruver_compose import cache, gate, output, tally
 from impruver_compose.corpus import Corpus
@@ -31,7 +31,8 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
         gate.probe(jobs)
         gate.estimate(jobs)
         return
-    entries = [cache.entry_of(job) for job in jobs]
+    told = fingerprint(tokenizer)
+    entries = [cache.entry_of(job, told) for job in jobs]
     jobs = [dataclasses.replace(job, day=cache.day_of(job, entry)) for job, entry in zip(jobs, entries, strict=True)]
     gate.probe(jobs)
     encode_missing(jobs, entries, num_proc or usable_cores())
@@ -53,7 +54,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     train = tally.weigh_train(corpus, train, [each.weight for each in recipe.datasets], recipe.seed, ledger, counts)
     lines = [corpus.lines_of(train), corpus.lines_of(val)]
     tally.count_written(corpus, counts, jobs, train, val, lines)
-    manifest = output.manifest(resolved(recipe), tokenizer, inputs, counts, limit)
+    manifest = output.manifest(resolved(recipe), tokenizer, told, inputs, counts, limit)
     with alone_in(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
         output.write(paths, corpus, ledger, *lines, manifest)

@@ -1,9 +1,8 @@
 """What compose leaves behind: train, val, ledger and manifest, and what it says of them."""
 
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +14,11 @@ from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, new_manifest, pending_path, publish
 from impruver_core.files.safe import need_room, staged, synced
 from impruver_core.templating.template import end_of_turn, template_of
-from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
+from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
 
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
+from impruver_compose.shards import bytes_of
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Paths:
         return [self.train, self.val, self.ledger]
 
 
-def manifest(recipe: dict, tokenizer, inputs: list[dict], counts: Sequence[Counts], limit: int | None) -> dict:
+def manifest(
+    recipe: dict, tokenizer, fingerprint: str, inputs: list[dict], counts: Sequence[Counts], limit: int | None
+) -> dict:
     """The manifest but for its outputs."""
     return new_manifest("impruver-compose", recipe) | {
-        "tokenizer": {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)},
+        "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
         "template": {"fingerprint": template_fingerprint(tokenizer)},
         "end_of_turn": _ends(tokenizer),
         "max_tokens_count": limit,
@@ -79,19 +81,19 @@ def _ends(tokenizer) -> list[str]:
         return []
 
 
-def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: list[int], manifest: dict) -> None:
+def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, manifest: dict) -> None:
     """Writes all files beside their places, then puts them there with the manifest last.
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    need_room(paths.train.parent, _size(corpus, train) + 2 * _size(corpus, val))
+    need_room(paths.train.parent, _sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum())
     places = {path: staged(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
         with synced(places[paths.train], "wb") as file:
             write_lines(file, corpus, train)
-        with synced(places[paths.val]) as file:
-            write_rows(file, val_rows(corpus, val))
+        with synced(places[paths.val], "wb") as file:
+            write_lines(file, corpus, val, with_extra=True)
         with synced(places[paths.ledger]) as file:
             write_rows(file, ledger.sorted_lines())
         outputs = [
@@ -106,32 +108,30 @@ def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: l
                 place.unlink(missing_ok=True)
 
 
-def write_lines(file: BinaryIO, corpus: Corpus, order: Sequence[int]) -> None:
-    """Writes the content of these lines in this order.
+def write_lines(file: BinaryIO, corpus: Corpus, order: np.ndarray, with_extra: bool = False) -> None:
+    """Writes these lines in this order, `with_extra` as rows of val.jsonl.
 
     Shard after shard is read once, and each line put at its place: read in order, all shards would have to be open.
     """
-    wanted = np.asarray(order, np.int64)
-    sizes = corpus.size[wanted] + 1
-    places = np.cumsum(sizes) - sizes
-    by_line = np.argsort(wanted, kind="stable")
-    at = 0
-    for first, content, offsets in corpus.contents():
-        end = np.searchsorted(wanted, first + len(offsets) - 1, sorter=by_line)
-        for number in by_line[at:end]:
-            line = wanted[number] - first
-            os.pwrite(file.fileno(), bytes(content[offsets[line] : offsets[line + 1]]) + b"\n", places[number])
-        at = end
+    sizes = _sizes(corpus, order, with_extra)
+    places = (np.cumsum(sizes) - sizes).tolist()
+    by_line = np.argsort(order, kind="stable")
+    ends = np.searchsorted(order, corpus.line_starts[1:], sorter=by_line)
+    start = 0
+    for (first, shard), end in zip(corpus.shards(), ends, strict=True):
+        content, extra = bytes_of(shard.texts("content")), bytes_of(shard.texts("extra"))
+        for at in by_line[start:end].tolist():
+            number = int(order[at]) - first
+            line = content(number)
+            if with_extra:  # two JSON objects become one
+                line = line[:-1] + b"," + extra(number)[1:]
+            os.pwrite(file.fileno(), line + b"\n", places[at])
+        start = end
 
 
-def val_rows(corpus: Corpus, lines: Sequence[int]) -> Iterator[dict]:
-    """The rows of these lines with all that val.jsonl carries."""
-    for line in lines:
-        yield json.loads(corpus.text("content", line)) | json.loads(corpus.text("extra", line))
-
-
-def _size(corpus: Corpus, lines: Sequence[int]) -> int:
-    return int(corpus.size[np.asarray(lines, np.int64)].sum()) + len(lines)
+def _sizes(corpus: Corpus, lines: np.ndarray, with_extra: bool) -> np.ndarray:
+    """Bytes of each line in its file."""
+    return corpus.size[lines] + 1 + (corpus.extra_size[lines] - 1 if with_extra else 0)
 
 
 def _beside(path: Path, paths: Paths) -> bool:

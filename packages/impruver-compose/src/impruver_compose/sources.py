@@ -128,11 +128,8 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> Rows:
     """JSON as lines of text, every line checked; blank ones are no rows."""
-    columns, rows = {}, 0
     lines = [as_lines(path, cache_dir()) for path in files]
-    for found in map(scan, lines):
-        columns |= found.columns
-        rows += found.rows
+    columns, rows = scan(lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
     table = _load("text", lines, split.partition("[")[0], where, cache)
