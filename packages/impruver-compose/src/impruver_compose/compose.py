@@ -54,7 +54,13 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     train = tally.weigh_train(corpus, train, [each.weight for each in recipe.datasets], recipe.seed, ledger, counts)
     lines = [corpus.lines_of(train), corpus.lines_of(val)]
     tally.count_written(corpus, counts, jobs, train, val, lines)
-    manifest = output.manifest(resolved(recipe), tokenizer, told, inputs, counts, limit)
+    facts = {
+        "max_tokens_count": limit,
+        "days": [job.day for job in jobs],
+        "inputs": inputs,
+        "counts": [each.as_dict() for each in counts],
+    }
+    manifest = output.manifest(resolved(recipe), tokenizer, told, facts)
     with alone_in(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
         output.write(paths, corpus, ledger, *lines, manifest)

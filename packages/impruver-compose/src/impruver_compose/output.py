@@ -12,7 +12,7 @@ from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, new_manifest, pending_path, publish
-from impruver_core.files.safe import need_room, staged, synced
+from impruver_core.files.safe import room_for, staged, synced
 from impruver_core.templating.template import end_of_turn, template_of
 from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
 
@@ -60,17 +60,13 @@ class Paths:
         return [self.train, self.val, self.ledger]
 
 
-def manifest(
-    recipe: dict, tokenizer, fingerprint: str, inputs: list[dict], counts: Sequence[Counts], limit: int | None
-) -> dict:
-    """The manifest but for its outputs."""
+def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
+    """The manifest but for its outputs; `fingerprint` is the tokenizer's."""
     return new_manifest("impruver-compose", recipe) | {
         "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
         "template": {"fingerprint": template_fingerprint(tokenizer)},
         "end_of_turn": _ends(tokenizer),
-        "max_tokens_count": limit,
-        "inputs": inputs,
-        "counts": [each.as_dict() for each in counts],
+        **facts,
     }
 
 
@@ -86,16 +82,17 @@ def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: 
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    need_room(paths.train.parent, _sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum())
+    needed = int(_sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum())
     places = {path: staged(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
-        with synced(places[paths.train], "wb") as file:
-            write_lines(file, corpus, train)
-        with synced(places[paths.val], "wb") as file:
-            write_lines(file, corpus, val, with_extra=True)
-        with synced(places[paths.ledger]) as file:
-            write_rows(file, ledger.sorted_lines())
+        with room_for(paths.train.parent, needed):
+            with synced(places[paths.train], "wb") as file:
+                write_lines(file, corpus, train)
+            with synced(places[paths.val], "wb") as file:
+                write_lines(file, corpus, val, with_extra=True)
+            with synced(places[paths.ledger]) as file:
+                write_rows(file, ledger.sorted_lines())
         outputs = [
             describe(place, rows[path], digest=True)
             | {"path": str(path.name if _beside(path, paths) else path.absolute())}

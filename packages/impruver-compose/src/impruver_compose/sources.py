@@ -12,6 +12,7 @@ from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import BLANKS
 from impruver_core.files.manifest import describe
+from impruver_core.files.safe import room_for
 from impruver_core.recipe.lookup import find_local, looks_local
 
 from impruver_compose.cells import as_written
@@ -50,7 +51,8 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
         _refuse_written(files, found, written, f"{where}: {section.name}")
         inputs = [describe(path, digest=True) for path in files]
         cache = _cache_of(inputs)
-        rows = _load_files(files, section.split, where, cache)
+        with room_for(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+            rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return Source(rows, inputs, key)
     if looks_local(section.name):
