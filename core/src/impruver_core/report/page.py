@@ -1,6 +1,6 @@
 """A page of sections: plain data and spans of text in, HTML out, everything escaped.
 
-A span is (text, kind): "" plain, "learned", "special", "differs", "left_out".
+A span is (text, kind): "", "plain" (not dimmed among texts), "learned", "special", "differs", "left_out".
 """
 
 import json

@@ -121,9 +121,13 @@ def _gate(entries: Sequence[dict]) -> dict:
         for entry in entries
     ]
     note = (
-        "Whether the model learns to stop, and whether it is asked as it was trained (by each data set's first rows)."
+        "Whether the model learns to stop and is asked as it was trained; the last two columns are of the first rows."
     )
-    warnings = [(f"data set {each['dataset_index']}", [(text, "")]) for each in entries for text in each["warnings"]]
+    warnings = [
+        (f"data set {each['dataset_index']}", [("\n\n".join(each["warnings"]), "plain")])
+        for each in entries
+        if each["warnings"]
+    ]
     return html.section(
         "The gate",
         note,
