@@ -2,13 +2,14 @@
 
 import dataclasses
 
+from impruver_core.cli.console import table
 from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_core.files.manifest import check_replaceable, pending_path, recover
 from impruver_core.files.safe import alone_in, make_folder
 from impruver_core.recipe.load import resolved
 from impruver_core.templating.tokenizer import fingerprint, load_tokenizer
 
-from impruver_compose import cache, gate, output, tally
+from impruver_compose import cache, gate, output, page, tally
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.jobs import open_jobs
@@ -17,6 +18,7 @@ from impruver_compose.light import import_libraries
 from impruver_compose.limits import row_limit
 from impruver_compose.pool import encode_missing, usable_cores
 from impruver_compose.split import split
+from impruver_compose.tables import dropped
 
 
 def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
@@ -43,7 +45,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     left = tally.drop_duplicates(corpus, duplicates, ledger, counts)
     if not left:
         raise ImpruverError(
-            f"no usable rows are left of {sum(each.rows for each in counts)}\n{output.dropped_table(jobs, counts)}"
+            f"no usable rows are left of {sum(each.rows for each in counts)}\n{table(*dropped(jobs, counts))}"
         )
     train, val = split(left, corpus.prompt.tolist(), share.val_ratio, share.val_rows, recipe.seed)
     if not train:
@@ -61,9 +63,10 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
         "counts": [each.as_dict() for each in counts],
     }
     manifest = output.manifest(resolved(recipe), tokenizer, told, facts)
+    html = page.page(paths, corpus, jobs, counts, lines, duplicates)
     with alone_in(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
-        output.write(paths, corpus, ledger, *lines, manifest)
+        output.write(paths, corpus, ledger, *lines, html, manifest)
     cache.forget_old()
     output.report(paths, jobs, counts, ledger)
     refused = sum(each.dropped["mask_refused"] for each in counts)

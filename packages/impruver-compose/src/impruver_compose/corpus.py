@@ -47,6 +47,10 @@ class Corpus:
         first = self.first_line.tolist()
         return np.array([line for n in numbers for line in range(first[n], first[n + 1])], np.int64)
 
+    def conversation_of(self, line: int) -> int:
+        """The number of the conversation that a line is of."""
+        return int(np.searchsorted(self.first_line, line, "right")) - 1
+
     @cached_property
     def dataset_of_lines(self) -> np.ndarray:
         """The data set of each line, by its index."""

@@ -1,7 +1,6 @@
-"""What compose leaves behind: train, val, ledger and manifest, and what it says of them."""
+"""What compose leaves behind: train, val, ledger, report and manifest, and what it says of them."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from impruver_core.templating.tokenizer import special_tokens, template_fingerpr
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
 from impruver_compose.shards import bytes_of
+from impruver_compose.tables import brought, dropped, share
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Paths:
         if missing:
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
         paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
-        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the manifest": paths.manifest}
+        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the report": paths.report}
+        taken["the manifest"] = paths.manifest
         for what, path in taken.items():
             if os.path.realpath(path) == os.path.realpath(paths.val):
                 raise ImpruverError(f"{recipe.where('val_path')}: {paths.val} is where {what} goes: name another file")
@@ -45,6 +46,11 @@ class Paths:
     def ledger(self) -> Path:
         """Beside train: its stem and .dropped.jsonl."""
         return self.train.with_name(f"{self.train.stem}.dropped.jsonl")
+
+    @property
+    def report(self) -> Path:
+        """Beside train: its stem and .report.html."""
+        return self.train.with_name(f"{self.train.stem}.report.html")
 
     @property
     def manifest(self) -> Path:
@@ -57,7 +63,7 @@ class Paths:
 
     def outputs(self) -> list[Path]:
         """All that a run replaces."""
-        return [self.train, self.val, self.ledger]
+        return [self.train, self.val, self.ledger, self.report]
 
 
 def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
@@ -77,12 +83,14 @@ def _ends(tokenizer) -> list[str]:
         return []
 
 
-def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, manifest: dict) -> None:
+def write(
+    paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, page: str, manifest: dict
+) -> None:
     """Writes all files beside their places, then puts them there with the manifest last.
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    needed = int(_sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum())
+    needed = int(_sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum()) + len(page)
     places = {path: staged(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
@@ -93,8 +101,10 @@ def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: 
                 write_lines(file, corpus, val, with_extra=True)
             with synced(places[paths.ledger]) as file:
                 write_rows(file, ledger.sorted_lines())
+            with synced(places[paths.report]) as file:
+                file.write(page)
         outputs = [
-            describe(place, rows[path], digest=True)
+            describe(place, rows.get(path), digest=True)
             | {"path": str(path.name if _beside(path, paths) else path.absolute())}
             for path, place in places.items()
         ]
@@ -137,13 +147,13 @@ def _beside(path: Path, paths: Paths) -> bool:
 
 def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger) -> None:
     """The tables, and the last line: what was written, and what comes next."""
-    say(counts_table(jobs, counts))
+    say(table(*brought(jobs, counts)))
     train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
     if ledger.lines:
-        say(dropped_table(jobs, counts))
+        say(table(*dropped(jobs, counts)))
     result(
-        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}. "
-        "Next: impruver-train with the same --config"
+        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}; "
+        f"to look at: {paths.report}. Next: impruver-train with the same --config"
     )
 
 
@@ -151,37 +161,13 @@ def report_estimate(jobs, counts: Sequence[Counts]) -> None:
     """What the first rows tell of the whole."""
     rows = []
     for job, each in zip(jobs, counts, strict=True):
-        share = len(job.rows) / max(1, each.rows)
+        times = len(job.rows) / max(1, each.rows)
         usable = each.conversations - each.dropped.total()
-        learned = _share(each.learned, each.tokens)
-        rows.append([job.index, job.name, len(job.rows), round(usable * share), round(each.tokens * share), learned])
+        learned = share(each.learned, each.tokens)
+        rows.append([job.index, job.name, len(job.rows), round(usable * times), round(each.tokens * times), learned])
     say(table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
     if any(each.dropped or each.rows_dropped for each in counts):
-        say(dropped_table(jobs, counts))
+        say(table(*dropped(jobs, counts)))
     if not any(each.conversations - each.dropped.total() for each in counts):
         raise ImpruverError("none of the first rows is usable")
     result("the data can be composed; nothing was written")
-
-
-def counts_table(jobs, counts: Sequence[Counts]) -> str:
-    """What each data set brings."""
-    header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "learned"]
-    rows = [
-        [j.index, j.name, c.rows, c.conversations, c.train_rows, c.val_rows, c.tokens, _share(c.learned, c.tokens)]
-        for j, c in zip(jobs, counts, strict=True)
-    ]
-    return table(header, rows)
-
-
-def dropped_table(jobs, counts: Sequence[Counts]) -> str:
-    """How many were dropped, by data set and reason."""
-    rows = [
-        [job.index, job.name, reason, number]
-        for job, each in zip(jobs, counts, strict=True)
-        for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
-    ]
-    return table(["#", "data set", "dropped for", "number"], rows)
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / max(1, whole):.0%}"
