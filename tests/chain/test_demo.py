@@ -1,9 +1,15 @@
 """README's `impruver demo` in an empty home: the four real commands, and what was trained answers what was held out."""
 
 import json
+import os
 import re
+import signal
 import string
+import subprocess
+import sys
+import time
 import unicodedata
+from pathlib import Path
 
 
 def normal(text: str) -> str:
@@ -33,7 +39,23 @@ def answers(folder, conversations: list[list[dict]]) -> list[str]:
     return given
 
 
+def stopped_in_training(tmp_path):
+    """Starts the demo and stops it with SIGTERM when train has begun; train ends with it."""
+    command = [Path(sys.executable).with_name("impruver"), "demo", "there"]
+    environment = os.environ | {"HOME": str(tmp_path / "home")}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as demo:
+        while not (tmp_path / "there/models/quickstart_tiny_full/metrics.jsonl").exists():
+            assert demo.poll() is None, demo.stderr.read()
+            time.sleep(0.1)
+        demo.send_signal(signal.SIGTERM)
+        _, err = demo.communicate(timeout=120)
+    assert demo.returncode == 143, err
+    assert "stopped by SIGTERM" in err
+    assert not (tmp_path / "there/models/quickstart_tiny_full/impruver.json").exists()
+
+
 def test_demo(run, tmp_path):
+    stopped_in_training(tmp_path)
     done = run("impruver", "demo", "there", timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     for program in ("compose", "train", "gguf", "chat"):

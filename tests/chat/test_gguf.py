@@ -2,10 +2,13 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from impruver_chat.backends import Prompt, gguf
+from impruver_chat.backends.vocabulary import decoder
 from impruver_chat.sampling import GREEDY, Sampling
+from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 
 OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
@@ -42,11 +45,36 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
     assert len(pieces) > 4
 
 
-def test_blanks_stay_as_the_model_wrote_them(path, saved):
-    text = "  Hello , world ! do n't 😀\n"
+@pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
+def test_blanks_stay_as_the_model_wrote_them(text, backend, path, saved):
     with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
-    ids = with_tokenizer.vocab.tokenize(text, add_special=False, parse_special=True)
-    assert with_tokenizer._decode(ids) == text
+    ids = backend.vocab.tokenize(text, add_special=False, parse_special=False)
+    assert backend.decode(ids) == with_tokenizer.decode(ids) == text
+    assert backend.decode([2, *ids, 1]) == text  # control tokens are no text
+
+
+def test_every_token_has_the_bytes_of_the_tokenizer(backend):
+    from impruver_chat.backends.vocabulary import BYTES, piece
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    assert {character: byte[0] for character, byte in BYTES.items()} == {v: k for k, v in bytes_to_unicode().items()}
+    text = "".join(map(chr, range(0x20, 0x2000)))
+    ids = backend.vocab.tokenize(text, add_special=False, parse_special=False)
+    assert b"".join(piece(backend.vocab, number) for number in ids) == text.encode()
+
+
+def test_sentencepiece_pieces():
+    texts = [("▁Hello", 4), ("▁", 4), (",", 4), ("<0xD0>", 32), ("<0xAF>", 32), ("</s>", 8), ("<tool>", 16), ("▁a", 4)]
+    vocab = SimpleNamespace(vocab_type=1, get_text=lambda n: texts[n][0], get_attr=lambda n: texts[n][1])
+    assert decoder(vocab, True)(range(8)) == "Hello ,Я<tool> a"
+    assert decoder(vocab, False)(range(8)) == " Hello ,Я<tool> a"
+    assert decoder(vocab, True)([3]) == "�"
+
+
+def test_a_context_without_room_is_told(backend):
+    with pytest.raises(ImpruverError, match=r"no room for 2,147,.* tokens of context .*lower --max_new_tokens"):
+        backend.stream(Prompt(backend.encode(HI), 2**31 - 1000, 0), GREEDY, lambda _: None)
+    assert backend.stream(Prompt(backend.encode(HI), 40, 0), GREEDY, lambda _: None).text == ANSWER
 
 
 def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, path, saved, monkeypatch):
@@ -82,13 +110,14 @@ def test_another_models_tokenizer_is_not_used(path, models, capfd):
 
 def test_a_context_that_grows_and_is_used_again(backend):
     short, long = (Prompt(backend.encode(HI), room, 0) for room in (4, 600))
-    first, second, third = backend.answer_batch([short, long, short], GREEDY)
+    first, second, third = (backend.stream(prompt, GREEDY, lambda _: None) for prompt in (short, long, short))
     assert first.text == third.text == "Hello! How can"
     assert (first.ended, second.ended) == (False, True)
     assert second.text == ANSWER
 
 
-def test_a_prompt_in_several_batches(backend, monkeypatch):
+def test_a_prompt_in_several_batches(path, monkeypatch):
+    backend = gguf.load(path, None, TokenizerSection(), OPTIONS)  # its own: a context keeps the size of its batches
     ids = backend.encode(HI)
     assert len(ids) > 16
     monkeypatch.setattr(gguf, "BATCH", 7)
@@ -98,7 +127,7 @@ def test_a_prompt_in_several_batches(backend, monkeypatch):
 def test_the_seed_decides_what_is_drawn(backend):
     drawn = Sampling(temperature=1.5, top_p=1.0, top_k=0)
     prompts = [Prompt(backend.encode(HI), 12, seed) for seed in (1, 1, 2)]
-    first, again, other = (answer.text for answer in backend.answer_batch(prompts, drawn))
+    first, again, other = (backend.stream(prompt, drawn, lambda _: None).text for prompt in prompts)
     assert first == again != other
 
 
@@ -124,7 +153,7 @@ def test_characters_of_several_tokens_come_whole(backend):
     from impruver_chat.decoding import Stops, TextStream
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
-    stream = TextStream(backend._decode, Stops(frozenset()), out.append)
+    stream = TextStream(backend.decode, Stops(frozenset()), out.append)
     for token in backend.vocab.tokenize(text, add_special=False, parse_special=False):
         stream.put(token)
     assert stream.end() == "".join(out) == text

@@ -1,32 +1,8 @@
 """Bad input: exit code 2, one message that names what and where, no traceback, nothing half-written."""
 
 import json
-import shutil
 
 import pytest
-
-
-@pytest.fixture
-def refused(chat, tmp_path):
-    """Runs the command and returns its message; exit code 2, no traceback, nothing on stdout, no file made."""
-
-    def run(*flags):
-        before = sorted(tmp_path.rglob("*"))
-        code, out, err = chat(*flags)
-        assert code == 2, err
-        assert out == ""
-        assert "Traceback" not in err
-        assert err.count("impruver-chat: error:") == 1
-        assert sorted(tmp_path.rglob("*")) == before
-        return err[err.index("impruver-chat: error:") :]
-
-    return run
-
-
-@pytest.fixture
-def copy(models, tmp_path):
-    """A copy of a folder of `models` to break."""
-    return lambda name: shutil.copytree(models / name, tmp_path / "broken")
 
 
 def test_no_model_in_output_dir(recipe, refused, tmp_path):
@@ -112,12 +88,16 @@ def test_pickled_weights(model, name, recipe, refused, copy):
     [
         ("top_p", "2", "above 0 and at most 1, not 2"),
         ("top_p", "0", "above 0 and at most 1"),
-        ("temperature", "-1", "at least 0"),
-        ("temperature", "nan", "at least 0, not nan"),
-        ("top_k", "-1", "at least 0"),
-        ("max_new_tokens", "0", "at least 1"),
-        ("repetition_penalty", "0", "above 0"),
-        ("history_limit", "-1", "at least 0"),
+        ("temperature", "-1", "must be 0, or from 0.0001"),
+        ("temperature", "nan", "to 10000, not nan"),
+        ("top_k", "-1", "from 0 to 2147483647, not -1"),
+        ("max_new_tokens", "0", "from 1 to"),
+        ("top_k", "99999999999999", "2147483647, not 99999999999999"),
+        ("temperature", "1e-40", "not 1e-40"),
+        ("repetition_penalty", "1e-40", "not 1e-40"),
+        ("system_prompt", "\udcff", "no UTF-8"),
+        ("repetition_penalty", "0", "from 0.0001 to 10000"),
+        ("history_limit", "-1", "from 0 to"),
     ],
 )
 def test_values_out_of_range(flag, value, wanted, recipe, refused):
@@ -138,6 +118,8 @@ BAD_FILES = {
     "no object": (b"[1]\n", "line 1: a row must be"),
     "half a surrogate pair": (b'{"prompt": "\\ud800"}\n', "line 1: half of a surrogate"),
     "nothing": (b"\n", "no rows"),
+    "not a number": (b'{"prompt": "a", "x": NaN}\n', "line 1: not JSON: NaN"),
+    "infinite": (b'{"prompt": "a"}\n{"x": [-1e999]}\n', "line 2: not JSON: NaN or Infinity"),
 }
 
 
@@ -171,6 +153,19 @@ def test_places_that_cant_be_written(recipe, refused, write_jsonl, tmp_path):
     assert "no such file" in refused("--config", config, "--input", tmp_path / "x.jsonl", "--output", tmp_path / "y")
 
 
+def test_an_empty_flag_is_no_flag_left_out(recipe, refused, tmp_path):
+    for flag in ("gguf", "input", "output"):
+        assert f"--{flag} is empty: name a file" in refused("--config", recipe(), f"--{flag}", "")
+
+
+def test_a_seed_out_of_range_is_one_fault(chat, recipe):
+    code, _, err = chat("--config", recipe(), "--seed", "-1")
+    assert (code, err.splitlines()[0]) == (
+        2,
+        "impruver-chat: error: argument --seed: expected 0 to 4294967295, found -1",
+    )
+
+
 def test_flags_that_go_together(recipe, refused, write_jsonl, tmp_path):
     path = write_jsonl([{"prompt": "red"}])
     assert "go together" in refused("--config", recipe(), "--input", path)
@@ -190,6 +185,8 @@ def test_gguf(recipe, refused, tmp_path, monkeypatch):
     (tmp_path / "text.gguf").write_text("no GGUF")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(40))
     assert "is not there" in refused("--config", recipe(), "--gguf", tmp_path / "none.gguf")
+    message = refused("--config", recipe(), "--gguf", tmp_path)
+    assert "is a folder: name a GGUF file in it (cut.gguf, text.gguf)" in message
     assert "is no GGUF file" in refused("--config", recipe(), "--gguf", tmp_path / "text.gguf")
     assert "can't be loaded by llama.cpp" in refused("--config", recipe(), "--gguf", tmp_path / "cut.gguf")
     monkeypatch.setattr("impruver_chat.backends.gguf.find_spec", lambda name: None)

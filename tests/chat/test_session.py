@@ -1,7 +1,7 @@
 """History: whole turns, the system prompt kept, what is put out counted."""
 
 import pytest
-from impruver_chat.session import Session, TooLong, fit, last_turns, room_for
+from impruver_chat.session import NoAnswer, Session, fit, last_turns, room_for
 
 
 def chat(*roles):
@@ -54,7 +54,7 @@ def test_the_oldest_turns_make_room_for_the_answer():
 def test_one_turn_that_does_not_fit_is_refused_and_taken_back():
     session = Session(None)
     session.ask("x " * 30)
-    with pytest.raises(TooLong, match=r"30 tokens, and the model's context is 30"):
+    with pytest.raises(NoAnswer, match=r"30 tokens, and the model's context is 30"):
         session.prompt(encode, 30, 1)
     session.take_back()
     assert session.messages == []

@@ -123,7 +123,7 @@ def test_stopped_between_two_renames_the_next_start_finishes(composed, compose, 
     done = composed(split={"val_rows": 2})
     assert (len(done.train), len(done.val)) == (7, 2)
     assert done.manifest["outputs"][0]["rows"] == 7
-    names = {"train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.jsonl.manifest.json"}
+    names = {"train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html", "train.jsonl.manifest.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+OUTPUTS = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html")
 PLACES = ("dataset", "dataset_index", "row", "part")
 
 
@@ -75,7 +76,7 @@ def test_two_runs_are_byte_identical_and_another_seed_is_not(mixed, composed, tm
     keys = {"datasets": mixed, "split": {"val_ratio": 0.2}}
     composed(**keys)
     first = contents("out")
-    assert set(first) == {"train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.jsonl.manifest.json"}
+    assert set(first) == {*OUTPUTS, "train.jsonl.manifest.json"}
     composed(**keys)
     assert contents("out") == first
     monkeypatch.setenv("IMPRUVER_CACHE", str(tmp_path / "another cache"))
@@ -101,16 +102,24 @@ def test_the_manifest_describes_what_is_there(composed, files, tokenizer, tmp_pa
     assert manifest["recipe"]["split"] == {"val_ratio": 0.05, "val_rows": 4}
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
     assert manifest["inputs"] == [{"path": str(data), "bytes": data.stat().st_size, "sha256": digest}]
-    for entry, rows in zip(manifest["outputs"], (16, 4, 0), strict=True):
+    assert [entry["path"] for entry in manifest["outputs"]] == list(OUTPUTS)
+    for entry, rows in zip(manifest["outputs"], (16, 4, 0, None), strict=True):
         path = tmp_path / "out" / entry["path"]
-        assert (entry["rows"], entry["bytes"]) == (rows, path.stat().st_size)
+        assert (entry.get("rows"), entry["bytes"]) == (rows, path.stat().st_size)
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_the_last_line_says_what_was_written_and_what_comes_next(composed, files):
     files.write("data.jsonl", [*files.unlike(5), files.chat("no answer")])
     done = composed(split={"val_rows": 2})
-    for part in ("out/train.jsonl: 3", "out/val.jsonl: 2", "1 dropped", "out/train.dropped.jsonl", "impruver-train"):
+    for part in (
+        "out/train.jsonl: 3",
+        "out/val.jsonl: 2",
+        "1 dropped",
+        "out/train.dropped.jsonl",
+        "out/train.report.html",
+        "impruver-train",
+    ):
         assert part in done.out
     assert done.out.count("\n") == 1
     assert "nothing_to_learn" in done.err
@@ -155,6 +164,7 @@ def test_paths_from_flags_and_a_val_path_elsewhere(composed, files, tmp_path):
         "t.jsonl",
         str(tmp_path / "y/v.jsonl"),
         "t.dropped.jsonl",
+        "t.report.html",
     ]
 
 
@@ -167,7 +177,7 @@ def test_own_files_are_replaced(composed, files):
     assert len(composed().train) == 5
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "val.jsonl", "train.dropped.jsonl"])
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_files_of_others_are_not(name, compose, composed, files, tmp_path):
     files.write("data.jsonl", files.unlike(3))
     precious = files.write(f"out/{name}", [{"precious": True}]).read_bytes()

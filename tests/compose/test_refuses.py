@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_nothing(refused, files, monkeypatch):
 
     files.write("data.jsonl", [CONVERSATION])
     monkeypatch.setattr(output, "write_rows", full)
-    assert "No space left on device; make room" in refused()
+    assert "the disk is full; about" in refused()
 
 
 def test_a_template_whose_mask_can_not_be_found_stops_the_run(refused, files):

@@ -155,3 +155,36 @@ def gguf(capsys, monkeypatch):
         return code, told.out, told.err
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of so many megabytes; skipped where that is not allowed."""
+    folder = tmp_path / "disk"
+
+    def mounted(megabytes: float) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1e6)}", "none", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("no right to mount a small disk")
+        return folder
+
+    yield mounted
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+@pytest.fixture
+def refused(gguf):
+    """Runs the command, which must refuse with these words and leave no gguf folder behind."""
+
+    def refused(folder, *words, flags=()):
+        code, out, told = gguf("--output_dir", folder, *flags)
+        assert code == 2, told
+        assert out == ""
+        assert "Traceback" not in told
+        assert told.count("error: ") == 1
+        for word in words:
+            assert word in told, told
+        assert not (folder / "gguf").exists()
+
+    return refused

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -130,19 +129,17 @@ def test_room_is_checked_first(tiny, gguf, monkeypatch):
     assert names(tiny) == []
 
 
-@pytest.mark.parametrize("step", ["write_tensor_data", "write_kv_data_to_file"])
-def test_a_full_disk_leaves_nothing(step, tiny, gguf, monkeypatch):
-    import errno
-
-    import gguf as library
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(library.GGUFWriter, step, full)
+@pytest.mark.parametrize("megabytes", [0.02, 0.5, 1.0])
+def test_a_full_disk_leaves_nothing(megabytes, tiny, gguf, small_disk, monkeypatch):
+    """Full in the header, in the tensors, while quantizing: another program took the room that was there."""
+    (tiny / "gguf").symlink_to(small_disk(megabytes))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 0, 10**9))
     code, _, told = gguf("--output_dir", tiny)
-    assert code == 2
+    assert code == 2, told
     assert "make room" in told
+    assert str(tiny / "gguf") in told
+    assert "Traceback" not in told
     assert names(tiny) == []
 
 
@@ -154,6 +151,28 @@ def test_a_stop_while_the_manifest_is_made_leaves_nothing(tiny, gguf, monkeypatc
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels")
     assert code == 2, told
     assert names(tiny) == []
+
+
+def test_a_broken_manifest_of_an_earlier_run(tiny, gguf):
+    path = tiny / "gguf" / "impruver.json"
+    path.parent.mkdir()
+    path.write_text('{"impruver": 1, "outputs": [{}]}', encoding="utf-8")
+    code, _, told = gguf("--output_dir", tiny)
+    assert code == 2, told
+    assert "gguf/impruver.json: not a manifest" in told
+    assert names(tiny) == ["impruver.json"]
+    code, _, told = gguf("--output_dir", tiny, "--overwrite")
+    assert code == 0, told
+    assert "gguf/impruver.json: can't be read, and is replaced" in told
+    assert gguf("--output_dir", tiny)[0] == 0
+
+
+def test_dry_run_tells_the_sizes_as_they_come(tiny, gguf):
+    _, planned, _ = gguf("--output_dir", tiny, "--dry_run")
+    _, made, _ = gguf("--output_dir", tiny)
+    sizes = [dict(line.split() for line in out.splitlines() if ".gguf " in line) for out in (planned, made)]
+    assert sizes[0]["model-f16.gguf"] == sizes[1]["model-f16.gguf"]
+    assert float(sizes[0]["model-q8_0.gguf"]) == pytest.approx(float(sizes[1]["model-q8_0.gguf"]), rel=0.02)
 
 
 def test_a_failing_quantizer_leaves_nothing_and_tells_its_words(tiny, gguf, tmp_path):
@@ -175,19 +194,23 @@ def test_a_quantizer_that_is_named_is_used(tiny, gguf, tmp_path):
     assert (tiny / "gguf/model-q8_0.gguf").read_text(encoding="utf-8") == "q8_0\n"
 
 
-def test_sigterm_leaves_nothing_under_a_final_name(tiny, tmp_path):
+@pytest.mark.parametrize(("stop", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gguf):
     program = tmp_path / "llama-quantize"
-    program.write_text("#!/bin/sh\necho half > $2\nexec sleep 60\n", encoding="utf-8")
+    program.write_text("#!/bin/sh\necho half > $2\nexec sleep 20\n", encoding="utf-8")
     program.chmod(0o755)
     command = [sys.executable, "-m", "impruver_gguf", "--output_dir", tiny, "--llama_cpp_quantize_bin", program]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (tiny / "gguf/.model-q8_0.gguf.staged").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    process.send_signal(getattr(signal, stop))
+    assert process.wait(20) == code
     process.stderr.close()
-    assert names(tiny) == []
+    assert [name for name in names(tiny) if not name.endswith(".staged")] == []
+    assert names(tiny) == [] or stop == "SIGKILL"
+    assert gguf("--output_dir", tiny)[0] == 0
+    assert names(tiny) == ["Modelfile.f16", "Modelfile.q8_0", "impruver.json", "model-f16.gguf", "model-q8_0.gguf"]
 
 
 def test_nan_is_named(tiny, gguf):

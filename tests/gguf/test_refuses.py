@@ -9,23 +9,6 @@ from make_models import edit_json
 CONFIG = "adapter_config.json"
 
 
-@pytest.fixture
-def refused(gguf):
-    """Runs the command, which must refuse with these words and leave no gguf folder behind."""
-
-    def refused(folder, *words, flags=()):
-        code, out, told = gguf("--output_dir", folder, *flags)
-        assert code == 2, told
-        assert out == ""
-        assert "Traceback" not in told
-        assert told.count("error: ") == 1
-        for word in words:
-            assert word in told, told
-        assert not (folder / "gguf").exists()
-
-    return refused
-
-
 def rewrite(path, change):
     from safetensors.numpy import load_file, save_file
 
@@ -109,6 +92,22 @@ def test_a_shard_that_is_missing(tiny, refused):
     refused(tiny, "model-00002-of-00002.safetensors is not there")
 
 
+def test_two_models_in_one_folder(tiny, refused):
+    shutil.copyfile(tiny / "model.safetensors", tiny / "model-copy.safetensors")
+    refused(tiny, "model.safetensors: holds lm_head.weight, as another file does")
+    index = {"weight_map": {"lm_head.weight": "model-copy.safetensors"}}
+    (tiny / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    refused(tiny, "two models; move one away")
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_an_output_dir_that_is_a_file(flags, tiny, gguf):
+    path = tiny / "config.json"
+    code, _, told = gguf("--config", tiny / "recipe.yaml", "--output_dir", path, *flags)
+    assert code == 2
+    assert f"output_dir: {path} is a file" in told
+
+
 def test_pickled_weights(tiny, adapter, refused):
     (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
     refused(tiny, "pytorch_model.bin", "pickled", "save_pretrained")
@@ -124,7 +123,7 @@ def test_weights_in_four_bits(tiny, refused):
 
 def test_a_tensor_that_is_missing(tiny, refused):
     rewrite(tiny / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
-    refused(tiny, "layer 1 has no ffn_up.weight")
+    refused(tiny, "layer 1 of 2 has no ffn_up.weight")
 
 
 def test_unknown_level_names_the_nearest(tiny, refused):
@@ -167,7 +166,7 @@ def test_a_tokenizer_larger_than_the_model(tiny, refused):
 
 def test_rows_of_new_tokens_that_were_not_saved(adapter, refused):
     edit_json(adapter / "config.json", vocab_size=2050)
-    refused(adapter, "token_embd.weight has 2048 rows", "2050")
+    refused(adapter, "lm_head.weight is [2048, 64], and should be [2050, 64]", "vocab_size")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def mismatch_told(adapter_dir: str | Path) -> Iterator[None]:
         name, saved, here = (text.replace("torch.Size", "") for text in found[0])
         more = f" ({len(found)} tensors do not fit)" if len(found) > 1 else ""
         raise ImpruverError(
-            f"adapter: {adapter_dir} was trained on another base: {name} is {saved} in it, and {here} here{more}"
+            f"adapter: {adapter_dir} was trained on another base, or its adapter_config.json was changed: {name} is "
+            f"{saved} in it, and {here} here{more}"
         ) from error
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from impruver_core.adapter import mismatch_told, require_whole
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
-from impruver_core.templating.tokenizer import local_or_hub
+from impruver_core.templating.tokenizer import local_or_hub, told
+from impruver_core.weights import require_fitting
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 BITNET = "custom.llama."
 # What transformers and what it calls raise for something that the user named.
-EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError)
+EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
@@ -150,14 +151,10 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
             use_safetensors=True,
             trust_remote_code=section.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # require_fitting tells them
             **options,
         )
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ImpruverError(
-            f"model.name: {section.name} has no weights for {len(info['missing_keys'])} tensors of "
-            f"{type(model).__name__} ({some}…); they would start at random: set the model.class it was saved with"
-        )
+    require_fitting(model, info, section.name)
     return model
 
 
@@ -166,7 +163,7 @@ def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = N
     from peft import PeftModel
 
     grow_embeddings(model, vocabulary or 0)
-    with explained("adapter", str(adapter_dir)), mismatch_told(adapter_dir):
+    with explained("adapter", f"{adapter_dir}: adapter_config.json"), mismatch_told(adapter_dir):
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     require_whole(adapted, Path(adapter_dir))
     return adapted
@@ -197,5 +194,5 @@ def explained(key: str, name: str):
                 "trust them, convert them once (from_pretrained, then save_pretrained) and name the new folder"
             )
         else:
-            message = " ".join(text.split()) or type(error).__name__
+            message = told(error)
         raise ImpruverError(f"{key}: {name}: {message}") from error

@@ -23,7 +23,7 @@ OUTPUT, HELD_OUT = Path("models/quickstart_tiny_full"), "val.quickstart_tiny.jso
 MODEL, GGUF = "answers.model.jsonl", "answers.q8_0.jsonl"
 STEPS = (
     ("impruver-compose",),
-    ("impruver-train",),
+    ("impruver-train", "--overwrite"),  # the folder is the demo's own, whatever an earlier one left in it
     ("impruver-gguf", "--set", "gguf.quantization_levels=[q8_0]"),
     ("impruver-chat", "--input", HELD_OUT, "--output", MODEL, "--expect"),
     (
@@ -81,21 +81,25 @@ def _run(program: str, flags: list[str], folder: Path) -> None:
     # Threads that spin while they wait cost several times the work on a machine that does something else, too.
     environment = os.environ | inside | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
     began = time.monotonic()
-    done = subprocess.run(
-        [require_program(program), *flags],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    lines = done.stdout.rstrip().splitlines()
-    if done.returncode:
-        raise ImpruverError("\n".join([f"{program} ended with exit code {done.returncode}", *lines[-20:]]))
+    code, told = _finished([require_program(program), *flags], cwd=folder, env=environment)
+    lines = told.rstrip().splitlines()
+    if code:
+        raise ImpruverError("\n".join([f"{program} ended with exit code {code}", *lines[-20:]]))
     result("\n".join(f"  {line}" for line in lines[-LAST_LINES:]))
     result(f"  ({duration(time.monotonic() - began)})")
+
+
+def _finished(command: list, **options) -> tuple[int, str]:
+    """(exit code, what it said); stopped from outside it stops the command too, which saves its work."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, text=True, encoding="utf-8", errors="replace", **pipes, **options) as child:
+        try:
+            told = child.communicate()[0]
+        except BaseException:
+            child.terminate()
+            child.communicate()
+            raise
+        return child.returncode, told
 
 
 def _told(name: str, answers: Path) -> float:

@@ -78,8 +78,8 @@ def _parsed(path, number: int, text: str) -> dict:
 
 
 def dumps(row: dict) -> str:
-    """A row as one line of JSON without its end, characters as they are."""
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    """A row as one line of JSON without its end, characters as they are; ValueError for NaN, which is no JSON."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def write_rows(file: TextIO, rows: Iterable[dict]) -> int:

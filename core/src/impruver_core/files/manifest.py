@@ -22,15 +22,27 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(Path(path).read_text(encoding="utf-8"))
         newer = manifest["impruver"] > FORMAT
+        right = newer or _has_shape(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
-        raise ImpruverError(f"{path}: not a manifest of Impruver; move it away, or use --overwrite") from None
+        newer = right = False
+    if not right:
+        raise ImpruverError(f"{path}: not a manifest of Impruver; move it away")
     if newer:
         raise ImpruverError(
             f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
         )
     return manifest
+
+
+def _has_shape(manifest: dict) -> bool:
+    """Whether what its readers rely on is of its kind, where it is there."""
+    outputs = manifest.get("outputs") or []
+    described = all(isinstance(entry["path"], str) and isinstance(entry["bytes"], int) for entry in outputs)
+    ends = manifest.get("end_of_turn") or []
+    texts = isinstance(ends, list) and all(isinstance(end, str) for end in ends)
+    return described and texts and isinstance(manifest.get("recipe") or {}, dict)
 
 
 def describe(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
@@ -56,7 +68,7 @@ def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: boo
     if overwrite or not present:
         return
     manifest = read_manifest(manifest_path)
-    outputs = (manifest or {}).get("outputs", [])
+    outputs = (manifest or {}).get("outputs") or []
     known = {(manifest_path.parent / entry["path"]).absolute(): entry for entry in outputs}
     for path in present:
         entry = known.get(path.absolute())
@@ -92,7 +104,8 @@ def recover(manifest_path: str | Path) -> None:
     manifest_path = Path(manifest_path)
     try:
         pending = json.loads(pending_path(manifest_path).read_text(encoding="utf-8"))
-        files, manifest = pending["files"], pending["manifest"]
+        files = [{name: str(entry[name]) for name in ("path", "staged", "sha256")} for entry in pending["files"]]
+        manifest = dict(pending["manifest"])
     except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, KeyError, TypeError):

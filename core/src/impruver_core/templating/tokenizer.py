@@ -30,7 +30,7 @@ def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path |
     try:
         tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
-        raise ImpruverError(_load_failure(name, error)) from None
+        raise ImpruverError(_load_failure(name, Path(source), error)) from None
     if not hasattr(tokenizer, "add_special_tokens"):
         raise ImpruverError(f"tokenizer.class: {section.class_} loads no tokenizer but a {type(tokenizer).__name__}")
     _set_special_tokens(tokenizer, section.special_tokens or {})
@@ -49,13 +49,39 @@ def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:
     return name
 
 
-def _load_failure(name: str, error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "trust_remote_code" in text:
+def _load_failure(name: str, folder: Path, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
         return (
             f"the tokenizer of {name} needs its repository's code: read it, then set tokenizer.trust_remote_code: true"
         )
-    return f"the tokenizer of {name} can't be loaded: {text.splitlines()[0]}"
+    return f"the tokenizer of {name} can't be loaded: {_broken_file(folder) or told(error)}"
+
+
+def _broken_file(folder: Path) -> str | None:
+    """What is wrong with the first file that a local tokenizer fails on: the libraries' own words name none."""
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig
+
+    loads = {
+        "tokenizer.json": lambda path: Tokenizer.from_file(str(path)),
+        "config.json": lambda path: AutoConfig.from_pretrained(path.parent, trust_remote_code=False),
+    }
+    for path in (folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", *loads)):
+        try:
+            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path}: not a JSON object; copy it again from the model that it belongs to"
+            if path.is_file() and path.name in loads:
+                loads[path.name](path)
+        except Exception as error:  # tokenizers raises bare ones
+            return f"{path}: {told(error)}; copy it again from the model that it belongs to"
+    return None
+
+
+def told(error: Exception) -> str:
+    """An error's text in one line; where a library gives no more than a name or an operand, with the error's kind."""
+    text = " ".join(str(error).split())
+    terse = isinstance(error, (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError))
+    return f"{type(error).__name__}: {text}" if terse or not text else text
 
 
 def _set_special_tokens(tokenizer, wanted: dict) -> None:

@@ -1,11 +1,13 @@
 """Questions in JSONL, answers in JSONL: the rows in their order, whole or not there at all."""
 
-from collections.abc import Iterator, Sequence
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from impruver_core.cli.console import progress
+from impruver_core.cli.console import progress, silence
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.files.jsonl import dumps, numbered_rows
 from impruver_core.files.safe import staged, synced
@@ -13,9 +15,11 @@ from impruver_core.files.safe import staged, synced
 from impruver_chat.backends import Answer, Backend, Prompt
 from impruver_chat.sampling import Sampling
 from impruver_chat.scoring import is_match
-from impruver_chat.session import TooLong, room_for, with_system, within
+from impruver_chat.session import NoAnswer, room_for, with_system, within
 
 ANSWERS = ("assistant", "function_call")
+ROLES = ("system", "developer", "user", "tool", "function_response", *ANSWERS)
+OWN = ("error", "match")  # what we say of an answer; a row that has them was answered before
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,11 @@ def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
     questions = []
     for line, row in numbered_rows(path):
         try:
-            dumps(row).encode()
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
+        except ValueError:
+            raise ImpruverError(f"{path}, line {line}: not JSON: NaN or Infinity (or a number beyond all)") from None
         questions.append(question_of(line, row, system_prompt))
     if not questions:
         raise ImpruverError(f"{path}: no rows")
@@ -75,7 +81,19 @@ def question_of(line: int, row: dict, system_prompt: str | None) -> Question:
         messages = messages[:-1]
     if not messages:
         return Question(line, row, [], fault="no message to answer")
-    return Question(line, row, messages, reference)
+    return Question(line, row, messages, reference, fault_of(messages))
+
+
+def fault_of(messages: Sequence[dict]) -> str | None:
+    """Why messages can't be asked; what a template would pass over or take for empty."""
+    for number, message in enumerate(messages):
+        role = message.get("role")
+        if role not in ROLES:
+            is_there = f"the role {role!r}" if "role" in message else "no role"
+            return f"message {number} has {is_there}; there are {', '.join(ROLES)}"
+        if message.get("content") is None and not (role == "assistant" and message.get("tool_calls")):
+            return f"message {number} ({role}) has no content"
+    return None
 
 
 def refuse_faults(path: Path, questions: Sequence[Question | Prompt]) -> None:
@@ -97,43 +115,58 @@ def _encoded(question: Question, backend: Backend, sampling: Sampling, seed: int
     try:
         ids = backend.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
         within(ids, backend.context)
-    except (RefusedError, TooLong) as error:
+    except (RefusedError, NoAnswer) as error:
         return Question(question.line, row, [], fault=str(error))
     return Prompt(ids, room_for(ids, backend.context, sampling.max_new_tokens), seed)
 
 
-def write_answers(
-    output: Path, questions: Sequence[Question], prompts: list, backend: Backend, sampling: Sampling, expect: bool
-) -> tuple[Path, Counts]:
-    """(the finished file, beside `output` and not yet in its place; counts). Nothing is left where it is stopped."""
-    path, counts = staged(output), Counts()
-    answers = backend.answer_batch([prompt for prompt in prompts if isinstance(prompt, Prompt)], sampling)
+def answered(
+    questions: Sequence[Question], prompts: list, backend: Backend, sampling: Sampling, counts: Counts, expect: bool
+) -> Iterator[dict]:
+    """The rows with their answers, each when it is wanted; `counts` grows with them."""
+    with progress(None, len(questions), "answers") as bar:
+        for question, prompt in zip(questions, prompts, strict=True):
+            counts.rows += 1
+            row = {name: value for name, value in question.row.items() if name not in OWN}
+            if isinstance(prompt, Question):
+                counts.failed += 1
+                yield {name: value for name, value in row.items() if name != "messages"} | {"error": prompt.fault}
+            else:
+                answer = backend.stream(prompt, sampling, lambda _: None)
+                counts.cut_off += not answer.ended
+                row["messages"] = [*question.messages, {"role": "assistant", "content": answer.text}]
+                yield row | (_scored(question, answer, counts) if expect else {})
+            bar.update(1)
+
+
+def _scored(question: Question, answer: Answer, counts: Counts) -> dict:
+    if question.reference is None:
+        return {}
+    match = is_match(answer.text, question.reference)
+    counts.scored += 1
+    counts.right += match
+    return {"reference": question.reference, "match": match}
+
+
+def write_rows(output: Path, rows: Iterable[dict]) -> Path:
+    """The finished file, beside `output` and not yet in its place. Nothing is left where it is stopped."""
+    path = staged(output)
     try:
-        with synced(path) as file, progress(None, len(questions), "answers") as bar:
-            for question, prompt in zip(questions, prompts, strict=True):
-                row = answered(question, prompt, answers, counts, expect)
+        with synced(path) as file:
+            for row in rows:
                 file.write(dumps(row) + "\n")
-                bar.update(1)
     except BaseException:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         raise
-    return path, counts
+    return path
 
 
-def answered(
-    question: Question, prompt: Prompt | Question, answers: Iterator[Answer], counts: Counts, expect: bool
-) -> dict:
-    """The row with its answer, or with its error and without messages."""
-    counts.rows += 1
-    if isinstance(prompt, Question):
-        counts.failed += 1
-        return {name: value for name, value in question.row.items() if name != "messages"} | {"error": prompt.fault}
-    answer = next(answers)
-    counts.cut_off += not answer.ended
-    row = question.row | {"messages": [*question.messages, {"role": "assistant", "content": answer.text}]}
-    if expect and question.reference is not None:
-        row |= {"reference": question.reference, "match": is_match(answer.text, question.reference)}
-        counts.scored += 1
-        counts.right += row["match"]
-    return row
+def print_rows(rows: Iterable[dict]) -> None:
+    """Each row on stdout as soon as it is answered; a reader that leaves ends the work."""
+    try:
+        for row in rows:
+            sys.stdout.buffer.write(dumps(row).encode() + b"\n")
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)

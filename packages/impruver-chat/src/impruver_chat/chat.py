@@ -1,5 +1,6 @@
 """impruver-chat, step by step: parameters, files, questions, model; then a terminal or a file of answers."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,15 @@ class Files:
     """Questions and answers in JSONL, and what is done about rows that can't be asked or have a reference."""
 
     questions: Path
-    answers: Path
+    answers: Path | None  # None: standard output
     strict: bool = False
     expect: bool = False
     overwrite: bool = False
 
     @property
-    def manifest(self) -> Path:
-        """Where the answers' manifest stands."""
-        return self.answers.with_name(f"{self.answers.name}.manifest.json")
+    def target(self) -> str:
+        """Where the answers go, for a person."""
+        return str(self.answers or "standard output")
 
 
 def chat(recipe: Recipe, gguf: str | None = None, files: Files | None = None, dry_run: bool = False) -> None:
@@ -41,7 +42,7 @@ def chat(recipe: Recipe, gguf: str | None = None, files: Files | None = None, dr
     load = loader(recipe, output_dir, gguf, dry_run)
     say_or_result = result if dry_run else say
     if files:
-        say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.answers}")
+        say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
     say_or_result(f"generation: {sampling.described(chosen)}")
     if dry_run:
         return
@@ -55,18 +56,24 @@ def chat(recipe: Recipe, gguf: str | None = None, files: Files | None = None, dr
 
 def prepare(files: Files, system_prompt: str | None, dry_run: bool) -> list[batch.Question]:
     """The questions, when all that can be checked of them and of the place for the answers is right."""
-    if files.answers.exists() and files.answers.samefile(files.questions):
+    if files.answers and files.answers.exists() and files.answers.samefile(files.questions):
         raise ImpruverError(f"--output: {files.answers} is the --input itself")
     questions = batch.read_questions(files.questions, system_prompt)
     if files.strict:
         batch.refuse_faults(files.questions, questions)
     if files.expect and not any(question.reference for question in questions):
         raise ImpruverError(f"--expect: no row of {files.questions} has a reference (a last answer, or `reference`)")
-    if not dry_run:
-        recover(files.manifest)
-    check_replaceable([files.answers], files.manifest, files.overwrite)
-    found.check_writable(files.answers.parent)
+    if files.answers:
+        if not dry_run:
+            recover(manifest_of(files.answers))
+        check_replaceable([files.answers], manifest_of(files.answers), files.overwrite)
+        found.check_writable(files.answers.parent)
     return questions
+
+
+def manifest_of(answers: Path) -> Path:
+    """Where the answers' manifest stands."""
+    return answers.with_name(f"{answers.name}.manifest.json")
 
 
 def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool) -> Any:
@@ -114,19 +121,36 @@ def answer_files(
     files: Files, questions: list[batch.Question], backend: Backend, chosen: sampling.Sampling, recipe: Recipe
 ) -> None:
     """Answers the questions, puts answers and manifest in their place, tells the counts."""
-    prompts = batch.encode_all(questions, backend, chosen, recipe.seed)
+    prompts, counts = batch.encode_all(questions, backend, chosen, recipe.seed), batch.Counts()
     if files.strict:
         batch.refuse_faults(files.questions, prompts)
-    make_folder(files.answers.parent)
-    path, counts = batch.write_answers(files.answers, questions, prompts, backend, chosen, files.expect)
-    manifest = new_manifest("impruver-chat", resolved(recipe, absolute=True))
-    manifest["inputs"] = [describe(files.questions, rows=len(questions), digest=True)]
-    manifest["outputs"] = [describe(path, rows=counts.rows, digest=True) | {"path": files.answers.name}]
-    manifest["counts"] = vars(counts)
-    publish(files.manifest, {files.answers: path}, manifest)
+    with closing(batch.answered(questions, prompts, backend, chosen, counts, files.expect)) as rows:
+        if files.answers is None:
+            batch.print_rows(rows)
+        else:
+            make_folder(files.answers.parent)
+            path = batch.write_rows(files.answers, rows)
+            publish(manifest_of(files.answers), {files.answers: path}, manifest(files, path, counts, recipe))
+    tell_counts(counts, files)
+
+
+def manifest(files: Files, written: Path, counts: batch.Counts, recipe: Recipe) -> dict:
+    """What the answers were made from, and how they ended; `written` is not yet in its place."""
+    questions, made = files.questions, new_manifest("impruver-chat", resolved(recipe, absolute=True))
+    is_kept = questions.is_file()  # what came through a pipe is gone
+    made["inputs"] = [
+        describe(questions, counts.rows, digest=True) if is_kept else {"path": str(questions), "rows": counts.rows}
+    ]
+    made["outputs"] = [describe(written, rows=counts.rows, digest=True) | {"path": files.answers.name}]
+    return made | {"counts": vars(counts)}
+
+
+def tell_counts(counts: batch.Counts, files: Files) -> None:
+    """What became of the rows; on stderr where stdout holds them."""
+    tell = say if files.answers is None else result
     if counts.cut_off:
         say(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
-    if counts.scored:
-        result(scoring.share(counts.right, counts.scored))
+    if files.expect:
+        tell(scoring.share(counts.right, counts.scored))
     failed = f", {counts.failed:,} of them with an error" if counts.failed else ""
-    result(f"wrote {counts.rows:,} rows to {files.answers}{failed}")
+    tell(f"wrote {counts.rows:,} rows to {files.target}{failed}")

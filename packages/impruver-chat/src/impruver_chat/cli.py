@@ -1,5 +1,6 @@
 """The command `impruver-chat`: its flags, and nothing else."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,17 @@ from typing import Optional
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.tool import run_tool
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.load import SEEDS
+
+STDIN = Path("/dev/stdin")
+
+
+def seed(text: str) -> int:
+    """A seed; told here once, not by each section of the recipe that has one."""
+    number = int(text)
+    if number not in SEEDS:
+        raise ArgumentTypeError(f"expected {SEEDS[0]} to {SEEDS[-1]}, found {number}")
+    return number
 
 
 @dataclass
@@ -16,11 +28,11 @@ class Flags(CommonFlags):
 
     output_dir: Optional[str] = from_recipe("output_dir")
     gguf: Optional[str] = flag(str, None, help="answer with this GGUF file, through llama.cpp")
-    input: Optional[str] = flag(str, None, help="JSONL of questions: rows with `messages` or `prompt`")
-    output: Optional[str] = flag(str, None, help="JSONL of answers: the rows of --input, messages ending in the answer")
+    input: Optional[str] = flag(str, None, help="JSONL of questions: rows with `messages` or `prompt`; - is stdin")
+    output: Optional[str] = flag(str, None, help="JSONL of answers: rows whose messages end in the answer; - is stdout")
     expect: bool = flag(bool, False, help="compare with each row's own last answer, or `reference`; print the share")
     strict: bool = flag(bool, False, help="stop at a row that can't be asked; else it becomes an error row")
-    seed: Optional[int] = from_recipe("seed")
+    seed: Optional[int] = from_recipe("seed", type=seed)
     system_prompt: Optional[str] = from_recipe("chat.system_prompt")
     history_limit: Optional[int] = from_recipe("chat.history_limit")
     max_new_tokens: Optional[int] = from_recipe("chat.max_new_tokens")
@@ -37,14 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(recipe, flags) -> None:
         from impruver_chat.chat import Files, chat
 
-        if bool(flags.input) != bool(flags.output):
+        for name in ("input", "output", "gguf"):
+            if getattr(flags, name) == "":
+                raise ImpruverError(f"--{name} is empty: name a file")
+        if (flags.input is None) != (flags.output is None):
             raise ImpruverError("--input and --output go together")
-        if not flags.input and (flags.expect or flags.strict):
+        if flags.input is None and (flags.expect or flags.strict):
             raise ImpruverError("--expect and --strict are for --input")
         files = None
-        if flags.input:
-            paths = [Path(path).expanduser() for path in (flags.input, flags.output)]
-            files = Files(*paths, strict=flags.strict, expect=flags.expect, overwrite=flags.overwrite)
+        if flags.input is not None:
+            questions = STDIN if flags.input == "-" else Path(flags.input).expanduser()
+            answers = None if flags.output == "-" else Path(flags.output).expanduser()
+            files = Files(questions, answers, flags.strict, flags.expect, flags.overwrite)
         chat(recipe, flags.gguf, files, flags.dry_run)
 
     return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.files.manifest import read_manifest
 from impruver_core.recipe.lookup import find_local, looks_local
 
-from impruver_chat.sampling import read_json
+from impruver_chat.saved import read_config, read_json, vocabulary_of
 
 PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
 TOKENIZER = "tokenizer.json"
@@ -44,14 +43,24 @@ class Found:
 
 def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> Found:
     """The model in `output_dir`; `base` is the recipe's. ImpruverError for missing, pickled and broken files."""
+    if output_dir.is_file():
+        raise ImpruverError(f"output_dir: {output_dir} is a file; the folder of a model is wanted")
     if not output_dir.is_dir():
         raise NothingThere(f"output_dir: {output_dir} is not there; impruver-train makes it")
     if (output_dir / "adapter_config.json").is_file():
         check_weights(output_dir, "adapter_model")
         settings = read_json(output_dir / "adapter_config.json")
-        base = find_base(base or settings.get("base_model_name_or_path"), output_dir, recipe_dir)
+        named = settings.get("base_model_name_or_path")
+        if not isinstance(named, (str, type(None))):
+            raise ImpruverError(f"{output_dir / 'adapter_config.json'}: base_model_name_or_path is {named!r}, no name")
+        base = find_base(base or named, output_dir, recipe_dir)
+    elif adapter := next(output_dir.glob("adapter_model*"), None):
+        raise ImpruverError(
+            f"{adapter} is an adapter's weights without their adapter_config.json: copy that from where it was trained"
+        )
     elif (output_dir / "config.json").is_file():
         check_weights(output_dir, "model")
+        read_config(output_dir)
         base = None
     else:
         raise NothingThere(
@@ -78,18 +87,8 @@ def find_base(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
     if not (local / "config.json").is_file():
         raise ImpruverError(f"model.name: {local}, the base of the adapter in {output_dir}, holds no config.json")
     check_weights(local, "model")
+    read_config(local)
     return str(local)
-
-
-def saved_ends(output_dir: Path) -> list[str] | None:
-    """The ends of turn that training wrote into its manifest."""
-    return (read_manifest(output_dir / "impruver.json") or {}).get("end_of_turn")
-
-
-def vocabulary_of(folder: Path) -> int | None:
-    """Embedding rows, by config.json."""
-    config = read_json(folder / "config.json")
-    return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
 
 
 def check_weights(folder: Path, stem: str) -> None:
@@ -152,6 +151,9 @@ def check_writable(folder: Path) -> None:
 
 def check_gguf(path: Path) -> Path:
     """`path` if a GGUF file stands there, else ImpruverError."""
+    if path.is_dir():
+        names = ", ".join(sorted(found.name for found in path.glob("*.gguf"))) or "there is none"
+        raise ImpruverError(f"--gguf: {path} is a folder: name a GGUF file in it ({names})")
     if not path.is_file():
         raise ImpruverError(f"--gguf: {path} is not there; impruver-gguf makes such files")
     with path.open("rb") as file:

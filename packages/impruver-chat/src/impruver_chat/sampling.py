@@ -1,12 +1,12 @@
 """Generation parameters: flag, then recipe, then generation_config.json, then the first impruver's values."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 
+from impruver_chat.saved import read_json
 from impruver_chat.sections import ChatSection, out_of_range
 
 NAMES = ("max_new_tokens", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
@@ -61,16 +61,3 @@ def _of_model(path: Path) -> dict[str, Any]:
     for name, fault in out_of_range(given).items():
         raise ImpruverError(f"{path}: {name} {fault}")
     return given
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file; ImpruverError where it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise ImpruverError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ImpruverError(f"{path}: not a JSON object")
-    return content

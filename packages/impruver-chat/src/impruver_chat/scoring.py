@@ -20,4 +20,6 @@ def normal(text: str) -> str:
 
 def share(right: int, asked: int) -> str:
     """`right: 10 of 12 (83.3%)`."""
+    if not asked:
+        return "right: 0 of 0: no row with a reference could be asked"
     return f"right: {right:,} of {asked:,} ({right / asked:.1%})"

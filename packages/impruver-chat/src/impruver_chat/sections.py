@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from impruver_core.recipe.schema import key
 
 FROM_MODEL = "left out: generation_config.json's, else"
 
+MOST = 2**31 - 1  # llama.cpp takes no larger whole number
+# Beyond 1e-4 and 1e4 the probabilities of a model may be no numbers any more.
 RANGES = {
-    "max_new_tokens": (lambda value: value >= 1, "must be at least 1"),
-    "repetition_penalty": (lambda value: value > 0, "must be above 0"),
-    "temperature": (lambda value: value >= 0, "must be at least 0"),
+    "max_new_tokens": (lambda value: 1 <= value <= MOST, f"must be from 1 to {MOST}"),
+    "repetition_penalty": (lambda value: 1e-4 <= value <= 1e4, "must be from 0.0001 to 10000"),
+    "temperature": (lambda value: value == 0 or 1e-4 <= value <= 1e4, "must be 0, or from 0.0001 to 10000"),
     "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    "top_k": (lambda value: value >= 0, "must be at least 0"),
-    "history_limit": (lambda value: value >= 0, "must be at least 0"),
+    "top_k": (lambda value: 0 <= value <= MOST, f"must be from 0 to {MOST}"),
+    "history_limit": (lambda value: 0 <= value <= MOST, f"must be from 0 to {MOST}"),
 }
 
 
@@ -35,14 +36,18 @@ class ChatSection:
     def __post_init__(self):
         for name, fault in out_of_range(vars(self)).items():
             raise ValueError(fault, name)
+        try:
+            (self.system_prompt or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError("is no UTF-8", "system_prompt") from None
 
 
 def out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with the given numbers, by name; None is not given."""
     return {
-        name: f"{wanted}, not {values[name]:g}"
+        name: f"{wanted}, not {values[name]:{'g' if isinstance(values[name], float) else ''}}"
         for name, (holds, wanted) in RANGES.items()
-        if values.get(name) is not None and not (isfinite(values[name]) and holds(values[name]))
+        if values.get(name) is not None and not holds(values[name])
     }
 
 

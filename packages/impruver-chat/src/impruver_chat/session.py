@@ -8,8 +8,8 @@ from impruver_core.errors import ImpruverError
 Encode = Callable[[list[dict]], list[int]]
 
 
-class TooLong(ImpruverError):
-    """One turn alone does not fit the model's context."""
+class NoAnswer(ImpruverError):
+    """A prompt that leaves nothing to answer, or no room for the answer in the model's context."""
 
 
 @dataclass
@@ -85,21 +85,23 @@ def fit(
 ) -> tuple[list[int], list[dict]]:
     """(ids, messages) of the longest run of last turns that leaves `room` tokens of the context for the answer.
 
-    The last turn alone may leave less room; TooLong where it leaves none.
+    The last turn alone may leave less room; NoAnswer where it leaves none.
     """
     parted = turns(messages)
     for first in range(len(parted)):
         kept = [message for turn in parted[first:] for message in turn]
         ids = encode(system + kept)
-        if context is None or len(ids) + room <= context:
+        if ids and (context is None or len(ids) + room <= context):
             return ids, kept
     return within(ids, context), kept
 
 
 def within(ids: list[int], context: int | None) -> list[int]:
-    """`ids` if the context has room for an answer behind them, else TooLong."""
+    """`ids` if there are any and the context has room for an answer behind them, else NoAnswer."""
+    if not ids:
+        raise NoAnswer("the chat template makes an empty prompt of it")
     if context is not None and len(ids) >= context:
-        raise TooLong(f"the prompt takes {len(ids):,} tokens, and the model's context is {context:,}")
+        raise NoAnswer(f"the prompt takes {len(ids):,} tokens, and the model's context is {context:,}")
     return ids
 
 

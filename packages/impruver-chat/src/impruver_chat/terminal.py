@@ -3,13 +3,14 @@
 import re
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from impruver_core.cli.console import say, silence, warn
 from impruver_core.errors import ImpruverError, RefusedError
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.sampling import Sampling
-from impruver_chat.session import Session, TooLong, room_for
+from impruver_chat.session import NoAnswer, Session, room_for
 
 COMMANDS: dict[str, Callable[[Session], str]] = {}
 MARK = "> "
@@ -18,6 +19,8 @@ MARK = "> "
 def converse(session: Session, backend: Backend, sampling: Sampling, seed: int) -> None:
     """Asks and answers until the input ends or Ctrl+C comes at the prompt; Ctrl+C while it answers stops the answer."""
     say("Ctrl+D leaves, /reset forgets what was said")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
     number = 0
     while (text := next_line()) is not None:
         text = text.strip()
@@ -29,7 +32,7 @@ def converse(session: Session, backend: Backend, sampling: Sampling, seed: int) 
         number += 1
         try:
             answer(session, backend, sampling, seed + number - 1, text)
-        except (RefusedError, TooLong) as error:
+        except (RefusedError, NoAnswer) as error:
             session.take_back()
             warn(f"not asked: {error}")
 
@@ -50,6 +53,8 @@ def answer(session: Session, backend: Backend, sampling: Sampling, seed: int, te
         if room < sampling.max_new_tokens:
             say(f"note: the context leaves {room} tokens for the answer")
         backend.stream(Prompt(ids, room, seed), sampling, emit)
+        if not pieces:
+            say("(the model said nothing)")
     except KeyboardInterrupt:
         say("\n(stopped)")
     if pieces:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from impruver_core.files.safe import atomic_write, make_folder
-from impruver_core.templating.tokenizer import fingerprint, special_tokens
+from impruver_core.templating.tokenizer import special_tokens
 
 from impruver_compose.encode import Job
 from impruver_compose.places import cache_dir
@@ -42,9 +42,9 @@ class Entry:
         return number * ROWS, min((number + 1) * ROWS, self.rows)
 
 
-def entry_of(job: Job) -> Entry:
-    """The entry of a data set, used today."""
-    key = hashlib.sha256(json.dumps([_code(), *_settings(job)], sort_keys=True, default=str).encode())
+def entry_of(job: Job, tokenizer: str) -> Entry:
+    """The entry of a data set, used today; `tokenizer` is its fingerprint."""
+    key = hashlib.sha256(json.dumps([_code(), tokenizer, *_settings(job)], sort_keys=True, default=str).encode())
     folder = cache_dir() / "compose" / key.hexdigest()[:32]
     make_folder(folder)
     os.utime(folder)
@@ -71,10 +71,9 @@ def forget_old() -> None:
 
 
 def _settings(job: Job) -> list:
-    tokenizer = job.tokenizer
     return [
         [job.key, job.mapping, _source(job.converter)],
-        [fingerprint(tokenizer), tokenizer.chat_template, special_tokens(tokenizer), job.template_kwargs],
+        [job.tokenizer.chat_template, special_tokens(job.tokenizer), job.template_kwargs],
         [job.options, job.limit, job.turns, job.trim, job.prompts_only, job.num_perm, ROWS],
     ]
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+from impruver_core.cli.console import table
 from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_core.files.manifest import check_replaceable, pending_path, recover
 from impruver_core.files.safe import alone_in, make_folder
 from impruver_core.recipe.load import resolved
-from impruver_core.templating.tokenizer import load_tokenizer
+from impruver_core.templating.tokenizer import fingerprint, load_tokenizer
 
-from impruver_compose import cache, explain, gate, output, tally
+from impruver_compose import cache, explain, gate, output, page, tally
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.jobs import open_jobs
@@ -19,6 +20,7 @@ from impruver_compose.pool import encode_missing, usable_cores
 from impruver_compose.probe import probe
 from impruver_compose.show import show
 from impruver_compose.split import split
+from impruver_compose.tables import dropped
 
 
 def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
@@ -32,7 +34,8 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     if dry_run:
         gate.estimate(jobs, probe(jobs))
         return
-    entries = [cache.entry_of(job) for job in jobs]
+    told = fingerprint(tokenizer)
+    entries = [cache.entry_of(job, told) for job in jobs]
     jobs = [dataclasses.replace(job, day=cache.day_of(job, entry)) for job, entry in zip(jobs, entries, strict=True)]
     seen = probe(jobs)
     encode_missing(jobs, entries, num_proc or usable_cores())
@@ -43,7 +46,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     left = tally.drop_duplicates(corpus, duplicates, ledger, counts)
     if not left:
         raise ImpruverError(
-            f"no usable rows are left of {sum(each.rows for each in counts)}\n{output.dropped_table(jobs, counts)}"
+            f"no usable rows are left of {sum(each.rows for each in counts)}\n{table(*dropped(jobs, counts))}"
         )
     train, val = split(left, corpus.prompt.tolist(), share.val_ratio, share.val_rows, recipe.seed)
     if not train:
@@ -54,11 +57,18 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     train = tally.weigh_train(corpus, train, [each.weight for each in recipe.datasets], recipe.seed, ledger, counts)
     lines = [corpus.lines_of(train), corpus.lines_of(val)]
     tally.count_written(corpus, counts, jobs, train, val, lines)
-    manifest = output.manifest(resolved(recipe), tokenizer, inputs, counts, limit)
-    manifest["gate"] = gate.check(jobs, counts, seen)
+    facts = {
+        "max_tokens_count": limit,
+        "days": [job.day for job in jobs],
+        "inputs": inputs,
+        "counts": [each.as_dict() for each in counts],
+        "gate": gate.check(jobs, counts, seen),
+    }
+    manifest = output.manifest(resolved(recipe), tokenizer, told, facts)
+    html = page.page(paths, corpus, jobs, counts, lines, duplicates, facts["gate"])
     with alone_in(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
-        output.write(paths, corpus, ledger, *lines, manifest)
+        output.write(paths, corpus, ledger, *lines, html, manifest)
     cache.forget_old()
     output.report(paths, jobs, counts, ledger)
     refused = sum(each.dropped["mask_refused"] for each in counts)

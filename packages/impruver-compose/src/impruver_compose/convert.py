@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from impruver_core.errors import RefusedError
+from impruver_core.files.jsonl import dumps
 
 
 class Conversation(NamedTuple):
@@ -14,10 +15,11 @@ class Conversation(NamedTuple):
     text: str | None
     tools: list[dict] | None
     chat_template_kwargs: dict | None
+    as_json: bytes = b""  # what as_row gives
 
     def as_row(self) -> dict:
         """The columns that a row of val.jsonl carries besides its tokens."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value for name, value in zip(self._fields[:4], self, strict=False) if value is not None}
 
 
 def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
@@ -48,10 +50,9 @@ def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversat
 def _as_json(conversation: Conversation) -> Conversation:
     """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
     try:
-        json.dumps(conversation.as_row(), ensure_ascii=False, allow_nan=False).encode()
+        return conversation._replace(as_json=dumps(conversation.as_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
-    return conversation
 
 
 def _without_nulls(message):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from impruver_compose.ledger import Origin
-from impruver_compose.shards import Opened
+from impruver_compose.shards import Opened, offsets
 
 CONVERSATION = ("row", "part", "exact", "prompt")  # columns with a value a conversation,
 LINE = ("tokens", "learned", "ended")  # and a line
@@ -23,7 +23,8 @@ class Corpus:
         read = [_read(Opened(path)) for path in self.paths]
         whole = {name: np.concatenate([columns[name] for columns in read]) for name in read[0]}
         self.row, self.part, self.exact, self.prompt = (whole[name] for name in CONVERSATION)
-        self.tokens, self.learned, self.ended, self.size = (whole[name] for name in (*LINE, "size"))  # of each line
+        self.tokens, self.learned, self.ended = (whole[name] for name in LINE)  # of each line
+        self.size, self.extra_size = whole["content"], whole["extra"]  # bytes of each line
         self.said_size = whole["said"]
         sizes = [len(columns["row"]) for columns in read]
         self.starts = np.cumsum([0, *sizes])  # the first conversation of each shard
@@ -46,6 +47,10 @@ class Corpus:
         first = self.first_line.tolist()
         return np.array([line for n in numbers for line in range(first[n], first[n + 1])], np.int64)
 
+    def conversation_of(self, line: int) -> int:
+        """The number of the conversation that a line is of."""
+        return int(np.searchsorted(self.first_line, line, "right")) - 1
+
     @cached_property
     def dataset_of_lines(self) -> np.ndarray:
         """The data set of each line, by its index."""
@@ -58,20 +63,17 @@ class Corpus:
 
     def signatures(self) -> Iterator[np.ndarray]:
         """The MinHash signatures of each shard's conversations in turn: uint32 of shape (conversations, num_perm)."""
-        for path in self.paths:
-            yield Opened(path).signatures()
+        return (shard.signatures() for _, shard in self.shards())
 
     def text(self, name: str, line: int) -> bytes:
         """`content` of a line, or its `extra`."""
         shard = int(np.searchsorted(self.line_starts, line, "right")) - 1
         return self._open(self.paths[shard]).texts(name)[line - int(self.line_starts[shard])].as_py()
 
-    def contents(self) -> Iterator[tuple[int, memoryview, np.ndarray]]:
-        """Of each shard in turn: its first line, the bytes of all its lines, and where in them each begins and ends."""
+    def shards(self) -> Iterator[tuple[int, Opened]]:
+        """Each shard in turn, with the number of its first line."""
         for path, first in zip(self.paths, self.line_starts[:-1], strict=True):
-            content = Opened(path).texts("content")
-            buffer = content.buffers()[2]
-            yield int(first), memoryview(buffer) if buffer is not None else memoryview(b""), _offsets(content)
+            yield int(first), Opened(path)
 
 
 def _read(shard: Opened) -> dict[str, np.ndarray]:
@@ -81,11 +83,6 @@ def _read(shard: Opened) -> dict[str, np.ndarray]:
     return columns | {
         "lines": shard.lines(),
         "said": shard.said_sizes(),
-        "size": np.diff(_offsets(shard.texts("content"))),
+        "content": np.diff(offsets(shard.texts("content"))),
+        "extra": np.diff(offsets(shard.texts("extra"))),
     }
-
-
-def _offsets(content) -> np.ndarray:
-    """Where in its buffer each value of a large_binary array begins, and where the last ends."""
-    start = content.offset
-    return np.frombuffer(content.buffers()[1], np.int64)[start : start + len(content) + 1]

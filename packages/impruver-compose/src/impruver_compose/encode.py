@@ -140,7 +140,7 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
     return Kept(
         row,
         at,
-        [_line(encoded, chat._replace(messages=chat.messages[:count]).as_row()) for count, encoded in fit],
+        [_line(encoded, _leading(chat, count)) for count, encoded in fit],
         np.concatenate([ids[:0], *judged]),
         prompt_digest if job.prompts_only else all_digest,
         prompt_digest,
@@ -152,9 +152,16 @@ def _shorter(job: Job, chat: Conversation, whole: Encoded) -> list[tuple[int, En
     return shortened(chat.messages, whole, lambda several: encode_all(job, [chat], several), job.turns, job.limit)
 
 
-def _line(encoded: Encoded, extra: dict) -> Line:
+def _leading(chat: Conversation, count: int) -> bytes:
+    """What a line of the first `count` messages carries besides in val.jsonl."""
+    if count == len(chat.messages):
+        return chat.as_json
+    return dumps(chat._replace(messages=chat.messages[:count]).as_row()).encode()
+
+
+def _line(encoded: Encoded, extra: bytes) -> Line:
     content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
-    return Line(content, dumps(extra).encode(), len(encoded.input_ids), _learned(encoded.labels), encoded.ended)
+    return Line(content, extra, len(encoded.input_ids), _learned(encoded.labels), encoded.ended)
 
 
 def _learned(labels: list[int]) -> int:
@@ -190,7 +197,8 @@ def _document(job: Job, row: int, at: int, text: str, encoding) -> Kept | Refuse
         piece = slice(start, start + size)
         ended = start + size >= len(ids) and ids[-1] == job.tokenizer.eos_token_id
         encoded = Encoded(ids[piece], labels[piece], [], ended)
-        lines.append(_line(encoded, {"text": text[starts[start] : starts[min(start + size, len(ids))]]}))
+        carried = text[starts[start] : starts[min(start + size, len(ids))]]
+        lines.append(_line(encoded, dumps({"text": carried}).encode()))
     if not any(line.learned for line in lines):
         return Refused("nothing_to_learn", "no piece has two tokens")
     whole = _digest(np.asarray(ids, np.uint32))

@@ -1,9 +1,7 @@
-"""What compose leaves behind: train, val, ledger and manifest, and what it says of them."""
+"""What compose leaves behind: train, val, ledger, report and manifest, and what it says of them."""
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,12 +11,14 @@ from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, new_manifest, pending_path, publish
-from impruver_core.files.safe import need_room, staged, synced
+from impruver_core.files.safe import room_for, staged, synced
 from impruver_core.templating.template import end_of_turn, template_of
-from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
+from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
 
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
+from impruver_compose.shards import bytes_of
+from impruver_compose.tables import brought, dropped, share
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Paths:
         if missing:
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
         paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
-        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the manifest": paths.manifest}
+        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the report": paths.report}
+        taken["the manifest"] = paths.manifest
         for what, path in taken.items():
             if os.path.realpath(path) == os.path.realpath(paths.val):
                 raise ImpruverError(f"{recipe.where('val_path')}: {paths.val} is where {what} goes: name another file")
@@ -45,6 +46,11 @@ class Paths:
     def ledger(self) -> Path:
         """Beside train: its stem and .dropped.jsonl."""
         return self.train.with_name(f"{self.train.stem}.dropped.jsonl")
+
+    @property
+    def report(self) -> Path:
+        """Beside train: its stem and .report.html."""
+        return self.train.with_name(f"{self.train.stem}.report.html")
 
     @property
     def manifest(self) -> Path:
@@ -57,18 +63,16 @@ class Paths:
 
     def outputs(self) -> list[Path]:
         """All that a run replaces."""
-        return [self.train, self.val, self.ledger]
+        return [self.train, self.val, self.ledger, self.report]
 
 
-def manifest(recipe: dict, tokenizer, inputs: list[dict], counts: Sequence[Counts], limit: int | None) -> dict:
-    """The manifest but for its outputs."""
+def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
+    """The manifest but for its outputs; `fingerprint` is the tokenizer's."""
     return new_manifest("impruver-compose", recipe) | {
-        "tokenizer": {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)},
+        "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
         "template": {"fingerprint": template_fingerprint(tokenizer)},
         "end_of_turn": _ends(tokenizer),
-        "max_tokens_count": limit,
-        "inputs": inputs,
-        "counts": [each.as_dict() for each in counts],
+        **facts,
     }
 
 
@@ -79,23 +83,28 @@ def _ends(tokenizer) -> list[str]:
         return []
 
 
-def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: list[int], manifest: dict) -> None:
+def write(
+    paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, page: str, manifest: dict
+) -> None:
     """Writes all files beside their places, then puts them there with the manifest last.
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    need_room(paths.train.parent, _size(corpus, train) + 2 * _size(corpus, val))
+    needed = int(_sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum()) + len(page)
     places = {path: staged(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
-        with synced(places[paths.train], "wb") as file:
-            write_lines(file, corpus, train)
-        with synced(places[paths.val]) as file:
-            write_rows(file, val_rows(corpus, val))
-        with synced(places[paths.ledger]) as file:
-            write_rows(file, ledger.sorted_lines())
+        with room_for(paths.train.parent, needed):
+            with synced(places[paths.train], "wb") as file:
+                write_lines(file, corpus, train)
+            with synced(places[paths.val], "wb") as file:
+                write_lines(file, corpus, val, with_extra=True)
+            with synced(places[paths.ledger]) as file:
+                write_rows(file, ledger.sorted_lines())
+            with synced(places[paths.report]) as file:
+                file.write(page)
         outputs = [
-            describe(place, rows[path], digest=True)
+            describe(place, rows.get(path), digest=True)
             | {"path": str(path.name if _beside(path, paths) else path.absolute())}
             for path, place in places.items()
         ]
@@ -106,32 +115,30 @@ def write(paths: Paths, corpus: Corpus, ledger: Ledger, train: list[int], val: l
                 place.unlink(missing_ok=True)
 
 
-def write_lines(file: BinaryIO, corpus: Corpus, order: Sequence[int]) -> None:
-    """Writes the content of these lines in this order.
+def write_lines(file: BinaryIO, corpus: Corpus, order: np.ndarray, with_extra: bool = False) -> None:
+    """Writes these lines in this order, `with_extra` as rows of val.jsonl.
 
     Shard after shard is read once, and each line put at its place: read in order, all shards would have to be open.
     """
-    wanted = np.asarray(order, np.int64)
-    sizes = corpus.size[wanted] + 1
-    places = np.cumsum(sizes) - sizes
-    by_line = np.argsort(wanted, kind="stable")
-    at = 0
-    for first, content, offsets in corpus.contents():
-        end = np.searchsorted(wanted, first + len(offsets) - 1, sorter=by_line)
-        for number in by_line[at:end]:
-            line = wanted[number] - first
-            os.pwrite(file.fileno(), bytes(content[offsets[line] : offsets[line + 1]]) + b"\n", places[number])
-        at = end
+    sizes = _sizes(corpus, order, with_extra)
+    places = (np.cumsum(sizes) - sizes).tolist()
+    by_line = np.argsort(order, kind="stable")
+    ends = np.searchsorted(order, corpus.line_starts[1:], sorter=by_line)
+    start = 0
+    for (first, shard), end in zip(corpus.shards(), ends, strict=True):
+        content, extra = bytes_of(shard.texts("content")), bytes_of(shard.texts("extra"))
+        for at in by_line[start:end].tolist():
+            number = int(order[at]) - first
+            line = content(number)
+            if with_extra:  # two JSON objects become one
+                line = line[:-1] + b"," + extra(number)[1:]
+            os.pwrite(file.fileno(), line + b"\n", places[at])
+        start = end
 
 
-def val_rows(corpus: Corpus, lines: Sequence[int]) -> Iterator[dict]:
-    """The rows of these lines with all that val.jsonl carries."""
-    for line in lines:
-        yield json.loads(corpus.text("content", line)) | json.loads(corpus.text("extra", line))
-
-
-def _size(corpus: Corpus, lines: Sequence[int]) -> int:
-    return int(corpus.size[np.asarray(lines, np.int64)].sum()) + len(lines)
+def _sizes(corpus: Corpus, lines: np.ndarray, with_extra: bool) -> np.ndarray:
+    """Bytes of each line in its file."""
+    return corpus.size[lines] + 1 + (corpus.extra_size[lines] - 1 if with_extra else 0)
 
 
 def _beside(path: Path, paths: Paths) -> bool:
@@ -140,13 +147,13 @@ def _beside(path: Path, paths: Paths) -> bool:
 
 def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger) -> None:
     """The tables, and the last line: what was written, and what comes next."""
-    say(counts_table(jobs, counts))
+    say(table(*brought(jobs, counts)))
     train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
     if ledger.lines:
-        say(dropped_table(jobs, counts))
+        say(table(*dropped(jobs, counts)))
     result(
-        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}. "
-        "Next: impruver-train with the same --config"
+        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}; "
+        f"to look at: {paths.report}. Next: impruver-train with the same --config"
     )
 
 
@@ -154,37 +161,13 @@ def report_estimate(jobs, counts: Sequence[Counts]) -> None:
     """What the first rows tell of the whole."""
     rows = []
     for job, each in zip(jobs, counts, strict=True):
-        share = len(job.rows) / max(1, each.rows)
+        times = len(job.rows) / max(1, each.rows)
         usable = each.conversations - each.dropped.total()
-        learned = _share(each.learned, each.tokens)
-        rows.append([job.index, job.name, len(job.rows), round(usable * share), round(each.tokens * share), learned])
+        learned = share(each.learned, each.tokens)
+        rows.append([job.index, job.name, len(job.rows), round(usable * times), round(each.tokens * times), learned])
     say(table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
     if any(each.dropped or each.rows_dropped for each in counts):
-        say(dropped_table(jobs, counts))
+        say(table(*dropped(jobs, counts)))
     if not any(each.conversations - each.dropped.total() for each in counts):
         raise ImpruverError("none of the first rows is usable")
     result("the data can be composed; nothing was written")
-
-
-def counts_table(jobs, counts: Sequence[Counts]) -> str:
-    """What each data set brings."""
-    header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "learned"]
-    rows = [
-        [j.index, j.name, c.rows, c.conversations, c.train_rows, c.val_rows, c.tokens, _share(c.learned, c.tokens)]
-        for j, c in zip(jobs, counts, strict=True)
-    ]
-    return table(header, rows)
-
-
-def dropped_table(jobs, counts: Sequence[Counts]) -> str:
-    """How many were dropped, by data set and reason."""
-    rows = [
-        [job.index, job.name, reason, number]
-        for job, each in zip(jobs, counts, strict=True)
-        for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
-    ]
-    return table(["#", "data set", "dropped for", "number"], rows)
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / max(1, whole):.0%}"

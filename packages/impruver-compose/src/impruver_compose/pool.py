@@ -14,12 +14,15 @@ from contextlib import contextmanager
 
 from impruver_core.cli.console import progress
 from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import room_for
 
 from impruver_compose.cache import Entry
 from impruver_compose.encode import Job, encode_rows
 from impruver_compose.shards import write_shard
 
 Task = tuple[int, int]  # number of a data set, of a shard in it
+
+SHARD_SHARE = 5  # times the bytes of the rows, at least, for tokens of three to four characters
 
 _work: dict = {}  # of a worker process: what it was forked with
 
@@ -38,13 +41,19 @@ def encode_missing(jobs: Sequence[Job], entries: Sequence[Entry], num_proc: int)
     if not tasks:
         return
     rows = sum(stop - start for start, stop in (entries[index].stretch(number) for index, number in tasks))
-    with progress(None, rows, "encode") as bar:
+    needed = sum(_bytes(jobs[index], *entries[index].stretch(number)) for index, number in tasks)
+    with room_for(entries[0].folder, needed), progress(None, rows, "encode") as bar:
         if min(num_proc, len(tasks)) == 1 or sys.platform != "linux":
             for index, number in tasks:
                 bar.update(_encode(jobs[index], entries[index], number))
             return
         for done in _in_processes(jobs, entries, tasks, min(num_proc, len(tasks))):
             bar.update(done)
+
+
+def _bytes(job: Job, start: int, stop: int) -> int:
+    """About how many bytes a shard has: ids and labels as text take most."""
+    return SHARD_SHARE * job.rows.table.data.nbytes * (stop - start) // len(job.rows)
 
 
 def _encode(job: Job, entry: Entry, number: int) -> int:
@@ -55,23 +64,26 @@ def _encode(job: Job, entry: Entry, number: int) -> int:
 
 def _in_processes(jobs, entries, tasks: list[Task], num_proc: int) -> Iterator[int]:
     """Rows done, a shard at a time. Forked: the libraries are loaded once, and their memory is shared."""
+    context, leash = multiprocessing.get_context("fork"), os.pipe()
     gc.freeze()  # a collection in a worker would copy every page that it looks at
     _work.update(jobs=jobs, entries=entries)
-    context = multiprocessing.get_context("fork")
-    with _one_thread_each(), ProcessPoolExecutor(num_proc, context, _start_worker) as pool:
-        try:
+    pool = ProcessPoolExecutor(num_proc, context, _start_worker, leash)
+    try:
+        with _one_thread_each():
             futures = [pool.submit(_task, *task) for task in tasks]
             for future in as_completed(futures):
                 yield future.result()
-        except BrokenProcessPool:
-            raise ImpruverError(
-                "a worker process was killed, most likely for want of memory: set a lower --num_proc; "
-                "what is encoded is kept"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-            _work.clear()
-            gc.unfreeze()
+    except BrokenProcessPool:
+        raise ImpruverError(
+            "a worker process was killed, most likely for want of memory: set a lower --num_proc "
+            "(what is encoded is kept)"
+        ) from None
+    finally:
+        os.close(leash[1])  # ends those that still work
+        pool.shutdown(cancel_futures=True)
+        os.close(leash[0])
+        _work.clear()
+        gc.unfreeze()
 
 
 @contextmanager
@@ -88,16 +100,12 @@ def _one_thread_each() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _start_worker() -> None:
-    """Ctrl+C is the parent's to handle; a parent that was killed takes its workers along."""
+def _start_worker(leash: int, held: int) -> None:
+    """Ctrl+C is the parent's to handle. Where it ends, even killed, its end of the leash closes, and so do workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    os.close(held)
+    threading.Thread(target=lambda: os.read(leash, 1) or os._exit(1), daemon=True).start()
 
 
 def _task(index: int, number: int) -> int:

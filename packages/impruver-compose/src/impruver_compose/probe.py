@@ -15,7 +15,7 @@ from impruver_compose.convert import Conversation
 from impruver_compose.encode import Job, converted
 from impruver_compose.unfold import parts
 
-ROWS = 100  # of a data set, that must get a mask before any work on the rest
+PROBED = 100  # rows of a data set that must get a mask before any work on the rest
 
 USER, ANSWER = {"role": "user", "content": "What is two and two?"}, {"role": "assistant", "content": "It is four."}
 AGAIN, LAST = {"role": "user", "content": "А три и три?"}, {"role": "assistant", "content": " Шесть.\n"}
@@ -71,7 +71,7 @@ def _probe(job: Job) -> Seen:
 
 def _first(job: Job) -> Iterator[tuple[int, int, Conversation]]:
     """(row, part, conversation) of the first rows."""
-    for row in range(min(ROWS, len(job.rows))):
+    for row in range(min(PROBED, len(job.rows))):
         try:
             yield from ((row, part, chat) for part, chat in enumerate(converted(job, row)))
         except RefusedError:  # counted when all are encoded
@@ -134,7 +134,7 @@ def _rendering(job: Job, templates: Templates, messages: list[dict]) -> str | No
 
 
 def _warn_of_tools(job: Job, templates: Templates) -> None:
-    rows = job.rows.batch(0, min(ROWS, len(job.rows)))
+    rows = job.rows.batch(0, min(PROBED, len(job.rows)))
     tools = next((row["tools"] for row in rows if row.get("tools")), None)
     if tools and not templates.pick(tools, job.template_kwargs)[2].renders_tools:
         warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")

@@ -6,6 +6,7 @@ one line of text until it is needed.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,21 +50,21 @@ def _own(value, inner: bool = False):
     return value
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What a first read of JSONL found; every line is JSON."""
+def scan(paths: Sequence[Path], kept: Path) -> tuple[list[str], int]:
+    """(columns, rows) of JSONL files, every line checked; the columns of all rows, in the order in which they came.
 
-    columns: dict[str, None]  # of all rows, in the order in which they came
-    rows: int
-
-
-def scan(path: Path) -> Scan:
-    """Reads a JSONL file whole, keeping nothing; ImpruverError with file and line at the first line that is no row."""
+    ImpruverError with file and line at the first line that is no row. What was found is left at `kept`, for next time.
+    """
+    if kept.exists():
+        return tuple(json.loads(kept.read_text(encoding="utf-8")))
     columns, rows = {}, 0
-    for _, row in numbered_rows(path):
-        columns |= dict.fromkeys(row)
-        rows += 1
-    return Scan(columns, rows)
+    for path in paths:
+        for _, row in numbered_rows(path):
+            columns |= dict.fromkeys(row)
+            rows += 1
+    with atomic_write(kept) as file:
+        json.dump([list(columns), rows], file)
+    return list(columns), rows
 
 
 def as_lines(path: Path, cache: Path) -> Path:

@@ -6,7 +6,7 @@ duplicates are judged by, and what was dropped.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -147,6 +147,19 @@ class Opened:
     def said(self, at: int) -> np.ndarray:
         """uint32 ids of what is judged of conversation `at`."""
         return self._batch.column("said")[at].values.to_numpy()
+
+
+def offsets(texts: pyarrow.LargeBinaryArray) -> np.ndarray:
+    """Where in its buffer each value begins, and where the last ends."""
+    start = texts.offset
+    return np.frombuffer(texts.buffers()[1], np.int64)[start : start + len(texts) + 1]
+
+
+def bytes_of(texts: pyarrow.LargeBinaryArray) -> Callable[[int], bytes]:
+    """A function that gives a value by its number."""
+    buffer = texts.buffers()[2]
+    content, places = memoryview(buffer if buffer is not None else b""), offsets(texts).tolist()
+    return lambda number: bytes(content[places[number] : places[number + 1]])
 
 
 def is_whole(path: Path) -> bool:

@@ -12,6 +12,7 @@ from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import BLANKS
 from impruver_core.files.manifest import describe
+from impruver_core.files.safe import room_for
 from impruver_core.recipe.lookup import find_local, looks_local
 
 from impruver_compose.cells import as_written
@@ -50,7 +51,8 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
         _refuse_written(files, found, written, f"{where}: {section.name}")
         inputs = [describe(path, digest=True) for path in files]
         cache = _cache_of(inputs)
-        rows = _load_files(files, section.split, where, cache)
+        with room_for(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+            rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return Source(rows, inputs, key)
     if looks_local(section.name):
@@ -128,11 +130,8 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> Rows:
     """JSON as lines of text, every line checked; blank ones are no rows."""
-    columns, rows = {}, 0
     lines = [as_lines(path, cache_dir()) for path in files]
-    for found in map(scan, lines):
-        columns |= found.columns
-        rows += found.rows
+    columns, rows = scan(lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
     table = _load("text", lines, split.partition("[")[0], where, cache)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,18 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.lookup import find_local, looks_local
 
-from impruver_gguf.tensors import Tensor, read_safetensors, read_weights
+from impruver_gguf.adapter import ADAPTER_CONFIG, Adapter, read_adapter
+from impruver_gguf.jsonfile import TEXT, list_of, read_json
+from impruver_gguf.tensors import Tensor, read_weights
 
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 WANTED = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """peft's adapter: its configuration and its tensors."""
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    folder: Path
 
 
 @dataclass(frozen=True)
 class Model:
     """A model's configuration and weights, with the adapter that goes onto it if there is one."""
 
+    config_path: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     adapter: Adapter | None
@@ -37,7 +29,7 @@ class Model:
     @property
     def kind(self) -> str:
         """The class that transformers loads it with: `LlamaForCausalLM`."""
-        return (self.config.get("architectures") or ["unnamed"])[0]
+        return self.config["architectures"][0]
 
 
 def has_model(output_dir: Path) -> bool:
@@ -53,7 +45,7 @@ def read_model(output_dir: Path, base_name: str | None, recipe_dir: Path | None)
         tensors = read_weights(output_dir)
         if not tensors:
             raise ImpruverError(f"output_dir: {output_dir} holds neither a model nor an adapter; train one first")
-        return Model(read_json(output_dir / "config.json"), tensors, None, output_dir)
+        return _model(output_dir, tensors, None, output_dir)
     adapter = read_adapter(output_dir)
     base = find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir)
     tensors = read_weights(base)
@@ -61,22 +53,15 @@ def read_model(output_dir: Path, base_name: str | None, recipe_dir: Path | None)
         raise ImpruverError(f"{base}: the adapter's base has no safetensors files")
     if (base / ADAPTER_CONFIG).is_file():
         raise ImpruverError(f"{base}: the adapter's base is an adapter itself: export that one's merge first")
-    own = output_dir / "config.json"
-    return Model(read_json(own if own.is_file() else base / "config.json"), tensors, adapter, base)
+    return _model(output_dir if (output_dir / "config.json").is_file() else base, tensors, adapter, base)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """peft's two files."""
-    config = read_json(folder / ADAPTER_CONFIG)
-    path = folder / ADAPTER
-    if not path.is_file():
-        if (folder / "adapter_model.bin").is_file():
-            raise ImpruverError(
-                f"{folder / 'adapter_model.bin'}: pickled weights are not read, they can run code; load the adapter "
-                "with peft where you trust it and save_pretrained it again, which writes safetensors"
-            )
-        raise ImpruverError(f"{path} is not there, but {ADAPTER_CONFIG} is: train it again, or copy it whole")
-    return Adapter(config, read_safetensors(path), folder)
+def _model(folder: Path, tensors: dict[str, Tensor], adapter: Adapter | None, base: Path) -> Model:
+    path = folder / "config.json"
+    config = read_json(path, {"architectures": list_of(TEXT), "_name_or_path": TEXT})
+    if not config.get("architectures"):
+        raise ImpruverError(f"{path}: architectures is not set: name the class there, such as LlamaForCausalLM")
+    return Model(path, config, tensors, adapter, base)
 
 
 def find_base(name: str | None, adapter: Adapter, recipe_dir: Path | None) -> Path:
@@ -105,19 +90,6 @@ def _downloaded(name: str, revision: str | None) -> Path:
             f"the adapter's base {name} is neither a folder nor to be had from the hub ({first}); say where it is with "
             "--set model.name=FOLDER"
         ) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that must be there."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ImpruverError(f"{path} is not there") from None
-    except ValueError as error:
-        raise ImpruverError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ImpruverError(f"{path}: holds no JSON object")
-    return content
 
 
 def _weights_of(folder: Path) -> list[Path]:

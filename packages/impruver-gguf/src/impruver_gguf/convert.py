@@ -30,10 +30,11 @@ SHARD_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to come, in words; its tensors' shapes; bytes of the file, and of what is written on the way to it."""
+    """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before."""
 
     words: str
     shapes: dict[str, tuple[int, ...]]
+    header: int
     bytes: int
     write: Callable[[Path], None]
     scratch: int = 0
@@ -46,7 +47,7 @@ def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places) ->
     architecture = ARCHITECTURES.get(model.kind)
     reason = None
     if architecture:
-        config = with_defaults(architecture, model.config)
+        config = with_defaults(architecture, model.config, model.config_path)
         reason = architecture.check(config)
         if not reason:
             return _own(architecture, config, model, output_dir)
@@ -71,7 +72,7 @@ def existing(path: Path) -> Conversion:
     except (ValueError, IndexError, KeyError) as error:
         raise ImpruverError(f"{path}: cut off, or no GGUF file: {error}") from None
     shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
-    return Conversion(f"{path.name}, which is there", shapes, 0, lambda target: None, there=True)
+    return Conversion(f"{path.name}, which is there", shapes, reader.data_offset, 0, lambda target: None, there=True)
 
 
 def _own(architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path) -> Conversion:
@@ -79,49 +80,27 @@ def _own(architecture: Architecture, config: dict[str, Any], model: Model, outpu
     tensors = model.tensors
     if model.adapter:
         tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
-    tensors = converted(architecture, tensors, config)
-    _check_whole(architecture, tensors, config, model)
+    tensors = converted(architecture, tensors, config, model.config_path)
     vocabulary = read_vocabulary(output_dir, config["vocab_size"])
     metadata = partial(
         write_metadata, architecture=architecture, config=config, vocabulary=vocabulary, folder=output_dir
     )
     count = sum(prod(tensor.shape) for tensor in tensors.values())
+    header = write.header_of(architecture.name, tensors, metadata)
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
     return Conversion(
         f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, pre-tokenizer "
         f"{vocabulary.pre}{adapted}",
         {name: tensor.shape for name, tensor in tensors.items()},
-        write.size_of(tensors),
-        lambda target: write.write_gguf(target, architecture.name, tensors, metadata),
+        len(header),
+        write.size_of(header, tensors),
+        lambda target: write.write_gguf(target, header, tensors),
     )
-
-
-def _check_whole(architecture: Architecture, tensors: dict[str, Tensor], config: dict[str, Any], model: Model) -> None:
-    """Every block is there, and the embeddings have a row for each id."""
-    per_block: dict[int, set[str]] = {}
-    for name in tensors:
-        parts = name.split(".")
-        if parts[0] == "blk":
-            per_block.setdefault(int(parts[1]), set()).add(".".join(parts[2:]))
-    complete = set().union(*per_block.values())
-    for block in range(config[architecture.blocks]):
-        lost = sorted(complete - per_block.get(block, set()))
-        if lost:
-            raise ImpruverError(f"{model.base}: layer {block} has no {lost[0]}: the weights are not whole")
-    for name in ("token_embd.weight", "output.weight", "output_norm.weight"):
-        if name not in tensors and not (name == "output.weight" and config["tie_word_embeddings"]):
-            raise ImpruverError(f"{model.base}: there is no tensor for {name}: the weights are not whole")
-        rows = tensors[name].shape[0] if name in tensors and name != "output_norm.weight" else config["vocab_size"]
-        if rows != config["vocab_size"]:
-            raise ImpruverError(
-                f"{name} has {rows} rows, config.json says {config['vocab_size']} tokens: the rows of new tokens were "
-                "not saved with the adapter, or this is another base"
-            )
 
 
 def _by_script(script: str, model: Model, output_dir: Path) -> Conversion:
     tensors = merged(model.tensors, model.adapter) if model.adapter else model.tensors
-    size = 2 * sum(prod(tensor.shape) for tensor in tensors.values()) + write.HEADER_ROOM
+    size = 2 * sum(prod(tensor.shape) for tensor in tensors.values())
 
     def convert(target: Path) -> None:
         if not model.adapter:
@@ -133,7 +112,7 @@ def _by_script(script: str, model: Model, output_dir: Path) -> Conversion:
 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     words = f"{model.kind}, converted by {script}"
-    return Conversion(words, shapes, size, convert, scratch=size if model.adapter else 0, by_script=True)
+    return Conversion(words, shapes, 0, size, convert, scratch=size if model.adapter else 0, by_script=True)
 
 
 def write_shards(tensors: dict[str, Tensor], source: Path, folder: Path) -> None:

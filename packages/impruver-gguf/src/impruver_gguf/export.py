@@ -15,9 +15,10 @@ from impruver_gguf import modelfile, quantize
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion, sync
 from impruver_gguf.llama_cpp import Places, find_quantizer
-from impruver_gguf.turns import chat_system_prompt, context_length, turn_ends
+from impruver_gguf.turns import chat_system_prompt, context_length, read_trained, turn_ends
 
 MANIFEST = "impruver.json"
+RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 
 def export(
@@ -27,6 +28,8 @@ def export(
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
     folder = output_dir / "gguf"
     source = folder / f"model-{recipe.gguf.outtype}.gguf"
     if dry_run and not only_quantize and not has_model(output_dir):
@@ -34,21 +37,22 @@ def export(
         return
     if not dry_run:
         recover(folder / MANIFEST)
-    conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places)
     targets = _targets(folder, recipe.gguf.quantization_levels)
     modelfiles = _modelfiles(recipe, output_dir, {recipe.gguf.outtype: source, **targets})
+    conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places)
+    program = _program(places, conversion)
+    before = _before(folder / MANIFEST, overwrite)
     finals = [*([] if only_quantize else [source]), *targets.values(), *modelfiles]
     check_replaceable(finals, folder / MANIFEST, overwrite)
-    sizes = {path: quantize.size_of(level, conversion.shapes) for level, path in targets.items()}
-    need_room(folder, conversion.bytes + conversion.scratch + sum(sizes.values()))
+    sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets.items()}
+    need_room(folder, conversion.bytes + conversion.scratch + sum(sizes.values()) + RESERVE)
     (result if dry_run else say)(conversion.words)
     if dry_run:
         _tell_plan(folder, ({} if only_quantize else {source: conversion.bytes}) | sizes)
         return
-    program = _program(places, conversion)
     made = _make(conversion, source, targets, modelfiles, program, convert=not only_quantize)
     try:
-        manifest = _manifest(recipe, output_dir, made, conversion)
+        manifest = _manifest(recipe, output_dir, made, conversion, before)
     except BaseException:
         _discard(made)
         raise
@@ -68,7 +72,7 @@ def _targets(folder: Path, levels: list[str]) -> dict[str, Path]:
 
 def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:
     """Modelfile path → its text."""
-    section, trained = recipe.gguf, read_manifest(output_dir / MANIFEST) or {}
+    section, trained = recipe.gguf, read_trained(output_dir / MANIFEST)
     system = section.system_prompt or chat_system_prompt(recipe.chat, trained)
     modelfile.warn_about_dropped(system)
     stops = turn_ends(output_dir, trained)
@@ -104,8 +108,10 @@ def _make(
                 file.write(text)
         for path in made.values():
             sync(path)
-    except BaseException:
+    except BaseException as error:
         _discard(made)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(source.parent)  # a write knows no name
         raise
     return made
 
@@ -115,11 +121,23 @@ def _discard(made: dict[Path, Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _manifest(recipe: Recipe, output_dir: Path, made: dict[Path, Path], conversion: Conversion) -> dict[str, Any]:
+def _before(path: Path, overwrite: bool) -> list[dict[str, Any]]:
+    """The files that an earlier run's manifest describes."""
+    try:
+        return (read_manifest(path) or {}).get("outputs") or []
+    except ImpruverError:
+        if not overwrite:
+            raise
+        warn(f"{path}: can't be read, and is replaced")
+        return []
+
+
+def _manifest(
+    recipe: Recipe, output_dir: Path, made: dict[Path, Path], conversion: Conversion, before: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What was made, from what; files of earlier runs that still stand there stay described."""
     folder = output_dir / "gguf"
-    trained = read_manifest(output_dir / MANIFEST) or {}
-    before = (read_manifest(folder / MANIFEST) or {}).get("outputs", [])
+    trained = read_trained(output_dir / MANIFEST)
     names = {path.name for path in made}
     kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
     stale = [entry["path"] for entry in kept if entry["path"].endswith(".gguf")]

@@ -44,16 +44,27 @@ def find_quantizer(places: Places) -> str | None:
 
 def _found(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:
     if named:
-        if not Path(named).is_file():
-            raise ImpruverError(f"{flag}: {named} is not there")
-        return str(Path(named).absolute())
+        return _usable(Path(named), flag)
     if folder and not Path(folder).is_dir():
         raise ImpruverError(f"--llama_cpp: {folder} is no folder")
     candidates = (place / name for place in _folders(folder) for name in names)
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.is_file() and _runs(path)), None)
     if found:
         return str(found.absolute())
     return next((path for name in names if "/" not in name and (path := shutil.which(name))), None)
+
+
+def _runs(path: Path) -> bool:
+    """Whether it is a program, or a script that Python is started with."""
+    return path.suffix == ".py" or os.access(path, os.X_OK)
+
+
+def _usable(path: Path, flag: str) -> str:
+    if not path.is_file():
+        raise ImpruverError(f"{flag}: {path} is {'no file' if path.exists() else 'not there'}")
+    if not _runs(path):
+        raise ImpruverError(f"{flag}: {path} can't be run; make it executable with chmod +x, or name another file")
+    return str(path.absolute())
 
 
 def _folders(folder: str | None) -> Iterator[Path]:

@@ -15,15 +15,11 @@ from typing import Any
 import numpy as np
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.base import Adapter
+from impruver_gguf.adapter import Adapter, check_method
+from impruver_gguf.product import product
 from impruver_gguf.tensors import Tensor
 
 PREFIX = "base_model.model."
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base as well
-OTHER_METHODS = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-)
 PARTS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".token_adapter.trainable_tokens_delta": "rows"}
 
 
@@ -65,7 +61,7 @@ def merged(
         if "rows" in change.parts:
             weight = result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
         if "a" in change.parts or "b" in change.parts:
-            result[f"{name}.weight"] = _with_lora(weight, change, module, adapter.config, transposed(module))
+            result[f"{name}.weight"] = _with_lora(weight, change, module, adapter, transposed(module))
     return result
 
 
@@ -75,22 +71,6 @@ def _check_fits(module: str, tensor: Tensor, before: Tensor | None) -> None:
         raise ImpruverError(
             f"{module}: the adapter's {list(tensor.shape)} does not fit the base's {list(before.shape)}: it was "
             "trained on another base"
-        )
-
-
-def check_method(adapter: Adapter) -> None:
-    """ImpruverError for a method that this can't merge exactly."""
-    config = adapter.config
-    start = config.get("init_lora_weights", True)
-    other = next((name for name in OTHER_METHODS if config.get(name)), None)
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        other = f"peft_type {config['peft_type']}"
-    elif start not in PLAIN_STARTS:
-        other = f"init_lora_weights {start} (it changes the base too)"
-    if other:
-        raise ImpruverError(
-            f"{adapter.folder}: {other} can't be merged exactly; merge it with peft (merge_and_unload, "
-            "save_pretrained) and give that folder as output_dir"
         )
 
 
@@ -166,11 +146,17 @@ def _token_indices(module: str, config: dict[str, Any]) -> Sequence[int]:
     return indices
 
 
-def _with_lora(weight: Tensor, change: Change, module: str, config: dict[str, Any], transposed: bool) -> Tensor:
+def _with_lora(weight: Tensor, change: Change, module: str, adapter: Adapter, transposed: bool) -> Tensor:
     if len(change.parts.keys() & {"a", "b"}) != 2:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
     a, b = change.parts["a"], change.parts["b"]
-    scaling = _scaling(module, a.shape[0], config)
+    rank = _of_pattern(adapter.config.get("rank_pattern") or {}, module, adapter.config.get("r", 8))
+    if a.shape[0] != rank:
+        raise ImpruverError(
+            f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
+            "rank_pattern): the two are of different trainings; copy both files from one"
+        )
+    scaling = _scaling(module, rank, adapter.config)
     shape = (b.shape[0], a.shape[1])
     if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
         raise ImpruverError(
@@ -179,7 +165,7 @@ def _with_lora(weight: Tensor, change: Change, module: str, config: dict[str, An
         )
 
     def load() -> np.ndarray:
-        delta = b.float32() @ a.float32()
+        delta = product(b.float32(), a.float32())
         delta *= np.float32(scaling)
         values = weight.load().astype(np.float32)
         values += delta.T if transposed else delta

@@ -8,6 +8,7 @@ A process of its own can be stopped at any time, and what llama.cpp aborts on ta
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ LEVELS = {
 DEFAULT_LEVELS = ("q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k")
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
 SUPER_BLOCK = 256
+FULL = 1 << 20  # fewer free bytes than this: a disk that is full
 
 
 def size_of(level: str, shapes: Mapping[str, Sequence[int]]) -> int:
@@ -114,7 +116,12 @@ def main(arguments: Sequence[str]) -> int:
         ftype, _, target = pair.partition("=")
         parameters = llama_cpp.LlamaModelQuantizeParams()
         parameters.ftype, parameters.nthread = int(ftype), int(threads)
-        llama_cpp.model_quantize(source, target, parameters)
+        try:
+            llama_cpp.model_quantize(source, target, parameters)
+        except RuntimeError as error:  # it knows no reason
+            full = shutil.disk_usage(Path(target).parent).free < FULL
+            print(f"{target}: {'no room left; make room and run it again' if full else error}", file=sys.stderr)
+            return 1
         print(target, flush=True)
     return 0
 

@@ -72,17 +72,28 @@ def _values(path: Path, kind: str, shape: tuple[int, ...], offset: int) -> np.nd
 def read_weights(folder: Path, prefix: str = "model") -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files, file by file; {} where it has none.
 
-    ImpruverError where the index names a file or a tensor that is not there, and for weights in pickles.
+    ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
     """
     index = folder / f"{prefix}.safetensors.index.json"
     mapped = _weight_map(index) if index.is_file() else {}
-    names = sorted(set(mapped.values()) or {path.name for path in folder.glob(f"{prefix}*.safetensors")})
+    there = {path.name for path in folder.glob(f"{prefix}*.safetensors") if path.is_file()}
+    names = sorted(set(mapped.values()) or there)
     if not names:
         _refuse_pickles(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ImpruverError(f"{folder}: {', '.join(missing)} is not there, but {index.name} names it")
-    tensors = {name: tensor for file in names for name, tensor in read_safetensors(folder / file).items()}
+    if mapped and f"{prefix}.safetensors" in there - set(names):
+        raise ImpruverError(
+            f"{folder}: {prefix}.safetensors and the files that {index.name} names are two models; move one away"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in names:
+        more = read_safetensors(folder / file)
+        twice = sorted(tensors.keys() & more.keys())
+        if twice:
+            raise ImpruverError(f"{folder / file}: holds {twice[0]}, as another file does; move away what is too many")
+        tensors |= more
     lost = sorted(mapped.keys() - tensors.keys())
     if lost:
         raise ImpruverError(f"{folder}: {lost[0]} is in none of the files, but {index.name} names it")

@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core import end_of_turn
+from impruver_core.files.manifest import read_manifest
 
-from impruver_gguf.base import read_json
+from impruver_gguf.jsonfile import COUNT, TEXT, check_keys, read_json
 from impruver_gguf.vocabulary import chat_template, special_tokens
 
+TRAINED_KEYS = {"max_tokens_count": COUNT, "recipe": {"chat": {"system_prompt": TEXT}}}
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+def read_trained(path: Path) -> dict[str, Any]:
+    """The manifest that training left; {} where there is none."""
+    trained = read_manifest(path) or {}
+    check_keys(trained, TRAINED_KEYS, path)
+    return trained
 
 
 def turn_ends(output_dir: Path, trained: dict[str, Any]) -> list[str]:
@@ -24,10 +33,10 @@ def turn_ends(output_dir: Path, trained: dict[str, Any]) -> list[str]:
 def context_length(output_dir: Path, trained: dict[str, Any]) -> int | None:
     """Tokens that a row of training could have, else what the model was made for."""
     if trained.get("max_tokens_count"):
-        return int(trained["max_tokens_count"])
+        return trained["max_tokens_count"]
     path = output_dir / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    return next((int(config[name]) for name in CONTEXTS if config.get(name)), None)
+    config = read_json(path, dict.fromkeys(CONTEXTS, COUNT)) if path.is_file() else {}
+    return next((config[name] for name in CONTEXTS if config.get(name)), None)
 
 
 def chat_system_prompt(chat: Any, trained: dict[str, Any]) -> str | None:

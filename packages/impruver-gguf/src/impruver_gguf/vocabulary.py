@@ -8,10 +8,19 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.base import read_json
+from impruver_gguf.jsonfile import FLAG, OBJECT, TEXT, Kind, by_name, either, list_of, read_json, read_text
 from impruver_gguf.pretokenizers import PROBE, pre_tokenizer
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKEN = Kind("an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content")))
+IDENTIFIER = Kind("a number in digits", str.isdecimal)
+CONFIG_KEYS = {
+    **dict.fromkeys(NAMED, either(TEXT, TOKEN)),
+    **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), FLAG),
+    "added_tokens_decoder": by_name(IDENTIFIER, TOKEN),
+    "chat_template": either(TEXT, list_of(by_name(TEXT, TEXT))),
+}
+TOKENIZER_KEYS = {"model": {}, "decoder": {"decoders": list_of(OBJECT)}, "added_tokens": list_of(TOKEN)}
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # GGUF's token types
 WORD_BORDER = "\u2581"  # SentencePiece's blank
 
@@ -30,8 +39,7 @@ class Vocabulary:
 def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     """The vocabulary in a folder, filled up to `size` ids; ImpruverError where it can't be had or is another kind."""
     content = _tokenizer_json(folder)
-    path = folder / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = tokenizer_config(folder)
     tokenizer = _loaded(folder, content, config)
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     if max(by_id) >= size:
@@ -56,8 +64,10 @@ def _tokenizer_json(folder: Path) -> dict[str, Any]:
         if (folder / "tokenizer.model").is_file():
             raise _sentencepiece(folder / "tokenizer.model")
         raise ImpruverError(f"{path} is not there: copy the tokenizer's files into {folder}, or train again")
-    content = read_json(path)
-    model = content.get("model") or {}
+    content = read_json(path, TOKENIZER_KEYS)
+    model = content.get("model")
+    if not model:
+        raise ImpruverError(f"{path}: holds no tokenizer (model is not set): copy the tokenizer's files again")
     if model.get("type") != "BPE" or model.get("byte_fallback") or not _byte_level(content):
         raise _sentencepiece(path)
     return content
@@ -71,8 +81,9 @@ def _byte_level(content: dict[str, Any]) -> bool:
 
 def _sentencepiece(path: Path) -> ImpruverError:
     return ImpruverError(
-        f"{path}: a SentencePiece vocabulary, and only byte-level BPE is converted so far; llama.cpp's own script does "
-        "it: convert_hf_to_gguf.py (merge an adapter with peft first), then impruver-gguf --only_quantize"
+        f"{path}: a SentencePiece vocabulary, or another that is no byte-level BPE, and only that is converted so far; "
+        "llama.cpp's own script does it: convert_hf_to_gguf.py (merge an adapter with peft first), then impruver-gguf "
+        "--only_quantize"
     )
 
 
@@ -126,7 +137,20 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
-    gguf.SpecialVocab(vocabulary.folder, load_merges=True).add_to_gguf(writer, quiet=True)
+    try:
+        special = gguf.SpecialVocab(vocabulary.folder, load_merges=True)
+    except Exception as error:  # gguf takes these files as they come
+        raise ImpruverError(
+            f"{vocabulary.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
+            f"read ({error}); copy these files again"
+        ) from None
+    special.add_to_gguf(writer, quiet=True)
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json; {} where there is none."""
+    path = folder / "tokenizer_config.json"
+    return read_json(path, CONFIG_KEYS) if path.is_file() else {}
 
 
 def named_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -138,10 +162,9 @@ def named_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 def chat_template(folder: Path) -> str | None:
     """The template of a tokenizer's folder; the default of several, None without one."""
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
+    template = tokenizer_config(folder).get("chat_template")
     if template is None and (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = read_text(folder / "chat_template.jinja")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
@@ -150,9 +173,8 @@ def chat_template(folder: Path) -> str | None:
 
 def special_tokens(folder: Path) -> dict[str, Any]:
     """Special tokens by name as templates read them; the further ones as `additional_special_tokens`."""
-    path = folder / "tokenizer_config.json"
-    named = named_tokens(read_json(path)) if path.is_file() else {}
+    named = named_tokens(tokenizer_config(folder))
     path = folder / "tokenizer.json"
-    added = read_json(path).get("added_tokens") or [] if path.is_file() else []
+    added = read_json(path, TOKENIZER_KEYS).get("added_tokens") or [] if path.is_file() else []
     further = [token["content"] for token in added if token.get("special") and token["content"] not in named.values()]
     return named | {"additional_special_tokens": further}

@@ -1,6 +1,6 @@
 """What answers: transformers or llama.cpp. Each has the parts of `Backend`, found by nothing but their names."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,3 @@ class Backend(Protocol):
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """Answers one prompt; the text goes to `emit` as it comes."""
-
-    def answer_batch(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Answer]:
-        """Answers several, in their order."""

@@ -1,7 +1,7 @@
 """Answers with llama.cpp, through cyllama: a GGUF file."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +14,13 @@ from impruver_core.templating.render import render
 from impruver_core.templating.shape import Shape, shape_of
 
 from impruver_chat.backends import Answer, Prompt
+from impruver_chat.backends.vocabulary import decoder, is_same, own_ends, special_texts, token_finder
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import TOKENIZER
 from impruver_chat.sampling import Sampling
 
 BATCH = 512  # tokens of a prompt that are computed at once
 PAGE = 256  # contexts grow by this many tokens
-COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
 
 
 class Gguf:
@@ -31,22 +31,18 @@ class Gguf:
         model: Any,
         encode: Callable[..., list[int]],
         stops: Stops,
-        decode: Callable[[list[int]], str] | None = None,
+        decode: Callable[[Sequence[int]], str],
     ):
-        self.model, self.vocab, self.stops, self._encode = model, model.get_vocab(), stops, encode
-        self._decode_ids = decode or self.vocab.detokenize  # cyllama's drops blanks: at both ends, before punctuation
+        self.model, self.vocab, self.stops = model, model.get_vocab(), stops
+        self.encode, self.decode = encode, decode
         self.context: int | None = model.n_ctx_train
         self._cache, self._size = None, 0
-
-    def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        """As `Backend.encode`."""
-        return self._encode(messages, tools, kwargs)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
         from cyllama.llama.llama_cpp import llama_batch_get_one
 
-        text = TextStream(self._decode, self.stops, emit)
+        text = TextStream(self.decode, self.stops, emit)
         cache = self._room(len(prompt.ids) + prompt.room)
         sampler = make_sampler(sampling, prompt, self._size)
         for start in range(0, len(prompt.ids), BATCH):
@@ -62,14 +58,6 @@ class Gguf:
         whole = text.end()
         return Answer(whole, text.stopped)
 
-    def answer_batch(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Answer]:
-        """As `Backend.answer_batch`, one after the other."""
-        for prompt in prompts:
-            yield self.stream(prompt, sampling, lambda _: None)
-
-    def _decode(self, ids) -> str:
-        return self._decode_ids(list(ids)) if ids else ""
-
     def _room(self, tokens: int) -> Any:
         """An empty context for that many tokens."""
         from cyllama.llama.llama_cpp import LlamaContext, LlamaContextParams
@@ -82,7 +70,13 @@ class Gguf:
         wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = self._size, BATCH, BATCH
         wanted.n_threads = wanted.n_threads_batch = threads()
         self._cache = None  # the old one's memory first
-        self._cache = LlamaContext(self.model, wanted)
+        try:
+            self._cache = LlamaContext(self.model, wanted)
+        except Exception as error:  # cyllama raises several kinds, bare ones among them
+            raise ImpruverError(
+                f"--gguf: llama.cpp has no room for {self._size:,} tokens of context ({' '.join(str(error).split())}); "
+                "set a lower --max_new_tokens"
+            ) from error
         return self._cache
 
 
@@ -106,7 +100,9 @@ def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str,
     variables, specials = special_texts(vocab)
     shape = shape_of(template, {**variables, **options["chat_template_kwargs"]}, specials)
     stops = find_stops(shape.stops, own_ends(vocab), token_finder(vocab))
-    return Gguf(model, own_encoder(template, shape, variables, specials, vocab, options), stops)
+    encode = own_encoder(template, shape, variables, specials, vocab, options)
+    prefixed = model.metadata().get("tokenizer.ggml.add_space_prefix", "true") == "true"
+    return Gguf(model, encode, stops, decoder(vocab, prefixed))
 
 
 def open_model(path: Path) -> Any:
@@ -136,7 +132,7 @@ def own_encoder(
 ) -> Callable[..., list[int]]:
     """Encodes with the GGUF's own chat template and tokens."""
 
-    def encode(messages: list[dict], tools: list | None, kwargs: dict | None) -> list[int]:
+    def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
         named = {**variables, **options["chat_template_kwargs"], **(kwargs or {})}
         own = shape_of(template, named, specials, bool(tools)) if tools or kwargs else shape
         text = render(template, prepare(messages, own), tools, add_generation_prompt=True, variables=named)
@@ -145,37 +141,6 @@ def own_encoder(
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
     return encode
-
-
-def special_texts(vocab: Any) -> tuple[dict[str, str], list[str]]:
-    """(special tokens by the names that templates read, the texts of all of them)."""
-    named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
-    variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
-    return variables, [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
-
-
-def own_ends(vocab: Any) -> list[int]:
-    """EOS and the end of turn as the GGUF's metadata names them."""
-    return [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
-
-
-def token_finder(vocab: Any) -> Callable[[str], int | None]:
-    """Text of a special token → its id; None for any other text."""
-
-    def find(text: str) -> int | None:
-        ids = vocab.tokenize(text, add_special=False, parse_special=True)
-        return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
-
-    return find
-
-
-def is_same(tokenizer: Any, vocab: Any) -> bool:
-    """Whether the GGUF has the tokenizer's tokens: as many at least, equal in a sample spread over all."""
-    count = len(tokenizer)
-    sample = {*range(0, count, max(1, count // COMPARED)), *tokenizer.all_special_ids}
-    return vocab.n_vocab >= count and all(
-        vocab.get_text(number) == tokenizer.convert_ids_to_tokens(number) for number in sample
-    )
 
 
 def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:

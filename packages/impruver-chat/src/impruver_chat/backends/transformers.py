@@ -1,42 +1,41 @@
 """Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from sys import stderr
 from typing import Any
 
 from impruver_core import encode_prompt, end_of_turn, load_tokenizer
 from impruver_core.cli.console import warn
-from impruver_core.errors import ImpruverError
-from impruver_core.model import has_bf16, load_adapter, load_model, pick_device, resolve_dtype
+from impruver_core.errors import CheckFailed, ImpruverError
+from impruver_core.model import explained, has_bf16, load_adapter, load_model, pick_device, resolve_dtype
 from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import special_tokens
 
 from impruver_chat.backends import Answer, Prompt
 from impruver_chat.decoding import Stops, TextStream, find_stops
-from impruver_chat.found import Found, saved_ends
-from impruver_chat.sampling import Sampling, read_json
+from impruver_chat.found import Found
+from impruver_chat.sampling import Sampling
+from impruver_chat.saved import saved_ends, saved_eos
 
 
 class Transformers:
     """A model and its tokenizer, ready to answer."""
 
     def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any]):
-        self.model, self.tokenizer, self.stops, self._options = model, tokenizer, stops, options
+        self.model, self.tokenizer, self.stops = model, tokenizer, stops
+        self.encode, self.decode = partial(encode, tokenizer, options), partial(decode, tokenizer)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         forget_generation_defaults(model)
-
-    def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        """As `Backend.encode`."""
-        return encode(self.tokenizer, self._options, messages, tools, kwargs)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
         import torch
 
-        text = TextStream(self._decode, self.stops, emit)
+        text = TextStream(self.decode, self.stops, emit)
 
         def take(ids, scores, **_):  # as a stopping criterion: called once for each new token
             text.put(int(ids[0, -1]))
@@ -48,18 +47,11 @@ class Transformers:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self._generation(sampling, prompt.room),
+            logits_processor=[refuse_nan],
             stopping_criteria=[take],
         )
         whole = text.end()
         return Answer(whole, text.stopped)
-
-    def answer_batch(self, prompts: Iterable[Prompt], sampling: Sampling) -> Iterator[Answer]:
-        """As `Backend.answer_batch`, one after the other."""
-        for prompt in prompts:
-            yield self.stream(prompt, sampling, lambda _: None)
-
-    def _decode(self, ids) -> str:
-        return decode(self.tokenizer, ids)
 
     def _generation(self, sampling: Sampling, room: int) -> Any:
         from transformers import GenerationConfig
@@ -82,7 +74,7 @@ class Transformers:
 def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path) -> Transformers:
     """The backend of what was found; `model` and `tokenizer` are the recipe's sections, `options` as for `encode`."""
     quiet_library()
-    with redirect_stdout(stderr):  # what libraries print is no answer
+    with redirect_stdout(sys.stderr):  # what libraries print is no answer
         fast = load_saved_tokenizer(found.output_dir, tokenizer)
         stops = stops_of(fast, found.output_dir)
         device = pick_device()
@@ -90,6 +82,7 @@ def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], reci
         if model.dtype == "bf16" and not has_bf16(device):
             warn(f"model.dtype: bf16 is emulated on this {device}, some 30 times slower; --set model.dtype=fp32")
         section = replace(model, name=found.base or str(found.output_dir))
+        check_generation_config(Path(section.name))
         loaded = load_model(section, dtype, device=device, search_dir=recipe_dir)
         if found.base is not None:
             loaded = load_adapter(loaded, found.output_dir, found.vocabulary)
@@ -101,7 +94,9 @@ def load_saved_tokenizer(output_dir: Path, section: Any) -> Any:
     return load_tokenizer(replace(section, name=str(output_dir), special_tokens={}, chat_template=None))
 
 
-def encode(tokenizer: Any, options: dict[str, Any], messages: list, tools: list | None, kwargs: dict | None) -> list:
+def encode(
+    tokenizer: Any, options: dict[str, Any], messages: list, tools: list | None = None, kwargs: dict | None = None
+) -> list[int]:
     """`encode_prompt` with the recipe's `options` (add_bos, chat_template_kwargs); a row's own kwargs win."""
     variables = {**options["chat_template_kwargs"], **(kwargs or {})}
     return encode_prompt(tokenizer, messages, tools, add_bos=options["add_bos"], chat_template_kwargs=variables or None)
@@ -120,10 +115,28 @@ def stops_of(tokenizer: Any, output_dir: Path) -> Stops:
             texts = end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
         except ImpruverError:
             texts = []
-    saved = read_json(output_dir / "generation_config.json").get("eos_token_id")
-    ids = saved if isinstance(saved, list) else [saved]
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    return find_stops(texts, [*ids, tokenizer.eos_token_id], added.get)
+    return find_stops(texts, [*saved_eos(output_dir), tokenizer.eos_token_id], added.get)
+
+
+def check_generation_config(folder: Path) -> None:
+    """Loading a model reads this file after the weights, and would not name it."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if path.is_file():
+        with explained("model.name", str(path)):
+            GenerationConfig.from_pretrained(folder)
+
+
+def refuse_nan(ids: Any, scores: Any) -> Any:
+    """As a logits processor: CheckFailed where the model's scores are no numbers; else the likeliest would be any."""
+    if scores.isnan().any():
+        raise CheckFailed(
+            "the model computes NaN, so it has no answer: its weights are broken, or too large for its precision "
+            "(--set model.dtype=fp32)"
+        )
+    return scores
 
 
 def forget_generation_defaults(model: Any) -> None:

@@ -4,10 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from impruver_gguf.architectures.row import Architecture, Config, no_tensors, nothing
+from impruver_gguf.architectures.row import Architecture, Config, no_tensors, none_of_them, nothing
+from impruver_gguf.jsonfile import COUNT, FLAG, POSITIVE, TEXT
 from impruver_gguf.tensors import Tensor
 
 CONV1D = (".c_attn", ".c_proj", ".c_fc")
+KEYS = {
+    **dict.fromkeys(("vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner"), COUNT),
+    **dict.fromkeys(("tie_word_embeddings", "scale_attn_by_inverse_layer_idx"), FLAG),
+    "layer_norm_epsilon": POSITIVE,
+    "activation_function": TEXT,
+}
+SHAPES = {
+    "token_embd.weight": ("vocab_size", "n_embd"),
+    "position_embd.weight": ("n_positions", "n_embd"),
+    "output.weight": ("vocab_size", "n_embd"),
+    "output_norm.weight": ("n_embd",),
+    "output_norm.bias": ("n_embd",),
+    "blk.attn_norm.weight": ("n_embd",),
+    "blk.attn_norm.bias": ("n_embd",),
+    "blk.attn_qkv.weight": ("n_embd", "3 x n_embd"),
+    "blk.attn_qkv.bias": ("3 x n_embd",),
+    "blk.attn_output.weight": ("n_embd", "n_embd"),
+    "blk.attn_output.bias": ("n_embd",),
+    "blk.ffn_norm.weight": ("n_embd",),
+    "blk.ffn_norm.bias": ("n_embd",),
+    "blk.ffn_up.weight": ("n_embd", "n_inner"),
+    "blk.ffn_up.bias": ("n_inner",),
+    "blk.ffn_down.weight": ("n_inner", "n_embd"),
+    "blk.ffn_down.bias": ("n_embd",),
+}
+
+
+def gpt2_contradiction(config: Config) -> str | None:
+    width, heads = config["n_embd"], config["n_head"]
+    if gpt2_context(config) != config["n_positions"]:
+        return f"n_ctx {config['n_ctx']} is not n_positions {config['n_positions']}"
+    return f"n_embd {width} is no multiple of n_head {heads}" if width % heads else None
+
+
+def gpt2_context(config: Config) -> int:
+    return config.get("n_ctx", config["n_positions"])  # transformers 5 writes no n_ctx
+
+
+def gpt2_inner(config: Config) -> int:
+    return config.get("n_inner", 4 * config["n_embd"])
+
+
+def gpt2_sizes(config: Config) -> dict[str, int]:
+    sizes = {name: config[name] for name in ("vocab_size", "n_positions", "n_embd")}
+    return sizes | {"3 x n_embd": 3 * config["n_embd"], "n_inner": gpt2_inner(config)}
 
 
 def check_gpt2(config: Config) -> str | None:
@@ -18,9 +64,9 @@ def check_gpt2(config: Config) -> str | None:
 
 def gpt2_parameters(writer: Any, config: Config) -> None:
     writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config.get("n_ctx") or config["n_positions"])  # transformers 5 writes no n_ctx
+    writer.add_context_length(gpt2_context(config))
     writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
+    writer.add_feed_forward_length(gpt2_inner(config))
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_file_type(1)  # mostly f16
@@ -42,6 +88,7 @@ GPT2 = Architecture(
     blocks="n_layer",
     context="n_positions",
     tied=("transformer.wte", "lm_head"),
+    keys=KEYS,
     defaults={
         "vocab_size": 50257,
         "n_positions": 1024,
@@ -52,6 +99,10 @@ GPT2 = Architecture(
         "activation_function": "gelu_new",
         "tie_word_embeddings": True,
     },
+    contradiction=gpt2_contradiction,
+    sizes=gpt2_sizes,
+    shapes=SHAPES,
+    optional=none_of_them,
     check=check_gpt2,
     parameters=gpt2_parameters,
     extra=no_tensors,

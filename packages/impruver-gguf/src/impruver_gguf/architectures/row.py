@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from impruver_gguf.jsonfile import Keys
 from impruver_gguf.tensors import Tensor
 
 Config = dict[str, Any]
@@ -19,7 +20,12 @@ class Architecture:
     blocks: str  # config keys: number of layers, longest context
     context: str
     tied: tuple[str, str]  # modules of input and output embeddings, as transformers names them
+    keys: Keys  # what config.json's keys may hold, where they are there
     defaults: Config
+    contradiction: Callable[[Config], str | None]  # what no such model can be
+    sizes: Callable[[Config], dict[str, int]]  # what the names in `shapes` are for a configuration
+    shapes: dict[str, tuple[str, ...]]  # GGUF name, a layer's without its number → sizes, in the order of the file
+    optional: Callable[[Config], Collection[str]]  # those of `shapes` that a model may be without
     check: Callable[[Config], str | None]  # what llama.cpp would silently compute otherwise
     parameters: Callable[[Any, Config], None]  # writes the hyperparameters
     extra: Callable[[Config], dict[str, Tensor]]  # tensors that no file holds, by GGUF name
@@ -36,6 +42,11 @@ def nothing(*_: Any) -> None:
 def no_tensors(config: Config) -> dict[str, Tensor]:
     """Where every tensor stands in a file."""
     return {}
+
+
+def none_of_them(config: Config) -> tuple[str, ...]:
+    """Where every tensor must be there."""
+    return ()
 
 
 def no_conv1d(module: str) -> bool:

@@ -1,0 +1,56 @@
+"""Whether weights are those of the model that config.json describes: transformers fills gaps silently."""
+
+import re
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+
+
+def require_fitting(model: Any, info: dict[str, Any], name: str) -> None:
+    """ImpruverError where `info` of `from_pretrained` tells of tensors without weights, of other shapes, or unused."""
+    kind = type(model).__name__
+    for told in (_mismatched(info["mismatched_keys"]), _missing(info["missing_keys"], kind), _unused(model, info)):
+        if told:
+            raise ImpruverError(f"model.name: {name}: {told}")
+
+
+def _mismatched(mismatched: Any) -> str | None:
+    if not mismatched:
+        return None
+    tensor, saved, wanted = min(mismatched)
+    more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
+    return (
+        f"{tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: they are not of one "
+        "model; copy both again"
+    )
+
+
+def _missing(missing: Any, kind: str) -> str | None:
+    if not missing:
+        return None
+    return (
+        f"it has no weights for {_listed(missing)} of {kind}; they would start at random: set the model.class it was "
+        "saved with, or copy config.json and weights again"
+    )
+
+
+def _unused(model: Any, info: dict[str, Any]) -> str | None:
+    """Weights of a module that the model has, in another layer at least. Buffers and heads left out do no harm."""
+    modules = {_module(tensor) for tensor, _ in model.named_parameters()}
+    unused = [tensor for tensor in info["unexpected_keys"] if _module(tensor) in modules]
+    if not unused:
+        return None
+    return (
+        f"by config.json {type(model).__name__} has no place for {_listed(unused)}: fewer layers, or no bias? It would "
+        "not be the model that was saved; copy config.json again"
+    )
+
+
+def _module(tensor: str) -> str:
+    return re.sub(r"\d+", "#", tensor.rpartition(".")[0])
+
+
+def _listed(tensors: Any) -> str:
+    """`2 tensors (a, b)`, three at most."""
+    more = ", …" if len(tensors) > 3 else ""
+    return f"{len(tensors)} tensor{'s' * (len(tensors) > 1)} ({', '.join(sorted(tensors)[:3])}{more})"

@@ -1,0 +1,34 @@
+"""The counts as tables, header and rows: for the terminal and for the report."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from impruver_compose.ledger import Counts
+
+Table = tuple[list[str], list[list[Any]]]
+
+
+def brought(jobs, counts: Sequence[Counts]) -> Table:
+    """What each data set brings."""
+    header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "learned"]
+    rows = [
+        [j.index, j.name, c.rows, c.conversations, c.train_rows, c.val_rows, c.tokens, share(c.learned, c.tokens)]
+        for j, c in zip(jobs, counts, strict=True)
+    ]
+    return header, rows
+
+
+def dropped(jobs, counts: Sequence[Counts]) -> Table:
+    """How many were dropped, by data set and reason."""
+    rows = [
+        [job.index, job.name, reason, number]
+        for job, each in zip(jobs, counts, strict=True)
+        for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
+    ]
+    return ["#", "data set", "dropped for", "number"], rows
+
+
+def share(part: int, whole: int) -> str:
+    """In percent."""
+    return f"{part / max(1, whole):.0%}"

@@ -1,0 +1,67 @@
+"""RoPE's parameters in config.json, and what GGUF holds of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from impruver_gguf.architectures.row import Config
+from impruver_gguf.jsonfile import COUNT, NUMBER, POSITIVE, TEXT
+
+ROPE_KEYS = {
+    "rope_type": TEXT,
+    "type": TEXT,
+    "original_max_position_embeddings": COUNT,
+    **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), POSITIVE),
+    **dict.fromkeys(("extrapolation_factor", "attention_factor", "beta_fast", "beta_slow"), NUMBER),
+}
+
+
+def rope_of(config: Config) -> Config:
+    """RoPE's parameters, under the names of transformers 5 wherever they stand."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = {name: value for name, value in rope.items() if value is not None}
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    return rope
+
+
+def write_scaling(writer: Any, rope: Config) -> None:
+    """How positions beyond the first training are scaled, where GGUF has keys for it."""
+    import gguf
+
+    kind = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}.get(rope["rope_type"])
+    if kind is None or rope.get("factor") is None:
+        return
+    writer.add_rope_scaling_type(kind)
+    writer.add_rope_scaling_factor(rope["factor"])
+    if kind is gguf.RopeScalingType.YARN:
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        for name, add in (
+            ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
+            ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if rope.get(name) is not None:
+                add(rope[name])
+
+
+def llama3_factors(rope: Config, width: int) -> Iterator[np.float32]:
+    """By what Llama 3.x divides each of RoPE's frequencies."""
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    powers = np.power(float(rope["rope_theta"]), exponents.astype(np.float64)).astype(np.float32)
+    factor, context = rope.get("factor", 8.0), rope.get("original_max_position_embeddings", 8192)
+    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
+    for frequency in np.float32(1) / powers:
+        wavelength = np.float32(2 * math.pi) / frequency
+        if wavelength < context / high:
+            yield np.float32(1)
+        elif wavelength > context / low:
+            yield np.float32(factor)
+        else:
+            smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
+            yield np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
