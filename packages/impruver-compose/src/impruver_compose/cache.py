@@ -15,7 +15,7 @@ from pathlib import Path
 from impruver_core.files.safe import atomic_write, make_folder
 from impruver_core.templating.tokenizer import special_tokens
 
-from impruver_compose.encode import Job
+from impruver_compose.jobs import Job
 from impruver_compose.places import cache_dir
 from impruver_compose.shards import ROWS, is_whole
 

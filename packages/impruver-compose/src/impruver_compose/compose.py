@@ -13,7 +13,7 @@ from impruver_compose import cache, explain, gate, output, page, tally
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.jobs import open_jobs
-from impruver_compose.ledger import Ledger
+from impruver_compose.ledger import Counts, Ledger
 from impruver_compose.light import import_libraries
 from impruver_compose.limits import row_limit
 from impruver_compose.pool import encode_missing, usable_cores
@@ -27,9 +27,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     """Runs compose on a loaded recipe; nothing is written under a final name before everything is ready."""
     paths = output.Paths.of(recipe)
     _check_places(paths, dry_run, overwrite)
-    import_libraries()
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
-    limit = row_limit(recipe, tokenizer)
+    tokenizer, limit = _tokenizer(recipe)
     jobs, inputs = open_jobs(recipe, tokenizer, limit, [*paths.outputs(), paths.manifest])
     if dry_run:
         gate.estimate(jobs, probe(jobs))
@@ -41,20 +39,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     encode_missing(jobs, entries, num_proc or usable_cores())
     corpus, ledger = Corpus([job.name for job in jobs], [entry.shards() for entry in entries]), Ledger()
     counts = [tally.count_encoded(job, entry, ledger) for job, entry in zip(jobs, entries, strict=True)]
-    dedup, share = recipe.dedup, recipe.split
-    duplicates = find_duplicates(corpus, dedup.method, dedup.threshold, dedup.num_perm)
-    left = tally.drop_duplicates(corpus, duplicates, ledger, counts)
-    if not left:
-        raise ImpruverError(
-            f"no usable rows are left of {sum(each.rows for each in counts)}\n{table(*dropped(jobs, counts))}"
-        )
-    train, val = split(left, corpus.prompt.tolist(), share.val_ratio, share.val_rows, recipe.seed)
-    if not train:
-        raise ImpruverError(
-            f"none of {len(val)} conversations is left for train_path: lower split.val_rows (or val_ratio)"
-        )
-    tally.warn_of_leaks(corpus, train, val, dedup)
-    train = tally.weigh_train(corpus, train, [each.weight for each in recipe.datasets], recipe.seed, ledger, counts)
+    train, val, duplicates = _chosen(recipe, jobs, corpus, ledger, counts)
     lines = [corpus.lines_of(train), corpus.lines_of(val)]
     tally.count_written(corpus, counts, jobs, train, val, lines)
     facts = {
@@ -78,9 +63,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
 
 def show_rows(recipe, count: int) -> None:
     """Prints the first rows of each data set as they are trained on; writes nothing."""
-    import_libraries()
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
-    jobs, _ = open_jobs(recipe, tokenizer, row_limit(recipe, tokenizer), [])
+    jobs, _ = open_jobs(recipe, *_tokenizer(recipe), [])
     show(jobs, count)
 
 
@@ -91,6 +74,32 @@ def explain_row(recipe, place: str) -> None:
     import_libraries()
     jobs, inputs = open_jobs(recipe, None, None, [])
     explain.explain(jobs, inputs, past, asked)
+
+
+def _tokenizer(recipe) -> tuple:
+    """(tokenizer, tokens of the longest row or None), behind the imports that they need."""
+    import_libraries()
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
+    return tokenizer, row_limit(recipe, tokenizer)
+
+
+def _chosen(recipe, jobs, corpus: Corpus, ledger: Ledger, counts: list[Counts]) -> tuple[list[int], list[int], list]:
+    """(train, val, duplicates): numbers of conversations, in train as often as they are to stand there."""
+    dedup, share = recipe.dedup, recipe.split
+    duplicates = find_duplicates(corpus, dedup.method, dedup.threshold, dedup.num_perm)
+    left = tally.drop_duplicates(corpus, duplicates, ledger, counts)
+    if not left:
+        raise ImpruverError(
+            f"no usable rows are left of {sum(each.rows for each in counts)}\n{table(*dropped(jobs, counts))}"
+        )
+    train, val = split(left, corpus.prompt.tolist(), share.val_ratio, share.val_rows, recipe.seed)
+    if not train:
+        raise ImpruverError(
+            f"none of {len(val)} conversations is left for train_path: lower split.val_rows (or val_ratio)"
+        )
+    tally.warn_of_leaks(corpus, train, val, dedup)
+    train = tally.weigh_train(corpus, train, [each.weight for each in recipe.datasets], recipe.seed, ledger, counts)
+    return train, val, duplicates
 
 
 def _check_places(paths: output.Paths, dry_run: bool, overwrite: bool) -> None:

@@ -2,52 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import orjson
 from impruver_core.errors import RefusedError
 from impruver_core.files.jsonl import dumps
 from impruver_core.templating.mask import UNLEARNED, Encoded, Refused, encode_chats
-from impruver_core.templating.render import TODAY
 from impruver_core.templating.tokenizer import plain_encoding
 
 from impruver_compose.convert import Conversation, convert
-from impruver_compose.minhash import signatures
-from impruver_compose.rows import Rows
+from impruver_compose.jobs import Job
+from impruver_compose.minhash import signatures_of
 from impruver_compose.shards import Dropped, Kept, Line, Shard
-from impruver_compose.shingles import shingles_of_all
 from impruver_compose.unfold import fitting, parts, shortened
 
 BATCH = 100  # rows in memory at once
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that encoding a data set needs."""
-
-    name: str
-    index: int
-    key: list  # what tells its data from any other
-    rows: Rows
-    converter: Callable
-    mapping: dict
-    tokenizer: Any
-    limit: int | None  # tokens of a line
-    options: dict  # of encode_chats: only_target_loss, add_bos, add_eos
-    template_kwargs: dict = field(default_factory=dict)
-    turns: str = "all"
-    trim: bool = False  # on_overflow: trim_turns
-    prompts_only: bool = False  # dedup.on: prompt
-    num_perm: int = 128
-    day: str | None = None  # told to a template that asks for the date
-
-    def kwargs(self, chat: Conversation) -> dict:
-        """The template's arguments for a conversation."""
-        day = {TODAY: self.day} if self.day else {}
-        return {**self.template_kwargs, **(chat.chat_template_kwargs or {}), **day}
 
 
 def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
@@ -57,7 +27,7 @@ def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
         before = len(shard.kept)
         conversations = _converted(job, first, min(first + BATCH, stop), shard)
         _encode(job, conversations, shard)
-        found.append(_signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
+        found.append(signatures_of([kept.said for kept in shard.kept[before:]], job.num_perm))
     return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
 
 
@@ -214,15 +184,6 @@ def _with_ends(job: Job, ids: list[int], starts: list[int], length: int) -> tupl
     if job.options["add_eos"] and eos not in (None, ids[-1]):
         ids, starts = [*ids, eos], [*starts, length]
     return ids, [*starts, length]
-
-
-def _signatures(said: list[np.ndarray], num_perm: int) -> np.ndarray:
-    """MinHash signatures, a row each; of what says nothing zeros, which nobody reads."""
-    found = np.zeros((len(said), num_perm), np.uint32)
-    full = [at for at, ids in enumerate(said) if len(ids)]
-    if full:
-        found[full] = signatures(*shingles_of_all([said[at] for at in full]), num_perm)
-    return found
 
 
 def _digest(content: bytes | np.ndarray) -> bytes:

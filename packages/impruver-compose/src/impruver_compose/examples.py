@@ -11,7 +11,7 @@ from impruver_core.templating.pieces import pieces
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import Duplicate
 from impruver_compose.differences import differences
-from impruver_compose.encode import Job
+from impruver_compose.jobs import Job
 from impruver_compose.ledger import Origin
 
 PAIRS = 10

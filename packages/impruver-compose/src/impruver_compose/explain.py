@@ -14,7 +14,8 @@ from impruver_core.files.jsonl import read_rows
 from impruver_core.files.manifest import read_manifest
 
 from impruver_compose.convert import Conversation
-from impruver_compose.encode import Job, converted
+from impruver_compose.encode import converted
+from impruver_compose.jobs import Job
 from impruver_compose.marks import GREEN, RED, brackets, colour, in_colour, readable
 from impruver_compose.output import Paths
 

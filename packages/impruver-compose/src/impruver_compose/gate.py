@@ -6,7 +6,8 @@ from impruver_core.cli.console import say, table, warn
 from impruver_core.templating.template import Templates
 
 from impruver_compose import output
-from impruver_compose.encode import Job, encode_rows
+from impruver_compose.encode import encode_rows
+from impruver_compose.jobs import Job
 from impruver_compose.ledger import Counts
 from impruver_compose.probe import Seen
 

@@ -1,13 +1,44 @@
 """A job for each data set of a recipe: its rows opened, its converter found, its settings gathered."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
+from impruver_core.templating.render import TODAY
 
+from impruver_compose.convert import Conversation
 from impruver_compose.converters import find_converter
-from impruver_compose.encode import Job
+from impruver_compose.rows import Rows
 from impruver_compose.sources import Source, open_source
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that encoding a data set needs."""
+
+    name: str
+    index: int
+    key: list  # what tells its data from any other
+    rows: Rows
+    converter: Callable
+    mapping: dict
+    tokenizer: Any
+    limit: int | None  # tokens of a line
+    options: dict  # of encode_chats: only_target_loss, add_bos, add_eos
+    template_kwargs: dict = field(default_factory=dict)
+    turns: str = "all"
+    trim: bool = False  # on_overflow: trim_turns
+    prompts_only: bool = False  # dedup.on: prompt
+    num_perm: int = 128
+    day: str | None = None  # told to a template that asks for the date
+
+    def kwargs(self, chat: Conversation) -> dict:
+        """The template's arguments for a conversation."""
+        day = {TODAY: self.day} if self.day else {}
+        return {**self.template_kwargs, **(chat.chat_template_kwargs or {}), **day}
 
 
 def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[Job], list[dict]]:

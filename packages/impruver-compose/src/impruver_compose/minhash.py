@@ -4,11 +4,12 @@ Broder, "On the resemblance and containment of documents" (1997); banding as in 
 Massive Datasets", chapter 3.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from impruver_compose.shingles import PRIME, mixed
+from impruver_compose.shingles import PRIME, mixed, shingles_of_all
 
 WEIGHTS = (0.05, 0.95)  # of false positives and negatives; every candidate is verified, so missed ones cost more
 
@@ -31,6 +32,15 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
 
     index = MinHashLSH(threshold=min(threshold, HIGHEST), num_perm=num_perm, weights=WEIGHTS)
     return index.b, index.r
+
+
+def signatures_of(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray:
+    """The MinHash signatures of token ids: uint32 of shape (texts, num_perm); of an empty text zeros."""
+    found = np.zeros((len(texts), num_perm), np.uint32)
+    full = [at for at, ids in enumerate(texts) if len(ids)]
+    if full:
+        found[full] = signatures(*shingles_of_all([texts[at] for at in full]), num_perm)
+    return found
 
 
 def signatures(hashes: np.ndarray, starts: np.ndarray, num_perm: int) -> np.ndarray:

@@ -10,8 +10,8 @@ from impruver_core.report import page as html
 
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import Duplicate
-from impruver_compose.encode import Job
 from impruver_compose.examples import closest_pairs, parted, samples
+from impruver_compose.jobs import Job
 from impruver_compose.ledger import Counts
 from impruver_compose.output import Paths
 from impruver_compose.tables import brought, dropped, share

@@ -17,7 +17,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import room_for
 
 from impruver_compose.cache import Entry
-from impruver_compose.encode import Job, encode_rows
+from impruver_compose.encode import encode_rows
+from impruver_compose.jobs import Job
 from impruver_compose.shards import write_shard
 
 Task = tuple[int, int]  # number of a data set, of a shard in it

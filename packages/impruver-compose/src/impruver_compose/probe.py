@@ -12,7 +12,8 @@ from impruver_core.templating.spans import LEARNED_ROLES
 from impruver_core.templating.template import Templates
 
 from impruver_compose.convert import Conversation
-from impruver_compose.encode import Job, converted
+from impruver_compose.encode import converted
+from impruver_compose.jobs import Job
 from impruver_compose.unfold import parts
 
 PROBED = 100  # rows of a data set that must get a mask before any work on the rest

@@ -9,7 +9,8 @@ from impruver_core.cli.console import result
 from impruver_core.errors import ImpruverError
 from impruver_core.templating.pieces import pieces
 
-from impruver_compose.encode import BATCH, Job, encode_rows
+from impruver_compose.encode import BATCH, encode_rows
+from impruver_compose.jobs import Job
 from impruver_compose.marks import GREEN, GREY, brackets, colour, in_colour, readable
 from impruver_compose.shards import Kept, Line
 

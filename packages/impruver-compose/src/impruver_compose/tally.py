@@ -10,7 +10,7 @@ from impruver_core.errors import ImpruverError
 from impruver_compose.cache import Entry
 from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import Duplicate, leaks
-from impruver_compose.encode import Job
+from impruver_compose.jobs import Job
 from impruver_compose.ledger import Counts, Ledger, Origin
 from impruver_compose.shards import Opened
 from impruver_compose.split import weigh
