@@ -98,7 +98,8 @@ ARGUMENTS = [
     ({"trainer": {"max_steps": "many"}}, ["trainer.max_steps", "many"]),
     ({"trainer": {"lr_scheduler_type": "cosin"}}, ["cosin", "cosine"]),
     ({"trainer": {"report_to": "wandbb"}}, ["wandbb", "wandb"]),
-    ({"trainer": {"packing": True}}, ["trainer.packing"]),
+    ({"trainer": {"packing": "yes, please"}}, ["trainer.packing", "neither true nor false"]),
+    ({"trainer": {"packing": True, "group_by_length": True}}, ["trainer.packing", "one length"]),
     ({"trainer": {"hub_token": "hf_x"}}, ["trainer.hub_token", "HF_TOKEN"]),
     ({"trainer": {"eval_strategy": "steps"}}, ["trainer.eval_strategy", "val_path"]),
     (

@@ -13,6 +13,7 @@ from impruver_core.templating.tokenizer import load_tokenizer
 
 from impruver_train.arguments import Precision
 from impruver_train.checks import near_targets, unmatched
+from impruver_train.packing import refuse_state
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -82,7 +83,13 @@ def check_method(section: Any, lora: dict[str, Any] | None) -> None:
 
 
 def measure(
-    section: Any, config: Any, vocabulary: int, lora: dict[str, Any] | None, new_ids: list[int], recipe_dir: Path | None
+    section: Any,
+    config: Any,
+    vocabulary: int,
+    lora: dict[str, Any] | None,
+    new_ids: list[int],
+    recipe_dir: Path | None,
+    packing: bool,
 ) -> Size:
     """Parameters of the model to be, counted on torch's meta device: no weights are loaded."""
     import torch
@@ -93,6 +100,8 @@ def measure(
             raise ImpruverError(
                 f"model.class: {section.class_} is no causal language model; set transformers.AutoModelForCausalLM"
             )
+        if packing:
+            refuse_state(model)
         if vocabulary > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
         total = sum(weight.numel() for weight in model.parameters())

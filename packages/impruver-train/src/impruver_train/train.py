@@ -10,7 +10,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe, resolved, save_recipe
 from impruver_core.recipe.lookup import recipes_root
 
-from impruver_train import build, checks, data, estimate, finish, metrics, place
+from impruver_train import build, checks, estimate, finish, metrics, packing, place
+from impruver_train.collate import make_collator
 from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
 
 
@@ -38,9 +39,10 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
         )
         data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
         val_is_to_come = bool(recipe.val_path) and "val" not in inputs
-        facts, rows = read_rows(inputs, digests, plan, map_rows=not dry_run, val_is_to_come=val_is_to_come)
+        room = recipe.tokenizer.max_tokens_count
+        facts, rows, layout = read_rows(inputs, digests, plan, map_rows=not dry_run, room=room, to_come=val_is_to_come)
     bits = 4 if recipe.model.load_in_4bit else 8 if recipe.model.load_in_8bit else None
-    for line in estimate.lines(plan.size, facts.get("train"), plan.arguments, plan.precision, bits):
+    for line in estimate.lines(plan.size, facts.get("train"), layout, plan.arguments, plan.precision, bits):
         (result if dry_run else say)(line)
     if dry_run:
         return
@@ -95,13 +97,15 @@ def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[st
         new_ids=plan.new_ids,
         recipe_dir=recipe.base_dir,
     )
+    if plan.packing:
+        packing.require_apart(model)
     finish.set_generation(model, plan.tokenizer, ends)
     return build.build_trainer(
         recipe.trainer.get("class", "transformers.Trainer"),
         recipe.base_dir,
         model=model,
         args=plan.arguments,
-        data_collator=data.make_collator(plan.tokenizer),
+        data_collator=make_collator(plan.tokenizer, packing.is_flash(model)),
         train_dataset=rows["train"],
         eval_dataset=rows.get("val") if plan.arguments.eval_strategy != "no" else None,
         processing_class=plan.tokenizer,
