@@ -1,5 +1,6 @@
 """Packed rows: each has the loss it has alone, on every attention; models that would mix them are refused."""
 
+import itertools
 import json
 
 import numpy
@@ -9,7 +10,7 @@ IGNORED = -100
 
 
 def write_mixed(tiny, parts, path, count=40):
-    """Rows of 3 to 60 tokens, every label learned but the first of each; some of one token more than a multiple of 8."""
+    """Rows of 3 to 60 tokens, every label learned; of some not the first."""
     rows = []
     for number in range(count):
         length = 3 + (number * 17) % 58
@@ -30,7 +31,7 @@ def row_losses(model, batch):
     ):
         each = torch.nn.functional.cross_entropy(said[:-1].float(), labels[1:], ignore_index=IGNORED, reduction="none")
         bounds = [*(starts == 0).nonzero().flatten().tolist(), len(ids)] if "position_ids" in batch else [0, len(ids)]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             learned = labels[start:end] != IGNORED
             if learned.any():
                 key = tuple(ids[start:end][: int(learned.nonzero().max()) + 1].tolist())
@@ -134,11 +135,8 @@ def test_one_step_over_everything_is_the_step_without_packing(name, recipe, impr
     keys = VARIANTS[name]
     said = {}
     for packing in (True, False):
-        trainer = {
-            **keys.get("trainer", {}),
-            **{"packing": packing, "max_steps": 2, "per_device_train_batch_size": 40, "learning_rate": 1e-3},
-            **{"eval_strategy": "steps", "eval_steps": 1},
-        }
+        trainer = keys.get("trainer", {}) | {"packing": packing, "eval_strategy": "steps", "eval_steps": 1}
+        trainer |= {"max_steps": 2, "per_device_train_batch_size": 40, "learning_rate": 1e-3}
         out = str(tmp_path / f"out{packing}")
         path = recipe(**keys | {"trainer": trainer}, train_path=str(data), output_dir=out, val_path=str(data))
         code, _, err = impruver_train(path)

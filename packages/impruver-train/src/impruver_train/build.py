@@ -1,7 +1,7 @@
 """Builds the model that is trained: base or new, quantized, adapter, new tokens, the dtype of every weight."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,10 @@ from impruver_core.templating.tokenizer import load_tokenizer
 
 from impruver_train.arguments import Precision
 from impruver_train.checks import near_targets, unmatched
+from impruver_train.memory import Size, count
 from impruver_train.packing import refuse_state
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-@dataclass(frozen=True)
-class Size:
-    """Numbers of parameters, adapter included."""
-
-    total: int
-    trainable: int
 
 
 def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple[Any, int]:
@@ -106,7 +99,7 @@ def measure(
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
         total = sum(weight.numel() for weight in model.parameters())
         if lora is None:
-            return Size(total, total)
+            return count(model, total, total)
         passed_over = unmatched(model, lora)
         model = with_adapter(model, lora, new_ids, True)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -114,7 +107,7 @@ def measure(
         raise ImpruverError("lora: nothing of the model would be trained; leave lora.inference_mode out")
     for text in passed_over:
         warn(text)
-    return Size(total + trainable, trainable)
+    return count(model, trainable, total + trainable)
 
 
 def build_model(

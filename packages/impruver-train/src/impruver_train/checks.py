@@ -60,6 +60,27 @@ def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
     return manifest
 
 
+# What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+UNMERGED = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
+
+
+def merge_warnings(lora: dict[str, Any] | None) -> list[str]:
+    """What to say of a method in `lora` that impruver-gguf can't merge exactly, before hours go into it."""
+    lora = lora or {}
+    other = [f"lora.{name}" for name in UNMERGED if lora.get(name)]
+    start = lora.get("init_lora_weights")
+    if not any(start is known or start == known for known in PLAIN_STARTS):
+        other.append(f"lora.init_lora_weights: {start} (it changes the base too)")
+    return [
+        f"{name}: impruver-gguf can't merge such an adapter exactly; peft can (merge_and_unload, save_pretrained)"
+        for name in other
+    ]
+
+
 def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:
     """What to say of the names in `lora` that no module of `model` has; peft passes over them."""
     names = [name for name, _ in model.named_modules()]

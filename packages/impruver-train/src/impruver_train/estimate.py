@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 from impruver_core.model import DTYPES
 
-from impruver_train.build import Size
+from impruver_train import memory
 from impruver_train.collate import MULTIPLE
 from impruver_train.data import Facts
+from impruver_train.memory import Size
+
+
+def longest(sizes: Any) -> int:
+    """Places of the longest row or pack in a batch."""
+    return -(-int(np.max(sizes)) // MULTIPLE) * MULTIPLE
 
 
 def steps(rows: int, arguments: Any) -> tuple[int, int]:
@@ -71,7 +77,9 @@ def epochs(sizes: Any, strategy: str, group: int) -> list[Any]:
     return [np.array(get_length_grouped_indices(lengths, group, generator=draw)) for draw in draws]
 
 
-def lines(size: Size, facts: Facts | None, layout: Any, arguments: Any, precision: Any, bits: int | None) -> list[str]:
+def lines(
+    size: Size, config: Any, facts: Facts | None, layout: Any, arguments: Any, precision: Any, bits: int | None
+) -> list[str]:
     """What the run amounts to, line by line; tokens are one epoch's.
 
     `facts` and `layout` are None where the rows are yet to be made, `bits` 4 or 8 for a quantized base.
@@ -94,6 +102,7 @@ def lines(size: Size, facts: Facts | None, layout: Any, arguments: Any, precisio
         *([layout.note] if layout.note else []),
         f"padding: {waste:.1%} of a batch, which is {arguments.train_batch_size} by {width:,.0f} on average",
         f"steps: {epoch:,} an epoch, {whole:,} in all",
+        memory.told(memory.estimate(size, config, arguments, precision, bits, longest(layout.sizes))),
     ]
 
 

@@ -9,6 +9,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import sha256
 
 from impruver_train import arguments, build, checks, data
+from impruver_train.memory import Size
 from impruver_train.packing import Layout, lay_out
 
 
@@ -22,7 +23,7 @@ class Plan:
     new_ids: list[int]
     precision: arguments.Precision
     arguments: Any
-    size: build.Size
+    size: Size
     packing: bool
 
 
@@ -81,7 +82,7 @@ def plan_model(
     size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
     for text in [*notes, *build.config_notes(model, config)]:
         say(f"note: {text}")
-    for text in warnings:
+    for text in [*warnings, *checks.merge_warnings(lora)]:
         warn(text)
     return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing)
 
