@@ -162,7 +162,8 @@ def compare_start(folder: Path, model: str, data: Path, turns: int) -> None:
 
     def seconds(command: list[str]) -> float:
         start = time.perf_counter()
-        subprocess.run(command, capture_output=True)
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode in (0, 7), ended.stderr
         return time.perf_counter() - start
 
     pairs = [(seconds([sys.executable, "-c", LOADING, model]), seconds(command)) for _ in range(turns)]

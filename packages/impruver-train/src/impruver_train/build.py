@@ -9,10 +9,11 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.model import grow_embeddings, load_config, load_model, new_model, undeclared
 from impruver_core.objects import load_object
+from impruver_core.recipe.lookup import find_local
 from impruver_core.templating.tokenizer import load_tokenizer
 
 from impruver_train.arguments import Precision
-from impruver_train.checks import near_targets, unmatched
+from impruver_train.checks import check_base, near_targets, unmatched
 from impruver_train.memory import Size, count
 from impruver_train.packing import refuse_state
 
@@ -25,6 +26,7 @@ def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple
     A model from scratch takes the vocabulary and the special ids that `model.config` does not give from the tokenizer.
     """
     if section.name:
+        check_base(find_local(section.name, recipe_dir), section.name)
         config = load_config(section, recipe_dir)
         return config, max(text_config(config).vocab_size, len(tokenizer))
     ours = {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in SPECIAL_IDS}

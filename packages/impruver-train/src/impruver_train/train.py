@@ -21,6 +21,8 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
 
     `trial_steps`: only so many steps are made and timed, and nothing is written.
     """
+    if trial_steps < 0:
+        raise ImpruverError(f"--trial_steps: {trial_steps} is below 0")
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
