@@ -116,9 +116,26 @@ def test_the_dry_run_tells_it_all_and_writes_nothing(recipe, impruver_train, tmp
     assert not (tmp_path / "cache").exists()
 
 
-def test_length_grouping_trains(recipe, impruver_train):
-    code, _, err = impruver_train(recipe(trainer={"train_sampling_strategy": "group_by_length"}))
+def test_length_grouping_takes_the_lengths_without_the_tokens(recipe, impruver_train, tmp_path, tiny):
+    """Steps see the batches that transformers' own sampler makes of the rows."""
+    rows = [{"input_ids": [5 + n % 9] * (3 + n % 40), "labels": [5 + n % 9] * (3 + n % 40)} for n in range(64)]
+    data = tiny.write_jsonl(tmp_path / "mixed.jsonl", rows)
+    (tmp_path / "seen.py").write_text(
+        "import json\n"
+        "from transformers import Trainer\n"
+        "class Seen(Trainer):\n"
+        "    def training_step(self, model, inputs, *more, **others):\n"
+        "        lengths = json.dumps(inputs['attention_mask'].sum(1).tolist())\n"
+        f"        open({str(tmp_path / 'seen.jsonl')!r}, 'a').write(lengths + chr(10))\n"
+        "        return super().training_step(model, inputs, *more, **others)\n"
+    )
+    trainer = {"train_sampling_strategy": "group_by_length", "class": "seen.Seen", "max_steps": 16}
+    code, _, err = impruver_train(recipe(train_path=str(data), trainer=trainer))
     assert code == 0, err
+    batches = tiny.read_jsonl(tmp_path / "seen.jsonl")
+    assert sorted(length for batch in batches for length in batch) == sorted(len(row["input_ids"]) for row in rows)
+    assert all(batch == sorted(batch, reverse=True) for batch in batches[1:])
+    assert max(batches[0]) == 42
 
 
 UNMERGED = [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"lora_bias": True}]

@@ -7,6 +7,7 @@ alone, so models that carry state from token to token are refused.
 
 import inspect
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,11 @@ class Layout:
     bounds: Any = None
     note: str | None = None
 
-    def over(self, rows: Any) -> Any:
-        """The dataset that `rows` become."""
-        return rows if self.order is None else Packs(rows, self.order, self.bounds)
+    def over(self, rows: Any, grouped: bool = False) -> Any:
+        """The dataset that `rows` become; `grouped`: batches are made by length."""
+        if self.order is not None:
+            return Packs(rows, self.order, self.bounds)
+        return Measured(rows, self.sizes) if grouped else rows
 
 
 def lay_out(lengths: Any, packed: bool, asked: int | None, seed: int) -> Layout:
@@ -97,6 +100,22 @@ class Packs:
             packed["labels"] += [IGNORED, *labels[1:]]  # its first token is no continuation of the row before
             packed["position_ids"] += range(len(ids))
         return packed
+
+
+class Measured:
+    """Rows whose lengths are known: transformers' length grouping iterates over them all, and needs no token."""
+
+    def __init__(self, rows: Any, lengths: Any) -> None:
+        self.rows, self.lengths = rows, lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, range]]:
+        return ({"input_ids": range(length)} for length in self.lengths.tolist())
 
 
 def refuse_state(model: Any) -> None:

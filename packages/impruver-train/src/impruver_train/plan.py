@@ -107,7 +107,8 @@ def read_rows(
         if name == "train":
             lengths = data.row_lengths(rows[name]) if map_rows else lengths
             layout = pack_rows(lengths, facts[name], path, plan, room)
-            rows = {name: layout.over(part) for name, part in rows.items()}
+            grouped = plan.arguments.train_sampling_strategy == "group_by_length"
+            rows = {name: layout.over(part, grouped) for name, part in rows.items()}
     if plan.arguments.eval_strategy != "no" and not to_come and not ("val" in facts and facts["val"].rows):
         raise ImpruverError(
             f"trainer.eval_strategy: {plan.arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
