@@ -78,6 +78,13 @@ def settings(**more):
     return SimpleNamespace(**usual | {"train_sampling_strategy": "random"} | more)
 
 
+def test_a_configuration_whose_layers_differ_has_no_estimate():
+    from impruver_train.memory import estimate, told
+
+    config = SimpleNamespace(num_hidden_layers=2, hidden_size=8, vocab_size=9, intermediate_size=[8, 16])
+    assert "--trial_steps" in told(estimate(None, config, None, None, None, 8))
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_padding_of_shuffled_rows_is_the_mean_over_shuffles(drop_last):
     from impruver_train.estimate import padding

@@ -46,8 +46,10 @@ class Memory:
     peak: int
 
 
-def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> Memory:
-    """The memory of training with batches of up to `longest` tokens a row."""
+def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> Memory | None:
+    """The memory of training with batches of up to `longest` tokens a row; None where the formula does not fit."""
+    if not knows(config):
+        return None
     trained = precision.trained.itemsize
     frozen = size.total - size.trainable
     held = 4 if bits else precision.frozen.itemsize  # beside a quantized base the rest is fp32
@@ -85,7 +87,7 @@ def per_layer(config: Any, value: int, scores: int) -> int:
 
     `scores`: how many of them each head keeps for a token.
     """
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention: as if it had one head
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     queries, keys = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
     experts = getattr(config, "num_experts_per_tok", None) or 1
@@ -136,8 +138,18 @@ def distinct(matrices: dict[str, Any]) -> int:
     return sum(width for _, width in widths)
 
 
-def told(memory: Memory) -> str:
+def knows(config: Any) -> bool:
+    """Whether the formula fits a configuration: its sizes have the usual names and are the same in every layer."""
+    needed = ("num_hidden_layers", "hidden_size", "vocab_size")
+    others = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "num_experts_per_tok")
+    sizes = [getattr(config, name, None) for name in (*needed, *others)]
+    return None not in sizes[: len(needed)] and all(size is None or isinstance(size, int) for size in sizes)
+
+
+def told(memory: Memory | None) -> str:
     """The estimate as a line."""
+    if memory is None:
+        return "memory: no estimate for a configuration of this kind; --trial_steps measures it"
     parts = ("weights", "gradients", "optimizer", "activations")
     each = ", ".join(f"{name} {getattr(memory, name) / MIB:,.0f}" for name in parts)
     return f"memory: about {memory.peak / MIB:,.0f} MiB at its peak ({each} MiB)"
