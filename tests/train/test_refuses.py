@@ -98,7 +98,8 @@ ARGUMENTS = [
     ({"trainer": {"max_steps": "many"}}, ["trainer.max_steps", "many"]),
     ({"trainer": {"lr_scheduler_type": "cosin"}}, ["cosin", "cosine"]),
     ({"trainer": {"report_to": "wandbb"}}, ["wandbb", "wandb"]),
-    ({"trainer": {"packing": True}}, ["trainer.packing"]),
+    ({"trainer": {"packing": "yes, please"}}, ["trainer.packing", "neither true nor false"]),
+    ({"trainer": {"packing": True, "group_by_length": True}}, ["trainer.packing", "one length"]),
     ({"trainer": {"hub_token": "hf_x"}}, ["trainer.hub_token", "HF_TOKEN"]),
     ({"trainer": {"eval_strategy": "steps"}}, ["trainer.eval_strategy", "val_path"]),
     (
@@ -135,6 +136,21 @@ ARGUMENTS = [
 ]
 
 
+def test_the_same_is_told_by_the_dry_run_before_weights(recipe, refused, parts, tmp_path, tiny):
+    """No weights are there to be loaded: what is told is told without them."""
+    shutil.copytree(parts / "base", tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    beyond = tiny.write_jsonl(tmp_path / "beyond.jsonl", [{"input_ids": [5, 999], "labels": [-100, 5]}])
+    cases = [
+        ({"train_path": str(beyond)}, "vocabulary of 400"),
+        ({"lora": {"target_modules": ["q_pro"]}}, "q_proj"),
+        ({"model": {"class": "transformers.LlamaForCausalML"}}, "LlamaForCausalLM"),
+    ]
+    for keys, wanted in cases:
+        model = {"name": str(tmp_path / "bare")} | keys.get("model", {})
+        assert wanted in refused(recipe(**keys | {"model": model}), "--dry_run")
+
+
 @pytest.mark.parametrize(("keys", "wanted"), ARGUMENTS, ids=lambda part: json.dumps(part)[:40])
 def test_arguments(keys, wanted, recipe, refused):
     message = refused(recipe(**keys))
@@ -149,9 +165,10 @@ def test_unsafe_weights(recipe, refused, parts, tmp_path):
     (tmp_path / "pickled" / "model.safetensors").unlink()
     weights = AutoModelForCausalLM.from_pretrained(parts / "base").state_dict()
     torch.save(weights, tmp_path / "pickled" / "pytorch_model.bin")
-    message = refused(recipe(model={"name": str(tmp_path / "pickled")}))
-    assert "safetensors" in message
-    assert "convert" in message
+    for flags in ([], ["--dry_run"]):
+        message = refused(recipe(model={"name": str(tmp_path / "pickled")}), *flags)
+        assert "safetensors" in message
+        assert "convert" in message
 
 
 def test_code_of_a_repository(recipe, refused, parts, tmp_path):
@@ -208,3 +225,17 @@ def test_loss_that_is_not_a_number_is_a_failed_check(recipe, impruver_train, tin
     assert (code, stdout) == (3, ""), err
     assert "the loss is nan at step" in err or "the loss is inf at step" in err
     assert tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")[-1]["loss"] is None
+
+
+def test_trial_steps_below_none(recipe, refused):
+    assert "--trial_steps" in refused(recipe(), "--trial_steps", "-1")
+
+
+def test_an_adapter_is_no_base(recipe, refused, impruver_train, parts, tmp_path):
+    """`model.name` naming an earlier run's output: its base would be loaded unsaid, whichever it is."""
+    assert impruver_train(recipe())[0] == 0
+    for flags in ([], ["--dry_run"]):
+        keys = {"output_dir": str(tmp_path / "second"), "model": {"name": str(tmp_path / "out")}}
+        message = refused(recipe(**keys), *flags)
+        assert f"model.name: {tmp_path / 'out'} is an adapter, trained on {parts / 'base'}" in message
+    assert not (tmp_path / "second").exists()

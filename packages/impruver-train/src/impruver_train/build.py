@@ -1,7 +1,7 @@
 """Builds the model that is trained: base or new, quantized, adapter, new tokens, the dtype of every weight."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,15 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.model import grow_embeddings, load_config, load_model, new_model, undeclared
 from impruver_core.objects import load_object
+from impruver_core.recipe.lookup import find_local
 from impruver_core.templating.tokenizer import load_tokenizer
 
 from impruver_train.arguments import Precision
-from impruver_train.checks import near_targets, unmatched
+from impruver_train.checks import check_base, near_targets, unmatched
+from impruver_train.memory import Size, count
+from impruver_train.packing import refuse_state
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-@dataclass(frozen=True)
-class Size:
-    """Numbers of parameters, adapter included."""
-
-    total: int
-    trainable: int
 
 
 def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple[Any, int]:
@@ -31,6 +26,7 @@ def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple
     A model from scratch takes the vocabulary and the special ids that `model.config` does not give from the tokenizer.
     """
     if section.name:
+        check_base(find_local(section.name, recipe_dir), section.name)
         config = load_config(section, recipe_dir)
         return config, max(text_config(config).vocab_size, len(tokenizer))
     ours = {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
@@ -82,7 +78,13 @@ def check_method(section: Any, lora: dict[str, Any] | None) -> None:
 
 
 def measure(
-    section: Any, config: Any, vocabulary: int, lora: dict[str, Any] | None, new_ids: list[int], recipe_dir: Path | None
+    section: Any,
+    config: Any,
+    vocabulary: int,
+    lora: dict[str, Any] | None,
+    new_ids: list[int],
+    recipe_dir: Path | None,
+    packing: bool,
 ) -> Size:
     """Parameters of the model to be, counted on torch's meta device: no weights are loaded."""
     import torch
@@ -93,11 +95,13 @@ def measure(
             raise ImpruverError(
                 f"model.class: {section.class_} is no causal language model; set transformers.AutoModelForCausalLM"
             )
+        if packing:
+            refuse_state(model)
         if vocabulary > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
         total = sum(weight.numel() for weight in model.parameters())
         if lora is None:
-            return Size(total, total)
+            return count(model, total, total)
         passed_over = unmatched(model, lora)
         model = with_adapter(model, lora, new_ids, True)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -105,7 +109,7 @@ def measure(
         raise ImpruverError("lora: nothing of the model would be trained; leave lora.inference_mode out")
     for text in passed_over:
         warn(text)
-    return Size(total + trainable, trainable)
+    return count(model, trainable, total + trainable)
 
 
 def build_model(

@@ -1,6 +1,7 @@
 """What can be checked before any weights are loaded, each check with what to do about it."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,32 @@ from impruver_train.data import Facts
 def manifest_path_of(data: Path) -> Path:
     """Where compose put the manifest of a JSONL."""
     return data.with_name(data.name + ".manifest.json")
+
+
+def check_base(folder: Path | None, name: str) -> None:
+    """Refuses a local base that is an adapter, which transformers would put on its own base unsaid, or is pickled."""
+    if folder is None:
+        return
+    if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
+        raise ImpruverError(
+            f"model.name: {name} is an adapter, trained on {base_of(folder)}, and no model; name that base to train a "
+            "new adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged folder"
+        )
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+        raise ImpruverError(
+            f"model.name: {name}: it has no weights in safetensors; pickled ones run code when they are loaded and are "
+            "refused. If you trust them, convert them once (from_pretrained, then save_pretrained) and name the new "
+            "folder"
+        )
+
+
+def base_of(folder: Path) -> str:
+    """The base of the adapter in `folder`, as its configuration names it."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another base"
 
 
 def check_rows(facts: Facts, path: Path, vocabulary: int, positions: int | None) -> list[str]:
@@ -58,6 +85,27 @@ def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
                 f"or set the {name} that the rows were made with"
             )
     return manifest
+
+
+# What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+UNMERGED = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
+
+
+def merge_warnings(lora: dict[str, Any] | None) -> list[str]:
+    """What to say of a method in `lora` that impruver-gguf can't merge exactly, before hours go into it."""
+    lora = lora or {}
+    other = [f"lora.{name}" for name in UNMERGED if lora.get(name)]
+    start = lora.get("init_lora_weights")
+    if not any(start is known or start == known for known in PLAIN_STARTS):
+        other.append(f"lora.init_lora_weights: {start} (it changes the base too)")
+    return [
+        f"{name}: impruver-gguf can't merge such an adapter exactly; peft can (merge_and_unload, save_pretrained)"
+        for name in other
+    ]
 
 
 def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:

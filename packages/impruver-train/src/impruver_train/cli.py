@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from impruver_core.cli.flags import CommonFlags, from_recipe
+from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.tool import run_tool
 
 
@@ -17,6 +17,7 @@ class Flags(CommonFlags):
     output_dir: Optional[str] = from_recipe("output_dir")
     seed: Optional[int] = from_recipe("seed")
     report_to: Optional[str] = from_recipe("trainer.report_to", "where to report: none, wandb, tensorboard")
+    trial_steps: int = flag(int, 0, help="time this many steps and their memory, tell the whole run, write nothing")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(recipe, flags) -> None:
         from impruver_train.train import train
 
-        train(recipe, flags.dry_run, flags.overwrite)
+        train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)
 
     return run_tool("impruver-train", Flags, work, argv)

@@ -6,21 +6,21 @@ trained on. Ids and labels are int32, as in any vocabulary of today.
 
 import json
 import os
+from array import array
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import numbered_rows
 from impruver_core.files.safe import atomic_write, sha256
 
-IGNORED = -100
+from impruver_train.collate import IGNORED
+
 INT32 = range(2**31)
 BATCH_ROWS = 1000
-FORMAT = 1  # of the cached file; raised where what stands in it changes
+FORMAT = 2  # of the cached file; raised where what stands in it changes
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Facts:
     largest_id_line: int
     unlearned_rows: int
     unlearned_line: int  # the first of them, 0 where there is none
+    masked_line: int  # the first row whose attention_mask hides a token, 0 where there is none
 
 
 def cache_folder() -> Path:
@@ -43,19 +44,44 @@ def cache_folder() -> Path:
     return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
 
 
-def read_facts(path: Path) -> Facts:
-    """Checks every row of `path` without keeping anything. ImpruverError with file and line at the first bad one."""
-    facts = Counter()
+def read_facts(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
+    """The facts of `path` and the lengths of its learnable rows (an int32 array), writing nothing.
+
+    ImpruverError with file and line at the first bad row.
+    """
+    import numpy as np
+
+    if (cached(path, digest) / "facts.json").exists():
+        facts, rows = prepare(path, digest)
+        return facts, row_lengths(rows)
+    counter = Counter()
+    lengths = array("i")
     for line, row in numbered_rows(path):
-        facts.add(line, *checked(row, path, line))
-    return facts.facts()
+        values = checked(row, path, line)
+        if counter.add(line, *values):
+            lengths.append(len(values[0]))
+    return counter.facts(), np.frombuffer(lengths, dtype=np.int32)
+
+
+def row_lengths(rows: Any) -> Any:
+    """Tokens of each row, an int32 array, from the offsets alone: no token is read."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    chunks = rows.data.column("input_ids").chunks
+    return np.concatenate([np.empty(0, np.int32), *(pc.list_value_length(chunk).to_numpy() for chunk in chunks)])
+
+
+def cached(path: Path, digest: str | None) -> Path:
+    """Where the checked rows of `path` stand, or will."""
+    return cache_folder() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
 
 
 def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
     """The facts of `path` and its learnable rows, memory-mapped as a `datasets.Dataset`; read and checked only once."""
     from datasets import Dataset
 
-    folder = cache_folder() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
+    folder = cached(path, digest)
     noted = folder / "facts.json"
     if not noted.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +154,7 @@ class Counter:
     """Gathers Facts row by row; it is the state of one streaming read."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.learned = self.unlearned_rows = self.unlearned_line = 0
+        self.rows = self.tokens = self.learned = self.unlearned_rows = self.unlearned_line = self.masked_line = 0
         self.longest = self.largest = (0, 0)
 
     def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
@@ -137,6 +163,8 @@ class Counter:
         self.rows += 1
         self.longest = max(self.longest, (len(ids), -line))
         self.largest = max(self.largest, (max(max(ids), max(labels)), -line))
+        if not self.masked_line and not all(mask):
+            self.masked_line = line
         if not learned:
             self.unlearned_rows += 1
             self.unlearned_line = self.unlearned_line or line
@@ -156,20 +184,5 @@ class Counter:
             largest_id_line=-self.largest[1],
             unlearned_rows=self.unlearned_rows,
             unlearned_line=self.unlearned_line,
+            masked_line=self.masked_line,
         )
-
-
-def make_collator(tokenizer: Any) -> Any:
-    """transformers' DataCollatorForTokenClassification, padding on the right to a multiple of 8.
-
-    It works on a copy: padding changes a fast tokenizer's own settings. Padded places are masked, so any id will do
-    where the tokenizer has no pad token.
-    """
-    from transformers import DataCollatorForTokenClassification
-
-    padding = deepcopy(tokenizer)
-    padding.padding_side = "right"
-    if padding.pad_token is None:
-        padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
-        say(f"note: the tokenizer has no pad token; batches are padded with {padding.pad_token!r}, masked")
-    return DataCollatorForTokenClassification(padding, pad_to_multiple_of=8, label_pad_token_id=IGNORED)

@@ -9,6 +9,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import sha256
 
 from impruver_train import arguments, build, checks, data
+from impruver_train.memory import Size
+from impruver_train.packing import Layout, lay_out
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Plan:
     new_ids: list[int]
     precision: arguments.Precision
     arguments: Any
-    size: build.Size
+    size: Size
+    packing: bool
 
 
 def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
@@ -75,34 +78,51 @@ def plan_model(
         "fp16": precision.autocast == "fp16",
     }
     training = arguments.build_arguments({"run_name": run_name} | values)
-    size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir)
+    packing = bool(given.get("packing"))
+    size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
     for text in [*notes, *build.config_notes(model, config)]:
         say(f"note: {text}")
-    for text in warnings:
+    for text in [*warnings, *checks.merge_warnings(lora)]:
         warn(text)
-    return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size)
+    return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing)
 
 
 def read_rows(
-    inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_rows: bool, val_is_to_come: bool = False
-) -> tuple[dict, dict]:
-    """Facts of each file and, if `map_rows`, its rows; every check of them that the model and tokenizer allow.
+    inputs: dict[str, Path], digests: dict[str, str], plan: Plan, *, map_rows: bool, room: int | None, to_come: bool
+) -> tuple[dict, dict, Layout | None]:
+    """Facts of each file, if `map_rows` its rows, and how training's become batches, packs of `room` where asked for.
 
-    `val_is_to_come`: compose has yet to make the rows to evaluate on.
+    Makes every check of rows that the model and tokenizer allow. `to_come`: compose has yet to make val's.
     """
     positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
-    facts, rows = {}, {}
+    facts, rows, layout = {}, {}, None
     for name, path in inputs.items():
         if map_rows:
             facts[name], rows[name] = data.prepare(path, digests[name])
         else:
-            facts[name] = data.read_facts(path)
+            facts[name], lengths = data.read_facts(path, digests[name])
         if name == "train" or facts[name].rows:
             for text in checks.check_rows(facts[name], path, plan.vocabulary, positions):
                 say(f"note: {text}")
-    if plan.arguments.eval_strategy != "no" and not val_is_to_come and not ("val" in facts and facts["val"].rows):
+        if name == "train":
+            lengths = data.row_lengths(rows[name]) if map_rows else lengths
+            layout = pack_rows(lengths, facts[name], path, plan, room)
+            grouped = plan.arguments.train_sampling_strategy == "group_by_length"
+            rows = {name: layout.over(part, grouped) for name, part in rows.items()}
+    if plan.arguments.eval_strategy != "no" and not to_come and not ("val" in facts and facts["val"].rows):
         raise ImpruverError(
             f"trainer.eval_strategy: {plan.arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
             "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"
         )
-    return facts, rows
+    return facts, rows, layout
+
+
+def pack_rows(lengths: Any, facts: data.Facts, path: Path, plan: Plan, room: int | None) -> Layout:
+    """How training's rows become batches; ImpruverError for rows that can't be packed."""
+    if plan.packing and facts.masked_line:
+        raise ImpruverError(
+            f"{path}, line {facts.masked_line}: its attention_mask hides tokens, and packed rows have none; leave such "
+            "tokens out of the rows, or set trainer.packing: false"
+        )
+    seed = plan.arguments.seed if plan.arguments.data_seed is None else plan.arguments.data_seed
+    return lay_out(lengths, plan.packing, room, seed)

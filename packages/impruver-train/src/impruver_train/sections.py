@@ -14,10 +14,22 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type."""
     yield from faults(values, training_fields(), (*OURS, *OLD_NAMES))
     yield from out_of_range(values)
-    if values.get("packing"):
-        yield "packing", "rows can't be packed yet; set it to false"
+    yield from packing_faults(values)
     if values.get("hub_token"):
         yield "hub_token", "a recipe is copied into output_dir; keep the token in the environment variable HF_TOKEN"
+
+
+def packing_faults(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Faults of `trainer.packing`: no truth value, or beside what it contradicts."""
+    packing = values.get("packing")
+    if packing not in (None, True, False):
+        yield "packing", f"{packing!r} is neither true nor false"
+    if not packing:
+        return
+    if values.get("group_by_length") or values.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance"):
+        yield "packing", "packs are of one length: take out train_sampling_strategy"
+    if values.get("use_cache"):
+        yield "packing", "use_cache: true would let packed rows see each other; take it out"
 
 
 def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

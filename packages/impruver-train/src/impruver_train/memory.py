@@ -1,0 +1,155 @@
+"""What a run will hold in memory, by the formula that the README gives; bytes, of the longest batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+# Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
+STATE = {
+    **dict.fromkeys(("sgd", "adafactor", "lomo", "adalomo"), 0),  # adafactor keeps a row and a column of each matrix
+    **dict.fromkeys(("rmsprop", "adagrad", "lion_32bit", "paged_lion_32bit", "schedule_free_sgd"), 4),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), 2),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit", "adamw_torch_4bit"), 1),
+    **dict.fromkeys(("ademamix", "paged_ademamix_32bit"), 12),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
+}
+QUANTIZED = {4: 0.5 + 1 / 64, 8: 1.0}  # bytes a weight, with the scales
+LOGITS = 12  # bytes of each: the logits, their logarithms for the loss, and the gradient of those
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of parameters, adapter included: all, trained, in matrices that quantization holds in fewer bits.
+
+    `inputs`: values a token that backward needs as inputs of trained matrices, in all layers; `dropped` of them pass
+    an adapter's dropout, which keeps its mask. `every`: the inputs of all matrices, which 8-bit ones keep. `eager`:
+    attention keeps all its scores.
+    """
+
+    total: int
+    trainable: int
+    quantizable: int = 0
+    inputs: int = 0
+    dropped: int = 0
+    every: int = 0
+    eager: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes; `peak` is less than the sum where gradients come as activations go."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> Memory | None:
+    """The memory of training with batches of up to `longest` tokens a row; None where the formula does not fit."""
+    if not knows(config):
+        return None
+    trained = precision.trained.itemsize
+    frozen = size.total - size.trainable
+    held = 4 if bits else precision.frozen.itemsize  # beside a quantized base the rest is fp32
+    quantized = size.quantizable if bits else 0
+    weights = size.trainable * trained + (frozen - quantized) * held + int(quantized * QUANTIZED.get(bits or 0, 0))
+    gradients = size.trainable * trained
+    name = str(getattr(arguments.optim, "value", arguments.optim))
+    optimizer = size.trainable * (STATE.get(name, 8) if trained == 4 else STATE.get(name, 8) // 2)
+    kept = activations(size, config, arguments, precision, bits, longest)
+    # Gradients of several batches stay while the next is computed; those of one come as its activations go.
+    busiest = kept + gradients if arguments.gradient_accumulation_steps > 1 else max(kept, gradients)
+    return Memory(weights, gradients, optimizer, kept, weights + optimizer + busiest)
+
+
+def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> int:
+    """What backward needs of one batch: layers, then logits."""
+    tokens = arguments.train_batch_size * longest
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    value, full = precision.compute.itemsize, size.trainable == size.total
+    layer = per_layer(config, value, longest if size.eager else 0) + (
+        8 * hidden if full else 0
+    )  # trained norms keep their output too
+    mask = 4 if arguments.device.type == "cpu" else 1
+    inputs = max(size.inputs, size.every if bits == 8 else 0)
+    whole = layers * layer + inputs * value + size.dropped * mask
+    if checkpointed(arguments):  # the layers' inputs, and one layer as a whole
+        stream = 4 if full or bits else value
+        whole = layers * hidden * stream + whole / layers
+    cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
+    return int(tokens * (whole + LOGITS * config.vocab_size)) + cast
+
+
+def per_layer(config: Any, value: int, scores: int) -> int:
+    """Bytes a token that a layer keeps whatever is trained: norms in fp32, attention, gated MLP in `value` bytes.
+
+    `scores`: how many of them each head keeps for a token.
+    """
+    heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention: as if it had one head
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    queries, keys = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    inner = getattr(config, "moe_intermediate_size", None) if experts > 1 else None
+    inner = inner or getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    inner = inner or 4 * config.hidden_size
+    kept = 2 * queries + 2 * keys + 3 * experts * inner
+    return 8 * config.hidden_size + value * kept + (4 + value) * heads * scores
+
+
+def checkpointed(arguments: Any) -> bool:
+    """Whether activations are computed again in backward."""
+    return bool(getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing)
+
+
+def count(model: Any, trainable: int, total: int) -> Size:
+    """The size of `model`, on the meta device, its adapter included."""
+    import torch
+
+    eager = model.config.get_text_config()._attn_implementation == "eager"
+    matrices = {name: part for name, part in model.named_modules() if is_matrix(name, part)}
+    matrices = {name: part for name, part in matrices.items() if part is not model.get_output_embeddings()}
+    adapted = {name: part for name, part in model.named_modules() if getattr(part, "lora_A", None)}
+    dropping = {
+        name: part
+        for name, part in adapted.items()
+        if any(isinstance(each, torch.nn.Dropout) for each in part.lora_dropout.values())
+    }
+    dropped = sum(part.in_features for part in dropping.values())
+    learning = {name: part for name, part in matrices.items() if part.weight.requires_grad}
+    inputs = dropped + distinct(learning | {name: adapted[name] for name in adapted.keys() - dropping.keys()})
+    quantizable = sum(part.weight.numel() for part in matrices.values())
+    every = distinct({name.removesuffix(".base_layer"): part for name, part in matrices.items()})
+    return Size(total, trainable, quantizable, inputs, dropped, every, eager)
+
+
+def is_matrix(name: str, part: Any) -> bool:
+    """Whether a module is a matrix of the model itself."""
+    return type(part).__name__ in ("Linear", "Conv1D") and "lora_" not in name
+
+
+def distinct(matrices: dict[str, Any]) -> int:
+    """The widths of the inputs of `matrices`, those that several read (q, k and v do) once."""
+    widths = {
+        (name.rpartition(".")[0], getattr(part, "in_features", None) or part.weight.shape[0])
+        for name, part in matrices.items()
+    }
+    return sum(width for _, width in widths)
+
+
+def knows(config: Any) -> bool:
+    """Whether the formula fits a configuration: its sizes have the usual names and are the same in every layer."""
+    needed = ("num_hidden_layers", "hidden_size", "vocab_size")
+    others = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "num_experts_per_tok")
+    sizes = [getattr(config, name, None) for name in (*needed, *others)]
+    return None not in sizes[: len(needed)] and all(size is None or isinstance(size, int) for size in sizes)
+
+
+def told(memory: Memory | None) -> str:
+    """The estimate as a line."""
+    if memory is None:
+        return "memory: no estimate for a configuration of this kind; --trial_steps measures it"
+    parts = ("weights", "gradients", "optimizer", "activations")
+    each = ", ".join(f"{name} {getattr(memory, name) / MIB:,.0f}" for name in parts)
+    return f"memory: about {memory.peak / MIB:,.0f} MiB at its peak ({each} MiB)"

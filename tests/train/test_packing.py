@@ -1,0 +1,217 @@
+"""Packed rows: each has the loss it has alone, on every attention; models that would mix them are refused."""
+
+import itertools
+import json
+
+import numpy
+import pytest
+
+IGNORED = -100
+
+
+def write_mixed(tiny, parts, path, count=40):
+    """Rows of 3 to 60 tokens, every label learned; of some not the first."""
+    rows = []
+    for number in range(count):
+        length = 3 + (number * 17) % 58
+        ids = [3 + (number * 31 + place * 7) % 390 for place in range(length)]
+        rows.append({"input_ids": ids, "labels": ids if number % 3 else [IGNORED, *ids[1:]]})
+    return tiny.write_jsonl(path, rows)
+
+
+def row_losses(model, batch):
+    """Summed loss of each row in a batch, by its own tokens."""
+    import torch
+
+    losses = {}
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
+    for ids, labels, said, starts in zip(
+        batch["input_ids"], batch["labels"], logits, batch.get("position_ids", batch["input_ids"] * 0), strict=True
+    ):
+        each = torch.nn.functional.cross_entropy(said[:-1].float(), labels[1:], ignore_index=IGNORED, reduction="none")
+        bounds = [*(starts == 0).nonzero().flatten().tolist(), len(ids)] if "position_ids" in batch else [0, len(ids)]
+        for start, end in itertools.pairwise(bounds):
+            learned = labels[start:end] != IGNORED
+            if learned.any():
+                key = tuple(ids[start:end][: int(learned.nonzero().max()) + 1].tolist())
+                losses[key] = float(each[start : end - 1].sum())
+    return losses
+
+
+@pytest.fixture
+def packed(parts, tmp_path, tiny):
+    """(rows, packs of 64 tokens) of mixed rows, and the collator over the tiny tokenizer."""
+    from impruver_train import data, packing
+    from impruver_train.collate import make_collator
+    from transformers import AutoTokenizer
+
+    _, rows = data.prepare(write_mixed(tiny, parts, tmp_path / "mixed.jsonl"))
+    layout = packing.lay_out(data.row_lengths(rows), True, 64, 0)
+    return rows, layout.over(rows), make_collator(AutoTokenizer.from_pretrained(parts / "base"))
+
+
+def model_of(kind, attention, parts, lora=False):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
+    more = {
+        "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
+        "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
+        "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "sliding_window": 16},
+        "gpt2": {},
+        "gemma3_text": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
+    }[kind]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **sizes, **more)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for weight in model.parameters():  # fresh norms and small weights would hide a leak
+        weight.data += torch.randn_like(weight) * 0.2
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False))
+    return model.eval()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma3_text", "gpt2"])
+def test_each_row_has_the_loss_that_it_has_alone(kind, attention, packed, parts):
+    rows, packs, collate = packed
+    model = model_of(kind, attention, parts, lora=kind == "llama")
+    together = {}
+    for start in range(0, len(packs), 3):
+        together |= row_losses(model, collate([packs[i] for i in range(start, min(start + 3, len(packs)))]))
+    alone = {}
+    for row in rows:
+        alone |= row_losses(model, collate([row]))
+    assert len(alone) == len(rows)
+    assert together.keys() == alone.keys()
+    assert max(abs(together[key] - alone[key]) / len(key) for key in alone) < 1e-4
+    assert max(len(packs.bounds[i : i + 2]) for i in range(len(packs))) > 1
+
+
+def test_packs_hold_every_row_once_and_little_else(tmp_path):
+    from impruver_train.packing import lay_out
+
+    lengths = numpy.random.default_rng(0).lognormal(5, 0.8, 5000).clip(8, 1024).astype(numpy.int32)
+    layout = lay_out(lengths, True, 1024, 7)
+    assert sorted(layout.order) == list(range(5000))
+    assert layout.sizes.max() <= 1024
+    assert layout.sizes.sum() == lengths.sum()
+    assert 1 - lengths.sum() / (len(layout.sizes) * 1024) < 0.01
+    again, other = lay_out(lengths, True, 1024, 7), lay_out(lengths, True, 1024, 8)
+    assert (again.order == layout.order).all()
+    assert not (other.order == layout.order).all()
+
+
+def test_flash_attention_gets_one_sequence(packed, parts):
+    from impruver_train.collate import join_packs
+
+    _, packs, _ = packed
+    batch = join_packs([packs[0], packs[1]], 0, flat=True)
+    assert len(batch["input_ids"]) == 1
+    bounds = (batch["position_ids"][0] == 0).sum()
+    assert bounds >= packs.bounds[2]
+    assert (batch["labels"][0][batch["position_ids"][0] == 0] == IGNORED).all()
+
+
+VARIANTS = {
+    "full": {"lora": None},
+    "lora, eager, checkpointing": {
+        "model": {"attn_implementation": "eager"},
+        "trainer": {"gradient_checkpointing": True},
+    },
+    "lora, sdpa, checkpointing": {"trainer": {"gradient_checkpointing": True}},
+    "lora, workers": {"trainer": {"dataloader_num_workers": 2}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_step_over_everything_is_the_step_without_packing(name, recipe, impruver_train, parts, tmp_path, tiny):
+    """Loss (a mean over learned tokens), gradient norm and the loss after the step: the same, packed or not."""
+    data = write_mixed(tiny, parts, tmp_path / "mixed.jsonl")
+    keys = VARIANTS[name]
+    said = {}
+    for packing in (True, False):
+        trainer = keys.get("trainer", {}) | {"packing": packing, "eval_strategy": "steps", "eval_steps": 1}
+        trainer |= {"max_steps": 2, "per_device_train_batch_size": 40, "learning_rate": 1e-3}
+        out = str(tmp_path / f"out{packing}")
+        path = recipe(**keys | {"trainer": trainer}, train_path=str(data), output_dir=out, val_path=str(data))
+        code, _, err = impruver_train(path)
+        assert code == 0, err
+        assert ("packs:" in err) == packing
+        said[packing] = tiny.read_jsonl(tmp_path / f"out{packing}" / "metrics.jsonl")
+    assert len(said[True]) == 4
+    for packed, plain in zip(said[True], said[False], strict=True):
+        assert {key: value for key, value in packed.items() if key != "epoch"} == pytest.approx(
+            {key: value for key, value in plain.items() if key != "epoch"}, abs=1e-4
+        )
+
+
+MIXING = {
+    "mamba": ({"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}, "state"),
+    "rwkv": ({"hidden_size": 32, "num_hidden_layers": 1, "attention_hidden_size": 32}, "state"),
+    "bloom": ({"hidden_size": 32, "n_layer": 1, "n_head": 4}, "position_ids"),
+    "lfm2": (
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        | {"layer_types": ["conv", "full_attention"]},
+        "conv",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MIXING)
+def test_models_that_mix_rows_are_refused_before_weights(kind, recipe, impruver_train, parts, tmp_path):
+    from transformers import CONFIG_MAPPING
+
+    config, why = MIXING[kind]
+    model = {
+        "name": None,
+        "class": "transformers.AutoModelForCausalLM",
+        "config_class": f"transformers.{CONFIG_MAPPING[kind].__name__}",
+        "config": config,
+    }
+    path = recipe(lora=None, model=model, tokenizer={"name": str(parts / "base")}, trainer={"packing": True})
+    code, stdout, err = impruver_train(path, "--dry_run")
+    assert (code, stdout) == (2, ""), err
+    assert "trainer.packing" in err
+    assert why in err[err.index("trainer.packing") :]
+    assert impruver_train(recipe(lora=None, model=model, tokenizer={"name": str(parts / "base")}), "--dry_run")[0] == 0
+
+
+def test_a_leak_that_no_rule_foresees_is_found_in_the_loaded_model(recipe, impruver_train, tmp_path):
+    """A custom class whose forward mixes neighbours passes every rule, and not the trial of two rows."""
+    (tmp_path / "leaky.py").write_text(
+        "from transformers import LlamaForCausalLM\n"
+        "from transformers.masking_utils import create_causal_mask\n"
+        "class Leaky(LlamaForCausalLM):\n"
+        "    def forward(self, input_ids=None, inputs_embeds=None, **more):\n"
+        "        embedded = self.get_input_embeddings()(input_ids)\n"
+        "        return super().forward(inputs_embeds=embedded + embedded.roll(1, 1).cumsum(1) / 9, **more)\n"
+    )
+    code, _, err = impruver_train(recipe(lora=None, model={"class": "leaky.Leaky"}, trainer={"packing": True}))
+    assert code == 2, err
+    assert "packed rows see each other" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_whose_mask_hides_tokens_are_not_packed(recipe, impruver_train, tiny, tmp_path):
+    rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "attention_mask": [1, 1, part]} for part in (1, 0)]
+    data = tiny.write_jsonl(tmp_path / "masked.jsonl", rows)
+    code, _, err = impruver_train(recipe(train_path=str(data), trainer={"packing": True}), "--dry_run")
+    assert code == 2
+    assert "line 2" in err
+    assert impruver_train(recipe(train_path=str(data)), "--dry_run")[0] == 0
+
+
+def test_packs_count_in_the_steps(recipe, impruver_train, parts, tmp_path, tiny):
+    data = write_mixed(tiny, parts, tmp_path / "mixed.jsonl")
+    trainer = {"packing": True, "max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 2}
+    path = recipe(train_path=str(data), trainer=trainer, tokenizer={"max_tokens_count": 64})
+    _, dry, _ = impruver_train(path, "--dry_run")
+    assert "tokenizer.max_tokens_count" in dry
+    assert impruver_train(path)[0] == 0
+    done = json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]["steps"]
+    assert f"{done:,} in all" in dry
