@@ -1,7 +1,7 @@
 """impruver-train, step by step: check, count, build, train, finish."""
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,21 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe, resolved, save_recipe
 from impruver_core.recipe.lookup import recipes_root
 
-from impruver_train import build, checks, data, estimate, finish, metrics, place
+from impruver_train import (
+    build,
+    checkpoints,
+    checks,
+    data,
+    estimate,
+    failures,
+    finish,
+    metrics,
+    place,
+    resume,
+    room,
+    signals,
+    stopping,
+)
 from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
 
 
@@ -22,9 +36,14 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
     inputs = find_inputs(recipe.train_path, recipe.val_path, recipe.path, dry_run)
     build.check_method(recipe.model, recipe.lora)
     digests = hash_inputs(inputs) | place.base_digest(recipe.model.name)
-    if place.is_done(output_dir, resolved(recipe, absolute=True), digests, overwrite):
+    whole = resolved(recipe, absolute=True)
+    found = place.look(output_dir, whole, digests, overwrite)
+    if found == place.DONE:
+        checkpoints.discard_stopped(output_dir)
         result(f"{output_dir} holds this very run, finished: nothing to do (--overwrite trains anew)")
         return
+    given, unfinished = recipe.trainer.get("resume_from_checkpoint"), found == place.GOES_ON
+    start, began = resume.find_start(output_dir, given, whole, digests, unfinished, overwrite)
     with redirect_stdout(sys.stderr):  # what libraries print is no result of ours
         quiet_libraries()
         plan = plan_model(
@@ -42,27 +61,44 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
     bits = 4 if recipe.model.load_in_4bit else 8 if recipe.model.load_in_8bit else None
     for line in estimate.lines(plan.size, facts.get("train"), plan.arguments, plan.precision, bits):
         (result if dry_run else say)(line)
+    resume.tell_start(start, plan.arguments.world_size, plan.arguments)
+    if "train" in facts:
+        epochs = estimate.steps(facts["train"].rows - facts["train"].unlearned_rows, plan.arguments)
+        room.check_disk(output_dir, plan, epochs, start)
     if dry_run:
         return
-    with redirect_stdout(sys.stderr):
-        ends = finish.turn_ends(plan.tokenizer, data_manifest)
-        trainer = make_trainer(recipe, plan, rows, ends)
-        writes = trainer.is_world_process_zero()
+    about = resume.about_run(whole, digests, plan.arguments.world_size)
+    ends = finish.turn_ends(plan.tokenizer, data_manifest)
+
+    def advice() -> list[str]:
+        return room.memory_advice(plan, facts["train"].longest, bits is not None)
+
+    with redirect_stdout(sys.stderr), ExitStack() as stack:
+        writes = plan.arguments.process_index == 0  # of several processes one alone writes
+        if writes:
+            stack.enter_context(place.held(output_dir))
+        stack.enter_context(failures.told(output_dir, advice))
+        noted = stack.enter_context(signals.noting())
+        saving = stopping.saving_callback(output_dir, noted, about, start)
+        finite = failures.finite_callback(output_dir, inputs["train"])
+        trainer = make_trainer(recipe, plan, rows, ends, [finite, saving])
         if writes:
             place.take(output_dir, overwrite)
+            checkpoints.discard_after(output_dir, start)
             save_recipe(recipe, output_dir / place.RECIPE)  # first of all: without a manifest it marks unfinished work
-        model = run(trainer)
-        if not writes:  # of several processes one alone writes
+            resume.note_start(output_dir, about, began)
+        model = run(trainer, start, finite, plan.precision)
+        if not writes:
             return
         finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
         finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
         finish.save_held_out(inputs.get("val"), output_dir)
         more = {"counts": estimate.counts(plan.size, facts["train"], trainer.state.global_step), "end_of_turn": ends}
         described = finish.describe_inputs(inputs, facts, digests, recipe.model.name)
-        finish.write_manifest(
-            output_dir, resolved(recipe, absolute=True), plan.tokenizer, described, data_manifest, more
-        )
-    result(f"wrote {'the model' if recipe.lora is None else 'the adapter'} to {output_dir}")
+        finish.write_manifest(output_dir, whole, plan.tokenizer, described, data_manifest, more)
+        finish.clear(output_dir)
+        metrics.close_trackers()
+    result(finish.last_line(output_dir, recipe.lora is not None))
 
 
 def quiet_libraries() -> None:
@@ -83,7 +119,7 @@ def recipe_name(recipe: Recipe) -> str:
     return str(path.relative_to(recipes_root()).with_suffix("")) if recipes_root() in path.parents else path.stem
 
 
-def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[str]) -> Any:
+def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[str], callbacks: list[Any]) -> Any:
     """Loads or makes the model and puts the recipe's Trainer around it."""
     model = build.build_model(
         recipe.model,
@@ -101,19 +137,23 @@ def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[st
         recipe.base_dir,
         model=model,
         args=plan.arguments,
-        data_collator=data.make_collator(plan.tokenizer),
+        data_collator=signals.shielded(data.make_collator(plan.tokenizer)),
         train_dataset=rows["train"],
         eval_dataset=rows.get("val") if plan.arguments.eval_strategy != "no" else None,
         processing_class=plan.tokenizer,
-        callbacks=[metrics.step_callback(Path(plan.arguments.output_dir) / "metrics.jsonl")],
+        callbacks=[metrics.step_callback(Path(plan.arguments.output_dir) / "metrics.jsonl"), *callbacks],
     )
 
 
-def run(trainer: Any) -> Any:
-    """Trains; the model, with the best checkpoint's weights where the recipe asks for that."""
+def run(trainer: Any, start: Path | None, finite: Any, precision: Any) -> Any:
+    """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for."""
     metrics.pace_trackers(trainer)
-    trainer.train()
-    metrics.close_trackers()
+    finite.batches = failures.remember_batches(trainer)
+    resume.keep_adapter_dtype(trainer.model, precision.trained != precision.compute)
+    try:
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except stopping.AlreadyTrained:
+        resume.end_training(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model
