@@ -23,7 +23,7 @@ class StopTrainer(Trainer):
         while not Path("go").exists():
             time.sleep(0.02)
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, model, inputs, *args, **kwargs):
         if self.due("STOP"):
             os.kill(os.getpid(), getattr(signal, os.environ.get("STOP_BY", "SIGTERM")))
         if self.due("WAIT") and os.environ.get("WAIT_IN") != "save":
@@ -32,8 +32,11 @@ class StopTrainer(Trainer):
             size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20), resource.RLIM_INFINITY))
         if self.due("NAN"):
+            with Path("seen").open("a") as file:
+                for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+                    file.write(f"{ids[mask == 1].tolist()}\n")
             next(p for p in self.model.parameters() if p.requires_grad).data.fill_(torch.nan)
-        return super().training_step(*args, **kwargs)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

@@ -19,7 +19,7 @@ UNFINISHED = "impruver.json.unfinished"  # tells a run apart while there is no m
 RECIPE = "recipe.yaml"
 NEW, GOES_ON, DONE = "new", "goes on", "done"
 MIB = 1 << 20
-WAITS = 20
+WAITS = 16
 
 # What training leaves in output_dir: --overwrite removes this and nothing else.
 MADE = (
