@@ -11,7 +11,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import read_manifest
 
-from impruver_train.checkpoints import discard, whole
+from impruver_train.checkpoints import discard, marker_of, whole
 from impruver_train.compare import changes, touched
 
 MANIFEST = "impruver.json"
@@ -86,7 +86,8 @@ def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], over
     if manifest is not None:
         changed, what = changes(manifest, recipe, digests) + touched(output_dir, manifest), "another run"
     else:
-        known, what = read_unfinished(output_dir), "an unfinished run"
+        markers = (marker_of(path) for path in reversed(whole(output_dir)))
+        known, what = read_unfinished(output_dir) or next(markers, None), "an unfinished run"
         if not has_work(output_dir):
             return NEW
         if known is None:

@@ -15,7 +15,7 @@ from impruver_train import checkpoints
 from impruver_train.compare import changes
 from impruver_train.place import UNFINISHED, read_unfinished
 
-TO_GO_ON = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 SHAPING = ("lora", "model", "tokenizer", "base")  # a checkpoint of another one of these can't be loaded, or lies
 
 
@@ -61,11 +61,12 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
     if not path.is_dir():
         raise ImpruverError(f"{key} is not there; {shown(output_dir)}")
     marker = checkpoints.marker_of(path)
-    weights = "adapter_model" if recipe.get("lora") is not None else "model"
-    absent = [] if (path / checkpoints.STATE).is_file() else [checkpoints.STATE]
-    if marker is None or marker.get("processes") == 1:
-        absent += [name for name in TO_GO_ON if not (path / name).is_file()]
+    if marker is None:
+        absent = [name for name in NEEDED if not (path / name).is_file()]
+        weights = "adapter_model" if recipe.get("lora") is not None else "model"
         absent += [] if any(path.glob(f"{weights}*.safetensors")) else [f"{weights}.safetensors"]
+    else:
+        absent = [] if marker.get("complete") else ["optimizer.pt (trainer.save_only_model: true)"]
     if absent:
         raise ImpruverError(f"{key} is no checkpoint to go on from: {', '.join(absent)} missing; {shown(output_dir)}")
     if marker is None and (path.parent / "recipe.yaml").exists():
@@ -99,10 +100,10 @@ def tell_start(start: Path | None, processes: int, arguments: Any) -> None:
         warn(f"{before} processes then, {processes} now: what follows differs from a run that was never stopped")
 
 
-def keep_adapter_dtype(model: Any, autocast: bool) -> None:
+def keep_adapter_dtype(model: Any) -> None:
     """Has `model` load a checkpoint's adapter in the dtype that it is held in: peft would turn pure bf16 into fp32."""
     if hasattr(model, "peft_config"):
-        model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=autocast)
+        model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=False)
 
 
 def end_training(trainer: Any) -> None:

@@ -1,7 +1,9 @@
 """impruver-train, step by step: check, count, build, train, finish."""
 
 import sys
-from contextlib import ExitStack, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,38 +69,68 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False) -> Non
         room.check_disk(output_dir, plan, epochs, start)
     if dry_run:
         return
-    about = resume.about_run(whole, digests, plan.arguments.world_size)
     ends = finish.turn_ends(plan.tokenizer, data_manifest)
+    ready = Ready(recipe, whole, output_dir, inputs, digests, facts, rows, plan, data_manifest, ends, start, began)
+    with redirect_stdout(sys.stderr):
+        fit(ready, overwrite)
+    if plan.arguments.process_index == 0:
+        result(finish.last_line(output_dir, recipe.lora is not None))
 
-    def advice() -> list[str]:
-        return room.memory_advice(plan, facts["train"].longest, bits is not None)
 
-    with redirect_stdout(sys.stderr), ExitStack() as stack:
-        writes = plan.arguments.process_index == 0  # of several processes one alone writes
-        if writes:
-            stack.enter_context(place.held(output_dir))
-        stack.enter_context(failures.told(output_dir, advice))
-        noted = stack.enter_context(signals.noting())
-        saving = stopping.saving_callback(output_dir, noted, about, start)
-        finite = failures.finite_callback(output_dir, inputs["train"])
-        trainer = make_trainer(recipe, plan, rows, ends, [finite, saving])
+@dataclass(frozen=True)
+class Ready:
+    """What is known and checked once weights may be loaded; `whole` is the resolved recipe."""
+
+    recipe: Recipe
+    whole: dict[str, Any]
+    output_dir: Path
+    inputs: dict[str, Path]
+    digests: dict[str, str]
+    facts: dict[str, data.Facts]
+    rows: dict[str, Any]
+    plan: Plan
+    data_manifest: dict[str, Any]
+    ends: list[str]
+    start: Path | None
+    began: Path | None
+
+
+def fit(ready: Ready, overwrite: bool) -> None:
+    """Loads, trains and writes, with what keeps the work in between: the folder held, signals and failures caught."""
+    plan, output_dir = ready.plan, ready.output_dir
+    writes = plan.arguments.process_index == 0  # of several processes one alone writes
+    about = resume.about_run(ready.whole, ready.digests, plan.arguments.world_size)
+    quantized = ready.recipe.model.load_in_4bit or ready.recipe.model.load_in_8bit
+    advice = partial(room.memory_advice, plan, ready.facts["train"].longest, quantized)
+    with (
+        place.held(output_dir) if writes else nullcontext(),
+        failures.told(output_dir, advice),
+        signals.noting() as noted,
+    ):
+        finite = failures.finite_callback(output_dir, ready.inputs["train"])
+        saving = stopping.saving_callback(output_dir, noted, about, ready.start)
+        trainer = make_trainer(ready.recipe, plan, ready.rows, ready.ends, [finite, saving])
         if writes:
             place.take(output_dir, overwrite)
-            checkpoints.discard_after(output_dir, start)
-            save_recipe(recipe, output_dir / place.RECIPE)  # first of all: without a manifest it marks unfinished work
-            resume.note_start(output_dir, about, began)
-        model = run(trainer, start, finite, plan.precision)
-        if not writes:
-            return
-        finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
-        finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
-        finish.save_held_out(inputs.get("val"), output_dir)
-        more = {"counts": estimate.counts(plan.size, facts["train"], trainer.state.global_step), "end_of_turn": ends}
-        described = finish.describe_inputs(inputs, facts, digests, recipe.model.name)
-        finish.write_manifest(output_dir, whole, plan.tokenizer, described, data_manifest, more)
-        finish.clear(output_dir)
+            checkpoints.discard_after(output_dir, ready.start)
+            save_recipe(ready.recipe, output_dir / place.RECIPE)  # first of all: alone it marks unfinished work
+            resume.note_start(output_dir, about, ready.began)
+        model = run(trainer, ready.start, finite)
+        if writes:
+            leave(ready, model, trainer.state.global_step)
         metrics.close_trackers()
-    result(finish.last_line(output_dir, recipe.lora is not None))
+
+
+def leave(ready: Ready, model: Any, steps: int) -> None:
+    """What a finished run leaves in its output_dir, the manifest last; what only an unfinished one needs goes."""
+    recipe, plan, output_dir = ready.recipe, ready.plan, ready.output_dir
+    finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
+    finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
+    finish.save_held_out(ready.inputs.get("val"), output_dir)
+    more = {"counts": estimate.counts(plan.size, ready.facts["train"], steps), "end_of_turn": ready.ends}
+    described = finish.describe_inputs(ready.inputs, ready.facts, ready.digests, recipe.model.name)
+    finish.write_manifest(output_dir, ready.whole, plan.tokenizer, described, ready.data_manifest, more)
+    finish.clear(output_dir)
 
 
 def quiet_libraries() -> None:
@@ -145,11 +177,11 @@ def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[st
     )
 
 
-def run(trainer: Any, start: Path | None, finite: Any, precision: Any) -> Any:
+def run(trainer: Any, start: Path | None, finite: Any) -> Any:
     """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for."""
     metrics.pace_trackers(trainer)
     finite.batches = failures.remember_batches(trainer)
-    resume.keep_adapter_dtype(trainer.model, precision.trained != precision.compute)
+    resume.keep_adapter_dtype(trainer.model)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except stopping.AlreadyTrained:
