@@ -93,6 +93,7 @@ def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], over
         if known is None:
             raise ImpruverError(f"output_dir: {output_dir} holds {what}, and nothing tells which; {ways_out}")
         changed = changes(known, recipe, digests)
+        ways_out += "; with another one, trainer.resume_from_checkpoint goes on from this one's work"
     if not changed:
         return GOES_ON if manifest is None else DONE
     told = "\n  ".join([f"output_dir: {output_dir} holds {what}:", *changed])

@@ -22,10 +22,12 @@ def optimizer_bytes(name: str) -> int:
 
 def saves(arguments: Any, steps_of_epoch: int, steps: int) -> int:
     """How many checkpoints lie on the disk at once, at most: those kept, and the one that is being written."""
-    strategy, every = str(arguments.save_strategy.value), arguments.save_steps
+    paces = {"steps": arguments.save_steps, "epoch": steps_of_epoch, "no": math.inf}
+    if arguments.save_strategy.value == "best":  # at each evaluation at most
+        paces["best"] = paces["epoch"] if arguments.eval_strategy.value == "epoch" else arguments.eval_steps
+    every = paces[arguments.save_strategy.value]
     every = math.ceil(every * steps) if every < 1 else every
-    made = {"steps": math.ceil(steps / max(1, every)), "epoch": math.ceil(steps / steps_of_epoch), "no": 0}
-    count = made.get(strategy, math.ceil(steps / max(1, arguments.eval_steps or steps)))
+    count = 0 if every == math.inf else math.ceil(steps / every)
     kept = min(count, max(2, arguments.save_total_limit)) if arguments.save_total_limit else count
     return kept + 1
 

@@ -62,8 +62,10 @@ def agreed(noted: Noted, device: Any) -> int:
     return noted.number
 
 
-def stopped(number: int, saved: str) -> BaseException:
-    """What to raise once the work is saved: core's answer to that signal, with what was saved."""
+def stopped(number: int, saved: str, tells: bool) -> BaseException:
+    """What to raise once the work is saved: core's answer to that signal; of several processes one `tells`."""
+    if not tells:
+        return SystemExit(128 + number)
     text = f"{saved}; the same command goes on from there"
     return KeyboardInterrupt(text) if number == signal.SIGINT else Terminated(text)
 

@@ -78,7 +78,8 @@ def saving_callback(output_dir: Path, noted: Noted, about: dict[str, Any], start
             wait_for_all()
             self.stop = self.stop or (0 if args.save_only_model else agreed(noted, args.device))
             if self.stop:
-                raise stopped(self.stop, f"saved after step {state.global_step} in {folder}")
+                saved = f"saved after step {state.global_step} in {folder}"
+                raise stopped(self.stop, saved, tells=state.is_world_process_zero)
 
         def finish(self, folder: Path, args: Any, state: Any, asked: bool) -> Path:
             """Marks a checkpoint as whole, then removes those that it makes superfluous; where it is now."""
