@@ -1,6 +1,10 @@
 """What happens when output_dir already holds work, and what a dry run leaves."""
 
 import json
+import shutil
+from pathlib import Path
+
+import pytest
 
 
 def files(folder):
@@ -45,14 +49,100 @@ def test_other_rows_are_another_run(recipe, impruver_train, parts, tmp_path, tin
     assert "train: another content" in err
 
 
-def test_unfinished_work_is_refused(recipe, impruver_train, tmp_path):
-    path = recipe()
-    assert impruver_train(path)[0] == 0
-    (tmp_path / "out" / "impruver.json").unlink()
+@pytest.fixture
+def unfinished(recipe, impruver_train, tmp_path, monkeypatch):
+    """A run of four steps, checkpoints after each second one, stopped after the third; its keyword arguments."""
+    shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
+    trainer = {"class": "stopper.StopTrainer", "save_strategy": "steps", "save_steps": 2}
+    monkeypatch.setenv("STOP", "3")
+    assert impruver_train(recipe(trainer=trainer))[0] == 143
+    monkeypatch.delenv("STOP")
+    assert {path.name for path in (tmp_path / "out").glob("*-*")} == {"checkpoint-2", "stopped-3"}
+    return {"trainer": trainer}
+
+
+def test_unfinished_work_of_another_run_is_refused_with_the_differences(
+    recipe, impruver_train, unfinished, parts, tmp_path, tiny
+):
+    before = files(tmp_path / "out")
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.read_jsonl(parts / "train.jsonl")[1:])
+    path = recipe(**unfinished, train_path=str(data), lora={"r": 2})
     code, _, err = impruver_train(path)
     assert code == 2
-    assert "unfinished" in err
+    assert "an unfinished run" in err
+    assert "lora.r: 4 then, 2 now" in err
+    assert "train: another content" in err
+    assert "--overwrite" in err
+    assert impruver_train(recipe(**unfinished), "--seed", "5")[0] == 2
+    assert files(tmp_path / "out") == before
     assert impruver_train(path, "--overwrite")[0] == 0
+    assert not (tmp_path / "out" / "stopped-3").exists()
+
+
+def test_how_often_is_saved_may_change_in_between(recipe, impruver_train, unfinished, tmp_path):
+    trainer = unfinished["trainer"] | {"save_steps": 1, "save_total_limit": 1, "logging_steps": 1}
+    assert "goes on from" in impruver_train(recipe(trainer=trainer), "--dry_run")[2]
+    assert impruver_train(recipe(trainer=trainer))[0] == 0
+    assert {path.name for path in (tmp_path / "out").glob("*-*")} == {"checkpoint-4"}
+
+
+def test_nothing_saved_yet_is_begun_again(recipe, impruver_train, unfinished, tmp_path, tiny):
+    for path in (tmp_path / "out").glob("*-*"):
+        (path / "impruver.json").unlink()  # as if it had been killed amid the first one
+    assert impruver_train(recipe(lora={"r": 2}))[0] == 2  # steps were done, and are told of
+    assert impruver_train(recipe(**unfinished))[0] == 0
+    assert [row["step"] for row in tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert {path.name for path in (tmp_path / "out").glob("*-*")} == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_a_run_without_a_step_is_no_work(recipe, impruver_train, unfinished, tmp_path):
+    for path in (tmp_path / "out").glob("*-*"):
+        shutil.rmtree(path)
+    (tmp_path / "out" / "metrics.jsonl").write_text("")
+    assert impruver_train(recipe(lora={"r": 2}))[0] == 0
+
+
+def test_a_given_checkpoint(recipe, impruver_train, unfinished, tmp_path, tiny, monkeypatch):
+    def given(path, *flags, **keys):
+        trainer = unfinished["trainer"] | {"resume_from_checkpoint": str(path)}
+        return impruver_train(recipe(**{"trainer": trainer} | keys), *flags)
+
+    out = tmp_path / "out"
+    other = {"output_dir": str(tmp_path / "other")}
+    shutil.copytree(out / "checkpoint-2", out / "checkpoint-1")
+    (out / "checkpoint-1" / "impruver.json").unlink()
+    for path, flags, keys, wanted in (
+        (tmp_path / "nowhere", [], {}, "nowhere is not there; there are"),
+        (tmp_path, [], {}, "is no checkpoint to go on from: trainer_state.json"),
+        (out / "checkpoint-1", [], {}, "was not written to its end"),
+        (out / "checkpoint-2", ["--overwrite"], {}, "--overwrite would remove"),
+        (out / "checkpoint-2", [], other | {"lora": {"r": 2}}, "lora.r: 4 then, 2 now"),
+        (out / "checkpoint-2", [], other | {"lora": None}, "lora.r: 4 then, not set now"),
+    ):
+        code, _, err = given(path, *flags, **keys)
+        assert (code, wanted in err) == (2, True), err
+    code, _, err = given(out / "checkpoint-2", **other)
+    assert code == 0
+    assert "goes on from" in err
+    assert [row["step"] for row in tiny.read_jsonl(tmp_path / "other" / "metrics.jsonl")] == [3, 4]
+    monkeypatch.setenv("STOP", "3")
+    for _ in range(2):  # what came after it is done again; the same command then goes on from what that left
+        code, _, err = given(out / "checkpoint-2")
+        assert code == (143 if "checkpoint-2, after" in err else 0), err
+    assert "stopped-3, after step 3" in err
+    same = [(folder / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "other")]
+    assert same[0] == same[1]
+
+
+def test_a_finished_run_whose_manifest_is_gone_is_finished_again(recipe, impruver_train, tmp_path):
+    path = recipe(trainer={"save_strategy": "steps", "save_steps": 3})
+    assert impruver_train(path)[0] == 0
+    weights = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "out" / "impruver.json").unlink()
+    code, _, err = impruver_train(path)
+    assert code == 0, err
+    assert "checkpoint-4, after step 4" in err
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_dry_run_counts_and_writes_nothing(recipe, impruver_train, tmp_path):

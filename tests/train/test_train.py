@@ -92,7 +92,8 @@ def test_output_dir_of_an_adapter(recipe, impruver_train, parts, tmp_path, tiny)
         (parts / "base" / "tokenizer.model").unlink()
     out = tmp_path / "out"
     assert code == 0
-    assert stdout == f"wrote the adapter to {out}\n"
+    following = f"impruver-chat --output_dir {out}, impruver-gguf --output_dir {out}"
+    assert stdout == f"wrote the adapter to {out}; next: {following}\n"
     assert {path.name for path in out.iterdir()} == {
         *("recipe.yaml", "impruver.json", "metrics.jsonl", "heldout.jsonl"),
         *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),

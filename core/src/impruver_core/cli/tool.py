@@ -22,7 +22,10 @@ NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hu
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt no Exception: what is open is unwound, nobody swallows it by chance."""
+    """SIGTERM came. Like KeyboardInterrupt no Exception: what is open is unwound, nobody swallows it by chance.
+
+    What either is raised with is told: what was saved.
+    """
 
 
 def run_tool(
@@ -59,10 +62,10 @@ def guarded(program: str, work: Callable[[], int | None]) -> int:
             code = work() or 0
             _flush()
             return code
-    except KeyboardInterrupt:
-        return _ended(program, "stopped by Ctrl+C", STOPPED_BY_KEYBOARD)
-    except Terminated:
-        return _ended(program, "stopped by SIGTERM", STOPPED_BY_SIGNAL)
+    except KeyboardInterrupt as stop:
+        return _ended(program, ": ".join(["stopped by Ctrl+C", *map(str, stop.args)]), STOPPED_BY_KEYBOARD)
+    except Terminated as stop:
+        return _ended(program, ": ".join(["stopped by SIGTERM", *map(str, stop.args)]), STOPPED_BY_SIGNAL)
     except ImpruverError as error:
         return _ended(program, _told(error), error.exit_code)
     except Exception as error:

@@ -20,7 +20,7 @@ NEEDS = {
 }
 NOT_TAKEN = {
     "output_dir": "output_dir is a key of its own",
-    "resume_from_checkpoint": "a run can't be gone on with yet",
+    "enable_jit_checkpoint": "a run that is stopped is always saved, after the optimizer's step",
 }
 DEFAULTS = {
     "report_to": "none",

@@ -1,5 +1,6 @@
 """What training leaves in output_dir: weights, tokenizer, configurations, held-out rows, and the manifest last."""
 
+import shlex
 import shutil
 from contextlib import suppress
 from itertools import islice
@@ -14,7 +15,8 @@ from impruver_core.files.safe import atomic_write
 from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
 
-from impruver_train.place import MADE, MANIFEST
+from impruver_train.checkpoints import discard_stopped
+from impruver_train.place import MADE, MANIFEST, UNFINISHED
 
 HELD_OUT = 64
 VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
@@ -130,3 +132,18 @@ def write_manifest(
     manifest["inputs"] = inputs
     manifest["outputs"] = [describe(path, beside=output_dir) for path in files if not path.name.startswith(MANIFEST)]
     publish(output_dir / MANIFEST, {}, manifest)
+
+
+def clear(output_dir: Path) -> None:
+    """Removes what only an unfinished run needs."""
+    (output_dir / UNFINISHED).unlink(missing_ok=True)
+    discard_stopped(output_dir)
+
+
+def last_line(output_dir: Path, adapter: bool) -> str:
+    """What was written, and the commands that come next."""
+    where = f"--output_dir {shlex.quote(str(output_dir))}"
+    return (
+        f"wrote {'the adapter' if adapter else 'the model'} to {output_dir}; next: impruver-chat {where}, "
+        f"impruver-gguf {where}"
+    )

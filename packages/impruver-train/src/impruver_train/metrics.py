@@ -4,13 +4,16 @@ import functools
 import json
 import math
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import progress, say
-from impruver_core.errors import CheckFailed
+from impruver_core.cli.console import progress, say, warn
+from impruver_core.files.safe import atomic_write
 
 COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
+CLOSING_SECONDS = 60
 
 
 def step_callback(path: Path) -> Any:
@@ -26,8 +29,9 @@ def step_callback(path: Path) -> Any:
 
         def on_train_begin(self, args, state, control, **_):
             if state.is_world_process_zero:
-                path.write_text("", encoding="utf-8")
+                cut_after(path, state.global_step)
                 self.bar = progress(None, state.max_steps, "training")
+                self.bar.update(state.global_step)
 
         def on_step_end(self, args, state, control, **_):
             # Runs after Trainer's own flow callback: what it decided is what the recipe asked for.
@@ -45,17 +49,22 @@ def step_callback(path: Path) -> Any:
                     file.write(json.dumps(row, allow_nan=False) + "\n")
                 if self.due or "eval_loss" in row:
                     say(told(row, state.max_steps))
-            if not math.isfinite((logs or {}).get("loss", 0.0)):
-                raise CheckFailed(
-                    f"the loss is {logs['loss']} at step {state.global_step}: training stopped; a lower "
-                    "trainer.learning_rate, or model.dtype: fp32, is what helps most often"
-                )
 
         def on_train_end(self, args, state, control, **_):
             if self.bar is not None:
                 self.bar.close()
 
     return EachStep()
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Leaves those rows of `path` that were written up to `step`, none for 0; a run that goes on writes the others."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if step and path.exists() else ():
+        with suppress(ValueError):  # the last line, of a run that was cut off
+            kept += [line] if json.loads(line)["step"] <= step else []
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n" for line in kept)
 
 
 def metrics_row(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
@@ -98,12 +107,49 @@ def pace_trackers(trainer: Any) -> None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, trackers):
             callback.on_log = paced(callback.on_log, each_step)
+            never_stopping(callback)
+
+
+def never_stopping(tracker: Any) -> None:
+    """Has `tracker` go silent, with one warning, at the first error that it raises: it never ends a training."""
+    silent: list[bool] = []
+
+    def kept_alive(event: Any) -> Any:
+        @functools.wraps(event)
+        def call(*args, **kwargs):
+            if silent:
+                return None
+            try:
+                return event(*args, **kwargs)
+            except Exception as error:
+                silent.append(True)
+                warn(f"{type(tracker).__name__} failed and gets no more logs; training goes on: {error!s:.300}")
+                return None
+
+        return call
+
+    for name in dir(tracker):
+        if name.startswith("on_"):
+            setattr(tracker, name, kept_alive(getattr(tracker, name)))
 
 
 def close_trackers() -> None:
-    """Ends wandb's run here: at the end of the process it would print its last words on stdout."""
-    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        sys.modules["wandb"].finish()
+    """Ends wandb's run here: at the end of the process it would print its last words on stdout.
+
+    A server that is away gets a minute; by then all that matters is written.
+    """
+    if "wandb" not in sys.modules or sys.modules["wandb"].run is None:
+        return
+
+    def finish() -> None:
+        with suppress(Exception):
+            sys.modules["wandb"].finish()
+
+    closing = threading.Thread(target=finish, daemon=True)
+    closing.start()
+    closing.join(CLOSING_SECONDS)
+    if closing.is_alive():
+        warn("wandb did not finish sending; what it has not sent stays in its own folder")
 
 
 def paced(on_log: Any, each_step: Any) -> Any:

@@ -2,19 +2,24 @@
 
 import hashlib
 import os
-import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import read_manifest
 
+from impruver_train.checkpoints import discard, marker_of, whole
+from impruver_train.compare import changes, touched
+
 MANIFEST = "impruver.json"
+UNFINISHED = "impruver.json.unfinished"  # tells a run apart while there is no manifest
 RECIPE = "recipe.yaml"
-MATTERS = ("tokenizer", "model", "lora", "trainer", "ddp")  # sections whose change makes another model
-REPORTING = ("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step")
+NEW, GOES_ON, DONE = "new", "goes on", "done"
 MIB = 1 << 20
+WAITS = 16
 
 # What training leaves in output_dir: --overwrite removes this and nothing else.
 MADE = (
@@ -42,43 +47,9 @@ MADE = (
     "README.md",
     "training_args.bin",
     "checkpoint-*",
+    "stopped-*",
     "runs",
 )
-
-
-def differences(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str]) -> list[str] | None:
-    """What sets the finished work in `output_dir` apart from a run of `recipe` on inputs with these digests.
-
-    None: there is no finished work. []: it is this very run's, whole.
-    """
-    manifest = read_manifest(output_dir / MANIFEST)
-    if manifest is None:
-        return None
-    now, then = dict(flat(recipe)), dict(flat(manifest.get("recipe") or {}))
-    changed = [
-        f"{key}: {then.get(key, 'not set')} then, {now.get(key, 'not set')} now"
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
-    ]
-    known = {part["role"]: part["sha256"] for part in manifest.get("inputs") or [] if "role" in part}
-    names = sorted(digests.keys() | known.keys())
-    changed += [f"{name}: another content" for name in names if digests.get(name) != known.get(name)]
-    for part in manifest.get("outputs") or []:
-        path = output_dir / Path(part["path"]).name
-        if not path.exists() or path.stat().st_size != part["bytes"]:
-            changed.append(f"{path.name}: gone or changed since")
-    return changed
-
-
-def flat(recipe: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Key paths and values of the sections that matter to the model, without where it is reported to."""
-    for name, value in recipe.items():
-        if (not before and name not in MATTERS) or (before == "trainer." and name in REPORTING):
-            continue
-        if isinstance(value, dict):
-            yield from flat(value, f"{before}{name}.")
-        else:
-            yield before + name, value
 
 
 def base_digest(name: str | None) -> dict[str, str]:
@@ -94,10 +65,11 @@ def base_digest(name: str | None) -> dict[str, str]:
     return {"base": digest.hexdigest()}
 
 
-def is_done(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], overwrite: bool) -> bool:
-    """True if `output_dir` holds this very run, finished. ImpruverError where it can't be used; writes nothing.
+def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], overwrite: bool) -> str:
+    """NEW, GOES_ON or DONE: what `output_dir` is to a run of `recipe` on inputs with these digests; writes nothing.
 
-    A run's own earlier work may be replaced with `overwrite`, files that training did not make never.
+    ImpruverError where it can't be used. A run's own earlier work may be replaced with `overwrite`, files that training
+    did not make never.
     """
     check_writable(output_dir)
     ours = (output_dir / RECIPE).exists()
@@ -109,12 +81,35 @@ def is_done(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], o
                 "another output_dir"
             )
     if not ours or overwrite:
-        return False
-    changed = differences(output_dir, recipe, digests)
-    if changed == []:
-        return True
-    what = "an unfinished run" if changed is None else "another run:\n  " + "\n  ".join(changed) + "\n "
-    raise ImpruverError(f"output_dir: {output_dir} holds {what}; --overwrite starts anew, or set another output_dir")
+        return NEW
+    manifest, ways_out = read_manifest(output_dir / MANIFEST), "--overwrite starts anew, or set another output_dir"
+    if manifest is not None:
+        changed, what = changes(manifest, recipe, digests) + touched(output_dir, manifest), "another run"
+    else:
+        markers = (marker_of(path) for path in reversed(whole(output_dir)))
+        known, what = read_unfinished(output_dir) or next(markers, None), "an unfinished run"
+        if not has_work(output_dir):
+            return NEW
+        if known is None:
+            raise ImpruverError(f"output_dir: {output_dir} holds {what}, and nothing tells which; {ways_out}")
+        changed = changes(known, recipe, digests)
+        ways_out += "; with another one, trainer.resume_from_checkpoint goes on from this one's work"
+    if not changed:
+        return GOES_ON if manifest is None else DONE
+    told = "\n  ".join([f"output_dir: {output_dir} holds {what}:", *changed])
+    raise ImpruverError(f"{told}\n{ways_out}")
+
+
+def read_unfinished(output_dir: Path) -> dict[str, Any] | None:
+    """What the unfinished run in `output_dir` is told apart by; None without one."""
+    return read_manifest(output_dir / UNFINISHED)
+
+
+def has_work(output_dir: Path) -> bool:
+    """Whether an unfinished run got as far as to leave anything: a step's row, a whole checkpoint, weights."""
+    metrics = output_dir / "metrics.jsonl"
+    rows = metrics.exists() and metrics.stat().st_size > 0
+    return rows or bool(whole(output_dir)) or any(output_dir.glob("*.safetensors"))
 
 
 def check_writable(folder: Path) -> None:
@@ -129,10 +124,48 @@ def check_writable(folder: Path) -> None:
 
 
 def take(output_dir: Path, overwrite: bool) -> None:
-    """Makes `output_dir`; with `overwrite` removes what an earlier training left there, and nothing else."""
+    """Makes `output_dir`; with `overwrite` removes what an earlier training left there, and nothing else.
+
+    The recipe goes last: cut off before, the folder is still known as training's own.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     if not overwrite:
         return
-    for pattern in MADE:
-        for path in output_dir.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    found = {path for pattern in MADE for path in output_dir.glob(pattern)}
+    for path in sorted(found, key=lambda path: (path.name == RECIPE, path.name)):
+        discard(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def held(output_dir: Path) -> Iterator[None]:
+    """Makes `output_dir` this process's alone; ImpruverError where another trains in it.
+
+    It waits a little: what a killed run left running lets go within seconds.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    number = os.open(output_dir, os.O_RDONLY)
+    try:
+        for left in reversed(range(WAITS)):
+            if locked(number):
+                break
+            if not left:
+                raise ImpruverError(f"output_dir: another impruver-train is at work in {output_dir}")
+            time.sleep(0.5)
+        yield
+    finally:
+        with suppress(OSError):  # nothing came of it
+            output_dir.rmdir()
+        os.close(number)
+
+
+def locked(number: int) -> bool:
+    """Whether an open folder is now locked, or can't be on this system."""
+    try:
+        import fcntl
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # not on every system, nor on every network's disk
+        pass
+    return True

@@ -1,0 +1,144 @@
+"""What may go wrong while training runs, told with what to do: no number, no memory, no room."""
+
+import errno
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import CheckFailed, ImpruverError
+from impruver_core.files.jsonl import numbered_rows
+
+from impruver_train import checkpoints
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
+DISK_FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122", "os error 27")
+TORN = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch's words when it can't write on
+
+
+def remember_batches(trainer: Any) -> list[dict[str, Any]]:
+    """A list that always holds the batches of the step that `trainer` is at."""
+    kept: list[dict[str, Any]] = []
+    take = trainer.get_batch_samples
+
+    def taken(*args, **kwargs):
+        batches, count = take(*args, **kwargs)
+        kept[:] = batches
+        return batches, count
+
+    trainer.get_batch_samples = taken
+    return kept
+
+
+def finite_callback(output_dir: Path, train_path: Path) -> Any:
+    """Trainer's callback that ends a training whose numbers are none any more, before that is saved as its work."""
+    from transformers import TrainerCallback
+
+    class Finite(TrainerCallback):
+        """`batches`: those of the step, as `remember_batches` gives them."""
+
+        batches: list[dict[str, Any]] = ()
+
+        def on_log(self, args, state, control, logs=None, **_):
+            looked_at = {"loss": (logs or {}).get("loss", 0.0)}
+            if not args.fp16:  # whose scaler skips a step with such a gradient
+                looked_at["gradient's norm"] = (logs or {}).get("grad_norm", 0.0)
+            for what, value in looked_at.items():
+                if not math.isfinite(value):
+                    raise not_finite(f"the {what} is {value}", state.global_step)
+
+        def on_save(self, args, state, control, model=None, **_):
+            self.check_weights(state.global_step, model)
+
+        def on_train_end(self, args, state, control, model=None, **_):
+            self.check_weights(state.global_step, model)
+
+        def check_weights(self, step: int, model: Any) -> None:
+            if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
+                raise not_finite("a weight is no finite number", step)
+
+    callback = Finite()
+
+    def not_finite(what: str, step: int) -> CheckFailed:
+        lines = ", ".join(map(str, lines_of(train_path, callback.batches)))
+        good = checkpoints.whole(output_dir, to_go_on=True)
+        return CheckFailed(
+            f"{what} after step {step}, on lines {lines} of {train_path}: training stopped, nothing of it was saved; "
+            f"the last good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a lower "
+            "trainer.max_grad_norm, or model.dtype: fp32, is what helps most often"
+        )
+
+    return callback
+
+
+def lines_of(path: Path, batches: list[dict[str, Any]]) -> list[int]:
+    """The lines of the JSONL at `path` whose rows are in `batches`; of equal rows the first."""
+    wanted = {ids for batch in batches for ids in rows_of(batch)}
+    found = []
+    for line, row in numbered_rows(path):
+        if not wanted:
+            break
+        ids = tuple(row["input_ids"])
+        if ids in wanted:
+            wanted.discard(ids)
+            found.append(line)
+    return found
+
+
+def rows_of(batch: dict[str, Any]) -> Iterator[tuple[int, ...]]:
+    """The ids of each row in a batch, without padding; packed rows one by one (their positions begin at 0)."""
+    masks = batch.get("attention_mask")
+    for number, ids in enumerate(batch["input_ids"]):
+        if "position_ids" in batch:
+            ends = [*(at for at, place in enumerate(batch["position_ids"][number].tolist()) if place == 0), len(ids)]
+            yield from (tuple(ids[a:b].tolist()) for a, b in pairwise(ends))
+        elif masks is not None:
+            yield tuple(ids[: int(masks[number].nonzero()[-1]) + 1].tolist())
+        else:
+            yield tuple(ids.tolist())
+
+
+@contextmanager
+def told(output_dir: Path, advice: Callable[[], list[str]]) -> Iterator[None]:
+    """Tells of memory or a disk that was not enough, with `advice()` for memory; leaves no half-written checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        checkpoints.discard_half_written(output_dir)
+        if is_out_of_memory(error):
+            raise ImpruverError(
+                "\n  ".join([f"out of memory ({first_line(error)}); what helps, the greatest effect first:", *advice()])
+            ) from None
+        if is_disk_full(error):
+            good = checkpoints.whole(output_dir, to_go_on=True)
+            raise ImpruverError(
+                f"{output_dir}: the disk is full; make room and give the same command again: it goes on from "
+                f"{good[-1] if good else 'the beginning, as there is no whole checkpoint'}"
+            ) from None
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is Python's, torch's or a driver's way to say that memory was not enough."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, is a library's way to say that the disk is full."""
+    if not isinstance(error, Exception) or isinstance(error, ImpruverError):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    if any(words in str(error) for words in (*DISK_FULL, *TORN)):
+        return True
+    return is_disk_full(error.__cause__ or error.__context__)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

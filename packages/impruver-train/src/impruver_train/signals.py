@@ -1,0 +1,86 @@
+"""Signals while training runs: the first one waits for the end of the step, the next one ends at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from impruver_core.cli.console import say
+from impruver_core.cli.tool import Terminated
+
+WAITING = (signal.SIGTERM, signal.SIGINT)
+ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has already sent to all
+
+
+class Noted:
+    """The signal that came, 0 until one does; the state of a handler, which can return nothing."""
+
+    def __init__(self) -> None:
+        self.number, self.at, self.process = 0, 0.0, os.getpid()
+        self.before: dict[int, Any] = {}
+
+    def arm(self) -> None:
+        """From now on a signal waits; before, it just ends the run, which has nothing to lose yet."""
+        if not self.before and threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.note) for number in WAITING}
+
+    def note(self, number: int, _frame: Any) -> None:
+        """The handler. A second signal ends the process where it is, whatever it is in."""
+        if os.getpid() != self.process:  # a worker's copy: the main process tells it when to end
+            return
+        if not self.number:
+            self.number, self.at = number, time.monotonic()
+            say("stopping: what runs is finished and saved; the same signal again ends at once")
+        elif time.monotonic() - self.at > ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def noting() -> Iterator[Noted]:
+    """What signals are noted in; afterwards they are handled as before."""
+    noted = Noted()
+    try:
+        yield noted
+    finally:
+        for number, handler in noted.before.items():
+            signal.signal(number, handler)
+
+
+def agreed(noted: Noted, device: Any) -> int:
+    """The signal that came to this process or, of several, to any: all stop after the same step."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return noted.number
+    number = torch.tensor(noted.number, device=device)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    noted.number = int(number)
+    return noted.number
+
+
+def stopped(number: int, saved: str, tells: bool) -> BaseException:
+    """What to raise once the work is saved: core's answer to that signal; of several processes one `tells`."""
+    if not tells:
+        return SystemExit(128 + number)
+    text = f"{saved}; the same command goes on from there"
+    return KeyboardInterrupt(text) if number == signal.SIGINT else Terminated(text)
+
+
+def shielded(collator: Any) -> Any:
+    """`collator` that has a loader's worker process ignore signals: a group's signal would end it amid the step."""
+    shielded_in: list[int] = []
+
+    def collate(rows: Any) -> Any:
+        if os.getpid() not in shielded_in:
+            import torch
+
+            shielded_in[:] = [os.getpid()]
+            for number in WAITING if torch.utils.data.get_worker_info() is not None else ():
+                signal.signal(number, signal.SIG_IGN)
+        return collator(rows)
+
+    return collate

@@ -1,0 +1,86 @@
+"""The recipe's Trainer around its model: for the run, and for a few steps on trial."""
+
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from impruver_core.recipe.load import Recipe
+
+from impruver_train import build, failures, finish, metrics, packing, resume, signals, stopping, trial
+from impruver_train.collate import make_collator
+from impruver_train.plan import Plan
+
+
+def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[str], callbacks: list[Any]) -> Any:
+    """Loads or makes the model and puts the recipe's Trainer around it."""
+    model = make_model(recipe, plan)
+    finish.set_generation(model, plan.tokenizer, ends)
+    val = rows.get("val") if plan.arguments.eval_strategy != "no" else None
+    callbacks = [metrics.step_callback(Path(plan.arguments.output_dir) / "metrics.jsonl"), *callbacks]
+    return put_trainer(recipe, plan.tokenizer, model, plan.arguments, rows["train"], val, callbacks)
+
+
+def make_model(recipe: Recipe, plan: Plan) -> Any:
+    """Loads or makes the model."""
+    model = build.build_model(
+        recipe.model,
+        plan.config,
+        plan.precision,
+        plan.arguments,
+        vocabulary=plan.vocabulary,
+        lora=recipe.lora,
+        new_ids=plan.new_ids,
+        recipe_dir=recipe.base_dir,
+    )
+    if plan.packing:
+        packing.require_apart(model)
+    return model
+
+
+def put_trainer(
+    recipe: Recipe, tokenizer: Any, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list
+) -> Any:
+    """The recipe's Trainer around `model`."""
+    return build.build_trainer(
+        recipe.trainer.get("class", "transformers.Trainer"),
+        recipe.base_dir,
+        model=model,
+        args=arguments,
+        data_collator=signals.shielded(make_collator(tokenizer, packing.is_flash(model))),
+        train_dataset=rows,
+        eval_dataset=val,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> list[str]:
+    """Makes `steps` steps, in a folder of their own; what they took and the whole run will."""
+    from torch.utils.data import Subset
+
+    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        peak, watch = trial.Peak(), []
+        items = trial.choose(sizes, plan.arguments, steps)
+        arguments = trial.trial_arguments(plan.arguments, steps, folder)
+        model = make_model(recipe, plan)
+        part = Subset(rows, items)
+        trainer = put_trainer(recipe, plan.tokenizer, model, arguments, part, None, [trial.stopwatch(watch)])
+        peak.start()
+        trial.run(trainer)
+        return trial.report(watch, items, sizes, plan.arguments, peak.taken())
+
+
+def run(trainer: Any, start: Path | None, finite: Any) -> Any:
+    """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for."""
+    metrics.pace_trackers(trainer)
+    finite.batches = failures.remember_batches(trainer)
+    resume.keep_adapter_dtype(trainer.model)
+    try:
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except stopping.AlreadyTrained:
+        resume.end_training(trainer)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
+    return model
