@@ -18,6 +18,7 @@ from impruver_core.templating.tokenizer import special_tokens, template_fingerpr
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
 from impruver_compose.shards import bytes_of
+from impruver_compose.sources import COMPRESSED
 from impruver_compose.tables import brought, dropped, share
 
 
@@ -34,6 +35,9 @@ class Paths:
         missing = [name for name in ("train_path", "val_path") if not getattr(recipe, name)]
         if missing:
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
+        for name in ("train_path", "val_path"):
+            if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
+                raise ImpruverError(f"{recipe.where(name)}: rows are written as they are: name no compressed file")
         paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
         taken = {"train_path": paths.train, "the ledger": paths.ledger, "the report": paths.report}
         taken["the manifest"] = paths.manifest
