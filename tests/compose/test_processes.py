@@ -197,6 +197,11 @@ def test_a_full_disk_is_told_with_what_is_needed(sets, composed, as_process, rec
         assert (run.returncode, run.stdout) == (2, "")
         assert "B are needed" in run.stderr
         assert [path.name for path in small.iterdir() if "train" in path.name] == []
+        keys = {"split": {"val_ratio": 0.9}, "train_path": "3/t", "val_path": f"{small}/val.jsonl"}
+        run = as_process("--config", recipe(datasets=sets, **keys))
+        assert (run.returncode, run.stdout) == (2, "")
+        assert f"{small}: " in run.stderr  # not the folder that has room
+        assert [*small.glob("*val*"), *Path("3").iterdir()] == []
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 

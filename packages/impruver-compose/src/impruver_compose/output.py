@@ -94,14 +94,15 @@ def write(
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    needed = int(_sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum()) + len(page)
+    for_val = int(_sizes(corpus, val, True).sum())
+    needed = int(_sizes(corpus, train, False).sum()) + len(page) + (for_val if _beside(paths.val, paths) else 0)
     places = {path: staged(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
         with room_for(paths.train.parent, needed):
             with synced(places[paths.train], "wb") as file:
                 write_lines(file, corpus, train)
-            with synced(places[paths.val], "wb") as file:
+            with room_for(paths.val.parent, for_val), synced(places[paths.val], "wb") as file:
                 write_lines(file, corpus, val, with_extra=True)
             with synced(places[paths.ledger]) as file:
                 write_rows(file, ledger.sorted_lines())
