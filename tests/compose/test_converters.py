@@ -314,3 +314,26 @@ def test_an_own_converter_that_is_none(refused, files, tmp_path):
     assert "datasets.0.converter: mine.thing is no function" in refused(data={"converter": "mine.thing"})
     assert "did you mean mine.turns" in refused(data={"converter": "mine.turn"})
     assert "nowhere" in refused(data={"converter": "nowhere.turns"})
+
+
+@pytest.mark.parametrize("names", [("prompt", "completion"), ("instruction", "output")])
+def test_a_prompt_and_a_completion_of_messages(names, composed, files, texts, learned):
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    files.write("data.jsonl", [dict(zip(names, (asked, [{"role": "assistant", "content": "d"}]), strict=True))])
+    done = composed()
+    assert texts(done.train) == [files.rendered(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    assert learned(done.train[0]) == ["d<|im_end|>"]
+
+
+def test_keys_that_json_would_change_are_told(compose, files, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def keyed(row, mapping):\n"
+        "    called = {'name': 'f', 'arguments': {1: 'a', 'b': 2} if row['keyed'] else {'b': 2}}\n"
+        "    call = {'role': 'assistant', 'content': '', 'tool_calls': [{'function': called}]}\n"
+        "    return [row['messages'][0], call, {'role': 'tool', 'content': 'r'}, row['messages'][1]]\n"
+    )
+    template = files.chatml.replace("<|im_end|>", "{{ m.tool_calls | tojson if m.tool_calls else '' }}<|im_end|>", 1)
+    files.write("data.jsonl", [files.chat("a", "b") | {"keyed": keyed} for keyed in (True, False)])
+    done = compose(data={"converter": "mine.keyed"}, tokenizer={"chat_template": template})
+    assert done.code == 0, done.err
+    assert [(line["reason"], "the key 1 is no text" in line["detail"]) for line in done.dropped] == [("bad_row", True)]

@@ -223,3 +223,16 @@ def test_lone_surrogates_and_huge_rows(composed, files, tmp_path):
     (tmp_path / "data.jsonl").write_text(f"{good}\n{broken}\n")
     done = composed("--overwrite")
     assert [line["reason"] for line in done.dropped] == ["bad_row"]
+
+
+def test_the_last_piece_of_a_document_is_no_single_token(composed, files, tokenizer):
+    text = " ".join(str(number) for number in range(40))
+    files.write("data.jsonl", [{"text": text}])
+    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    limit = next(limit for limit in range(3, len(ids)) if len(ids) % limit == 1)
+    done = composed(data={"max_tokens_count": limit})
+    pieces = sorted(len(row["input_ids"]) for row in done.train)
+    assert sum(pieces) == len(ids)
+    assert pieces[0] == 2
+    assert pieces[-1] <= limit
+    assert done.manifest["gate"][0]["ended"] == 1  # EOS is learned

@@ -232,3 +232,10 @@ def test_the_first_hundred_rows_must_have_a_mask(refused, compose, files):
     assert done.code == 3
     assert len(done.train) == 100
     assert [(line["row"], line["reason"]) for line in done.dropped] == [(100, "mask_refused")]
+
+
+def test_rows_without_tools_are_not_warned_about(composed, files):
+    files.write("data.jsonl", [files.chat("a", "b") | {"tools": "[]"}])
+    assert "tools" not in composed().err
+    files.write("data.jsonl", [files.chat("a", "b") | {"tools": '[{"name": "f"}]'}])
+    assert "its rows have tools, which the chat template does not render" in composed().err

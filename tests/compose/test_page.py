@@ -49,7 +49,7 @@ def test_it_tells_what_was_made_and_dropped(report):
         for name in ("train_rows", "val_rows", "tokens"):
             assert f"{each[name]:,}" in told["Data sets"]
         for reason, number in each["dropped"].items():
-            assert re.search(rf"{reason}\s*{number}\b", told["Dropped"])
+            assert re.search(rf"{reason}\s*{number}(row \d|$)", told["Dropped"])
     assert "max_tokens_count 300" in told["Lengths"]
     assert "Longer than its limit, and dropped: 1." in told["Lengths"]
     assert "train.dropped.jsonl" in told["Dropped"]

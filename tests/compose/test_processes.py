@@ -197,6 +197,11 @@ def test_a_full_disk_is_told_with_what_is_needed(sets, composed, as_process, rec
         assert (run.returncode, run.stdout) == (2, "")
         assert "B are needed" in run.stderr
         assert [path.name for path in small.iterdir() if "train" in path.name] == []
+        keys = {"split": {"val_ratio": 0.9}, "train_path": "3/t", "val_path": f"{small}/val.jsonl"}
+        run = as_process("--config", recipe(datasets=sets, **keys))
+        assert (run.returncode, run.stdout) == (2, "")
+        assert f"{small}: " in run.stderr  # not the folder that has room
+        assert [*small.glob("*val*"), *Path("3").iterdir()] == []
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
@@ -212,3 +217,35 @@ def test_the_day_of_the_first_run_is_kept(composed, files, tokenizer):
     done = composed(**keys)
     assert all("03 Feb 2001" in tokenizer.decode(row["input_ids"]) for row in done.train)
     assert json.dumps(done.manifest).count("2001-02-03") == 1
+
+
+WITH_TORCH = """
+def judged(row):
+    import torch
+
+    assert torch.randn(200, 200).mm(torch.randn(200, 200)).shape == (200, 200)
+    return row["messages"]
+"""
+
+
+def test_a_converter_that_computes_with_torch_goes_on_in_workers(recipe, as_process, files, tmp_path):
+    pytest.importorskip("torch")  # its threads are the parent's own: in a fork it would wait for them
+    (tmp_path / "judging.py").write_text(WITH_TORCH)
+    files.write("data.jsonl", files.unlike(ROWS + 1))
+    config = recipe({"converter": "judging.judged"})
+    done = as_process("--config", config, "--num_proc", "2", OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [0, -2])
+def test_num_proc_below_one(number, refused, files):
+    files.write("data.jsonl", [files.chat("a", "b")])
+    assert f"--num_proc must be at least 1, not {number}" in refused("--num_proc", number)
+
+
+def test_the_room_that_is_needed_is_that_of_the_rows_that_are_chosen(composed, files, monkeypatch):
+    asked = []
+    monkeypatch.setattr("impruver_core.files.safe.need_room", lambda path, needed: asked.append(needed))
+    rows = files.write("data.jsonl", files.unlike(ROWS))
+    composed(data={"split": "train[:5]+train[-5:]"})
+    assert max(asked) < 2 * rows.stat().st_size

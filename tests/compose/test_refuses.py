@@ -65,7 +65,7 @@ def test_no_usable_rows_are_told_by_reason(refused, files):
     files.write("data.jsonl", [{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}] * 3)
     message = refused()
     assert "no usable rows are left of 6" in message
-    lines = [line.split() for line in message.splitlines()]
+    lines = [line.split()[:4] for line in message.splitlines()]
     assert ["0", "data.jsonl", "bad_row", "3"] in lines
     assert ["0", "data.jsonl", "nothing_to_learn", "3"] in lines
 
@@ -144,3 +144,23 @@ def test_a_template_for_rows_unlike_the_built_in_conversations(composed, files):
     needy = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + files.chatml
     files.write("data.jsonl", [CONVERSATION | {"tools": [{"name": "f", "parameters": {}}]}])
     assert len(composed(tokenizer={"chat_template": needy}).train) == 1
+
+
+def test_where_no_row_is_usable_the_first_of_each_reason_is_told(refused, files, tmp_path):
+    (tmp_path / "mine.py").write_text("def broken(row, mapping):\n    return row['absent']\n")
+    files.write("data.jsonl", [files.chat("a", "b")] * 3)
+    message = refused(data={"converter": "mine.broken"})
+    (line,) = (line for line in message.splitlines() if "converter_failed" in line)
+    assert line.split(maxsplit=4)[2:] == ["converter_failed", "3", "row 0: broken: KeyError: 'absent'"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry_run",), ("--show", "1")])
+def test_a_slow_tokenizer(flags, refused, files):
+    files.write("data.jsonl", [CONVERSATION])
+    assert "ByT5Tokenizer is a slow tokenizer" in refused(*flags, tokenizer={"class": "transformers.ByT5Tokenizer"})
+
+
+@pytest.mark.parametrize("name", ["train_path", "val_path"])
+def test_rows_are_not_written_compressed(name, refused, files):
+    files.write("data.jsonl", [CONVERSATION])
+    assert f"{name}: rows are written as they are" in refused(**{name: "out/rows.jsonl.gz"})

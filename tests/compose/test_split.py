@@ -90,3 +90,10 @@ def test_one_conversation_goes_to_train(composed, files):
     files.write("data.jsonl", files.unlike(1))
     done = composed(split={"val_ratio": 0.5})
     assert (len(done.train), len(done.val)) == (1, 0)
+
+
+def test_an_empty_val_that_was_not_asked_for_is_told(composed, files):
+    files.write("data.jsonl", [files.chat("the same question", f"answer {at}") for at in range(10)])
+    told, kept = "val_path gets no row", {"method": "none"}
+    assert told in composed(split={"val_ratio": 0.5}, dedup=kept).err
+    assert told not in composed(split={"val_ratio": 0}, dedup=kept).err

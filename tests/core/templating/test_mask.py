@@ -347,3 +347,11 @@ def test_arguments_nested_without_end():
     messages = [user("a"), assistant("", tool_calls=[{"type": "function", "function": function}])]
     (row,) = encode_chats(tokenizer_for(stock("Qwen-Qwen2.5-7B-Instruct")), [messages])
     assert row.reason == "bad_row"
+
+
+@pytest.mark.parametrize("train", ["false", 0, "no"])
+def test_train_is_true_or_false(train):
+    tokenizer = tokenizer_for(stock("Qwen-Qwen2.5-7B-Instruct"))
+    with pytest.raises(RefusedError) as told:
+        encode_chat(tokenizer, [user("a"), assistant("b", train=train)])
+    assert (told.value.reason, told.value.detail) == ("bad_row", "train of message 1 is neither true nor false")

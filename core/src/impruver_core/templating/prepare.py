@@ -39,6 +39,8 @@ def _checked(message: dict, number: int) -> dict:
             raise RefusedError("bad_row", f"{field} of message {number} is not text")
     if not isinstance(message.get("tool_calls") or [], list):
         raise RefusedError("bad_row", f"tool_calls of message {number} is not a list")
+    if not isinstance(message.get("train"), (bool, type(None))):
+        raise RefusedError("bad_row", f"train of message {number} is neither true nor false")
     kept = {key: value for key, value in message.items() if value is not None and key != "train"}
     return kept | {"content": "" if content is None else content}
 

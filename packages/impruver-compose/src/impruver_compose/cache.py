@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -66,8 +67,9 @@ def forget_old() -> None:
     """Removes entries that no run has used for 30 days."""
     oldest = time.time() - KEPT_DAYS * 86400
     for folder in (cache_dir() / "compose").glob("*"):
-        if folder.stat().st_mtime < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another run may forget it just now
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _settings(job: Job) -> list:

@@ -7,6 +7,7 @@ from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_core.files.manifest import check_replaceable, pending_path, recover
 from impruver_core.files.safe import alone_in, make_folder
 from impruver_core.recipe.load import resolved
+from impruver_core.templating.mask import require_fast
 from impruver_core.templating.tokenizer import fingerprint, load_tokenizer
 
 from impruver_compose import cache, explain, gate, output, page, tally
@@ -16,7 +17,7 @@ from impruver_compose.jobs import open_jobs
 from impruver_compose.ledger import Counts, Ledger
 from impruver_compose.light import import_libraries
 from impruver_compose.limits import row_limit
-from impruver_compose.pool import encode_missing, usable_cores
+from impruver_compose.pool import encode_missing, processes
 from impruver_compose.probe import probe
 from impruver_compose.show import show
 from impruver_compose.split import split
@@ -25,7 +26,7 @@ from impruver_compose.tables import dropped
 
 def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
     """Runs compose on a loaded recipe; nothing is written under a final name before everything is ready."""
-    paths = output.Paths.of(recipe)
+    paths, num_proc = output.Paths.of(recipe), processes(num_proc)
     _check_places(paths, dry_run, overwrite)
     tokenizer, limit = _tokenizer(recipe)
     jobs, inputs = open_jobs(recipe, tokenizer, limit, [*paths.outputs(), paths.manifest])
@@ -36,7 +37,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     entries = [cache.entry_of(job, told) for job in jobs]
     jobs = [dataclasses.replace(job, day=cache.day_of(job, entry)) for job, entry in zip(jobs, entries, strict=True)]
     seen = probe(jobs)
-    encode_missing(jobs, entries, num_proc or usable_cores())
+    encode_missing(jobs, entries, num_proc)
     corpus, ledger = Corpus([job.name for job in jobs], [entry.shards() for entry in entries]), Ledger()
     counts = [tally.count_encoded(job, entry, ledger) for job, entry in zip(jobs, entries, strict=True)]
     train, val, duplicates = _chosen(recipe, jobs, corpus, ledger, counts)
@@ -80,6 +81,7 @@ def _tokenizer(recipe) -> tuple:
     """(tokenizer, tokens of the longest row or None), behind the imports that they need."""
     import_libraries()
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
+    require_fast(tokenizer)
     return tokenizer, row_limit(recipe, tokenizer)
 
 

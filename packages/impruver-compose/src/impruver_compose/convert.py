@@ -50,9 +50,22 @@ def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversat
 def _as_json(conversation: Conversation) -> Conversation:
     """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
     try:
+        _require_names(conversation.messages)
         return conversation._replace(as_json=dumps(conversation.as_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
+
+
+def _require_names(value) -> None:
+    """TypeError where a key is no text: JSON would make it one, and the template see another than val.jsonl has."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is no text")
+            _require_names(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _require_names(item)
 
 
 def _without_nulls(message):

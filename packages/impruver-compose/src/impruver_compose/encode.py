@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import orjson
@@ -161,19 +162,25 @@ def _document(job: Job, row: int, at: int, text: str, encoding) -> Kept | Refuse
     labels = list(ids)
     if ids[0] == job.tokenizer.bos_token_id:
         labels[0] = UNLEARNED
-    size = job.limit or len(ids)
     lines = []
-    for start in range(0, len(ids), size):
-        piece = slice(start, start + size)
-        ended = start + size >= len(ids) and ids[-1] == job.tokenizer.eos_token_id
-        encoded = Encoded(ids[piece], labels[piece], [], ended)
-        carried = text[starts[start] : starts[min(start + size, len(ids))]]
-        lines.append(_line(encoded, dumps({"text": carried}).encode()))
+    for start, stop in pairwise(_borders(len(ids), job.limit)):
+        ended = stop == len(ids) and stop - start > 1 and ids[-1] == job.tokenizer.eos_token_id
+        encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
+        lines.append(_line(encoded, dumps({"text": text[starts[start] : starts[stop]]}).encode()))
     if not any(line.learned for line in lines):
         return Refused("nothing_to_learn", "no piece has two tokens")
     whole = _digest(np.asarray(ids, np.uint32))
     said = ids if job.prompts_only else encoding.ids
     return Kept(row, at, lines, np.asarray(said, np.uint32), whole, whole)
+
+
+def _borders(length: int, limit: int | None) -> list[int]:
+    """Where a document of `length` tokens is cut. The last piece is no single token: a row's first is not learned."""
+    size = limit or length
+    borders = [*range(0, length, size), length]
+    if length % size == 1 and len(borders) > 2 and size > 2:
+        borders[-2] -= 1
+    return borders
 
 
 def _with_ends(job: Job, ids: list[int], starts: list[int], length: int) -> tuple[list[int], list[int]]:

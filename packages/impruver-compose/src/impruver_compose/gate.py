@@ -32,7 +32,7 @@ def estimate(jobs: Sequence[Job], seen: Sequence[Seen]) -> None:
         shard, _ = encode_rows(job, 0, min(DRY_ROWS, len(job.rows)))
         each = Counts(shard.rows, shard.converted, shard.conversations)
         for dropped in shard.dropped:
-            (each.rows_dropped if dropped.part is None else each.dropped)[dropped.reason] += 1
+            each.drop(dropped.reason, dropped.row, dropped.detail, by_converter=dropped.part is None)
         lines = [line for kept in shard.kept for line in kept.lines]
         each.train_rows = len(lines)
         for name in ("tokens", "learned", "ended"):

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+DETAIL = 100  # characters of a detail in a table
+
 REASONS = (
     "bad_row",
     "converter_skipped",
@@ -48,6 +50,13 @@ class Counts:
     learned: int = 0
     rows_dropped: Counter = field(default_factory=Counter)  # by the converter
     dropped: Counter = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # of each reason: the row that was dropped first, and why
+
+    def drop(self, reason: str, row: int, detail: str = "", by_converter: bool = False) -> None:
+        """Counts a conversation that was dropped, or a whole row."""
+        (self.rows_dropped if by_converter else self.dropped)[reason] += 1
+        if reason not in self.first:
+            self.first[reason] = f"row {row}: {_shortened(detail)}" if detail else f"row {row}"
 
     def check(self, name: str) -> None:
         """Both sums: rows = converted + dropped by the converter; conversations = train + val + dropped."""
@@ -59,8 +68,16 @@ class Counts:
             )
 
     def as_dict(self) -> dict:
-        """For the manifest."""
-        return vars(self) | {"rows_dropped": dict(self.rows_dropped), "dropped": dict(self.dropped)}
+        """For the manifest: the numbers."""
+        numbers = {name: value for name, value in vars(self).items() if name != "first"}
+        return numbers | {"rows_dropped": dict(self.rows_dropped), "dropped": dict(self.dropped)}
+
+
+def _shortened(detail: str) -> str:
+    """For a table: one line of what can be printed."""
+    line = "".join(character if character.isprintable() else " " for character in detail[: 4 * DETAIL])
+    line = " ".join(line.split())
+    return line if len(line) <= DETAIL else f"{line[: DETAIL - 1]}…"
 
 
 @dataclass

@@ -18,6 +18,7 @@ from impruver_core.templating.tokenizer import special_tokens, template_fingerpr
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
 from impruver_compose.shards import bytes_of
+from impruver_compose.sources import COMPRESSED
 from impruver_compose.tables import brought, dropped, share
 
 
@@ -34,6 +35,9 @@ class Paths:
         missing = [name for name in ("train_path", "val_path") if not getattr(recipe, name)]
         if missing:
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
+        for name in ("train_path", "val_path"):
+            if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
+                raise ImpruverError(f"{recipe.where(name)}: rows are written as they are: name no compressed file")
         paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
         taken = {"train_path": paths.train, "the ledger": paths.ledger, "the report": paths.report}
         taken["the manifest"] = paths.manifest
@@ -90,14 +94,15 @@ def write(
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    needed = int(_sizes(corpus, train, False).sum() + _sizes(corpus, val, True).sum()) + len(page)
+    for_val = int(_sizes(corpus, val, True).sum())
+    needed = int(_sizes(corpus, train, False).sum()) + len(page) + (for_val if _beside(paths.val, paths) else 0)
     places = {path: staged(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
         with room_for(paths.train.parent, needed):
             with synced(places[paths.train], "wb") as file:
                 write_lines(file, corpus, train)
-            with synced(places[paths.val], "wb") as file:
+            with room_for(paths.val.parent, for_val), synced(places[paths.val], "wb") as file:
                 write_lines(file, corpus, val, with_extra=True)
             with synced(places[paths.ledger]) as file:
                 write_rows(file, ledger.sorted_lines())

@@ -33,6 +33,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes(asked: int | None) -> int:
+    """How many processes encode: as many as `asked`, else one for each core."""
+    if asked is not None and asked < 1:
+        raise ImpruverError(f"--num_proc must be at least 1, not {asked}")
+    return asked or usable_cores()
+
+
 def encode_missing(jobs: Sequence[Job], entries: Sequence[Entry], num_proc: int) -> None:
     """Makes the shards that are not there yet; what was made before a stop stays.
 
@@ -54,7 +61,8 @@ def encode_missing(jobs: Sequence[Job], entries: Sequence[Entry], num_proc: int)
 
 def _bytes(job: Job, start: int, stop: int) -> int:
     """About how many bytes a shard has: ids and labels as text take most."""
-    return SHARD_SHARE * job.rows.table.data.nbytes * (stop - start) // len(job.rows)
+    whole = job.rows.table.data  # also of rows that were not chosen
+    return SHARD_SHARE * whole.nbytes * (stop - start) // max(1, whole.num_rows)
 
 
 def _encode(job: Job, entry: Entry, number: int) -> int:
@@ -106,6 +114,8 @@ def _start_worker(leash: int, held: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(held)
+    if sys.modules.get("torch") is not None:  # of a user's converter: its threads did not come along, and it would wait
+        sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=lambda: os.read(leash, 1) or os._exit(1), daemon=True).start()
 
 

@@ -50,12 +50,13 @@ def probe(jobs: Sequence[Job]) -> list[Seen]:
 
 
 def _probe(job: Job) -> Seen:
-    seen, templates, chats = Seen(), Templates(job.tokenizer), 0
+    seen, templates, chats, tools = Seen(), Templates(job.tokenizer), 0, None
     for row, part, chat in _first(job):
         if chat.text is not None:
             seen.documents += 1
             continue
         chats += 1
+        tools = tools or chat.tools
         try:
             for messages, met in _joints(job, templates, chat):
                 _note(seen, job, (row, part), messages, met)
@@ -66,7 +67,8 @@ def _probe(job: Job) -> Seen:
                 raise CheckFailed(f"{place}: {error.detail}\n{told}") from None
     if chats and not seen.rows:
         _require_a_mask(job, templates)
-    _warn_of_tools(job, templates)
+    if tools and not templates.pick(tools, job.template_kwargs)[2].renders_tools:
+        warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
     return seen
 
 
@@ -132,10 +134,3 @@ def _rendering(job: Job, templates: Templates, messages: list[dict]) -> str | No
         return str.__str__(render(template, messages, variables=variables))
     except RefusedError:
         return None
-
-
-def _warn_of_tools(job: Job, templates: Templates) -> None:
-    rows = job.rows.batch(0, min(PROBED, len(job.rows)))
-    tools = next((row["tools"] for row in rows if row.get("tools")), None)
-    if tools and not templates.pick(tools, job.template_kwargs)[2].renders_tools:
-        warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")

@@ -4,6 +4,8 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from impruver_core.cli.console import warn
+
 
 def split(numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, val_rows: int | None, seed: int):
     """(train, val): the numbers of the conversations, each shuffled by `seed`; `prompts` has a digest for each number.
@@ -23,6 +25,8 @@ def split(numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, va
     train, val = [], []
     for group in order:
         (val if len(val) + len(group) <= wanted else train).extend(group)
+    if wanted and not val:
+        warn(f"val_path gets no row: each group of conversations with the same prompt has more than {wanted}")
     chance.shuffle(train)
     chance.shuffle(val)
     return train, val

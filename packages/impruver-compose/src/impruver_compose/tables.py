@@ -20,13 +20,13 @@ def brought(jobs, counts: Sequence[Counts]) -> Table:
 
 
 def dropped(jobs, counts: Sequence[Counts]) -> Table:
-    """How many were dropped, by data set and reason."""
+    """How many were dropped, by data set and reason, and the first of them."""
     rows = [
-        [job.index, job.name, reason, number]
+        [job.index, job.name, reason, number, each.first.get(reason, "")]
         for job, each in zip(jobs, counts, strict=True)
         for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
     ]
-    return ["#", "data set", "dropped for", "number"], rows
+    return ["#", "data set", "dropped for", "number", "the first"], rows
 
 
 def share(part: int, whole: int) -> str:

@@ -23,7 +23,7 @@ def count_encoded(job: Job, entry: Entry, ledger: Ledger) -> Counts:
         for name, number in shard.counts.items():
             setattr(counts, name, getattr(counts, name) + number)
         for row, part, reason, detail in shard.dropped:
-            (counts.rows_dropped if part is None else counts.dropped)[reason] += 1
+            counts.drop(reason, row, detail, by_converter=part is None)
             ledger.drop(Origin(job.name, job.index, row, part or 0), reason, detail)
     return counts
 
@@ -34,7 +34,7 @@ def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], ledger: Led
         origin, kept = corpus.origin(duplicate.number), corpus.origin(duplicate.kept)
         reason = "exact_duplicate" if duplicate.exact else "near_duplicate"
         ledger.drop(origin, reason, kept=kept, similarity=duplicate.similarity)
-        counts[origin.dataset_index].dropped[reason] += 1
+        counts[origin.dataset_index].drop(reason, origin.row)
     gone = {duplicate.number for duplicate in duplicates}
     return [number for number in range(len(corpus)) if number not in gone]
 
@@ -48,8 +48,9 @@ def weigh_train(corpus: Corpus, train: list[int], weights: Sequence[float], seed
         taken, left_out = weigh([number for number in train if corpus.dataset[number] == index], weight, seed)
         weighed += taken
         for number in left_out:
-            ledger.drop(corpus.origin(number), "sampled_out", f"weight {weight}")
-        counts[index].dropped["sampled_out"] += len(left_out)
+            origin = corpus.origin(number)
+            ledger.drop(origin, "sampled_out", f"weight {weight}")
+            counts[index].drop("sampled_out", origin.row)
     if not weighed:
         raise ImpruverError("datasets[].weight leaves no conversation for train_path: raise it")
     random.Random(seed).shuffle(weighed)

@@ -35,14 +35,24 @@ def _text(value) -> str:
 def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """`instruction`, `input` (behind it, on a line of its own), `output`, and `system` where mapped.
 
-    Rows whose `label` says bad_output are skipped, as are rows without an answer.
+    Where instruction and output are messages themselves, those, and only the output's are learned. Rows whose `label`
+    says bad_output are skipped, as are rows without an answer.
     """
-    output = _text(_field(row, mapping, "output", "output"))
-    if row.get("label") in SKIPPED_LABELS or not output.strip():
+    asked, answer = (_field(row, mapping, name, name) for name in ("instruction", "output"))
+    if row.get("label") in SKIPPED_LABELS:
         return None
-    parts = (_text(_field(row, mapping, name, name)) for name in ("instruction", "input"))
-    asked = "\n".join(part for part in parts if part)
-    return _with_system(row, mapping, [{"role": "user", "content": asked}, {"role": "assistant", "content": output}])
+    if _are_messages(asked) and _are_messages(answer):
+        return _with_system(row, mapping, [*({**message, "train": False} for message in asked), *answer])
+    output = _text(answer)
+    if not output.strip():
+        return None
+    parts = (_text(value) for value in (asked, _field(row, mapping, "input", "input")))
+    content = "\n".join(part for part in parts if part)
+    return _with_system(row, mapping, [{"role": "user", "content": content}, {"role": "assistant", "content": output}])
+
+
+def _are_messages(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
 
 
 def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
@@ -50,7 +60,8 @@ def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     messages = instruction_to_messages(row, mapping)
     reasoning = _text(_field(row, mapping, "reasoning", "reasoning"))
     if messages and reasoning:
-        messages[-1]["content"] = f"<think>\n{reasoning}\n</think>\n\n{messages[-1]['content']}"
+        *before, last = messages
+        messages = [*before, {**last, "content": f"<think>\n{reasoning}\n</think>\n\n{last['content']}"}]
     return messages
 
 
