@@ -143,7 +143,7 @@ def test_of_two_runs_at_once_one_waits_to_write(composed, files, tmp_path, monke
 
     monkeypatch.setattr(output, "publish", publish)
     composed(val_path="held/val.jsonl")
-    composed(val_path="held/val.jsonl")
+    composed("--overwrite", val_path="held/val.jsonl")
     assert tried == ["out", "held"] * 2
 
 

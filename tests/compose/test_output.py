@@ -247,3 +247,22 @@ def test_a_recipe_of_the_first_impruver(composed, files, texts):
     assert "<s>user\nhi</s>" in text
     assert "<s>assistant\nyo</s>" in text
     assert "bos_token_id" in done.err
+
+
+def test_a_second_run_with_nothing_changed_writes_nothing(composed, files, tmp_path):
+    files.write("data.jsonl", files.unlike(20))
+    composed(split={"val_rows": 3})
+
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+    before = times()
+    first = composed(split={"val_rows": 3})
+    assert times() == before
+    assert "17 rows" in first.out
+    (tmp_path / "out/val.jsonl").unlink()
+    composed(split={"val_rows": 3})
+    assert set(times()) == set(before)
+    before = times()
+    composed(split={"val_rows": 4})
+    assert times()["train.jsonl"] != before["train.jsonl"]

@@ -38,10 +38,14 @@ class Traced(str):
         return self
 
     def __add__(self, other: str) -> str:
-        return joined((self, other)) if isinstance(other, str) else NotImplemented
+        if not isinstance(other, str):
+            return NotImplemented
+        return Traced(str.__add__(self, other), [*self._runs, *_moved(runs_of(other), len(self))])
 
     def __radd__(self, other: str) -> str:
-        return joined((other, self)) if isinstance(other, str) else NotImplemented
+        return (
+            Traced(str.__add__(other, self), _moved(self._runs, len(other))) if type(other) is str else NotImplemented
+        )
 
     def __getitem__(self, key: int | slice) -> str:
         if isinstance(key, slice):
@@ -137,6 +141,10 @@ class Traced(str):
         return self._recast(str.title(self))
 
 
+def _moved(runs: Iterable[Run], by: int) -> list[Run]:
+    return [(start + by, end + by, source, offset) for start, end, source, offset in runs]
+
+
 def joined(parts: Iterable[str], separator: str = "") -> str:
     """The parts as one string that keeps what they know; plain where none of them knows anything."""
     parts = [part if isinstance(part, str) else str(part) for part in parts]
@@ -147,7 +155,7 @@ def joined(parts: Iterable[str], separator: str = "") -> str:
     at = 0
     for part in parts:
         if type(part) is Traced:
-            runs += [(start + at, end + at, source, offset) for start, end, source, offset in part._runs]
+            runs += _moved(part._runs, at)
         at += len(part)
     return Traced(text, runs) if runs else text
 

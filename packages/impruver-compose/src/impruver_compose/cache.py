@@ -98,4 +98,7 @@ def _code() -> list:
         folder = Path(find_spec(package).origin).parent
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
-    return [digest.hexdigest(), *(f"{name} {version(name)}" for name in ("tokenizers", "jinja2", "datasets"))]
+    return [
+        digest.hexdigest(),
+        *(f"{name} {version(name)}" for name in ("tokenizers", "jinja2", "datasets", "datasketch")),
+    ]

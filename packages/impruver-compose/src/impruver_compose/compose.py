@@ -47,6 +47,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
         "max_tokens_count": limit,
         "days": [job.day for job in jobs],
         "inputs": inputs,
+        "cache": [entry.folder.name for entry in entries],
         "counts": [each.as_dict() for each in counts],
         "gate": gate.check(jobs, counts, seen),
     }
@@ -54,7 +55,8 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     html = page.page(paths, corpus, jobs, counts, lines, duplicates, facts["gate"])
     with alone_in(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
-        output.write(paths, corpus, ledger, *lines, html, manifest)
+        if overwrite or not output.stand(paths, manifest):
+            output.write(paths, corpus, ledger, *lines, html, manifest)
     cache.forget_old()
     output.report(paths, jobs, counts, ledger)
     refused = sum(each.dropped["mask_refused"] for each in counts)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,17 +18,20 @@ from impruver_compose.minhash import signatures_of
 from impruver_compose.shards import Dropped, Kept, Line, Shard
 from impruver_compose.unfold import fitting, parts, shortened
 
-BATCH = 100  # rows in memory at once
+BATCH = 500  # rows in memory at once,
+BATCH_BYTES = 1 << 21  # and of their conversations: a token's encoding takes a hundred bytes
+
+Placed = tuple[int, int, Conversation]  # row, part, conversation
 
 
 def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
     """The shard of rows start..stop, and the MinHash signatures of what it kept."""
     shard, found = Shard(), []
     for first in range(start, stop, BATCH):
-        before = len(shard.kept)
-        conversations = _converted(job, first, min(first + BATCH, stop), shard)
-        _encode(job, conversations, shard)
-        found.append(signatures_of([kept.said for kept in shard.kept[before:]], job.num_perm))
+        for conversations in _batches(_converted(job, first, min(first + BATCH, stop), shard)):
+            before = len(shard.kept)
+            _encode(job, conversations, shard)
+            found.append(signatures_of([kept.said for kept in shard.kept[before:]], job.num_perm))
     return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
 
 
@@ -37,8 +40,8 @@ def converted(job: Job, row: int) -> list[Conversation]:
     return list(convert(job.rows.batch(row, row + 1)[0], job.converter, job.mapping))
 
 
-def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[tuple[int, int, Conversation]]:
-    """(row, part, conversation) of rows start..stop."""
+def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[Placed]:
+    """The conversations of rows start..stop."""
     found = []
     for number, row in enumerate(job.rows.batch(start, stop), start):
         shard.rows += 1
@@ -55,7 +58,19 @@ def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[tuple[int,
     return found
 
 
-def _encode(job: Job, conversations: list[tuple[int, int, Conversation]], shard: Shard) -> None:
+def _batches(conversations: list[Placed]) -> Iterator[list[Placed]]:
+    """The conversations in stretches of at most BATCH_BYTES, or of one."""
+    start, size = 0, 0
+    for end, (_, _, conversation) in enumerate(conversations):
+        size += len(conversation.as_json)
+        if size > BATCH_BYTES and end > start:
+            yield conversations[start:end]
+            start, size = end, len(conversation.as_json)
+    if conversations:
+        yield conversations[start:]
+
+
+def _encode(job: Job, conversations: list[Placed], shard: Shard) -> None:
     chats = [chat for _, _, chat in conversations if chat.text is None]
     whole = encode_all(job, chats, [chat.messages for chat in chats])
     lines = iter(zip(whole, _lines(job, chats, whole), strict=True))

@@ -1,5 +1,6 @@
 """What compose leaves behind: train, val, ledger, report and manifest, and what it says of them."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
-from impruver_core.files.manifest import describe, new_manifest, pending_path, publish
+from impruver_core.files.manifest import describe, new_manifest, pending_path, publish, read_manifest
 from impruver_core.files.safe import room_for, staged, synced
 from impruver_core.templating.template import end_of_turn, template_of
 from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
@@ -118,6 +119,13 @@ def write(
         if not pending_path(paths.manifest).exists():  # else a start that finds it finishes
             for place in places.values():
                 place.unlink(missing_ok=True)
+
+
+def stand(paths: Paths, manifest: dict) -> bool:
+    """Whether the outputs are there and were made just so: what a manifest describes was not touched since."""
+    before = read_manifest(paths.manifest) or {}
+    before.pop("outputs", None)
+    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.outputs())
 
 
 def write_lines(file: BinaryIO, corpus: Corpus, order: np.ndarray, with_extra: bool = False) -> None:
