@@ -26,6 +26,7 @@ MADE = (
     "recipe.yaml",
     "impruver.json*",
     "metrics.jsonl",
+    "speed.jsonl",
     "heldout.jsonl",
     "report.html",
     "adapter_config.json",

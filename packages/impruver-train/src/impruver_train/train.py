@@ -21,6 +21,7 @@ from impruver_train import (
     failures,
     finish,
     metrics,
+    page,
     place,
     resume,
     room,
@@ -29,6 +30,8 @@ from impruver_train import (
 )
 from impruver_train.packing import Layout
 from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
+from impruver_train.speed import NAME as SPEED
+from impruver_train.speed import speed_callback
 from impruver_train.trainers import make_trainer, run, try_out
 
 
@@ -124,13 +127,15 @@ def fit(ready: Ready, overwrite: bool) -> None:
     ):
         finite = failures.finite_callback(output_dir, ready.inputs["train"])
         saving = stopping.saving_callback(output_dir, noted, about, ready.start)
-        trainer = make_trainer(ready.recipe, plan, ready.rows, ready.ends, [finite, saving])
+        speed = speed_callback(output_dir / SPEED)
+        trainer = make_trainer(ready.recipe, plan, ready.rows, ready.ends, [finite, saving, speed])
         if writes:
             place.take(output_dir, overwrite)
             checkpoints.discard_after(output_dir, ready.start)
             save_recipe(ready.recipe, output_dir / place.RECIPE)  # first of all: alone it marks unfinished work
             resume.note_start(output_dir, about, ready.began)
-        model = run(trainer, ready.start, finite)
+        finite.batches = speed.batches = failures.remember_batches(trainer)
+        model = run(trainer, ready.start)
         if writes:
             leave(ready, model, trainer.state.global_step)
         metrics.close_trackers()
@@ -143,6 +148,7 @@ def leave(ready: Ready, model: Any, steps: int) -> None:
     finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
     finish.save_held_out(ready.inputs.get("val"), output_dir)
     more = {"counts": estimate.counts(plan.size, ready.facts["train"], steps), "end_of_turn": ready.ends}
+    page.write_report(output_dir, ready.whole, more["counts"])
     described = finish.describe_inputs(ready.inputs, ready.facts, ready.digests, recipe.model.name)
     finish.write_manifest(output_dir, ready.whole, plan.tokenizer, described, ready.data_manifest, more)
     finish.clear(output_dir)

@@ -8,7 +8,7 @@ from typing import Any
 
 from impruver_core.recipe.load import Recipe
 
-from impruver_train import build, failures, finish, metrics, packing, resume, signals, stopping, trial
+from impruver_train import build, finish, metrics, packing, resume, signals, stopping, trial
 from impruver_train.collate import make_collator
 from impruver_train.plan import Plan
 
@@ -72,10 +72,9 @@ def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> li
         return trial.report(watch, items, sizes, plan.arguments, peak.taken())
 
 
-def run(trainer: Any, start: Path | None, finite: Any) -> Any:
+def run(trainer: Any, start: Path | None) -> Any:
     """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for."""
     metrics.pace_trackers(trainer)
-    finite.batches = failures.remember_batches(trainer)
     resume.keep_adapter_dtype(trainer.model)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
