@@ -22,13 +22,13 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(Path(path).read_text(encoding="utf-8"))
         newer = manifest["impruver"] > FORMAT
-        right = newer or _has_shape(manifest)
+        wrong = None if newer else _misshapen(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
-        newer = right = False
-    if not right:
-        raise ImpruverError(f"{path}: not a manifest of Impruver; move it away")
+        raise ImpruverError(f"{path}: not a manifest of Impruver; move it away") from None
+    if wrong:
+        raise ImpruverError(f"{path}: not a manifest of Impruver: {wrong}; move it away")
     if newer:
         raise ImpruverError(
             f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
@@ -36,13 +36,16 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _has_shape(manifest: dict) -> bool:
-    """Whether what its readers rely on is of its kind, where it is there."""
+def _misshapen(manifest: dict) -> str | None:
+    """What of that which its readers rely on is not of its kind, though it is there."""
+    ends, recipe = manifest.get("end_of_turn") or [], manifest.get("recipe") or {}
+    if not (isinstance(ends, list) and all(isinstance(end, str) for end in ends)):
+        return f"end_of_turn is {ends!r}, not a list of texts"
+    if not isinstance(recipe, dict):
+        return "recipe is no object"
     outputs = manifest.get("outputs") or []
     described = all(isinstance(entry["path"], str) and isinstance(entry["bytes"], int) for entry in outputs)
-    ends = manifest.get("end_of_turn") or []
-    texts = isinstance(ends, list) and all(isinstance(end, str) for end in ends)
-    return described and texts and isinstance(manifest.get("recipe") or {}, dict)
+    return None if described else "outputs are not described"
 
 
 def describe(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:

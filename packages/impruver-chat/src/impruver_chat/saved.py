@@ -29,10 +29,7 @@ def saved_ends(output_dir: Path) -> list[str] | None:
     path = output_dir / "impruver.json"
     if path.is_file() and not isinstance(read_json(path).get("impruver"), int):
         raise ImpruverError(f"{path}: not a manifest of Impruver; copy it from the trained model, or remove it")
-    ends = (read_manifest(path) or {}).get("end_of_turn")
-    if ends is not None and not (isinstance(ends, list) and all(isinstance(end, str) for end in ends)):
-        raise ImpruverError(f"{path}: end_of_turn is {ends!r}, not a list of texts")
-    return ends
+    return (read_manifest(path) or {}).get("end_of_turn")
 
 
 def saved_eos(output_dir: Path) -> list[int]:
