@@ -29,7 +29,11 @@ FILES = [
     ("generation_config.json", {"eos_token_id": 2.5}, ["eos_token_id is 2.5"]),
     ("generation_config.json", {"temperature": "hot"}, ["generation_config.json: temperature is 'hot'"]),
     ("generation_config.json", {"suppress_tokens": 5}, ["generation_config.json: TypeError", "not iterable"]),
-    ("impruver.json", '{"impruver": 1, "end_of_turn": 5}', ["impruver.json: not a manifest", "end_of_turn is 5, not a list of texts"]),
+    (
+        "impruver.json",
+        '{"impruver": 1, "end_of_turn": 5}',
+        ["impruver.json: not a manifest", "end_of_turn is 5, not a list of texts"],
+    ),
     ("impruver.json", '{"impruver": 1, "end_of_turn": [5]}', ["end_of_turn is [5]"]),
     ("impruver.json", '{"impruver": "x"}', ["impruver.json: not a manifest", "or remove it"]),
     ("impruver.json", "{", ["impruver.json: not JSON"]),
