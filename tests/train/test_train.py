@@ -95,7 +95,7 @@ def test_output_dir_of_an_adapter(recipe, impruver_train, parts, tmp_path, tiny)
     following = f"impruver-chat --output_dir {out}, impruver-gguf --output_dir {out}"
     assert stdout == f"wrote the adapter to {out}; next: {following}\n"
     assert {path.name for path in out.iterdir()} == {
-        *("recipe.yaml", "impruver.json", "metrics.jsonl", "heldout.jsonl"),
+        *("recipe.yaml", "impruver.json", "metrics.jsonl", "speed.jsonl", "report.html", "heldout.jsonl"),
         *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"),
     }
