@@ -43,9 +43,7 @@ class Traced(str):
         return Traced(str.__add__(self, other), [*self._runs, *_moved(runs_of(other), len(self))])
 
     def __radd__(self, other: str) -> str:
-        return (
-            Traced(str.__add__(other, self), _moved(self._runs, len(other))) if type(other) is str else NotImplemented
-        )
+        return Traced(str.__add__(other, self), _moved(self._runs, len(other)))
 
     def __getitem__(self, key: int | slice) -> str:
         if isinstance(key, slice):

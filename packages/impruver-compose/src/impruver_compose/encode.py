@@ -1,21 +1,20 @@
 """Rows of one data set to a shard: convert, encode in batches, tell what can't be used."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
-import orjson
 from impruver_core.errors import RefusedError
 from impruver_core.files.jsonl import dumps
-from impruver_core.templating.mask import UNLEARNED, Encoded, Refused, encode_chats
+from impruver_core.templating.mask import Encoded, Refused, encode_chats
 from impruver_core.templating.tokenizer import plain_encoding
 
 from impruver_compose.convert import Conversation, convert
+from impruver_compose.documents import document
 from impruver_compose.jobs import Job
+from impruver_compose.lines import digest, learned, line_of
 from impruver_compose.minhash import signatures_of
-from impruver_compose.shards import Dropped, Kept, Line, Shard
+from impruver_compose.shards import Dropped, Kept, Shard
 from impruver_compose.unfold import fitting, parts, shortened
 
 BATCH = 500  # rows in memory at once,
@@ -78,7 +77,7 @@ def _encode(job: Job, conversations: list[Placed], shard: Shard) -> None:
         documents = iter(encode([chat.text for _, _, chat in conversations if chat.text is not None]))
     for row, at, chat in conversations:
         if chat.text is not None:
-            kept = _document(job, row, at, chat.text, next(documents))
+            kept = document(job, row, at, chat.text, next(documents))
         else:
             kept = _chat(job, row, at, chat, *next(lines))
         if isinstance(kept, Refused):
@@ -112,7 +111,7 @@ def _lines(job: Job, chats: list[Conversation], whole: list[Encoded | Refused]) 
 def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refused, lines: list) -> Kept | Refused:
     if isinstance(whole, Refused):
         return whole
-    if not lines or not _learned(whole.labels):
+    if not lines or not learned(whole.labels):
         return Refused("nothing_to_learn", "no assistant's turn is learned")
     fit = fitting(lines, job.limit, (lambda: _shorter(job, chat, whole)) if job.trim else None)
     if isinstance(fit, Refused):
@@ -121,12 +120,12 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
     ids = np.asarray(whole.input_ids, np.uint32)
     judged = [ids[start:end] for number, start, end in whole.texts if number < last or not job.prompts_only]
     asked = _asked(chat.messages[:last])
-    all_digest = _digest(ids)
-    prompt_digest = _digest(asked) if asked else all_digest
+    all_digest = digest(ids)
+    prompt_digest = digest(asked) if asked else all_digest
     return Kept(
         row,
         at,
-        [_line(encoded, _leading(chat, count)) for count, encoded in fit],
+        [line_of(encoded, _leading(chat, count)) for count, encoded in fit],
         np.concatenate([ids[:0], *judged]),
         prompt_digest if job.prompts_only else all_digest,
         prompt_digest,
@@ -145,16 +144,6 @@ def _leading(chat: Conversation, count: int) -> bytes:
     return dumps(chat._replace(messages=chat.messages[:count]).as_row()).encode()
 
 
-def _line(encoded: Encoded, extra: bytes) -> Line:
-    content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
-    return Line(content, extra, len(encoded.input_ids), _learned(encoded.labels), encoded.ended)
-
-
-def _learned(labels: list[int]) -> int:
-    """How many tokens are learned: the first has nothing to be told from."""
-    return len(labels) - labels.count(UNLEARNED) - (labels[:1] != [UNLEARNED])
-
-
 def _asked(messages: list[dict]) -> bytes:
     """What messages say but the system's, empty where they say nothing.
 
@@ -167,46 +156,3 @@ def _asked(messages: list[dict]) -> bytes:
         for text in [message.get("content")]
     ]
     return json.dumps(said, sort_keys=True).encode() if any(text or calls for text, calls in said) else b""
-
-
-def _document(job: Job, row: int, at: int, text: str, encoding) -> Kept | Refused:
-    """A document, cut at the limit, with BOS and EOS around the whole; every piece carries its part of the text."""
-    if not encoding.ids:
-        return Refused("nothing_to_learn", "no tokens")
-    ids, starts = _with_ends(job, encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])], len(text))
-    labels = list(ids)
-    if ids[0] == job.tokenizer.bos_token_id:
-        labels[0] = UNLEARNED
-    lines = []
-    for start, stop in pairwise(_borders(len(ids), job.limit)):
-        ended = stop == len(ids) and stop - start > 1 and ids[-1] == job.tokenizer.eos_token_id
-        encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
-        lines.append(_line(encoded, dumps({"text": text[starts[start] : starts[stop]]}).encode()))
-    if not any(line.learned for line in lines):
-        return Refused("nothing_to_learn", "no piece has two tokens")
-    whole = _digest(np.asarray(ids, np.uint32))
-    said = ids if job.prompts_only else encoding.ids
-    return Kept(row, at, lines, np.asarray(said, np.uint32), whole, whole)
-
-
-def _borders(length: int, limit: int | None) -> list[int]:
-    """Where a document of `length` tokens is cut. The last piece is no single token: a row's first is not learned."""
-    size = limit or length
-    borders = [*range(0, length, size), length]
-    if length % size == 1 and len(borders) > 2 and size > 2:
-        borders[-2] -= 1
-    return borders
-
-
-def _with_ends(job: Job, ids: list[int], starts: list[int], length: int) -> tuple[list[int], list[int]]:
-    """The ids with BOS and EOS where they are missing; where in the text each begins, and where the text ends."""
-    bos, eos = job.tokenizer.bos_token_id, job.tokenizer.eos_token_id
-    if job.options["add_bos"] and bos not in (None, ids[0]):
-        ids, starts = [bos, *ids], [0, *starts]
-    if job.options["add_eos"] and eos not in (None, ids[-1]):
-        ids, starts = [*ids, eos], [*starts, length]
-    return ids, [*starts, length]
-
-
-def _digest(content: bytes | np.ndarray) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
