@@ -32,7 +32,7 @@ from impruver_train.packing import Layout
 from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
 from impruver_train.speed import NAME as SPEED
 from impruver_train.speed import speed_callback
-from impruver_train.trainers import make_trainer, run, try_out
+from impruver_train.trainers import make_trainer, part, run, try_out
 
 
 def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_steps: int = 0) -> None:
@@ -139,6 +139,7 @@ def fit(ready: Ready, overwrite: bool) -> None:
         if writes:
             leave(ready, model, trainer.state.global_step)
         metrics.close_trackers()
+        part()
 
 
 def leave(ready: Ready, model: Any, steps: int) -> None:

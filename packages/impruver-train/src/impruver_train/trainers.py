@@ -83,3 +83,12 @@ def run(trainer: Any, start: Path | None) -> Any:
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model
+
+
+def part() -> None:
+    """Ends the meeting of several processes, all together: one that just left would take the writer along."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
