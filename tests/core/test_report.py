@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 from impruver_core.report import charts
-from impruver_core.report.page import facts, marked, page, pairs, section, shown, table, table_of, texts
+from impruver_core.report.page import facts, marked, page, pairs, section, shown, table, texts
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"'"
 
@@ -38,7 +38,7 @@ def everything(text):
         text,
         [
             section("", text, facts({text: text})),
-            section(text, text, table([text], [[text]]), table_of([{text: text}, {"other": {text: [text]}}])),
+            section(text, text, table([text], [[text]]), table([text, "other"], [[text, {text: [text]}]])),
             section(
                 "charts",
                 text,
@@ -77,11 +77,6 @@ def test_numbers_stand_to_the_right_and_other_values_can_be_read():
     assert '<td class="number">1,234,567</td><td>word</td>' in text
     assert "<td>yes</td><td></td>" in text
     assert '<td class="number">0.25</td><td class="number">12.5%</td>' in text
-
-
-def test_records_of_different_keys_are_one_table():
-    part = table_of([{"a_b": 1}, {"c": {"d": [2]}}])
-    assert (part["header"], part["rows"]) == (["a b", "c"], [[1, None], [None, {"d": [2]}]])
 
 
 def test_long_spans_are_cut_and_told():

@@ -46,12 +46,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict:
     return {"kind": "table", "header": list(header), "rows": [list(row) for row in rows]}
 
 
-def table_of(records: Sequence[Mapping[str, Any]]) -> dict:
-    """A table of records: a column for each key that any of them has."""
-    keys = list(dict.fromkeys(key for record in records for key in record))
-    return table([key.replace("_", " ") for key in keys], [[record.get(key) for key in keys] for record in records])
-
-
 def texts(items: Iterable[tuple[str, Sequence[Span]]]) -> dict:
     """(caption, spans) one below the other."""
     return {"kind": "texts", "items": list(items)}

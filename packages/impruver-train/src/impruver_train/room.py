@@ -9,15 +9,10 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import need_room, size_text
 
 from impruver_train.build import text_config
+from impruver_train.memory import STATE
 
-STATE_BYTES = {"8bit": 2, "4bit": 1, "adafactor": 4, "sgd": 4, "lion": 4}  # of an optimizer, for a weight; else 8
 TOKENIZER_BYTES = 100  # of tokenizer.json, for an entry of the vocabulary
 WORTH = 0.01  # of the greatest effect
-
-
-def optimizer_bytes(name: str) -> int:
-    """Bytes of state that an optimizer keeps for each trained weight."""
-    return next((count for part, count in STATE_BYTES.items() if part in name), 8)
 
 
 def saves(arguments: Any, steps_of_epoch: int, steps: int) -> int:
@@ -39,7 +34,7 @@ def check_disk(output_dir: Path, plan: Any, steps: tuple[int, int], start: Path 
     """
     arguments, trained = plan.arguments, plan.size.trainable
     weights = trained * plan.precision.trained.itemsize + plan.vocabulary * TOKENIZER_BYTES
-    checkpoint = weights + trained * optimizer_bytes(str(arguments.optim.value))
+    checkpoint = weights + trained * STATE.get(arguments.optim.value, 8)
     count = saves(arguments, *steps)
     there = sum(path.stat().st_size for path in output_dir.glob("*-*/**/*") if path.is_file()) if start else 0
     try:
@@ -84,7 +79,7 @@ def activation_options(plan: Any, longest: int) -> list[tuple[float, str]]:
 
 def weight_options(plan: Any, quantized: bool) -> list[tuple[float, str]]:
     """(bytes saved, what to set) of what weights, gradients and optimizer hold all the time."""
-    size, state = plan.size, optimizer_bytes(str(plan.arguments.optim.value))
+    size, state = plan.size, STATE.get(plan.arguments.optim.value, 8)
     frozen = size.total - size.trainable
     options = []
     if not frozen:
