@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,41 @@ def test_launched_losses_are_those_of_one_process(launcher, recipe, impruver_tra
     assert {path.name for path in caches[0].iterdir()} == {"rows.arrow", "facts.json"}
     manifest = json.loads((tmp_path / "launched/impruver.json").read_text(encoding="utf-8"))
     assert manifest["counts"]["steps"] == 3
+
+
+def test_stopped_and_gone_on_with_two_processes_equal_unstopped_ones(recipe, tmp_path):
+    shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
+    trainer = {"class": "stopper.StopTrainer", "max_steps": 6, "per_device_train_batch_size": 2}
+
+    def run(name, **environment):
+        config = recipe(f"{name}.yaml", output_dir=str(tmp_path / name), trainer=trainer, lora={"lora_dropout": 0.2})
+        return ended(start(IMPRUVER_RUN, config, **environment))
+
+    assert run("straight")[0] == 0
+    code, out, err = run("stopped", STOP="3")
+    assert (code, out) == (1, ""), err  # the launcher's own
+    saved = tmp_path / "stopped/stopped-3"
+    assert err.count(f"stopped by SIGTERM: saved after step 3 in {saved}") == 1
+    assert err.count("impruver-train:") == 1
+    assert (saved / "impruver.json").exists()
+    code, out, err = run("stopped")
+    assert code == 0, err
+    assert err.count(f"goes on from {saved}") == 1
+    for name in ("metrics.jsonl", "adapter_model.safetensors"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_what_is_said_is_said_once(recipe, tmp_path):
+    trainer = {"max_steps": 1, "per_device_train_batch_size": 5}
+    code, out, err = ended(start([*IMPRUVER_RUN, "--dry_run"], recipe(trainer=trainer)))
+    assert code == 0, err
+    repeated = "repeated: 2 of the 48 are seen twice an epoch, as they are no multiple of 10 (2 processes by 5)"
+    assert out.count(repeated) == 1
+    assert out.count("in each of 2 processes") == 1
+    code, out, err = ended(start(IMPRUVER_RUN, recipe(trainer=trainer, train_path="nowhere.jsonl")))
+    assert (code, out) == (1, "")
+    assert err.count("impruver-train: error:") == 1
+    assert "nowhere.jsonl is not there" in err
 
 
 def workers(pid):

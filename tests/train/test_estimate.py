@@ -23,6 +23,7 @@ RUNS = {
     },
     "lora, eager": {"model": {"attn_implementation": "eager"}},
     "lora, 8 bit": {"model": {"load_in_8bit": True}},
+    "lora on all, 4 bit": {"model": {"load_in_4bit": True}, "lora": {"target_modules": "all-linear"}},
 }
 
 
@@ -50,7 +51,7 @@ def test_memory_is_told_within_a_quarter(name, wide, recipe, as_process, tmp_pat
     keys = RUNS[name]
     model = {"name": str(wide / "base")} | keys.get("model", {})
     trainer = {"per_device_train_batch_size": 4} | keys.get("trainer", {})
-    lora = {} if "lora" not in keys else {"lora": None}
+    lora = {"lora": keys["lora"]} if "lora" in keys else {}
     path = recipe(train_path=str(wide / "train.jsonl"), model=model, trainer=trainer, **lora)
     # Large blocks go back to the system at once: what is measured is what is held, not what malloc keeps for later.
     run = as_process("--config", path, "--trial_steps", 2, MALLOC_MMAP_THRESHOLD_="65536", OMP_WAIT_POLICY="passive")

@@ -114,6 +114,8 @@ ARGUMENTS = [
     ({"trainer": {"max_steps": -1, "num_train_epochs": 0}}, ["trainer.num_train_epochs", "train nothing"]),
     ({"trainer": {"load_best_model_at_end": True}}, ["trainer.load_best_model_at_end", "eval_strategy"]),
     ({"trainer": {"optim": "adamw_torch_4bit"}}, ["torchao", "impruver-train[torchao]"]),
+    ({"trainer": {"fsdp": True}}, ["trainer.fsdp", "over GPUs only"]),
+    ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, ["trainer.deepspeed", "pip install deepspeed"]),
     ({"ddp": {"ddp_backendd": "gloo"}}, ["ddp.ddp_backendd", "ddp_backend"]),
     ({"lora": {"lora_alfa": 8}}, ["lora.lora_alfa", "lora_alpha"]),
     ({"lora": {"target_modules": ["q_pro"]}}, ["q_pro", "q_proj"]),

@@ -67,6 +67,7 @@ def test_what_is_saved_says_what_was_trained(method, probed, parts):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     import torch
+    from impruver_core.weights import keep_layout
     from transformers import BitsAndBytesConfig
 
     out, kept = probed(**METHODS[f"lora-{bits}bit"])
@@ -79,7 +80,25 @@ def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     else:
         settings = BitsAndBytesConfig(load_in_8bit=True)
     model = reload(out, parts, quantization_config=settings, dtype=torch.float32)
+    keep_layout(model)
     assert torch.allclose(says(model, tokens()), kept["logits"], atol=1e-5)
+
+
+def test_an_evaluation_changes_nothing_of_a_4_bit_training(recipe, impruver_train, parts, tmp_path, tiny):
+    # bitsandbytes rewrites 4-bit weights at an evaluation where the CPU has bf16 instructions
+    def losses(name, **trainer):
+        config = recipe(
+            f"{name}.yaml",
+            output_dir=str(tmp_path / name),
+            val_path=str(parts / "val.jsonl"),
+            model={"load_in_4bit": True},
+            trainer=trainer,
+        )
+        code, _, err = impruver_train(config)
+        assert code == 0, err
+        return [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl") if "loss" in row]
+
+    assert losses("evaluated", eval_strategy="steps", eval_steps=2) == losses("not")
 
 
 def test_output_dir_of_an_adapter(recipe, impruver_train, parts, tmp_path, tiny):

@@ -11,7 +11,7 @@ from impruver_core.adapter import mismatch_told, require_whole
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
 from impruver_core.templating.tokenizer import local_or_hub, told
-from impruver_core.weights import require_fitting
+from impruver_core.weights import keep_layout, require_fitting
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
@@ -155,6 +155,7 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
             **options,
         )
     require_fitting(model, info, section.name)
+    keep_layout(model)
     return model
 
 
@@ -171,7 +172,8 @@ def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = N
 
 def grow_embeddings(model: Any, vocabulary: int) -> bool:
     """Gives `model` embedding rows for ids up to `vocabulary`; never takes any away. True if it grew."""
-    if vocabulary <= model.get_input_embeddings().weight.shape[0]:
+    weight = model.get_input_embeddings().weight
+    if vocabulary <= getattr(weight, "ds_shape", weight.shape)[0]:  # DeepSpeed leaves an empty tensor of a sharded one
         return False
     model.resize_token_embeddings(vocabulary)
     return True

@@ -1,4 +1,4 @@
-"""Whether weights are those of the model that config.json describes: transformers fills gaps silently."""
+"""Weights that are loaded: whether they are those that config.json describes, and that they stay as they are."""
 
 import re
 from typing import Any
@@ -12,6 +12,17 @@ def require_fitting(model: Any, info: dict[str, Any], name: str) -> None:
     for told in (_mismatched(info["mismatched_keys"]), _missing(info["missing_keys"], kind), _unused(model, info)):
         if told:
             raise ImpruverError(f"model.name: {name}: {told}")
+
+
+def keep_layout(model: Any) -> None:
+    """Has 4-bit matrices on a CPU stay as they were loaded.
+
+    Where a CPU has bf16 instructions, bitsandbytes rewrites them at the first forward pass outside of training: from
+    then on they are computed in bf16, whatever the dtype, and pass no gradient on.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _mismatched(mismatched: Any) -> str | None:

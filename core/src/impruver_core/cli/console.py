@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-_state = {"quiet": False}
+_state = {"quiet": False, "mute": False}
 
 LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
 LOG_SECONDS = 30.0  # and at least this often
@@ -20,6 +20,11 @@ LOG_SECONDS = 30.0  # and at least this often
 def set_quiet(quiet: bool) -> None:
     """Quiet: no `say`, no progress; results, warnings and errors stay."""
     _state["quiet"] = quiet
+
+
+def set_mute(mute: bool) -> None:
+    """Mute: not a word, results and warnings neither; for a process whose like says the same."""
+    _state["mute"] = mute
 
 
 def say(text: str) -> None:
@@ -45,7 +50,7 @@ def progress(items: Iterable | None, total: int | None, what: str) -> Any:
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    if _state["quiet"] or not sys.stderr.isatty():
+    if _state["quiet"] or _state["mute"] or not sys.stderr.isatty():
         return _LogProgress(items, total, what)
     from tqdm import tqdm
 
@@ -93,6 +98,8 @@ def _columns() -> int:
 
 
 def _write(stream: TextIO, text: str) -> None:
+    if _state["mute"]:
+        return
     if stream is sys.stderr and stream.isatty() and "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
         return

@@ -20,6 +20,8 @@ TRAIN = "impruver-train"
 MEETING = ("--standalone", "--rdzv", "--master", "--nnodes", "--node-rank")
 SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--virtual-local-rank")  # take no value
 MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
+# Seconds that torchrun leaves its processes after a signal before it kills them: its 30 are too few for a checkpoint.
+SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         raise ImpruverError(f"{' '.join(launcher)}: only finetune takes options of the launcher (torchrun)")
     if find_spec("torch") is None or find_spec("impruver_train") is None:
         raise ImpruverError(f"a launch needs torch and impruver_train in this Python: {install_command(TRAIN)}")
+    os.environ.setdefault(SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS)
     return _become(launch_command(launcher, flags))
 
 

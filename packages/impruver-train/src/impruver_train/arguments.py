@@ -103,6 +103,8 @@ def build_arguments(values: dict[str, Any]) -> Any:
     for (name, value), (package, install) in NEEDS.items():
         if values.get(name) == value and find_spec(package) is None:
             raise ImpruverError(f"trainer.{name}: {value} needs {package}: {install}")
+    if values.get("deepspeed") and find_spec("deepspeed") is None:
+        raise ImpruverError("trainer.deepspeed needs deepspeed: pip install deepspeed")
     trackers = [values["report_to"]] if isinstance(values["report_to"], str) else values["report_to"] or ["none"]
     for tracker in trackers:
         if tracker in EXTRAS and find_spec(tracker) is None:

@@ -77,6 +77,11 @@ def check_method(section: Any, lora: dict[str, Any] | None) -> None:
         )
 
 
+def trains_token_rows(lora: dict[str, Any] | None, new_ids: list[int]) -> bool:
+    """Whether an adapter trains rows of the embeddings by themselves."""
+    return lora is not None and bool(new_ids or lora.get("trainable_token_indices"))
+
+
 def measure(
     section: Any,
     config: Any,

@@ -7,6 +7,8 @@ from typing import Optional
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.tool import run_tool
 
+from impruver_train.processes import leave, one_voice
+
 
 @dataclass
 class Flags(CommonFlags):
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(recipe, flags) -> None:
         from impruver_train.train import train
 
-        train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)
+        with one_voice():
+            train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)
 
-    return run_tool("impruver-train", Flags, work, argv)
+    return leave(run_tool("impruver-train", Flags, work, argv))

@@ -14,7 +14,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import numbered_rows
-from impruver_core.files.safe import atomic_write, sha256
+from impruver_core.files.safe import alone_in, atomic_write, sha256
 
 from impruver_train.collate import IGNORED
 
@@ -85,11 +85,18 @@ def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
     noted = folder / "facts.json"
     if not noted.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        facts = write_arrow(path, folder / "rows.arrow")
-        with atomic_write(noted) as file:  # last: its presence means that the rows are whole
-            json.dump(asdict(facts), file)
+        with alone_in([folder]):  # of several processes the first makes it
+            if not noted.exists():
+                build(path, folder / "rows.arrow", noted)
     facts = Facts(**json.loads(noted.read_text(encoding="utf-8")))
     return facts, Dataset.from_file(str(folder / "rows.arrow"))
+
+
+def build(path: Path, rows: Path, noted: Path) -> None:
+    """Writes the rows, then the facts, whose presence means that the rows are whole."""
+    facts = write_arrow(path, rows)
+    with atomic_write(noted) as file:
+        json.dump(asdict(facts), file)
 
 
 def write_arrow(path: Path, target: Path) -> Facts:

@@ -25,6 +25,18 @@ def steps(rows: int, arguments: Any) -> tuple[int, int]:
     return epoch, arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch)
 
 
+def repeated(rows: int, arguments: Any) -> list[str]:
+    """A line where some of `rows` rows (or packs) are seen twice an epoch, that every process have as many batches."""
+    batch, processes = arguments.train_batch_size, arguments.world_size
+    count = 0 if arguments.dataloader_drop_last or processes == 1 else -rows % (batch * processes)
+    if not count:
+        return []
+    return [
+        f"repeated: {count} of the {rows:,} are seen twice an epoch, as they are no multiple of {batch * processes} "
+        f"({processes} processes by {batch}); trainer.dataloader_drop_last: true leaves the rest out instead"
+    ]
+
+
 def padding(sizes: Any, arguments: Any) -> tuple[float, float]:
     """Share of the places in an epoch's batches that hold padding, and the mean length of a batch; both exact.
 
@@ -96,13 +108,15 @@ def lines(
     rows, learned = facts.rows - facts.unlearned_rows, facts.learned
     epoch, whole = steps(len(layout.sizes), arguments)
     waste, width = padding(layout.sizes, arguments)
+    processes = arguments.world_size
     return [
         *told,
         f"rows: {rows:,}; tokens an epoch: {facts.tokens:,}, {learned:,} learned ({learned / facts.tokens:.0%})",
         *([layout.note] if layout.note else []),
         f"padding: {waste:.1%} of a batch, which is {arguments.train_batch_size} by {width:,.0f} on average",
         f"steps: {epoch:,} an epoch, {whole:,} in all",
-        memory.told(memory.estimate(size, config, arguments, precision, bits, longest(layout.sizes))),
+        *repeated(len(layout.sizes), arguments),
+        memory.told(memory.estimate(size, config, arguments, precision, bits, longest(layout.sizes)), processes),
     ]
 
 

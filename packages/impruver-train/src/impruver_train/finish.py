@@ -15,6 +15,7 @@ from impruver_core.files.safe import atomic_write
 from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
 
+from impruver_train import older
 from impruver_train.checkpoints import discard_stopped
 from impruver_train.place import MADE, MANIFEST, UNFINISHED
 
@@ -62,17 +63,23 @@ def set_generation(model: Any, tokenizer: Any, ends: list[str]) -> None:
     model.generation_config = generation
 
 
-def save_model(model: Any, output_dir: Path, config: Any, vocabulary: int, new_ids: list[int]) -> None:
-    """Weights in safetensors with config.json and generation_config.json; beside an adapter those of its base."""
+def save_model(
+    model: Any, weights: dict[str, Any] | None, output_dir: Path, config: Any, vocabulary: int, new_ids: list[int]
+) -> None:
+    """Weights in safetensors with config.json and generation_config.json; beside an adapter those of its base.
+
+    `weights`: those of the model by name where it is spread over processes, else None.
+    """
     if hasattr(model, "peft_config"):
         # The rows of new tokens are saved by themselves; peft would add both whole embedding matrices.
-        model.save_pretrained(output_dir, save_embedding_layers=False if new_ids else "auto")
+        model.save_pretrained(output_dir, state_dict=weights, save_embedding_layers=False if new_ids else "auto")
         config.get_text_config().vocab_size = vocabulary
         config.save_pretrained(output_dir)
         model.get_base_model().generation_config.save_pretrained(output_dir)
         (output_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
     else:
-        model.save_pretrained(output_dir)
+        model.save_pretrained(output_dir, state_dict=weights)
+    older.widen_config(output_dir / "config.json", type(config))
     for path in output_dir.glob("*.safetensors"):  # written for the owner alone, unlike all the rest
         shutil.copymode(output_dir / "config.json", path)
 
@@ -82,6 +89,7 @@ def save_tokenizer(tokenizer: Any, source: str | None, output_dir: Path) -> None
     with suppress(ImpruverError):  # text alone needs no template
         tokenizer.chat_template = tokenizer.chat_template or template_of(tokenizer)
     tokenizer.save_pretrained(output_dir)
+    older.widen_tokenizer(output_dir / "tokenizer_config.json")
     for name in VOCABULARY_FILES if source else ():
         found = base_file(source, name)
         if found is not None:

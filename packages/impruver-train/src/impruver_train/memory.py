@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from impruver_train import sharding
+
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
     **dict.fromkeys(("sgd", "adafactor", "lomo", "adalomo"), 0),  # adafactor keeps a row and a column of each matrix
@@ -47,7 +49,7 @@ class Memory:
 
 
 def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> Memory | None:
-    """The memory of training with batches of up to `longest` tokens a row; None where the formula does not fit."""
+    """A process's memory with batches of up to `longest` tokens a row; None where the formula does not fit."""
     if not knows(config):
         return None
     trained = precision.trained.itemsize
@@ -57,10 +59,14 @@ def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int 
     weights = size.trainable * trained + (frozen - quantized) * held + int(quantized * QUANTIZED.get(bits or 0, 0))
     gradients = size.trainable * trained
     name = str(getattr(arguments.optim, "value", arguments.optim))
+    spread = sharding.parts(arguments)
     optimizer = size.trainable * (STATE.get(name, 8) if trained == 4 else STATE.get(name, 8) // 2)
+    weights, gradients, optimizer = (part // n for part, n in zip((weights, gradients, optimizer), spread, strict=True))
     kept = activations(size, config, arguments, precision, bits, longest)
     # Gradients of several batches stay while the next is computed; those of one come as its activations go.
     busiest = kept + gradients if arguments.gradient_accumulation_steps > 1 else max(kept, gradients)
+    if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no":
+        busiest = max(busiest, arguments.eval_batch_size * longest * LOGITS * config.vocab_size)
     return Memory(weights, gradients, optimizer, kept, weights + optimizer + busiest)
 
 
@@ -125,8 +131,9 @@ def count(model: Any, trainable: int, total: int) -> Size:
 
 
 def is_matrix(name: str, part: Any) -> bool:
-    """Whether a module is a matrix of the model itself."""
-    return type(part).__name__ in ("Linear", "Conv1D") and "lora_" not in name
+    """Whether a module is a matrix of the model itself, not one of an adapter nor the adapter's wrapper around it."""
+    kind = type(part).__name__
+    return kind in ("Linear", "Conv1D") and "lora_" not in name and not hasattr(part, "base_layer")
 
 
 def distinct(matrices: dict[str, Any]) -> int:
@@ -146,10 +153,11 @@ def knows(config: Any) -> bool:
     return None not in sizes[: len(needed)] and all(size is None or isinstance(size, int) for size in sizes)
 
 
-def told(memory: Memory | None) -> str:
+def told(memory: Memory | None, processes: int = 1) -> str:
     """The estimate as a line."""
     if memory is None:
         return "memory: no estimate for a configuration of this kind; --trial_steps measures it"
     parts = ("weights", "gradients", "optimizer", "activations")
     each = ", ".join(f"{name} {getattr(memory, name) / MIB:,.0f}" for name in parts)
-    return f"memory: about {memory.peak / MIB:,.0f} MiB at its peak ({each} MiB)"
+    each_of = f" in each of {processes} processes" if processes > 1 else ""
+    return f"memory: about {memory.peak / MIB:,.0f} MiB at its peak{each_of} ({each} MiB)"

@@ -77,9 +77,10 @@ def plan_model(
         "bf16": precision.autocast == "bf16",
         "fp16": precision.autocast == "fp16",
     }
-    training = arguments.build_arguments({"run_name": run_name} | values)
     packing = bool(given.get("packing"))
+    # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
     size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
+    training = arguments.build_arguments({"run_name": run_name} | values)
     for text in [*notes, *build.config_notes(model, config)]:
         say(f"note: {text}")
     for text in [*warnings, *checks.merge_warnings(lora)]:

@@ -11,6 +11,8 @@ from typing import Any
 from impruver_core.cli.console import say
 from impruver_core.cli.tool import Terminated
 
+from impruver_train.processes import together
+
 WAITING = (signal.SIGTERM, signal.SIGINT)
 ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has already sent to all
 
@@ -54,7 +56,7 @@ def agreed(noted: Noted, device: Any) -> int:
     """The signal that came to this process or, of several, to any: all stop after the same step."""
     import torch
 
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not together():
         return noted.number
     number = torch.tensor(noted.number, device=device)
     torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_train import checkpoints
+from impruver_train.processes import wait_for_all
 from impruver_train.signals import Noted, agreed, stopped
 
 EPOCH_RANDOM = "epoch_random_{}.pth"  # torch's state where the epoch began: length grouping shuffles by it
@@ -108,11 +109,3 @@ def saving_callback(output_dir: Path, noted: Noted, about: dict[str, Any], start
                         checkpoints.discard(path)
 
     return Saving()
-
-
-def wait_for_all() -> None:
-    """Until all processes have come here; nothing for one alone."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -25,14 +25,16 @@ from impruver_train import (
     place,
     resume,
     room,
+    sharding,
     signals,
     stopping,
 )
 from impruver_train.packing import Layout
 from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
+from impruver_train.processes import part
 from impruver_train.speed import NAME as SPEED
 from impruver_train.speed import speed_callback
-from impruver_train.trainers import make_trainer, part, run, try_out
+from impruver_train.trainers import make_trainer, run, try_out
 
 
 def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_steps: int = 0) -> None:
@@ -67,6 +69,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
             output_dir=output_dir,
             recipe_dir=recipe.base_dir,
         )
+        sharding.check(plan.arguments, build.trains_token_rows(recipe.lora, plan.new_ids), dry_run)
         data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
         val_is_to_come = bool(recipe.val_path) and "val" not in inputs
         most = recipe.tokenizer.max_tokens_count
@@ -136,16 +139,17 @@ def fit(ready: Ready, overwrite: bool) -> None:
             resume.note_start(output_dir, about, ready.began)
         finite.batches = speed.batches = failures.remember_batches(trainer)
         model = run(trainer, ready.start)
+        weights = sharding.whole_weights(trainer)
         if writes:
-            leave(ready, model, trainer.state.global_step)
+            leave(ready, model, weights, trainer.state.global_step)
         metrics.close_trackers()
         part()
 
 
-def leave(ready: Ready, model: Any, steps: int) -> None:
+def leave(ready: Ready, model: Any, weights: dict[str, Any] | None, steps: int) -> None:
     """What a finished run leaves in its output_dir, the manifest last; what only an unfinished one needs goes."""
     recipe, plan, output_dir = ready.recipe, ready.plan, ready.output_dir
-    finish.save_model(model, output_dir, plan.config, plan.vocabulary, plan.new_ids)
+    finish.save_model(model, weights, output_dir, plan.config, plan.vocabulary, plan.new_ids)
     finish.save_tokenizer(plan.tokenizer, recipe.tokenizer.name or recipe.model.name, output_dir)
     finish.save_held_out(ready.inputs.get("val"), output_dir)
     more = {"counts": estimate.counts(plan.size, ready.facts["train"], steps), "end_of_turn": ready.ends}
@@ -157,13 +161,15 @@ def leave(ready: Ready, model: Any, steps: int) -> None:
 
 def quiet_libraries() -> None:
     """No progress bars but ours, and none of the warnings that libraries have for each other."""
+    import logging
     import warnings
 
     import datasets
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft|torch|accelerate)")
 
 

@@ -6,9 +6,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.console import warn
 from impruver_core.recipe.load import Recipe
 
-from impruver_train import build, finish, metrics, packing, resume, signals, stopping, trial
+from impruver_train import build, finish, metrics, packing, resume, sharding, signals, stopping, trial
 from impruver_train.collate import make_collator
 from impruver_train.plan import Plan
 
@@ -34,7 +35,9 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
         new_ids=plan.new_ids,
         recipe_dir=recipe.base_dir,
     )
-    if plan.packing:
+    if plan.packing and sharding.stage(plan.arguments) == 3:
+        warn("trainer.packing: two packed rows can't be tried on weights that ZeRO 3 has spread")
+    elif plan.packing:
         packing.require_apart(model)
     return model
 
@@ -83,12 +86,3 @@ def run(trainer: Any, start: Path | None) -> Any:
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model
-
-
-def part() -> None:
-    """Ends the meeting of several processes, all together: one that just left would take the writer along."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
