@@ -63,7 +63,8 @@ def planned(path: str, overrides: list[str]):
 
 def ours(recipe, made, rows, steps: int) -> float:
     """Seconds a step of the recipe's Trainer, the first left out."""
-    from impruver_train import metrics, train
+    from impruver_train import failures, metrics, signals, stopping, trainers
+    from impruver_train.speed import speed_callback
     from transformers import TrainerCallback
 
     ends: list[float] = []
@@ -73,8 +74,12 @@ def ours(recipe, made, rows, steps: int) -> float:
             ends.append(time.perf_counter())
 
     made.arguments.max_steps = steps + 1
-    trainer = train.make_trainer(recipe, made, {"train": rows["train"]}, [])
-    trainer.add_callback(Watch())
+    out = Path(recipe.output_dir)
+    finite = failures.finite_callback(out, Path(recipe.train_path))
+    saving = stopping.saving_callback(out, signals.Noted(), {}, None)
+    speed = speed_callback(out / "speed.jsonl")
+    trainer = trainers.make_trainer(recipe, made, {"train": rows["train"]}, [], [finite, saving, speed, Watch()])
+    finite.batches = speed.batches = failures.remember_batches(trainer)
     metrics.pace_trackers(trainer)
     trainer.train()
     return (ends[-1] - ends[0]) / steps
@@ -85,10 +90,10 @@ def bare(recipe, made, rows, steps: int) -> float:
     import itertools
 
     import torch
-    from impruver_train import train
+    from impruver_train import trainers
     from impruver_train.collate import make_collator
 
-    model = train.make_model(recipe, made).train()
+    model = trainers.make_model(recipe, made).train()
     model.config.use_cache = False
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=made.arguments.learning_rate, fused=True)

@@ -1,0 +1,62 @@
+"""On a CUDA device: what a GPU is asked for trains, and learns what plain fp32 learns."""
+
+from importlib.util import find_spec
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+KINDS = {
+    "bf16": {"model": {"dtype": "bf16"}},
+    "flash attention": {"model": {"dtype": "bf16", "attn_implementation": "flash_attention_2"}},
+    "liger": {"model": {"dtype": "bf16"}, "trainer": {"use_liger_kernel": True}},
+    "compiled": {"model": {"dtype": "bf16"}, "trainer": {"torch_compile": True}},
+    "4 bit": {"model": {"dtype": "bf16", "load_in_4bit": True}},
+    "8 bit": {"model": {"dtype": "bf16", "load_in_8bit": True}},
+    "packed": {"model": {"dtype": "bf16"}, "trainer": {"packing": True, "per_device_train_batch_size": 1}},
+    "fp16": {"model": {"dtype": "fp16"}},
+}
+NEEDS = {"flash attention": "flash_attn", "liger": "liger_kernel"}
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture
+def losses(recipe, impruver_train, tmp_path, tiny):
+    """The losses of a run with these keys."""
+
+    def run(name, **keys):
+        keys["trainer"] = {"use_cpu": None, "max_steps": 12} | keys.get("trainer", {})
+        code, _, err = impruver_train(recipe(f"{name}.yaml", output_dir=str(tmp_path / name), **keys))
+        assert code == 0, err
+        return [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_as_fp32_does(kind, cuda, losses):
+    if kind in NEEDS and find_spec(NEEDS[kind]) is None:
+        pytest.skip(f"{NEEDS[kind]} is not installed")
+    seen, plain = losses("kind", **KINDS[kind]), losses("plain")
+    assert seen[0] == pytest.approx(plain[0], rel=0.05)
+    assert seen[-1] < seen[0]
+    assert seen[-1] == pytest.approx(plain[-1], rel=0.15)
+
+
+def test_memory_is_told_within_a_quarter(cuda, recipe, as_process, parts):
+    import re
+
+    run = as_process(
+        "--config", recipe(trainer={"use_cpu": None, "per_device_train_batch_size": 32}), "--trial_steps", 2
+    )
+    assert run.returncode == 0, run.stderr
+    told, taken = (
+        float(re.search(r"([\d,]+) MiB at its peak", text)[1].replace(",", "")) for text in (run.stderr, run.stdout)
+    )
+    assert told == pytest.approx(taken, rel=0.25, abs=64)
