@@ -19,6 +19,10 @@ NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 SHAPING = ("lora", "model", "tokenizer", "base")  # a checkpoint of another one of these can't be loaded, or lies
 
 
+class AlreadyTrained(Exception):
+    """The checkpoint to go on from is the last step's: nothing is left to train."""
+
+
 def about_run(recipe: dict[str, Any], digests: dict[str, str], processes: int) -> dict[str, Any]:
     """What a run is told apart by; it stands beside recipe.yaml until the manifest does, and in each checkpoint."""
     inputs = [{"role": role, "sha256": digest} for role, digest in digests.items()]

@@ -1,111 +1,110 @@
 """Saving so that nothing is lost: each checkpoint gets its marker, and a signal brings one after the running step.
 
-What a checkpoint holds makes a run that goes on from it equal, number for number, to one that was never stopped.
+What a checkpoint holds makes a run that goes on from it equal, number for number, to one that was never stopped. This
+module imports torch and transformers, and is therefore imported only when training is near.
 """
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
 from impruver_train import checkpoints
 from impruver_train.processes import wait_for_all
+from impruver_train.resume import AlreadyTrained
 from impruver_train.signals import Noted, agreed, stopped
 
 EPOCH_RANDOM = "epoch_random_{}.pth"  # torch's state where the epoch began: length grouping shuffles by it
 
 
-class AlreadyTrained(Exception):
-    """The checkpoint to go on from is the last step's: nothing is left to train."""
+class Saving(TrainerCallback):
+    """Trainer's callback that makes checkpoints whole.
 
+    `about` goes into each marker, `start` is gone on from. `asked`: whether the recipe asks for the save that is due,
+    `late`: whether that waits for the epoch's end.
+    """
 
-def saving_callback(output_dir: Path, noted: Noted, about: dict[str, Any], start: Path | None) -> Any:
-    """Trainer's callback that makes checkpoints whole; `about` goes into each marker, `start` is gone on from."""
-    import torch
-    from transformers import TrainerCallback
-    from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+    def __init__(self, output_dir: Path, noted: Noted, about: dict[str, Any], start: Path | None) -> None:
+        self.output_dir, self.noted, self.about = output_dir, noted, about
+        self.limit, self.best, self.epoch_random = None, None, None
+        self.asked = self.late = self.by_best = False
+        self.stop, self.start = 0, start
 
-    class Saving(TrainerCallback):
-        """`asked`: whether the recipe asks for the save that is due, `late`: whether that waits for the epoch's end."""
+    def on_train_begin(self, args, state, control, **_):
+        self.limit = self.limit or args.save_total_limit
+        args.save_total_limit = None  # ours comes after the marker
+        if self.start is not None:
+            args.eval_on_start = False  # it was, in the run that this one goes on with
+            state.compute_steps(args, state.max_steps)  # save_steps may have been changed
+            best = (checkpoints.marker_of(self.start) or {}).get("best")
+            if best and (self.output_dir / best).is_dir():  # Trainer forgets it where the folder was named otherwise
+                state.best_model_checkpoint = str(self.output_dir / best)
+            if state.global_step >= state.max_steps:  # Trainer would take a step more
+                raise AlreadyTrained
+        self.noted.arm()
 
-        def __init__(self) -> None:
-            self.limit, self.best, self.epoch_random = None, None, None
-            self.asked = self.late = self.by_best = False
-            self.stop, self.start = 0, start
+    def on_epoch_begin(self, args, state, control, **_):
+        if self.start is not None:
+            random = self.start / EPOCH_RANDOM.format(args.process_index)
+            if random.is_file():
+                torch.set_rng_state(torch.load(random, weights_only=True))
+            self.start = None
+        self.epoch_random = torch.get_rng_state()
 
-        def on_train_begin(self, args, state, control, **_):
-            self.limit = self.limit or args.save_total_limit
-            args.save_total_limit = None  # ours comes after the marker
-            if self.start is not None:
-                args.eval_on_start = False  # it was, in the run that this one goes on with
-                state.compute_steps(args, state.max_steps)  # save_steps may have been changed
-                best = (checkpoints.marker_of(self.start) or {}).get("best")
-                if best and (output_dir / best).is_dir():  # Trainer forgets it where the folder was named otherwise
-                    state.best_model_checkpoint = str(output_dir / best)
-                if state.global_step >= state.max_steps:  # Trainer would take a step more
-                    raise AlreadyTrained
-            noted.arm()
+    def on_step_end(self, args, state, control, **_):
+        ends = state.epoch == int(state.epoch) or control.should_training_stop
+        self.asked, self.best = control.should_save, state.best_model_checkpoint
+        self.stop = agreed(self.noted, args.device)
+        if self.stop:
+            control.should_save, args.save_only_model = True, False
+            if args.save_strategy == SaveStrategy.BEST:  # which would take the save back after an evaluation
+                self.by_best, args.save_strategy = True, SaveStrategy.STEPS
+        # An epoch's evaluation comes after its last step: it belongs into that step's checkpoint.
+        self.late = control.should_save and ends and bool(self.stop or args.eval_strategy == IntervalStrategy.EPOCH)
+        control.should_save = control.should_save and not self.late
 
-        def on_epoch_begin(self, args, state, control, **_):
-            if self.start is not None:
-                random = self.start / EPOCH_RANDOM.format(args.process_index)
-                if random.is_file():
-                    torch.set_rng_state(torch.load(random, weights_only=True))
-                self.start = None
-            self.epoch_random = torch.get_rng_state()
+    def on_epoch_end(self, args, state, control, **_):
+        self.asked = self.asked or control.should_save
+        control.should_save = control.should_save or self.late
+        self.late = False
 
-        def on_step_end(self, args, state, control, **_):
-            ends = state.epoch == int(state.epoch) or control.should_training_stop
-            self.asked, self.best = control.should_save, state.best_model_checkpoint
-            self.stop = agreed(noted, args.device)
-            if self.stop:
-                control.should_save, args.save_only_model = True, False
-                if args.save_strategy == SaveStrategy.BEST:  # which would take the save back after an evaluation
-                    self.by_best, args.save_strategy = True, SaveStrategy.STEPS
-            # An epoch's evaluation comes after its last step: it belongs into that step's checkpoint.
-            self.late = control.should_save and ends and bool(self.stop or args.eval_strategy == IntervalStrategy.EPOCH)
-            control.should_save = control.should_save and not self.late
+    def on_save(self, args, state, control, **_):
+        asked = state.best_global_step == state.global_step if self.by_best else self.asked or not self.stop
+        folder = self.output_dir / f"checkpoint-{state.global_step}"
+        torch.save(self.epoch_random, folder / EPOCH_RANDOM.format(args.process_index))
+        wait_for_all()  # each process writes a part
+        if state.is_world_process_zero:
+            folder = self.finish(folder, args, state, asked)
+        wait_for_all()
+        self.stop = self.stop or (0 if args.save_only_model else agreed(self.noted, args.device))
+        if self.stop:
+            saved = f"saved after step {state.global_step} in {folder}"
+            raise stopped(self.stop, saved, tells=state.is_world_process_zero)
 
-        def on_epoch_end(self, args, state, control, **_):
-            self.asked = self.asked or control.should_save
-            control.should_save = control.should_save or self.late
-            self.late = False
+    def finish(self, folder: Path, args: Any, state: Any, asked: bool) -> Path:
+        """Marks a checkpoint as whole, then removes those that it makes superfluous; where it is now."""
+        if not asked:  # under a name of its own Trainer never takes it for the best one
+            state.best_model_checkpoint = self.best
+            state.save_to_json(str(folder / checkpoints.STATE))
+            folder = folder.rename(self.output_dir / f"stopped-{state.global_step}")
+        complete = not args.save_only_model
+        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+        checkpoints.mark(folder, self.about | {"step": state.global_step, "complete": complete, "best": best})
+        if complete:
+            checkpoints.discard_stopped(self.output_dir, but=folder)
+        if asked:
+            checkpoints.rotate(self.output_dir, self.limit, best)
+        return folder
 
-        def on_save(self, args, state, control, **_):
-            asked = state.best_global_step == state.global_step if self.by_best else self.asked or not self.stop
-            folder = output_dir / f"checkpoint-{state.global_step}"
-            torch.save(self.epoch_random, folder / EPOCH_RANDOM.format(args.process_index))
-            wait_for_all()  # each process writes a part
-            if state.is_world_process_zero:
-                folder = self.finish(folder, args, state, asked)
-            wait_for_all()
-            self.stop = self.stop or (0 if args.save_only_model else agreed(noted, args.device))
-            if self.stop:
-                saved = f"saved after step {state.global_step} in {folder}"
-                raise stopped(self.stop, saved, tells=state.is_world_process_zero)
+    def on_train_end(self, args, state, control, **_):
+        self.end_rotation(args, state)
 
-        def finish(self, folder: Path, args: Any, state: Any, asked: bool) -> Path:
-            """Marks a checkpoint as whole, then removes those that it makes superfluous; where it is now."""
-            if not asked:  # under a name of its own Trainer never takes it for the best one
-                state.best_model_checkpoint = self.best
-                state.save_to_json(str(folder / checkpoints.STATE))
-                folder = folder.rename(output_dir / f"stopped-{state.global_step}")
-            complete = not args.save_only_model
-            best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
-            checkpoints.mark(folder, about | {"step": state.global_step, "complete": complete, "best": best})
-            if complete:
-                checkpoints.discard_stopped(output_dir, but=folder)
-            if asked:
-                checkpoints.rotate(output_dir, self.limit, best)
-            return folder
-
-        def on_train_end(self, args, state, control, **_):
-            self.end_rotation(args, state)
-
-        def end_rotation(self, args: Any, state: Any) -> None:
-            """As Trainer does: of one checkpoint that may stay, it is the best."""
-            if self.limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
-                best = Path(state.best_model_checkpoint).name
-                for path in checkpoints.whole(output_dir):
-                    if path.name != best and path.name.startswith("checkpoint-"):
-                        checkpoints.discard(path)
-
-    return Saving()
+    def end_rotation(self, args: Any, state: Any) -> None:
+        """As Trainer does: of one checkpoint that may stay, it is the best."""
+        if self.limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
+            best = Path(state.best_model_checkpoint).name
+            for path in checkpoints.whole(self.output_dir):
+                if path.name != best and path.name.startswith("checkpoint-"):
+                    checkpoints.discard(path)

@@ -9,7 +9,7 @@ from typing import Any
 from impruver_core.cli.console import warn
 from impruver_core.recipe.load import Recipe
 
-from impruver_train import build, finish, metrics, packing, resume, sharding, signals, stopping, trial
+from impruver_train import build, finish, metrics, packing, resume, sharding, signals, trial
 from impruver_train.collate import make_collator
 from impruver_train.plan import Plan
 
@@ -81,7 +81,7 @@ def run(trainer: Any, start: Path | None) -> Any:
     resume.keep_adapter_dtype(trainer.model)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    except stopping.AlreadyTrained:
+    except resume.AlreadyTrained:
         resume.end_training(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
