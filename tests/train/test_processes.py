@@ -1,11 +1,13 @@
 """The command as a process: real signals, a real kill, a real full disk, a limit of memory; nothing whole is lost."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -21,19 +23,25 @@ TRAINER = {
 
 @pytest.fixture
 def start(parts, recipe, tmp_path, monkeypatch):
-    """Starts the command in `tmp_path` with a stopping Trainer; keyword arguments are the environment's."""
+    """Starts the command in `tmp_path` with a stopping Trainer; keyword arguments are the environment's.
+
+    `terminal`: a pseudo-terminal's end that becomes the process's own, in place of pipes.
+    """
     shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
     monkeypatch.chdir(tmp_path)
 
-    def run(config, *flags, **environment):
+    def run(config, *flags, terminal=None, **environment):
         for name in ("reached", "go"):
             Path(name).unlink(missing_ok=True)
         return subprocess.Popen(
             [sys.executable, "-m", "impruver_train", "--config", str(config), *map(str, flags)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=terminal,
+            stdout=terminal or subprocess.PIPE,
+            stderr=terminal or subprocess.PIPE,
             text=True,
             env=os.environ | environment,
+            start_new_session=terminal is not None,
+            preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
 
     return run
@@ -120,6 +128,19 @@ def test_a_second_signal_ends_at_once_and_one_before_the_first_step_too(recipe, 
     code, _, err = ended(process)
     assert code == 143, err
     assert "saved" not in err
+
+
+def test_a_terminal_that_goes_away_loses_nothing(recipe, start, impruver_train, tmp_path, tiny):
+    config, (ours, its) = recipe(trainer=TRAINER), os.openpty()
+    process = start(config, terminal=its, WAIT="2")
+    os.close(its)
+    reached(process)
+    os.close(ours)  # as when a connection breaks: its processes get SIGHUP, what they write fails
+    Path("go").touch()
+    assert process.wait(120) == 143
+    assert (tmp_path / "out/stopped-2/impruver.json").exists()
+    assert impruver_train(config)[0] == 0
+    assert [row["step"] for row in tiny.read_jsonl(tmp_path / "out/metrics.jsonl")] == list(range(1, 9))
 
 
 def test_no_number_names_step_rows_and_the_last_good_checkpoint(recipe, start, parts, tmp_path, tiny):

@@ -106,7 +106,7 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text + "\n")
         stream.flush()
-    except BrokenPipeError:
+    except OSError:  # nobody reads any more, or the terminal is gone
         silence(stream)
 
 

@@ -13,7 +13,8 @@ from impruver_core.cli.tool import Terminated
 
 from impruver_train.processes import together
 
-WAITING = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal, or the connection to it, is gone. nohup has it ignored, and so it stays.
+WAITING = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has already sent to all
 
 
@@ -27,7 +28,8 @@ class Noted:
     def arm(self) -> None:
         """From now on a signal waits; before, it just ends the run, which has nothing to lose yet."""
         if not self.before and threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.note) for number in WAITING}
+            heard = [number for number in WAITING if signal.getsignal(number) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self.note) for number in heard}
 
     def note(self, number: int, _frame: Any) -> None:
         """The handler. A second signal ends the process where it is, whatever it is in."""

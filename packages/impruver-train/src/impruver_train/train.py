@@ -59,46 +59,26 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     start, began = resume.find_start(output_dir, given, whole, digests, unfinished, overwrite)
     with redirect_stdout(sys.stderr):  # what libraries print is no result of ours
         quiet_libraries()
-        plan = plan_model(
-            recipe.model,
-            recipe.tokenizer,
-            recipe.lora,
-            recipe.trainer | recipe.ddp,
-            run_name=recipe_name(recipe),
-            output_dir=output_dir,
-            recipe_dir=recipe.base_dir,
-        )
-        sharding.check(plan.arguments, build.trains_token_rows(recipe.lora, plan.new_ids), dry_run)
-        data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
-        val_is_to_come = bool(recipe.val_path) and "val" not in inputs
-        most = recipe.tokenizer.max_tokens_count
-        facts, rows, layout = read_rows(inputs, digests, plan, map_rows=not dry_run, room=most, to_come=val_is_to_come)
-    bits = 4 if recipe.model.load_in_4bit else 8 if recipe.model.load_in_8bit else None
-    text = build.text_config(plan.config)
-    for line in estimate.lines(plan.size, text, facts.get("train"), layout, plan.arguments, plan.precision, bits):
-        (result if dry_run else say)(line)
-    resume.tell_start(start, plan.arguments.world_size, plan.arguments)
-    if layout is not None:
-        room.check_disk(output_dir, plan, estimate.steps(len(layout.sizes), plan.arguments), start)
+        ready = prepare(recipe, whole, output_dir, inputs, digests, start, began, dry_run)
+    tell(ready, dry_run)
     if dry_run:
         return
     if trial_steps:
-        for line in try_out(recipe, plan, rows["train"], layout.sizes, trial_steps):
+        for line in try_out(recipe, ready.plan, ready.rows["train"], ready.layout.sizes, trial_steps):
             result(line)
         return
-    ends = finish.turn_ends(plan.tokenizer, data_manifest)
-    ready = Ready(
-        recipe, whole, output_dir, inputs, digests, facts, rows, layout, plan, data_manifest, ends, start, began
-    )
     with redirect_stdout(sys.stderr):
         fit(ready, overwrite)
-    if plan.arguments.process_index == 0:
+    if ready.plan.arguments.process_index == 0:
         result(finish.last_line(output_dir, recipe.lora is not None))
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What is known and checked once weights may be loaded; `whole` is the resolved recipe."""
+    """What is known and checked once weights may be loaded; `whole` is the resolved recipe.
+
+    `layout` is None in a dry run whose rows are yet to be made.
+    """
 
     recipe: Recipe
     whole: dict[str, Any]
@@ -107,12 +87,56 @@ class Ready:
     digests: dict[str, str]
     facts: dict[str, data.Facts]
     rows: dict[str, Any]
-    layout: Layout
+    layout: Layout | None
     plan: Plan
     data_manifest: dict[str, Any]
     ends: list[str]
     start: Path | None
     began: Path | None
+
+
+def prepare(
+    recipe: Recipe,
+    whole: dict[str, Any],
+    output_dir: Path,
+    inputs: dict[str, Path],
+    digests: dict[str, str],
+    start: Path | None,
+    began: Path | None,
+    dry_run: bool,
+) -> Ready:
+    """Makes all checks that need no weights."""
+    plan = plan_model(
+        recipe.model,
+        recipe.tokenizer,
+        recipe.lora,
+        recipe.trainer | recipe.ddp,
+        run_name=recipe_name(recipe),
+        output_dir=output_dir,
+        recipe_dir=recipe.base_dir,
+    )
+    sharding.check(plan.arguments, build.trains_token_rows(recipe.lora, plan.new_ids), dry_run)
+    data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
+    val_is_to_come = bool(recipe.val_path) and "val" not in inputs
+    most = recipe.tokenizer.max_tokens_count
+    facts, rows, layout = read_rows(inputs, digests, plan, map_rows=not dry_run, room=most, to_come=val_is_to_come)
+    ends = finish.turn_ends(plan.tokenizer, data_manifest)
+    return Ready(
+        recipe, whole, output_dir, inputs, digests, facts, rows, layout, plan, data_manifest, ends, start, began
+    )
+
+
+def tell(ready: Ready, dry_run: bool) -> None:
+    """Says what the run amounts to and where it starts; ImpruverError where the disk has no room for it."""
+    plan, model, layout = ready.plan, ready.recipe.model, ready.layout
+    bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
+    text = build.text_config(plan.config)
+    for line in estimate.lines(plan.size, text, ready.facts.get("train"), layout, plan.arguments, plan.precision, bits):
+        (result if dry_run else say)(line)
+    resume.tell_start(ready.start, plan.arguments.world_size, plan.arguments)
+    if layout is not None:
+        steps = estimate.steps(len(layout.sizes), plan.arguments)
+        room.check_disk(ready.output_dir, plan, steps, ready.start)
 
 
 def fit(ready: Ready, overwrite: bool) -> None:
