@@ -7,6 +7,7 @@ from typing import Any
 from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import sha256
+from impruver_core.recipe.lookup import recipes_root
 
 from impruver_train import arguments, build, checks, data
 from impruver_train.memory import Size
@@ -25,6 +26,12 @@ class Plan:
     arguments: Any
     size: Size
     packing: bool
+
+
+def recipe_name(file: Path) -> str:
+    """`family/name` of an installed recipe, the file's name of another."""
+    path = file.absolute()
+    return str(path.relative_to(recipes_root()).with_suffix("")) if recipes_root() in path.parents else path.stem
 
 
 def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:

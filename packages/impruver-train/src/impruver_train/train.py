@@ -10,7 +10,6 @@ from typing import Any
 from impruver_core.cli.console import result, say
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe, resolved, save_recipe
-from impruver_core.recipe.lookup import recipes_root
 
 from impruver_train import (
     build,
@@ -29,7 +28,7 @@ from impruver_train import (
     signals,
 )
 from impruver_train.packing import Layout
-from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows
+from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows, recipe_name
 from impruver_train.processes import part
 from impruver_train.speed import NAME as SPEED
 from impruver_train.speed import speed_callback
@@ -111,7 +110,7 @@ def prepare(
         recipe.tokenizer,
         recipe.lora,
         recipe.trainer | recipe.ddp,
-        run_name=recipe_name(recipe),
+        run_name=recipe_name(Path(recipe.path)),
         output_dir=output_dir,
         recipe_dir=recipe.base_dir,
     )
@@ -196,9 +195,3 @@ def quiet_libraries() -> None:
     disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft|torch|accelerate)")
-
-
-def recipe_name(recipe: Recipe) -> str:
-    """`family/name` of an installed recipe, the file's name of another."""
-    path = Path(recipe.path).absolute()
-    return str(path.relative_to(recipes_root()).with_suffix("")) if recipes_root() in path.parents else path.stem
