@@ -215,3 +215,18 @@ def test_packs_count_in_the_steps(recipe, impruver_train, parts, tmp_path, tiny)
     assert impruver_train(path)[0] == 0
     done = json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]["steps"]
     assert f"{done:,} in all" in dry
+
+
+def test_the_lines_of_packed_rows_are_found(parts, tiny):
+    from impruver_train.collate import make_collator
+    from impruver_train.failures import lines_of
+    from transformers import AutoTokenizer
+
+    rows = tiny.read_jsonl(parts / "train.jsonl")
+    packs = [
+        {"input_ids": [*one["input_ids"], *other["input_ids"]], "labels": [*one["labels"], *other["labels"]]}
+        | {"position_ids": [*range(len(one["input_ids"])), *range(len(other["input_ids"]))]}
+        for one, other in ((rows[30], rows[4]), (rows[11], rows[2]))
+    ]
+    batch = make_collator(AutoTokenizer.from_pretrained(parts / "base"))(packs)
+    assert lines_of(parts / "train.jsonl", [batch]) == [3, 5, 12, 31]
