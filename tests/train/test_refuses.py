@@ -119,7 +119,7 @@ ARGUMENTS = [
     ({"ddp": {"ddp_backendd": "gloo"}}, ["ddp.ddp_backendd", "ddp_backend"]),
     ({"lora": {"lora_alfa": 8}}, ["lora.lora_alfa", "lora_alpha"]),
     ({"lora": {"target_modules": ["q_pro"]}}, ["q_pro", "q_proj"]),
-    ({"lora": {"target_modules": 3}}, ["lora: "]),
+    ({"lora": {"target_modules": 3}}, ["lora.target_modules: 3", "texts"]),
     ({"lora": {"inference_mode": True}}, ["lora.inference_mode", "nothing"]),
     ({"lora": {"trainable_token_indices": [4000]}}, ["lora: ", "4000"]),
     ({"model": {"class": "transformers.AutoModelForSequenceClassification"}}, ["model.class", "AutoModelForCausalLM"]),
@@ -133,6 +133,19 @@ ARGUMENTS = [
     ({"model": {"name": "./nowhere"}}, ["model.name", "./nowhere"]),
     ({"model": {"dtype": "fp16"}}, ["model.dtype", "CPU"]),
     ({"model": {"dtype": "fp32"}, "trainer": {"bf16": True}}, ["trainer.bf16", "model.dtype"]),
+    ({"trainer": {"save_strategy": "steps", "save_steps": 0}}, ["trainer.save_steps", "not above 0"]),
+    ({"trainer": {"save_total_limit": 0}}, ["trainer.save_total_limit", "below 1"]),
+    ({"trainer": {"max_grad_norm": -1}}, ["trainer.max_grad_norm", "below 0"]),
+    ({"trainer": {"save_strategy": "best"}}, ["trainer.save_strategy: best", "eval_strategy"]),
+    ({"trainer": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}}, ["48 rows", "batch of 64"]),
+    ({"trainer": {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}}, ["pip install galore-torch"]),
+    ({"trainer": {"optim": "schedule_free_adamw"}}, ["pip install schedulefree"]),
+    ({"trainer": {"metric_for_best_model": "foo"}}, ["trainer.metric_for_best_model: foo", "loss"]),
+    ({"trainer": {"class": "transformers.Trainr"}}, ["trainer.class", "Trainer"]),
+    ({"trainer": {"class": "json.loads"}}, ["trainer.class: json.loads", "no subclass"]),
+    ({"trainer": {"class": 5}}, ["trainer.class: 5", "transformers.Trainer"]),
+    ({"trainer": {"resume_from_checkpoint": 5}}, ["trainer.resume_from_checkpoint: 5", "a path"]),
+    ({"lora": {"target_modules": [1, 2]}}, ["lora.target_modules", "texts"]),
     ({"output_dir": None}, ["output_dir"]),
     ({"train_path": None}, ["train_path"]),
 ]
@@ -141,7 +154,7 @@ ARGUMENTS = [
 def test_the_same_is_told_by_the_dry_run_before_weights(recipe, refused, parts, tmp_path, tiny):
     """No weights are there to be loaded: what is told is told without them."""
     shutil.copytree(parts / "base", tmp_path / "bare")
-    (tmp_path / "bare" / "model.safetensors").unlink()
+    (tmp_path / "bare" / "model.safetensors").write_bytes(b"")
     beyond = tiny.write_jsonl(tmp_path / "beyond.jsonl", [{"input_ids": [5, 999], "labels": [-100, 5]}])
     cases = [
         ({"train_path": str(beyond)}, "vocabulary of 400"),
@@ -215,9 +228,11 @@ def test_output_dir_is_a_file(recipe, refused, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_output_dir_with_files_of_others(recipe, refused, parts):
+def test_output_dir_with_files_of_others(recipe, refused, parts, tmp_path):
     message = refused(recipe(output_dir=str(parts / "base")), "--overwrite")
-    assert "impruver-train did not make" in message
+    assert "holds the base" in message
+    shutil.copytree(parts / "base", tmp_path / "out")
+    assert "impruver-train did not make" in refused(recipe(), "--overwrite")
     assert (parts / "base" / "model.safetensors").exists()
 
 

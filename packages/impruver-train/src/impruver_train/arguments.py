@@ -3,10 +3,12 @@
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.model import DTYPES, has_bf16, pick_device, resolve_dtype
+from impruver_core.objects import load_object
 
 from impruver_train.names import training_fields, translate
 from impruver_train.sections import OURS
@@ -18,6 +20,22 @@ NEEDS = {
     ("optim", "adamw_torch_8bit"): ("torchao", 'pip install "impruver-train[torchao]"'),
     ("use_liger_kernel", True): ("liger_kernel", "pip install liger-kernel"),
 }
+# Families of optimizers by how their names begin → module, package.
+OPTIMIZERS = {
+    "galore": ("galore_torch", "galore-torch"),
+    "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "adalomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+}
+KNOWN_METRICS = (
+    "loss",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+)  # of an evaluation by transformers' Trainer
 NOT_TAKEN = {
     "output_dir": "output_dir is a key of its own",
     "enable_jit_checkpoint": "a run that is stopped is always saved, after the optimizer's step",
@@ -93,6 +111,26 @@ def argument_values(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return {name: value for name, value in values.items() if name in fields}, notes
 
 
+def trainer_class(class_path: str | None, recipe_dir: Path | None) -> type:
+    """The class that `trainer.class` names, transformers' own without one; ImpruverError if it is no Trainer."""
+    from transformers import Trainer
+
+    found = load_object(class_path, "trainer.class", recipe_dir) if class_path else Trainer
+    if not (isinstance(found, type) and issubclass(found, Trainer)):
+        raise ImpruverError(f"trainer.class: {class_path} is no subclass of transformers.Trainer")
+    return found
+
+
+def check_metric(arguments: Any) -> None:
+    """ImpruverError for a metric that transformers' own Trainer will not have when it looks for it."""
+    name = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    if name not in KNOWN_METRICS:
+        raise ImpruverError(
+            f"trainer.metric_for_best_model: {name} is no metric of transformers.Trainer, which has "
+            f"{', '.join(KNOWN_METRICS)}; a Trainer of your own (trainer.class) may compute more"
+        )
+
+
 def device_of(values: dict[str, Any]) -> str:
     """The device that training arguments of these values will use."""
     return "cpu" if values.get("use_cpu") else pick_device()
@@ -103,9 +141,13 @@ def build_arguments(values: dict[str, Any]) -> Any:
     for (name, value), (package, install) in NEEDS.items():
         if values.get(name) == value and find_spec(package) is None:
             raise ImpruverError(f"trainer.{name}: {value} needs {package}: {install}")
+    for start, (module, package) in OPTIMIZERS.items():
+        if str(values.get("optim")).startswith(start) and find_spec(module) is None:
+            raise ImpruverError(f"trainer.optim: {values['optim']} needs {package}: pip install {package}")
     if values.get("deepspeed") and find_spec("deepspeed") is None:
         raise ImpruverError("trainer.deepspeed needs deepspeed: pip install deepspeed")
-    trackers = [values["report_to"]] if isinstance(values["report_to"], str) else values["report_to"] or ["none"]
+    values["report_to"] = values["report_to"] or "none"
+    trackers = [values["report_to"]] if isinstance(values["report_to"], str) else values["report_to"]
     for tracker in trackers:
         if tracker in EXTRAS and find_spec(tracker) is None:
             raise ImpruverError(f"trainer.report_to: {tracker} is not installed: {EXTRAS[tracker]}")
@@ -119,7 +161,11 @@ def build_arguments(values: dict[str, Any]) -> Any:
         raise ImpruverError(f"trainer: {error}") from error
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
         raise ImpruverError(f"trainer.num_train_epochs: {arguments.num_train_epochs} epochs train nothing")
-    if arguments.load_best_model_at_end and arguments.eval_strategy == "no":
-        raise ImpruverError("trainer.load_best_model_at_end: nothing is evaluated; set trainer.eval_strategy: steps")
+    for name, asked in (
+        ("load_best_model_at_end", arguments.load_best_model_at_end),
+        ("save_strategy: best", arguments.save_strategy == "best"),
+    ):
+        if asked and arguments.eval_strategy == "no":
+            raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments

@@ -8,7 +8,6 @@ from typing import Any
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.model import grow_embeddings, load_config, load_model, new_model, undeclared
-from impruver_core.objects import load_object
 from impruver_core.recipe.lookup import find_local
 from impruver_core.templating.tokenizer import load_tokenizer
 
@@ -154,15 +153,6 @@ def build_model(
         if weight.requires_grad:
             weight.data = weight.data.to(precision.trained)
     return model
-
-
-def build_trainer(class_path: str, recipe_dir: Path | None, **parts: Any) -> Any:
-    """The Trainer that `trainer.class` names over its parts; what it refuses is an ImpruverError."""
-    trainer_class = load_object(class_path, "trainer.class", recipe_dir)
-    try:
-        return trainer_class(**parts)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ImpruverError(f"trainer: {error}") from error
 
 
 def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast: bool) -> Any:

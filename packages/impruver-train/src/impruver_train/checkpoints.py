@@ -38,7 +38,19 @@ def marker_of(folder: Path) -> dict[str, Any] | None:
 def whole(output_dir: Path, to_go_on: bool = False) -> list[Path]:
     """The whole checkpoints by step; `to_go_on`: those alone that also hold optimizer, scheduler and random states."""
     marked = [(path, marker_of(path)) for path in folders(output_dir)]
-    return [path for path, marker in marked if marker and (marker.get("complete") or not to_go_on)]
+    marked = [(path, marker) for path, marker in marked if marker and not damage(path, marker)]
+    return [path for path, marker in marked if marker.get("complete") or not to_go_on]
+
+
+def damage(folder: Path, marker: dict[str, Any]) -> list[str]:
+    """Files of a marked checkpoint that are gone or of another size."""
+    sizes = marker.get("files") or {}
+    return [name for name, size in sizes.items() if not is_of_size(folder / name, size)]
+
+
+def is_of_size(path: Path, size: int) -> bool:
+    """Whether there is a file of so many bytes."""
+    return path.is_file() and path.stat().st_size == size
 
 
 def mark(folder: Path, about: dict[str, Any]) -> None:
@@ -52,8 +64,9 @@ def mark(folder: Path, about: dict[str, Any]) -> None:
         if path.is_dir():
             sync_folder(path)
     sync_folder(folder.parent)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in inside if path.is_file()}
     with atomic_write(folder / MARKER) as file:
-        file.write(dumps(about) + "\n")
+        file.write(dumps(about | {"files": sizes}) + "\n")
 
 
 def discard(folder: Path) -> None:
@@ -67,7 +80,8 @@ def discard_after(output_dir: Path, start: Path | None) -> None:
     """Removes half-written checkpoints, and those later than the one to go on from: all where none in here is."""
     last = step_of(start) if start is not None and start.parent.absolute() == output_dir.absolute() else 0
     for path in folders(output_dir):
-        if step_of(path) > last or not (path / MARKER).exists():
+        marker = marker_of(path)
+        if step_of(path) > last or not marker or damage(path, marker):
             discard(path)
 
 

@@ -27,6 +27,8 @@ def check_base(folder: Path | None, name: str) -> None:
             f"model.name: {name} is an adapter, trained on {base_of(folder)}, and no model; name that base to train a "
             "new adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged folder"
         )
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ImpruverError(f"model.name: {name} holds no weights; copy its *.safetensors there, or name another model")
     if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
         raise ImpruverError(
             f"model.name: {name}: it has no weights in safetensors; pickled ones run code when they are loaded and are "
@@ -52,7 +54,7 @@ def check_rows(facts: Facts, path: Path, vocabulary: int, positions: int | None)
     if not facts.rows:
         raise ImpruverError(f"{path}: no rows; impruver-compose makes them")
     if facts.unlearned_rows == facts.rows:
-        raise ImpruverError(f"{path}: nothing to learn: all labels of all {facts.rows} rows are -100")
+        raise ImpruverError(f"{path}: nothing to learn: no label after the first token of any of {facts.rows} rows")
     if facts.largest_id >= vocabulary:
         raise ImpruverError(
             f"{path}, line {facts.largest_id_line}: id {facts.largest_id} is beyond the vocabulary of {vocabulary}; "

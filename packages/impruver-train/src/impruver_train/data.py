@@ -94,6 +94,8 @@ def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
 
 def build(path: Path, rows: Path, noted: Path) -> None:
     """Writes the rows, then the facts, whose presence means that the rows are whole."""
+    for left in rows.parent.glob(f"{rows.name}.*"):  # by a process that was killed: this one is alone here
+        left.unlink()
     facts = write_arrow(path, rows)
     with atomic_write(noted) as file:
         json.dump(asdict(facts), file)

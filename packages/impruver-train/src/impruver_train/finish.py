@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import tempfile
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from impruver_core.templating.tokenizer import fingerprint, special_tokens, temp
 
 from impruver_train import older
 from impruver_train.checkpoints import discard_stopped
-from impruver_train.place import MADE, MANIFEST, UNFINISHED
+from impruver_train.place import MANIFEST, UNFINISHED, made
 
 HELD_OUT = 64
 VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
@@ -71,17 +72,24 @@ def save_model(
     `weights`: those of the model by name where it is spread over processes, else None.
     """
     if hasattr(model, "peft_config"):
-        # The rows of new tokens are saved by themselves; peft would add both whole embedding matrices.
-        model.save_pretrained(output_dir, state_dict=weights, save_embedding_layers=False if new_ids else "auto")
+        save_adapter(model, weights, output_dir, new_ids)
         config.get_text_config().vocab_size = vocabulary
         config.save_pretrained(output_dir)
         model.get_base_model().generation_config.save_pretrained(output_dir)
-        (output_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
     else:
         model.save_pretrained(output_dir, state_dict=weights)
     older.widen_config(output_dir / "config.json", type(config))
     for path in output_dir.glob("*.safetensors"):  # written for the owner alone, unlike all the rest
         shutil.copymode(output_dir / "config.json", path)
+
+
+def save_adapter(model: Any, weights: dict[str, Any] | None, output_dir: Path, new_ids: list[int]) -> None:
+    """peft's files, by way of a folder of their own: peft would write a model card over a README.md."""
+    with tempfile.TemporaryDirectory(prefix=".adapter.", dir=output_dir) as folder:
+        # The rows of new tokens are saved by themselves; peft would add both whole embedding matrices.
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False if new_ids else "auto")
+        for path in Path(folder).glob("adapter_*"):
+            path.replace(output_dir / path.name)
 
 
 def save_tokenizer(tokenizer: Any, source: str | None, output_dir: Path) -> None:
@@ -132,7 +140,7 @@ def write_manifest(
     more: dict[str, Any],
 ) -> None:
     """impruver.json, last of all: its presence means that the rest is whole. `more`: fields beside the usual ones."""
-    files = sorted({path for pattern in MADE for path in output_dir.glob(pattern) if path.is_file()})
+    files = sorted(path for path in made(output_dir) if path.is_file())
     carried = {name: data_manifest[name] for name in CARRIED if name in data_manifest}
     manifest = new_manifest("impruver-train", recipe) | carried | more
     manifest["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}

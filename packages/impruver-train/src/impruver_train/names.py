@@ -41,8 +41,10 @@ OLD_NAMES = {*RENAMED, *GONE, "group_by_length"}
 AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"), 0),
-    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed"), 0),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed", "max_grad_norm"), 0),
+    "save_total_limit": 1,
 }
+ABOVE = dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), 0)  # a share of the run, or a number of steps
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
 CHOICES = {
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
@@ -96,6 +98,8 @@ def out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         if value < AT_LEAST.get(name, value):
             yield name, f"{value} is below {AT_LEAST[name]}"
+        if name in ABOVE and value <= ABOVE[name]:
+            yield name, f"{value} is not above {ABOVE[name]}"
         if value >= BELOW.get(name, math.inf):
             yield name, f"{value} is not below {BELOW[name]}"
 

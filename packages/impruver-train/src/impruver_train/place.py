@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import read_manifest
 
-from impruver_train.checkpoints import discard, marker_of, whole
+from impruver_train.checkpoints import discard, folders, marker_of, whole
 from impruver_train.compare import changes, touched
 
 MANIFEST = "impruver.json"
@@ -21,36 +22,14 @@ NEW, GOES_ON, DONE = "new", "goes on", "done"
 MIB = 1 << 20
 WAITS = 16
 
-# What training leaves in output_dir: --overwrite removes this and nothing else.
-MADE = (
-    "recipe.yaml",
-    "impruver.json*",
-    "metrics.jsonl",
-    "speed.jsonl",
-    "heldout.jsonl",
-    "report.html",
-    "adapter_config.json",
-    "adapter_model*.safetensors",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "additional_chat_templates",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "tekken.json",
-    "README.md",
-    "training_args.bin",
-    "checkpoint-*",
-    "stopped-*",
-    "runs",
+# Names of what training leaves in output_dir: --overwrite removes these, and nothing else.
+MADE = re.compile(
+    r"recipe\.yaml|impruver\.json(\.unfinished|\.pending)?|(metrics|speed|heldout)\.jsonl|report\.html"
+    r"|(adapter_model|model)(-\d+-of-\d+)?\.safetensors|(adapter_model|model)\.safetensors\.index\.json"
+    r"|(adapter_config|config|generation_config|tokenizer|tokenizer_config)\.json"
+    r"|chat_template\.jinja|additional_chat_templates|tokenizer\.model|tekken\.json"
 )
+STAGED = re.compile(r"\.(.+)\.\d+\.part")  # what is being written, and stays where a kill comes in between
 
 
 def base_digest(name: str | None) -> dict[str, str]:
@@ -73,14 +52,13 @@ def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], over
     did not make never.
     """
     check_writable(output_dir)
-    ours = (output_dir / RECIPE).exists()
-    if not ours:
-        foreign = sorted(path.name for pattern in MADE for path in output_dir.glob(pattern))
-        if foreign:
-            raise ImpruverError(
-                f"output_dir: {output_dir} holds {', '.join(foreign[:3])}, which impruver-train did not make; set "
-                "another output_dir"
-            )
+    ours = is_ours(output_dir)
+    foreign = [] if ours else sorted(path.name for path in made(output_dir))
+    if foreign:
+        raise ImpruverError(
+            f"output_dir: {output_dir} holds {', '.join(foreign[:3])}, which impruver-train did not make; set another "
+            "output_dir"
+        )
     if not ours or overwrite:
         return NEW
     manifest, ways_out = read_manifest(output_dir / MANIFEST), "--overwrite starts anew, or set another output_dir"
@@ -91,14 +69,30 @@ def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], over
         known, what = read_unfinished(output_dir) or next(markers, None), "an unfinished run"
         if not has_work(output_dir):
             return NEW
-        if known is None:
-            raise ImpruverError(f"output_dir: {output_dir} holds {what}, and nothing tells which; {ways_out}")
         changed = changes(known, recipe, digests)
         ways_out += "; with another one, trainer.resume_from_checkpoint goes on from this one's work"
     if not changed:
         return GOES_ON if manifest is None else DONE
     told = "\n  ".join([f"output_dir: {output_dir} holds {what}:", *changed])
     raise ImpruverError(f"{told}\n{ways_out}")
+
+
+def is_ours(output_dir: Path) -> bool:
+    """Whether a training of ours began here: only it writes these two, or a checkpoint with our marker."""
+    return any((output_dir / name).exists() for name in (MANIFEST, UNFINISHED)) or bool(whole(output_dir))
+
+
+def made(output_dir: Path) -> list[Path]:
+    """What stands in `output_dir` under the names of what training leaves there, checkpoints included."""
+    named = [path for path in output_dir.glob("*") if MADE.fullmatch(path.name)]
+    return named + folders(output_dir)
+
+
+def check_apart(output_dir: Path, base: Path | None) -> None:
+    """ImpruverError where the base's folder is the one that is written to, or within it."""
+    where, base = output_dir.resolve(), base.resolve() if base is not None else None
+    if base is not None and (base == where or where in base.parents):
+        raise ImpruverError(f"output_dir: {output_dir} holds the base (model.name: {base}); set another output_dir")
 
 
 def read_unfinished(output_dir: Path) -> dict[str, Any] | None:
@@ -125,15 +119,18 @@ def check_writable(folder: Path) -> None:
 
 
 def take(output_dir: Path, overwrite: bool) -> None:
-    """Makes `output_dir`; with `overwrite` removes what an earlier training left there, and nothing else.
+    """Makes `output_dir`, less what a killed run was writing; with `overwrite` removes what an earlier one left there.
 
-    The recipe goes last: cut off before, the folder is still known as training's own.
+    What tells the folder as training's own goes last, should this be cut off.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
+    for path in output_dir.glob(".*.part"):
+        staged = STAGED.fullmatch(path.name)
+        if staged and MADE.fullmatch(staged[1]):
+            path.unlink()
     if not overwrite:
         return
-    found = {path for pattern in MADE for path in output_dir.glob(pattern)}
-    for path in sorted(found, key=lambda path: (path.name == RECIPE, path.name)):
+    for path in sorted(made(output_dir), key=lambda path: (path.name in (MANIFEST, UNFINISHED), path.name)):
         discard(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

@@ -46,6 +46,8 @@ def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path,
             continue
         if path.is_dir():
             raise ImpruverError(f"{name}_path: {path} is a folder, not a JSONL file")
+        if path.exists() or path.is_symlink():
+            raise ImpruverError(f"{name}_path: {path} is no regular file" + " (a broken link)" * (not path.exists()))
         absent = f"{name}_path: {path} is not there; impruver-compose --config {recipe_path} makes it"
         if not dry_run:
             raise ImpruverError(absent)
@@ -88,6 +90,8 @@ def plan_model(
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
     size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
     training = arguments.build_arguments({"run_name": run_name} | values)
+    if arguments.trainer_class(given.get("class"), recipe_dir).__module__.startswith("transformers."):
+        arguments.check_metric(training)
     for text in [*notes, *build.config_notes(model, config)]:
         say(f"note: {text}")
     for text in [*warnings, *checks.merge_warnings(lora)]:
@@ -131,6 +135,11 @@ def pack_rows(lengths: Any, facts: data.Facts, path: Path, plan: Plan, room: int
         raise ImpruverError(
             f"{path}, line {facts.masked_line}: its attention_mask hides tokens, and packed rows have none; leave such "
             "tokens out of the rows, or set trainer.packing: false"
+        )
+    if plan.arguments.dataloader_drop_last and len(lengths) < plan.arguments.train_batch_size:
+        raise ImpruverError(
+            f"trainer.dataloader_drop_last: {len(lengths)} rows are less than a batch of "
+            f"{plan.arguments.train_batch_size}, so that none is left; set it to false, or a smaller batch"
         )
     seed = plan.arguments.seed if plan.arguments.data_seed is None else plan.arguments.data_seed
     return lay_out(lengths, plan.packing, room, seed)

@@ -13,6 +13,11 @@ from impruver_core.cli.tool import STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL, Termi
 WAITS = 10.0  # seconds in which a launcher ends the others once the first has told what happened
 
 
+def first_on_machine() -> bool:
+    """Whether this process is the first of its run here, or the only one."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Has only the first process on each machine speak.
@@ -20,7 +25,7 @@ def one_voice() -> Iterator[None]:
     What ends the others ends it too, as a rule: they leave the telling to it, and tell it themselves when nobody ended
     them for that.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if first_on_machine():
         yield
         return
     set_mute(True)

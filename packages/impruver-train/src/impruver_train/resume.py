@@ -13,10 +13,11 @@ from impruver_core.files.safe import atomic_write
 
 from impruver_train import checkpoints
 from impruver_train.compare import changes
-from impruver_train.place import UNFINISHED, read_unfinished
+from impruver_train.place import UNFINISHED, is_ours, read_unfinished
 
 NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
-SHAPING = ("lora", "model", "tokenizer", "base")  # a checkpoint of another one of these can't be loaded, or lies
+# A checkpoint of another one of these can't be loaded, or lies.
+SHAPING = ("lora", "model", "tokenizer", "base", "trainer.optim:", "trainer.optim_target_modules", "ddp.optim:")
 
 
 class AlreadyTrained(Exception):
@@ -42,7 +43,7 @@ def find_start(
 
     `given` is trainer.resume_from_checkpoint; a run that began at it and was stopped goes on from its own last one.
     """
-    named = Path(given).expanduser().absolute() if isinstance(given, (str, Path)) and given else None
+    named = Path(given).expanduser().absolute() if given and given is not True else None
     if named is not None:
         check_checkpoint(named, output_dir, recipe, digests)
         if overwrite and named.parent == output_dir.absolute():
@@ -52,6 +53,10 @@ def find_start(
     if named is not None and named != began:
         return named, named
     own = checkpoints.whole(output_dir, to_go_on=True) if unfinished else []
+    for path in checkpoints.folders(output_dir) if unfinished else []:
+        harmed = checkpoints.damage(path, checkpoints.marker_of(path) or {})
+        if harmed:
+            warn(f"{path} is damaged ({', '.join(harmed)} gone or of another size) and not gone on from")
     if own:
         return own[-1], began
     if began is not None and named is None:
@@ -71,6 +76,11 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
         absent += [] if any(path.glob(f"{weights}*.safetensors")) else [f"{weights}.safetensors"]
     else:
         absent = [] if marker.get("complete") else ["optimizer.pt (trainer.save_only_model: true)"]
+        harmed = checkpoints.damage(path, marker)
+        if harmed:
+            raise ImpruverError(f"{key} is damaged: {', '.join(harmed)} gone or of another size; {shown(output_dir)}")
+    if is_ours(path) and not checkpoints.NAME.fullmatch(path.name):
+        raise ImpruverError(f"{key} is an output_dir, not one of its checkpoints; {shown(path)}")
     if absent:
         raise ImpruverError(f"{key} is no checkpoint to go on from: {', '.join(absent)} missing; {shown(output_dir)}")
     if marker is None and (path.parent / "recipe.yaml").exists():
@@ -91,17 +101,61 @@ def shown(output_dir: Path) -> str:
     return f"there are {', '.join(map(str, there))}" if there else f"{output_dir} holds none"
 
 
-def tell_start(start: Path | None, processes: int, arguments: Any) -> None:
-    """Says what is gone on from, and what may make the run differ from one that was never stopped."""
+def tell_start(start: Path | None, processes: int, arguments: Any, steps: int | None) -> None:
+    """Says what is gone on from, and what may make the run differ from one that was never stopped.
+
+    ImpruverError where that is beyond the run's last of `steps`.
+    """
     if arguments.ignore_data_skip:
         warn("trainer.ignore_data_skip: true: a run that was stopped sees other rows than one that never was")
     if start is None:
         return
     state = json.loads((start / checkpoints.STATE).read_text(encoding="utf-8"))
+    if steps is not None and state["global_step"] > steps:
+        raise ImpruverError(
+            f"trainer.resume_from_checkpoint: {start} is after step {state['global_step']}, and this run has {steps}; "
+            "set a higher trainer.max_steps or trainer.num_train_epochs"
+        )
     say(f"goes on from {start}, after step {state['global_step']}")
     before = (checkpoints.marker_of(start) or {}).get("processes", processes)
     if before != processes:
         warn(f"{before} processes then, {processes} now: what follows differs from a run that was never stopped")
+
+
+def take_settings(trainer: Any) -> None:
+    """Has `trainer` go on from a given checkpoint with the recipe's learning rate, weight decay and so on.
+
+    Trainer loads those of the checkpoint with the optimizer's state.
+    """
+    from transformers import TrainerCallback
+
+    asked: list[dict[str, Any]] = []
+    create = trainer.create_optimizer
+
+    def created(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        groups = trainer.optimizer.param_groups
+        asked[:] = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        return optimizer
+
+    class Settings(TrainerCallback):
+        """Puts them in place once the checkpoint is loaded."""
+
+        def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
+            groups, schedule = optimizer.param_groups, getattr(lr_scheduler, "scheduler", lr_scheduler)
+            for group, wanted in zip(groups, asked, strict=True):
+                now = group["lr"]
+                group.update(wanted | {"initial_lr": wanted["lr"], "lr": now})
+            if not hasattr(schedule, "lr_lambdas"):
+                warn("trainer.lr_scheduler_type: the learning rate goes on from the checkpoint's, not the recipe's")
+                return
+            schedule.base_lrs = [wanted["lr"] for wanted in asked]
+            for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = base * factor(schedule.last_epoch)
+            schedule._last_lr = [group["lr"] for group in groups]
+
+    trainer.create_optimizer = created
+    trainer.add_callback(Settings())
 
 
 def keep_adapter_dtype(model: Any) -> None:

@@ -15,6 +15,9 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from faults(values, training_fields(), (*OURS, *OLD_NAMES))
     yield from out_of_range(values)
     yield from packing_faults(values)
+    for name, wanted in (("class", "a dotted path such as transformers.Trainer"), ("resume_from_checkpoint", "a path")):
+        if not isinstance(values.get(name), (str, bool if name != "class" else str, type(None))):
+            yield name, f"{values[name]!r} is not {wanted}"
     if values.get("hub_token"):
         yield "hub_token", "a recipe is copied into output_dir; keep the token in the environment variable HF_TOKEN"
 
@@ -41,6 +44,10 @@ def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `lora`: names that LoraConfig does not take, values of a wrong type."""
     yield from faults(values, lora_fields())
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        given = values.get(name)
+        if not all(isinstance(part, str) for part in (given if isinstance(given, list) else [given or ""])):
+            yield name, f"{given!r}: modules are named by texts"
 
 
 SECTIONS = {

@@ -1,5 +1,6 @@
 """Signals while training runs: the first one waits for the end of the step, the next one ends at once."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,11 +12,34 @@ from typing import Any
 from impruver_core.cli.console import say
 from impruver_core.cli.tool import Terminated
 
-from impruver_train.processes import together
+from impruver_train.processes import first_on_machine, together
 
 # SIGHUP: the terminal, or the connection to it, is gone. nohup has it ignored, and so it stays.
 WAITING = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has already sent to all
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Has a signal end the process where it is: nothing is to be saved yet.
+
+    An exception, raised while libraries are imported, can be swallowed by them, and the run would go on.
+    """
+
+    def end(number: int, _frame: Any) -> None:
+        code, what = (130, "Ctrl+C") if number == signal.SIGINT else (143, "SIGTERM")
+        if first_on_machine():
+            os.write(2, f"impruver-train: stopped by {what}\n".encode())
+        os._exit(code)
+
+    main = threading.current_thread() is threading.main_thread()
+    heard = [number for number in WAITING if signal.getsignal(number) is not signal.SIG_IGN] if main else []
+    before = {number: signal.signal(number, end) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Noted:
@@ -50,6 +74,8 @@ def noting() -> Iterator[Noted]:
     try:
         yield noted
     finally:
+        for worker in multiprocessing.active_children():  # a loader's, which hear no signal, and may be kept for ever
+            worker.kill()
         for number, handler in noted.before.items():
             signal.signal(number, handler)
 

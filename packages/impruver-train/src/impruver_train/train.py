@@ -10,6 +10,7 @@ from typing import Any
 from impruver_core.cli.console import result, say
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe, resolved, save_recipe
+from impruver_core.recipe.lookup import find_local
 
 from impruver_train import (
     build,
@@ -49,6 +50,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     build.check_method(recipe.model, recipe.lora)
     digests = hash_inputs(inputs) | place.base_digest(recipe.model.name)
     whole = resolved(recipe, absolute=True)
+    place.check_apart(output_dir, find_local(recipe.model.name, recipe.base_dir) if recipe.model.name else None)
     found = place.look(output_dir, whole, digests, overwrite or trial_steps > 0)  # a trial writes nothing there
     if found == place.DONE:
         checkpoints.discard_stopped(output_dir)
@@ -56,7 +58,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
         return
     given, unfinished = recipe.trainer.get("resume_from_checkpoint"), found == place.GOES_ON
     start, began = resume.find_start(output_dir, given, whole, digests, unfinished, overwrite)
-    with redirect_stdout(sys.stderr):  # what libraries print is no result of ours
+    with redirect_stdout(sys.stderr), signals.ending_at_once():  # what libraries print is no result of ours
         quiet_libraries()
         ready = prepare(recipe, whole, output_dir, inputs, digests, start, began, dry_run)
     tell(ready, dry_run)
@@ -66,7 +68,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
         for line in try_out(recipe, ready.plan, ready.rows["train"], ready.layout.sizes, trial_steps):
             result(line)
         return
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), signals.ending_at_once():
         fit(ready, overwrite)
     if ready.plan.arguments.process_index == 0:
         result(finish.last_line(output_dir, recipe.lora is not None))
@@ -132,9 +134,9 @@ def tell(ready: Ready, dry_run: bool) -> None:
     text = build.text_config(plan.config)
     for line in estimate.lines(plan.size, text, ready.facts.get("train"), layout, plan.arguments, plan.precision, bits):
         (result if dry_run else say)(line)
-    resume.tell_start(ready.start, plan.arguments.world_size, plan.arguments)
-    if layout is not None:
-        steps = estimate.steps(len(layout.sizes), plan.arguments)
+    steps = estimate.steps(len(layout.sizes), plan.arguments) if layout is not None else None
+    resume.tell_start(ready.start, plan.arguments.world_size, plan.arguments, steps[1] if steps else None)
+    if steps is not None:
         room.check_disk(ready.output_dir, plan, steps, ready.start)
 
 
@@ -159,10 +161,10 @@ def fit(ready: Ready, overwrite: bool) -> None:
         if writes:
             place.take(output_dir, overwrite)
             checkpoints.discard_after(output_dir, ready.start)
-            save_recipe(ready.recipe, output_dir / place.RECIPE)  # first of all: alone it marks unfinished work
-            resume.note_start(output_dir, about, ready.began)
+            resume.note_start(output_dir, about, ready.began)  # first of all: it tells the folder as ours
+            save_recipe(ready.recipe, output_dir / place.RECIPE)
         finite.batches = speed.batches = failures.remember_batches(trainer)
-        model = run(trainer, ready.start)
+        model = run(trainer, ready.start, given=ready.start is not None and ready.start == ready.began)
         weights = sharding.whole_weights(trainer)
         if writes:
             leave(ready, model, weights, trainer.state.global_step)

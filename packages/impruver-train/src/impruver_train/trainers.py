@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe
 
-from impruver_train import build, finish, metrics, packing, resume, sharding, signals, trial
+from impruver_train import build, estimate, finish, metrics, packing, resume, sharding, signals, trial
+from impruver_train.arguments import trainer_class
 from impruver_train.collate import make_collator
 from impruver_train.plan import Plan
 
@@ -46,8 +48,8 @@ def put_trainer(
     recipe: Recipe, tokenizer: Any, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list
 ) -> Any:
     """The recipe's Trainer around `model`."""
-    return build.build_trainer(
-        recipe.trainer.get("class", "transformers.Trainer"),
+    return build_trainer(
+        recipe.trainer.get("class"),
         recipe.base_dir,
         model=model,
         args=arguments,
@@ -59,12 +61,26 @@ def put_trainer(
     )
 
 
+def build_trainer(class_path: str | None, recipe_dir: Path | None, **parts: Any) -> Any:
+    """The Trainer that `trainer.class` names over its parts; what it refuses is an ImpruverError."""
+    kind = trainer_class(class_path, recipe_dir)
+    try:
+        return kind(**parts)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ImpruverError(f"trainer: {error}") from error
+    except Exception as error:
+        if kind.__module__.startswith("transformers."):
+            raise
+        raise ImpruverError(f"trainer.class: {class_path}: {type(error).__name__}: {error}") from error
+
+
 def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> list[str]:
     """Makes `steps` steps, in a folder of their own; what they took and the whole run will."""
     from torch.utils.data import Subset
 
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         peak, watch = trial.Peak(), []
+        steps = min(steps, estimate.steps(len(sizes), plan.arguments)[1])
         items = trial.choose(sizes, plan.arguments, steps)
         arguments = trial.trial_arguments(plan.arguments, steps, folder)
         model = make_model(recipe, plan)
@@ -75,8 +91,13 @@ def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> li
         return trial.report(watch, items, sizes, plan.arguments, peak.taken())
 
 
-def run(trainer: Any, start: Path | None) -> Any:
-    """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for."""
+def run(trainer: Any, start: Path | None, given: bool) -> Any:
+    """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for.
+
+    `given`: the recipe names that checkpoint, and may have other settings than it.
+    """
+    if given:
+        resume.take_settings(trainer)
     metrics.pace_trackers(trainer)
     resume.keep_adapter_dtype(trainer.model)
     try:

@@ -120,7 +120,7 @@ def report(watch: list[float], items: list[int], sizes: Any, arguments: Any, tak
     shown = ", ".join(f"{second:.2f}" for second in watch)
     lines = [f"trial: {len(watch)} steps took {shown} s (the first warms up)"]
     if taken is not None:
-        lines.append(f"memory: {taken / memory.MIB:,.0f} MiB at its peak, measured on the longest batch")
+        lines.append(f"memory: {max(taken, 0) / memory.MIB:,.0f} MiB at its peak, measured on the longest batch")
     return [*lines, f"the whole run: {whole:,} steps, about {spoken(run)}, without evaluation and saving"]
 
 
