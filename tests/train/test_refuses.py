@@ -248,6 +248,21 @@ def test_trial_steps_below_none(recipe, refused):
     assert "--trial_steps" in refused(recipe(), "--trial_steps", "-1")
 
 
+def test_a_tied_output_beside_rows_of_new_tokens(recipe, refused, parts, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(parts / "base", tmp_path / "tied")
+    config = json.loads((tmp_path / "tied/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tied/config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "tied").save_pretrained(tmp_path / "tied")
+    keys = {
+        "model": {"name": str(tmp_path / "tied")},
+        "lora": {"target_modules": "all-linear", "modules_to_save": ["lm_head"]},
+        "tokenizer": {"special_tokens": {"additional_special_tokens": ["<new>"]}},
+    }
+    assert "lm_head shares its weights" in refused(recipe(**keys), "--dry_run")
+
+
 def test_an_adapter_is_no_base(recipe, refused, impruver_train, parts, tmp_path):
     """`model.name` naming an earlier run's output: its base would be loaded unsaid, whichever it is."""
     assert impruver_train(recipe())[0] == 0

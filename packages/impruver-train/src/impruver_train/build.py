@@ -164,11 +164,25 @@ def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast:
     if new_ids and not settings.get("trainable_token_indices"):
         rows = {name: new_ids for name in trained_rows(model) if name.rsplit(".", 1)[-1] not in saved_whole}
         settings["trainable_token_indices"] = rows or None
+    shared = tied_output(model)
+    if settings.get("trainable_token_indices") and shared in saved_whole:
+        raise ImpruverError(
+            f"lora.modules_to_save: {shared} shares its weights with the input embeddings, of which the rows of new "
+            "tokens are trained, and peft can't do both; leave it out, or name the input embeddings there as well"
+        )
     try:
         return get_peft_model(model, LoraConfig(**settings), autocast_adapter_dtype=autocast)
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError, LookupError) as error:
         near = near_targets(model, settings.get("target_modules")) if "target" in str(error).lower() else ""
         raise ImpruverError(f"lora: {error}{near}") from error
+
+
+def tied_output(model: Any) -> str | None:
+    """The output embeddings' name where they share their weights with the input's."""
+    output = model.get_output_embeddings()
+    if not text_config(model.config).tie_word_embeddings or output is None:
+        return None
+    return next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is output)
 
 
 def trained_rows(model: Any) -> list[str]:
