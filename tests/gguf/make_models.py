@@ -74,12 +74,38 @@ def gpt2_fp16(folder: Path, smollm2: Path) -> None:
     make_gpt2(folder, smollm2, "float16", vocab_size=49152)
 
 
+def odd_rows(folder: Path, smollm2: Path) -> None:
+    """Rows that are no multiple of 32 or 256, which several types need; values from tiny to large."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    make_llama(folder, smollm2, vocab_size=49152, hidden_size=72, intermediate_size=128)
+    tensors = load_file(folder / "model.safetensors")
+    for weight in tensors.values():
+        weight *= torch.logspace(-30, 3, weight.shape[-1])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 CASES = {
     "llama-bf16": llama_bf16,
     "Tiny-Llama-3.2-1B-Instruct": llama3,
     "llama-old": llama_old_names,
     "gpt2-small": gpt2_fp16,
+    "odd-rows": odd_rows,
 }
+
+
+# What is compared with llama.cpp's script, byte for byte: a case of CASES (or SmolLM2) in an outtype.
+EXACT = [
+    *((name, "f16") for name in CASES),
+    ("SmolLM2-135M-Instruct", "f16"),
+    ("llama-bf16", "bf16"),
+    ("llama-old", "bf16"),
+    ("Tiny-Llama-3.2-1B-Instruct", "f32"),
+    ("Tiny-Llama-3.2-1B-Instruct", "q8_0"),
+    ("gpt2-small", "q8_0"),
+    ("odd-rows", "q8_0"),
+]
 
 
 def save_adapter(base: Path, folder: Path, **settings) -> None:

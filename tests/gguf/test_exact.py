@@ -1,30 +1,30 @@
-"""The f16 file is llama.cpp's, byte for byte; with an adapter its tensors are those of peft's merge in fp32."""
+"""The file is llama.cpp's, byte for byte; with an adapter its tensors are those of peft's merge in fp32."""
 
 import shutil
 
 import numpy as np
 import pytest
-from make_models import CASES, QUICKSTART, edit_json, make_gpt2, make_llama, merge_with_peft, save_adapter
+from make_models import EXACT, QUICKSTART, edit_json, make_gpt2, make_llama, merge_with_peft, save_adapter
 
 LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
 
 
-def exported(gguf, folder, tmp_path):
-    """The f16 file of a folder, whatever stands in it, made with its folder's name."""
+def exported(gguf, folder, tmp_path, outtype="f16"):
+    """The file of a folder, whatever stands in it, made with its folder's name."""
     place = tmp_path / "out" / folder.name
     place.parent.mkdir(exist_ok=True)
     shutil.copytree(folder, place)
     recipe = tmp_path / "export.yaml"
-    recipe.write_text("gguf: {quantization_levels: []}\n", encoding="utf-8")
+    recipe.write_text(f"gguf: {{outtype: {outtype}, quantization_levels: []}}\n", encoding="utf-8")
     code, _, told = gguf("--config", recipe, "--output_dir", place)
     assert code == 0, told
-    return place / "gguf" / "model-f16.gguf"
+    return place / "gguf" / f"model-{outtype}.gguf"
 
 
-@pytest.mark.parametrize("name", [*CASES, "SmolLM2-135M-Instruct"])
-def test_the_file_is_llama_cpps(name, oracle, cases, gguf, tmp_path):
-    ours = exported(gguf, cases[name], tmp_path).read_bytes()
-    theirs = oracle[name].read_bytes()
+@pytest.mark.parametrize(("name", "outtype"), EXACT)
+def test_the_file_is_llama_cpps(name, outtype, oracle, cases, gguf, tmp_path):
+    ours = exported(gguf, cases[name], tmp_path, outtype).read_bytes()
+    theirs = oracle[name, outtype].read_bytes()
     assert len(ours) == len(theirs)
     assert ours == theirs
 

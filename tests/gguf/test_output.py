@@ -47,6 +47,27 @@ def test_levels_are_what_the_library_makes_of_the_f16_file(tiny, gguf, tmp_path)
     assert (tiny / "gguf/model-q4_k_m.gguf").read_bytes() == (tmp_path / "ours.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("outtype", ["bf16", "f32"])
+def test_levels_of_another_outtype(outtype, tiny, gguf):
+    from gguf import GGUFReader
+
+    code, _, told = gguf("--output_dir", tiny, "--set", f"gguf.outtype={outtype}", "--quantization_levels", "q4_0")
+    assert code == 0, told
+    made = [f"Modelfile.{outtype}", "Modelfile.q4_0", "impruver.json", f"model-{outtype}.gguf", "model-q4_0.gguf"]
+    assert names(tiny) == sorted(made)
+    kinds = {tensor.tensor_type.name for tensor in GGUFReader(tiny / f"gguf/model-{outtype}.gguf").tensors}
+    assert kinds == {"F32", outtype.upper()}
+    assert GGUFReader(tiny / "gguf/model-q4_0.gguf").fields["general.file_type"].contents() == 2
+
+
+def test_q8_0_is_no_source_of_other_levels(tiny, gguf):
+    code, _, told = gguf("--output_dir", tiny, "--set", "gguf.outtype=q8_0", "--quantization_levels", "q8_0", "q4_0")
+    assert code == 2
+    assert "q4_0 can't be made of q8_0" in told
+    assert gguf("--output_dir", tiny, "--set", "gguf.outtype=q8_0")[0] == 0  # its recipe asks for the level q8_0
+    assert names(tiny) == ["Modelfile.q8_0", "impruver.json", "model-q8_0.gguf"]
+
+
 def test_a_level_that_a_flag_names_wins_over_the_recipe(tiny, gguf):
     assert gguf("--output_dir", tiny, "--set", "gguf.quantization_levels=[Q4_0]")[0] == 0
     assert {"model-f16.gguf", "model-q4_0.gguf"} == {name for name in names(tiny) if name.endswith(".gguf")}

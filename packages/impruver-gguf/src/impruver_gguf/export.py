@@ -37,7 +37,7 @@ def export(
         return
     if not dry_run:
         recover(folder / MANIFEST)
-    targets = _targets(folder, recipe.gguf.quantization_levels)
+    targets = _targets(folder, recipe.gguf.quantization_levels, recipe.gguf.outtype)
     modelfiles = _modelfiles(recipe, output_dir, {recipe.gguf.outtype: source, **targets})
     conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places)
     program = _program(places, conversion)
@@ -62,12 +62,12 @@ def export(
 
 def _planned(recipe: Recipe, output_dir: Path, places: Places) -> Conversion:
     model = read_model(output_dir, recipe.model.name, recipe.base_dir)
-    return plan_conversion(model, output_dir, places)
+    return plan_conversion(model, output_dir, places, recipe.gguf.outtype)
 
 
-def _targets(folder: Path, levels: list[str]) -> dict[str, Path]:
+def _targets(folder: Path, levels: list[str], outtype: str) -> dict[str, Path]:
     names = dict.fromkeys(level.lower() for level in levels)
-    return {level: folder / f"model-{level}.gguf" for level in names}
+    return {level: folder / f"model-{level}.gguf" for level in names if level != outtype}
 
 
 def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:

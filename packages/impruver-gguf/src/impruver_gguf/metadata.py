@@ -21,7 +21,12 @@ CARD_KINDS = {"STRING": TEXT, "ARRAY": list_of(TEXT), "UINT32": INDEX}  # by GGU
 
 
 def write_metadata(
-    writer: Any, architecture: Architecture, config: dict[str, Any], vocabulary: Vocabulary, folder: Path
+    writer: Any,
+    architecture: Architecture,
+    config: dict[str, Any],
+    vocabulary: Vocabulary,
+    folder: Path,
+    file_type: int,
 ) -> None:
     """Fills `writer`, which knows its tensors already; names come from README.md, config.json and the folder's name."""
     import gguf
@@ -30,7 +35,7 @@ def write_metadata(
     if sampling.is_file():
         read_json(sampling, SAMPLING_KEYS)
     _write_names(writer, folder)
-    architecture.parameters(writer, config)
+    architecture.parameters(writer, config, file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     architecture.vocabulary_before(writer, config, vocabulary.config)
     write_vocabulary(writer, vocabulary)

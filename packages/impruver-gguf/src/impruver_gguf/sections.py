@@ -12,7 +12,7 @@ from impruver_core.recipe.schema import key, nearest
 
 from impruver_gguf.quantize import DEFAULT_LEVELS, LEVELS
 
-OUTTYPES = ("f16",)
+OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class GgufSection:
         for level in self.quantization_levels:
             if level.lower() not in LEVELS:
                 raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
+            if self.outtype == "q8_0" != level.lower():
+                raise ValueError(
+                    f"quantization_levels: {level} can't be made of q8_0, which is quantized itself: set outtype to "
+                    "f16 or bf16, or quantization_levels to []"
+                )
         for name, value in self.parameters.items():
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")

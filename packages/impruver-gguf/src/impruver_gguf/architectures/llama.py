@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def llama_groups(config: Config) -> int:
     return config.get("num_key_value_heads", config["num_attention_heads"])
 
 
-def llama_parameters(writer: Any, config: Config) -> None:
+def llama_parameters(writer: Any, config: Config, file_type: int) -> None:
     rope = rope_of(config)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -98,7 +98,7 @@ def llama_parameters(writer: Any, config: Config) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_key_length(llama_head(config))
     writer.add_value_length(llama_head(config))
-    writer.add_file_type(1)  # mostly f16
+    writer.add_file_type(file_type)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_rope_dimension_count(llama_head(config))
 
@@ -109,21 +109,21 @@ def llama_extra(config: Config) -> dict[str, Tensor]:
     if rope["rope_type"] != "llama3":
         return {}
     factors = np.array(list(llama3_factors(rope, llama_head(config))), np.float32)
-    return {"rope_freqs.weight": Tensor(factors.shape, lambda: factors)}
+    return {"rope_freqs.weight": Tensor(factors.shape, lambda start, stop: factors[start:stop])}
 
 
 def llama_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     """Queries and keys with the halves of each head interleaved: llama.cpp's RoPE turns neighbours."""
-    heads = config["num_attention_heads"]
-    if name.endswith((".k_proj.weight", ".k_proj.bias")):
-        heads = llama_groups(config)
-    elif not name.endswith((".q_proj.weight", ".q_proj.bias")):
+    if not name.endswith((".q_proj.weight", ".q_proj.bias", ".k_proj.weight", ".k_proj.bias")):
         return tensor
-    return replace(tensor, load=lambda: _interleaved(tensor.load(), heads))
+    return Tensor(tensor.shape, partial(_interleaved, tensor, llama_head(config)))
 
 
-def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:
-    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+def _interleaved(tensor: Tensor, head: int, start: int, stop: int) -> np.ndarray:
+    first, last = start // head, -(-stop // head)
+    values = tensor.rows(first * head, last * head)
+    turned = values.reshape(last - first, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    return turned[start - first * head : stop - first * head]
 
 
 def llama_vocabulary_before(writer: Any, config: Config, tokenizer_config: Config) -> None:

@@ -27,7 +27,7 @@ class Architecture:
     shapes: dict[str, tuple[str, ...]]  # GGUF name, a layer's without its number → sizes, in the order of the file
     optional: Callable[[Config], Collection[str]]  # those of `shapes` that a model may be without
     check: Callable[[Config], str | None]  # what llama.cpp would silently compute otherwise
-    parameters: Callable[[Any, Config], None]  # writes the hyperparameters
+    parameters: Callable[[Any, Config, int], None]  # writes the hyperparameters and the type of the file
     extra: Callable[[Config], dict[str, Tensor]]  # tensors that no file holds, by GGUF name
     changed: Callable[[str, Tensor, Config], Tensor]  # a tensor as GGUF wants it, by its name in the file
     conv1d: Callable[[str], bool]  # modules with transposed weights
