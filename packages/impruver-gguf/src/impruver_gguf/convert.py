@@ -77,7 +77,7 @@ def _own(
     if model.adapter:
         tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
     tensors = converted(architecture, tensors, config, model.config_path)
-    vocabulary = read_vocabulary(output_dir, config["vocab_size"])
+    vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
     metadata = partial(
         write_metadata,
         architecture=architecture,
@@ -89,10 +89,10 @@ def _own(
     types = write.encodings(tensors, outtype)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
     header = write.header_of(architecture.name, tensors, types, metadata)
+    kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
     return Conversion(
-        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, pre-tokenizer "
-        f"{vocabulary.pre}{adapted}",
+        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}",
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
         write.size_of(header, tensors, types),

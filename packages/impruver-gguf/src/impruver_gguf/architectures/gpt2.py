@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from impruver_gguf.architectures.row import Architecture, Config, no_tensors, none_of_them, nothing
+from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, FLAG, POSITIVE, TEXT
 from impruver_gguf.tensors import Tensor
 
@@ -102,12 +102,8 @@ GPT2 = Architecture(
     contradiction=gpt2_contradiction,
     sizes=gpt2_sizes,
     shapes=SHAPES,
-    optional=none_of_them,
     check=check_gpt2,
     parameters=gpt2_parameters,
-    extra=no_tensors,
     changed=gpt2_changed,
     conv1d=gpt2_conv1d,
-    vocabulary_before=nothing,
-    vocabulary_after=nothing,
 )

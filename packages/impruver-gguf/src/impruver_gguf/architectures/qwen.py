@@ -1,0 +1,77 @@
+"""Qwen2 (and 2.5) and Qwen3, without experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from impruver_gguf.architectures.decoder import (
+    ATTENTION,
+    ATTENTION_BIASES,
+    COMMON,
+    EMBEDDINGS,
+    FEED_FORWARD,
+    HEAD_NORMS,
+    KEYS,
+    contradiction_of,
+    decoder_parameters,
+    sizes_of,
+    slides,
+    unlike_decoder,
+)
+from impruver_gguf.architectures.rope import unlike
+from impruver_gguf.architectures.row import Architecture, Config
+
+ALWAYS_BIASED = {name: sizes for name, sizes in ATTENTION_BIASES.items() if name != "blk.attn_output.bias"}
+
+
+def check_qwen(config: Config) -> str | None:
+    if slides(config):
+        return "sliding windows"
+    return unlike(config, ("default", "linear", "yarn")) or unlike_decoder(config)
+
+
+def qwen3_optional(config: Config) -> tuple[str, ...]:
+    return () if config.get("attention_bias") else tuple(ATTENTION_BIASES)
+
+
+def qwen_parameters(writer: Any, config: Config, file_type: int) -> None:
+    decoder_parameters(writer, config, file_type, config.get("head_dim"))
+
+
+DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+QWEN2 = Architecture(
+    name="qwen2",
+    keys=KEYS,
+    defaults=DEFAULTS,
+    shapes=EMBEDDINGS | ATTENTION | ALWAYS_BIASED | FEED_FORWARD,
+    contradiction=contradiction_of,
+    sizes=sizes_of,
+    check=check_qwen,
+    parameters=qwen_parameters,
+    **COMMON,
+)
+QWEN3 = Architecture(
+    name="qwen3",
+    keys=KEYS,
+    defaults=DEFAULTS | {"head_dim": 128},
+    shapes=EMBEDDINGS | ATTENTION | ATTENTION_BIASES | HEAD_NORMS | FEED_FORWARD,
+    contradiction=contradiction_of,
+    sizes=sizes_of,
+    optional=qwen3_optional,
+    check=check_qwen,
+    parameters=qwen_parameters,
+    **COMMON,
+)
