@@ -17,6 +17,7 @@ from make_models import (
     CASES,
     EXACT,
     FAMILIES,
+    OLD_NAMES,
     QUICKSTART,
     byte_level,
     make_family,
@@ -78,9 +79,9 @@ def cases(shared, smollm2) -> dict[str, Path]:
             for name, make in CASES.items():
                 make(folder / name, smollm2)
             tokenizers = {"bytes": byte_level(folder / "bytes"), "pieces": sentencepiece(folder / "pieces")}
-            for name in FAMILIES:
+            for name in (*FAMILIES, *OLD_NAMES):
                 make_family(name, folder / name, tokenizers)
-    return {name: folder / name for name in (*CASES, *FAMILIES)} | {smollm2.name: smollm2}
+    return {name: folder / name for name in (*CASES, *FAMILIES, *OLD_NAMES)} | {smollm2.name: smollm2}
 
 
 def oracle_file(folder: Path, name: str, outtype: str) -> Path:

@@ -180,10 +180,51 @@ FAMILIES = {
 }
 
 
+# Name → a key of FAMILIES, and config.json's keys as transformers 4 wrote them.
+OLD_NAMES = {
+    "qwen2-old": (
+        "qwen2",
+        {
+            "rope_parameters": None,
+            "layer_types": None,
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        },
+    ),
+    "phi3-old": (
+        "phi3-long",
+        {
+            "rope_parameters": None,
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 8192,
+            "rope_scaling": {"type": "longrope"} | {key: PHI3_ROPE[key] for key in ("long_factor", "short_factor")},
+        },
+    ),
+    "gemma3-old": (
+        "gemma3-sp",
+        {
+            "rope_parameters": None,
+            "layer_types": None,
+            "rope_theta": 5e5,
+            "rope_local_base_freq": 2e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "sliding_window_pattern": 6,
+        },
+    ),
+    "smollm3-old": ("smollm3", {"rope_parameters": None, "no_rope_layers": None, "layer_types": None}),
+}
+
+
 def make_family(name: str, folder: Path, tokenizers: dict[str, Path]) -> None:
-    """A model of FAMILIES; each third in another type of weights."""
+    """A model of FAMILIES or OLD_NAMES; each third in another type of weights."""
     if name == "odd-rows":
         odd_rows(folder, tokenizers["bytes"])
+        return
+    if name in OLD_NAMES:
+        name, changes = OLD_NAMES[name]
+        make_family(name, folder, tokenizers)
+        edit_json(folder / "config.json", **changes)
         return
     family, tokenizer, config = FAMILIES[name]
     dtype = ("bfloat16", "float16", "float32")[sorted(FAMILIES).index(name) % 3]
@@ -198,7 +239,7 @@ CASES = {
 }
 # What is compared with llama.cpp's script, byte for byte: a case of CASES (or SmolLM2) in an outtype.
 EXACT = [
-    *((name, "f16") for name in (*CASES, *FAMILIES)),
+    *((name, "f16") for name in (*CASES, *FAMILIES, *OLD_NAMES)),
     ("SmolLM2-135M-Instruct", "f16"),
     ("llama-bf16", "bf16"),
     ("Tiny-Llama-3.2-1B-Instruct", "f32"),
