@@ -257,7 +257,7 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    rows = settings.pop("grown_to", None)
+    rows, embeddings = settings.pop("grown_to", None), settings.pop("save_embedding_layers", False)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if rows:
         model.resize_token_embeddings(rows)
@@ -266,7 +266,7 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.05)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=embeddings)
     model.config.save_pretrained(folder)
     for name in TOKENIZER:
         if (base / name).is_file():

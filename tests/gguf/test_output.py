@@ -254,13 +254,15 @@ folder, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
 index = json.loads((folder / "model.safetensors.index.json").read_text())
 tensors = {k: v for file in set(index["weight_map"].values()) for k, v in load_file(folder / file).items()}
 kinds = sorted({f"{len(v.shape)}:{v.dtype}" for v in tensors.values()})
+assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 told = [folder.name, sorted(p.name for p in folder.iterdir() if p.suffix != ".safetensors"), kinds, sys.argv[4:]]
 target.write_text(json.dumps(told))
 """
 
 
 def test_another_architecture_goes_through_llama_cpps_script(adapter, gguf, tmp_path, monkeypatch):
-    edit_json(adapter / "config.json", architectures=["NewForCausalLM"])
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit_json(adapter / "config.json", architectures=["NewForCausalLM"], quantization_config=quantized)
     folder = tmp_path / "llama.cpp"
     folder.mkdir()
     (folder / "convert_hf_to_gguf.py").write_text(SCRIPT, encoding="utf-8")

@@ -193,6 +193,8 @@ def test_rows_of_new_tokens_that_were_not_saved(adapter, refused):
         ({"use_qalora": True}, "use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
         ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights corda"),
+        ({"kasa_config": {}}, "kasa_config"),
         ({"peft_type": "LOHA"}, "peft_type LOHA"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
     ],
@@ -215,6 +217,11 @@ def test_an_unknown_part_of_an_adapter(part, words, adapter, refused):
 
     rewrite(adapter / "adapter_model.safetensors", more)
     refused(adapter, "embed_tokens", words)
+
+
+def test_dora_without_its_lengths(adapter, refused):
+    edit_json(adapter / CONFIG, use_dora=True)
+    refused(adapter, "q_proj", "no lora_magnitude_vector")
 
 
 def test_an_adapter_on_an_adapter(adapter, adapter_once, tmp_path, tiny_base, refused):

@@ -5,15 +5,13 @@ What would not come out exactly is refused by name.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.adapter import Adapter, check_method
+from impruver_gguf.adapter import Adapter, check_method, rank_of, scaling_of
 from impruver_gguf.lora import with_bias, with_lora, with_magnitude, with_rows
 from impruver_gguf.tensors import Tensor
 
@@ -161,10 +159,10 @@ def _add_low_rank(
     a, b = (parts.get(f"embedding_{part}" if embedding else part) for part in "ab")
     if a is None or b is None:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
-    rank = _of_pattern(adapter.config.get("rank_pattern") or {}, module, adapter.config.get("r", 8))
+    rank = rank_of(adapter.config, module)
     _check_rank(module, a, rank, adapter)
     _check_shapes(module, a, b, weight, transposed)
-    scaling = _scaling(module, rank, adapter.config)
+    scaling = scaling_of(adapter.config, module)
     weight = with_lora(weight, a, b, scaling, transposed)
     if adapter.config.get("use_dora") and "magnitude" not in parts:
         raise ImpruverError(f"{module}: use_dora is set, but the adapter has no lora_magnitude_vector; copy it whole")
@@ -192,12 +190,3 @@ def _check_shapes(module: str, a: Tensor, b: Tensor, weight: Tensor, transposed:
             f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
             "it was trained on another base"
         )
-
-
-def _scaling(module: str, rank: int, config: dict[str, Any]) -> float:
-    alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _of_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
