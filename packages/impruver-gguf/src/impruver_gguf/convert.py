@@ -17,6 +17,7 @@ from impruver_gguf import llama_cpp, shards, write
 from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, with_defaults
 from impruver_gguf.base import Model
 from impruver_gguf.encode import ENCODINGS
+from impruver_gguf.header import header_of
 from impruver_gguf.merge import merged
 from impruver_gguf.metadata import write_metadata
 from impruver_gguf.vocabulary import read_vocabulary
@@ -88,7 +89,7 @@ def _own(
     )
     types = write.encodings(tensors, outtype)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    header = write.header_of(architecture.name, tensors, types, metadata)
+    header = header_of(architecture.name, tensors, types, metadata)
     kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
     return Conversion(

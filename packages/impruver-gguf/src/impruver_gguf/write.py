@@ -1,4 +1,4 @@
-"""Writes a GGUF file: its header first, in memory, then the tensors, some rows at a time: read, encoded, written.
+"""Writes a GGUF file: its header, then the tensors, some rows at a time: read, encoded, written.
 
 Several threads read and encode ahead of the one that writes.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from impruver_core.cli.console import progress
@@ -46,26 +45,6 @@ class Piece(NamedTuple):
 def encodings(tensors: Mapping[str, Tensor], outtype: str) -> dict[str, Encoding]:
     """The type of each tensor in a file of `outtype`."""
     return {name: encoding_of(outtype, tensor.shape, is_float32(name, tensor)) for name, tensor in tensors.items()}
-
-
-def header_of(
-    architecture: str, tensors: dict[str, Tensor], types: dict[str, Encoding], metadata: Callable[[Any], None]
-) -> bytes:
-    """All that stands before the tensors; `metadata(writer)` adds what is known of the model."""
-    import gguf
-    from gguf.gguf_writer import WriterState
-
-    writer = gguf.GGUFWriter(None, architecture)
-    for name, tensor in tensors.items():
-        kind = gguf.GGMLQuantizationType(types[name].ggml)
-        writer.add_tensor_info(name, tensor.shape, np.dtype("f4"), types[name].bytes_of(tensor.shape), kind)
-    metadata(writer)
-    file = BytesIO()
-    writer.fout, writer.state = [file], WriterState.EMPTY  # as if it had opened a file
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    return file.getvalue()
 
 
 def write_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> None:
