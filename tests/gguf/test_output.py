@@ -119,13 +119,63 @@ def test_dry_run_tells_and_writes_nothing(tiny, adapter, gguf):
     assert names(tiny) == names(adapter) == []
 
 
+def before_training(tmp_path, **recipe):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"output_dir": str(tmp_path / "later"), **recipe}), encoding="utf-8")
+    return "--config", path, "--dry_run"
+
+
 def test_dry_run_before_training_is_a_note(tmp_path, gguf):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"output_dir: {tmp_path / 'later'}\n", encoding="utf-8")
-    code, out, _ = gguf("--config", recipe, "--dry_run")
+    flags = before_training(tmp_path)
+    code, out, _ = gguf(*flags)
     assert code == 0
     assert "holds no model yet" in out
-    assert gguf("--config", recipe)[0] == 2
+    assert "told when it is trained" in out
+    assert gguf(*flags[:2])[0] == 2
+
+
+def test_dry_run_before_training_tells_whether_it_will_convert(tmp_path, tiny_base, gguf):
+    flags = before_training(tmp_path, model={"name": str(tiny_base)}, lora={"r": 4})
+    code, out, told = gguf(*flags)
+    assert code == 0, told
+    assert "holds no model yet" in out
+    assert "2,048 tokens, pre-tokenizer gpt-2" in out
+    assert "model-q2_k.gguf" in out
+    assert not (tmp_path / "later").exists()
+
+
+def test_dry_run_before_training_with_a_larger_tokenizer(tmp_path, tiny_base, cases, gguf):
+    """Training gives the model a row for each token."""
+    names = {"model": {"name": str(tiny_base)}, "tokenizer": {"name": str(cases["qwen2"])}}
+    code, out, told = gguf(*before_training(tmp_path, **names))
+    assert code == 0, told
+    assert "2,049 tokens" in out
+
+
+@pytest.mark.parametrize(
+    ("case", "recipe", "word"),
+    [
+        ("tiny", {"lora": {"init_lora_weights": "pissa"}}, "init_lora_weights pissa"),
+        ("new", {}, "NewForCausalLM is not converted here"),
+        ("pieces", {}, "copy the base's tokenizer.model"),
+    ],
+)
+def test_dry_run_before_training_tells_what_will_not_convert(case, recipe, word, tmp_path, tiny, cases, gguf):
+    if case == "new":
+        edit_json(tiny / "config.json", architectures=["NewForCausalLM"])
+    if case == "pieces":
+        shutil.copyfile(cases["llama-sp"] / "tokenizer.json", tiny / "tokenizer.json")
+    code, _, told = gguf(*before_training(tmp_path, model={"name": str(tiny)}, **recipe))
+    assert code == 2
+    assert word in told
+
+
+def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    code, _, told = gguf(*before_training(tmp_path, model={"name": str(tiny_base)}))
+    assert code == 2
+    assert "are needed" in told
 
 
 def test_estimates_are_near(tiny, gguf):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,22 @@ def read_adapter(folder: Path) -> Adapter:
 
 def check_method(adapter: Adapter) -> None:
     """ImpruverError for a method that this can't merge exactly."""
-    config = adapter.config
-    start = config.get("init_lora_weights", True)
-    other = next((name for name in OTHER_METHODS if config.get(name) not in (None, False, [])), None)
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        other = f"peft_type {config['peft_type']}"
-    elif start not in PLAIN_STARTS:
-        other = f"init_lora_weights {start} (it changes the base too)"
+    other = not_merged(adapter.config)
     if other:
         raise ImpruverError(
             f"{adapter.folder}: {other} can't be merged exactly; merge it with peft (merge_and_unload, "
             "save_pretrained) and give that folder as output_dir"
         )
+
+
+def not_merged(config: Mapping[str, Any]) -> str | None:
+    """What of peft's configuration this can't merge exactly."""
+    start = config.get("init_lora_weights", True)
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        return f"peft_type {config['peft_type']}"
+    if start not in PLAIN_STARTS:
+        return f"init_lora_weights {start} (it changes the base too)"
+    return next((name for name in OTHER_METHODS if config.get(name) not in (None, False, [])), None)
 
 
 def rank_of(config: dict[str, Any], module: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocab
     config, path = tokenizer_config(folder), folder / "tokenizer.json"
     if not path.is_file() and not (folder / MODEL).is_file():
         raise ImpruverError(f"{path} is not there: copy the tokenizer's files into {folder}, or train again")
-    content = read_json(path, TOKENIZER_KEYS) if path.is_file() else {}
+    content = tokenizer_json(folder)
     if content and not content.get("model"):
         raise ImpruverError(f"{path}: holds no tokenizer (model is not set): copy the tokenizer's files again")
     if content and is_byte_level(content):
@@ -67,6 +68,28 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     special.add_to_gguf(writer, quiet=True)
 
 
+def tokenizer_json(folder: Path) -> dict[str, Any]:
+    """tokenizer.json; {} where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    known = path.stat()
+    return _tokenizer_json(path, known.st_mtime_ns, known.st_size)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_json(path: Path, *_: int) -> dict[str, Any]:
+    return read_json(path, TOKENIZER_KEYS)  # asked for more than once, and tens of megabytes
+
+
+def largest_id(folder: Path) -> int:
+    """The largest id of a tokenizer's tokens; -1 where tokenizer.json tells none."""
+    content = tokenizer_json(folder)
+    ids = [token["id"] for token in content.get("added_tokens") or []]
+    vocab = (content.get("model") or {}).get("vocab")
+    return max([-1, *ids, *(vocab.values() if isinstance(vocab, dict) else ())])
+
+
 def tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; {} where there is none."""
     path = folder / "tokenizer_config.json"
@@ -87,7 +110,6 @@ def chat_template(folder: Path) -> str | None:
 def special_tokens(folder: Path) -> dict[str, Any]:
     """Special tokens by name as templates read them; the further ones as `additional_special_tokens`."""
     named = named_tokens(tokenizer_config(folder))
-    path = folder / "tokenizer.json"
-    added = read_json(path, TOKENIZER_KEYS).get("added_tokens") or [] if path.is_file() else []
+    added = tokenizer_json(folder).get("added_tokens") or []
     further = [token["content"] for token in added if token.get("special") and token["content"] not in named.values()]
     return named | {"additional_special_tokens": further}
