@@ -151,18 +151,22 @@ GEMMA3_ROPE = {
 }
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512, "num_hidden_layers": 7}
 SMALL = {"vocab_size": 608}  # a SentencePiece vocabulary, padded
-# Name → family, tokenizer, configuration, further arguments.
+# Name → family, tokenizer, configuration. (In a model called phi3 llama.cpp asks for Phi-3's own special tokens.)
 FAMILIES = {
     "qwen2": ("Qwen2", "bytes", {"tie_word_embeddings": True}),
-    "qwen2-head": ("Qwen2", "bytes", {"head_dim": 32, "sliding_window": 64, "rope_theta": 1e6}),
+    "qwen2-head": ("Qwen2", "bytes", {"head_dim": 16, "sliding_window": 64, "rope_theta": 1e6}),
     "qwen3": ("Qwen3", "bytes", {"head_dim": 32, "tie_word_embeddings": True}),
-    "qwen3-yarn": ("Qwen3", "bytes", {"attention_bias": True, "rope_parameters": QWEN3_ROPE}),
+    "qwen3-yarn": ("Qwen3", "bytes", {"rope_parameters": QWEN3_ROPE}),
     "mistral": ("Mistral", "bytes", {"head_dim": 32, "sliding_window": None, "tie_word_embeddings": True}),
     "mistral-sp": ("Mistral", "pieces", SMALL | {"sliding_window": 4096}),
     "smollm3": ("SmolLM3", "bytes", {"num_hidden_layers": 5, "rope_theta": 5e6}),
-    "smollm3-untied": ("SmolLM3", "bytes", {"tie_word_embeddings": False, "max_position_embeddings": 65536}),
-    "phi3-sp": ("Phi3", "pieces", SMALL | {"sliding_window": 2047}),
-    "phi3-long": (
+    "smollm3-untied": (
+        "SmolLM3",
+        "bytes",
+        {"tie_word_embeddings": False, "max_position_embeddings": 65536},
+    ),
+    "phi-sp": ("Phi3", "pieces", SMALL | {"sliding_window": 2047}),
+    "phi-long": (
         "Phi3",
         "pieces",
         SMALL | {"max_position_embeddings": 131072, "rope_parameters": PHI3_ROPE, "tie_word_embeddings": True},
@@ -175,7 +179,7 @@ FAMILIES = {
         | GEMMA3
         | {"tie_word_embeddings": False, "rope_parameters": GEMMA3_ROPE, "final_logit_softcapping": 30.0},
     ),
-    "llama-sp": ("Llama", "pieces", {"vocab_size": 602}),
+    "llama-sp": ("Llama", "pieces", {"vocab_size": 602, "attention_bias": True, "mlp_bias": True}),
     "odd-rows": (),
 }
 
@@ -191,8 +195,8 @@ OLD_NAMES = {
             "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
         },
     ),
-    "phi3-old": (
-        "phi3-long",
+    "phi-old": (
+        "phi-long",
         {
             "rope_parameters": None,
             "rope_theta": 1e4,
@@ -246,7 +250,7 @@ EXACT = [
     ("gpt2-small", "q8_0"),
     ("odd-rows", "q8_0"),
     ("gemma3-sp", "q8_0"),
-    ("phi3-long", "bf16"),
+    ("phi-long", "bf16"),
 ]
 
 

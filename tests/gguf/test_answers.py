@@ -1,9 +1,12 @@
 """The GGUF files in llama.cpp itself: the same token ids, and the answers of the model that they were made from."""
 
+import json
 import shutil
 
 import pytest
 from cyllama.llama import llama_cpp
+from impruver_gguf.pretokenizers import LLAMA3, QWEN2, TEKKEN
+from make_models import FAMILIES, OLD_NAMES, edit_json
 from tokenizers import Tokenizer
 
 TEXTS = [
@@ -69,6 +72,49 @@ def test_a_vocabulary_of_its_own_gets_the_same_ids(tiny, gguf):
     vocabulary = model.get_vocab()
     for text in TEXTS:
         assert vocabulary.tokenize(text, False, True) == tokenizer.encode(text, add_special_tokens=False).ids, text
+
+
+def split(pattern: str) -> dict:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+
+
+SPLITS = {
+    "llama-bpe": (split(LLAMA3), True, None),
+    "qwen2": (split(QWEN2), False, {"type": "NFC"}),
+    "tekken": (split(TEKKEN), True, None),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_vocabularies_that_split_otherwise(name, tiny, gguf):
+    pre_tokenizer, whole_words, normalizer = SPLITS[name]
+    path = tiny / "tokenizer.json"
+    model = json.loads(path.read_text(encoding="utf-8"))["model"] | {"ignore_merges": whole_words}
+    edit_json(path, pre_tokenizer=pre_tokenizer, model=model, normalizer=normalizer)
+    code, out, told = gguf("--output_dir", tiny, "--quantization_levels")
+    assert code == 0, told
+    assert f"pre-tokenizer {name}" in out + told
+    tokenizer, loaded = Tokenizer.from_file(str(path)), load(tiny / "gguf" / "model-f16.gguf")
+    for text in [*TEXTS, "CamelCase ABCdef 1234567 don't DON'T"]:
+        assert loaded.get_vocab().tokenize(text, False, True) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", sorted({*FAMILIES, *OLD_NAMES} - {"odd-rows"}))
+def test_llama_cpp_loads_each_family(name, cases, gguf, tmp_path):
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    (folder / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}", encoding="utf-8")
+    code, _, told = gguf("--output_dir", folder)
+    assert code == 0, told
+    tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / "gguf" / "model-q8_0.gguf")
+    for text in ["What is the capital of France?", "Привет, мир! 你好 😀", "a<|end|>"]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if "gemma" in name:  # it puts no blank before a text, the tests' tokenizer does
+            assert loaded.get_vocab().tokenize(f" {text}", False, True) == ids, text
+        else:
+            assert loaded.get_vocab().tokenize(text, False, True) == ids, text
 
 
 def test_same_greedy_answers(files, smollm2):

@@ -41,7 +41,7 @@ def test_the_file_is_llama_cpps(name, outtype, oracle, cases, gguf, tmp_path):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("name", ["gemma3-sp", "phi3-sp"])
+@pytest.mark.parametrize("name", ["gemma3-sp", "phi-sp"])
 def test_added_tokens_are_those_of_tokenizer_json_too(name, oracle, cases, gguf, tmp_path):
     """transformers 5 names them nowhere else; llama.cpp's script would take them for usual text, or for nothing."""
     folder = tmp_path / name

@@ -250,9 +250,12 @@ def test_another_architecture_without_llama_cpp(change, tiny, refused, monkeypat
 
 FAMILY = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "layer_types": None}),
+    ("qwen2", {"head_dim": 32}),
+    ("qwen3", {"attention_bias": True}),
     ("qwen3", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ("smollm3", {"mlp_bias": True}),
     ("smollm3", {"no_rope_layers": [1, 1, 1, 1, 1]}),
-    ("phi3-long", {"hidden_act": "gelu"}),
+    ("phi-long", {"hidden_act": "gelu"}),
     ("gemma3-sp", {"layer_types": ["full_attention"] * 7}),
     ("gemma3-sp", {"query_pre_attn_scalar": 256}),
 ]
@@ -270,7 +273,7 @@ def test_what_llama_cpp_would_compute_otherwise(name, change, cases, refused, tm
 
 def test_long_rope_that_does_not_fit(cases, refused, tmp_path):
     folder = tmp_path / "phi3"
-    shutil.copytree(cases["phi3-long"], folder)
+    shutil.copytree(cases["phi-long"], folder)
     (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
     edit_json(folder / "config.json", num_attention_heads=2)
     refused(folder, "long_factor holds 6 factors, and should hold 12")

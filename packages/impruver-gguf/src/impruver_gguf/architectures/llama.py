@@ -54,7 +54,8 @@ def check_smollm3(config: Config) -> str | None:
     turned = config.get("no_rope_layers") or [int((layer + 1) % step != 0) for layer in range(count)]
     if turned[:count] != [int((layer + 1) % NO_ROPE_STEP != 0) for layer in range(count)]:
         return f"no_rope_layers other than each {NO_ROPE_STEP}th"
-    return "sliding windows" if slides(config) else check_llama(config)
+    biased = next((name for name in BIASES if config.get(name)), None)  # for which llama.cpp has no place
+    return biased or ("sliding windows" if slides(config) else check_llama(config))
 
 
 def llama_parameters(writer: Any, config: Config, file_type: int) -> None:

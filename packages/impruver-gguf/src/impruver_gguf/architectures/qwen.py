@@ -14,6 +14,7 @@ from impruver_gguf.architectures.decoder import (
     KEYS,
     contradiction_of,
     decoder_parameters,
+    head_of,
     sizes_of,
     slides,
     unlike_decoder,
@@ -30,8 +31,15 @@ def check_qwen(config: Config) -> str | None:
     return unlike(config, ("default", "linear", "yarn")) or unlike_decoder(config)
 
 
-def qwen3_optional(config: Config) -> tuple[str, ...]:
-    return () if config.get("attention_bias") else tuple(ATTENTION_BIASES)
+def check_qwen2(config: Config) -> str | None:
+    """llama.cpp refuses to load heads that are not as wide as the model makes them."""
+    width = config["num_attention_heads"] * head_of(config)
+    return f"head_dim {head_of(config)}" if width != config["hidden_size"] else check_qwen(config)
+
+
+def check_qwen3(config: Config) -> str | None:
+    """It knows no biases of Qwen3's either."""
+    return "attention_bias" if config.get("attention_bias") else check_qwen(config)
 
 
 def qwen_parameters(writer: Any, config: Config, file_type: int) -> None:
@@ -59,7 +67,7 @@ QWEN2 = Architecture(
     shapes=EMBEDDINGS | ATTENTION | ALWAYS_BIASED | FEED_FORWARD,
     contradiction=contradiction_of,
     sizes=sizes_of,
-    check=check_qwen,
+    check=check_qwen2,
     parameters=qwen_parameters,
     **COMMON,
 )
@@ -67,11 +75,10 @@ QWEN3 = Architecture(
     name="qwen3",
     keys=KEYS,
     defaults=DEFAULTS | {"head_dim": 128},
-    shapes=EMBEDDINGS | ATTENTION | ATTENTION_BIASES | HEAD_NORMS | FEED_FORWARD,
+    shapes=EMBEDDINGS | ATTENTION | HEAD_NORMS | FEED_FORWARD,
     contradiction=contradiction_of,
     sizes=sizes_of,
-    optional=qwen3_optional,
-    check=check_qwen,
+    check=check_qwen3,
     parameters=qwen_parameters,
     **COMMON,
 )
