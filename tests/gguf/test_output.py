@@ -10,7 +10,8 @@ import time
 from collections import namedtuple
 
 import pytest
-from make_models import edit_json
+from make_models import QUICKSTART, edit_json, make_llama, save_adapter
+from safetensors import safe_open
 
 ALL = ["f16", "q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
 
@@ -284,14 +285,15 @@ def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gg
     assert names(tiny) == ["Modelfile.f16", "Modelfile.q8_0", "impruver.json", "model-f16.gguf", "model-q8_0.gguf"]
 
 
-def test_nan_is_named(tiny, gguf):
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "f32", "q8_0"])
+def test_nan_is_named(outtype, tiny, gguf):
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(tiny / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name][3, 3] = float("nan")
     save_file(tensors, tiny / "model.safetensors", {"format": "pt"})
-    code, _, told = gguf("--output_dir", tiny)
+    code, _, told = gguf("--output_dir", tiny, "--set", f"gguf.outtype={outtype}")
     assert code == 3
     assert "blk.1.ffn_up.weight holds NaN" in told
     assert names(tiny) == []
@@ -326,6 +328,31 @@ def test_another_architecture_goes_through_llama_cpps_script(adapter, gguf, tmp_
     assert kinds == ["1:float32", "2:float16"]
     assert flags == ["--outtype", "f16"]
     assert names(adapter) == ["Modelfile.f16", "impruver.json", "model-f16.gguf"]
+
+
+KEEPS = (
+    "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[3] + '.kept'); shutil.copyfile(__file__, sys.argv[3])"
+)
+
+
+def test_a_head_that_training_unties_and_other_outtypes_for_the_script(tmp_path, gguf, monkeypatch):
+    make_llama(tmp_path / "base", QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
+    save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["lm_head"])
+    for name in ("base", "adapter"):
+        edit_json(tmp_path / name / "config.json", architectures=["NewForCausalLM"])
+    recipe = {"model": {"name": str(tmp_path / "base")}, "gguf": {"quantization_levels": []}}
+    (tmp_path / "adapter/recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    (tmp_path / "convert_hf_to_gguf.py").write_text(KEEPS, encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    for outtype, kind in (("bf16", "BF16"), ("f32", "F32"), ("q8_0", "F16")):
+        code, _, told = gguf("--output_dir", tmp_path / "adapter", "--set", f"gguf.outtype={outtype}")
+        assert code == 0, told
+        kept = next(tmp_path.glob(f"adapter/gguf/*{outtype}*.kept"))
+        with safe_open(kept / "model-00001.safetensors", "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        assert {"lm_head.weight", "model.embed_tokens.weight"} <= slices.keys()
+        kinds = {(len(part.get_shape()), part.get_dtype()) for part in slices.values()}
+        assert kinds == {(1, "F32"), (2, kind)}
 
 
 def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):

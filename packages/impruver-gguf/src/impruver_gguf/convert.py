@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -21,6 +21,8 @@ from impruver_gguf.header import header_of
 from impruver_gguf.merge import merged
 from impruver_gguf.metadata import write_metadata
 from impruver_gguf.vocabulary import read_vocabulary
+
+EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def _own(
 
 
 def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Conversion:
-    tensors = merged(model.tensors, model.adapter) if model.adapter else model.tensors
+    tensors = model.tensors
+    if model.adapter:
+        tensors = merged(tensors, model.adapter, tied=_tied_ends(tensors))
     types = write.encodings(tensors, outtype)
     size = sum(types[name].bytes_of(tensor.shape) for name, tensor in tensors.items())
 
@@ -118,6 +122,16 @@ def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Con
     words = f"{model.kind}, converted by {script}"
     scratch = shards.bytes_of(tensors, outtype) if model.adapter else 0
     return Conversion(words, shapes, 0, size, convert, scratch=scratch, by_script=True)
+
+
+def _tied_ends(tensors: Collection[str]) -> tuple[str, str] | None:
+    """The modules of both ends, where the weights have no head of their own."""
+    embedding = next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
+    return (
+        None
+        if embedding is None or HEAD in tensors
+        else (embedding.removesuffix(".weight"), HEAD.removesuffix(".weight"))
+    )
 
 
 def sync(path: Path) -> None:
