@@ -114,7 +114,11 @@ OTHER_BASES = {
     "fused modules": (
         "Phi3",
         {},
-        {"target_modules": ["qkv_proj", "gate_up_proj"], "rank_pattern": {"qkv_proj": 8}, "alpha_pattern": {"proj": 3}},
+        {
+            "target_modules": ["qkv_proj", "gate_up_proj"],
+            "rank_pattern": {"qkv_proj": 8},
+            "alpha_pattern": {"gate_up_proj": 3},
+        },
     ),
     "norms": (
         "Gemma3",
