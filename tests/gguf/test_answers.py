@@ -1,8 +1,10 @@
 """The GGUF files in llama.cpp itself: the same token ids, and the answers of the model that they were made from."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
 from impruver_gguf.pretokenizers import LLAMA3, QWEN2, TEKKEN
@@ -32,9 +34,17 @@ def files(smollm2, tmp_path_factory):
     return {name: load(folder / "gguf" / f"model-{name}.gguf") for name in ("f16", "q8_0")}
 
 
+class Model(llama_cpp.LlamaModel):
+    """With the size that cyllama's contexts ask for."""
+
+    @property
+    def n_vocab(self) -> int:
+        return self.get_vocab().n_vocab
+
+
 def load(path):
     llama_cpp.disable_logging()
-    return llama_cpp.LlamaModel(path_model=str(path), params=llama_cpp.LlamaModelParams())
+    return Model(path_model=str(path), params=llama_cpp.LlamaModelParams())
 
 
 def greedy(model, prompt: str, limit: int = 16) -> str:
@@ -115,6 +125,35 @@ def test_llama_cpp_loads_each_family(name, cases, gguf, tmp_path):
             assert loaded.get_vocab().tokenize(f" {text}", False, True) == ids, text
         else:
             assert loaded.get_vocab().tokenize(text, False, True) == ids, text
+
+
+@pytest.mark.parametrize("name", ["gemma3-sp", "llama-sp", "mistral", "phi-long", "qwen2", "qwen3", "smollm3"])
+def test_llama_cpp_computes_what_transformers_does(name, cases, gguf, tmp_path):
+    """Sharp attention, where another RoPE base, window or scale moves the logits by a third and more."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    (folder / "recipe.yaml").write_text("gguf: {outtype: f32, quantization_levels: []}", encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = [number * 37 % 580 + 10 for number in range(24)]
+    with torch.no_grad():
+        for weight_name, weight in model.named_parameters():
+            if re.search("(q_|k_|qkv_)(proj|norm)", weight_name):
+                weight *= 8
+            elif "norm" in weight_name:
+                weight.fill_(0 if "gemma" in name else 1)
+        model.save_pretrained(folder)
+        theirs = model(torch.tensor([ids])).logits[0, -1].numpy()
+    code, _, told = gguf("--output_dir", folder)
+    assert code == 0, told
+    loaded, settings = load(folder / "gguf" / "model-f32.gguf"), llama_cpp.LlamaContextParams()
+    settings.n_ctx, settings.n_threads = 256, 1
+    context = llama_cpp.LlamaContext(model=loaded, params=settings)
+    context.decode(llama_cpp.llama_batch_get_one(ids, 0))
+    off = np.abs(np.array(context.get_logits_ith(-1)) - theirs).max()
+    assert off < 0.05 * theirs.std()  # llama.cpp keeps keys and values in 16 bits
 
 
 def test_same_greedy_answers(files, smollm2):

@@ -61,18 +61,24 @@ def merged(
     if tied:
         _share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():
-        name = names.get(module, module)
-        for kind, tensor in change.whole.items():
-            _check_fits(module, tensor, result.get(f"{name}.{kind}"))
-            result[f"{name}.{kind}"] = tensor
-        weight = result.get(f"{name}.weight")
-        if weight is None:
-            raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
-        if "rows" in change.parts:
-            weight = result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
-        if change.low_rank:
-            _add_low_rank(result, name, module, change, adapter, transposed(module))
+        _apply(result, names.get(module, module), module, change, adapter, transposed(module))
     return result
+
+
+def _apply(
+    result: dict[str, Tensor], name: str, module: str, change: Change, adapter: Adapter, transposed: bool
+) -> None:
+    """One module's change, in `result`; `name` is what the base calls the module."""
+    for kind, tensor in change.whole.items():
+        _check_fits(module, tensor, result.get(f"{name}.{kind}"))
+        result[f"{name}.{kind}"] = tensor
+    weight = result.get(f"{name}.weight")
+    if weight is None:
+        raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
+    if "rows" in change.parts:
+        result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
+    if change.low_rank:
+        _add_low_rank(result, name, module, change, adapter, transposed)
 
 
 def _check_fits(module: str, tensor: Tensor, before: Tensor | None) -> None:
