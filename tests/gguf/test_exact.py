@@ -125,6 +125,7 @@ OTHER_BASES = {
         GEMMA3,
         {"target_modules": ["q_proj"], "modules_to_save": ["norm", "q_norm", "input_layernorm"]},
     ),
+    "norms of a base in float16": ("Gemma3", GEMMA3 | {"dtype": "float16"}, {"target_modules": ["q_proj"]}),
     "saved with the embeddings": (
         "Llama",
         {"tie_word_embeddings": True},

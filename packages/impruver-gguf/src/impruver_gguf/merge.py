@@ -13,7 +13,7 @@ from impruver_core.errors import ImpruverError
 
 from impruver_gguf.adapter import Adapter, check_method, rank_of, scaling_of
 from impruver_gguf.lora import with_bias, with_lora, with_magnitude, with_rows
-from impruver_gguf.tensors import Tensor
+from impruver_gguf.tensors import Tensor, wide
 
 PREFIX = "base_model.model."
 PARTS = {  # how names in an adapter's file end
@@ -57,7 +57,7 @@ def merged(
     changes = _changes(adapter)
     names = _module_names(base, changes)
     transposed = conv1d or (lambda module: bool(adapter.config.get("fan_in_fan_out")))
-    result = dict(base)
+    result = {name: wide(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied:
         _share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -42,6 +42,11 @@ class Tensor:
     def float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The values as float32, of all rows or some."""
         return self.rows(start, self.count if stop is None else stop).astype(np.float32, copy=False)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Read as float32: what is computed with it is not rounded to 16 bits in between."""
+    return replace(tensor, rows=tensor.float32)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
