@@ -8,7 +8,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.pretokenizers import PROBE, pre_tokenizer
-from impruver_gguf.tokens import NORMAL, UNUSED, Vocabulary, added_token, named_tokens, padding
+from impruver_gguf.token_types import NORMAL, UNUSED, Vocabulary, added_token, named_tokens, padding
 
 
 def is_byte_level(content: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from impruver_core.errors import ImpruverError
 
 from impruver_gguf.architectures import Architecture
 from impruver_gguf.jsonfile import INDEX, NUMBER, TEXT, WHOLE, check_keys, list_of, read_json
-from impruver_gguf.tokens import Vocabulary
+from impruver_gguf.token_types import Vocabulary
 from impruver_gguf.vocabulary import write_vocabulary
 
 SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for

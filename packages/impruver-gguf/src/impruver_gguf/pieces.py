@@ -11,7 +11,7 @@ from impruver_core.errors import ImpruverError
 
 from impruver_gguf.bytelevel import check_size
 from impruver_gguf.jsonfile import INDEX, TEXT, by_name, check_keys, read_json
-from impruver_gguf.tokens import (
+from impruver_gguf.token_types import (
     BYTE,
     CONTROL,
     NORMAL,

@@ -31,11 +31,6 @@ class GgufSection:
         for level in self.quantization_levels:
             if level.lower() not in LEVELS:
                 raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
-            if self.outtype == "q8_0" != level.lower():
-                raise ValueError(
-                    f"quantization_levels: {level} can't be made of q8_0, which is quantized itself: set outtype to "
-                    "f16 or bf16, or quantization_levels to []"
-                )
         for name, value in self.parameters.items():
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
@@ -44,6 +39,12 @@ class GgufSection:
                     raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
+        further = [level for level in self.quantization_levels if level.lower() != self.outtype]
+        if self.outtype == "q8_0" and further:
+            raise ValueError(
+                f"quantization_levels: {further[0]} can't be made of q8_0, which is quantized itself: set outtype to "
+                "f16 or bf16, or quantization_levels to []"
+            )
 
 
 def _holds(value: Any) -> bool:

@@ -12,7 +12,7 @@ from impruver_core.errors import ImpruverError
 from impruver_gguf.bytelevel import byte_level_vocabulary, is_byte_level
 from impruver_gguf.jsonfile import FLAG, INDEX, OBJECT, TEXT, Kind, by_name, either, list_of, read_json, read_text
 from impruver_gguf.pieces import MODEL, piece_vocabulary
-from impruver_gguf.tokens import NAMED, Vocabulary, named_tokens
+from impruver_gguf.token_types import NAMED, Vocabulary, named_tokens
 
 TOKEN = Kind("an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content")))
 NUMBERED = Kind(

@@ -22,7 +22,7 @@ from impruver_gguf.architectures.rope import ROPE_KEYS, unlike
 from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, FLAG, NUMBER, POSITIVE, TEXT
 from impruver_gguf.tensors import Tensor
-from impruver_gguf.tokens import Vocabulary
+from impruver_gguf.token_types import Vocabulary
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 NESTED = ROPE_KEYS | {FULL: ROPE_KEYS, SLIDING: ROPE_KEYS}

@@ -25,7 +25,7 @@ from impruver_gguf.architectures.rope import llama3_factors, rope_of, unlike
 from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, INDEX, list_of
 from impruver_gguf.tensors import Tensor
-from impruver_gguf.tokens import Vocabulary
+from impruver_gguf.token_types import Vocabulary
 
 MLP_BIASES = {
     "blk.ffn_gate.bias": ("intermediate_size",),

@@ -8,7 +8,7 @@ from typing import Any
 
 from impruver_gguf.jsonfile import Keys
 from impruver_gguf.tensors import Tensor
-from impruver_gguf.tokens import Vocabulary
+from impruver_gguf.token_types import Vocabulary
 
 Config = dict[str, Any]
 
