@@ -69,7 +69,7 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
-    """tokenizer.json; {} where there is none."""
+    """tokenizer.json without its merges; {} where there is none."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return {}
@@ -79,7 +79,9 @@ def tokenizer_json(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _tokenizer_json(path: Path, *_: int) -> dict[str, Any]:
-    return read_json(path, TOKENIZER_KEYS)  # asked for more than once, and tens of megabytes
+    content = read_json(path, TOKENIZER_KEYS)  # asked for more than once, and tens of megabytes
+    (content.get("model") or {}).pop("merges", None)  # most of them, and needed by nobody here
+    return content
 
 
 def largest_id(folder: Path) -> int:
