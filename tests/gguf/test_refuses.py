@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from make_models import edit_json
+from make_models import edit_json, make_llama, sentencepiece
 
 CONFIG = "adapter_config.json"
 
@@ -145,12 +145,30 @@ def test_a_broken_tokenizer(tiny, refused):
     refused(tiny, "tokenizer.json: not JSON")
 
 
-def test_sentencepiece_is_refused_with_what_to_do(tiny, refused):
-    model = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    edit_json(tiny / "tokenizer.json", model=model | {"byte_fallback": True})
-    refused(tiny, "SentencePiece", "--only_quantize")
-    (tiny / "tokenizer.json").rename(tiny / "tokenizer.model")
-    refused(tiny, "tokenizer.model", "SentencePiece", "--only_quantize")
+def test_sentencepiece_without_its_model(tmp_path, tiny, refused, gguf):
+    """As transformers 5 leaves a folder; with the base's model it is converted."""
+    pieces = sentencepiece(tmp_path / "pieces")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(pieces / name, tiny / name)
+    refused(tiny, "tokenizer.json: no byte-level BPE but a SentencePiece vocabulary", "copy the base's tokenizer.model")
+    (tiny / "tokenizer.model").write_bytes(b"no such thing")
+    refused(tiny, "tokenizer.model: no SentencePiece model")
+    shutil.copyfile(pieces / "tokenizer.model", tiny / "tokenizer.model")
+    assert gguf("--output_dir", tiny, "--dry_run")[0] == 0
+    content = json.loads((pieces / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = dict(
+        zip(vocab, [*list(vocab.values())[:300], *reversed(list(vocab.values())[300:])], strict=True)
+    )
+    (tiny / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    refused(tiny, "tokenizer.json has other ids for 300 of its 600 pieces")
+
+
+def test_pieces_and_added_tokens_beyond_the_model(tmp_path, refused):
+    folder = tmp_path / "llama"
+    make_llama(folder, sentencepiece(tmp_path / "pieces"), vocab_size=601)
+    (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
+    refused(folder, "ids up to 601, the model 601 embedding rows")
 
 
 def test_a_splitting_that_llama_cpp_does_not_know(tiny, refused):
@@ -172,9 +190,11 @@ def test_rows_of_new_tokens_that_were_not_saved(adapter, refused):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
         ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights corda"),
+        ({"kasa_config": {}}, "kasa_config"),
         ({"peft_type": "LOHA"}, "peft_type LOHA"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
     ],
@@ -184,13 +204,24 @@ def test_what_can_not_be_merged_exactly(change, word, adapter, refused):
     refused(adapter, word, "merge_and_unload")
 
 
-def test_an_unknown_part_of_an_adapter(adapter, refused):
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("lora_mystery", "nothing that can be merged exactly"),
+        ("lora_embedding_A", "only one of lora_A and lora_B"),
+    ],
+)
+def test_an_unknown_part_of_an_adapter(part, words, adapter, refused):
     def more(tensors):
-        name = "base_model.model.model.embed_tokens.lora_embedding_A"
-        tensors[name] = next(iter(tensors.values())).copy()
+        tensors[f"base_model.model.model.embed_tokens.{part}"] = next(iter(tensors.values())).copy()
 
     rewrite(adapter / "adapter_model.safetensors", more)
-    refused(adapter, "lora_embedding_A", "nothing that can be merged exactly")
+    refused(adapter, "embed_tokens", words)
+
+
+def test_dora_without_its_lengths(adapter, refused):
+    edit_json(adapter / CONFIG, use_dora=True)
+    refused(adapter, "q_proj", "no lora_magnitude_vector")
 
 
 def test_an_adapter_on_an_adapter(adapter, adapter_once, tmp_path, tiny_base, refused):
@@ -215,6 +246,37 @@ def test_another_architecture_without_llama_cpp(change, tiny, refused, monkeypat
     edit_json(tiny / "config.json", **change)
     refused(tiny, "LlamaForCausalLM", "GPT2LMHeadModel", "git clone", "--llama_cpp")
     refused(tiny, "--llama_cpp_convert_script", "is not there", flags=("--llama_cpp_convert_script", "gone.py"))
+
+
+FAMILY = [
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "layer_types": None}),
+    ("qwen2", {"head_dim": 32}),
+    ("qwen3", {"attention_bias": True}),
+    ("qwen3", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ("smollm3", {"mlp_bias": True}),
+    ("smollm3", {"no_rope_layers": [1, 1, 1, 1, 1]}),
+    ("phi-long", {"hidden_act": "gelu"}),
+    ("gemma3-sp", {"layer_types": ["full_attention"] * 7}),
+    ("gemma3-sp", {"query_pre_attn_scalar": 256}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), FAMILY)
+def test_what_llama_cpp_would_compute_otherwise(name, change, cases, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder = tmp_path / name
+    shutil.copytree(cases[name], folder)
+    (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
+    edit_json(folder / "config.json", **change)
+    refused(folder, "ForCausalLM with ", "is not converted here", "git clone")
+
+
+def test_long_rope_that_does_not_fit(cases, refused, tmp_path):
+    folder = tmp_path / "phi3"
+    shutil.copytree(cases["phi-long"], folder)
+    (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
+    edit_json(folder / "config.json", num_attention_heads=2)
+    refused(folder, "long_factor holds 6 factors, and should hold 12")
 
 
 def test_llama_cpps_script_that_fails(tiny, gguf, tmp_path):

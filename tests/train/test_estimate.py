@@ -146,7 +146,7 @@ def test_length_grouping_takes_the_lengths_without_the_tokens(recipe, impruver_t
     assert max(batches[0]) == 42
 
 
-UNMERGED = [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"lora_bias": True}]
+UNMERGED = [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}]
 
 
 @pytest.mark.parametrize("more", UNMERGED, ids=str)
@@ -157,7 +157,9 @@ def test_adapters_that_gguf_can_not_merge_are_told_before_training(more, recipe,
     assert "impruver-gguf can't merge" in err
 
 
-@pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"}], ids=str
+)
 def test_adapters_that_it_can_are_not(more, recipe, impruver_train):
     assert "impruver-gguf" not in impruver_train(recipe(lora=more), "--dry_run", "--quiet")[2]
 

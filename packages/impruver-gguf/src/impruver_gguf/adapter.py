@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from impruver_gguf.tensors import Tensor, read_safetensors
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_KEYS = {
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_type"), TEXT),
-    **dict.fromkeys(("fan_in_fan_out", "use_rslora", "ensure_weight_tying"), FLAG),
+    **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), FLAG),
     "r": COUNT,
     "lora_alpha": NUMBER,
     "rank_pattern": by_name(PATTERN, COUNT),
@@ -36,7 +39,7 @@ ADAPTER_KEYS = {
 }
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base as well
 OTHER_METHODS = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
+    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
 )
 
@@ -67,15 +70,35 @@ def read_adapter(folder: Path) -> Adapter:
 
 def check_method(adapter: Adapter) -> None:
     """ImpruverError for a method that this can't merge exactly."""
-    config = adapter.config
-    start = config.get("init_lora_weights", True)
-    other = next((name for name in OTHER_METHODS if config.get(name)), None)
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        other = f"peft_type {config['peft_type']}"
-    elif start not in PLAIN_STARTS:
-        other = f"init_lora_weights {start} (it changes the base too)"
+    other = not_merged(adapter.config)
     if other:
         raise ImpruverError(
             f"{adapter.folder}: {other} can't be merged exactly; merge it with peft (merge_and_unload, "
             "save_pretrained) and give that folder as output_dir"
         )
+
+
+def not_merged(config: Mapping[str, Any]) -> str | None:
+    """What of peft's configuration this can't merge exactly."""
+    start = config.get("init_lora_weights", True)
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        return f"peft_type {config['peft_type']}"
+    if start not in PLAIN_STARTS:
+        return f"init_lora_weights {start} (it changes the base too)"
+    return next((name for name in OTHER_METHODS if config.get(name) not in (None, False, [])), None)
+
+
+def rank_of(config: dict[str, Any], module: str) -> int:
+    """The rank that peft's configuration gives a module."""
+    return _of_pattern(config.get("rank_pattern") or {}, module, config.get("r", 8))
+
+
+def scaling_of(config: dict[str, Any], module: str) -> float:
+    """By what a module's update is multiplied."""
+    rank = rank_of(config, module)
+    alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _of_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)

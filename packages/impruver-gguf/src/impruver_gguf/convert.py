@@ -1,31 +1,28 @@
-"""How model-f16.gguf comes about: converted here, by llama.cpp's script, or there already. All checks come first."""
+"""How the unquantized file comes about: converted here, by llama.cpp's script, or there already. Checks come first."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.files.safe import synced
 
-from impruver_gguf import llama_cpp, write
+from impruver_gguf import llama_cpp, shards, write
 from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, with_defaults
 from impruver_gguf.base import Model
+from impruver_gguf.encode import ENCODINGS
+from impruver_gguf.header import header_of
 from impruver_gguf.merge import merged
 from impruver_gguf.metadata import write_metadata
-from impruver_gguf.tensors import Tensor
 from impruver_gguf.vocabulary import read_vocabulary
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "impruver.json", "recipe.yaml")
-SHARD_BYTES = 2 << 30
+EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Conversion:
     there: bool = False
 
 
-def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places) -> Conversion:
+def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places, outtype: str) -> Conversion:
     """The way for this model's architecture; ImpruverError with what works where there is none."""
     architecture = ARCHITECTURES.get(model.kind)
     reason = None
@@ -50,7 +47,7 @@ def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places) ->
         config = with_defaults(architecture, model.config, model.config_path)
         reason = architecture.check(config)
         if not reason:
-            return _own(architecture, config, model, output_dir)
+            return _own(architecture, config, model, output_dir, outtype)
     script = llama_cpp.find_script(places)
     if script is None:
         told = f"{model.kind} with {reason}" if reason else model.kind
@@ -58,7 +55,7 @@ def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places) ->
             f"{told} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it: "
             f"{llama_cpp.HOW_TO_GET}"
         )
-    return _by_script(script, model, output_dir)
+    return _by_script(script, model, output_dir, outtype)
 
 
 def existing(path: Path) -> Conversion:
@@ -75,75 +72,66 @@ def existing(path: Path) -> Conversion:
     return Conversion(f"{path.name}, which is there", shapes, reader.data_offset, 0, lambda target: None, there=True)
 
 
-def _own(architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path) -> Conversion:
+def _own(
+    architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path, outtype: str
+) -> Conversion:
     tied = architecture.tied if config["tie_word_embeddings"] else None
     tensors = model.tensors
     if model.adapter:
         tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
     tensors = converted(architecture, tensors, config, model.config_path)
-    vocabulary = read_vocabulary(output_dir, config["vocab_size"])
+    vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
     metadata = partial(
-        write_metadata, architecture=architecture, config=config, vocabulary=vocabulary, folder=output_dir
+        write_metadata,
+        architecture=architecture,
+        config=config,
+        vocabulary=vocabulary,
+        folder=output_dir,
+        file_type=ENCODINGS[outtype].file,
     )
+    types = write.encodings(tensors, outtype)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    header = write.header_of(architecture.name, tensors, metadata)
+    header = header_of(architecture.name, tensors, types, metadata)
+    kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
     return Conversion(
-        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, pre-tokenizer "
-        f"{vocabulary.pre}{adapted}",
+        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}",
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
-        write.size_of(header, tensors),
-        lambda target: write.write_gguf(target, header, tensors),
+        write.size_of(header, tensors, types),
+        lambda target: write.write_gguf(target, header, tensors, types),
     )
 
 
-def _by_script(script: str, model: Model, output_dir: Path) -> Conversion:
-    tensors = merged(model.tensors, model.adapter) if model.adapter else model.tensors
-    size = 2 * sum(prod(tensor.shape) for tensor in tensors.values())
+def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Conversion:
+    tensors = model.tensors
+    if model.adapter:
+        tensors = merged(tensors, model.adapter, tied=_tied_ends(tensors))
+    types = write.encodings(tensors, outtype)
+    size = sum(types[name].bytes_of(tensor.shape) for name, tensor in tensors.items())
 
     def convert(target: Path) -> None:
         if not model.adapter:
-            return llama_cpp.convert(script, output_dir, target, "f16")
+            return llama_cpp.convert(script, output_dir, target, outtype)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merged.") as scratch:
             folder = Path(scratch) / output_dir.absolute().name  # llama.cpp takes the model's name from it
-            write_shards(tensors, output_dir, folder)
-            return llama_cpp.convert(script, folder, target, "f16")
+            shards.write_shards(tensors, output_dir, folder, outtype)
+            return llama_cpp.convert(script, folder, target, outtype)
 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     words = f"{model.kind}, converted by {script}"
-    return Conversion(words, shapes, 0, size, convert, scratch=size if model.adapter else 0, by_script=True)
+    scratch = shards.bytes_of(tensors, outtype) if model.adapter else 0
+    return Conversion(words, shapes, 0, size, convert, scratch=scratch, by_script=True)
 
 
-def write_shards(tensors: dict[str, Tensor], source: Path, folder: Path) -> None:
-    """`tensors` as safetensors in 16 bits (vectors in 32, as GGUF keeps them), with all else that is in `source`."""
-    import json
-
-    from safetensors.numpy import save_file
-
-    folder.mkdir()
-    for path in source.iterdir():
-        if path.is_file() and not any(path.match(pattern) for pattern in WEIGHTS):
-            shutil.copyfile(path, folder / path.name)
-    mapped: dict[str, str] = {}
-    shard: dict[str, np.ndarray] = {}
-    number = 0
-
-    def save() -> None:
-        nonlocal number
-        number += 1
-        name = f"model-{number:05d}.safetensors"
-        mapped.update(dict.fromkeys(shard, name))
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        shard.clear()
-
-    for name, tensor in tensors.items():
-        shard[name] = write.rounded(name, tensor, np.float16 if len(tensor.shape) > 1 else np.float32)
-        if sum(values.nbytes for values in shard.values()) >= SHARD_BYTES:
-            save()
-    save()
-    with synced(folder / "model.safetensors.index.json") as file:
-        json.dump({"metadata": {}, "weight_map": mapped}, file)
+def _tied_ends(tensors: Collection[str]) -> tuple[str, str] | None:
+    """The modules of both ends, where the weights have no head of their own."""
+    embedding = next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
+    return (
+        None
+        if embedding is None or HEAD in tensors
+        else (embedding.removesuffix(".weight"), HEAD.removesuffix(".weight"))
+    )
 
 
 def sync(path: Path) -> None:

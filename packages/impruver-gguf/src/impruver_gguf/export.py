@@ -12,6 +12,7 @@ from impruver_core.files.safe import make_folder, need_room, staged, synced
 from impruver_core.recipe.load import Recipe, resolved
 
 from impruver_gguf import modelfile, quantize
+from impruver_gguf.ahead import model_to_be
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion, sync
 from impruver_gguf.llama_cpp import Places, find_quantizer
@@ -32,14 +33,17 @@ def export(
         raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
     folder = output_dir / "gguf"
     source = folder / f"model-{recipe.gguf.outtype}.gguf"
-    if dry_run and not only_quantize and not has_model(output_dir):
+    untrained = dry_run and not only_quantize and not has_model(output_dir)
+    if untrained:
         result(f"{output_dir} holds no model yet: impruver-train makes it")
-        return
     if not dry_run:
         recover(folder / MANIFEST)
-    targets = _targets(folder, recipe.gguf.quantization_levels)
+    targets = _targets(folder, recipe.gguf.quantization_levels, recipe.gguf.outtype)
     modelfiles = _modelfiles(recipe, output_dir, {recipe.gguf.outtype: source, **targets})
-    conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places)
+    conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places, untrained)
+    if conversion is None:
+        result(f"model.name {recipe.model.name} is no folder here: whether it converts is told when it is trained")
+        return
     program = _program(places, conversion)
     before = _before(folder / MANIFEST, overwrite)
     finals = [*([] if only_quantize else [source]), *targets.values(), *modelfiles]
@@ -60,14 +64,22 @@ def export(
     _tell(folder, [path for path in made if path.suffix == ".gguf"], next(iter(targets), recipe.gguf.outtype))
 
 
-def _planned(recipe: Recipe, output_dir: Path, places: Places) -> Conversion:
-    model = read_model(output_dir, recipe.model.name, recipe.base_dir)
-    return plan_conversion(model, output_dir, places)
+def _planned(recipe: Recipe, output_dir: Path, places: Places, untrained: bool) -> Conversion | None:
+    """Of the model in output_dir, or before training of the one to be; None where that is not known."""
+    folder = output_dir
+    if untrained:
+        found = model_to_be(recipe.model.name, recipe.tokenizer.name, recipe.lora, recipe.base_dir)
+        if found is None:
+            return None
+        model, folder = found
+    else:
+        model = read_model(output_dir, recipe.model.name, recipe.base_dir)
+    return plan_conversion(model, folder, places, recipe.gguf.outtype)
 
 
-def _targets(folder: Path, levels: list[str]) -> dict[str, Path]:
+def _targets(folder: Path, levels: list[str], outtype: str) -> dict[str, Path]:
     names = dict.fromkeys(level.lower() for level in levels)
-    return {level: folder / f"model-{level}.gguf" for level in names}
+    return {level: folder / f"model-{level}.gguf" for level in names if level != outtype}
 
 
 def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:

@@ -1,26 +1,31 @@
-"""Adds peft's LoRA to the weights it was trained on, one tensor at a time, in float32.
+"""Adds what peft trained to the weights it was trained on, one tensor at a time, in float32.
 
-As peft: W + (B @ A) * scaling, transposed for layers that hold their weights the other way round (GPT-2's Conv1D).
 What would not come out exactly is refused by name.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.adapter import Adapter, check_method
-from impruver_gguf.product import product
-from impruver_gguf.tensors import Tensor
+from impruver_gguf.adapter import Adapter, check_method, rank_of, scaling_of
+from impruver_gguf.lora import with_bias, with_lora, with_magnitude, with_rows
+from impruver_gguf.tensors import Tensor, wide
 
 PREFIX = "base_model.model."
-PARTS = {".lora_A.weight": "a", ".lora_B.weight": "b", ".token_adapter.trainable_tokens_delta": "rows"}
+PARTS = {  # how names in an adapter's file end
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_B.bias": "bias",
+    ".lora_embedding_A": "embedding_a",
+    ".lora_embedding_B": "embedding_b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".token_adapter.trainable_tokens_delta": "rows",
+}
 
 
 @dataclass
@@ -30,6 +35,11 @@ class Change:
     parts: dict[str, Tensor] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)  # "weight", "bias"
 
+    @property
+    def low_rank(self) -> bool:
+        """Whether there is anything of LoRA."""
+        return bool(self.parts.keys() - {"rows"})
+
 
 def merged(
     base: dict[str, Tensor],
@@ -38,7 +48,7 @@ def merged(
     conv1d: Callable[[str], bool] | None = None,
     tied: tuple[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """The base's tensors with the adapter in them, in the base's order; nothing is computed before it is loaded.
+    """The base's tensors with the adapter in them, in the base's order; nothing is computed before it is read.
 
     `conv1d` tells the modules with transposed weights (else the adapter's fan_in_fan_out counts); `tied` names the
     modules of input and output embeddings where they share their weights.
@@ -47,22 +57,28 @@ def merged(
     changes = _changes(adapter)
     names = _module_names(base, changes)
     transposed = conv1d or (lambda module: bool(adapter.config.get("fan_in_fan_out")))
-    result = dict(base)
+    result = {name: wide(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied:
         _share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():
-        name = names.get(module, module)
-        for kind, tensor in change.whole.items():
-            _check_fits(module, tensor, result.get(f"{name}.{kind}"))
-            result[f"{name}.{kind}"] = tensor
-        weight = result.get(f"{name}.weight")
-        if weight is None:
-            raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
-        if "rows" in change.parts:
-            weight = result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
-        if "a" in change.parts or "b" in change.parts:
-            result[f"{name}.weight"] = _with_lora(weight, change, module, adapter, transposed(module))
+        _apply(result, names.get(module, module), module, change, adapter, transposed(module))
     return result
+
+
+def _apply(
+    result: dict[str, Tensor], name: str, module: str, change: Change, adapter: Adapter, transposed: bool
+) -> None:
+    """One module's change, in `result`; `name` is what the base calls the module."""
+    for kind, tensor in change.whole.items():
+        _check_fits(module, tensor, result.get(f"{name}.{kind}"))
+        result[f"{name}.{kind}"] = tensor
+    weight = result.get(f"{name}.weight")
+    if weight is None:
+        raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
+    if "rows" in change.parts:
+        result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
+    if change.low_rank:
+        _add_low_rank(result, name, module, change, adapter, transposed)
 
 
 def _check_fits(module: str, tensor: Tensor, before: Tensor | None) -> None:
@@ -107,7 +123,7 @@ def _share_or_part(
     saved = [str(name) for name in config.get("modules_to_save") or []]
     own_output = any(_ends(output, name) for name in saved)
     own_embedding = any(_ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
-    lora_output = output in changes and "a" in changes[output].parts
+    lora_output = output in changes and changes[output].low_rank
     if not own_output and not lora_output:
         changes.pop(output, None)  # a second copy of the embeddings
     if lora_output or (own_embedding and not own_output):
@@ -125,18 +141,11 @@ def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]
             f"{module}: the adapter has rows {list(rows.shape)} for {len(indices)} tokens, its base "
             f"{list(weight.shape)}"
         )
-    count = max(weight.shape[0], max(indices) + 1)
-    unknown = sorted(set(range(weight.shape[0], count)) - set(indices))
+    unknown = sorted(set(range(weight.shape[0], max(indices, default=0))) - set(indices))
     if unknown:
         raise ImpruverError(f"{module}: token {unknown[0]} has a row neither in the base nor in the adapter")
 
-    def load() -> np.ndarray:
-        values = np.empty((count, *weight.shape[1:]), np.float32)
-        values[: weight.shape[0]] = weight.load()
-        values[indices] = rows.float32()
-        return values
-
-    return Tensor((count, *weight.shape[1:]), load)
+    return with_rows(weight, rows, indices)
 
 
 def _token_indices(module: str, config: dict[str, Any]) -> Sequence[int]:
@@ -146,38 +155,44 @@ def _token_indices(module: str, config: dict[str, Any]) -> Sequence[int]:
     return indices
 
 
-def _with_lora(weight: Tensor, change: Change, module: str, adapter: Adapter, transposed: bool) -> Tensor:
-    if len(change.parts.keys() & {"a", "b"}) != 2:
+def _add_low_rank(
+    result: dict[str, Tensor], name: str, module: str, change: Change, adapter: Adapter, conv1d: bool
+) -> None:
+    """The module's weight, and its bias if that was trained, with LoRA's update."""
+    parts, weight = change.parts, result[f"{name}.weight"]
+    embedding = "embedding_a" in parts or "embedding_b" in parts
+    transposed = conv1d or embedding
+    a, b = (parts.get(f"embedding_{part}" if embedding else part) for part in "ab")
+    if a is None or b is None:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
-    a, b = change.parts["a"], change.parts["b"]
-    rank = _of_pattern(adapter.config.get("rank_pattern") or {}, module, adapter.config.get("r", 8))
+    rank = rank_of(adapter.config, module)
+    _check_rank(module, a, rank, adapter)
+    _check_shapes(module, a, b, weight, transposed)
+    scaling = scaling_of(adapter.config, module)
+    weight = with_lora(weight, a, b, scaling, transposed)
+    if adapter.config.get("use_dora") and "magnitude" not in parts:
+        raise ImpruverError(f"{module}: use_dora is set, but the adapter has no lora_magnitude_vector; copy it whole")
+    if "magnitude" in parts:
+        weight = with_magnitude(weight, parts["magnitude"], transposed)
+    result[f"{name}.weight"] = weight
+    if "bias" in parts:
+        if f"{name}.bias" not in result:
+            raise ImpruverError(f"{module}: the adapter has a bias, its base has none: it is of another base")
+        result[f"{name}.bias"] = with_bias(result[f"{name}.bias"], parts["bias"], scaling)
+
+
+def _check_rank(module: str, a: Tensor, rank: int, adapter: Adapter) -> None:
     if a.shape[0] != rank:
         raise ImpruverError(
             f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
             "rank_pattern): the two are of different trainings; copy both files from one"
         )
-    scaling = _scaling(module, rank, adapter.config)
+
+
+def _check_shapes(module: str, a: Tensor, b: Tensor, weight: Tensor, transposed: bool) -> None:
     shape = (b.shape[0], a.shape[1])
     if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
         raise ImpruverError(
             f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
             "it was trained on another base"
         )
-
-    def load() -> np.ndarray:
-        delta = product(b.float32(), a.float32())
-        delta *= np.float32(scaling)
-        values = weight.load().astype(np.float32)
-        values += delta.T if transposed else delta
-        return values
-
-    return Tensor(weight.shape, load)
-
-
-def _scaling(module: str, rank: int, config: dict[str, Any]) -> float:
-    alpha = _of_pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _of_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)

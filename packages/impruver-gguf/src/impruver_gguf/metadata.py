@@ -9,7 +9,8 @@ from impruver_core.errors import ImpruverError
 
 from impruver_gguf.architectures import Architecture
 from impruver_gguf.jsonfile import INDEX, NUMBER, TEXT, WHOLE, check_keys, list_of, read_json
-from impruver_gguf.vocabulary import Vocabulary, write_vocabulary
+from impruver_gguf.token_types import Vocabulary
+from impruver_gguf.vocabulary import write_vocabulary
 
 SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
     "sequence": TEXT,
@@ -21,7 +22,12 @@ CARD_KINDS = {"STRING": TEXT, "ARRAY": list_of(TEXT), "UINT32": INDEX}  # by GGU
 
 
 def write_metadata(
-    writer: Any, architecture: Architecture, config: dict[str, Any], vocabulary: Vocabulary, folder: Path
+    writer: Any,
+    architecture: Architecture,
+    config: dict[str, Any],
+    vocabulary: Vocabulary,
+    folder: Path,
+    file_type: int,
 ) -> None:
     """Fills `writer`, which knows its tensors already; names come from README.md, config.json and the folder's name."""
     import gguf
@@ -29,12 +35,13 @@ def write_metadata(
     sampling = folder / "generation_config.json"
     if sampling.is_file():
         read_json(sampling, SAMPLING_KEYS)
+    architecture.first(writer, config)
     _write_names(writer, folder)
-    architecture.parameters(writer, config)
+    architecture.parameters(writer, config, file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    architecture.vocabulary_before(writer, config, vocabulary.config)
+    architecture.vocabulary_before(writer, config, vocabulary)
     write_vocabulary(writer, vocabulary)
-    architecture.vocabulary_after(writer, config)
+    architecture.vocabulary_after(writer, config, vocabulary)
 
 
 def _write_names(writer: Any, folder: Path) -> None:

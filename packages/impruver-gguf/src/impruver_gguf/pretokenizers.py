@@ -15,21 +15,31 @@ _SPLIT = (  # Llama 3's and Qwen 2's differ in how many digits go together
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3, QWEN2 = _SPLIT % r"\p{N}{1,3}", _SPLIT % r"\p{N}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (  # Mistral's, which parts words where capitals begin
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # How tokenizer.json splits, whether it takes whole words before merging → the pre-tokenizer that does the same.
 SHAPES = {
     (("ByteLevel", True),): ("gpt-2", False),
     (("Digits", True), ("ByteLevel", True)): ("smollm", False),
     (("Split", LLAMA3), ("ByteLevel", False)): ("llama-bpe", True),
     (("Split", QWEN2), ("ByteLevel", False)): ("qwen2", False),
+    (("Split", TEKKEN), ("ByteLevel", False)): ("tekken", True),
 }
+PASSED_OVER = {("qwen2", "NFC")}  # normalizers that Qwen's own vocabularies have, and llama.cpp does without
 
 
 def pre_tokenizer(ids: list[int], content: dict[str, Any]) -> str | None:
     """llama.cpp's name for a vocabulary by the ids of PROBE, else by its tokenizer.json; None for neither."""
     known = HASHES.get(sha256(str(ids).encode()).hexdigest())
-    if known or content.get("normalizer"):
+    if known:
         return known
     name, whole_words = SHAPES.get(_shape(content.get("pre_tokenizer") or {}), (None, False))
+    normalizer = (content.get("normalizer") or {}).get("type")
+    if normalizer and (name, normalizer) not in PASSED_OVER:
+        return None
     return name if bool(content["model"].get("ignore_merges")) == whole_words else None
 
 

@@ -6,9 +6,6 @@ update is many times larger than what is left of a weight, that is several steps
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 BLOCK = 1 << 15  # values at a time: what fits a core's cache
@@ -19,15 +16,11 @@ def product(b: np.ndarray, a: np.ndarray) -> np.ndarray:
     result = np.zeros((b.shape[0], a.shape[1]), np.float32)
     columns, ranks = b.T.astype(np.float64), a.astype(np.float64)
     rows = max(1, BLOCK // a.shape[1])
-
-    def fill(start: int) -> None:
+    for start in range(0, b.shape[0], rows):
         total = result[start : start + rows]
         step = np.empty(total.shape, np.float64)
         for column, rank in zip(columns, ranks, strict=True):
             np.multiply(column[start : start + rows, None], rank, out=step)
             step += total
             total[...] = step
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, range(0, b.shape[0], rows)))
     return result

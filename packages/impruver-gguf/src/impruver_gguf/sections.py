@@ -12,7 +12,7 @@ from impruver_core.recipe.schema import key, nearest
 
 from impruver_gguf.quantize import DEFAULT_LEVELS, LEVELS
 
-OUTTYPES = ("f16",)
+OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class GgufSection:
                     raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
+        further = [level for level in self.quantization_levels if level.lower() != self.outtype]
+        if self.outtype == "q8_0" and further:
+            raise ValueError(
+                f"quantization_levels: {further[0]} can't be made of q8_0, which is quantized itself: set outtype to "
+                "f16 or bf16, or quantization_levels to []"
+            )
 
 
 def _holds(value: Any) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -20,14 +21,32 @@ LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Tensor:
-    """A shape, and what loads the values as float32 or float16."""
+    """A shape, and what reads some of its rows (from, to) as float32 or float16: no tensor need be whole in memory.
+
+    `at_once` tells that reading some rows takes as long as reading all.
+    """
 
     shape: tuple[int, ...]
-    load: Callable[[], np.ndarray]
+    rows: Callable[[int, int], np.ndarray]
+    at_once: bool = False
 
-    def float32(self) -> np.ndarray:
-        """The values as float32."""
-        return self.load().astype(np.float32, copy=False)
+    @property
+    def count(self) -> int:
+        """How many rows there are; the values of a vector are its rows."""
+        return self.shape[0] if self.shape else 1
+
+    def load(self) -> np.ndarray:
+        """All values."""
+        return self.rows(0, self.count)
+
+    def float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The values as float32, of all rows or some."""
+        return self.rows(start, self.count if stop is None else stop).astype(np.float32, copy=False)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Read as float32: what is computed with it is not rounded to 16 bits in between."""
+    return replace(tensor, rows=tensor.float32)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -56,12 +75,14 @@ def _tensor(path: Path, name: str, entry: dict, start: int, size: int) -> Tensor
         raise ImpruverError(f"{path}: cut off within {name}; copy or download it again")
     if begin < 0 or end - begin != prod(shape) * WIDTHS[kind]:
         raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
-    return Tensor(shape, lambda: _values(path, kind, shape, start + begin))
+    return Tensor(shape, partial(_values, path, kind, shape, start + begin))
 
 
-def _values(path: Path, kind: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind]
-    values = np.fromfile(path, dtype=stored, count=prod(shape), offset=offset).reshape(shape)
+def _values(path: Path, kind: str, shape: tuple[int, ...], offset: int, start: int, stop: int) -> np.ndarray:
+    stored, width = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind], prod(shape[1:])
+    offset += start * width * WIDTHS[kind]
+    values = np.fromfile(path, dtype=stored, count=(stop - start) * width, offset=offset)
+    values = values.reshape((stop - start, *shape[1:]) if shape else ())
     if kind != "BF16":
         return values
     wide = values.astype(np.uint32)

@@ -1,75 +1,103 @@
-"""Writes a GGUF file: its header first, in memory, then tensor by tensor: loaded, rounded, written and forgotten."""
+"""Writes a GGUF file: its header, then the tensors, some rows at a time: read, encoded, written.
+
+Several threads read and encode ahead of the one that writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from io import BytesIO
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from impruver_core.cli.console import progress
 from impruver_core.errors import CheckFailed
 
 from impruver_gguf.architectures import is_float32
+from impruver_gguf.encode import Encoding, EncodingError, encoding_of
 from impruver_gguf.tensors import Tensor
 
 ALIGNMENT = 32  # GGUF's default
+PIECE = 1 << 19  # values at a time
+AHEAD = 16 * PIECE  # values read and encoded that are not yet written
+WORKERS = 8  # more would wait for the disk
 
 
-def header_of(architecture: str, tensors: dict[str, Tensor], metadata: Callable[[Any], None]) -> bytes:
-    """All that stands before the tensors of an f16 file; `metadata(writer)` adds what is known of the model."""
-    import gguf
-    from gguf.gguf_writer import WriterState
+class Piece(NamedTuple):
+    """Some rows of a tensor."""
 
-    writer = gguf.GGUFWriter(None, architecture)
-    for name, tensor in tensors.items():
-        writer.add_tensor_info(name, tensor.shape, _type_of(name, tensor), _bytes_of(name, tensor))
-    metadata(writer)
-    file = BytesIO()
-    writer.fout, writer.state = [file], WriterState.EMPTY  # as if it had opened a file
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    return file.getvalue()
+    name: str
+    tensor: Tensor
+    encoding: Encoding
+    start: int
+    stop: int
+
+    @property
+    def values(self) -> int:
+        """How many there are."""
+        return (self.stop - self.start) * prod(self.tensor.shape[1:])
 
 
-def write_gguf(path: Path, header: bytes, tensors: dict[str, Tensor]) -> None:
-    """An f16 file at `path`."""
+def encodings(tensors: Mapping[str, Tensor], outtype: str) -> dict[str, Encoding]:
+    """The type of each tensor in a file of `outtype`."""
+    return {name: encoding_of(outtype, tensor.shape, is_float32(name, tensor)) for name, tensor in tensors.items()}
+
+
+def write_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> None:
+    """The file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file, progress(None, len(tensors), "tensors written") as bar:
         file.write(header.ljust(_padded(len(header)), b"\0"))
-        for name, tensor in tensors.items():
-            values = rounded(name, tensor, _type_of(name, tensor))
-            file.write(values.data)
-            file.write(bytes(_padded(values.nbytes) - values.nbytes))
-            bar.update(1)
+        for piece, data in encoded(tensors, types):
+            file.write(data.data)
+            if piece.stop == piece.tensor.count:
+                size = piece.encoding.bytes_of(piece.tensor.shape)
+                file.write(bytes(_padded(size) - size))
+                bar.update(1)
 
 
-def size_of(header: bytes, tensors: dict[str, Tensor]) -> int:
-    """The bytes of the f16 file."""
-    return sum(_padded(size) for size in (len(header), *(_bytes_of(*item) for item in tensors.items())))
+def encoded(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Iterator[tuple[Piece, np.ndarray]]:
+    """All tensors piece by piece, in their order; CheckFailed where values are no numbers or do not fit."""
+    waiting: deque = deque()
+    ahead = 0
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        try:
+            for piece in _pieces(tensors, types):
+                while waiting and (ahead + piece.values > AHEAD or len(waiting) > 4 * WORKERS):
+                    ahead -= waiting[0][0].values
+                    yield waiting[0][0], waiting.popleft()[1].result()
+                waiting.append((piece, pool.submit(_encode, piece)))
+                ahead += piece.values
+            while waiting:
+                yield waiting[0][0], waiting.popleft()[1].result()
+        finally:
+            for _, data in waiting:
+                data.cancel()
+
+
+def _pieces(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Iterator[Piece]:
+    for name, tensor in tensors.items():
+        rows = tensor.count if tensor.at_once else max(1, PIECE // max(1, prod(tensor.shape[1:])))
+        for start in range(0, tensor.count, rows):
+            yield Piece(name, tensor, types[name], start, min(start + rows, tensor.count))
+
+
+def _encode(piece: Piece) -> np.ndarray:
+    try:
+        return piece.encoding.encode(piece.tensor.rows(piece.start, piece.stop))
+    except EncodingError as error:
+        raise CheckFailed(f"{piece.name} {error}: no GGUF is written") from None
+
+
+def size_of(header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> int:
+    """The bytes of the file."""
+    sizes = (types[name].bytes_of(tensor.shape) for name, tensor in tensors.items())
+    return _padded(len(header)) + sum(map(_padded, sizes))
 
 
 def _padded(size: int) -> int:
     return size + -size % ALIGNMENT
-
-
-def _bytes_of(name: str, tensor: Tensor) -> int:
-    return prod(tensor.shape) * _type_of(name, tensor).itemsize
-
-
-def _type_of(name: str, tensor: Tensor) -> np.dtype:
-    return np.dtype("<f4" if is_float32(name, tensor) else "<f2")
-
-
-def rounded(name: str, tensor: Tensor, kind: np.dtype | type) -> np.ndarray:
-    """The values in `kind`, row after row; CheckFailed where they are no numbers or do not fit."""
-    values = tensor.load()
-    with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(values, kind)
-    if not np.isfinite(narrow).all():
-        what = "holds values beyond float16" if np.isfinite(values).all() else "holds NaN or infinity"
-        raise CheckFailed(f"{name} {what}: no GGUF is written")
-    return narrow

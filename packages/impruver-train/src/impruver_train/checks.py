@@ -92,7 +92,7 @@ def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
 # What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 UNMERGED = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
+    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
 )
 

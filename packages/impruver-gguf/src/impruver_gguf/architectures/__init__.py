@@ -12,14 +12,27 @@ from pathlib import Path
 
 from impruver_core.errors import ImpruverError
 
+from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.gpt2 import GPT2
-from impruver_gguf.architectures.llama import LLAMA
+from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.phi3 import PHI3
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3
 from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import check_keys
 from impruver_gguf.tensors import Tensor
 
 # What config.json's `architectures` names first → its row.
-ARCHITECTURES = {"LlamaForCausalLM": LLAMA, "LLaMAForCausalLM": LLAMA, "GPT2LMHeadModel": GPT2}
+ARCHITECTURES = {
+    "LlamaForCausalLM": LLAMA,
+    "LLaMAForCausalLM": LLAMA,
+    "MistralForCausalLM": MISTRAL,
+    "SmolLM3ForCausalLM": SMOLLM3,
+    "Qwen2ForCausalLM": QWEN2,
+    "Qwen3ForCausalLM": QWEN3,
+    "Phi3ForCausalLM": PHI3,
+    "Gemma3ForCausalLM": GEMMA3,
+    "GPT2LMHeadModel": GPT2,
+}
 LEFT_OUT = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
 IN_FLOAT32 = ("position_embd.weight",)
 

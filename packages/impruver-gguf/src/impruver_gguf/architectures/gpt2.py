@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from impruver_gguf.architectures.row import Architecture, Config, no_tensors, none_of_them, nothing
+from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, FLAG, POSITIVE, TEXT
 from impruver_gguf.tensors import Tensor
 
@@ -62,21 +62,21 @@ def check_gpt2(config: Config) -> str | None:
     return "scale_attn_by_inverse_layer_idx" if config.get("scale_attn_by_inverse_layer_idx") else None
 
 
-def gpt2_parameters(writer: Any, config: Config) -> None:
+def gpt2_parameters(writer: Any, config: Config, file_type: int) -> None:
     writer.add_block_count(config["n_layer"])
     writer.add_context_length(gpt2_context(config))
     writer.add_embedding_length(config["n_embd"])
     writer.add_feed_forward_length(gpt2_inner(config))
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_file_type(1)  # mostly f16
+    writer.add_file_type(file_type)
 
 
 def gpt2_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     """Conv1D's weights the way round that every other layer has them."""
     if not name.endswith(tuple(f"{module}.weight" for module in CONV1D)):
         return tensor
-    return Tensor(tensor.shape[::-1], lambda: tensor.load().T)
+    return Tensor(tensor.shape[::-1], lambda start, stop: tensor.load().T[start:stop], at_once=True)
 
 
 def gpt2_conv1d(module: str) -> bool:
@@ -102,12 +102,8 @@ GPT2 = Architecture(
     contradiction=gpt2_contradiction,
     sizes=gpt2_sizes,
     shapes=SHAPES,
-    optional=none_of_them,
     check=check_gpt2,
     parameters=gpt2_parameters,
-    extra=no_tensors,
     changed=gpt2_changed,
     conv1d=gpt2_conv1d,
-    vocabulary_before=nothing,
-    vocabulary_after=nothing,
 )

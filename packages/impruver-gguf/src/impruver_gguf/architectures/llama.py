@@ -1,66 +1,41 @@
-"""Llama: SmolLM, SmolLM2, Llama 3.x, and whatever else is a LlamaForCausalLM with a byte-level vocabulary."""
+"""Llama (SmolLM, SmolLM2, Llama 2 and 3.x), Mistral, which llama.cpp takes for one, and SmolLM3."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from impruver_gguf.architectures.rope import ROPE_KEYS, llama3_factors, rope_of, write_scaling
-from impruver_gguf.architectures.row import Architecture, Config, no_conv1d
-from impruver_gguf.jsonfile import COUNT, FLAG, POSITIVE, TEXT
+from impruver_gguf.architectures.decoder import (
+    ATTENTION,
+    ATTENTION_BIASES,
+    COMMON,
+    EMBEDDINGS,
+    FEED_FORWARD,
+    KEYS,
+    contradiction_of,
+    decoder_parameters,
+    head_of,
+    sizes_of,
+    slides,
+    unlike_decoder,
+)
+from impruver_gguf.architectures.rope import llama3_factors, rope_of, unlike
+from impruver_gguf.architectures.row import Architecture, Config
+from impruver_gguf.jsonfile import COUNT, INDEX, list_of
 from impruver_gguf.tensors import Tensor
+from impruver_gguf.token_types import Vocabulary
 
-KEYS = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"), COUNT),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"), COUNT),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta"), POSITIVE),
-    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), FLAG),
-    "hidden_act": TEXT,
-    "rope_parameters": ROPE_KEYS,
-    "rope_scaling": ROPE_KEYS,
-}
-QUERIES, KEY_VALUES = "num_attention_heads x head_dim", "num_key_value_heads x head_dim"
-SHAPES = {
-    "token_embd.weight": ("vocab_size", "hidden_size"),
-    "output.weight": ("vocab_size", "hidden_size"),
-    "output_norm.weight": ("hidden_size",),
-    "blk.attn_norm.weight": ("hidden_size",),
-    "blk.attn_q.weight": (QUERIES, "hidden_size"),
-    "blk.attn_q.bias": (QUERIES,),
-    "blk.attn_k.weight": (KEY_VALUES, "hidden_size"),
-    "blk.attn_k.bias": (KEY_VALUES,),
-    "blk.attn_v.weight": (KEY_VALUES, "hidden_size"),
-    "blk.attn_v.bias": (KEY_VALUES,),
-    "blk.attn_output.weight": ("hidden_size", QUERIES),
-    "blk.attn_output.bias": ("hidden_size",),
-    "blk.ffn_norm.weight": ("hidden_size",),
-    "blk.ffn_gate.weight": ("intermediate_size", "hidden_size"),
+MLP_BIASES = {
     "blk.ffn_gate.bias": ("intermediate_size",),
-    "blk.ffn_up.weight": ("intermediate_size", "hidden_size"),
     "blk.ffn_up.bias": ("intermediate_size",),
-    "blk.ffn_down.weight": ("hidden_size", "intermediate_size"),
     "blk.ffn_down.bias": ("hidden_size",),
 }
+SHAPES = EMBEDDINGS | ATTENTION | ATTENTION_BIASES | FEED_FORWARD | MLP_BIASES
 BIASES = {"attention_bias": "blk.attn_", "mlp_bias": "blk.ffn_"}  # key → where it puts biases
-
-
-def llama_contradiction(config: Config) -> str | None:
-    heads, groups = config["num_attention_heads"], llama_groups(config)
-    if heads % groups:
-        return f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
-    if not config.get("head_dim") and config["hidden_size"] % heads:
-        return f"hidden_size {config['hidden_size']} is no multiple of num_attention_heads {heads}"
-    if rope_of(config)["rope_type"] == "yarn" and "original_max_position_embeddings" not in rope_of(config):
-        return "rope_type yarn comes without original_max_position_embeddings"
-    return f"head_dim {llama_head(config)} is odd, and RoPE turns pairs" if llama_head(config) % 2 else None
-
-
-def llama_sizes(config: Config) -> dict[str, int]:
-    head = llama_head(config)
-    sizes = {name: config[name] for name in ("vocab_size", "hidden_size", "intermediate_size")}
-    return sizes | {QUERIES: config["num_attention_heads"] * head, KEY_VALUES: llama_groups(config) * head}
+ROPES = ("default", "linear", "yarn", "llama3")
+NO_ROPE_STEP = 4  # llama.cpp's SmolLM3 turns nothing in each fourth layer
 
 
 def llama_optional(config: Config) -> list[str]:
@@ -70,37 +45,29 @@ def llama_optional(config: Config) -> list[str]:
 
 
 def check_llama(config: Config) -> str | None:
-    rope = rope_of(config).get("rope_type", "default")
-    if rope not in ("default", "linear", "yarn", "llama3"):
-        return f"rope_type {rope}"
-    return f"hidden_act {config['hidden_act']}" if config["hidden_act"] != "silu" else None
+    return unlike(config, ROPES) or unlike_decoder(config)
 
 
-def llama_head(config: Config) -> int:
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+def check_smollm3(config: Config) -> str | None:
+    step = config.get("no_rope_layer_interval", NO_ROPE_STEP)
+    count = config["num_hidden_layers"]
+    turned = config.get("no_rope_layers") or [int((layer + 1) % step != 0) for layer in range(count)]
+    if turned[:count] != [int((layer + 1) % NO_ROPE_STEP != 0) for layer in range(count)]:
+        return f"no_rope_layers other than each {NO_ROPE_STEP}th"
+    biased = next((name for name in BIASES if config.get(name)), None)  # for which llama.cpp has no place
+    return biased or ("sliding windows" if slides(config) else check_llama(config))
 
 
-def llama_groups(config: Config) -> int:
-    """Heads of keys and values, which several queries share."""
-    return config.get("num_key_value_heads", config["num_attention_heads"])
-
-
-def llama_parameters(writer: Any, config: Config) -> None:
-    rope = rope_of(config)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(llama_groups(config))
-    write_scaling(writer, rope)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_key_length(llama_head(config))
-    writer.add_value_length(llama_head(config))
-    writer.add_file_type(1)  # mostly f16
+def llama_parameters(writer: Any, config: Config, file_type: int) -> None:
+    decoder_parameters(writer, config, file_type, head_of(config))
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(llama_head(config))
+    writer.add_rope_dimension_count(head_of(config))
+
+
+def smollm3_parameters(writer: Any, config: Config, file_type: int) -> None:
+    decoder_parameters(writer, config, file_type, config.get("head_dim"))
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(head_of(config))
 
 
 def llama_extra(config: Config) -> dict[str, Tensor]:
@@ -108,60 +75,77 @@ def llama_extra(config: Config) -> dict[str, Tensor]:
     rope = rope_of(config)
     if rope["rope_type"] != "llama3":
         return {}
-    factors = np.array(list(llama3_factors(rope, llama_head(config))), np.float32)
-    return {"rope_freqs.weight": Tensor(factors.shape, lambda: factors)}
+    factors = np.array(list(llama3_factors(rope, head_of(config))), np.float32)
+    return {"rope_freqs.weight": Tensor(factors.shape, lambda start, stop: factors[start:stop])}
 
 
 def llama_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     """Queries and keys with the halves of each head interleaved: llama.cpp's RoPE turns neighbours."""
-    heads = config["num_attention_heads"]
-    if name.endswith((".k_proj.weight", ".k_proj.bias")):
-        heads = llama_groups(config)
-    elif not name.endswith((".q_proj.weight", ".q_proj.bias")):
+    if not name.endswith((".q_proj.weight", ".q_proj.bias", ".k_proj.weight", ".k_proj.bias")):
         return tensor
-    return replace(tensor, load=lambda: _interleaved(tensor.load(), heads))
+    return Tensor(tensor.shape, partial(_interleaved, tensor, head_of(config)))
 
 
-def _interleaved(values: np.ndarray, heads: int) -> np.ndarray:
-    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+def _interleaved(tensor: Tensor, head: int, start: int, stop: int) -> np.ndarray:
+    first, last = start // head, -(-stop // head)
+    values = tensor.rows(first * head, last * head)
+    turned = values.reshape(last - first, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    return turned[start - first * head : stop - first * head]
 
 
-def llama_vocabulary_before(writer: Any, config: Config, tokenizer_config: Config) -> None:
-    if tokenizer_config.get("add_prefix_space") is not None:
-        writer.add_add_space_prefix(tokenizer_config["add_prefix_space"])
+def llama_vocabulary_before(writer: Any, config: Config, vocabulary: Vocabulary) -> None:
+    if vocabulary.config.get("add_prefix_space") is not None:
+        writer.add_add_space_prefix(vocabulary.config["add_prefix_space"])
 
 
-def llama_vocabulary_after(writer: Any, config: Config) -> None:
-    if config["vocab_size"] == 49152:  # llama.cpp's rule for Granite's vocabulary, which SmolLM's has the size of
+def llama_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) -> None:
+    """llama.cpp's rules by size: CodeLlama's end of filling in, no BOS for Granite's, whose size SmolLM's has."""
+    if config["vocab_size"] == 32016:
+        writer.add_eot_token_id(32010)
+    if config["vocab_size"] == 49152:
         writer.add_add_bos_token(False)
 
 
+FUNCTIONS = {
+    **COMMON,
+    "shapes": SHAPES,
+    "contradiction": contradiction_of,
+    "sizes": sizes_of,
+    "optional": llama_optional,
+    "extra": llama_extra,
+    "changed": llama_changed,
+    "vocabulary_before": llama_vocabulary_before,
+    "vocabulary_after": llama_vocabulary_after,
+}
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
 LLAMA = Architecture(
+    name="llama", keys=KEYS, defaults=DEFAULTS, check=check_llama, parameters=llama_parameters, **FUNCTIONS
+)
+MISTRAL = Architecture(
     name="llama",
-    blocks="num_hidden_layers",
-    context="max_position_embeddings",
-    tied=("model.embed_tokens", "lm_head"),
     keys=KEYS,
-    defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-    },
-    contradiction=llama_contradiction,
-    sizes=llama_sizes,
-    shapes=SHAPES,
-    optional=llama_optional,
+    defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     check=check_llama,
     parameters=llama_parameters,
-    extra=llama_extra,
-    changed=llama_changed,
-    conv1d=no_conv1d,
-    vocabulary_before=llama_vocabulary_before,
-    vocabulary_after=llama_vocabulary_after,
+    **FUNCTIONS,
+)
+SMOLLM3 = Architecture(
+    name="smollm3",
+    keys=KEYS | {"no_rope_layers": list_of(INDEX), "no_rope_layer_interval": COUNT},
+    defaults=DEFAULTS
+    | {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16}
+    | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True, "rope_theta": 2e6},
+    check=check_smollm3,
+    parameters=smollm3_parameters,
+    **FUNCTIONS,
 )

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from impruver_gguf.architectures.row import Config
-from impruver_gguf.jsonfile import COUNT, NUMBER, POSITIVE, TEXT
+from impruver_gguf.jsonfile import COUNT, NUMBER, POSITIVE, TEXT, list_of
 
 ROPE_KEYS = {
     "rope_type": TEXT,
     "type": TEXT,
     "original_max_position_embeddings": COUNT,
     **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), POSITIVE),
-    **dict.fromkeys(("extrapolation_factor", "attention_factor", "beta_fast", "beta_slow"), NUMBER),
+    **dict.fromkeys(("extrapolation_factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow"), NUMBER),
+    **dict.fromkeys(("long_factor", "short_factor"), list_of(NUMBER)),
+    "partial_rotary_factor": POSITIVE,
 }
 
 
@@ -26,7 +28,18 @@ def rope_of(config: Config) -> Config:
     rope = {name: value for name, value in rope.items() if value is not None}
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.setdefault("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    if rope["rope_type"] == "llama3":
+        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     return rope
+
+
+def unlike(config: Config, kinds: tuple[str, ...]) -> str | None:
+    """What of RoPE llama.cpp would not compute as transformers does, where it knows `kinds`."""
+    rope = rope_of(config)
+    if rope["rope_type"] not in kinds:
+        return f"rope_type {rope['rope_type']}"
+    return "partial_rotary_factor" if rope["partial_rotary_factor"] != 1 else None
 
 
 def write_scaling(writer: Any, rope: Config) -> None:
@@ -40,6 +53,7 @@ def write_scaling(writer: Any, rope: Config) -> None:
     writer.add_rope_scaling_factor(rope["factor"])
     if kind is gguf.RopeScalingType.YARN:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        rope = {"attention_factor": rope.get("attn_factor")} | rope
         for name, add in (
             ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
             ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),

@@ -8,8 +8,33 @@ from typing import Any
 
 from impruver_gguf.jsonfile import Keys
 from impruver_gguf.tensors import Tensor
+from impruver_gguf.token_types import Vocabulary
 
 Config = dict[str, Any]
+
+
+def nothing(*_: Any) -> None:
+    """Where an architecture has nothing of its own to write, or nothing to object to."""
+
+
+def no_tensors(config: Config) -> dict[str, Tensor]:
+    """Where every tensor stands in a file."""
+    return {}
+
+
+def none_of_them(config: Config) -> tuple[str, ...]:
+    """Where every tensor must be there."""
+    return ()
+
+
+def unchanged(name: str, tensor: Tensor, config: Config) -> Tensor:
+    """Where GGUF holds tensors as the file does."""
+    return tensor
+
+
+def no_conv1d(module: str) -> bool:
+    """Where every layer holds its weights as rows of outputs."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -25,30 +50,13 @@ class Architecture:
     contradiction: Callable[[Config], str | None]  # what no such model can be
     sizes: Callable[[Config], dict[str, int]]  # what the names in `shapes` are for a configuration
     shapes: dict[str, tuple[str, ...]]  # GGUF name, a layer's without its number → sizes, in the order of the file
-    optional: Callable[[Config], Collection[str]]  # those of `shapes` that a model may be without
-    check: Callable[[Config], str | None]  # what llama.cpp would silently compute otherwise
-    parameters: Callable[[Any, Config], None]  # writes the hyperparameters
-    extra: Callable[[Config], dict[str, Tensor]]  # tensors that no file holds, by GGUF name
-    changed: Callable[[str, Tensor, Config], Tensor]  # a tensor as GGUF wants it, by its name in the file
-    conv1d: Callable[[str], bool]  # modules with transposed weights
-    vocabulary_before: Callable[[Any, Config, Config], None]  # writer, config, tokenizer_config
-    vocabulary_after: Callable[[Any, Config], None]
-
-
-def nothing(*_: Any) -> None:
-    """Where an architecture has nothing of its own to write."""
-
-
-def no_tensors(config: Config) -> dict[str, Tensor]:
-    """Where every tensor stands in a file."""
-    return {}
-
-
-def none_of_them(config: Config) -> tuple[str, ...]:
-    """Where every tensor must be there."""
-    return ()
-
-
-def no_conv1d(module: str) -> bool:
-    """Where every layer holds its weights as rows of outputs."""
-    return False
+    parameters: Callable[[Any, Config, int], None]  # writes the hyperparameters and the type of the file
+    optional: Callable[[Config], Collection[str]] = none_of_them  # those of `shapes` that a model may be without
+    check: Callable[[Config], str | None] = nothing  # what llama.cpp would silently compute otherwise
+    first: Callable[[Any, Config], None] = nothing  # writes what stands before everything else
+    extra: Callable[[Config], dict[str, Tensor]] = no_tensors  # tensors that no file holds, by GGUF name
+    changed: Callable[[str, Tensor, Config], Tensor] = unchanged  # as GGUF wants it, by its name in the file
+    conv1d: Callable[[str], bool] = no_conv1d  # modules with transposed weights
+    plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are
+    vocabulary_before: Callable[[Any, Config, Vocabulary], None] = nothing
+    vocabulary_after: Callable[[Any, Config, Vocabulary], None] = nothing
