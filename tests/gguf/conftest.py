@@ -139,7 +139,13 @@ def adapter(tmp_path, tiny_base, adapter_once) -> Path:
 
 
 @pytest.fixture
-def gguf(capsys, monkeypatch):
+def gguf(proven):
+    """Runs the command without its proof, which test_proof.py is about."""
+    return lambda *argv: proven(*argv, "--verify", "false")
+
+
+@pytest.fixture
+def proven(capsys, monkeypatch):
     """Runs the command in this process: (exit code, stdout, stderr)."""
     from impruver_gguf.cli import main
 

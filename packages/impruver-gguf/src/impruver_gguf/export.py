@@ -1,30 +1,36 @@
-"""impruver-gguf, step by step: look, check, convert, quantize, describe, put in place."""
+"""impruver-gguf, step by step: look, check, convert, quantize, describe, put in place, prove."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import result, say, table, warn
+from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
-from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, read_manifest, recover
-from impruver_core.files.safe import make_folder, need_room, staged, synced
+from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, recover
+from impruver_core.files.safe import need_room
 from impruver_core.recipe.load import Recipe, resolved
 
 from impruver_gguf import modelfile, quantize
 from impruver_gguf.base import has_model, read_model
-from impruver_gguf.convert import Conversion, existing, plan_conversion, sync
+from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.llama_cpp import Places, find_quantizer
+from impruver_gguf.make import discard, earlier, make, outputs, quantizer
 from impruver_gguf.turns import chat_system_prompt, context_length, read_trained, turn_ends
 
-MANIFEST = "impruver.json"
+MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 
 def export(
-    recipe: Recipe, places: Places, only_quantize: bool = False, dry_run: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    places: Places,
+    only_quantize: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
 ) -> None:
-    """Makes output_dir/gguf as `recipe` says; `dry_run` tells what would be made."""
+    """Makes output_dir/gguf as `recipe` says and proves it; `dry_run` tells what would be made."""
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
@@ -41,8 +47,8 @@ def export(
     modelfiles = _modelfiles(recipe, output_dir, {recipe.gguf.outtype: source, **targets})
     conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places)
     program = _program(places, conversion)
-    before = _before(folder / MANIFEST, overwrite)
-    finals = [*([] if only_quantize else [source]), *targets.values(), *modelfiles]
+    before = earlier(folder / MANIFEST, overwrite)
+    finals = [*([] if only_quantize else [source]), *targets.values(), *modelfiles, folder / QUALITY]
     check_replaceable(finals, folder / MANIFEST, overwrite)
     sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets.items()}
     need_room(folder, conversion.bytes + conversion.scratch + sum(sizes.values()) + RESERVE)
@@ -50,14 +56,36 @@ def export(
     if dry_run:
         _tell_plan(folder, ({} if only_quantize else {source: conversion.bytes}) | sizes)
         return
-    made = _make(conversion, source, targets, modelfiles, program, convert=not only_quantize)
+    made, origin = make(conversion, source, targets, modelfiles, program, [] if overwrite else before)
+    manifest = _put_in_place(recipe, output_dir, made, origin, targets, program, conversion, before)
+    files = {recipe.gguf.outtype: source, **targets}
+    _tell(folder, list(files.values()))
+    best = _proven(recipe, output_dir, files, manifest) if verify else None
+    _tell_next(folder, len(files), best or next(iter(targets), recipe.gguf.outtype))
+
+
+def _put_in_place(recipe, output_dir, made, origin, targets, program, conversion, before) -> dict[str, Any]:
+    """Gives what was made its names, and the manifest after it; an earlier proof is none of these files."""
+    folder = output_dir / "gguf"
+    how = {"source": origin, "quantizer": quantizer(program)}
     try:
-        manifest = _manifest(recipe, output_dir, made, conversion, before)
+        before = [entry for entry in before if entry["path"] != QUALITY]
+        there = outputs(folder, made, list(targets.values()), how, before, conversion.there)
+        manifest = _manifest(recipe, output_dir, there, conversion)
     except BaseException:
-        _discard(made)
+        discard(made)
         raise
+    (folder / QUALITY).unlink(missing_ok=True)
     publish(folder / MANIFEST, made, manifest)
-    _tell(folder, [path for path in made if path.suffix == ".gguf"], next(iter(targets), recipe.gguf.outtype))
+    return manifest
+
+
+def _proven(recipe: Recipe, output_dir: Path, files: dict[str, Path], manifest: dict[str, Any]) -> str | None:
+    from impruver_gguf.proof import prove
+
+    ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
+    kwargs = recipe.tokenizer.chat_template_kwargs or {}
+    return prove(output_dir, files, ends, kwargs, recipe.gguf.limits, output_dir / "gguf" / MANIFEST, manifest)
 
 
 def _planned(recipe: Recipe, output_dir: Path, places: Places) -> Conversion:
@@ -88,67 +116,19 @@ def _program(places: Places, conversion: Conversion) -> str | None:
     return find_quantizer(places) if places.quantizer or conversion.by_script else None
 
 
-def _make(
-    conversion: Conversion,
-    source: Path,
-    targets: dict[str, Path],
-    modelfiles: dict[Path, str],
-    program: str | None,
-    convert: bool,
-) -> dict[Path, Path]:
-    """Final path → where the file is now, for all that is made; nothing is left where something goes wrong."""
-    make_folder(source.parent)
-    made = {path: staged(path) for path in [*([source] if convert else []), *targets.values(), *modelfiles]}
-    try:
-        if convert:
-            conversion.write(made[source])
-        quantize.quantize(made.get(source, source), {level: made[path] for level, path in targets.items()}, program)
-        for path, text in modelfiles.items():
-            with synced(made[path]) as file:
-                file.write(text)
-        for path in made.values():
-            sync(path)
-    except BaseException as error:
-        _discard(made)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(source.parent)  # a write knows no name
-        raise
-    return made
-
-
-def _discard(made: dict[Path, Path]) -> None:
-    for path in made.values():
-        path.unlink(missing_ok=True)
-
-
-def _before(path: Path, overwrite: bool) -> list[dict[str, Any]]:
-    """The files that an earlier run's manifest describes."""
-    try:
-        return (read_manifest(path) or {}).get("outputs") or []
-    except ImpruverError:
-        if not overwrite:
-            raise
-        warn(f"{path}: can't be read, and is replaced")
-        return []
-
-
 def _manifest(
-    recipe: Recipe, output_dir: Path, made: dict[Path, Path], conversion: Conversion, before: list[dict[str, Any]]
+    recipe: Recipe,
+    output_dir: Path,
+    outputs: list[dict[str, Any]],
+    conversion: Conversion,
 ) -> dict[str, Any]:
-    """What was made, from what; files of earlier runs that still stand there stay described."""
-    folder = output_dir / "gguf"
+    """What was made, from what."""
     trained = read_trained(output_dir / MANIFEST)
-    names = {path.name for path in made}
-    kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
-    stale = [entry["path"] for entry in kept if entry["path"].endswith(".gguf")]
-    if stale and not conversion.there:
-        warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     manifest = new_manifest("impruver-gguf", resolved(recipe, absolute=True))
     manifest |= {name: trained[name] for name in ("tokenizer", "template", "end_of_turn") if name in trained}
     weights = sorted(path for path in output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe(path) for path in weights]
-    made_now = [describe(now, digest=True) | {"path": final.name} for final, now in made.items()]
-    manifest["outputs"] = [*kept, *made_now]
+    manifest["outputs"] = outputs
     manifest["counts"] = {"tensors": len(conversion.shapes)}
     return manifest
 
@@ -159,9 +139,12 @@ def _tell_plan(folder: Path, sizes: dict[Path, int]) -> None:
     result(f"nothing was written; without --dry_run these files and their Modelfiles come into {folder}")
 
 
-def _tell(folder: Path, files: list[Path], level: str) -> None:
+def _tell(folder: Path, files: list[Path]) -> None:
     result(table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files]))
+
+
+def _tell_next(folder: Path, count: int, level: str) -> None:
     result(
-        f"wrote {len(files)} GGUF files and their Modelfiles to {folder}; next: "
+        f"wrote {count} GGUF files and their Modelfiles to {folder}; next: "
         f"ollama create NAME -f {folder / f'Modelfile.{level}'}"
     )

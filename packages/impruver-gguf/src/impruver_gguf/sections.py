@@ -16,6 +16,20 @@ OUTTYPES = ("f16",)
 
 
 @dataclass(frozen=True)
+class LimitsSection:
+    """What a level may lose against the unquantized file and still be recommended."""
+
+    kl: float = key(0.05, "the most that its next tokens may diverge (KL, mean over learned tokens)")
+    top1: float = key(0.9, "the least share of learned tokens where both have the same likeliest token")
+
+    def __post_init__(self):
+        if not 0 <= self.kl < float("inf"):
+            raise ValueError(f"kl must be a number from 0, not {self.kl}")
+        if not 0 <= self.top1 <= 1:
+            raise ValueError(f"top1 must be a share from 0 to 1, not {self.top1}")
+
+
+@dataclass(frozen=True)
 class GgufSection:
     """How the trained model becomes GGUF files, and what Ollama is told about it."""
 
@@ -26,6 +40,7 @@ class GgufSection:
         None, "context of the Modelfiles in tokens; left out: what it was trained with, else the model's limit"
     )
     parameters: dict = key({}, "further PARAMETER lines of the Modelfiles, such as temperature or stop (a list)")
+    limits: LimitsSection = key(LimitsSection(), "a level beyond one of these is not recommended")
 
     def __post_init__(self):
         for level in self.quantization_levels:

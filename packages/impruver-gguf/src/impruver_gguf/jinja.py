@@ -1,0 +1,22 @@
+"""The chat template as it goes into a GGUF: without `{% generation %}`, which only training asks for."""
+
+from __future__ import annotations
+
+import re
+
+TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
+
+
+def exported(template: str) -> str:
+    """`template` without its generation tags: what it renders stays the same, blanks included.
+
+    Where a tag also trims what stands around it (a dash, a line of its own), an empty block that trims alike stands in.
+    """
+
+    def replaced(found: re.Match) -> str:
+        left, right, newline = found.groups()
+        line = template[: found.start()].rpartition("\n")[2]
+        trims = left or right or newline or not line.strip()
+        return f"{{%{left} if true %}}{{% endif {right}%}}{newline}" if trims else ""
+
+    return TAG.sub(replaced, template)
