@@ -14,7 +14,7 @@ from impruver_core.recipe.load import Recipe, resolved
 from impruver_gguf import modelfile, quantize
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
-from impruver_gguf.llama_cpp import Places, find_quantizer
+from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
 from impruver_gguf.make import discard, earlier, make, outputs, quantizer
 from impruver_gguf.turns import chat_system_prompt, context_length, read_trained, turn_ends
 
@@ -60,7 +60,7 @@ def export(
     manifest = _put_in_place(recipe, output_dir, made, origin, targets, program, conversion, before)
     files = {recipe.gguf.outtype: source, **targets}
     _tell(folder, list(files.values()))
-    best = _proven(recipe, output_dir, files, manifest) if verify else None
+    best = _proven(recipe, output_dir, files, manifest, find_server(places)) if verify else None
     _tell_next(folder, len(files), best or next(iter(targets), recipe.gguf.outtype))
 
 
@@ -80,12 +80,15 @@ def _put_in_place(recipe, output_dir, made, origin, targets, program, conversion
     return manifest
 
 
-def _proven(recipe: Recipe, output_dir: Path, files: dict[str, Path], manifest: dict[str, Any]) -> str | None:
+def _proven(
+    recipe: Recipe, output_dir: Path, files: dict[str, Path], manifest: dict[str, Any], server: str | None
+) -> str | None:
     from impruver_gguf.proof import prove
 
     ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
     kwargs = recipe.tokenizer.chat_template_kwargs or {}
-    return prove(output_dir, files, ends, kwargs, recipe.gguf.limits, output_dir / "gguf" / MANIFEST, manifest)
+    path = output_dir / "gguf" / MANIFEST
+    return prove(output_dir, files, ends, kwargs, recipe.gguf.limits, path, manifest, server)
 
 
 def _planned(recipe: Recipe, output_dir: Path, places: Places) -> Conversion:

@@ -32,7 +32,7 @@ class Row:
     text_ids: list[int]
     ids: list[int]
     labels: list[int]
-    chat: dict[str, Any] | None = None  # messages, tools, variables as the template takes them
+    chat: dict[str, Any] | None = None  # what it was rendered from, and what asks for its last answer
     prompt: list[int] | None = None  # ids up to the last answer
 
     @property
@@ -101,7 +101,8 @@ def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: Template
     named = {**kwargs, **(line.get("chat_template_kwargs") or {})}
     template, variables, shape = templates.pick(tools, named)
     prepared = prepare(messages, shape)
-    chat = {"messages": prepared, "tools": tools, "template": template, "variables": variables}
+    chat = {"messages": prepared, "tools": tools, "template": template, "variables": variables, "kwargs": named}
+    chat["before"], chat["prompt"] = _asked(chat)
     text = str.__str__(render(template, prepared, tools, variables=variables))
     ids, labels = _trained(line, where, tokenizer)
     if ids is None:
@@ -109,21 +110,21 @@ def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: Template
         ids, labels = encoded.input_ids, encoded.labels
     text_ids = _ids(tokenizer, text)
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] != text_ids[:1] else []
-    prompt = _prompt(prepared, chat, bos, tokenizer)
+    prompt = bos + _ids(tokenizer, chat["prompt"]) if chat["prompt"] else None
     return Row(where, text, text_ids, ids, labels, chat, prompt)
 
 
-def _prompt(prepared: list[dict], chat: dict, bos: list[int], tokenizer: SavedTokenizer) -> list[int] | None:
-    """The ids that ask for the last answer, after the BOS that training put there; None where nobody answers."""
+def _asked(chat: dict[str, Any]) -> tuple[list[dict] | None, str | None]:
+    """What stands before the last answer, as messages and as the text that asks for it; None where nobody answers."""
+    prepared, variables = chat["messages"], chat["variables"]
     last = max((at for at, message in enumerate(prepared) if message["role"] == "assistant"), default=0)
     if not last:
-        return None
-    before, variables = prepared[:last], chat["variables"]
+        return None, None
     try:
-        text = render(chat["template"], before, chat["tools"], add_generation_prompt=True, variables=variables)
+        text = render(chat["template"], prepared[:last], chat["tools"], add_generation_prompt=True, variables=variables)
     except RefusedError:
-        return None
-    return bos + _ids(tokenizer, str.__str__(text))
+        return None, None
+    return prepared[:last], str.__str__(text)
 
 
 def _document(line: dict, where: str, tokenizer: SavedTokenizer) -> Row:

@@ -28,9 +28,10 @@ def prove(
     limits: LimitsSection,
     manifest_path: Path,
     manifest: dict[str, Any],
+    server: str | None,
 ) -> str | None:
     """Verifies `files` (level → path), which stand in place; the recommended level. CheckFailed tells what is wrong."""
-    proof = verify(output_dir, files, ends, kwargs, limits.kl, limits.top1, context_length(output_dir, {}))
+    proof = verify(output_dir, files, ends, kwargs, limits, context_length(output_dir, {}), server)
     if proof is None:
         return None
     _keep(proof, manifest_path, manifest)

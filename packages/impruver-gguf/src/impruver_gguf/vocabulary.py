@@ -8,6 +8,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 
+from impruver_gguf.jinja import exported
 from impruver_gguf.jsonfile import FLAG, OBJECT, TEXT, Kind, by_name, either, list_of, read_json, read_text
 from impruver_gguf.pretokenizers import PROBE, pre_tokenizer
 
@@ -144,6 +145,7 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
             f"{vocabulary.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
             f"read ({error}); copy these files again"
         ) from None
+    special.chat_template = exported(special.chat_template)
     special.add_to_gguf(writer, quiet=True)
 
 
