@@ -225,3 +225,16 @@ def test_a_level_that_is_broken_fails(how, tiny, proven, tmp_path):
     assert rows["f16"]["recommended"] is True
     assert json.loads((tiny / "gguf/impruver.json").read_text(encoding="utf-8"))["failed"] == ["q8_0"]
     assert "ollama create" not in out
+
+
+def test_the_file_is_compared_with_the_merged_model(adapter, tiny, compared, gguf):
+    write_heldout(adapter, [chat(*pair) for pair in CHATS])
+    code, _, told = compared("--output_dir", adapter)
+    assert code == 0, told
+    assert "as the merged model in transformers" in told
+    assert gguf("--output_dir", tiny, "--quantization_levels")[0] == 0
+    (tiny / "gguf/model-f16.gguf").replace(adapter / "gguf/model-f16.gguf")  # the base: the adapter was lost
+    code, out, told = compared("--output_dir", adapter, "--only_quantize")
+    assert code == 3, told
+    assert "its weights are not that model's" in told
+    assert "recommended" not in out

@@ -80,15 +80,14 @@ def _put_in_place(recipe, output_dir, made, origin, targets, program, conversion
     return manifest
 
 
-def _proven(
-    recipe: Recipe, output_dir: Path, files: dict[str, Path], manifest: dict[str, Any], server: str | None
-) -> str | None:
+def _proven(recipe: Recipe, output_dir: Path, files: dict, manifest: dict, server: str | None) -> str | None:
     from impruver_gguf.proof import prove
+    from impruver_gguf.verify import Trained
 
     ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
     kwargs = recipe.tokenizer.chat_template_kwargs or {}
-    path = output_dir / "gguf" / MANIFEST
-    return prove(output_dir, files, ends, kwargs, recipe.gguf.limits, path, manifest, server)
+    trained = Trained(output_dir, ends, kwargs, recipe.model, recipe.base_dir)
+    return prove(trained, files, recipe.gguf.limits, output_dir / "gguf" / MANIFEST, manifest, server)
 
 
 def _planned(recipe: Recipe, output_dir: Path, places: Places) -> Conversion:

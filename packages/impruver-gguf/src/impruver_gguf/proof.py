@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,30 @@ from impruver_core.files.manifest import describe, publish
 from impruver_core.files.safe import staged, synced
 
 from impruver_gguf.quality import quality_table
+from impruver_gguf.reference import other_than_merged
 from impruver_gguf.sections import LimitsSection
-from impruver_gguf.turns import context_length
-from impruver_gguf.verify import Proof, verify
+from impruver_gguf.verify import Proof, Trained, fail, verify
 
 QUALITY = "quality.jsonl"
 
 
 def prove(
-    output_dir: Path,
+    trained: Trained,
     files: Mapping[str, Path],
-    ends: Sequence[str],
-    kwargs: dict[str, Any],
     limits: LimitsSection,
     manifest_path: Path,
     manifest: dict[str, Any],
     server: str | None,
 ) -> str | None:
     """Verifies `files` (level → path), which stand in place; the recommended level. CheckFailed tells what is wrong."""
-    proof = verify(output_dir, files, ends, kwargs, limits, context_length(output_dir, {}), server)
+    proof = verify(trained, files, limits, server)
     if proof is None:
         return None
+    outtype, path = next(iter(files.items()))
+    if outtype not in proof.failures:
+        failure = other_than_merged(outtype, path, proof, trained)
+        if failure:
+            fail(proof, outtype, path, failure, limits)
     _keep(proof, manifest_path, manifest)
     result(quality_table(proof.rows, set(proof.failures)))
     if proof.failures:

@@ -35,12 +35,14 @@ def _finite(surprise: float) -> float | None:
 
 def recommend(rows: Sequence[dict[str, Any]], failed: set[str], kl: float, top1: float) -> str | None:
     """Marks the smallest level that passed its checks within the limits; the first is what the others come from."""
-    able = [row for row in rows if row["level"] not in failed and _within(row, rows[0], kl, top1)]
+    if rows[0]["level"] in failed:
+        able = []
+    else:
+        able = [row for row in rows if row["level"] not in failed and _within(row, rows[0], kl, top1)]
     best = min(able, key=lambda row: row["bytes"], default=None)
-    if best is None:
-        return None
-    best["recommended"] = True
-    return best["level"]
+    for row in rows:
+        row["recommended"] = row is best
+    return best["level"] if best else None
 
 
 def _within(row: dict[str, Any], first: dict[str, Any], kl: float, top1: float) -> bool:

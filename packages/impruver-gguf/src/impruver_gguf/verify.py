@@ -15,6 +15,7 @@ from typing import Any
 from impruver_core.cli.console import progress, say, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import need_room
+from impruver_core.recipe.sections import ModelSection
 from impruver_core.templating.mask import UNLEARNED
 
 from impruver_gguf.checks import failure_of, warn_about
@@ -23,9 +24,21 @@ from impruver_gguf.quality import quality_row, recommend
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.server import other_rendering
 from impruver_gguf.tokens import SavedTokenizer, read_tokenizer
+from impruver_gguf.turns import context_length
 
 FULL = 28  # measure's exit code where the disk is full
 QUIET_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # else llama.cpp's threads spin while others use the processor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the files are proven against: output_dir, the texts that end a turn, what the recipe says of both."""
+
+    output_dir: Path
+    ends: Sequence[str]
+    template_kwargs: dict[str, Any]
+    model: ModelSection
+    base_dir: Path | None  # where the recipe's local names are looked for
 
 
 @dataclass
@@ -40,24 +53,18 @@ class Proof:
 
 
 def verify(
-    output_dir: Path,
-    files: Mapping[str, Path],
-    ends: Sequence[str],
-    kwargs: dict[str, Any],
-    limits: LimitsSection,
-    longest: int | None,
-    server: str | None = None,
+    trained: Trained, files: Mapping[str, Path], limits: LimitsSection, server: str | None = None
 ) -> Proof | None:
-    """The proof of `files` (level → path, the unquantized one first) of the model in output_dir; None without one.
+    """The proof of `files` (level → path, the unquantized one first); None where there is nothing to prove them with.
 
-    `ends`: the texts that end a turn; `kwargs`: the recipe's chat_template_kwargs; `longest`: the model's context;
-    `server`: a llama-server, whose engine is to render the same.
+    `server`: a llama-server, whose engine is to render templates as ours does.
     """
+    output_dir, ends = trained.output_dir, trained.ends
     if not (output_dir / "tokenizer.json").is_file():
         warn(f"{output_dir} has no tokenizer.json: nothing to prove the files against")
         return None
     tokenizer = read_tokenizer(output_dir)
-    held = read_heldout(output_dir, tokenizer, kwargs, longest)
+    held = read_heldout(output_dir, tokenizer, trained.template_kwargs, context_length(output_dir, {}))
     _tell_rows(held, output_dir)
     proof = Proof(held=held)
     learned = sum(len(row.learned) for row in held.measured)
@@ -71,12 +78,19 @@ def verify(
         if number == 0:
             proof.answers = [said for said, _ in told.get("answers") or []]
             warn_about(told, task["ends"], tokenizer)
+    proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
     first, path = next(iter(files.items()))
     if server and first not in proof.failures:
         failure = other_rendering(server, path, held.rows, tokenizer.bos_token)
-        proof.failures |= {first: f"{path.name}: {failure}"} if failure else {}
-    proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
+        if failure:
+            fail(proof, first, path, failure, limits)
     return proof
+
+
+def fail(proof: Proof, level: str, path: Path, failure: str, limits: LimitsSection) -> None:
+    """Notes what a later check found wrong with a file."""
+    proof.failures[level] = f"{path.name}: {failure}"
+    proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
 
 
 def _tell_rows(held: HeldOut, output_dir: Path) -> None:
