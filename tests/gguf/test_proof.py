@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from collections import namedtuple
 
 import pytest
 from make_models import edit_json
@@ -192,6 +193,18 @@ def test_another_template_fails(tiny, proven, gguf):
     assert code == 3, told
     assert "is not the tokenizer's own" in told
     assert "assistent" in told
+
+
+def test_a_disk_that_is_full_while_proving(tiny, proven, gguf, small_disk, monkeypatch):
+    (tiny / "gguf").symlink_to(small_disk(1.6))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 0, 10**9))
+    code, _, told = proven("--output_dir", tiny)
+    assert code == 2, told
+    assert "make room, or leave the proof out with --verify false" in told
+    assert "Traceback" not in told
+    assert not (tiny / "gguf/quality.jsonl").exists()
+    assert (tiny / "gguf/model-q8_0.gguf").is_file()
 
 
 BREAKS = """

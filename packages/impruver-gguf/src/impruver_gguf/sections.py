@@ -10,7 +10,7 @@ from typing import Any
 
 from impruver_core.recipe.schema import key, nearest
 
-from impruver_gguf.quantize import DEFAULT_LEVELS, LEVELS
+from impruver_gguf.levels import DEFAULT_LEVELS, LEVELS, NOT_QUANTIZED, WITH_IMATRIX
 
 OUTTYPES = ("f16",)
 
@@ -44,8 +44,7 @@ class GgufSection:
 
     def __post_init__(self):
         for level in self.quantization_levels:
-            if level.lower() not in LEVELS:
-                raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
+            _check_level(level.lower())
         for name, value in self.parameters.items():
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
@@ -54,6 +53,18 @@ class GgufSection:
                     raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
+
+
+def _check_level(level: str) -> None:
+    if level in WITH_IMATRIX:
+        raise ValueError(
+            f"quantization_levels: {level} needs an importance matrix, which is not made here: use llama.cpp's "
+            "llama-imatrix and llama-quantize --imatrix on the unquantized file, or take a level with more bits"
+        )
+    if level in NOT_QUANTIZED:
+        raise ValueError(f"quantization_levels: {level} quantizes nothing: it is a type for gguf.outtype")
+    if level not in LEVELS:
+        raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
 
 
 def _holds(value: Any) -> bool:
