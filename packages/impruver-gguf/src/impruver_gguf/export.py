@@ -16,7 +16,8 @@ from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
 from impruver_gguf.make import discard, earlier, make, outputs, quantizer
-from impruver_gguf.turns import chat_system_prompt, context_length, read_trained, turn_ends
+from impruver_gguf.sampling import sampling
+from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, turn_ends
 
 MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
@@ -107,8 +108,11 @@ def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dic
     modelfile.warn_about_dropped(system)
     stops = turn_ends(output_dir, trained)
     num_ctx = section.num_ctx or context_length(output_dir, trained)
+    parameters, template = sampling(output_dir, recipe.chat) | section.parameters, ollama_template(output_dir)
     return {
-        path.with_name(f"Modelfile.{level}"): modelfile.modelfile(path.name, stops, num_ctx, section.parameters, system)
+        path.with_name(f"Modelfile.{level}"): modelfile.modelfile(
+            path.name, stops, num_ctx, parameters, system, template
+        )
         for level, path in files.items()
     }
 
