@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-BATCH = 512  # tokens that are computed at once
+BATCH = 128  # tokens that are computed at once; llama.cpp holds the logits of as many
 PAGE = 256  # contexts are multiples of it
 
 
@@ -39,16 +39,16 @@ def threads() -> int:
 
 
 class Engine:
-    """A model with a context for several sequences of `room` tokens altogether."""
+    """A model with a context for several sequences of `room` tokens altogether, computed by so many `workers`."""
 
-    def __init__(self, model: Any, room: int, sequences: int = 1):
+    def __init__(self, model: Any, room: int, sequences: int = 1, workers: int | None = None):
         from cyllama.llama import llama_cpp
 
         self._batch = llama_cpp.LlamaBatch(n_tokens=BATCH, embd=0, n_seq_max=1)
         settings = llama_cpp.LlamaContextParams()
         settings.n_ctx, settings.n_seq_max = -(-room // PAGE) * PAGE, sequences
         settings.n_batch = settings.n_ubatch = BATCH
-        settings.n_threads = settings.n_threads_batch = threads()
+        settings.n_threads = settings.n_threads_batch = workers or threads()
         settings.kv_unified = True  # the room belongs to all sequences together
         self._context = llama_cpp.LlamaContext(model=model, params=settings)
         self._size = model.n_vocab

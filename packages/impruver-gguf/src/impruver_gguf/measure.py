@@ -11,15 +11,21 @@ import errno
 import json
 import sys
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from impruver_gguf.engine import Engine, open_model
+from impruver_gguf.engine import Engine, open_model, threads
 
 TEMPLATE = "tokenizer.chat_template"
 PLAIN = "a"  # a text that shows what a tokenizer puts around one
+MOST_AT_ONCE = 4  # rows
 FULL = 28  # exit code where the disk is full
 
 
@@ -41,7 +47,7 @@ def measured(path: Path, task: dict[str, Any], reference: BinaryIO, first: bool)
     }
     fitting = all(token < vocabulary.n_vocab for row in task["rows"] for token in row["ids"])
     if task["rows"] and fitting:
-        told |= _compared(Engine(model, max(len(row["ids"]) for row in task["rows"])), task["rows"], reference, first)
+        told |= _compared(model, task["rows"], reference, first)
     if task["asked"] and fitting:
         room = sum(len(prompt) + room for prompt, room in task["asked"])
         ends = {*task["ends"], *(number for number in range(vocabulary.n_vocab) if vocabulary.is_eog(number))}
@@ -49,27 +55,56 @@ def measured(path: Path, task: dict[str, Any], reference: BinaryIO, first: bool)
     return told
 
 
-def _compared(engine: Engine, rows: list[dict[str, Any]], reference: BinaryIO, first: bool) -> dict[str, Any]:
-    """Mean surprise of the learned tokens; beside the reference: divergence from it, share of equal top tokens."""
-    count = same = 0
-    surprise = divergence = 0.0
-    ended: list[bool] = []
-    reference.seek(0)
-    for row in rows:
-        top = -1
-        for values, label in zip(engine.logits(row["ids"], row["wanted"]), row["labels"], strict=True):
-            logs = _log_softmax(values)
-            count, surprise, top = count + 1, surprise - float(logs[label]), int(logs.argmax())
+def _compared(model: Any, rows: list[dict[str, Any]], reference: BinaryIO, first: bool) -> dict[str, Any]:
+    """Mean surprise of the learned tokens; beside the reference: divergence from it, share of equal top tokens.
+
+    Rows are computed side by side, each by few threads: those of one decoding wait for one another, and for Python.
+    """
+    count = min(threads(), MOST_AT_ONCE)
+    room, idle, alone = max(len(row["ids"]) for row in rows), SimpleQueue(), Lock()
+    for _ in range(count):
+        idle.put(Engine(model, room, workers=max(1, threads() // count)))
+    size = 4 * model.n_vocab
+    starts = accumulate((size * len(row["wanted"]) for row in rows), initial=0)
+
+    def compare(row: dict[str, Any], start: int) -> tuple[float, float, int, bool]:
+        engine = idle.get()
+        try:
+            logs = (_log_softmax(values) for values in engine.logits(row["ids"], row["wanted"]))
+            places = range(start, start + size * len(row["wanted"]), size)
+            return _row_compared(zip(logs, row["labels"], places, strict=True), reference, alone, first)
+        finally:
+            idle.put(engine)
+
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(compare, rows, starts))  # starts has one more: where the last one ends
+    learned = sum(len(row["wanted"]) for row in rows)
+    ended = [right for row, (*_, right) in zip(rows, found, strict=True) if row["ends"]]
+    surprise, divergence, same = (sum(column) / learned for column in list(zip(*found, strict=True))[:3])
+    told = {"learned": learned, "surprise": surprise, "ended": [sum(ended), len(ended)]}
+    return told if first else told | {"kl": max(divergence, 0.0), "top1": same}
+
+
+def _row_compared(
+    positions: Iterable[tuple[np.ndarray, int, int]], reference: BinaryIO, alone: Lock, first: bool
+) -> tuple[float, float, int, bool]:
+    """Sums of a row: surprise, divergence, equal top tokens; and whether its last token is the likeliest.
+
+    `positions`: log probabilities, the learned token, and where the reference's stand in its file.
+    """
+    surprise, divergence, same, right = 0.0, 0.0, 0, False
+    for logs, label, place in positions:
+        top = int(logs.argmax())
+        surprise, right = surprise - float(logs[label]), top == label
+        with alone:
+            reference.seek(place)
             if first:
                 reference.write(logs.data)
                 continue
             theirs = np.frombuffer(reference.read(logs.nbytes), np.float32)
-            divergence += float(np.exp(theirs) @ (theirs - logs))
-            same += top == int(theirs.argmax())
-        if row["ends"]:
-            ended.append(top == row["labels"][-1])
-    told = {"learned": count, "surprise": surprise / count, "ended": [sum(ended), len(ended)]}
-    return told if first else told | {"kl": max(divergence / count, 0.0), "top1": same / count}
+        divergence += float(np.exp(theirs) @ (theirs - logs))
+        same += top == int(theirs.argmax())
+    return surprise, divergence, same, right
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
