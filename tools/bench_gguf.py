@@ -181,11 +181,11 @@ def prove(adapter: Path, files: list[str]) -> None:
     """The proof by itself, as the command runs it."""
     from impruver_core.recipe.sections import ModelSection
     from impruver_gguf.sections import LimitsSection
-    from impruver_gguf.verify import Trained, verify
+    from impruver_gguf.verify import Trained, read_ground, verify
 
     trained = Trained(adapter, ["<|im_end|>"], {}, ModelSection(), None)
     levels = dict(zip(("f16", *LEVELS), map(Path, files), strict=True))
-    proof = verify(trained, levels, LimitsSection())
+    proof = verify(read_ground(trained), levels, LimitsSection())
     assert not proof.failures, proof.failures
 
 

@@ -165,6 +165,7 @@ def test_rows_that_can_not_be_used(row, words, tiny, proven):
     assert code == 2
     assert f"{tiny / 'heldout.jsonl'}, line 1" in told
     assert words in told
+    assert not (tiny / "gguf").exists()
 
 
 def test_other_tokens_fail(tiny, proven, gguf):

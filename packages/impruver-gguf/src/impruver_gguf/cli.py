@@ -33,6 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from impruver_gguf.llama_cpp import Places
 
         places = Places(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp)
-        export(recipe, places, flags.only_quantize, flags.dry_run, flags.overwrite, flags.verify)
+        export(recipe, places, flags)
 
     return run_tool("impruver-gguf", Flags, work, argv, config_from_output_dir=True)

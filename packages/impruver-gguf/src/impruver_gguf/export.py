@@ -15,90 +15,90 @@ from impruver_gguf import modelfile, quantize
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
-from impruver_gguf.make import discard, earlier, make, outputs, quantizer
+from impruver_gguf.make import Made, discard, earlier, make, outputs
+from impruver_gguf.proof import prove
 from impruver_gguf.sampling import sampling
 from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, turn_ends
+from impruver_gguf.verify import Trained, read_ground
 
 MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 
-def export(
-    recipe: Recipe,
-    places: Places,
-    only_quantize: bool = False,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    verify: bool = True,
-) -> None:
-    """Makes output_dir/gguf as `recipe` says and proves it; `dry_run` tells what would be made."""
+def export(recipe: Recipe, places: Places, flags: Any) -> None:
+    """Makes output_dir/gguf as `recipe` and the command's `flags` say, and proves it."""
+    output_dir = _output_dir(recipe)
+    if flags.dry_run and not flags.only_quantize and not has_model(output_dir):
+        result(f"{output_dir} holds no model yet: impruver-train makes it")
+        return
+    manifest_path = output_dir / "gguf" / MANIFEST
+    if not flags.dry_run:
+        recover(manifest_path)
+    files = _files(recipe, manifest_path.parent)
+    modelfiles = _modelfiles(recipe, output_dir, files)
+    conversion = existing(next(iter(files.values()))) if flags.only_quantize else _planned(recipe, output_dir, places)
+    program = _program(places, conversion)
+    before, sizes = earlier(manifest_path, flags.overwrite), _sizes(files, conversion)
+    check_replaceable([*sizes, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
+    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
+    trained = _trained(recipe, output_dir)
+    ground = read_ground(trained) if flags.verify else None
+    (result if flags.dry_run else say)(conversion.words)
+    if flags.dry_run:
+        _tell_plan(manifest_path.parent, sizes)
+        return
+    manifest = _manifest(recipe, output_dir, conversion)
+    made = make(conversion, files, modelfiles, program, [] if flags.overwrite else before)
+    manifest = _put_in_place(manifest, made, before, manifest_path)
+    _tell(files)
+    server, limits = find_server(places), recipe.gguf.limits
+    _tell_next(files, prove(trained, ground, files, limits, manifest_path, manifest, server) if ground else None)
+
+
+def _output_dir(recipe: Recipe) -> Path:
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
     if output_dir.exists() and not output_dir.is_dir():
         raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
-    folder = output_dir / "gguf"
-    source = folder / f"model-{recipe.gguf.outtype}.gguf"
-    if dry_run and not only_quantize and not has_model(output_dir):
-        result(f"{output_dir} holds no model yet: impruver-train makes it")
-        return
-    if not dry_run:
-        recover(folder / MANIFEST)
-    targets = _targets(folder, recipe.gguf.quantization_levels)
-    modelfiles = _modelfiles(recipe, output_dir, {recipe.gguf.outtype: source, **targets})
-    conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places)
-    program = _program(places, conversion)
-    before = earlier(folder / MANIFEST, overwrite)
-    finals = [*([] if only_quantize else [source]), *targets.values(), *modelfiles, folder / QUALITY]
-    check_replaceable(finals, folder / MANIFEST, overwrite)
-    sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets.items()}
-    need_room(folder, conversion.bytes + conversion.scratch + sum(sizes.values()) + RESERVE)
-    (result if dry_run else say)(conversion.words)
-    if dry_run:
-        _tell_plan(folder, ({} if only_quantize else {source: conversion.bytes}) | sizes)
-        return
-    made, origin = make(conversion, source, targets, modelfiles, program, [] if overwrite else before)
-    manifest = _put_in_place(recipe, output_dir, made, origin, targets, program, conversion, before)
-    files = {recipe.gguf.outtype: source, **targets}
-    _tell(folder, list(files.values()))
-    best = _proven(recipe, output_dir, files, manifest, find_server(places)) if verify else None
-    _tell_next(folder, len(files), best or next(iter(targets), recipe.gguf.outtype))
+    return output_dir
 
 
-def _put_in_place(recipe, output_dir, made, origin, targets, program, conversion, before) -> dict[str, Any]:
+def _files(recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """Outtype and levels → their files, the unquantized one first."""
+    levels = [recipe.gguf.outtype, *(level.lower() for level in recipe.gguf.quantization_levels)]
+    return {level: folder / f"model-{level}.gguf" for level in levels}
+
+
+def _sizes(files: dict[str, Path], conversion: Conversion) -> dict[Path, int]:
+    """About the bytes of each file that is to be made."""
+    (_, source), *targets = files.items()
+    sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets}
+    return sizes if conversion.there else {source: conversion.bytes, **sizes}
+
+
+def _put_in_place(
+    manifest: dict[str, Any], made: Made, before: list[dict[str, Any]], manifest_path: Path
+) -> dict[str, Any]:
     """Gives what was made its names, and the manifest after it; an earlier proof is none of these files."""
-    folder = output_dir / "gguf"
-    how = {"source": origin, "quantizer": quantizer(program)}
     try:
-        before = [entry for entry in before if entry["path"] != QUALITY]
-        there = outputs(folder, made, list(targets.values()), how, before, conversion.there)
-        manifest = _manifest(recipe, output_dir, there, conversion)
+        manifest = manifest | {"outputs": outputs(made, [entry for entry in before if entry["path"] != QUALITY])}
     except BaseException:
-        discard(made)
+        discard(made.files)
         raise
-    (folder / QUALITY).unlink(missing_ok=True)
-    publish(folder / MANIFEST, made, manifest)
+    manifest_path.with_name(QUALITY).unlink(missing_ok=True)
+    publish(manifest_path, made.files, manifest)
     return manifest
 
 
-def _proven(recipe: Recipe, output_dir: Path, files: dict, manifest: dict, server: str | None) -> str | None:
-    from impruver_gguf.proof import prove
-    from impruver_gguf.verify import Trained
-
+def _trained(recipe: Recipe, output_dir: Path) -> Trained:
     ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
-    kwargs = recipe.tokenizer.chat_template_kwargs or {}
-    trained = Trained(output_dir, ends, kwargs, recipe.model, recipe.base_dir)
-    return prove(trained, files, recipe.gguf.limits, output_dir / "gguf" / MANIFEST, manifest, server)
+    return Trained(output_dir, ends, recipe.tokenizer.chat_template_kwargs or {}, recipe.model, recipe.base_dir)
 
 
 def _planned(recipe: Recipe, output_dir: Path, places: Places) -> Conversion:
     model = read_model(output_dir, recipe.model.name, recipe.base_dir)
     return plan_conversion(model, output_dir, places)
-
-
-def _targets(folder: Path, levels: list[str]) -> dict[str, Path]:
-    names = dict.fromkeys(level.lower() for level in levels)
-    return {level: folder / f"model-{level}.gguf" for level in names}
 
 
 def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:
@@ -122,19 +122,13 @@ def _program(places: Places, conversion: Conversion) -> str | None:
     return find_quantizer(places) if places.quantizer or conversion.by_script else None
 
 
-def _manifest(
-    recipe: Recipe,
-    output_dir: Path,
-    outputs: list[dict[str, Any]],
-    conversion: Conversion,
-) -> dict[str, Any]:
-    """What was made, from what."""
+def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion) -> dict[str, Any]:
+    """What is made, from what; its outputs come later."""
     trained = read_trained(output_dir / MANIFEST)
     manifest = new_manifest("impruver-gguf", resolved(recipe, absolute=True))
     manifest |= {name: trained[name] for name in ("tokenizer", "template", "end_of_turn") if name in trained}
     weights = sorted(path for path in output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe(path) for path in weights]
-    manifest["outputs"] = outputs
     manifest["counts"] = {"tensors": len(conversion.shapes)}
     return manifest
 
@@ -145,12 +139,15 @@ def _tell_plan(folder: Path, sizes: dict[Path, int]) -> None:
     result(f"nothing was written; without --dry_run these files and their Modelfiles come into {folder}")
 
 
-def _tell(folder: Path, files: list[Path]) -> None:
-    result(table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files]))
+def _tell(files: dict[str, Path]) -> None:
+    result(table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files.values()]))
 
 
-def _tell_next(folder: Path, count: int, level: str) -> None:
+def _tell_next(files: dict[str, Path], best: str | None) -> None:
+    """The last line; without a recommended level the first one is named."""
+    level = best or next(iter([*files][1:]), next(iter(files)))
+    folder = files[level].parent
     result(
-        f"wrote {count} GGUF files and their Modelfiles to {folder}; next: "
+        f"wrote {len(files)} GGUF files and their Modelfiles to {folder}; next: "
         f"ollama create NAME -f {folder / f'Modelfile.{level}'}"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,40 @@ from impruver_gguf import quantize
 from impruver_gguf.convert import Conversion, sync
 
 
+@dataclass(frozen=True)
+class Made:
+    """What was made: final path → where the file is now; the levels, made now or kept, and how they come about."""
+
+    files: dict[Path, Path]
+    levels: list[Path]
+    how: dict[str, str]  # what a level was made from, and with what
+    only_levels: bool
+
+
 def make(
     conversion: Conversion,
-    source: Path,
-    targets: Mapping[str, Path],
+    files: Mapping[str, Path],
     modelfiles: Mapping[Path, str],
     program: str | None,
     before: Iterable[dict[str, Any]],
-) -> tuple[dict[Path, Path], str]:
-    """(final path → where the file is now, sha256 of the unquantized file); nothing is left where something goes wrong.
+) -> Made:
+    """Makes `files` (level → path, the unquantized one first) under other names; nothing is left where that fails.
 
     A level that `before`, the files of an earlier run, holds whole and made from the same file in the same way stays.
     """
+    (_, source), *targets = files.items()
     make_folder(source.parent)
-    made = {path: staged(path) for path in [*([] if conversion.there else [source]), *targets.values(), *modelfiles]}
+    levels = [path for _, path in targets]
+    made = {path: staged(path) for path in [*([] if conversion.there else [source]), *levels, *modelfiles]}
     try:
         if not conversion.there:
             conversion.write(made[source])
-        origin = sha256(made.get(source, source))
-        done = _done(targets, before, {"source": origin, "quantizer": quantizer(program)})
-        made = {final: now for final, now in made.items() if final not in done}
-        levels = {level: made[path] for level, path in targets.items() if path in made}
-        quantize.quantize(made.get(source, source), levels, program)
-        for path, text in modelfiles.items():
-            with synced(made[path]) as file:
-                file.write(text)
+        now = made.get(source, source)
+        how = {"source": sha256(now), "quantizer": quantizer(program)}
+        done = _done(dict(targets), before, how)
+        made = {final: path for final, path in made.items() if final not in done}
+        quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
+        _write_texts({made[path]: text for path, text in modelfiles.items()})
         for path in made.values():
             sync(path)
     except BaseException as error:
@@ -48,7 +58,13 @@ def make(
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(source.parent)  # a write knows no name
         raise
-    return made, origin
+    return Made(made, levels, how, conversion.there)
+
+
+def _write_texts(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        with synced(path) as file:
+            file.write(text)
 
 
 def quantizer(program: str | None) -> str:
@@ -82,26 +98,17 @@ def earlier(path: Path, overwrite: bool) -> list[dict[str, Any]]:
         return []
 
 
-def outputs(
-    folder: Path,
-    made: Mapping[Path, Path],
-    levels: Sequence[Path],
-    how: dict[str, str],
-    before: Iterable[dict[str, Any]],
-    there: bool,
-) -> list[dict[str, Any]]:
-    """What stands in the folder, for its manifest: files of earlier runs that are still there, and what was made.
-
-    `how` tells of each of the `levels` what it was made from, and with what.
-    """
-    names = {path.name for path in made}
+def outputs(made: Made, before: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What stands in the folder, for its manifest: files of earlier runs that are still there, and what was made."""
+    names = {path.name for path in made.files}
+    folder = next(iter(made.files)).parent
     kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
-    wanted = {path.name for path in levels}
+    wanted = {path.name for path in made.levels}
     stale = [entry["path"] for entry in kept if entry["path"].endswith(".gguf") and entry["path"] not in wanted]
-    if stale and not there:
+    if stale and not made.only_levels:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     now = [
-        describe(path, digest=True) | {"path": final.name} | (how if final in levels else {})
-        for final, path in made.items()
+        describe(path, digest=True) | {"path": final.name} | (made.how if final in made.levels else {})
+        for final, path in made.files.items()
     ]
     return [*kept, *now]

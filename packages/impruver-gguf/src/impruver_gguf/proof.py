@@ -15,13 +15,14 @@ from impruver_core.files.safe import staged, synced
 from impruver_gguf.quality import quality_table
 from impruver_gguf.reference import other_than_merged
 from impruver_gguf.sections import LimitsSection
-from impruver_gguf.verify import Proof, Trained, fail, verify
+from impruver_gguf.verify import Ground, Proof, Trained, fail, verify
 
 QUALITY = "quality.jsonl"
 
 
 def prove(
     trained: Trained,
+    ground: Ground,
     files: Mapping[str, Path],
     limits: LimitsSection,
     manifest_path: Path,
@@ -29,12 +30,10 @@ def prove(
     server: str | None,
 ) -> str | None:
     """Verifies `files` (level → path), which stand in place; the recommended level. CheckFailed tells what is wrong."""
-    proof = verify(trained, files, limits, server)
-    if proof is None:
-        return None
+    proof = verify(ground, files, limits, server)
     outtype, path = next(iter(files.items()))
     if outtype not in proof.failures:
-        failure = other_than_merged(outtype, path, proof, trained)
+        failure = other_than_merged(outtype, path, proof, ground.held, trained)
         if failure:
             fail(proof, outtype, path, failure, limits)
     _keep(proof, manifest_path, manifest)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from impruver_core.cli.console import say, warn
 from impruver_core.files.safe import size_text
 
 from impruver_gguf.base import has_model, read_model
+from impruver_gguf.heldout import HeldOut
 from impruver_gguf.parity import SLACK
 from impruver_gguf.verify import QUIET_WAITING, Proof, Trained
 
@@ -27,12 +29,12 @@ def has_torch() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
-def other_than_merged(outtype: str, path: Path, proof: Proof, trained: Trained) -> str | None:
+def other_than_merged(outtype: str, path: Path, proof: Proof, held: HeldOut, trained: Trained) -> str | None:
     """What the file at `path` computes otherwise than the merged model; None where nothing, or none can be had."""
-    rows = [row for row in proof.held.measured if len(row.learned) <= MOST_POSITIONS][:MOST_ROWS]
+    rows = [row for row in held.measured if len(row.learned) <= MOST_POSITIONS][:MOST_ROWS]
     if outtype not in TYPES or not rows or not has_torch() or not has_model(trained.output_dir):
         return None
-    task = _task(outtype, path, proof, trained)
+    task = _task(outtype, path, zip(held.asked, proof.answers, strict=False), trained)
     task["rows"] = [{"ids": row.ids, "wanted": row.learned} for row in rows]
     needed, free = int(GROWTH * 32 / proof.rows[0]["bits_per_weight"] * path.stat().st_size), _free_memory()
     if free is not None and needed > free:
@@ -42,18 +44,17 @@ def other_than_merged(outtype: str, path: Path, proof: Proof, trained: Trained) 
     return _judged(_asked(task), proof)
 
 
-def _task(outtype: str, path: Path, proof: Proof, trained: Trained) -> dict[str, Any]:
+def _task(outtype: str, path: Path, answered: Iterable, trained: Trained) -> dict[str, Any]:
     found, model = read_model(trained.output_dir, trained.model.name, trained.base_dir), trained.model
     section = {"class_": model.class_, "name": str(found.base), "trust_remote_code": model.trust_remote_code}
     section |= {"load_in_4bit": False, "load_in_8bit": False, "attn_implementation": None}
-    pairs = zip(proof.held.asked, proof.answers, strict=False)
     return {
         "file": str(path),
         "type": TYPES[outtype],
         "model": section,
         "adapter": str(trained.output_dir) if found.adapter else None,
         "vocabulary": found.config.get("vocab_size"),
-        "answers": [{"prompt": prompt, "said": said} for (prompt, _), said in pairs],
+        "answers": [{"prompt": prompt, "said": said} for (prompt, _), said in answered],
     }
 
 

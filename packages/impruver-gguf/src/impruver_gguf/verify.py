@@ -49,37 +49,48 @@ class Proof:
     failures: dict[str, str] = field(default_factory=dict)
     recommended: str | None = None
     answers: list[list[int]] = field(default_factory=list)  # the unquantized file's
-    held: HeldOut | None = None
 
 
-def verify(
-    trained: Trained, files: Mapping[str, Path], limits: LimitsSection, server: str | None = None
-) -> Proof | None:
-    """The proof of `files` (level → path, the unquantized one first); None where there is nothing to prove them with.
+@dataclass(frozen=True)
+class Ground:
+    """What files are proven on: the tokenizer, held-out rows, and the ids that end a turn."""
 
-    `server`: a llama-server, whose engine is to render templates as ours does.
-    """
-    output_dir, ends = trained.output_dir, trained.ends
+    tokenizer: SavedTokenizer
+    held: HeldOut
+    ends: list[int]
+
+
+def read_ground(trained: Trained) -> Ground | None:
+    """Tokenizer and rows of output_dir, checked before anything is made; None where nothing can be proven."""
+    output_dir = trained.output_dir
     if not (output_dir / "tokenizer.json").is_file():
-        warn(f"{output_dir} has no tokenizer.json: nothing to prove the files against")
+        warn(f"{output_dir} has no tokenizer.json: the files can't be proven")
         return None
     tokenizer = read_tokenizer(output_dir)
     held = read_heldout(output_dir, tokenizer, trained.template_kwargs, context_length(output_dir, {}))
-    _tell_rows(held, output_dir)
-    proof = Proof(held=held)
+    ids = [tokenizer.backend_tokenizer.token_to_id(text) for text in trained.ends]
+    return Ground(tokenizer, held, [number for number in ids if number is not None])
+
+
+def verify(ground: Ground, files: Mapping[str, Path], limits: LimitsSection, server: str | None = None) -> Proof:
+    """The proof of `files` (level → path, the unquantized one first).
+
+    `server`: a llama-server, whose engine is to render templates as ours does.
+    """
+    tokenizer, held, proof = ground.tokenizer, ground.held, Proof()
+    _tell_rows(held)
+    first, path = next(iter(files.items()))
     learned = sum(len(row.learned) for row in held.measured)
-    need_room(next(iter(files.values())).parent, 4 * learned * tokenizer.size)  # the unquantized file's logits
-    task = _task(files, held, [number for text in ends if (number := _id(tokenizer, text)) is not None])
-    for number, ((level, path), told) in enumerate(zip(files.items(), _measure(task), strict=True)):
+    need_room(path.parent, 4 * learned * tokenizer.size)  # the unquantized file's logits
+    for (level, file), told in zip(files.items(), _measure(_task(files, ground)), strict=True):
         failure, equal = failure_of(told, held, tokenizer)
         if failure:
-            proof.failures[level] = f"{path.name}: {failure}"
-        proof.rows.append(quality_row(level, path.stat().st_size, told, equal))
-        if number == 0:
+            proof.failures[level] = f"{file.name}: {failure}"
+        proof.rows.append(quality_row(level, file.stat().st_size, told, equal))
+        if level == first:
             proof.answers = [said for said, _ in told.get("answers") or []]
-            warn_about(told, task["ends"], tokenizer)
+            warn_about(told, ground.ends, tokenizer)
     proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
-    first, path = next(iter(files.items()))
     if server and first not in proof.failures:
         failure = other_rendering(server, path, held.rows, tokenizer.bos_token)
         if failure:
@@ -93,8 +104,8 @@ def fail(proof: Proof, level: str, path: Path, failure: str, limits: LimitsSecti
     proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
 
 
-def _tell_rows(held: HeldOut, output_dir: Path) -> None:
-    named = held.rows[0].where.rpartition(", line")[0] if held.rows else str(output_dir)
+def _tell_rows(held: HeldOut) -> None:
+    named = held.rows[0].where.rpartition(", line")[0] if held.rows else "heldout.jsonl"
     learned = sum(len(row.learned) for row in held.measured)
     say(f"verifying on {len(held.rows)} rows of {named}; logits at {learned:,} learned tokens of {len(held.measured)}")
     if held.refused:
@@ -103,7 +114,8 @@ def _tell_rows(held: HeldOut, output_dir: Path) -> None:
         warn("no row has a learned token: perplexity, KL and equal top tokens can't be told")
 
 
-def _task(files: Mapping[str, Path], held: HeldOut, ends: list[int]) -> dict[str, Any]:
+def _task(files: Mapping[str, Path], ground: Ground) -> dict[str, Any]:
+    held, ends = ground.held, ground.ends
     rows = [
         {"ids": row.ids, "wanted": row.learned, "labels": _learned(row), "ends": _learned(row)[-1] in ends}
         for row in held.measured
@@ -116,10 +128,6 @@ def _task(files: Mapping[str, Path], held: HeldOut, ends: list[int]) -> dict[str
 
 def _learned(row: Row) -> list[int]:
     return [label for label in row.labels[1:] if label != UNLEARNED]
-
-
-def _id(tokenizer: SavedTokenizer, text: str) -> int | None:
-    return tokenizer.backend_tokenizer.token_to_id(text)
 
 
 def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
