@@ -225,3 +225,15 @@ def test_a_parameter_has_a_value_that_a_line_can_hold(value, adapter, gguf):
     assert code == 2
     assert "stop" in told
     assert "neither a text, a number" in told
+
+
+def test_a_system_prompt_of_the_recipe_breaks_nothing(adapter, gguf):
+    system = 'Say "no" to \\n and """ within a line.\nPARAMETER stop x'
+    commands = dict(made(gguf, adapter, "--set", f"gguf.system_prompt={json.dumps(system)}")[0])
+    assert commands["SYSTEM"] == system
+    assert commands["stop"] == "<|im_end|>"
+    code, _, told = gguf(
+        "--output_dir", adapter, "--set", f"gguf.system_prompt={json.dumps(chr(34) * 3 + chr(10) + 'FROM x')}"
+    )
+    assert code == 2
+    assert "change that line" in told

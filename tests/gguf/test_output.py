@@ -317,7 +317,7 @@ def test_every_level_that_llama_cpp_names(wide_f16, gguf):
 
 @pytest.mark.parametrize(
     ("level", "words"),
-    [("IQ2_XS", "needs an importance matrix"), ("f32", "gguf.outtype"), ("q4_k_x", "did you mean q4_k")],
+    [("IQ2_XS", "needs an importance matrix"), ("f32", "gguf.outtype"), ("q4_k_x", "did you mean q4_k_")],
 )
 def test_levels_that_are_none(level, words, tiny, gguf):
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", level)
