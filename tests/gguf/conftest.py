@@ -162,7 +162,20 @@ def adapter(tmp_path, tiny_base, adapter_once) -> Path:
 
 
 @pytest.fixture
-def gguf(capsys, monkeypatch):
+def gguf(compared):
+    """Runs the command without its proof, which test_proof.py is about."""
+    return lambda *argv: compared(*argv, "--verify", "false")
+
+
+@pytest.fixture
+def proven(compared, monkeypatch):
+    """Runs the command where no torch is, whose import costs seconds."""
+    monkeypatch.setattr("impruver_gguf.reference.has_torch", lambda: False)
+    return compared
+
+
+@pytest.fixture
+def compared(capsys, monkeypatch):
     """Runs the command in this process: (exit code, stdout, stderr)."""
     from impruver_gguf.cli import main
 

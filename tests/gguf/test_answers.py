@@ -30,7 +30,7 @@ def files(smollm2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers") / "SmolLM2"
     shutil.copytree(smollm2, folder)
     (folder / "recipe.yaml").touch()
-    assert main(["--output_dir", str(folder), "--quantization_levels", "Q8_0"]) == 0
+    assert main(["--output_dir", str(folder), "--quantization_levels", "Q8_0", "--verify", "false"]) == 0
     return {name: load(folder / "gguf" / f"model-{name}.gguf") for name in ("f16", "q8_0")}
 
 

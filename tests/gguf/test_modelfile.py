@@ -1,9 +1,12 @@
 """Modelfiles say what was trained, and Ollama reads back what was put in."""
 
 import json
+import re
 
 import pytest
 from impruver_core.errors import ImpruverError
+from impruver_core.templating.render import render
+from impruver_gguf.gotemplate import go_template
 from impruver_gguf.modelfile import modelfile
 from make_models import edit_json
 
@@ -82,6 +85,98 @@ def test_parameters():
     assert others == {"num_ctx": "99", "temperature": "0.5", "top_k": "40", "penalize_newline": "false"}
 
 
+def in_go(template: str, messages: list[dict]) -> str:
+    """What Go's text/template makes of the few actions that are written here."""
+    literals, at, out = re.split(r"\{\{ (.*?) \}\}", template), 0, []
+    body = "\n".join(message["content"] for message in messages if message["role"] == "system")
+    words = []
+    for number, piece in enumerate(literals):
+        if number % 2 == 0:
+            words.append(f"out.append({piece!r})" if piece else "pass")
+        elif piece == '"{{"':
+            words.append("out.append('{{')")
+        elif piece == "end":
+            at -= 1
+            continue
+        elif piece == ".Content":
+            words.append("out.append(message['content'])")
+        else:
+            code = {"if not .System": "if not system:", "range .Messages": "for message in messages:"}.get(piece)
+            kind, _, role = piece.partition(" eq .Role ")
+            at -= kind == "else if"
+            words.append(" " * at + (code or f"{'elif' if kind == 'else if' else 'if'} message['role'] == {role}:"))
+            at += 1
+            continue
+        words[-1] = " " * at + words[-1]
+    exec("\n".join(words), {"out": out, "messages": messages, "system": body})
+    return "".join(out)
+
+
+OWN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+OWN += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+DEFAULT = (
+    "{% if messages[0]['role'] != 'system' %}<|system|>Be {% raw %}{{ kind }}{% endraw %}.<|end|>{% endif %}" + OWN
+)
+TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + OWN
+GREETING = [{"role": role, "content": f" {role}: \n{{{{ . }}}}"} for role in ("system", "user", "assistant", "user")]
+
+
+@pytest.mark.parametrize("template", [OWN, DEFAULT, "{{ bos_token }}" + OWN])
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_the_template_in_go_says_the_same(template, first):
+    named = {"bos_token": "<s>", "eos_token": "<|end|>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]}
+    written = dict(read(modelfile("m.gguf", [], None, {}, None, go_template(template, named, "<s>"))))["TEMPLATE"]
+    wanted = render(template, GREETING[first:], add_generation_prompt=True, variables=named)
+    assert in_go(written, GREETING[first:]) == wanted.removeprefix("<s>")
+
+
+CHATML = OWN.replace("<|{{ m['role'] }}|>", "<|im_start|>{{ m['role'] }}\n").replace("<|end|>", "<|im_end|>\n")
+CHATML = CHATML.replace("<|assistant|>", "<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,  # as Ollama's own
+        TOOLS,  # where Ollama takes the Jinja
+        OWN.replace("m['content']", "m['content'] | trim"),
+        OWN.replace("m['content']", "m['content'].split('</think>')[-1]"),
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN,
+    ],
+)
+def test_no_template_in_go_where_it_is_not_needed_or_can_not_be_exact(template):
+    assert go_template(template, {"eos_token": "<|im_end|>", "additional_special_tokens": []}, None) is None
+
+
+def test_sampling_comes_from_the_generation_config_and_the_recipe(adapter, gguf):
+    saved = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
+    (adapter / "generation_config.json").write_text(json.dumps(saved), encoding="utf-8")
+    found = dict(made(gguf, adapter)[0])
+    assert (found["temperature"], found["top_p"], found["top_k"], found["repeat_penalty"]) == (
+        "0.6",
+        "0.9",
+        "20",
+        "1.1",
+    )
+    assert found["repeat_last_n"] == "-1"
+    flags = ("--set", "chat.temperature=0.3", "--set", "gguf.parameters={top_p: 0.5}")
+    found = dict(made(gguf, adapter, *flags)[0])
+    assert (found["temperature"], found["top_p"], found["top_k"]) == ("0.3", "0.5", "20")
+    found = dict(made(gguf, adapter, "--set", "chat.do_sample=false")[0])
+    assert found["temperature"] == "0"
+    assert "top_p" not in found
+    (adapter / "generation_config.json").write_text('{"temperature": "hot"}', encoding="utf-8")
+    code, _, told = gguf("--output_dir", adapter)
+    assert code == 2
+    assert "generation_config.json: temperature must be a number" in told
+
+
+def test_a_default_system_prompt_needs_a_template(adapter, gguf):
+    edit_json(adapter / "tokenizer_config.json", chat_template=DEFAULT)
+    commands = dict(made(gguf, adapter)[0])
+    assert 'Be {{ "{{" }} kind }}.' in commands["TEMPLATE"]
+
+
 def made(gguf, folder, *flags):
     code, _, told = gguf("--output_dir", folder, *flags)
     assert code == 0, told
@@ -130,3 +225,15 @@ def test_a_parameter_has_a_value_that_a_line_can_hold(value, adapter, gguf):
     assert code == 2
     assert "stop" in told
     assert "neither a text, a number" in told
+
+
+def test_a_system_prompt_of_the_recipe_breaks_nothing(adapter, gguf):
+    system = 'Say "no" to \\n and """ within a line.\nPARAMETER stop x'
+    commands = dict(made(gguf, adapter, "--set", f"gguf.system_prompt={json.dumps(system)}")[0])
+    assert commands["SYSTEM"] == system
+    assert commands["stop"] == "<|im_end|>"
+    code, _, told = gguf(
+        "--output_dir", adapter, "--set", f"gguf.system_prompt={json.dumps(chr(34) * 3 + chr(10) + 'FROM x')}"
+    )
+    assert code == 2
+    assert "change that line" in told

@@ -76,12 +76,14 @@ def test_a_level_that_a_flag_names_wins_over_the_recipe(tiny, gguf):
 
 def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
     assert gguf("--output_dir", tiny)[0] == 0
+    made = (tiny / "gguf/model-q8_0.gguf").stat()
     before = (tiny / "gguf/model-q8_0.gguf").read_bytes()
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
     assert code == 0
     assert "model-q8_0.gguf in" in told
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
     assert gguf("--output_dir", tiny)[0] == 0  # q8_0 is still known as ours
+    assert (tiny / "gguf/model-q8_0.gguf").stat().st_mtime_ns == made.st_mtime_ns  # and not made again
     (tiny / "gguf/model-q8_0.gguf").write_bytes(b"mine")
     code, _, told = gguf("--output_dir", tiny)
     assert code == 2
@@ -272,7 +274,7 @@ def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gg
     program.write_text("#!/bin/sh\necho half > $2\nexec sleep 20\n", encoding="utf-8")
     program.chmod(0o755)
     command = [sys.executable, "-m", "impruver_gguf", "--output_dir", tiny, "--llama_cpp_quantize_bin", program]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--verify", "false"], stderr=subprocess.PIPE, text=True)
     while not (tiny / "gguf/.model-q8_0.gguf.staged").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -376,3 +378,49 @@ def tensors(folder):
     from gguf import GGUFReader
 
     return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(folder / "gguf/model-f16.gguf").tensors}
+
+
+def test_tensors_that_a_level_does_not_fit_are_named(tiny, gguf):
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_k_m", "Q8_0")
+    assert code == 0, told
+    assert "q4_k_m: its blocks of 256 values do not fit these tensors, which fall back: " in told
+    assert "blk.*.attn_q.weight (64 values a row): q5_0" in told
+    assert "blk.*.ffn_down.weight (96 values a row): " in told
+    assert "q8_0: its blocks" not in told
+
+
+@pytest.fixture(scope="module")
+def wide_f16(tmp_path_factory):
+    """A model whose rows fit every level."""
+    from impruver_gguf.cli import main
+    from make_models import QUICKSTART, make_llama
+
+    folder = tmp_path_factory.mktemp("wide") / "wide"
+    make_llama(folder, QUICKSTART, vocab_size=2048, hidden_size=256, intermediate_size=512)
+    (folder / "recipe.yaml").write_text("gguf: {quantization_levels: []}\n", encoding="utf-8")
+    assert main(["--output_dir", str(folder), "--verify", "false"]) == 0
+    return folder
+
+
+def test_every_level_that_llama_cpp_names(wide_f16, gguf):
+    from impruver_gguf.fallback import tensor_types
+    from impruver_gguf.levels import LEVELS
+
+    code, _, told = gguf("--output_dir", wide_f16, "--only_quantize", "--quantization_levels", *LEVELS)
+    assert code == 0, told
+    assert "fall back" not in told
+    for level in LEVELS:
+        kinds = {kind.lower() for _, _, kind in tensor_types(wide_f16 / f"gguf/model-{level}.gguf")}
+        family = "q8" if level == "mxfp4_moe" else level.partition("_")[0]  # that one is for experts
+        assert family in {kind.partition("_")[0] for kind in kinds}, (level, kinds)
+
+
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [("IQ2_XS", "needs an importance matrix"), ("f32", "gguf.outtype"), ("q4_k_x", "did you mean q4_k_")],
+)
+def test_levels_that_are_none(level, words, tiny, gguf):
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", level)
+    assert code == 2
+    assert words in told
+    assert names(tiny) == []

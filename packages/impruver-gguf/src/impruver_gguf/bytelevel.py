@@ -21,7 +21,7 @@ def is_byte_level(content: dict[str, Any]) -> bool:
 
 def byte_level_vocabulary(folder: Path, content: dict[str, Any], config: dict[str, Any], size: int) -> Vocabulary:
     """Its tokens, filled up to `size` ids; ImpruverError where llama.cpp would split text otherwise."""
-    tokenizer = _loaded(folder, content, config)
+    tokenizer = load_backend(folder, content, config)
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     check_size(folder, max(by_id), size)
     pre = pre_tokenizer(tokenizer.encode(PROBE).ids, content)
@@ -44,7 +44,7 @@ def check_size(folder: Path, largest: int, size: int) -> None:
         )
 
 
-def _loaded(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> Any:
+def load_backend(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> Any:
     """tokenizers' own object, with the tokens that tokenizer_config.json adds as transformers would."""
     from tokenizers import AddedToken, Tokenizer
 

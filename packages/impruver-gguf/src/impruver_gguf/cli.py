@@ -17,6 +17,7 @@ class Flags(CommonFlags):
     output_dir: Optional[str] = from_recipe("output_dir")
     quantization_levels: Optional[list] = from_recipe("gguf.quantization_levels", type=str, nargs="*")
     only_quantize: bool = flag(bool, False, help="quantize the model-f16.gguf that is there, convert nothing")
+    verify: bool = flag(bool, True, help="prove the files on heldout.jsonl: ids, template, quality of each level")
     llama_cpp: Optional[str] = flag(
         str, None, help="folder of llama.cpp, for other architectures (default: $LLAMA_CPP_DIR, ../llama.cpp, PATH)"
     )
@@ -32,6 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from impruver_gguf.llama_cpp import Places
 
         places = Places(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp)
-        export(recipe, places, flags.only_quantize, flags.dry_run, flags.overwrite)
+        export(recipe, places, flags)
 
     return run_tool("impruver-gguf", Flags, work, argv, config_from_output_dir=True)

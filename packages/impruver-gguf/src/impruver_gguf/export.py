@@ -1,67 +1,104 @@
-"""impruver-gguf, step by step: look, check, convert, quantize, describe, put in place."""
+"""impruver-gguf, step by step: look, check, convert, quantize, describe, put in place, prove."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import result, say, table, warn
+from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
-from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, read_manifest, recover
-from impruver_core.files.safe import make_folder, need_room, staged, synced
+from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, recover
+from impruver_core.files.safe import need_room
 from impruver_core.recipe.load import Recipe, resolved
 
 from impruver_gguf import modelfile, quantize
 from impruver_gguf.ahead import model_to_be
 from impruver_gguf.base import has_model, read_model
-from impruver_gguf.convert import Conversion, existing, plan_conversion, sync
-from impruver_gguf.llama_cpp import Places, find_quantizer
-from impruver_gguf.turns import chat_system_prompt, context_length, read_trained, turn_ends
+from impruver_gguf.convert import Conversion, existing, plan_conversion
+from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
+from impruver_gguf.make import Made, discard, earlier, make, outputs
+from impruver_gguf.proof import prove
+from impruver_gguf.sampling import sampling
+from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, turn_ends
+from impruver_gguf.verify import Trained, read_ground
 
-MANIFEST = "impruver.json"
+MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 
-def export(
-    recipe: Recipe, places: Places, only_quantize: bool = False, dry_run: bool = False, overwrite: bool = False
-) -> None:
-    """Makes output_dir/gguf as `recipe` says; `dry_run` tells what would be made."""
+def export(recipe: Recipe, places: Places, flags: Any) -> None:
+    """Makes output_dir/gguf as `recipe` and the command's `flags` say, and proves it."""
+    output_dir = _output_dir(recipe)
+    untrained = flags.dry_run and not flags.only_quantize and not has_model(output_dir)
+    if untrained:
+        result(f"{output_dir} holds no model yet: impruver-train makes it")
+    manifest_path = output_dir / "gguf" / MANIFEST
+    if not flags.dry_run:
+        recover(manifest_path)
+    files = _files(recipe, manifest_path.parent)
+    modelfiles = _modelfiles(recipe, output_dir, files)
+    source = next(iter(files.values()))
+    conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, untrained)
+    if conversion is None:
+        result(f"model.name {recipe.model.name} is no folder here: whether it converts is told when it is trained")
+        return
+    program = _program(places, conversion)
+    before, sizes = earlier(manifest_path, flags.overwrite), _sizes(files, conversion)
+    check_replaceable([*sizes, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
+    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
+    trained = _trained(recipe, output_dir)
+    ground = read_ground(trained) if flags.verify and not untrained else None
+    (result if flags.dry_run else say)(conversion.words)
+    if flags.dry_run:
+        _tell_plan(manifest_path.parent, sizes)
+        return
+    manifest = _manifest(recipe, output_dir, conversion)
+    made = make(conversion, files, modelfiles, program, [] if flags.overwrite else before)
+    manifest = _put_in_place(manifest, made, before, manifest_path)
+    _tell(files)
+    server, limits = find_server(places), recipe.gguf.limits
+    _tell_next(files, prove(trained, ground, files, limits, manifest_path, manifest, server) if ground else None)
+
+
+def _output_dir(recipe: Recipe) -> Path:
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
     if output_dir.exists() and not output_dir.is_dir():
         raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
-    folder = output_dir / "gguf"
-    source = folder / f"model-{recipe.gguf.outtype}.gguf"
-    untrained = dry_run and not only_quantize and not has_model(output_dir)
-    if untrained:
-        result(f"{output_dir} holds no model yet: impruver-train makes it")
-    if not dry_run:
-        recover(folder / MANIFEST)
-    targets = _targets(folder, recipe.gguf.quantization_levels, recipe.gguf.outtype)
-    modelfiles = _modelfiles(recipe, output_dir, {recipe.gguf.outtype: source, **targets})
-    conversion = existing(source) if only_quantize else _planned(recipe, output_dir, places, untrained)
-    if conversion is None:
-        result(f"model.name {recipe.model.name} is no folder here: whether it converts is told when it is trained")
-        return
-    program = _program(places, conversion)
-    before = _before(folder / MANIFEST, overwrite)
-    finals = [*([] if only_quantize else [source]), *targets.values(), *modelfiles]
-    check_replaceable(finals, folder / MANIFEST, overwrite)
-    sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets.items()}
-    need_room(folder, conversion.bytes + conversion.scratch + sum(sizes.values()) + RESERVE)
-    (result if dry_run else say)(conversion.words)
-    if dry_run:
-        _tell_plan(folder, ({} if only_quantize else {source: conversion.bytes}) | sizes)
-        return
-    made = _make(conversion, source, targets, modelfiles, program, convert=not only_quantize)
+    return output_dir
+
+
+def _files(recipe: Recipe, folder: Path) -> dict[str, Path]:
+    """Outtype and levels → their files, the unquantized one first."""
+    levels = [recipe.gguf.outtype, *(level.lower() for level in recipe.gguf.quantization_levels)]
+    return {level: folder / f"model-{level}.gguf" for level in levels}
+
+
+def _sizes(files: dict[str, Path], conversion: Conversion) -> dict[Path, int]:
+    """About the bytes of each file that is to be made."""
+    (_, source), *targets = files.items()
+    sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets}
+    return sizes if conversion.there else {source: conversion.bytes, **sizes}
+
+
+def _put_in_place(
+    manifest: dict[str, Any], made: Made, before: list[dict[str, Any]], manifest_path: Path
+) -> dict[str, Any]:
+    """Gives what was made its names, and the manifest after it; an earlier proof is none of these files."""
     try:
-        manifest = _manifest(recipe, output_dir, made, conversion, before)
+        manifest = manifest | {"outputs": outputs(made, [entry for entry in before if entry["path"] != QUALITY])}
     except BaseException:
-        _discard(made)
+        discard(made.files)
         raise
-    publish(folder / MANIFEST, made, manifest)
-    _tell(folder, [path for path in made if path.suffix == ".gguf"], next(iter(targets), recipe.gguf.outtype))
+    manifest_path.with_name(QUALITY).unlink(missing_ok=True)
+    publish(manifest_path, made.files, manifest)
+    return manifest
+
+
+def _trained(recipe: Recipe, output_dir: Path) -> Trained:
+    ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
+    return Trained(output_dir, ends, recipe.tokenizer.chat_template_kwargs or {}, recipe.model, recipe.base_dir)
 
 
 def _planned(recipe: Recipe, output_dir: Path, places: Places, untrained: bool) -> Conversion | None:
@@ -77,11 +114,6 @@ def _planned(recipe: Recipe, output_dir: Path, places: Places, untrained: bool) 
     return plan_conversion(model, folder, places, recipe.gguf.outtype)
 
 
-def _targets(folder: Path, levels: list[str], outtype: str) -> dict[str, Path]:
-    names = dict.fromkeys(level.lower() for level in levels)
-    return {level: folder / f"model-{level}.gguf" for level in names if level != outtype}
-
-
 def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:
     """Modelfile path → its text."""
     section, trained = recipe.gguf, read_trained(output_dir / MANIFEST)
@@ -89,8 +121,11 @@ def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dic
     modelfile.warn_about_dropped(system)
     stops = turn_ends(output_dir, trained)
     num_ctx = section.num_ctx or context_length(output_dir, trained)
+    parameters, template = sampling(output_dir, recipe.chat) | section.parameters, ollama_template(output_dir)
     return {
-        path.with_name(f"Modelfile.{level}"): modelfile.modelfile(path.name, stops, num_ctx, section.parameters, system)
+        path.with_name(f"Modelfile.{level}"): modelfile.modelfile(
+            path.name, stops, num_ctx, parameters, system, template
+        )
         for level, path in files.items()
     }
 
@@ -100,67 +135,13 @@ def _program(places: Places, conversion: Conversion) -> str | None:
     return find_quantizer(places) if places.quantizer or conversion.by_script else None
 
 
-def _make(
-    conversion: Conversion,
-    source: Path,
-    targets: dict[str, Path],
-    modelfiles: dict[Path, str],
-    program: str | None,
-    convert: bool,
-) -> dict[Path, Path]:
-    """Final path → where the file is now, for all that is made; nothing is left where something goes wrong."""
-    make_folder(source.parent)
-    made = {path: staged(path) for path in [*([source] if convert else []), *targets.values(), *modelfiles]}
-    try:
-        if convert:
-            conversion.write(made[source])
-        quantize.quantize(made.get(source, source), {level: made[path] for level, path in targets.items()}, program)
-        for path, text in modelfiles.items():
-            with synced(made[path]) as file:
-                file.write(text)
-        for path in made.values():
-            sync(path)
-    except BaseException as error:
-        _discard(made)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(source.parent)  # a write knows no name
-        raise
-    return made
-
-
-def _discard(made: dict[Path, Path]) -> None:
-    for path in made.values():
-        path.unlink(missing_ok=True)
-
-
-def _before(path: Path, overwrite: bool) -> list[dict[str, Any]]:
-    """The files that an earlier run's manifest describes."""
-    try:
-        return (read_manifest(path) or {}).get("outputs") or []
-    except ImpruverError:
-        if not overwrite:
-            raise
-        warn(f"{path}: can't be read, and is replaced")
-        return []
-
-
-def _manifest(
-    recipe: Recipe, output_dir: Path, made: dict[Path, Path], conversion: Conversion, before: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What was made, from what; files of earlier runs that still stand there stay described."""
-    folder = output_dir / "gguf"
+def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion) -> dict[str, Any]:
+    """What is made, from what; its outputs come later."""
     trained = read_trained(output_dir / MANIFEST)
-    names = {path.name for path in made}
-    kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
-    stale = [entry["path"] for entry in kept if entry["path"].endswith(".gguf")]
-    if stale and not conversion.there:
-        warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     manifest = new_manifest("impruver-gguf", resolved(recipe, absolute=True))
     manifest |= {name: trained[name] for name in ("tokenizer", "template", "end_of_turn") if name in trained}
     weights = sorted(path for path in output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe(path) for path in weights]
-    made_now = [describe(now, digest=True) | {"path": final.name} for final, now in made.items()]
-    manifest["outputs"] = [*kept, *made_now]
     manifest["counts"] = {"tensors": len(conversion.shapes)}
     return manifest
 
@@ -171,8 +152,14 @@ def _tell_plan(folder: Path, sizes: dict[Path, int]) -> None:
     result(f"nothing was written; without --dry_run these files and their Modelfiles come into {folder}")
 
 
-def _tell(folder: Path, files: list[Path], level: str) -> None:
-    result(table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files]))
+def _tell(files: dict[str, Path]) -> None:
+    result(table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files.values()]))
+
+
+def _tell_next(files: dict[str, Path], best: str | None) -> None:
+    """The last line; without a recommended level the first one is named."""
+    level = best or next(iter([*files][1:]), next(iter(files)))
+    folder = files[level].parent
     result(
         f"wrote {len(files)} GGUF files and their Modelfiles to {folder}; next: "
         f"ollama create NAME -f {folder / f'Modelfile.{level}'}"

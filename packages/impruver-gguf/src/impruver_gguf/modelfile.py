@@ -1,4 +1,4 @@
-"""Modelfiles for Ollama: which file, where a turn ends, how long the context is, the system prompt.
+"""Modelfiles for Ollama: which file, where a turn ends, how long the context is, sampling, the system prompt.
 
 Ollama's quotes know no escapes: a value in three quotes ends with the first line that ends in three quotes, and what is
 no printable character is dropped.
@@ -18,9 +18,14 @@ KEPT = "\n\r\t"  # not printable, and kept all the same
 
 
 def modelfile(
-    gguf_name: str, stops: Sequence[str], num_ctx: int | None, parameters: Mapping[str, Any], system: str | None
+    gguf_name: str,
+    stops: Sequence[str],
+    num_ctx: int | None,
+    parameters: Mapping[str, Any],
+    system: str | None,
+    template: str | None = None,
 ) -> str:
-    """The text of a Modelfile that stands beside the GGUF file `gguf_name`."""
+    """The text of a Modelfile that stands beside the GGUF file `gguf_name`; `template` is in Go's language."""
     settings = {"num_ctx": num_ctx, **parameters} if num_ctx else dict(parameters)
     further = settings.pop("stop", [])
     all_stops = dict.fromkeys([*stops, *(further if isinstance(further, list) else [further])])
@@ -29,6 +34,8 @@ def modelfile(
     for name, value in settings.items():
         values = value if isinstance(value, list) else [value]
         lines += [f"PARAMETER {name} {_plain(each, name)}" for each in values]
+    if template:
+        lines.append(f"TEMPLATE {quoted(template, 'the chat template')}")
     if system:
         lines.append(f"SYSTEM {quoted(system, 'the system prompt')}")
     return "\n".join(lines) + "\n"

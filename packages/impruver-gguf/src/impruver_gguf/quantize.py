@@ -13,45 +13,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from impruver_core.cli.console import progress
 from impruver_core.errors import ImpruverError
 
+from impruver_gguf.fallback import tell_fallbacks
+from impruver_gguf.levels import LEVELS
 
-@dataclass(frozen=True)
-class Level:
-    """llama.cpp's number of a level; bits a weight, and where rows are no multiple of 256."""
-
-    ftype: int
-    bits: float
-    odd_bits: float
-
-
-# What llama.cpp quantizes to without an importance matrix.
-LEVELS = {
-    "q8_0": Level(7, 8.5, 8.5),
-    "q6_k": Level(18, 6.6, 8.5),
-    "q5_0": Level(8, 5.6, 5.6),
-    "q5_1": Level(9, 6.1, 6.1),
-    "q5_k_s": Level(16, 5.6, 6.6),
-    "q5_k_m": Level(17, 5.8, 7.0),
-    "q4_0": Level(2, 4.7, 4.7),
-    "q4_1": Level(3, 5.1, 5.1),
-    "q4_k_s": Level(14, 4.8, 5.8),
-    "q4_k_m": Level(15, 5.0, 6.4),
-    "q3_k_s": Level(11, 3.7, 4.8),
-    "q3_k_m": Level(12, 4.1, 5.4),
-    "q3_k_l": Level(13, 4.4, 5.6),
-    "q2_k": Level(10, 3.4, 4.8),
-    "iq4_nl": Level(25, 4.8, 4.8),
-    "iq4_xs": Level(30, 4.6, 4.8),
-}
-DEFAULT_LEVELS = ("q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k")
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
-SUPER_BLOCK = 256
 FULL = 1 << 20  # fewer free bytes than this: a disk that is full
 
 
@@ -61,7 +32,7 @@ def size_of(level: str, shapes: Mapping[str, Sequence[int]]) -> int:
     for name, shape in shapes.items():
         bits = 32.0
         if len(shape) > 1:
-            bits = LEVELS[level].odd_bits if shape[-1] % SUPER_BLOCK else LEVELS[level].bits
+            bits = LEVELS[level].odd_bits if shape[-1] % LEVELS[level].block else LEVELS[level].bits
             bits = max(bits, 8.5) if name in KEPT_FINE else bits
         total += prod(shape) * bits / 8
     return round(total)
@@ -85,6 +56,8 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
     lost = [str(path) for path in targets.values() if not path.is_file()]
     if lost:
         raise ImpruverError(f"quantizing {source.name} left no {lost[0]}")
+    for level, path in targets.items():
+        tell_fallbacks(level, path)
 
 
 def _run(command: list[str], bar) -> None:

@@ -10,9 +10,23 @@ from typing import Any
 
 from impruver_core.recipe.schema import key, nearest
 
-from impruver_gguf.quantize import DEFAULT_LEVELS, LEVELS
+from impruver_gguf.levels import DEFAULT_LEVELS, LEVELS, NOT_QUANTIZED, WITH_IMATRIX
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
+
+
+@dataclass(frozen=True)
+class LimitsSection:
+    """What a level may lose against the unquantized file and still be recommended."""
+
+    kl: float = key(0.05, "the most that its next tokens may diverge (KL, mean over learned tokens)")
+    top1: float = key(0.9, "the least share of learned tokens where both have the same likeliest token")
+
+    def __post_init__(self):
+        if not 0 <= self.kl < float("inf"):
+            raise ValueError(f"kl must be a number from 0, not {self.kl}")
+        if not 0 <= self.top1 <= 1:
+            raise ValueError(f"top1 must be a share from 0 to 1, not {self.top1}")
 
 
 @dataclass(frozen=True)
@@ -26,11 +40,11 @@ class GgufSection:
         None, "context of the Modelfiles in tokens; left out: what it was trained with, else the model's limit"
     )
     parameters: dict = key({}, "further PARAMETER lines of the Modelfiles, such as temperature or stop (a list)")
+    limits: LimitsSection = key(LimitsSection(), "a level beyond one of these is not recommended")
 
     def __post_init__(self):
         for level in self.quantization_levels:
-            if level.lower() not in LEVELS:
-                raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
+            _check_level(level.lower())
         for name, value in self.parameters.items():
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
@@ -45,6 +59,18 @@ class GgufSection:
                 f"quantization_levels: {further[0]} can't be made of q8_0, which is quantized itself: set outtype to "
                 "f16 or bf16, or quantization_levels to []"
             )
+
+
+def _check_level(level: str) -> None:
+    if level in WITH_IMATRIX:
+        raise ValueError(
+            f"quantization_levels: {level} needs an importance matrix, which is not made here: use llama.cpp's "
+            "llama-imatrix and llama-quantize --imatrix on the unquantized file, or take a level with more bits"
+        )
+    if level in NOT_QUANTIZED:
+        raise ValueError(f"quantization_levels: {level} quantizes nothing: it is a type for gguf.outtype")
+    if level not in LEVELS:
+        raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
 
 
 def _holds(value: Any) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from impruver_core import end_of_turn
 from impruver_core.files.manifest import read_manifest
 
+from impruver_gguf.gotemplate import go_template
 from impruver_gguf.jsonfile import COUNT, TEXT, check_keys, read_json
-from impruver_gguf.vocabulary import chat_template, special_tokens
+from impruver_gguf.vocabulary import chat_template, special_tokens, tokenizer_config
 
 TRAINED_KEYS = {"max_tokens_count": COUNT, "recipe": {"chat": {"system_prompt": TEXT}}}
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
@@ -28,6 +29,15 @@ def turn_ends(output_dir: Path, trained: dict[str, Any]) -> list[str]:
         return list(trained["end_of_turn"])
     template = chat_template(output_dir)
     return end_of_turn(template, special_tokens(output_dir)) if template else []
+
+
+def ollama_template(output_dir: Path) -> str | None:
+    """The chat template in Go's language where Ollama would not do right with the one in the GGUF."""
+    template = chat_template(output_dir)
+    if not template:
+        return None
+    config, named = tokenizer_config(output_dir), special_tokens(output_dir)
+    return go_template(template, named, named.get("bos_token") if config.get("add_bos_token") else None)
 
 
 def context_length(output_dir: Path, trained: dict[str, Any]) -> int | None:

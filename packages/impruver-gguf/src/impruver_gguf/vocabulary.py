@@ -10,6 +10,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.bytelevel import byte_level_vocabulary, is_byte_level
+from impruver_gguf.jinja import exported
 from impruver_gguf.jsonfile import FLAG, INDEX, OBJECT, TEXT, Kind, by_name, either, list_of, read_json, read_text
 from impruver_gguf.pieces import MODEL, piece_vocabulary
 from impruver_gguf.token_types import NAMED, Vocabulary, named_tokens
@@ -65,6 +66,7 @@ def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
             f"{vocabulary.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
             f"read ({error}); copy these files again"
         ) from None
+    special.chat_template = exported(special.chat_template)
     special.add_to_gguf(writer, quiet=True)
 
 

@@ -1,0 +1,74 @@
+"""Tensors whose rows a level's blocks do not fit, and what llama.cpp gave them instead."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from impruver_core.cli.console import say
+
+from impruver_gguf.levels import LEVELS
+
+SIZES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # bytes of a value by GGUF's number of its type
+STRING, ARRAY = 8, 9
+HEADER = 24  # bytes before the first key
+
+
+def tell_fallbacks(level: str, path: Path) -> None:
+    """Names the tensors in the quantized file at `path` that have another type since their rows do not fit."""
+    block = LEVELS[level].block
+    found: dict[str, str] = {}
+    for name, shape, kind in tensor_types(path):
+        if len(shape) > 1 and shape[0] % block and kind != "F32":  # what stays in 32 bits is never quantized
+            found[f"{re.sub(r'[.][0-9]+[.]', '.*.', name)} ({shape[0]} values a row)"] = kind.lower()
+    if found:
+        named = ", ".join(f"{name}: {kind}" for name, kind in found.items())
+        say(f"{level}: its blocks of {block} values do not fit these tensors, which fall back: {named}")
+
+
+def tensor_types(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """(name, sizes with the row's first, type) of each tensor in a GGUF file; nothing for what is none."""
+    import gguf
+
+    names = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
+    if path.stat().st_size < HEADER:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[:4] != b"GGUF":
+            return
+        tensors, keys = struct.unpack_from("<QQ", content, 8)
+        at = HEADER
+        for _ in range(keys):
+            at = _behind_text(content, at)
+            (kind,) = struct.unpack_from("<I", content, at)
+            at = _behind_value(content, at + 4, kind)
+        for _ in range(tensors):
+            start, at = at + 8, _behind_text(content, at)
+            name = content[start:at].decode("utf-8", "replace")
+            (count,) = struct.unpack_from("<I", content, at)
+            *shape, kind = struct.unpack_from(f"<{count}QI", content, at + 4)
+            at += 4 + 8 * count + 4 + 8
+            yield name, tuple(shape), names.get(kind, f"type {kind}")
+
+
+def _behind_text(content: mmap.mmap, at: int) -> int:
+    (length,) = struct.unpack_from("<Q", content, at)
+    return at + 8 + length
+
+
+def _behind_value(content: mmap.mmap, at: int, kind: int) -> int:
+    """Where a value ends; one of a list's is of `kind`."""
+    if kind == STRING:
+        return _behind_text(content, at)
+    if kind != ARRAY:
+        return at + SIZES[kind]
+    inner, count = struct.unpack_from("<IQ", content, at)
+    at += 12
+    if inner not in (STRING, ARRAY):
+        return at + SIZES[inner] * count
+    for _ in range(count):
+        at = _behind_value(content, at, inner)
+    return at

@@ -1,0 +1,154 @@
+"""The rows that a GGUF is proven on: output_dir's heldout.jsonl, else a small set that comes with this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError, RefusedError
+from impruver_core.files.jsonl import numbered_rows
+from impruver_core.templating.mask import UNLEARNED, encode_chat
+from impruver_core.templating.prepare import prepare
+from impruver_core.templating.render import render
+from impruver_core.templating.template import Templates
+from impruver_core.templating.tokenizer import plain_encoding
+
+from impruver_gguf.tokens import SavedTokenizer
+
+BUILT_IN = Path(__file__).with_name("heldout.jsonl")
+MOST_ROWS, MOST_TOKENS, MOST_LEARNED = 32, 4096, 2048  # of which logits are taken
+MOST_ANSWERS = 4
+ANSWER_ROOM = (32, 2, 160)  # tokens that an answer may have: so many and twice the row's own, at most so many
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row rendered: its text, the tokenizer's ids of it, and what was trained (or would be) with its labels."""
+
+    where: str  # file and line
+    text: str
+    text_ids: list[int]
+    ids: list[int]
+    labels: list[int]
+    chat: dict[str, Any] | None = None  # what it was rendered from, and what asks for its last answer
+    prompt: list[int] | None = None  # ids up to the last answer
+
+    @property
+    def learned(self) -> list[int]:
+        """The positions whose logits foretell a learned token."""
+        return [at - 1 for at, label in enumerate(self.labels) if at and label != UNLEARNED]
+
+
+@dataclass
+class HeldOut:
+    """All rows, those that logits are taken of, and what was left out."""
+
+    rows: list[Row] = field(default_factory=list)
+    measured: list[Row] = field(default_factory=list)
+    asked: list[tuple[list[int], int]] = field(default_factory=list)  # prompts, and the room for their answers
+    refused: list[str] = field(default_factory=list)
+
+
+def read_heldout(output_dir: Path, tokenizer: SavedTokenizer, kwargs: dict[str, Any], longest: int | None) -> HeldOut:
+    """The rows for a model whose context holds `longest` tokens; `kwargs` are the recipe's chat_template_kwargs."""
+    path = output_dir / "heldout.jsonl"
+    lines = list(numbered_rows(path)) if path.is_file() else []
+    found = _encoded(lines or numbered_rows(BUILT_IN), path if lines else None, tokenizer, kwargs)
+    tokens = learned = 0
+    for row in found.rows:
+        tokens, learned = tokens + len(row.ids), learned + len(row.learned)
+        fits = tokens <= MOST_TOKENS and learned <= MOST_LEARNED and len(row.ids) <= (longest or len(row.ids))
+        if fits and len(found.measured) < MOST_ROWS and row.learned:
+            found.measured.append(row)
+        else:
+            tokens, learned = tokens - len(row.ids), learned - len(row.learned)
+    base, factor, most = ANSWER_ROOM
+    for row in found.rows:
+        room = min(base + factor * len(row.learned), most)
+        if row.prompt and len(found.asked) < MOST_ANSWERS and len(row.prompt) + room <= (longest or MOST_TOKENS):
+            found.asked.append((row.prompt, room))
+    return found
+
+
+def _encoded(lines: Iterable, path: Path | None, tokenizer: SavedTokenizer, kwargs: dict[str, Any]) -> HeldOut:
+    found, templates = HeldOut(), Templates(tokenizer)
+    for number, line in lines:
+        where = f"{path}, line {number}" if path else f"the built-in set, line {number}"
+        try:
+            made = list(_rows(line, where, tokenizer, templates, kwargs, built_in=path is None))
+        except RefusedError as error:
+            found.refused.append(f"{where}: {error.detail}")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ImpruverError(f"{where}: no row of messages or text ({type(error).__name__}: {error})") from None
+        else:
+            found.rows += made
+    return found
+
+
+def _rows(line: dict, where: str, tokenizer, templates: Templates, kwargs: dict, built_in: bool) -> Iterator[Row]:
+    if "messages" in line and (tokenizer.chat_template or not built_in):
+        yield _chat(line, where, tokenizer, templates, kwargs)
+    elif "messages" in line:  # a model without a chat template has seen no chats
+        yield _document({"text": line["messages"][-1]["content"]}, where, tokenizer)
+    elif "text" in line:
+        yield _document(line, where, tokenizer)
+
+
+def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: Templates, kwargs: dict) -> Row:
+    messages, tools = line["messages"], line.get("tools")
+    named = {**kwargs, **(line.get("chat_template_kwargs") or {})}
+    template, variables, shape = templates.pick(tools, named)
+    prepared = prepare(messages, shape)
+    chat = {"messages": prepared, "tools": tools, "template": template, "variables": variables, "kwargs": named}
+    chat["before"], chat["prompt"] = _asked(chat)
+    text = str.__str__(render(template, prepared, tools, variables=variables))
+    ids, labels = _trained(line, where, tokenizer)
+    if ids is None:
+        encoded = encode_chat(tokenizer, messages, tools, chat_template_kwargs=named)
+        ids, labels = encoded.input_ids, encoded.labels
+    text_ids = _ids(tokenizer, text)
+    bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] != text_ids[:1] else []
+    prompt = bos + _ids(tokenizer, chat["prompt"]) if chat["prompt"] else None
+    return Row(where, text, text_ids, ids, labels, chat, prompt)
+
+
+def _asked(chat: dict[str, Any]) -> tuple[list[dict] | None, str | None]:
+    """What stands before the last answer, as messages and as the text that asks for it; None where nobody answers."""
+    prepared, variables = chat["messages"], chat["variables"]
+    last = max((at for at, message in enumerate(prepared) if message["role"] == "assistant"), default=0)
+    if not last:
+        return None, None
+    try:
+        text = render(chat["template"], prepared[:last], chat["tools"], add_generation_prompt=True, variables=variables)
+    except RefusedError:
+        return None, None
+    return prepared[:last], str.__str__(text)
+
+
+def _document(line: dict, where: str, tokenizer: SavedTokenizer) -> Row:
+    text_ids = _ids(tokenizer, line["text"])
+    ids, labels = _trained(line, where, tokenizer)
+    if ids is None:
+        ids, labels = text_ids, [UNLEARNED, *text_ids[1:]]
+    return Row(where, line["text"], text_ids, ids, labels)
+
+
+def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[int] | None, list[int]]:
+    """(ids, labels) as compose made them; None where the row has none."""
+    ids, labels = line.get("input_ids"), line.get("labels")
+    if ids is None or labels is None:
+        return None, []
+    whole = len(ids) == len(labels) and all(type(number) is int and number >= 0 for number in ids)
+    if not whole or max(ids, default=0) >= tokenizer.size:
+        raise ImpruverError(
+            f"{where}: input_ids and labels are not this tokenizer's, or of two lengths; take the heldout.jsonl that "
+            "training left, or move it away to use the built-in set"
+        )
+    return ids, labels
+
+
+def _ids(tokenizer: SavedTokenizer, text: str) -> list[int]:
+    with plain_encoding(tokenizer) as encode:
+        return list(encode([text])[0].ids)

@@ -1,0 +1,30 @@
+"""The chat template as it goes into a GGUF: without `{% generation %}`, which only training asks for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
+
+
+def exported(templates: Any) -> Any:
+    """A chat template, or a list of named ones, as GGUF is to hold it; None for none."""
+    if isinstance(templates, list):
+        return [entry | {"template": without_generation(entry["template"])} for entry in templates]
+    return without_generation(templates) if isinstance(templates, str) else templates
+
+
+def without_generation(template: str) -> str:
+    """`template` without its generation tags: what it renders stays the same, blanks included.
+
+    Where a tag also trims what stands around it (a dash, a line of its own), an empty block that trims alike stands in.
+    """
+
+    def replaced(found: re.Match) -> str:
+        left, right, newline = found.groups()
+        line = template[: found.start()].rpartition("\n")[2]
+        trims = left or right or newline or not line.strip()
+        return f"{{%{left} if true %}}{{% endif {right}%}}{newline}" if trims else ""
+
+    return TAG.sub(replaced, template)

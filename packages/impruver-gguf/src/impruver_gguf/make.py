@@ -1,0 +1,114 @@
+"""Makes the files under other names, whole, and describes them; what an earlier run made from the same is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import say, warn
+from impruver_core.errors import ImpruverError
+from impruver_core.files.manifest import describe, read_manifest
+from impruver_core.files.safe import make_folder, sha256, staged, synced
+
+from impruver_gguf import quantize
+from impruver_gguf.convert import Conversion, sync
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made: final path → where the file is now; the levels, made now or kept, and how they come about."""
+
+    files: dict[Path, Path]
+    levels: list[Path]
+    how: dict[str, str]  # what a level was made from, and with what
+    only_levels: bool
+
+
+def make(
+    conversion: Conversion,
+    files: Mapping[str, Path],
+    modelfiles: Mapping[Path, str],
+    program: str | None,
+    before: Iterable[dict[str, Any]],
+) -> Made:
+    """Makes `files` (level → path, the unquantized one first) under other names; nothing is left where that fails.
+
+    A level that `before`, the files of an earlier run, holds whole and made from the same file in the same way stays.
+    """
+    (_, source), *targets = files.items()
+    make_folder(source.parent)
+    levels = [path for _, path in targets]
+    made = {path: staged(path) for path in [*([] if conversion.there else [source]), *levels, *modelfiles]}
+    try:
+        if not conversion.there:
+            conversion.write(made[source])
+        now = made.get(source, source)
+        how = {"source": sha256(now), "quantizer": quantizer(program)}
+        done = _done(dict(targets), before, how)
+        made = {final: path for final, path in made.items() if final not in done}
+        quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
+        _write_texts({made[path]: text for path, text in modelfiles.items()})
+        for path in made.values():
+            sync(path)
+    except BaseException as error:
+        discard(made)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(source.parent)  # a write knows no name
+        raise
+    return Made(made, levels, how, conversion.there)
+
+
+def _write_texts(texts: Mapping[Path, str]) -> None:
+    for path, text in texts.items():
+        with synced(path) as file:
+            file.write(text)
+
+
+def quantizer(program: str | None) -> str:
+    """What makes the levels, as the manifest tells it."""
+    return program or f"cyllama {version('cyllama')}"
+
+
+def _done(targets: Mapping[str, Path], before: Iterable[dict[str, Any]], how: dict[str, str]) -> set[Path]:
+    """The levels that are there already; that they are whole was checked before they could be replaced."""
+    alike = {entry["path"] for entry in before if how.items() <= entry.items()}
+    done = {level: path for level, path in targets.items() if path.name in alike and path.is_file()}
+    if done:
+        say(f"{', '.join(done)}: there already, made from the same file, and kept")
+    return set(done.values())
+
+
+def discard(made: Mapping[Path, Path]) -> None:
+    """Removes what is not going to be put in place."""
+    for path in made.values():
+        path.unlink(missing_ok=True)
+
+
+def earlier(path: Path, overwrite: bool) -> list[dict[str, Any]]:
+    """The files that an earlier run's manifest describes."""
+    try:
+        return (read_manifest(path) or {}).get("outputs") or []
+    except ImpruverError:
+        if not overwrite:
+            raise
+        warn(f"{path}: can't be read, and is replaced")
+        return []
+
+
+def outputs(made: Made, before: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What stands in the folder, for its manifest: files of earlier runs that are still there, and what was made."""
+    names = {path.name for path in made.files}
+    folder = next(iter(made.files)).parent
+    kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
+    wanted = {path.name for path in made.levels}
+    stale = [entry["path"] for entry in kept if entry["path"].endswith(".gguf") and entry["path"] not in wanted]
+    if stale and not made.only_levels:
+        warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
+    now = [
+        describe(path, digest=True) | {"path": final.name} | (made.how if final in made.levels else {})
+        for final, path in made.files.items()
+    ]
+    return [*kept, *now]

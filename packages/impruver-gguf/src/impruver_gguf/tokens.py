@@ -1,0 +1,81 @@
+"""output_dir's tokenizer without transformers, in the shape that core's templates and masks ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from impruver_gguf.bytelevel import load_backend
+from impruver_gguf.token_types import WORD_BORDER, named_tokens
+from impruver_gguf.vocabulary import chat_template, special_tokens, tokenizer_config, tokenizer_json
+
+
+class SavedTokenizer:
+    """A fast tokenizer as transformers has it, of what `impruver_core` reads of one."""
+
+    is_fast = True
+
+    def __init__(self, folder: Path):
+        config = tokenizer_config(folder)
+        named = named_tokens(config)
+        self.backend_tokenizer = load_backend(folder, tokenizer_json(folder), config)
+        self.chat_template = _templates(config) or chat_template(folder)
+        self.special_tokens_map = named
+        self.extra_special_tokens = special_tokens(folder)["additional_special_tokens"]
+        self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
+        self.bos_token, self.eos_token = named.get("bos_token"), named.get("eos_token")
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id of BOS; None without one."""
+        return self.backend_tokenizer.token_to_id(self.bos_token) if self.bos_token else None
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of EOS; None without one."""
+        return self.backend_tokenizer.token_to_id(self.eos_token) if self.eos_token else None
+
+    @property
+    def size(self) -> int:
+        """Ids that it gives are below this."""
+        return max(self.backend_tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def read_tokenizer(folder: Path) -> SavedTokenizer:
+    """The tokenizer in a folder; ImpruverError where its files can't be read."""
+    return SavedTokenizer(folder)
+
+
+def _templates(config: dict[str, Any]) -> dict[str, str] | None:
+    """Several named templates of a tokenizer_config.json by name."""
+    listed = config.get("chat_template")
+    return {entry.get("name"): entry.get("template") for entry in listed} if isinstance(listed, list) else None
+
+
+def differ_in_blanks(ours: list[int], theirs: list[int], tokenizer: SavedTokenizer) -> bool:
+    """Whether two lists of ids say the same but for blanks at the start or after a special token.
+
+    SentencePiece puts a blank before a text; llama.cpp and tokenizers disagree where one starts. Up to the first word's
+    end the tokens may then differ, their text less the blank may not.
+    """
+    pieces = [_segments(ids, tokenizer) for ids in (ours, theirs)]
+    return len(pieces[0]) == len(pieces[1]) and all(map(_same_words, *pieces))
+
+
+def _segments(ids: list[int], tokenizer: SavedTokenizer) -> list[list[str]]:
+    """The texts of tokens, cut before each special token, which stands first in its piece."""
+    segments: list[list[str]] = [[""]]
+    for number in ids:
+        text = tokenizer.backend_tokenizer.id_to_token(number) or f"<{number}>"
+        if number in tokenizer.added_tokens_decoder:
+            segments.append([text])
+        else:
+            segments[-1].append(text)
+    return segments
+
+
+def _same_words(one: list[str], other: list[str]) -> bool:
+    while len(one) > 1 and len(other) > 1 and one[-1] == other[-1]:
+        one, other = one[:-1], other[:-1]
+    heads = ["".join(part[1:]).lstrip(WORD_BORDER) for part in (one, other)]
+    return one[0] == other[0] and heads[0] == heads[1] and WORD_BORDER not in heads[0]

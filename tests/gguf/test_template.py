@@ -1,0 +1,139 @@
+"""The chat template on its way into a GGUF: no generation tags, and llama.cpp's engine where one is at hand."""
+
+import json
+import sys
+
+import pytest
+from impruver_core.templating.render import render
+from impruver_gguf.jinja import without_generation
+from make_models import edit_json
+from test_proof import chat, rows_of, write_heldout
+
+BODY = "{{ message['content'] }}<|im_end|>"
+FORMS = [
+    "{% generation %}" + BODY + "{% endgeneration %}",
+    "{%- generation -%}" + BODY + "{%- endgeneration -%}",
+    "{%- generation %}\n  " + BODY + "\n  {% endgeneration -%}",
+    "\n    {% generation %}\n" + BODY + "\n    {% endgeneration %}\n\n",
+    " x {%generation%} " + BODY + " {%endgeneration%} y ",
+    "a\n{%+ generation %}" + BODY + "\n{% endgeneration +%}\nb",
+    "{% generation %}" + BODY + "\n{% endgeneration %}",
+]
+AROUND = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{FORM}{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MESSAGES = chat("Hi", "  Ho\n")["messages"] * 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_generation_tags_go_and_nothing_else_changes(form):
+    template = AROUND.replace("{FORM}", form)
+    exported = without_generation(template)
+    assert "generation %}" not in exported.replace("add_generation_prompt", "")
+    for prompt in (False, True):
+        before = render(template, MESSAGES, add_generation_prompt=prompt)
+        assert render(exported, MESSAGES, add_generation_prompt=prompt) == before
+    assert without_generation(exported) == exported
+
+
+def test_plain_tags_are_just_taken_out():
+    template = AROUND.replace("{FORM}", FORMS[0])
+    assert without_generation(template) == AROUND.replace("{FORM}", BODY)
+
+
+def template_in(folder) -> str:
+    from gguf import GGUFReader
+
+    return GGUFReader(folder / "gguf/model-f16.gguf").get_field("tokenizer.chat_template").contents()
+
+
+def test_what_stands_in_the_file(tiny, proven):
+    (tiny / "chat_template.jinja").write_text(AROUND.replace("{FORM}", FORMS[3]), encoding="utf-8")
+    edit_json(tiny / "tokenizer_config.json", chat_template=None)
+    write_heldout(tiny, [chat("Hi", "Ho")])
+    code, _, told = proven("--output_dir", tiny)
+    assert code == 0, told
+    assert template_in(tiny) == without_generation(AROUND.replace("{FORM}", FORMS[3]))
+    assert "endgeneration" not in template_in(tiny)
+
+
+def test_several_templates_keep_their_names(tiny, proven):
+    named = [
+        {"name": name, "template": AROUND.replace("{FORM}", form)} for name, form in zip("ab", FORMS, strict=False)
+    ]
+    named[0]["name"] = "default"
+    edit_json(tiny / "tokenizer_config.json", chat_template=named)
+    code, _, told = proven("--output_dir", tiny)
+    assert code == 0, told
+    assert template_in(tiny) == AROUND.replace("{FORM}", BODY)
+
+
+SERVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import jinja2
+from gguf import GGUFReader
+given = dict(zip(sys.argv[1::1], sys.argv[2::1]))
+template = GGUFReader(given["-m"]).get_field("tokenizer.chat_template").contents()
+how = sys.argv[0].rpartition(".")[2]
+if how == "broken":
+    sys.exit("no such model architecture")
+environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self, code, content):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def do_GET(self):
+        self.answer(200, {"status": "ok"})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if how == "old" or self.path != "/apply-template":
+            return self.answer(404, {})
+        if how == "refusing":
+            return self.answer(500, {"error": "no filter named tojson"})
+        if how == "trimming":
+            asked["messages"] = [m | {"content": m["content"].strip()} for m in asked["messages"]]
+        self.answer(200, {"prompt": environment.from_string(template).render(**asked)})
+
+    def log_message(self, *_):
+        pass
+
+
+HTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
+"""
+ENDS = {  # exit code, what is told
+    "right": (0, "renders 1 conversations as the tokenizer's template does"),
+    "trimming": (3, "renders", "otherwise", "Hi  there  <|im_end|>", "Hi  there<|im_end|>", "heldout.jsonl, line 1"),
+    "refusing": (3, "refuses", "no filter named tojson"),
+    "old": (0, "too old to render templates"),
+    "broken": (0, "does not start", "no such model architecture"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_llama_cpps_own_engine_is_asked_where_it_is_there(how, tiny, proven, tmp_path):
+    folder = tmp_path / "llama.cpp/build/bin"
+    folder.mkdir(parents=True)
+    program = folder / f"server.{how}"
+    program.write_text(f"#!{sys.executable}{SERVER}", encoding="utf-8")
+    program.chmod(0o755)
+    (folder / "llama-server").write_text(f'#!/bin/sh\nexec "{program}" "$@"\n', encoding="utf-8")
+    (folder / "llama-server").chmod(0o755)
+    (tiny / "chat_template.jinja").write_text(AROUND.replace("{FORM}", FORMS[0]), encoding="utf-8")
+    edit_json(tiny / "tokenizer_config.json", chat_template=None)
+    write_heldout(tiny, [chat("Hi  there  ", "Ho")])
+    code, _, told = proven("--output_dir", tiny, "--llama_cpp", tmp_path / "llama.cpp")
+    wanted, *words = ENDS[how]
+    assert code == wanted, told
+    for word in words:
+        assert word in told, told
+    assert list(rows_of(tiny)) == ["f16", "q8_0"]
+    failed = json.loads((tiny / "gguf/impruver.json").read_text(encoding="utf-8")).get("failed")
+    assert failed == (["f16"] if wanted else None)
