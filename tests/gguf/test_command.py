@@ -115,7 +115,7 @@ def measured(*flags):
 
 def test_memory_stays_far_below_the_largest_tensor(large):
     """In float32 its embeddings alone take 490 MB."""
-    megabytes, _ = measured("--output_dir", large, "--quiet")
+    megabytes, _ = measured("--output_dir", large, "--quiet", "--verify", "false")
     assert megabytes < 250
 
 
