@@ -81,6 +81,11 @@ def trains_token_rows(lora: dict[str, Any] | None, new_ids: list[int]) -> bool:
     return lora is not None and bool(new_ids or lora.get("trainable_token_indices"))
 
 
+def bits_of(section: Any) -> int | None:
+    """In how many bits the `model` section has the base held; None for all of them."""
+    return 4 if section.load_in_4bit else 8 if section.load_in_8bit else None
+
+
 def measure(
     section: Any,
     config: Any,

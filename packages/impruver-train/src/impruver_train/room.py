@@ -1,6 +1,9 @@
 """What a run needs of disk and memory: room for its checkpoints, and what to change where memory was not enough."""
 
 import math
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,11 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import need_room, size_text
 
 from impruver_train.build import text_config
-from impruver_train.memory import STATE
+from impruver_train.memory import STATE, checkpointed, estimate
 
 TOKENIZER_BYTES = 100  # of tokenizer.json, for an entry of the vocabulary
 WORTH = 0.01  # of the greatest effect
+LORA_SHARE = 0.02  # of the weights that an adapter trains, more or less
 
 
 def saves(arguments: Any, steps_of_epoch: int, steps: int) -> int:
@@ -46,46 +50,43 @@ def check_disk(output_dir: Path, plan: Any, steps: tuple[int, int], start: Path 
         ) from None
 
 
-def memory_advice(plan: Any, longest: int, quantized: bool) -> list[str]:
+def memory_advice(plan: Any, longest: int, bits: int | None) -> list[str]:
     """What to set where memory was not enough, with what each saves of this run, the greatest effect first."""
-    options = [*activation_options(plan, longest), *weight_options(plan, quantized)]
+    now = peak(plan, longest, bits)
+    options = [(now - left, text) for left, text in ways_out(plan, longest, bits)] if now is not None else []
     options.sort(reverse=True)
     worth = [(saved, text) for saved, text in options if saved > WORTH * options[0][0]]
-    return [f"{text} (about {size_text(saved)} less)" for saved, text in worth]
+    told = [f"{text} (about {size_text(saved)} less)" for saved, text in worth]
+    return told or ["smaller batches, trainer.gradient_checkpointing: true, shorter rows"]
 
 
-def activation_options(plan: Any, longest: int) -> list[tuple[float, str]]:
-    """(bytes saved, what to set) of what is kept for the backward pass of one batch."""
-    arguments, config = plan.arguments, text_config(plan.config)
-    batch, wide = arguments.per_device_train_batch_size, plan.precision.compute.itemsize
-    tokens = batch * math.ceil(longest / 8) * 8
-    hidden = getattr(config, "hidden_size", 0)
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    blocks = tokens * getattr(config, "num_hidden_layers", 0) * wide * (10 * hidden + 3 * inner)
-    inputs = tokens * getattr(config, "num_hidden_layers", 0) * wide * hidden
-    on = bool(getattr(arguments, "activation_checkpointing", False) or arguments.gradient_checkpointing)
-    whole = (inputs if on else blocks) + tokens * plan.vocabulary * (wide + 8)  # logits, as fp32 with their gradient
-    options = []
+def peak(plan: Any, longest: int, bits: int | None, size: Any = None, **arguments: Any) -> int | None:
+    """The estimate's peak in bytes with other training `arguments`, or another `size`; None where it knows none."""
+    changed = copy(plan.arguments)
+    for name, value in arguments.items():
+        setattr(changed, name, value)
+    found = estimate(size or plan.size, text_config(plan.config), changed, plan.precision, bits, longest)
+    return None if found is None else found.peak
+
+
+def ways_out(plan: Any, longest: int, bits: int | None) -> Iterator[tuple[int, str]]:
+    """(peak in bytes, what to set) for all that would take less."""
+    arguments, size = plan.arguments, plan.size
+    batch = arguments.per_device_train_batch_size
     if batch > 1:
         steps = batch * arguments.gradient_accumulation_steps
         text = f"trainer.per_device_train_batch_size: 1 with trainer.gradient_accumulation_steps: {steps}"
-        options.append((whole * (1 - 1 / batch), f"{text}, the same batch in smaller parts"))
-    if not on:
-        options.append((blocks - inputs, "trainer.gradient_checkpointing: true, about a third slower"))
-    shorter = longest // 2
-    options.append((whole / 2, f"tokenizer.max_tokens_count: {shorter} for rows of at most half the length (compose)"))
-    return options
-
-
-def weight_options(plan: Any, quantized: bool) -> list[tuple[float, str]]:
-    """(bytes saved, what to set) of what weights, gradients and optimizer hold all the time."""
-    size, state = plan.size, STATE.get(plan.arguments.optim.value, 8)
-    frozen = size.total - size.trainable
-    options = []
-    if not frozen:
-        options.append((size.total * (4 + state) * 0.98, "a `lora` section: a small part of the weights is trained"))
-    elif not quantized:
-        options.append((frozen * (plan.precision.frozen.itemsize - 0.56), "model.load_in_4bit: true"))
-    if state == 8 and find_spec("bitsandbytes"):
-        options.append((size.trainable * 6, "trainer.optim: adamw_bnb_8bit"))
-    return options
+        smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
+        yield peak(plan, longest, bits, **smaller), f"{text}, the same batch in smaller parts"
+    if not checkpointed(arguments):
+        text = "trainer.gradient_checkpointing: true, about a third slower"
+        yield peak(plan, longest, bits, gradient_checkpointing=True), text
+    shorter = f"tokenizer.max_tokens_count: {longest // 2} for rows of at most half the length (compose)"
+    yield peak(plan, longest // 2, bits), shorter
+    if size.trainable == size.total:
+        small = replace(size, trainable=int(LORA_SHARE * size.total))
+        yield peak(plan, longest, bits, small), "a `lora` section: a small part of the weights is trained"
+    elif not bits:
+        yield peak(plan, longest, 4), "model.load_in_4bit: true"
+    if STATE.get(arguments.optim.value, 8) == 8 and find_spec("bitsandbytes"):
+        yield peak(plan, longest, bits, optim="adamw_bnb_8bit"), "trainer.optim: adamw_bnb_8bit"

@@ -130,7 +130,7 @@ def prepare(
 def tell(ready: Ready, dry_run: bool) -> None:
     """Says what the run amounts to and where it starts; ImpruverError where the disk has no room for it."""
     plan, model, layout = ready.plan, ready.recipe.model, ready.layout
-    bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
+    bits = build.bits_of(model)
     text = build.text_config(plan.config)
     for line in estimate.lines(plan.size, text, ready.facts.get("train"), layout, plan.arguments, plan.precision, bits):
         (result if dry_run else say)(line)
@@ -147,8 +147,7 @@ def fit(ready: Ready, overwrite: bool) -> None:
     plan, output_dir = ready.plan, ready.output_dir
     writes = plan.arguments.process_index == 0  # of several processes one alone writes
     about = resume.about_run(ready.whole, ready.digests, plan.arguments.world_size)
-    quantized = ready.recipe.model.load_in_4bit or ready.recipe.model.load_in_8bit
-    advice = partial(room.memory_advice, plan, estimate.longest(ready.layout.sizes), quantized)
+    advice = partial(room.memory_advice, plan, estimate.longest(ready.layout.sizes), build.bits_of(ready.recipe.model))
     with (
         place.held(output_dir) if writes else nullcontext(),
         failures.told(output_dir, advice),
