@@ -76,7 +76,7 @@ def ours(recipe, made, rows, steps: int) -> float:
     made.arguments.max_steps = steps + 1
     out = Path(recipe.output_dir)
     finite = failures.finite_callback(out, Path(recipe.train_path))
-    saving = stopping.Saving(out, signals.Noted(), {}, None)
+    saving = stopping.saving_callback(out, signals.Noted(), {}, None)
     speed = speed_callback(out / "speed.jsonl")
     trainer = trainers.make_trainer(recipe, made, {"train": rows["train"]}, [], [finite, saving, speed, Watch()])
     finite.batches = speed.batches = failures.remember_batches(trainer)

@@ -1,15 +1,10 @@
 """Saving so that nothing is lost: each checkpoint gets its marker, and a signal brings one after the running step.
 
-What a checkpoint holds makes a run that goes on from it equal, number for number, to one that was never stopped. This
-module imports torch and transformers, and is therefore imported only when training is near.
+What a checkpoint holds makes a run that goes on from it equal, number for number, to one that was never stopped.
 """
 
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from impruver_train import checkpoints
 from impruver_train.processes import wait_for_all
@@ -19,8 +14,15 @@ from impruver_train.signals import Noted, agreed, stopped
 EPOCH_RANDOM = "epoch_random_{}.pth"  # torch's state where the epoch began: length grouping shuffles by it
 
 
-class Saving(TrainerCallback):
-    """Trainer's callback that makes checkpoints whole.
+def saving_callback(*parts: Any) -> Any:
+    """Trainer's callback that makes checkpoints whole; `parts` are what `Saving` takes."""
+    from transformers import TrainerCallback
+
+    return type("SavingCallback", (Saving, TrainerCallback), {})(*parts)
+
+
+class Saving:
+    """What `saving_callback` adds to transformers' TrainerCallback, which takes seconds to import.
 
     `about` goes into each marker, `start` is gone on from. `asked`: whether the recipe asks for the save that is due,
     `late`: whether that waits for the epoch's end.
@@ -46,6 +48,8 @@ class Saving(TrainerCallback):
         self.noted.arm()
 
     def on_epoch_begin(self, args, state, control, **_):
+        import torch
+
         if self.start is not None:
             random = self.start / EPOCH_RANDOM.format(args.process_index)
             if random.is_file():
@@ -59,10 +63,10 @@ class Saving(TrainerCallback):
         self.stop = agreed(self.noted, args.device)
         if self.stop:
             control.should_save, args.save_only_model = True, False
-            if args.save_strategy == SaveStrategy.BEST:  # which would take the save back after an evaluation
-                self.by_best, args.save_strategy = True, SaveStrategy.STEPS
+            if args.save_strategy == "best":  # which would take the save back after an evaluation
+                self.by_best, args.save_strategy = True, type(args.save_strategy)("steps")
         # An epoch's evaluation comes after its last step: it belongs into that step's checkpoint.
-        self.late = control.should_save and ends and bool(self.stop or args.eval_strategy == IntervalStrategy.EPOCH)
+        self.late = control.should_save and ends and bool(self.stop or args.eval_strategy == "epoch")
         control.should_save = control.should_save and not self.late
 
     def on_epoch_end(self, args, state, control, **_):
@@ -71,6 +75,8 @@ class Saving(TrainerCallback):
         self.late = False
 
     def on_save(self, args, state, control, **_):
+        import torch
+
         asked = state.best_global_step == state.global_step if self.by_best else self.asked or not self.stop
         folder = self.output_dir / f"checkpoint-{state.global_step}"
         torch.save(self.epoch_random, folder / EPOCH_RANDOM.format(args.process_index))

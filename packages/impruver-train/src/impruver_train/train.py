@@ -27,6 +27,7 @@ from impruver_train import (
     room,
     sharding,
     signals,
+    stopping,
 )
 from impruver_train.packing import Layout
 from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows, recipe_name
@@ -142,8 +143,6 @@ def tell(ready: Ready, dry_run: bool) -> None:
 
 def fit(ready: Ready, overwrite: bool) -> None:
     """Loads, trains and writes, with what keeps the work in between: the folder held, signals and failures caught."""
-    from impruver_train.stopping import Saving
-
     plan, output_dir = ready.plan, ready.output_dir
     writes = plan.arguments.process_index == 0  # of several processes one alone writes
     about = resume.about_run(ready.whole, ready.digests, plan.arguments.world_size)
@@ -154,7 +153,7 @@ def fit(ready: Ready, overwrite: bool) -> None:
         signals.noting() as noted,
     ):
         finite = failures.finite_callback(output_dir, ready.inputs["train"])
-        saving = Saving(output_dir, noted, about, ready.start)
+        saving = stopping.saving_callback(output_dir, noted, about, ready.start)
         speed = speed_callback(output_dir / SPEED)
         trainer = make_trainer(ready.recipe, plan, ready.rows, ready.ends, [finite, saving, speed])
         if writes:
