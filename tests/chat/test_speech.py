@@ -68,6 +68,8 @@ CALLING = [
     "mistralai-Mistral-Nemo-Instruct-2407",
     "mistralai-Ministral-3-3B-Reasoning-2512",
     "deepseek-ai-DeepSeek-V3.1",
+    "Qwen-Qwen3.6-35B-A3B",
+    "zai-org-GLM-4.5-Air",
 ]
 
 
@@ -94,6 +96,14 @@ def test_calls_of_stock_templates(name, count):
     message, pieces = heard(template.marks, template.said({"role": "function_call", "content": content}))
     assert (message["role"], json.loads(message["content"])) == ("function_call", json.loads(content))
     assert pieces["text"].strip() == ""
+
+
+def test_a_template_that_has_a_role_for_calls_too_gets_them_as_the_model_made_them():
+    template = Template("Qwen-Qwen3-Coder-Next")
+    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALLS[0]}]}
+    message, _ = heard(template.marks, template.said(called))
+    assert [call["function"] for call in message["tool_calls"]] == [CALLS[0]]
+    assert template.render(USER, message) == template.render(USER, called)
 
 
 def test_a_call_behind_reasoning_and_text():

@@ -3,18 +3,20 @@
 import json
 import re
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any
 
-from impruver_core.templating.probe_chats import ARGUMENTS
-
 NAME, ID = "probe_tool", "call00001"  # of the probe's call
+ARGUMENTS = {"probe_one": "probe value", "probe_two": "another value"}
 WORD = re.compile(r"[\w.:/-]+")
 
 
 @dataclass(frozen=True)
 class CallForm:
     """What stands before the first call, before each further one and behind the last. A call is JSON, with name and
-    arguments under these keys; or, where `between` is not None, a name, that text, and the arguments as JSON.
+    arguments under these keys; or, where `between` is not None, a name, that text, and the arguments as JSON; or,
+    where `tags` are given, a name, then each argument's name and value as text, with these before the first name,
+    before a value and before each further name.
     """
 
     opens: str
@@ -22,11 +24,12 @@ class CallForm:
     closes: str = ""
     keys: tuple[str, str] = ("name", "arguments")
     between: str | None = None
+    tags: tuple[str, str, str] | None = None
 
     @property
     def literals(self) -> tuple[str, ...]:
         """The texts that a template writes around calls."""
-        return self.opens, self.again, self.between or ""
+        return self.opens, self.again, self.between or "", *(self.tags or ())
 
 
 def form_of(turn: str, twice: str = "") -> CallForm | None:
@@ -35,9 +38,9 @@ def form_of(turn: str, twice: str = "") -> CallForm | None:
     if read is None:
         return None
     form, end = read
-    form = replace(form, closes=turn[end:].strip())
+    form = replace(form, closes=turn[end:])
     second = twice.find(NAME, end)
-    if form.between is None and second > 0:
+    if form.between is None and form.tags is None and second > 0:
         second = twice.find("{", end)
     return replace(form, again=twice[end:second].strip()) if second > end else form
 
@@ -46,14 +49,14 @@ def calls_in(text: str, form: CallForm) -> list[dict] | None:
     """The calls `{"name", "arguments"}` that make up `text`, None where it is anything else."""
     found, at = [], _behind(form.opens, text, 0)
     while at is not None:
-        read = _keyed(text, at, form) if form.between is None else _named(text, at, form)
+        read = (_tagged if form.tags else _keyed if form.between is None else _named)(text, at, form)
         if read is None:
             return None
         calls, end = read
         found += calls
         at = _behind(form.again, text, end) if form.again else None
         if at is None:
-            return found if form.closes.startswith(text[end:].strip()) else None
+            return found if form.closes.strip().startswith(text[end:].strip()) else None
     return None
 
 
@@ -77,7 +80,19 @@ def _form(turn: str) -> tuple[CallForm, int] | None:
     value, end = _json(turn, max(start, 0))
     if opens and value == ARGUMENTS:
         return CallForm(opens, between=turn[behind:start].strip()), end
-    return None
+    return _tagged_form(turn, opens, behind)
+
+
+def _tagged_form(turn: str, opens: str, at: int) -> tuple[CallForm, int] | None:
+    """As `_form`, for arguments in tags: what stands between the probe's name and its arguments' names and values."""
+    tags = []
+    for text in [text for argument in ARGUMENTS.items() for text in argument]:
+        found = turn.find(text, at)
+        if found < 0:
+            return None
+        tags.append(turn[at:found])
+        at = found + len(text)
+    return (CallForm(opens, tags=tuple(tags[:3])), at) if opens and all(tag.strip() for tag in tags) else None
 
 
 def _behind(literal: str, text: str, at: int) -> int | None:
@@ -104,6 +119,26 @@ def _named(text: str, at: int, form: CallForm) -> tuple[list[dict], int] | None:
     start = _behind(form.between or "", text, word.end()) if word else None
     arguments, end = _json(text, start) if start is not None else (None, 0)
     return ([{"name": word.group(), "arguments": arguments}], end) if word and isinstance(arguments, dict) else None
+
+
+def _tagged(text: str, at: int, form: CallForm) -> tuple[list[dict], int] | None:
+    first, equals, further = form.tags or ("", "", "")
+    behind = commonprefix([further, form.closes])  # noqa: RUF071 (no paths)
+    word = WORD.match(text, at)
+    if not behind.strip():
+        return None
+    arguments, opening, at = {}, first, word.end() if word else len(text)
+    while text.startswith(opening, at):
+        start = text.find(equals, at + len(opening))
+        end = text.find(behind, start)
+        if start < 0 or end < 0:
+            return None
+        value = text[start + len(equals) : end]
+        read, stop = _json(value, 0)
+        is_json = stop == len(value) and not isinstance(read, str)  # rendered again, either is the same text
+        arguments[text[at + len(opening) : start]] = read if is_json else value
+        opening, at = further, end
+    return ([{"name": word.group(), "arguments": arguments}], at) if word and arguments else None
 
 
 def _keys(item: Any) -> tuple[str, str] | None:

@@ -1,5 +1,6 @@
 """How a chat template writes what is more than an answer's text: reasoning, and calls of functions."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from impruver_core.templating.probe_chats import ANSWER, FUNCTION_CALL, THOUGHT,
 from impruver_core.templating.shape import Shape
 from impruver_core.templating.template import Templates
 
-from impruver_chat.calls import NAME, CallForm, form_of
+from impruver_chat.calls import ARGUMENTS, NAME, CallForm, form_of
 
 USUAL = ("<think>", "</think>")  # where a template has no marks of its own for reasoning
 TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*$")
@@ -18,12 +19,12 @@ TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*$")
 
 @dataclass(frozen=True)
 class Marks:
-    """What stands around reasoning and calls; `calls` is None where the template renders none.
+    """What stands around reasoning and calls; `calls` is None where no form of them is known.
 
     `before` is what the template writes before plain text. `inside`: the prompt itself has opened the reasoning.
     `as_field`: the template takes reasoning as `reasoning_content`; else it stays in the text, and the template makes
-    of it what it does. `as_role`: a call is a message of its own alone, never part of an assistant's. `tokens`: special
-    tokens among the marks, which an answer's text has to keep.
+    of it what it does. `as_calls`, `as_role`: it takes calls as `tool_calls`, as messages of a role of their own; of
+    the latter JSON alone is one. `tokens`: special tokens among the marks, which an answer's text has to keep.
     """
 
     opens: str = USUAL[0]
@@ -32,6 +33,7 @@ class Marks:
     inside: bool = False
     as_field: bool = False
     calls: CallForm | None = None
+    as_calls: bool = False
     as_role: bool = False
     tokens: frozenset[str] = frozenset()
 
@@ -51,17 +53,19 @@ def marks_of(template: str, variables: Mapping, shape: Shape) -> Marks:
     prompt = asked.text if asked else ""
     opens, closes, as_field = _reasoning(probe, prompt)
     calls = None
-    if shape.renders_function_roles:
-        calls = form_of(_turn(probe, prompt, FUNCTION_CALL)) or form_of(FUNCTION_CALL["content"])
-    elif shape.renders_calls:
-        turns = (_turn(probe, prompt, call(shape.arguments_as_text, times)) for times in (1, 2))
+    if shape.renders_calls:
+        turns = (_turn(probe, prompt, _calling(shape.arguments_as_text, times)) for times in (1, 2))
         calls = form_of(*(_behind_reasoning(turn, closes) for turn in turns))
+    elif shape.renders_function_roles:
+        content = json.dumps({"name": NAME, "arguments": ARGUMENTS})
+        calls = form_of(_turn(probe, prompt, {**FUNCTION_CALL, "content": content}))
     answer = _behind_reasoning(_turn(probe, prompt, ANSWER), closes)
     before = answer[: max(answer.find(ANSWER["content"]), 0)].strip()
     literals = [opens, closes, before, *(calls.literals if calls else ())]
     kept = frozenset(token for token in shape.specials.tokens if any(token in literal for literal in literals))
     inside = prompt.rstrip().endswith(opens)
-    return Marks(opens, closes, before, inside, as_field, calls, shape.renders_function_roles, kept)
+    takes = shape.renders_calls, shape.renders_function_roles
+    return Marks(opens, closes, before, inside, as_field, calls, *takes, kept)
 
 
 def _reasoning(probe: Probe, prompt: str) -> tuple[str, str, bool]:
@@ -77,6 +81,14 @@ def _reasoning(probe: Probe, prompt: str) -> tuple[str, str, bool]:
         tag = TAG.search(layout.text[:start])
         opens = tag.group(1) if tag else ""
     return (opens, closes, True) if opens and closes else (*USUAL, False)
+
+
+def _calling(as_text: bool, times: int) -> dict:
+    """The message of the probe's call, made so many times."""
+    message = call(as_text, times)
+    arguments = json.dumps(ARGUMENTS) if as_text else ARGUMENTS
+    calls = [{**each, "function": {"name": NAME, "arguments": arguments}} for each in message["tool_calls"]]
+    return message | {"tool_calls": calls}
 
 
 def _turn(probe: Probe, prompt: str, message: dict) -> str:

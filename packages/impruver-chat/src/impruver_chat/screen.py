@@ -13,7 +13,7 @@ from impruver_chat.markdown import blocks, clean, dimmed, markdown, paragraphs
 from impruver_chat.speech import REASONING
 
 FASTEST, SLOWEST = 0.05, 0.5  # seconds between two drawings
-SHARE = 30  # drawing may take one part in so many of the time
+SHARE = 80  # drawing may take one part in so many of the time
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
@@ -74,6 +74,7 @@ class Page:
         self._live = [""]  # the lines that may change yet; the cursor stands in the last
         self._fixed = 0  # how many lines of the unfinished block are there for good
         self._due = 0.0
+        self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
     def put(self, kind: str, piece: str) -> None:
         """As `Screen.put`."""

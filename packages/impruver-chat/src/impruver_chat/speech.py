@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from impruver_chat.calls import calls_in
+from impruver_chat.calls import CallForm, calls_in
 from impruver_chat.decoding import possible_end
 from impruver_chat.marks import Marks
 
@@ -36,9 +36,10 @@ class Speech:
             self._tell(TEXT if self._kind == START else self._kind, len(self._held))
         parts[CALL] += self._held
         opened = parts[CALL] if marks.calls and marks.calls.opens else parts[TEXT]
-        calls = calls_in(opened, marks.calls) if marks.calls and opened.strip() else None
-        if calls is not None and (message := self._calling(calls)):
+        if marks.calls and (calls := calls_in(opened, marks.calls)) and (message := self._calling(calls)):
             return message
+        if marks.as_role and not parts[REASONING] and (calls := calls_in("".join(self._said), CallForm(""))):
+            return as_role(calls)
         if parts[CALL]:
             self._held = parts[CALL]
             self._tell(TEXT, len(self._held))
@@ -94,18 +95,20 @@ class Speech:
         """The message of an answer that ends in calls; None where the template has no place for what else was said."""
         text = self._parts[TEXT].strip() if self._parts[CALL] else ""
         reasoning = self._parts[REASONING].strip()
-        if not text and not reasoning:
-            return {"role": "function_call", "content": json.dumps(one_or_all(calls), ensure_ascii=False)}
-        if self._marks.as_role:
+        alone, marks = not text and not reasoning, self._marks
+        if alone and not (marks.as_calls and marks.as_role):
+            return as_role(calls)
+        if not marks.as_calls:
             return None
         functions = [{"id": f"call{at:05d}", "type": "function", "function": call} for at, call in enumerate(calls, 1)]
-        thought = {"reasoning_content": reasoning} if reasoning and self._marks.as_field else {}
+        thought = {"reasoning_content": reasoning} if reasoning and marks.as_field else {}
         return {"role": "assistant", "content": text, **thought, "tool_calls": functions}
 
 
-def one_or_all(calls: list[dict]) -> dict | list[dict]:
-    """A single call as it is, several as a list: as rows have them."""
-    return calls[0] if len(calls) == 1 else calls
+def as_role(calls: list[dict]) -> dict:
+    """The message of calls alone, as rows have it: a single one as it is, several as a list."""
+    content = calls[0] if len(calls) == 1 else calls
+    return {"role": "function_call", "content": json.dumps(content, ensure_ascii=False)}
 
 
 def calls_of(message: dict) -> list[dict]:
