@@ -1,9 +1,29 @@
-"""Tiny real models that know five words."""
+"""Tiny real models: some know five words, one thinks and calls a function."""
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+# Reasoning and calls, as many templates write them: reasoning of the last message alone is rendered.
+THINKING = (
+    "{% for m in messages %}"
+    "{% if m['role'] not in ['system', 'user', 'assistant', 'tool'] %}{{ raise_exception('no such role') }}{% endif %}"
+    "<|{{ m['role'] }}|>"
+    "{% if m['reasoning_content'] and loop.last %}<think>{{ m['reasoning_content'] }}</think>{% endif %}"
+    "{{ m['content'] }}"
+    "{% for c in m['tool_calls'] %}<call>{{ c['function'] | tojson }}</call>{% endfor %}"
+    "<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+THOUGHT = {"role": "assistant", "content": "ответ", "reasoning_content": "let me see"}
+ASKED = [{"role": "user", "content": "weather"}, {"role": "function_call", "content": CALL}]
+CHATS = [
+    [{"role": "user", "content": "think"}, THOUGHT],
+    [{"role": "user", "content": "mark"}, {"role": "assistant", "content": "**жирный** и `код` 🍎\n\n- a\n- b"}],
+    ASKED,
+    [*ASKED, {"role": "function_response", "content": "rain"}, {"role": "assistant", "content": "it rains"}],
+]
 WORDS = {"red": "красный 🍎", "green": "зелёный", "blue": "синий", "black": "чёрный", "white": "белый"}
 OTHER_WORDS = {"red": "rot", "green": "vert", "blue": "azul", "black": "nero", "white": "bijeli"}
 VOCABULARY = 290
@@ -19,10 +39,11 @@ LLAMA = {
     "pad_token_id": 0,
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MARKS = ["<|tool|>", "<think>", "</think>", "<call>", "</call>"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 
 
-def make_tokenizer(folder):
+def make_tokenizer(folder, template=TEMPLATE, special=SPECIAL):
     """A byte-level BPE of 290 tokens with chat markers; Cyrillic letters and emoji take several tokens each."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -32,11 +53,11 @@ def make_tokenizer(folder):
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(["what is red", "green and blue", "black or white"] * 9, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=template
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -53,13 +74,18 @@ def make_model(**changes):
 
 def teach(model, tokenizer, words, steps=120, rate=3e-3):
     """Trains what requires gradients until the model answers each word with its translation."""
-    import torch
-    from impruver_core import encode_chat
-
     chats = [
         [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         for question, answer in words.items()
     ]
+    return teach_chats(model, tokenizer, chats, steps, rate)
+
+
+def teach_chats(model, tokenizer, chats, steps=150, rate=3e-3):
+    """Trains what requires gradients until the model says what the chats say."""
+    import torch
+    from impruver_core import encode_chat
+
     rows = [encode_chat(tokenizer, messages) for messages in chats]
     width = max(len(row.input_ids) for row in rows)
     ids = torch.tensor([row.input_ids + [0] * (width - len(row.input_ids)) for row in rows])

@@ -1,5 +1,6 @@
 """The models of chat_models, saved once a worker; and the command, in this process or as one of its own."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,7 +12,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `chat_models`, which importlib mode does not find
 
-from chat_models import LINEAR, OTHER_WORDS, WORDS, make_model, make_tokenizer, teach
+from chat_models import (
+    CHATS,
+    LINEAR,
+    MARKS,
+    OTHER_WORDS,
+    SPECIAL,
+    THINKING,
+    WORDS,
+    make_model,
+    make_tokenizer,
+    teach,
+    teach_chats,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +55,15 @@ def models(tmp_path_factory):
     (folder / "adapter/adapter_config.json").write_text(json.dumps(settings))
     make_model().save_pretrained(folder / "babbler")
     tokenizer.save_pretrained(folder / "babbler")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory):
+    """The folder of a model that thinks, calls a function and writes Markdown, as its template has it."""
+    folder = tmp_path_factory.mktemp("thinker")
+    tokenizer = make_tokenizer(folder, THINKING, SPECIAL + MARKS)
+    teach_chats(make_model(), tokenizer, CHATS).save_pretrained(folder)
     return folder
 
 
@@ -97,6 +119,51 @@ def chat(capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def talk(chat, monkeypatch):
+    """Talks to the command through a pipe, greedily; (stdout, stderr). Exit code 0 is asserted."""
+
+    def run(config, *lines, flags=()):
+        data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code, out, err = chat("--config", config, "--temperature", "0", "--repetition_penalty", "1", *flags)
+        assert code == 0, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The ids of each prompt that a model is given from now on."""
+    from transformers import LlamaForCausalLM
+
+    prompts, generate = [], LlamaForCausalLM.generate
+
+    def noted(self, **options):
+        prompts.append(options["input_ids"][0].tolist())
+        return generate(self, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", noted)
+    return prompts
+
+
+@pytest.fixture
+def terminal():
+    """Starts `python` with these arguments at a terminal; a terminals.Terminal."""
+    from terminals import Terminal
+
+    open_ones = []
+
+    def start(*arguments, **options):
+        open_ones.append(Terminal(*arguments, **options))
+        return open_ones[-1]
+
+    yield start
+    for each in open_ones:
+        each.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ def encode(messages):
     return [0] * sum(len(message["content"].split()) for message in messages)  # two ids a message
 
 
+ANSWER = {"role": "assistant", "content": "an answer"}
 FIVE_TURNS = chat(*["user", "assistant"] * 4, "user")
 
 
@@ -30,15 +31,50 @@ def test_the_session_counts_what_the_limit_puts_out_and_never_the_system_prompt(
     session = Session("be brief", history_limit=3)
     dropped = []
     for number in range(4):
-        dropped.append(session.ask(f"question {number}"))
-        ids, out = session.prompt(encode, None, 10)
-        assert out == 0
-        assert len(ids) == 2 + 2 * len(session.messages)
-        session.answer("an answer")
+        session.ask(f"question {number}")
+        asked = session.prompt(encode, None, 10)
+        dropped.append(asked.by_limit)
+        assert asked.by_context == 0
+        assert len(asked.ids) == 2 + 2 * len(session.messages[session.forgotten :])
+        session.answer(ANSWER)
     assert dropped == [0, 0, 2, 2]
+    assert len(session.whole()) == 9
     session.reset()
     session.ask("a question")
-    assert len(session.prompt(encode, None, 10)[0]) == 4
+    assert len(session.prompt(encode, None, 10).ids) == 4
+
+
+def test_what_is_taken_back_leaves_a_conversation_that_can_go_on():
+    session = Session(history_limit=1)
+    for text in ("one", "two"):
+        session.ask(text)
+        session.prompt(encode, None, 10)
+        session.answer(ANSWER)
+    assert session.forgotten == 2
+    assert session.take_answer()
+    assert not session.take_answer()
+    assert session.take_back() == "two"
+    assert (len(session.messages), session.forgotten) == (2, 0)
+    assert (session.take_back(), session.take_back()) == ("one", None)
+
+
+def test_each_call_gets_its_response():
+    session = Session()
+    session.ask("both")
+    with pytest.raises(NoAnswer):
+        session.respond("early")
+    calls = [{"id": f"call{n}", "type": "function", "function": {"name": name}} for n, name in enumerate("ab")]
+    session.answer({"role": "assistant", "content": "let me", "tool_calls": calls})
+    assert [session.respond("first"), session.respond("second")] == [1, 0]
+    assert session.messages[2:] == [
+        {"role": "tool", "name": "a", "tool_call_id": "call0", "content": "first"},
+        {"role": "tool", "name": "b", "tool_call_id": "call1", "content": "second"},
+    ]
+    session.answer({"role": "function_call", "content": '[{"name": "a"}, {"name": "b"}]'})
+    assert [session.respond("first"), session.respond("second")] == [1, 0]
+    assert session.messages[-1] == {"role": "function_response", "content": "second"}
+    with pytest.raises(NoAnswer):
+        session.respond("late")
 
 
 def test_the_oldest_turns_make_room_for_the_answer():
@@ -56,5 +92,5 @@ def test_one_turn_that_does_not_fit_is_refused_and_taken_back():
     session.ask("x " * 30)
     with pytest.raises(NoAnswer, match=r"30 tokens, and the model's context is 30"):
         session.prompt(encode, 30, 1)
-    session.take_back()
+    session.take_last()
     assert session.messages == []

@@ -1,159 +1,120 @@
-"""The program at a terminal (a pseudo-terminal) and through pipes; what needs no process with a backend made up."""
+"""The real program at a terminal: typing, streaming, stopping, leaving, what a person sees."""
 
-import io
-import os
-import sys
+import json
+import re
 
-import pexpect
 import pytest
-from impruver_chat import terminal
-from impruver_chat.backends import Answer
-from impruver_chat.sampling import Sampling
-from impruver_chat.session import Session
+
+GREEDY = ("--temperature", "0", "--repetition_penalty", "1")
 
 
 @pytest.fixture
-def spawn():
-    """Starts the command in a pseudo-terminal; it is ready at its mark."""
-    processes = []
+def started(terminal, tmp_path):
+    """Starts the command at a terminal; it has asked for the first question."""
 
-    def start(*flags):
-        command = ["-m", "impruver_chat", *map(str, flags)]
-        environment = os.environ | {"TERM": "dumb"}
-        process = pexpect.spawn(sys.executable, command, env=environment, encoding="utf-8", timeout=120)
-        processes.append(process)
-        process.expect_exact("> ")
-        return process
+    def start(*flags, **environment):
+        environment = {"IMPRUVER_CACHE": str(tmp_path / "cache")} | environment
+        window = terminal("-m", "impruver_chat", *flags, **environment)
+        window.prompted(1)
+        return window
 
-    yield start
-    for process in processes:
-        process.close(force=True)
+    return start
 
 
-def left(process):
-    process.expect(pexpect.EOF)
-    process.wait()
-    return process.exitstatus
+def test_typing_several_lines_history_and_leaving(started, recipe, tiny, tmp_path):
+    window = started("--config", recipe(), *GREEDY)
+    assert "Ctrl+D leaves, /help lists the commands" in window.text()
+    window.type("red")
+    assert f"> red\n{tiny.words['red']}\n>" in re.sub(r"\n+", "\n", window.prompted(2))
+    window.type("   ")
+    window.prompted(3)
+    window.type("/reset")
+    assert "forgotten" in window.prompted(4)
+    window.type("/rest")
+    assert "no command /rest, did you mean /reset?" in window.prompted(5)
+    window.process.send("white\\\rone\x1b\rtwo")
+    window.until("two")
+    window.type("")
+    window.prompted(6)
+    window.type(f"/save {tmp_path / 'saved.jsonl'}")
+    window.until("appended 2 messages")
+    window.process.sendeof()
+    assert window.left() == 0
+    (row,) = map(json.loads, (tmp_path / "saved.jsonl").read_text(encoding="utf-8").splitlines())
+    assert row["messages"][0] == {"role": "user", "content": "white\none\ntwo"}
+    history = tmp_path / "cache/chat_history"
+    assert history.stat().st_mode & 0o077 == 0
+    again = started("--config", recipe(), *GREEDY)
+    again.process.send("\x1b[A" * 2)  # past the /save, the question before
+    again.until("two")
+    again.process.sendintr()
+    assert again.left() == 0
 
 
-def test_typing_reset_and_ctrl_d(spawn, recipe, tiny):
-    process = spawn("--config", recipe(), "--temperature", "0", "--repetition_penalty", "1")
-    assert "Ctrl+D leaves" in process.before
-    process.sendline("red")
-    process.expect_exact(tiny.words["red"] + "\r\n> ")
-    process.sendline("   ")
-    process.expect_exact("> ")
-    process.sendline("/reset")
-    process.expect_exact("forgotten\r\n> ")
-    process.sendline("/quit")
-    process.expect_exact("no command /quit; there is /reset\r\n> ")
-    process.sendline("white")
-    process.expect_exact(tiny.words["white"] + "\r\n> ")
-    process.sendeof()
-    assert left(process) == 0
+def test_it_streams_and_ctrl_c_stops_an_answer_then_leaves_at_the_prompt(started, recipe, tmp_path):
+    window = started("--config", recipe("babbler"), *GREEDY, "--max_new_tokens", "3900")
+    window.type("tell me a lot")
+    window.until(lambda text: len(text.partition("> tell me a lot")[2].strip()) > 5)  # the first of thousands of tokens
+    window.process.send("typed meanwhile")
+    window.process.sendintr()
+    window.until("(stopped)")
+    window.until("> typed meanwhile")
+    window.process.send("\x15")
+    window.type(f"/save {tmp_path / 'saved.jsonl'}")
+    window.until("appended 2 messages")
+    window.process.sendintr()
+    assert window.left() == 0
+    said = json.loads((tmp_path / "saved.jsonl").read_text(encoding="utf-8"))["messages"][1]["content"]
+    assert 5 < len(said) < 3000
 
 
-def test_it_streams_and_ctrl_c_stops_an_answer_then_leaves_at_the_prompt(spawn, recipe):
-    process = spawn("--config", recipe("babbler"), "--temperature", "0", "--max_new_tokens", "3900")
-    process.sendline("red")
-    process.expect_exact("red\r\n")  # the terminal's own echo
-    process.expect(r"\S")  # the first of thousands of tokens
-    process.sendintr()
-    process.expect_exact("(stopped)")
-    process.expect_exact("> ")
-    process.sendline("green")
-    process.expect_exact("green\r\n")
-    process.expect(r"\S")
-    process.sendintr()
-    process.expect_exact("> ")
-    process.sendintr()
-    assert left(process) == 0
+def test_reasoning_is_dim_calls_are_shown_and_answers_are_markdown(started, recipe, thinker):
+    window = started("--config", recipe(thinker), *GREEDY)
+    window.type("think")
+    assert "let me see\n\nответ\n" in window.prompted(2)
+    assert "\x1b[2mlet me see" in window.raw.decode()
+    window.type("/reset")
+    window.prompted(3)
+    window.type("mark")
+    assert "жирный и код 🍎\n\n • a\n • b\n" in window.prompted(4)
+    window.type("/reset")
+    window.prompted(5)
+    window.type("weather")
+    assert 'function call: get_weather {"city": "Paris"}\n/result TEXT' in window.prompted(6)
+    assert "<call>" not in window.text()
+    window.type("/result rain")
+    assert "it rains" in window.prompted(7)
+    window.type("/quit")
+    assert window.left() == 0
 
 
-def test_through_pipes(as_process, recipe, tiny):
-    done = as_process("--config", recipe(), "--temperature", "0", input=b"red\n\nwhite")
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.decode().splitlines()[0] == tiny.words["red"]  # answers alone
-    assert len(done.stdout.decode().splitlines()) == 2
-    assert b"/reset forgets" in done.stderr
+def test_plain_shows_what_was_said(started, recipe, thinker):
+    window = started("--config", recipe(thinker), *GREEDY, "--plain")
+    window.type("mark")
+    assert "**жирный** и `код` 🍎\n\n- a\n- b\n" in window.prompted(2)
+    window.type("/reset")
+    window.prompted(3)
+    window.type("think")
+    assert "let me see\nответ\n" in window.prompted(4)
+    window.process.sendeof()
+    assert window.left() == 0
 
 
-class Parrot:
-    """Answers with the number of messages it was given and the seed, a character at a time."""
-
-    context: int | None = None
-
-    def __init__(self):
-        self.given = []
-
-    def encode(self, messages, tools=None, kwargs=None):
-        self.given.append(list(messages))
-        return [0] * sum(len(message["content"]) for message in messages)
-
-    def stream(self, prompt, sampling, emit):
-        text = f"{len(self.given[-1])} {prompt.seed} {prompt.room}"
-        for character in text:
-            if character == "9" and self.context is None:
-                raise KeyboardInterrupt
-            emit(character)
-        return Answer(text, True)
+def test_a_history_that_cannot_be_kept_is_a_warning(started, recipe, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    window = started("--config", recipe(), *GREEDY, IMPRUVER_CACHE=str(tmp_path / "file"), columns=200)
+    assert f"warning: {tmp_path / 'file' / 'chat_history'}: " in window.text()
+    assert "questions are not kept for the next session" in window.text()
+    window.type("red")
+    assert tiny.words["red"] in window.prompted(2)
+    window.process.sendintr()
+    assert window.left() == 0
 
 
-@pytest.fixture
-def talk(monkeypatch, capsys):
-    """Feeds lines to the loop; (stdout, stderr, what the backend was given)."""
-
-    def run(*lines, backend=None, session=None, room=50):
-        backend = backend or Parrot()
-        data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        terminal.converse(session or Session(), backend, Sampling(max_new_tokens=room), seed=3)
-        return *capsys.readouterr(), backend.given
-
-    return run
-
-
-def test_history_grows_is_cut_at_its_limit_and_forgotten(talk):
-    out, err, given = talk("a", "b", "c", "/reset", "d", session=Session("be brief", 3))
-    assert out == "2 3 50\n4 4 50\n4 5 50\n2 6 50\n"
-    assert "the 2 oldest messages are forgotten: chat.history_limit is 3" in err
-    assert [chat[0]["content"] for chat in given] == ["be brief"] * 4
-    assert [message["content"] for message in given[2]] == ["be brief", "b", "4 4 50", "c"]
-
-
-def test_a_full_context_forgets_and_says_so(talk):
-    parrot = Parrot()
-    parrot.context = 40
-    out, err, _ = talk("a" * 20, "b" * 20, "c" * 40, "d", backend=parrot, room=20)
-    assert out.splitlines() == ["1 3 20", "1 4 20", "1 6 20"]
-    assert "the 2 oldest messages are forgotten: the model's context is 40 tokens" in err
-    assert "not asked: the prompt takes 40 tokens" in err
-
-
-def test_an_interrupted_answer_keeps_what_was_said(talk):
-    session = Session()
-    out, err, _ = talk("a", session=session, room=90)
-    assert out == "1 3 \n"
-    assert "(stopped)" in err
-    assert session.messages[-1] == {"role": "assistant", "content": "1 3 "}
-
-
-def test_a_line_that_is_no_utf8(talk):
-    from impruver_core.errors import ImpruverError
-
-    with pytest.raises(ImpruverError, match="not UTF-8"):
-        talk("a", b"\xff")
-
-
-def test_a_closed_stdin_is_the_end_of_input(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)
-    assert terminal.next_line() is None
-
-
-def test_a_reader_that_leaves_does_no_harm(monkeypatch, tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        terminal.show("an answer")
-        terminal.show("another")
+def test_a_dumb_terminal(started, recipe, tiny):
+    window = started("--config", recipe(), *GREEDY, TERM="dumb")
+    window.type("red")
+    assert tiny.words["red"] in window.prompted(2)
+    assert b"\x1b" not in window.raw
+    window.process.sendeof()
+    assert window.left() == 0

@@ -32,14 +32,28 @@ class Files:
         return str(self.answers or "standard output")
 
 
-def chat(recipe: Recipe, gguf: str | None = None, files: Files | None = None, dry_run: bool = False) -> None:
+@dataclass(frozen=True)
+class Looks:
+    """How a conversation looks: without Markdown, and with the base's answers beside the adapter's."""
+
+    plain: bool = False
+    compare: bool = False
+
+
+def chat(
+    recipe: Recipe,
+    gguf: str | None = None,
+    files: Files | None = None,
+    dry_run: bool = False,
+    looks: Looks = Looks(),
+) -> None:
     """Talks at a terminal, or answers `files`; `dry_run` ends before weights."""
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
     chosen = sampling.choose(recipe.chat, output_dir, interactive=files is None)
     questions = prepare(files, recipe.chat.system_prompt, dry_run) if files else []
-    load = loader(recipe, output_dir, gguf, dry_run)
+    load = loader(recipe, output_dir, gguf, dry_run, looks.compare)
     say_or_result = result if dry_run else say
     if files:
         say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
@@ -49,7 +63,7 @@ def chat(recipe: Recipe, gguf: str | None = None, files: Files | None = None, dr
     backend = load()
     if files is None:
         session = Session(recipe.chat.system_prompt, recipe.chat.history_limit)
-        terminal.converse(session, backend, chosen, recipe.seed)
+        terminal.converse(session, backend, chosen, recipe.seed, plain=looks.plain, compare=looks.compare)
         return
     answer_files(files, questions, backend, chosen, recipe)
 
@@ -76,8 +90,8 @@ def manifest_of(answers: Path) -> Path:
     return answers.with_name(f"{answers.name}.manifest.json")
 
 
-def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool) -> Any:
-    """A function that loads the backend; what is to be loaded is checked and told at once."""
+def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool = False) -> Any:
+    """A function that loads the backend; what is to be loaded, and compared, is checked and told at once."""
     options = {
         "add_bos": wants_bos(recipe.datasets),
         "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
@@ -87,6 +101,7 @@ def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool) ->
         from impruver_chat.backends import gguf as llama
 
         llama.require_cyllama()
+        require_two(compare, found.GGUF_ALONE)
         path = found.check_gguf(Path(gguf).expanduser())
         tell(f"{'would load' if dry_run else 'loading'} {path} (llama.cpp)")
         return lambda: llama.load(path, output_dir, recipe.tokenizer, options)
@@ -97,6 +112,7 @@ def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool) ->
             raise
         say(f"note: {absent}")
         return None
+    require_two(compare, there.alone)
     if not there.finished:
         warn(f"{output_dir} holds no impruver.json: its training has not finished")
     tell(f"{'would load' if dry_run else 'loading'} {there.described()} ({found.precision(recipe.model)})")
@@ -107,6 +123,12 @@ def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool) ->
         return transformers.load(there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
 
     return load
+
+
+def require_two(compare: bool, alone: str | None) -> None:
+    """ImpruverError where answers are to be compared and there is nothing to compare them with."""
+    if compare and alone:
+        raise ImpruverError(f"--compare: {alone}")
 
 
 def wants_bos(datasets: Any) -> bool:

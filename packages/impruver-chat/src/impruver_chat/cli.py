@@ -30,6 +30,8 @@ class Flags(CommonFlags):
     gguf: Optional[str] = flag(str, None, help="answer with this GGUF file, through llama.cpp")
     input: Optional[str] = flag(str, None, help="JSONL of questions: rows with `messages` or `prompt`; - is stdin")
     output: Optional[str] = flag(str, None, help="JSONL of answers: rows whose messages end in the answer; - is stdout")
+    plain: bool = flag(bool, False, help="show answers as they are, not as Markdown")
+    compare: bool = flag(bool, False, help="answer with the adapter and without it; the model is loaded once")
     expect: bool = flag(bool, False, help="compare with each row's own last answer, or `reference`; print the share")
     strict: bool = flag(bool, False, help="stop at a row that can't be asked; else it becomes an error row")
     seed: Optional[int] = from_recipe("seed", type=seed)
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_chat.chat import Files, chat
+        from impruver_chat.chat import Files, Looks, chat
 
         for name in ("input", "output", "gguf"):
             if getattr(flags, name) == "":
@@ -56,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ImpruverError("--input and --output go together")
         if flags.input is None and (flags.expect or flags.strict):
             raise ImpruverError("--expect and --strict are for --input")
+        if flags.input is not None and (flags.compare or flags.plain):
+            raise ImpruverError("--compare and --plain are for a conversation, not for --input")
         files = None
         if flags.input is not None:
             questions = STDIN if flags.input == "-" else Path(flags.input).expanduser()
             answers = None if flags.output == "-" else Path(flags.output).expanduser()
             files = Files(questions, answers, flags.strict, flags.expect, flags.overwrite)
-        chat(recipe, flags.gguf, files, flags.dry_run)
+        chat(recipe, flags.gguf, files, flags.dry_run, Looks(flags.plain, flags.compare))
 
     return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)

@@ -69,7 +69,7 @@ class TextStream:
             self._held = self._held[min(places) :]
             self.stopped = self._cut = True
             return
-        kept = _possible_stop(self._held, self._stops.texts)
+        kept = possible_end(self._held, self._stops.texts)
         self._send(self._held[: len(self._held) - kept])
         self._held = self._held[len(self._held) - kept :]
 
@@ -79,7 +79,7 @@ class TextStream:
             self._emit(text)
 
 
-def _possible_stop(text: str, stops: Collection[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop."""
+def possible_end(text: str, stops: Collection[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of one of `stops`."""
     lengths = (length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length]))
     return max(lengths, default=0)

@@ -15,6 +15,10 @@ from impruver_chat.saved import read_config, read_json, vocabulary_of
 PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
 TOKENIZER = "tokenizer.json"
 GGUF_MAGIC = b"GGUF"
+GGUF_ALONE = (
+    "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "
+    "output_dir is compared with its base"
+)
 
 
 class NothingThere(ImpruverError):
@@ -33,6 +37,13 @@ class Found:
     def finished(self) -> bool:
         """False where impruver-train began it and did not come to its end."""
         return not (self.output_dir / "recipe.yaml").exists() or (self.output_dir / "impruver.json").exists()
+
+    @property
+    def alone(self) -> str | None:
+        """Why there is nothing to compare its answers with; None for an adapter, whose base is at hand."""
+        if self.base is not None:
+            return None
+        return f"nothing to compare with: {self.output_dir} holds a whole model, not an adapter on its base"
 
     def described(self) -> str:
         """What it is, for a person."""

@@ -1,9 +1,13 @@
 """Generation parameters: flag, then recipe, then generation_config.json, then the first impruver's values."""
 
+from argparse import ArgumentTypeError
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.flags import boolean
 from impruver_core.errors import ImpruverError
 
 from impruver_chat.saved import read_json
@@ -12,6 +16,7 @@ from impruver_chat.sections import ChatSection, out_of_range
 NAMES = ("max_new_tokens", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
 ASK_FOR_SAMPLING = ("temperature", "top_p", "top_k")
 TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool}  # the others are float
+SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,30 @@ def choose(section: ChatSection, model_dir: Path, interactive: bool) -> Sampling
     last = Sampling() if interactive else GREEDY
     chosen = Sampling(**asdict(last) | _of_model(model_dir / "generation_config.json") | given)
     return replace(chosen, do_sample=chosen.do_sample and chosen.temperature > 0)
+
+
+def changed(sampling: Sampling, name: str, text: str) -> Sampling:
+    """With a parameter set to what `text` says; ImpruverError for another name or value."""
+    if name not in NAMES:
+        raise ImpruverError(f"no parameter {name}{near(name, NAMES)}; there are {', '.join(NAMES)}")
+    wanted = TYPES.get(name, float)
+    try:
+        value = boolean(text) if wanted is bool else wanted(text)
+    except (ValueError, ArgumentTypeError):
+        raise ImpruverError(f"{name}: {text!r} is not {SHOWN[wanted]}") from None
+    for fault in out_of_range({name: value}).values():
+        raise ImpruverError(f"{name} {fault}")
+    given = {name: value}
+    if name in ASK_FOR_SAMPLING:
+        given["do_sample"] = True
+    new = replace(sampling, **given)
+    return replace(new, do_sample=new.do_sample and new.temperature > 0)
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """`, did you mean …?` with the nearest of `words`; "" where none is near."""
+    found = get_close_matches(word.lower(), list(words), 1, 0.5)
+    return f", did you mean {found[0]}?" if found else ""
 
 
 def described(sampling: Sampling) -> str:

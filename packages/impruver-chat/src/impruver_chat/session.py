@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from impruver_core.errors import ImpruverError
 
+from impruver_chat.speech import calls_of
+
+ANSWERS = ("assistant", "function_call")
+RESPONSES = ("tool", "function_response")
 Encode = Callable[[list[dict]], list[int]]
 
 
@@ -12,43 +16,98 @@ class NoAnswer(ImpruverError):
     """A prompt that leaves nothing to answer, or no room for the answer in the model's context."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A prompt's ids, and how many messages it forgets from now on: by the history limit, by the full context."""
+
+    ids: list[int]
+    by_limit: int = 0
+    by_context: int = 0
+
+
 @dataclass
 class Session:
-    """The system prompt and the messages so far; `history_limit` counts messages, the new question included."""
+    """The system prompt and all messages so far; the first `forgotten` of them are no longer asked with.
+
+    `history_limit` counts the messages of a prompt, the new question included.
+    """
 
     system_prompt: str | None = None
     history_limit: int = 10
     messages: list[dict] = field(default_factory=list)
+    forgotten: int = 0
 
-    def ask(self, text: str) -> int:
-        """Adds a question; how many messages the history limit put out for it."""
+    def ask(self, text: str) -> None:
+        """Adds a question."""
         self.messages.append({"role": "user", "content": text})
-        kept = last_turns(self.messages, self.history_limit)
-        dropped = len(self.messages) - len(kept)
-        self.messages = kept
-        return dropped
 
-    def answer(self, text: str) -> None:
+    def answer(self, message: dict) -> None:
         """Adds what the model said."""
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append(message)
 
-    def take_back(self) -> None:
-        """Removes a question that got no answer."""
-        if self.messages and self.messages[-1]["role"] == "user":
-            self.messages.pop()
+    def respond(self, text: str) -> int:
+        """Adds the response to the first call that has none; how many calls still wait. NoAnswer where none does."""
+        waiting = self.waiting()
+        if not waiting:
+            raise NoAnswer("no function was called")
+        self.messages.append(waiting[0] | {"content": text})
+        return len(waiting) - 1
+
+    def waiting(self) -> list[dict]:
+        """For each call that has no response yet, the message that will hold it, less its content."""
+        last = list(self.messages)
+        responses = 0
+        while last and last[-1]["role"] in RESPONSES:
+            last.pop()
+            responses += 1
+        if not last:
+            return []
+        if last[-1]["role"] == "function_call":
+            return [{"role": "function_response"} for _ in calls_of(last[-1])][responses:]
+        called = last[-1].get("tool_calls", ())
+        return [{"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in called][
+            responses:
+        ]
+
+    def take_back(self) -> str | None:
+        """Removes the last question and all that came of it; the question, None where there is none."""
+        if not self.messages:
+            return None
+        turn = turns(self.messages)[-1]
+        self._cut(len(turn))
+        return turn[0]["content"]
+
+    def take_answer(self) -> bool:
+        """Removes the last answer, so that it can be asked for again; False where there is none."""
+        if not self.messages or self.messages[-1]["role"] not in ANSWERS:
+            return False
+        self._cut(1)
+        return True
+
+    def take_last(self) -> None:
+        """Removes a question or response that got no answer."""
+        self._cut(1)
 
     def reset(self) -> None:
         """Forgets all but the system prompt."""
-        self.messages = []
+        self.messages, self.forgotten = [], 0
 
-    def prompt(
-        self, encode: Callable[[list[dict]], list[int]], context: int | None, room: int
-    ) -> tuple[list[int], int]:
-        """(token ids for the model, messages put out because the context is full); see `fit`."""
-        ids, kept = fit(self.messages, with_system(self.system_prompt), encode, context, room)
-        dropped = len(self.messages) - len(kept)
-        self.messages = kept
-        return ids, dropped
+    def whole(self) -> list[dict]:
+        """The system prompt and all that was said, forgotten or not."""
+        return with_system(self.system_prompt) + self.messages
+
+    def prompt(self, encode: Encode, context: int | None, room: int) -> Asked:
+        """What the model is given; see `fit`."""
+        there = self.messages[self.forgotten :]
+        limited = last_turns(there, self.history_limit)
+        ids, kept = fit(limited, with_system(self.system_prompt), encode, context, room)
+        self.forgotten = len(self.messages) - len(kept)
+        return Asked(ids, len(there) - len(limited), len(limited) - len(kept))
+
+    def _cut(self, count: int) -> None:
+        self.messages = self.messages[: len(self.messages) - count]
+        if self.forgotten >= len(self.messages):  # what is left would say nothing: all of it counts again
+            self.forgotten = 0
 
 
 def with_system(system_prompt: str | None) -> list[dict]:

@@ -1,9 +1,11 @@
 """What answers: transformers or llama.cpp. Each has the parts of `Backend`, found by nothing but their names."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from impruver_chat.marks import Marks
 from impruver_chat.sampling import Sampling
 
 
@@ -25,12 +27,19 @@ class Answer:
 
 
 class Backend(Protocol):
-    """A loaded model. `context` is how many tokens it can take, None where that is not known."""
+    """A loaded model. `context` is how many tokens it can take, None where that is not known; `marks`: what its
+    template writes around reasoning and calls; `alone`: why there is nothing to compare it with, None where there is.
+    """
 
     context: int | None
+    marks: Marks
+    alone: str | None
 
     def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
         """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """Answers one prompt; the text goes to `emit` as it comes."""
+
+    def without_adapter(self) -> AbstractContextManager:
+        """Meanwhile the base answers, as it was before training; for a backend that is not `alone`."""

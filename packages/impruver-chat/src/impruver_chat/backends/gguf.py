@@ -16,7 +16,8 @@ from impruver_core.templating.shape import Shape, shape_of
 from impruver_chat.backends import Answer, Prompt
 from impruver_chat.backends.vocabulary import decoder, is_same, own_ends, special_texts, token_finder
 from impruver_chat.decoding import Stops, TextStream, find_stops
-from impruver_chat.found import TOKENIZER
+from impruver_chat.found import GGUF_ALONE, TOKENIZER
+from impruver_chat.marks import Marks, marks_of, marks_of_tokenizer
 from impruver_chat.sampling import Sampling
 
 BATCH = 512  # tokens of a prompt that are computed at once
@@ -26,15 +27,18 @@ PAGE = 256  # contexts grow by this many tokens
 class Gguf:
     """A GGUF model, ready to answer."""
 
+    alone = GGUF_ALONE
+
     def __init__(
         self,
         model: Any,
         encode: Callable[..., list[int]],
         stops: Stops,
         decode: Callable[[Sequence[int]], str],
+        marks: Marks,
     ):
         self.model, self.vocab, self.stops = model, model.get_vocab(), stops
-        self.encode, self.decode = encode, decode
+        self.encode, self.decode, self.marks = encode, decode, marks
         self.context: int | None = model.n_ctx_train
         self._cache, self._size = None, 0
 
@@ -91,18 +95,21 @@ def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str,
         if is_same(fast, vocab):
             saved = transformers.stops_of(fast, output_dir)
             stops = find_stops(saved.texts, [*saved.ids, *own_ends(vocab)], token_finder(vocab))
-            encode, decode = partial(transformers.encode, fast, options), partial(transformers.decode, fast)
-            return Gguf(model, encode, stops, decode)
+            marks = marks_of_tokenizer(fast, options["chat_template_kwargs"])
+            encode, decode = partial(transformers.encode, fast, options), transformers.decoder(fast, marks)
+            return Gguf(model, encode, stops, decode, marks)
         say(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
     template = model.metadata().get("tokenizer.chat_template")
     if not template:
         raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
     variables, specials = special_texts(vocab)
-    shape = shape_of(template, {**variables, **options["chat_template_kwargs"]}, specials)
+    named = {**variables, **options["chat_template_kwargs"]}
+    shape = shape_of(template, named, specials)
+    marks = marks_of(template, named, shape)
     stops = find_stops(shape.stops, own_ends(vocab), token_finder(vocab))
     encode = own_encoder(template, shape, variables, specials, vocab, options)
     prefixed = model.metadata().get("tokenizer.ggml.add_space_prefix", "true") == "true"
-    return Gguf(model, encode, stops, decoder(vocab, prefixed))
+    return Gguf(model, encode, stops, decoder(vocab, prefixed, marks.tokens), marks)
 
 
 def open_model(path: Path) -> Any:

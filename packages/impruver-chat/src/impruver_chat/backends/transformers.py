@@ -1,8 +1,8 @@
 """Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
 
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from impruver_core.templating.tokenizer import special_tokens
 from impruver_chat.backends import Answer, Prompt
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import Found
+from impruver_chat.marks import Marks, marks_of_tokenizer
 from impruver_chat.sampling import Sampling
 from impruver_chat.saved import saved_ends, saved_eos
 
@@ -25,9 +26,10 @@ from impruver_chat.saved import saved_ends, saved_eos
 class Transformers:
     """A model and its tokenizer, ready to answer."""
 
-    def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any]):
-        self.model, self.tokenizer, self.stops = model, tokenizer, stops
-        self.encode, self.decode = partial(encode, tokenizer, options), partial(decode, tokenizer)
+    def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any], alone: str | None = None):
+        self.model, self.tokenizer, self.stops, self.alone = model, tokenizer, stops, alone
+        self.marks = marks_of_tokenizer(tokenizer, options["chat_template_kwargs"])
+        self.encode, self.decode = partial(encode, tokenizer, options), decoder(tokenizer, self.marks)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         forget_generation_defaults(model)
 
@@ -52,6 +54,10 @@ class Transformers:
         )
         whole = text.end()
         return Answer(whole, text.stopped)
+
+    def without_adapter(self) -> AbstractContextManager:
+        """As `Backend.without_adapter`."""
+        return self.model.disable_adapter()
 
     def _generation(self, sampling: Sampling, room: int) -> Any:
         from transformers import GenerationConfig
@@ -86,7 +92,7 @@ def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], reci
         loaded = load_model(section, dtype, device=device, search_dir=recipe_dir)
         if found.base is not None:
             loaded = load_adapter(loaded, found.output_dir, found.vocabulary)
-    return Transformers(loaded.eval(), fast, stops, options)
+    return Transformers(loaded.eval(), fast, stops, options, found.alone)
 
 
 def load_saved_tokenizer(output_dir: Path, section: Any) -> Any:
@@ -102,9 +108,15 @@ def encode(
     return encode_prompt(tokenizer, messages, tools, add_bos=options["add_bos"], chat_template_kwargs=variables or None)
 
 
-def decode(tokenizer: Any, ids: Any) -> str:
-    """The text of an answer's ids, each blank as the model wrote it."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decoder(tokenizer: Any, marks: Marks) -> Callable[[Sequence[int]], str]:
+    """Ids → text, each blank as the model wrote it; of special tokens only those that are marks."""
+    specials = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    hidden = {number for number, text in specials.items() if text not in marks.tokens}
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode([n for n in ids if int(n) not in hidden], clean_up_tokenization_spaces=False)
+
+    return decode
 
 
 def stops_of(tokenizer: Any, output_dir: Path) -> Stops:

@@ -1,6 +1,6 @@
 """What a GGUF's own vocabulary tells: the text of its tokens, byte by byte, special tokens, ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
@@ -11,26 +11,27 @@ OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]  # and these as 
 BYTES = {chr(byte): bytes([byte]) for byte in PRINTABLE} | {chr(256 + n): bytes([b]) for n, b in enumerate(OTHERS)}
 
 
-def decoder(vocab: Any, drop_first_blank: bool) -> Callable[[Sequence[int]], str]:
-    """Ids → text, each blank as the model wrote it; � for what is no whole character. Control tokens are no text.
+def decoder(vocab: Any, drop_first_blank: bool, shown: Collection[str] = ()) -> Callable[[Sequence[int]], str]:
+    """Ids → text, each blank as the model wrote it; � for what is no whole character.
 
     cyllama's detokenize drops blanks at both ends and before punctuation. `drop_first_blank`: as SentencePiece does.
+    `shown` are the control tokens that are text.
     """
     if vocab.vocab_type not in (SENTENCEPIECE, BYTE_LEVEL):
         return lambda ids: vocab.detokenize(list(ids)) if ids else ""
     drop_first_blank &= vocab.vocab_type == SENTENCEPIECE
 
     def decode(ids: Sequence[int]) -> str:
-        text = b"".join(piece(vocab, number) for number in ids).decode("utf-8", "replace")
+        text = b"".join(piece(vocab, number, shown) for number in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if drop_first_blank else text
 
     return decode
 
 
-def piece(vocab: Any, number: int) -> bytes:
-    """The bytes that a token stands for."""
+def piece(vocab: Any, number: int, shown: Collection[str] = ()) -> bytes:
+    """The bytes that a token stands for; none for a control token unless its text is to be `shown`."""
     text, attributes = vocab.get_text(number), vocab.get_attr(number)
-    if attributes & USER_DEFINED:
+    if attributes & USER_DEFINED or text in shown:
         return text.encode()
     if attributes & BYTE:  # <0x0A>
         return bytes([int(text[3:5], 16)])

@@ -1,0 +1,151 @@
+"""What can be done in a conversation besides asking: each command is a function of the talk and of what follows it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError
+from impruver_core.files.jsonl import dumps
+
+from impruver_chat.sampling import changed, described, near
+from impruver_chat.screen import tell
+from impruver_chat.sections import out_of_range
+from impruver_chat.session import NoAnswer
+from impruver_chat.talk import Command, Talk, answer
+
+NONE = "-"  # as the text of /system
+
+
+class Leave(Exception):
+    """The conversation is over."""
+
+
+def run(talk: Talk, name: str, rest: str) -> None:
+    """Does what a command says; a wrong name or value is a warning, and nothing else happens."""
+    if name not in COMMANDS:
+        warn(f"no command {name}{near(name, COMMANDS)}; /help lists them")
+        return
+    try:
+        COMMANDS[name](talk, rest.strip())
+    except ImpruverError as error:
+        if error.exit_code != 2:
+            raise
+        warn(str(error))
+
+
+def help_(talk: Talk, rest: str) -> None:
+    """Lists the commands and keys."""
+    width = max(map(len, USAGE.values()))
+    lines = [f"{usage:{width}}  {COMMANDS[name].__doc__}" for name, usage in USAGE.items()]
+    lines += ["A new line in a question: Alt+Enter (Esc, then Enter), or \\ and then Enter."]
+    lines += ["Ctrl+C stops an answer; at the prompt it leaves, as Ctrl+D does."]
+    tell("\n".join(lines))
+
+
+def reset(talk: Talk, rest: str) -> None:
+    """Forgets all that was said, but for the system prompt."""
+    talk.session.reset()
+    tell("forgotten")
+
+
+def system(talk: Talk, rest: str) -> None:
+    """Shows or sets the system prompt; - removes it."""
+    if rest:
+        talk.session.system_prompt = None if rest == NONE else rest
+    tell(f"system prompt: {talk.session.system_prompt or 'none'}")
+
+
+def retry(talk: Talk, rest: str) -> None:
+    """Asks the last question again, with other draws."""
+    if not talk.session.take_answer():
+        raise NoAnswer("no answer yet")
+    answer(talk)
+
+
+def undo(talk: Talk, rest: str) -> None:
+    """Takes the last question and its answer back."""
+    question = talk.session.take_back()
+    if question is None:
+        raise NoAnswer("nothing was said yet")
+    tell(f"taken back: {question}")
+
+
+def set_(talk: Talk, rest: str) -> None:
+    """Shows the parameters, or sets one: /set temperature 0.2"""
+    name, _, value = rest.partition(" ")
+    if name == "history_limit":
+        talk.session = replace(talk.session, history_limit=whole(name, value))
+        tell(f"history_limit {talk.session.history_limit}")
+        return
+    if rest:
+        talk.sampling = changed(talk.sampling, name, value.strip())
+    tell(described(talk.sampling))
+
+
+def save(talk: Talk, rest: str) -> None:
+    """Appends the conversation to a file, as a JSONL row."""
+    if not rest:
+        raise ImpruverError("name a file: /save FILE")
+    if not talk.session.messages:
+        raise ImpruverError("nothing was said yet")
+    path = Path(rest).expanduser()
+    row = dumps({"messages": talk.session.whole()}) + "\n"
+    try:
+        with path.open("a+b") as file:
+            file.seek(max(file.seek(0, 2) - 1, 0))
+            ends = file.read(1) in (b"", b"\n")
+            file.write((row if ends else f"\n{row}").encode())
+    except OSError as error:
+        raise ImpruverError(f"{path}: {error.strerror}") from None
+    tell(f"appended {len(talk.session.whole())} messages to {path}")
+
+
+def compare(talk: Talk, rest: str) -> None:
+    """Answers with the adapter and without it, or no longer."""
+    if talk.backend.alone:
+        raise ImpruverError(talk.backend.alone)
+    talk.compare = not talk.compare
+    tell("answers with the adapter and without it" if talk.compare else "answers with the adapter alone")
+
+
+def result(talk: Talk, rest: str) -> None:
+    """Gives the response of a function that the model called."""
+    left = talk.session.respond(rest)
+    if left:
+        tell(f"{left} more of the calls wait for a response")
+        return
+    answer(talk)
+
+
+def quit_(talk: Talk, rest: str) -> None:
+    """Leaves."""
+    raise Leave
+
+
+def whole(name: str, text: str) -> int:
+    """A number of messages; ImpruverError for anything else."""
+    if not text.strip().lstrip("-").isdecimal():
+        raise ImpruverError(f"{name}: {text!r} is not a whole number")
+    for fault in out_of_range({name: int(text)}).values():
+        raise ImpruverError(f"{name} {fault}")
+    return int(text)
+
+
+COMMANDS: dict[str, Command] = {
+    "/help": help_,
+    "/reset": reset,
+    "/system": system,
+    "/retry": retry,
+    "/undo": undo,
+    "/set": set_,
+    "/save": save,
+    "/compare": compare,
+    "/result": result,
+    "/quit": quit_,
+}
+USAGE = {name: name for name in COMMANDS} | {
+    "/system": "/system [TEXT]",
+    "/set": "/set [NAME VALUE]",
+    "/save": "/save FILE",
+    "/result": "/result TEXT",
+}

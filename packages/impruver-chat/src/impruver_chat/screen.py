@@ -1,0 +1,168 @@
+"""Shows an answer as it comes: as Markdown at a terminal, else as it is."""
+
+import os
+import re
+import sys
+import time
+from typing import Protocol
+
+from impruver_core.cli.console import silence
+
+from impruver_chat.lines import uninterrupted
+from impruver_chat.markdown import blocks, clean, dimmed, markdown, paragraphs
+from impruver_chat.speech import REASONING
+
+FASTEST, SLOWEST = 0.05, 0.5  # seconds between two drawings
+SHARE = 80  # drawing may take one part in so many of the time
+DIM, NORMAL = "\x1b[2m", "\x1b[0m"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
+
+
+class Screen(Protocol):
+    """Where an answer is shown."""
+
+    def put(self, kind: str, piece: str) -> None:
+        """Shows a piece of REASONING or TEXT."""
+
+    def end(self) -> None:
+        """Nothing more comes; the next line is free."""
+
+
+def screen(plain: bool) -> Screen:
+    """Markdown where stdout is a terminal that can do it, unless `plain`."""
+    capable = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return Plain() if plain or not capable else Page()
+
+
+class Plain:
+    """Text as it is, on stdout; reasoning on stderr, dimmed at a terminal."""
+
+    def __init__(self) -> None:
+        self._kind = ""
+
+    def put(self, kind: str, piece: str) -> None:
+        """As `Screen.put`."""
+        stream = sys.stderr if kind == REASONING else sys.stdout
+        if self._kind == REASONING != kind:
+            write(sys.stderr, "\n")
+        self._kind = kind
+        if stream.isatty():
+            piece = clean(piece)
+            piece = f"{DIM}{piece}{NORMAL}" if kind == REASONING and os.environ.get("TERM") != "dumb" else piece
+        write(stream, piece)
+
+    def end(self) -> None:
+        """As `Screen.end`."""
+        if self._kind:
+            write(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
+        self._kind = ""
+
+
+class Page:
+    """Markdown in lines. Those of the last, unfinished block are drawn anew as it grows; all others are there for good.
+
+    Only lines that fit the screen are ever drawn anew: what has scrolled away can't be.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._kind, self._text = "", ""
+        self._live = [""]  # the lines that may change yet; the cursor stands in the last
+        self._fixed = 0  # how many lines of the unfinished block are there for good
+        self._due = 0.0
+        self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
+
+    def put(self, kind: str, piece: str) -> None:
+        """As `Screen.put`."""
+        if kind != self._kind:
+            self._finish([""])
+            self._kind = kind
+        self._text += clean(piece)
+        if time.monotonic() >= self._due:
+            started = time.monotonic()
+            with uninterrupted():
+                self._draw()
+            now = time.monotonic()
+            self._due = now + min(max(FASTEST, SHARE * (now - started)), SLOWEST)
+
+    def end(self) -> None:
+        """As `Screen.end`."""
+        self._finish([])
+        self._kind, self._due = "", 0.0
+
+    def _finish(self, gap: list[str]) -> None:
+        if self._text.strip():
+            settled, last = self._settled()
+            self._replace(settled + self._lines(last)[self._fixed :] + gap, [""])
+        self._text, self._fixed = "", 0
+
+    def _draw(self) -> None:
+        settled, self._text = self._settled()
+        lines = self._lines(self._text)[self._fixed :]
+        over = max(0, len(lines) - max(1, size().lines - 2))
+        self._fixed += over
+        self._replace(settled + lines[:over], lines[over:] or [""])
+
+    def _settled(self) -> tuple[list[str], str]:
+        """(the lines of the blocks that are finished, less those that are there; the unfinished block)."""
+        *done, rest = (paragraphs if self._kind == REASONING else blocks)(self._text)
+        settled: list[str] = []
+        for block in done:
+            settled += [*self._lines(block)[self._fixed :], ""]
+            self._fixed = 0
+        return settled, rest
+
+    def _lines(self, text: str) -> list[str]:
+        with self._console.capture() as captured:
+            width = max(10, size().columns - 1)  # a full line would move the cursor to the next in some terminals
+            self._console.print((dimmed if self._kind == REASONING else markdown)(text), width=width)
+        lines = [line.rstrip(" ") for line in captured.get().split("\n")]
+        while len(lines) > 1 and is_blank(lines[-1]):
+            lines.pop()
+        return lines[next((at for at, line in enumerate(lines) if not is_blank(line)), 0) :]
+
+    def _replace(self, settled: list[str], live: list[str]) -> None:
+        """Puts lines in the place of those that may change; of the new ones only `live` may change from now on."""
+        wanted = settled + live
+        most = 0 if settled else min(len(self._live), len(wanted)) - 1
+        same = next((at for at in range(most) if self._live[at] != wanted[at]), most)
+        up = len(self._live) - 1 - same
+        back = f"\r\x1b[{up}A" if up else "\r"
+        below = CLEAR_BELOW if len(wanted) < len(self._live) else ""
+        self._live = live
+        # Where terminal and rich disagree about a line's width, it is cut and not wrapped: lines stay countable. Lines
+        # are cleared one by one: some terminals keep a copy of a screen that is cleared as a whole.
+        fixed = "".join(f"{CLEAR_LINE}{line}\n" for line in settled)
+        lines = "\n".join(CLEAR_LINE + line for line in live[same:])
+        write(sys.stdout, f"{back}{fixed}{NO_WRAP}{lines}{below}{WRAP}")
+
+
+def size() -> os.terminal_size:
+    """Of the terminal as it is now; COLUMNS and LINES may be of another one."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        return os.terminal_size((80, 24))
+
+
+def is_blank(line: str) -> bool:
+    """Whether a line shows nothing, whatever its colours."""
+    return not COLOURS.sub("", line).strip()
+
+
+def tell(text: str) -> None:
+    """What was asked for, or what happens to the answer: on stderr, with --quiet, too."""
+    write(sys.stderr, text + "\n")
+
+
+def write(stream, text: str) -> None:
+    """A text, at once; a reader that went away gets nothing more."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        silence(stream)

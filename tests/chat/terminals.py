@@ -1,0 +1,70 @@
+"""A pseudo-terminal with the real program in it, and an emulator that tells what a person sees there."""
+
+import os
+import sys
+import time
+
+import pexpect
+import pyte
+
+
+class Terminal:
+    """Runs `python` with `arguments` at a terminal of that size; `lines` is what stands on it, scrolled away or not."""
+
+    def __init__(self, *arguments, columns=80, rows=24, **environment):
+        self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.01)
+        self.stream = pyte.ByteStream(self.screen)
+        environment = os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | environment
+        command = [str(argument) for argument in arguments]
+        self.process = pexpect.spawn(sys.executable, command, env=environment, dimensions=(rows, columns), timeout=120)
+        self.screen.write_process_input = self.process.send  # it asks where the cursor is
+        self.raw = b""
+
+    def lines(self):
+        """All lines, without blanks at their ends."""
+        rows = [*self.screen.history.top, *(self.screen.buffer[row] for row in range(self.screen.lines))]
+        return ["".join(row[at].data for at in range(self.screen.columns)).rstrip() for row in rows]
+
+    def text(self):
+        """All lines in one."""
+        return "\n".join(self.lines()).rstrip()
+
+    def read(self):
+        """Takes what came until now; False at the end."""
+        try:
+            came = self.process.read_nonblocking(65536, 0.05)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += came
+        self.stream.feed(came)
+        return True
+
+    def until(self, done, seconds=60):
+        """Reads until `done(text)` holds, or a text stands on the terminal; what stands there then."""
+        check = done if callable(done) else lambda text: done in text
+        deadline = time.monotonic() + seconds
+        while not check(self.text()):
+            going = self.read()
+            assert (going and time.monotonic() < deadline) or check(self.text()), self.text()
+        return self.text()
+
+    def prompted(self, count):
+        """Reads until the program has asked for the `count`th question."""
+        return self.until(lambda text: sum(line.startswith(">") for line in text.split("\n")) >= count)
+
+    def type(self, text):
+        """Types a text and Enter."""
+        self.process.send(text + "\r")
+
+    def left(self):
+        """Reads to the end; the exit code."""
+        while self.read():
+            pass
+        self.process.wait()
+        return self.process.exitstatus
+
+    def close(self):
+        """Ends the program, whatever it does."""
+        self.process.close(force=True)
