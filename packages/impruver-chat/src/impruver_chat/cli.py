@@ -35,6 +35,7 @@ class Flags(CommonFlags):
     seed: Optional[int] = from_recipe("seed", type=seed)
     system_prompt: Optional[str] = from_recipe("chat.system_prompt")
     history_limit: Optional[int] = from_recipe("chat.history_limit")
+    batch_size: Optional[int] = from_recipe("chat.batch_size")
     max_new_tokens: Optional[int] = from_recipe("chat.max_new_tokens")
     repetition_penalty: Optional[float] = from_recipe("chat.repetition_penalty")
     do_sample: Optional[bool] = from_recipe("chat.do_sample")

@@ -1,6 +1,6 @@
 """What answers: transformers or llama.cpp. Each has the parts of `Backend`, found by nothing but their names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,3 +34,6 @@ class Backend(Protocol):
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """Answers one prompt; the text goes to `emit` as it comes."""
+
+    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
+        """Answers at most `size` prompts at once; (place in `prompts`, answer), each when it is done."""
