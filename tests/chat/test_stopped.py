@@ -126,3 +126,22 @@ def test_questions_out_of_a_pipe_into_a_file(as_process, recipe, tmp_path):
     assert as_process(*flags, input=b'{"prompt": "red"}\n').returncode == 0
     manifest = json.loads((tmp_path / "a.jsonl.manifest.json").read_text())
     assert manifest["inputs"] == [{"path": "/dev/stdin", "rows": 1}]
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n \n"], ids=["plain", "BOM", "blank lines"])
+def test_rows_in_a_pipe_need_no_flag(start, as_process, recipe, tiny, tmp_path):
+    done = as_process("--config", recipe(), input=start + b'{"prompt": "red", "id": 1}\n{"prompt": "blue"}\n')
+    assert done.returncode == 0, done.stderr.decode()
+    got = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert [row["messages"][-1]["content"] for row in got] == [tiny.words["red"], tiny.words["blue"]]
+    assert got[0]["id"] == 1
+
+
+def test_rows_in_a_pipe_into_a_file(as_process, recipe, tmp_path):
+    output = tmp_path / "a.jsonl"
+    done = as_process("--config", recipe(), "--output", output, "--strict", input=b'{"prompt": "red"}\n{"id": 1}\n')
+    assert (done.returncode, done.stdout, output.exists()) == (2, b"", False)
+    assert b"/dev/stdin, line 2: neither messages nor a prompt" in done.stderr
+    done = as_process("--config", recipe(), "--output", output, input=b'{"prompt": "red"}\n')
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(output.read_text().splitlines()) == 1

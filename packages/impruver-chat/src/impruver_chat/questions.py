@@ -1,17 +1,19 @@
 """Questions in JSONL: what each row asks, or why it can't be asked."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError, RefusedError
-from impruver_core.files.jsonl import numbered_rows
+from impruver_core.files.jsonl import BLANKS, numbered_rows
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.sampling import Sampling
 from impruver_chat.session import NoAnswer, room_for, with_system, within
 
+STDIN = Path("/dev/stdin")
 ANSWERS = ("assistant", "function_call")
 ROLES = ("system", "developer", "user", "tool", "function_response", *ANSWERS)
 
@@ -30,7 +32,8 @@ class Question:
 def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
     """The questions of a JSONL file; ImpruverError with the line for what is no JSON, no object or no UTF-8."""
     questions = []
-    for line, row in numbered_rows(path):
+    opened = sys.stdin.buffer if path == STDIN and sys.stdin is not None else None  # its beginning was looked at
+    for line, row in numbered_rows(path, opened):
         try:
             json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
@@ -41,6 +44,16 @@ def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
     if not questions:
         raise ImpruverError(f"{path}: no rows")
     return questions
+
+
+def stdin_holds_rows() -> bool:
+    """Whether stdin is no terminal and begins as JSONL does; waits for its first bytes, and leaves them there."""
+    try:
+        if sys.stdin is None or sys.stdin.isatty():
+            return False
+        return sys.stdin.buffer.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip(BLANKS.encode()).startswith(b"{")
+    except (AttributeError, OSError, ValueError):  # none of the system's streams, or closed
+        return False
 
 
 def question_of(line: int, row: dict, system_prompt: str | None) -> Question:
