@@ -26,11 +26,7 @@ class Flags(CommonFlags):
 
     output_dir: Optional[str] = from_recipe("output_dir")
     gguf: Optional[str] = flag(str, None, help="answer with this GGUF file, through llama.cpp")
-    input: Optional[str] = flag(
-        str,
-        None,
-        help="JSONL of questions: rows with `messages` or `prompt`; - is stdin, taken by itself where it is a pipe that begins with {",
-    )
+    input: Optional[str] = flag(str, None, help="JSONL of questions: rows with `messages` or `prompt`; - is stdin")
     output: Optional[str] = flag(str, None, help="JSONL of answers: rows whose messages end in the answer; - is stdout")
     expect: bool = flag(bool, False, help="compare with each row's own last answer, or `reference`; print the share")
     strict: bool = flag(bool, False, help="stop at a row that can't be asked; else it becomes an error row")
