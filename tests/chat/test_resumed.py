@@ -110,3 +110,13 @@ def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_p
     monkeypatch.setattr(Transformers, "answer_batch", stop)
     assert command()[0] == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_rows_leave_a_pipe_batch_by_batch_and_a_file_is_sorted_further(chat, recipe, write_jsonl, asked, tmp_path):
+    path = write_jsonl([{"prompt": word} for word in WORDS])
+    flags = ["--config", recipe(), "--input", path, "--batch_size", "2", "--output"]
+    code, out, _ = chat(*flags, "-")
+    assert (code, asked, len(out.splitlines())) == (0, [2, 2, 1], 5)
+    assert chat(*flags, tmp_path / "b.jsonl")[0] == 0
+    assert asked == [2, 2, 1, 5]
+    assert (tmp_path / "b.jsonl").read_text() == out

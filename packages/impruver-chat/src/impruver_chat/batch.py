@@ -16,7 +16,7 @@ from impruver_chat.sampling import Sampling
 from impruver_chat.scoring import is_match
 
 OWN = ("error", "match")  # what we say of an answer; a row that has them was answered before
-WINDOW = 8  # batches that are sorted together; rows leave a pipe at least so often
+WINDOW = 8  # batches of a file that are sorted together
 
 
 @dataclass
@@ -39,8 +39,20 @@ def answers(
     """(place, answer) of each Prompt in `prompts`: those of `known`, then the others, each when it is done."""
     yield from known.items()
     left = [place for place, prompt in enumerate(prompts) if isinstance(prompt, Prompt) and place not in known]
-    for start in range(0, len(left), WINDOW * size):
-        part = left[start : start + WINDOW * size]
+    yield from _by_window(prompts, left, backend, sampling, size, WINDOW * size)
+
+
+def flowing(prompts: Sequence[Prompt | Question], backend: Backend, sampling: Sampling, size: int) -> Given:
+    """As `answers`, for a reader that waits: a batch at a time, so that rows leave as soon as one is done."""
+    left = [place for place, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
+    yield from _by_window(prompts, left, backend, sampling, size, size)
+
+
+def _by_window(
+    prompts: Sequence, places: list[int], backend: Backend, sampling: Sampling, size: int, window: int
+) -> Given:
+    for start in range(0, len(places), window):
+        part = places[start : start + window]
         for number, answer in backend.answer_batch([prompts[place] for place in part], sampling, size):
             yield part[number], answer
 

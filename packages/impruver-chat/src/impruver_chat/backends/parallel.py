@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from impruver_chat.backends import Answer, Prompt, contexts
+from impruver_chat.backends.together import PLACES
 from impruver_chat.decoding import TextStream
 from impruver_chat.sampling import Sampling
 
-PLACES = 32_768  # tokens of prompts and answers at once, as in `together`
 SEQUENCES = 64  # more no llama.cpp takes
 
 
