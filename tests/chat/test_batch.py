@@ -2,8 +2,7 @@
 
 import json
 
-import pytest
-from impruver_chat.batch import question_of
+from impruver_chat.questions import question_of
 
 
 def turn(word, answer=None):
@@ -140,22 +139,24 @@ def test_its_own_output_is_replaced_and_nobody_elses(chat, recipe, write_jsonl, 
     assert (tmp_path / "a.jsonl").read_text() == "mine\n"
 
 
-@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
-def test_stopped_midway_it_leaves_the_old_file(chat, recipe, write_jsonl, tmp_path, monkeypatch, stop, code):
-    from impruver_chat.backends.transformers import Transformers
+def test_a_line_longer_than_the_context_is_an_error_row_or_stops_it(answers, chat, recipe, write_jsonl, tmp_path):
+    rows = [{"prompt": "red"}, {"prompt": "x " * 5000, "id": 1}, {"prompt": "blue"}]
+    got, _, _ = answers(recipe(), rows)
+    error = "the prompt takes 10,003 tokens, and the model's context is 4,096"
+    assert got[1] == {"prompt": "x " * 5000, "id": 1, "error": error}
+    assert [row["messages"][0]["content"] for row in got[::2]] == ["red", "blue"]
+    path = write_jsonl(rows)
+    code, out, err = chat("--config", recipe(), "--input", path, "--output", tmp_path / "b.jsonl", "--strict")
+    assert (code, out) == (2, "")
+    assert f"{path}, line 2: {error}" in err
+    assert not (tmp_path / "b.jsonl").exists()
 
-    rows = write_jsonl([{"prompt": word} for word in ("red", "white", "blue")])
-    flags = ["--config", recipe(), "--input", rows, "--output", tmp_path / "out" / "a.jsonl"]
-    assert chat(*flags)[0] == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    whole = Transformers.stream
 
-    def stopping(self, prompt, *rest):
-        if prompt.seed == 44:  # the third row
-            assert any(path.name.endswith(".staged") for path in (tmp_path / "out").iterdir())
-            raise stop
-        return whole(self, prompt, *rest)
-
-    monkeypatch.setattr(Transformers, "stream", stopping)
-    assert chat(*flags)[:2] == (code, "")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+def test_the_size_of_batches_changes_no_byte(chat, recipe, write_jsonl, tmp_path):
+    rows = write_jsonl([{"prompt": "red " * number, "id": number} for number in range(1, 20)])
+    written = set()
+    for size in (1, 5, 64):
+        flags = ["--output", tmp_path / f"{size}.jsonl", "--batch_size", size, "--max_new_tokens", "6"]
+        assert chat("--config", recipe("babbler"), "--input", rows, *flags, "--temperature", "1")[0] == 0
+        written.add((tmp_path / f"{size}.jsonl").read_bytes())
+    assert len(written) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from impruver_chat.backends import Prompt, gguf
+from impruver_chat.backends import Prompt, contexts, gguf
 from impruver_chat.backends.vocabulary import decoder
 from impruver_chat.sampling import GREEDY, Sampling
 from impruver_core.errors import ImpruverError
@@ -93,7 +93,7 @@ def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, pat
     given = []
     one = llama_cpp.llama_batch_get_one
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
-    for each in (with_tokenizer, backend):
+    for each in (with_tokenizer, gguf.load(path, None, TokenizerSection(), OPTIONS)):  # nothing is kept of earlier
         given.clear()
         ids = each.encode(messages)
         each.stream(Prompt(ids, 1, 0), GREEDY, lambda _: None)
@@ -120,7 +120,7 @@ def test_a_prompt_in_several_batches(path, monkeypatch):
     backend = gguf.load(path, None, TokenizerSection(), OPTIONS)  # its own: a context keeps the size of its batches
     ids = backend.encode(HI)
     assert len(ids) > 16
-    monkeypatch.setattr(gguf, "BATCH", 7)
+    monkeypatch.setattr(contexts, "BATCH", 7)
     assert backend.stream(Prompt(ids, 40, 0), GREEDY, lambda _: None).text == ANSWER
 
 
@@ -158,3 +158,33 @@ def test_characters_of_several_tokens_come_whole(backend):
         stream.put(token)
     assert stream.end() == "".join(out) == text
     assert not any("�" in piece for piece in out)
+
+
+def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
+    """More prompts than sequences, of several lengths and rooms, one of several batches of tokens."""
+    texts = [
+        "Hi",
+        "What is the capital of France?",
+        "I like red and blue. " * 45 + "What do I like?",
+        "Say yes.",
+        "Name a colour.",
+        "Bye",
+    ]
+    ids = [backend.encode([{"role": "user", "content": text}]) for text in texts]
+    prompts = [Prompt(each, 12 + 3 * place, place) for place, each in enumerate(ids)]
+    assert len(ids[2]) > 200
+    alone = dict(backend.answer_batch(prompts, GREEDY, 1))
+    monkeypatch.setattr(contexts, "BATCH", 64)
+    assert dict(backend.answer_batch(prompts, GREEDY, 3)) == alone
+    assert {
+        place: backend.stream(prompts[place], GREEDY, lambda _: None) for place in (0, 1, 3, 5)
+    }.items() <= alone.items()
+
+
+def test_drawn_in_parallel_each_has_its_own_seed(backend):
+    drawn = Sampling(temperature=1.5, top_p=0.95, top_k=0, repetition_penalty=1.1)
+    ids = backend.encode(HI)
+    prompts = [Prompt(ids, 12, seed) for seed in (1, 2, 1, 3)]
+    given = dict(backend.answer_batch(prompts, drawn, 4))
+    assert given[0] == given[2]
+    assert len({answer.text for answer in given.values()}) == 3

@@ -1,4 +1,7 @@
-"""The command stopped from outside, and out of room: the answers' file is whole or not there, the exit code tells."""
+"""The command stopped from outside, and out of room: the answers' file is whole or not there, the exit code tells.
+
+What was answered is kept beside it, and the same command goes on from there.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ import time
 
 import pytest
 
+JOURNAL = ".a.jsonl.partial"
 LIMIT = 20_000  # bytes a file may have, as on a full disk
 
 
@@ -38,16 +42,20 @@ def started(recipe, write_jsonl, tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_nothing(sent, code, started, tmp_path):
+def test_a_signal_leaves_the_answers_so_far(sent, code, started, tmp_path):
     process = started()
     process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, b"")
     assert b"Traceback" not in err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [JOURNAL]
+    lines = (tmp_path / "out" / JOURNAL).read_text().splitlines(keepends=True)
+    assert all(json.loads(line) for line in lines)
+    assert lines[-1].endswith("\n")
+    assert f"{len(lines) - 1} of 500 answers are kept; the same command goes on from there" in err.decode()
 
 
-def test_a_kill_leaves_no_answers_and_the_next_run_is_whole(started, chat, recipe, write_jsonl, tmp_path):
+def test_after_a_kill_another_command_is_whole(started, chat, recipe, write_jsonl, tmp_path):
     process = started()
     process.kill()
     process.communicate()
@@ -70,7 +78,14 @@ def test_a_full_disk_leaves_what_was_there(there, as_process, chat, recipe, writ
     assert done.stderr.decode().splitlines()[-1].startswith("impruver-chat: error: ")
     assert b"File too large" in done.stderr
     assert b"Traceback" not in done.stderr
-    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
+    after = {path.name: path.read_bytes() for path in target.parent.iterdir()}
+    kept = len(after.pop(JOURNAL).splitlines()) - 1
+    assert after == before
+    done = as_process("--config", recipe(), "--input", questions, "--output", target)  # room was made
+    assert done.returncode == 0
+    assert kept > 0
+    assert f"{kept} answers are those of the run that was stopped" in done.stderr.decode()
+    assert len(target.read_text().splitlines()) == 5
 
 
 def little_room():
@@ -111,3 +126,22 @@ def test_questions_out_of_a_pipe_into_a_file(as_process, recipe, tmp_path):
     assert as_process(*flags, input=b'{"prompt": "red"}\n').returncode == 0
     manifest = json.loads((tmp_path / "a.jsonl.manifest.json").read_text())
     assert manifest["inputs"] == [{"path": "/dev/stdin", "rows": 1}]
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n \n"], ids=["plain", "BOM", "blank lines"])
+def test_rows_in_a_pipe_need_no_flag(start, as_process, recipe, tiny, tmp_path):
+    done = as_process("--config", recipe(), input=start + b'{"prompt": "red", "id": 1}\n{"prompt": "blue"}\n')
+    assert done.returncode == 0, done.stderr.decode()
+    got = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert [row["messages"][-1]["content"] for row in got] == [tiny.words["red"], tiny.words["blue"]]
+    assert got[0]["id"] == 1
+
+
+def test_rows_in_a_pipe_into_a_file(as_process, recipe, tmp_path):
+    output = tmp_path / "a.jsonl"
+    done = as_process("--config", recipe(), "--output", output, "--strict", input=b'{"prompt": "red"}\n{"id": 1}\n')
+    assert (done.returncode, done.stdout, output.exists()) == (2, b"", False)
+    assert b"/dev/stdin, line 2: neither messages nor a prompt" in done.stderr
+    done = as_process("--config", recipe(), "--output", output, input=b'{"prompt": "red"}\n')
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(output.read_text().splitlines()) == 1

@@ -5,6 +5,7 @@ A reader that goes away (`… | head`) never stops the work: what would be writt
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -106,8 +107,10 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text + "\n")
         stream.flush()
-    except OSError:  # nobody reads any more, or the terminal is gone
-        silence(stream)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        silence(stream)  # nobody reads any more, or the terminal is gone
 
 
 class _LogProgress:

@@ -7,6 +7,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -25,11 +26,11 @@ def read_rows(path: str | Path) -> Iterator[dict]:
         yield row
 
 
-def numbered_rows(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line from 1, row) of a JSONL file, as `read_rows`."""
+def numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, dict]]:
+    """(line from 1, row) of a JSONL file, as `read_rows`; `file`: its bytes, where they are open already."""
     number = 0
     try:
-        with opened(path) as file:
+        with opened(path) if file is None else nullcontext(file) as file:
             for number, line in enumerate(file, 1):
                 text = _decoded(path, number, line)
                 if text.strip(BLANKS):

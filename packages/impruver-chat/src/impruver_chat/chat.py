@@ -1,35 +1,18 @@
 """impruver-chat, step by step: parameters, files, questions, model; then a terminal or a file of answers."""
 
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import result, say, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, recover
-from impruver_core.files.safe import make_folder
-from impruver_core.recipe.load import Recipe, resolved
+from impruver_core.recipe.load import Recipe
 
-from impruver_chat import batch, found, sampling, scoring, terminal
+from impruver_chat import found, sampling, terminal
 from impruver_chat.backends import Backend
+from impruver_chat.files import Files, answer_files, prepare
+from impruver_chat.journal import state_of
 from impruver_chat.session import Session
-
-
-@dataclass(frozen=True)
-class Files:
-    """Questions and answers in JSONL, and what is done about rows that can't be asked or have a reference."""
-
-    questions: Path
-    answers: Path | None  # None: standard output
-    strict: bool = False
-    expect: bool = False
-    overwrite: bool = False
-
-    @property
-    def target(self) -> str:
-        """Where the answers go, for a person."""
-        return str(self.answers or "standard output")
 
 
 @dataclass(frozen=True)
@@ -65,29 +48,7 @@ def chat(
         session = Session(recipe.chat.system_prompt, recipe.chat.history_limit)
         terminal.converse(session, backend, chosen, recipe.seed, plain=looks.plain, compare=looks.compare)
         return
-    answer_files(files, questions, backend, chosen, recipe)
-
-
-def prepare(files: Files, system_prompt: str | None, dry_run: bool) -> list[batch.Question]:
-    """The questions, when all that can be checked of them and of the place for the answers is right."""
-    if files.answers and files.answers.exists() and files.answers.samefile(files.questions):
-        raise ImpruverError(f"--output: {files.answers} is the --input itself")
-    questions = batch.read_questions(files.questions, system_prompt)
-    if files.strict:
-        batch.refuse_faults(files.questions, questions)
-    if files.expect and not any(question.reference for question in questions):
-        raise ImpruverError(f"--expect: no row of {files.questions} has a reference (a last answer, or `reference`)")
-    if files.answers:
-        if not dry_run:
-            recover(manifest_of(files.answers))
-        check_replaceable([files.answers], manifest_of(files.answers), files.overwrite)
-        found.check_writable(files.answers.parent)
-    return questions
-
-
-def manifest_of(answers: Path) -> Path:
-    """Where the answers' manifest stands."""
-    return answers.with_name(f"{answers.name}.manifest.json")
+    answer_files(files, questions, backend, chosen, recipe, model_state(recipe, output_dir, gguf))
 
 
 def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool = False) -> Any:
@@ -139,40 +100,11 @@ def wants_bos(datasets: Any) -> bool:
     return not given or any(given)
 
 
-def answer_files(
-    files: Files, questions: list[batch.Question], backend: Backend, chosen: sampling.Sampling, recipe: Recipe
-) -> None:
-    """Answers the questions, puts answers and manifest in their place, tells the counts."""
-    prompts, counts = batch.encode_all(questions, backend, chosen, recipe.seed), batch.Counts()
-    if files.strict:
-        batch.refuse_faults(files.questions, prompts)
-    with closing(batch.answered(questions, prompts, backend, chosen, counts, files.expect)) as rows:
-        if files.answers is None:
-            batch.print_rows(rows)
-        else:
-            make_folder(files.answers.parent)
-            path = batch.write_rows(files.answers, rows)
-            publish(manifest_of(files.answers), {files.answers: path}, manifest(files, path, counts, recipe))
-    tell_counts(counts, files)
-
-
-def manifest(files: Files, written: Path, counts: batch.Counts, recipe: Recipe) -> dict:
-    """What the answers were made from, and how they ended; `written` is not yet in its place."""
-    questions, made = files.questions, new_manifest("impruver-chat", resolved(recipe, absolute=True))
-    is_kept = questions.is_file()  # what came through a pipe is gone
-    made["inputs"] = [
-        describe(questions, counts.rows, digest=True) if is_kept else {"path": str(questions), "rows": counts.rows}
-    ]
-    made["outputs"] = [describe(written, rows=counts.rows, digest=True) | {"path": files.answers.name}]
-    return made | {"counts": vars(counts)}
-
-
-def tell_counts(counts: batch.Counts, files: Files) -> None:
-    """What became of the rows; on stderr where stdout holds them."""
-    tell = say if files.answers is None else result
-    if counts.cut_off:
-        say(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
-    if files.expect:
-        tell(scoring.share(counts.right, counts.scored))
-    failed = f", {counts.failed:,} of them with an error" if counts.failed else ""
-    tell(f"wrote {counts.rows:,} rows to {files.target}{failed}")
+def model_state(recipe: Recipe, output_dir: Path, gguf: str | None) -> list:
+    """What is loaded, by names, sizes and times of its files and the recipe's model section."""
+    folders = [output_dir]
+    if gguf is not None:
+        folders.append(Path(gguf).expanduser())
+    elif base := found.find_model(output_dir, recipe.model.name, recipe.base_dir).base:
+        folders.append(Path(base))
+    return [asdict(recipe.model), *map(state_of, folders)]

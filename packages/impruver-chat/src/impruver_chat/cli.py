@@ -4,14 +4,12 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.tool import run_tool
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import SEEDS
-
-STDIN = Path("/dev/stdin")
 
 
 def seed(text: str) -> int:
@@ -37,6 +35,7 @@ class Flags(CommonFlags):
     seed: Optional[int] = from_recipe("seed", type=seed)
     system_prompt: Optional[str] = from_recipe("chat.system_prompt")
     history_limit: Optional[int] = from_recipe("chat.history_limit")
+    batch_size: Optional[int] = from_recipe("chat.batch_size")
     max_new_tokens: Optional[int] = from_recipe("chat.max_new_tokens")
     repetition_penalty: Optional[float] = from_recipe("chat.repetition_penalty")
     do_sample: Optional[bool] = from_recipe("chat.do_sample")
@@ -49,22 +48,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_chat.chat import Files, Looks, chat
+        from impruver_chat.chat import Looks, chat
 
         for name in ("input", "output", "gguf"):
             if getattr(flags, name) == "":
                 raise ImpruverError(f"--{name} is empty: name a file")
-        if (flags.input is None) != (flags.output is None):
-            raise ImpruverError("--input and --output go together")
-        if flags.input is None and (flags.expect or flags.strict):
-            raise ImpruverError("--expect and --strict are for --input")
-        if flags.input is not None and (flags.compare or flags.plain):
+        files = files_of(flags)
+        if files is not None and (flags.compare or flags.plain):
             raise ImpruverError("--compare and --plain are for a conversation, not for --input")
-        files = None
-        if flags.input is not None:
-            questions = STDIN if flags.input == "-" else Path(flags.input).expanduser()
-            answers = None if flags.output == "-" else Path(flags.output).expanduser()
-            files = Files(questions, answers, flags.strict, flags.expect, flags.overwrite)
         chat(recipe, flags.gguf, files, flags.dry_run, Looks(flags.plain, flags.compare))
 
     return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)
+
+
+def files_of(flags: Flags) -> Any:
+    """The files of questions and answers, None where there is a conversation to be had."""
+    from impruver_chat.files import Files
+    from impruver_chat.questions import STDIN, stdin_holds_rows
+
+    given, output = flags.input, flags.output
+    if given is None and not flags.dry_run and stdin_holds_rows():
+        given, output = "-", output or "-"
+    if (given is None) != (output is None):
+        raise ImpruverError("--input and --output go together (where JSONL comes through a pipe, neither is needed)")
+    if given is None and (flags.expect or flags.strict):
+        raise ImpruverError("--expect and --strict are for --input")
+    if given is None:
+        return None
+    questions = STDIN if given == "-" else Path(given).expanduser()
+    answers = None if output == "-" else Path(output).expanduser()
+    return Files(questions, answers, flags.strict, flags.expect, flags.overwrite)

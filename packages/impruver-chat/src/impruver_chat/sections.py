@@ -16,6 +16,7 @@ RANGES = {
     "temperature": (lambda value: value == 0 or 1e-4 <= value <= 1e4, "must be 0, or from 0.0001 to 10000"),
     "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
     "top_k": (lambda value: 0 <= value <= MOST, f"must be from 0 to {MOST}"),
+    "batch_size": (lambda value: 1 <= value <= 4096, "must be from 1 to 4096"),
     "history_limit": (lambda value: 0 <= value <= MOST, f"must be from 0 to {MOST}"),
 }
 
@@ -26,6 +27,7 @@ class ChatSection:
 
     history_limit: int = key(10, "messages that a prompt holds at most, cut at whole turns; the system prompt stays")
     system_prompt: str | None = key(None, "what stands before every conversation, and before rows with a `prompt`")
+    batch_size: int = key(32, "questions of --input that are answered at once, at most; fewer where they are long")
     max_new_tokens: int | None = key(None, f"longest answer in tokens; {FROM_MODEL} 200")
     repetition_penalty: float | None = key(None, f"1 is none; {FROM_MODEL} 1.2 (1 with --input)")
     do_sample: bool | None = key(None, f"false takes the likeliest token each time; {FROM_MODEL} true (--input: false)")

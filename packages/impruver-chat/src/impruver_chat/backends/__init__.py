@@ -1,6 +1,6 @@
 """What answers: transformers or llama.cpp. Each has the parts of `Backend`, found by nothing but their names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,3 +43,6 @@ class Backend(Protocol):
 
     def without_adapter(self) -> AbstractContextManager:
         """Meanwhile the base answers, as it was before training; for a backend that is not `alone`."""
+
+    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
+        """Answers at most `size` prompts at once; (place in `prompts`, answer), each when it is done."""

@@ -1,7 +1,6 @@
 """Answers with llama.cpp, through cyllama: a GGUF file."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +12,13 @@ from impruver_core.templating.prepare import prepare
 from impruver_core.templating.render import render
 from impruver_core.templating.shape import Shape, shape_of
 
-from impruver_chat.backends import Answer, Prompt
+from impruver_chat.backends import Answer, Prompt, parallel
+from impruver_chat.backends.contexts import Conversation
 from impruver_chat.backends.vocabulary import decoder, is_same, own_ends, special_texts, token_finder
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import GGUF_ALONE, TOKENIZER
 from impruver_chat.marks import Marks, marks_of, marks_of_tokenizer
 from impruver_chat.sampling import Sampling
-
-BATCH = 512  # tokens of a prompt that are computed at once
-PAGE = 256  # contexts grow by this many tokens
 
 
 class Gguf:
@@ -40,48 +37,28 @@ class Gguf:
         self.model, self.vocab, self.stops = model, model.get_vocab(), stops
         self.encode, self.decode, self.marks = encode, decode, marks
         self.context: int | None = model.n_ctx_train
-        self._cache, self._size = None, 0
+        self.sampler = make_sampler
+        self._conversation = Conversation(model)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
-        from cyllama.llama.llama_cpp import llama_batch_get_one
-
-        text = TextStream(self.decode, self.stops, emit)
-        cache = self._room(len(prompt.ids) + prompt.room)
-        sampler = make_sampler(sampling, prompt, self._size)
-        for start in range(0, len(prompt.ids), BATCH):
-            cache.decode(llama_batch_get_one(prompt.ids[start : start + BATCH], start))
-        for place in range(len(prompt.ids), len(prompt.ids) + prompt.room):
-            token = sampler.sample(cache, -1)
+        text, there = TextStream(self.decode, self.stops, emit), self._conversation
+        there.begin(prompt.ids, prompt.room)
+        sampler = make_sampler(sampling, prompt, there.size)
+        for left in range(prompt.room - 1, -1, -1):
+            token = sampler.sample(there.context, -1)
             if self.vocab.is_eog(token):
                 text.stopped = True
             text.put(token)
-            if text.stopped:
+            if text.stopped or not left:
                 break
-            cache.decode(llama_batch_get_one([token], place))
+            there.add([token])
         whole = text.end()
         return Answer(whole, text.stopped)
 
-    def _room(self, tokens: int) -> Any:
-        """An empty context for that many tokens."""
-        from cyllama.llama.llama_cpp import LlamaContext, LlamaContextParams
-
-        if self._cache is not None and self._size >= tokens:
-            self._cache.kv_cache_clear()
-            return self._cache
-        wanted = LlamaContextParams()
-        self._size = -(-tokens // PAGE) * PAGE
-        wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = self._size, BATCH, BATCH
-        wanted.n_threads = wanted.n_threads_batch = threads()
-        self._cache = None  # the old one's memory first
-        try:
-            self._cache = LlamaContext(self.model, wanted)
-        except Exception as error:  # cyllama raises several kinds, bare ones among them
-            raise ImpruverError(
-                f"--gguf: llama.cpp has no room for {self._size:,} tokens of context ({' '.join(str(error).split())}); "
-                "set a lower --max_new_tokens"
-            ) from error
-        return self._cache
+    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
+        """As `Backend.answer_batch`; quantized sums differ with `size`, so answers are likely the same, not surely."""
+        return parallel.answer_batch(self, prompts, sampling, size)
 
 
 def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> Gguf:
@@ -167,10 +144,3 @@ def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
     sampler.add_top_p(sampling.top_p, 1)
     sampler.add_dist(prompt.seed % 2**32)
     return sampler
-
-
-def threads() -> int:
-    """What this process may use of the machine, or OMP_NUM_THREADS."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(int(wanted), available) if wanted.isdecimal() and int(wanted) else available

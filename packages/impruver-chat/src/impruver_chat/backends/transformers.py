@@ -1,7 +1,7 @@
 """Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -10,12 +10,14 @@ from typing import Any
 
 from impruver_core import encode_prompt, end_of_turn, load_tokenizer
 from impruver_core.cli.console import warn
-from impruver_core.errors import CheckFailed, ImpruverError
+from impruver_core.errors import ImpruverError
 from impruver_core.model import explained, has_bf16, load_adapter, load_model, pick_device, resolve_dtype
 from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import special_tokens
 
-from impruver_chat.backends import Answer, Prompt
+from impruver_chat.backends import Answer, Prompt, together
+from impruver_chat.backends.choosing import refuse_nan
+from impruver_chat.backends.kept import Kept
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import Found
 from impruver_chat.marks import Marks, marks_of_tokenizer
@@ -31,6 +33,8 @@ class Transformers:
         self.marks = marks_of_tokenizer(tokenizer, options["chat_template_kwargs"])
         self.encode, self.decode = partial(encode, tokenizer, options), decoder(tokenizer, self.marks)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._kept = Kept()
+        self.is_exact = dtype_of(model) == "float32"
         forget_generation_defaults(model)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
@@ -45,19 +49,39 @@ class Transformers:
 
         ids = torch.tensor([prompt.ids], device=self.model.device)
         torch.manual_seed(prompt.seed)
-        self.model.generate(
+        out = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self._generation(sampling, prompt.room),
             logits_processor=[refuse_nan],
             stopping_criteria=[take],
+            **self._kept.take(self.model, prompt.ids),
         )
+        self._kept.put(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
         whole = text.end()
         return Answer(whole, text.stopped)
 
     def without_adapter(self) -> AbstractContextManager:
         """As `Backend.without_adapter`."""
         return self.model.disable_adapter()
+
+    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
+        """As `Backend.answer_batch`. In fp32 the answers are the same for any `size`."""
+        return together.answer_batch(self, prompts, sampling, size)
+
+    def scores_of(self, ids: Any) -> Any:
+        """The scores [1, vocabulary] of what follows `ids` [1, tokens], computed with nothing beside or before it."""
+        once = self.greedy(1)
+        once.output_logits = once.return_dict_in_generate = True
+        once.use_cache = False
+        out = self.model.generate(input_ids=ids, attention_mask=ids.new_ones(ids.shape), generation_config=once)
+        return out.logits[0]
+
+    def greedy(self, room: int) -> Any:
+        """A GenerationConfig that takes the best score `room` times and gives the cache back."""
+        from transformers import GenerationConfig
+
+        return GenerationConfig(do_sample=False, max_new_tokens=room, pad_token_id=0, return_dict_in_generate=True)
 
     def _generation(self, sampling: Sampling, room: int) -> Any:
         from transformers import GenerationConfig
@@ -72,6 +96,7 @@ class Transformers:
             repetition_penalty=sampling.repetition_penalty,
             max_new_tokens=room,
             eos_token_id=stops or None,
+            return_dict_in_generate=True,  # with the cache
             pad_token_id=pad if pad is not None else next(iter(stops), 0),
             **drawn,
         )
@@ -141,14 +166,9 @@ def check_generation_config(folder: Path) -> None:
             GenerationConfig.from_pretrained(folder)
 
 
-def refuse_nan(ids: Any, scores: Any) -> Any:
-    """As a logits processor: CheckFailed where the model's scores are no numbers; else the likeliest would be any."""
-    if scores.isnan().any():
-        raise CheckFailed(
-            "the model computes NaN, so it has no answer: its weights are broken, or too large for its precision "
-            "(--set model.dtype=fp32)"
-        )
-    return scores
+def dtype_of(model: Any) -> str:
+    """What its weights are held in: `float32`…, `quantized` for 4 and 8 bit."""
+    return "quantized" if getattr(model, "is_quantized", False) else str(model.dtype).removeprefix("torch.")
 
 
 def forget_generation_defaults(model: Any) -> None:

@@ -1,0 +1,122 @@
+"""A file of questions that was stopped midway: what the next run takes up, and when it starts anew."""
+
+import json
+
+import pytest
+from impruver_chat.backends.transformers import Transformers
+
+WORDS = ["red", "white", "blue", "green", "black"]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Counts the prompts that the backend is asked; `asked.stop` is raised instead of its third answer."""
+
+    class Asked(list):
+        stop = None
+
+    seen, whole = Asked(), Transformers.answer_batch
+
+    def counting(self, prompts, sampling, size):
+        seen.append(len(prompts))
+        for number, pair in enumerate(whole(self, prompts, sampling, size)):
+            if seen.stop and number == 2:
+                raise seen.stop
+            yield pair
+
+    monkeypatch.setattr(Transformers, "answer_batch", counting)
+    return seen
+
+
+@pytest.fixture
+def command(chat, recipe, write_jsonl, tmp_path):
+    """Runs the command on WORDS, or other rows, with further flags; (exit code, stdout, stderr)."""
+    output = tmp_path / "out" / "a.jsonl"
+
+    def run(*flags, rows=None, folder="full"):
+        path = write_jsonl(rows or [{"prompt": word} for word in WORDS])
+        return chat("--config", recipe(folder), "--input", path, "--output", output, *flags)
+
+    return run
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
+def test_it_goes_on_where_it_stopped(stop, code, command, asked, tmp_path):
+    assert command()[0] == 0
+    folder = tmp_path / "out"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    asked.stop = stop
+    assert command()[:2] == (code, "")
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    journal = after.pop(".a.jsonl.partial")
+    assert after == before  # the old file
+    assert len(journal.splitlines()) == 3
+    asked.stop = None
+    asked.clear()
+    code, _, err = command()
+    assert (code, asked) == (0, [3])
+    assert "2 answers are those of the run that was stopped" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"flags": ["--max_new_tokens", "7"]},
+        {"flags": ["--seed", "1"]},
+        {"flags": ["--system_prompt", "be brief"]},
+        {"flags": ["--overwrite"]},
+        {"rows": [{"prompt": word} for word in reversed(WORDS)]},
+        {"folder": "babbler"},
+    ],
+    ids=str,
+)
+def test_of_another_input_model_or_setting_nothing_is_taken_up(changed, command, asked):
+    asked.stop = KeyboardInterrupt
+    assert command()[0] == 130
+    asked.stop = None
+    asked.clear()
+    assert command(*changed.pop("flags", []), **changed)[0] == 0
+    assert asked == [5]
+
+
+def test_other_fields_may_change(command, asked, tmp_path):
+    asked.stop = KeyboardInterrupt
+    assert command()[0] == 130
+    asked.stop = None
+    assert command("--batch_size", "2", rows=[{"prompt": word, "id": word} for word in WORDS])[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == WORDS
+    assert asked == [5, 3]
+
+
+@pytest.mark.parametrize("cut", [b'{"place": 3, "te', b"{}\n", b"\xff\n", b'{"place":99,"text":"x","ended":true}\n'])
+def test_a_journal_that_is_torn_does_no_harm(cut, command, asked, tmp_path, tiny):
+    asked.stop = KeyboardInterrupt
+    assert command()[0] == 130
+    asked.stop = None
+    with (tmp_path / "out/.a.jsonl.partial").open("ab") as file:
+        file.write(cut)
+    code, _, err = command()
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
+    assert [row["messages"][-1]["content"] for row in rows] == [tiny.words[word] for word in WORDS]
+
+
+def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Transformers, "answer_batch", stop)
+    assert command()[0] == 130
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_rows_leave_a_pipe_batch_by_batch_and_a_file_is_sorted_further(chat, recipe, write_jsonl, asked, tmp_path):
+    path = write_jsonl([{"prompt": word} for word in WORDS])
+    flags = ["--config", recipe(), "--input", path, "--batch_size", "2", "--output"]
+    code, out, _ = chat(*flags, "-")
+    assert (code, asked, len(out.splitlines())) == (0, [2, 2, 1], 5)
+    assert chat(*flags, tmp_path / "b.jsonl")[0] == 0
+    assert asked == [2, 2, 1, 5]
+    assert (tmp_path / "b.jsonl").read_text() == out
