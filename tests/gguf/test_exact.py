@@ -211,3 +211,25 @@ def rename(path, prefix):
     from safetensors.numpy import load_file, save_file
 
     save_file({name.removeprefix(prefix): values for name, values in load_file(path).items()}, path, {"format": "pt"})
+
+
+def test_padding_and_truncation_of_tokenizer_json_are_no_part_of_the_vocabulary(gguf, tiny, tmp_path):
+    from tokenizers import Tokenizer
+
+    plain = exported(gguf, tiny, tmp_path).read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    tokenizer = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    tokenizer.enable_padding(length=16, pad_id=1, pad_token=tokenizer.id_to_token(1))
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(tiny / "tokenizer.json"))
+    assert exported(gguf, tiny, tmp_path).read_bytes() == plain
+
+
+def test_rows_of_a_tied_output_alone_untie_it(gguf, tmp_path):
+    """As the adapted model computes: the embeddings stay. peft's own merge would change both ends."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
+    save_adapter(base, adapter, target_modules=["q_proj"], trainable_token_indices={"lm_head": [1, 5]})
+    found = tensors(exported(gguf, adapter, tmp_path, base=base))
+    changed = np.flatnonzero((found["output.weight"] != found["token_embd.weight"]).any(axis=1))
+    assert changed.tolist() == [1, 5]

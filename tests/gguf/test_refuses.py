@@ -248,11 +248,16 @@ def test_another_architecture_without_llama_cpp(change, tiny, refused, monkeypat
     refused(tiny, "--llama_cpp_convert_script", "is not there", flags=("--llama_cpp_convert_script", "gone.py"))
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}
 FAMILY = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "layer_types": None}),
     ("qwen2", {"head_dim": 32}),
     ("qwen3", {"attention_bias": True}),
     ("qwen3", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    ("qwen3-yarn", {"rope_parameters": YARN | {"attention_factor": 0.5}}),
+    ("qwen3-yarn", {"rope_parameters": YARN | {"truncate": False}}),
+    ("qwen3-yarn", {"rope_parameters": YARN | {"beta_fast": 8}}),
+    ("gpt2-small", {"scale_attn_weights": False}),
     ("smollm3", {"mlp_bias": True}),
     ("smollm3", {"no_rope_layers": [1, 1, 1, 1, 1]}),
     ("phi-long", {"hidden_act": "gelu"}),
@@ -268,7 +273,7 @@ def test_what_llama_cpp_would_compute_otherwise(name, change, cases, refused, tm
     shutil.copytree(cases[name], folder)
     (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
     edit_json(folder / "config.json", **change)
-    refused(folder, "ForCausalLM with ", "is not converted here", "git clone")
+    refused(folder, "with ", "is not converted here", "git clone")
 
 
 def test_long_rope_that_does_not_fit(cases, refused, tmp_path):
@@ -287,3 +292,19 @@ def test_llama_cpps_script_that_fails(tiny, gguf, tmp_path):
     assert code == 2
     assert "this model is new to me" in told
     assert not list((tiny / "gguf").iterdir())
+
+
+def test_an_adapter_that_is_not_whole(adapter, refused):
+    def less(tensors):
+        for name in [name for name in tensors if "layers.1.self_attn.q_proj" in name]:
+            del tensors[name]
+
+    rewrite(adapter / "adapter_model.safetensors", less)
+    refused(adapter, "has nothing for", "layers.1.self_attn.q_proj", "not whole")
+    rewrite(adapter / "adapter_model.safetensors", dict.clear)
+    refused(adapter, "holds no tensors")
+
+
+def test_a_level_that_no_type_can_stand_in_for(tiny, refused):
+    flags = ("--quantization_levels", "q1_0")
+    refused(tiny, "q1_0 wants rows of a multiple of 128", "leave q1_0 out", flags=flags)

@@ -10,6 +10,8 @@ from impruver_core.errors import ImpruverError
 from impruver_gguf.pretokenizers import PROBE, pre_tokenizer
 from impruver_gguf.token_types import NORMAL, UNUSED, Vocabulary, added_token, named_tokens, padding
 
+AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+
 
 def is_byte_level(content: dict[str, Any]) -> bool:
     """Whether a tokenizer.json is of this kind."""
@@ -21,6 +23,9 @@ def is_byte_level(content: dict[str, Any]) -> bool:
 
 def byte_level_vocabulary(folder: Path, content: dict[str, Any], config: dict[str, Any], size: int) -> Vocabulary:
     """Its tokens, filled up to `size` ids; ImpruverError where llama.cpp would split text otherwise."""
+    affix = next((name for name in AFFIXES if content["model"].get(name)), None)
+    if affix:
+        raise ImpruverError(f"{folder}/tokenizer.json: model.{affix} is set, and llama.cpp knows no such BPE")
     tokenizer = load_backend(folder, content, config)
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     check_size(folder, max(by_id), size)
@@ -52,6 +57,8 @@ def load_backend(folder: Path, content: dict[str, Any], config: dict[str, Any]) 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
         raise ImpruverError(f"{folder}/tokenizer.json can't be loaded: {error}") from None
+    tokenizer.no_padding()  # settings of whoever saved it, no part of how text becomes ids
+    tokenizer.no_truncation()
     known = {token["content"] for token in content.get("added_tokens") or []}
     for _, entry in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
         if entry["content"] not in known:

@@ -15,6 +15,7 @@ from impruver_gguf import modelfile, quantize
 from impruver_gguf.ahead import model_to_be
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
+from impruver_gguf.levels import check_fits
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
 from impruver_gguf.make import Made, discard, earlier, make, outputs
 from impruver_gguf.proof import prove
@@ -40,8 +41,11 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     source = next(iter(files.values()))
     conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, untrained)
     if conversion is None:
-        result(f"model.name {recipe.model.name} is no folder here: whether it converts is told when it is trained")
+        where = f"{recipe.model.name} is no folder here" if recipe.model.name else "is not set"
+        result(f"model.name {where}: whether it converts is told when it is trained")
         return
+    for level in [*files][1:]:
+        check_fits(level, conversion.shapes)
     program = _program(places, conversion)
     before, sizes = earlier(manifest_path, flags.overwrite), _sizes(files, conversion)
     check_replaceable([*sizes, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)

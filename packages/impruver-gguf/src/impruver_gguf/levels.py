@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from impruver_core.errors import ImpruverError
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Level:
     bits: float
     odd_bits: float
     block: int = 256
+    falls_back: bool = True  # to another type for a tensor whose rows are no multiple of `block`
 
 
 # Those that need no importance matrix.
@@ -31,7 +35,7 @@ LEVELS = {
     "q3_k_m": Level(12, 4.1, 5.4),
     "q3_k_l": Level(13, 4.4, 5.6),
     "q2_k": Level(10, 3.4, 4.8),
-    "q1_0": Level(40, 1.3, 4.8, 128),
+    "q1_0": Level(40, 1.3, 4.8, 128, falls_back=False),
     "iq4_nl": Level(25, 4.8, 16.0, 32),
     "iq4_xs": Level(30, 4.6, 4.8),
     "iq3_s": Level(26, 3.6, 4.8),
@@ -43,3 +47,16 @@ LEVELS = {
 WITH_IMATRIX = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s")
 NOT_QUANTIZED = ("f16", "bf16", "f32")
 DEFAULT_LEVELS = ("q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k")
+
+
+def check_fits(level: str, shapes: Mapping[str, Sequence[int]]) -> None:
+    """ImpruverError for a tensor that a level can't hold in any type."""
+    block = LEVELS[level].block
+    if LEVELS[level].falls_back:
+        return
+    for name, shape in shapes.items():
+        if len(shape) > 1 and shape[-1] % block:
+            raise ImpruverError(
+                f"gguf.quantization_levels: {level} wants rows of a multiple of {block} values, and those of {name} "
+                f"have {shape[-1]}; leave {level} out"
+            )

@@ -12,6 +12,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.adapter import Adapter, check_method, rank_of, scaling_of
+from impruver_gguf.fitting import check_complete, check_fits, check_rank, check_shapes, ends
 from impruver_gguf.lora import with_bias, with_lora, with_magnitude, with_rows
 from impruver_gguf.tensors import Tensor, wide
 
@@ -62,6 +63,8 @@ def merged(
         _share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():
         _apply(result, names.get(module, module), module, change, adapter, transposed(module))
+    adapted = {names.get(module, module) for module, change in changes.items() if change.low_rank}
+    check_complete(base, adapter, adapted)
     return result
 
 
@@ -70,7 +73,7 @@ def _apply(
 ) -> None:
     """One module's change, in `result`; `name` is what the base calls the module."""
     for kind, tensor in change.whole.items():
-        _check_fits(module, tensor, result.get(f"{name}.{kind}"))
+        check_fits(module, tensor, result.get(f"{name}.{kind}"))
         result[f"{name}.{kind}"] = tensor
     weight = result.get(f"{name}.weight")
     if weight is None:
@@ -79,15 +82,6 @@ def _apply(
         result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
     if change.low_rank:
         _add_low_rank(result, name, module, change, adapter, transposed)
-
-
-def _check_fits(module: str, tensor: Tensor, before: Tensor | None) -> None:
-    """Only the number of rows may differ: a grown vocabulary."""
-    if before is not None and tensor.shape[1:] != before.shape[1:]:
-        raise ImpruverError(
-            f"{module}: the adapter's {list(tensor.shape)} does not fit the base's {list(before.shape)}: it was "
-            "trained on another base"
-        )
 
 
 def _changes(adapter: Adapter) -> dict[str, Change]:
@@ -121,17 +115,16 @@ def _share_or_part(
     """Tied embeddings stay one matrix, unless the adapter trained one of the two ends by itself."""
     embedding, output = tied
     saved = [str(name) for name in config.get("modules_to_save") or []]
-    own_output = any(_ends(output, name) for name in saved)
-    own_embedding = any(_ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
-    lora_output = output in changes and changes[output].low_rank
-    if not own_output and not lora_output:
+    own_output = any(ends(output, name) for name in saved)
+    own_embedding = any(ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
+    nothing = Change()
+    trained_output = changes.get(output, nothing).low_rank or (
+        "rows" in changes.get(output, nothing).parts and "rows" not in changes.get(embedding, nothing).parts
+    )
+    if not own_output and not trained_output:
         changes.pop(output, None)  # a second copy of the embeddings
-    if lora_output or (own_embedding and not own_output):
+    if trained_output or (own_embedding and not own_output):
         result.setdefault(f"{output}.weight", result[f"{names.get(embedding, embedding)}.weight"])
-
-
-def _ends(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
 
 
 def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]) -> Tensor:
@@ -151,7 +144,7 @@ def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]
 def _token_indices(module: str, config: dict[str, Any]) -> Sequence[int]:
     indices = config.get("trainable_token_indices") or []
     if isinstance(indices, dict):
-        return next((numbers for name, numbers in indices.items() if _ends(module, name)), [])
+        return next((numbers for name, numbers in indices.items() if ends(module, name)), [])
     return indices
 
 
@@ -166,8 +159,8 @@ def _add_low_rank(
     if a is None or b is None:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
     rank = rank_of(adapter.config, module)
-    _check_rank(module, a, rank, adapter)
-    _check_shapes(module, a, b, weight, transposed)
+    check_rank(module, a, rank, adapter)
+    check_shapes(module, a, b, weight, transposed)
     scaling = scaling_of(adapter.config, module)
     weight = with_lora(weight, a, b, scaling, transposed)
     if adapter.config.get("use_dora") and "magnitude" not in parts:
@@ -179,20 +172,3 @@ def _add_low_rank(
         if f"{name}.bias" not in result:
             raise ImpruverError(f"{module}: the adapter has a bias, its base has none: it is of another base")
         result[f"{name}.bias"] = with_bias(result[f"{name}.bias"], parts["bias"], scaling)
-
-
-def _check_rank(module: str, a: Tensor, rank: int, adapter: Adapter) -> None:
-    if a.shape[0] != rank:
-        raise ImpruverError(
-            f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
-            "rank_pattern): the two are of different trainings; copy both files from one"
-        )
-
-
-def _check_shapes(module: str, a: Tensor, b: Tensor, weight: Tensor, transposed: bool) -> None:
-    shape = (b.shape[0], a.shape[1])
-    if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
-        raise ImpruverError(
-            f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
-            "it was trained on another base"
-        )

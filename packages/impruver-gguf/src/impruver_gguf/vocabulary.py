@@ -35,10 +35,13 @@ def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocab
     if not path.is_file() and not (folder / MODEL).is_file():
         raise ImpruverError(f"{path} is not there: copy the tokenizer's files into {folder}, or train again")
     content = tokenizer_json(folder)
-    if content and not content.get("model"):
+    if path.is_file() and not content.get("model"):
         raise ImpruverError(f"{path}: holds no tokenizer (model is not set): copy the tokenizer's files again")
     if content and is_byte_level(content):
         return byte_level_vocabulary(folder, content, config, size)
+    kind = (content.get("model") or {}).get("type")
+    if kind in ("WordPiece", "WordLevel"):
+        raise ImpruverError(f"{path}: a {kind} vocabulary, which llama.cpp's language models do not have")
     if not (folder / MODEL).is_file():
         raise ImpruverError(
             f"{path}: no byte-level BPE but a SentencePiece vocabulary, whose scores stand in {MODEL} alone: copy the "

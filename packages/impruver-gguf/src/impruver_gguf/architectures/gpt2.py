@@ -11,7 +11,7 @@ from impruver_gguf.tensors import Tensor
 CONV1D = (".c_attn", ".c_proj", ".c_fc")
 KEYS = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner"), COUNT),
-    **dict.fromkeys(("tie_word_embeddings", "scale_attn_by_inverse_layer_idx"), FLAG),
+    **dict.fromkeys(("tie_word_embeddings", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"), FLAG),
     "layer_norm_epsilon": POSITIVE,
     "activation_function": TEXT,
 }
@@ -59,6 +59,8 @@ def gpt2_sizes(config: Config) -> dict[str, int]:
 def check_gpt2(config: Config) -> str | None:
     if config["activation_function"] not in ("gelu_new", "gelu_pytorch_tanh"):
         return f"activation_function {config['activation_function']}"
+    if config.get("scale_attn_weights") is False:
+        return "scale_attn_weights false"
     return "scale_attn_by_inverse_layer_idx" if config.get("scale_attn_by_inverse_layer_idx") else None
 
 

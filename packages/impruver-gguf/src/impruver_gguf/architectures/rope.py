@@ -20,6 +20,13 @@ ROPE_KEYS = {
     **dict.fromkeys(("long_factor", "short_factor"), list_of(NUMBER)),
     "partial_rotary_factor": POSITIVE,
 }
+# What else may stand beside yarn, and the values for which llama.cpp computes what transformers does.
+YARN = {
+    **dict.fromkeys(("attention_factor", "attn_factor", "mscale_all_dim"), None),
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "truncate": True,
+}
 
 
 def rope_of(config: Config) -> Config:
@@ -39,7 +46,10 @@ def unlike(config: Config, kinds: tuple[str, ...]) -> str | None:
     rope = rope_of(config)
     if rope["rope_type"] not in kinds:
         return f"rope_type {rope['rope_type']}"
-    return "partial_rotary_factor" if rope["partial_rotary_factor"] != 1 else None
+    if rope["partial_rotary_factor"] != 1:
+        return "partial_rotary_factor"
+    odd = [name for name, usual in YARN.items() if rope["rope_type"] == "yarn" and rope.get(name, usual) != usual]
+    return f"{odd[0]} {rope[odd[0]]} of yarn" if odd else None
 
 
 def write_scaling(writer: Any, rope: Config) -> None:
