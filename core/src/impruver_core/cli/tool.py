@@ -110,6 +110,8 @@ def _outside(error: Exception) -> str | None:
         hint = {errno.ENOSPC: "; make room and run it again", errno.EDQUOT: "; make room and run it again"}
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{f'{files}: ' if files else ''}{error.strerror}{hint.get(error.errno, '')}"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser's
+        return "a path begins with ~ and a name that has no home folder here; write the path in full"
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if isinstance(error, OSError) or libraries.intersection(NETWORK_LIBRARIES):
         return str(error).strip() or type(error).__name__

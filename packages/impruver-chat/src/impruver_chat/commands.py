@@ -88,15 +88,15 @@ def save(talk: Talk, rest: str) -> None:
         raise ImpruverError("name a file: /save FILE")
     if not talk.session.messages:
         raise ImpruverError("nothing was said yet")
-    path = Path(rest).expanduser()
-    row = dumps({"messages": talk.session.whole()}) + "\n"
+    path, row = Path(rest), dumps({"messages": talk.session.whole()}) + "\n"
     try:
+        path = path.expanduser()
         with path.open("a+b") as file:
             file.seek(max(file.seek(0, 2) - 1, 0))
             ends = file.read(1) in (b"", b"\n")
             file.write((row if ends else f"\n{row}").encode())
-    except OSError as error:
-        raise ImpruverError(f"{path}: {error.strerror}") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no home, no name, nothing that can be appended to
+        raise ImpruverError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     tell(f"appended {len(talk.session.whole())} messages to {path}")
 
 
@@ -124,11 +124,13 @@ def quit_(talk: Talk, rest: str) -> None:
 
 def whole(name: str, text: str) -> int:
     """A number of messages; ImpruverError for anything else."""
-    if not text.strip().lstrip("-").isdecimal():
-        raise ImpruverError(f"{name}: {text!r} is not a whole number")
-    for fault in out_of_range({name: int(text)}).values():
+    try:
+        number = int(text)
+    except ValueError:  # also one of thousands of digits
+        raise ImpruverError(f"{name}: {text[:40]!r} is not a whole number") from None
+    for fault in out_of_range({name: number}).values():
         raise ImpruverError(f"{name} {fault}")
-    return int(text)
+    return number
 
 
 COMMANDS: dict[str, Command] = {

@@ -14,7 +14,7 @@ from impruver_core.recipe.load import Recipe, resolved
 
 from impruver_chat import batch, found, scoring
 from impruver_chat.backends import Backend
-from impruver_chat.journal import fingerprint, journal_of, noted, take_up
+from impruver_chat.journal import check_ours, fingerprint, journal_of, noted, take_up
 from impruver_chat.questions import Question, encode_all, read_questions, refuse_faults
 from impruver_chat.sampling import Sampling
 
@@ -49,6 +49,8 @@ def prepare(files: Files, system_prompt: str | None, dry_run: bool) -> list[Ques
             recover(manifest_of(files.answers))
         check_replaceable([files.answers], manifest_of(files.answers), files.overwrite)
         found.check_writable(files.answers.parent)
+        if not files.overwrite:
+            check_ours(journal_of(files.answers))
     return questions
 
 

@@ -10,12 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import dumps
 from impruver_core.files.safe import atomic_write, make_folder
 
 from impruver_chat.backends import Answer, Prompt
 from impruver_chat.sampling import Sampling
 
+HEAD = b'{"answers_of"'
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
@@ -34,6 +36,17 @@ def state_of(path: Path) -> list:
     """Name, size and time of a model's file, or of those in its folder; less than its hash, and at no cost."""
     files = [path] if path.is_file() else sorted(found for kind in WEIGHTS for found in path.glob(kind))
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [str(path)]
+
+
+def check_ours(journal: Path) -> None:
+    """ImpruverError for a file of somebody else under the journal's name."""
+    if not journal.is_file() or not journal.stat().st_size:
+        return
+    with journal.open("rb") as file:
+        if not file.read(len(HEAD)) == HEAD:
+            raise ImpruverError(
+                f"{journal} is not of impruver-chat, and its name is wanted; move it, or use --overwrite"
+            )
 
 
 def take_up(journal: Path, of: str) -> dict[int, Answer]:

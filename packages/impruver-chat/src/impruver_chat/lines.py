@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import warn
+from impruver_core.cli.tool import Terminated
 from impruver_core.errors import ImpruverError
 
 MARK = "> "
+NOT_TEXT = "not asked: this line is not UTF-8"
 MORE = "\\"  # at a line's end: the question goes on in the next
 
 
@@ -25,11 +27,38 @@ def reader(commands: Iterable[str]) -> Callable[[], str | None]:
 
     def ask() -> str | None:
         try:
-            return session.prompt(MARK)
+            with leaving(session.app):
+                text = session.prompt(MARK)
         except (KeyboardInterrupt, EOFError):
             return None
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # what prompt-toolkit makes of such bytes
+            warn(NOT_TEXT)
+            return ""
+        return text
 
     return ask
+
+
+@contextmanager
+def leaving(app: Any) -> Iterator[None]:
+    """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there."""
+
+    def leave(*_: Any) -> None:
+        if not app.is_running:
+            raise Terminated
+        app.loop.call_soon_threadsafe(end)
+
+    def end() -> None:
+        if not app.is_done:
+            app.exit(exception=Terminated())
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def piped(mark: str = "") -> str | None:
@@ -60,7 +89,7 @@ def _line(mark: str) -> str | None:
     except UnicodeDecodeError as error:
         if not mark:
             raise ImpruverError(f"standard input: a line is not UTF-8 (byte {error.start + 1} of it)") from None
-        warn("not asked: this line is not UTF-8")
+        warn(NOT_TEXT)
         return ""
 
 
@@ -116,7 +145,11 @@ def history() -> Any:
     """The history of earlier sessions; where it can't be kept that is a warning, and this session's alone is there."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    path = history_file()
+    try:
+        path = history_file()
+    except RuntimeError as error:  # ~ of nobody
+        warn(f"IMPRUVER_CACHE: {error}: questions are not kept for the next session")
+        return InMemoryHistory()
 
     class Kept(FileHistory):
         def store_string(self, string: str) -> None:

@@ -15,6 +15,7 @@ from impruver_chat.session import NoAnswer, room_for, with_system, within
 
 STDIN = Path("/dev/stdin")
 ANSWERS = ("assistant", "function_call")
+SPOKEN = ("system", "developer", "user", "assistant")
 ROLES = ("system", "developer", "user", "tool", "function_response", *ANSWERS)
 
 
@@ -89,6 +90,8 @@ def fault_of(messages: Sequence[dict]) -> str | None:
             return f"message {number} has {is_there}; there are {', '.join(ROLES)}"
         if message.get("content") is None and not (role == "assistant" and message.get("tool_calls")):
             return f"message {number} ({role}) has no content"
+        if role in SPOKEN and isinstance(message.get("content"), list):
+            return f"message {number} ({role}) has a list as content, not a text"
     return None
 
 

@@ -73,6 +73,7 @@ class Page:
         self._kind, self._text = "", ""
         self._live = [""]  # the lines that may change yet; the cursor stands in the last
         self._fixed = 0  # how many lines of the unfinished block are there for good
+        self._width = size().columns
         self._due = 0.0
         self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
@@ -96,11 +97,15 @@ class Page:
 
     def _finish(self, gap: list[str]) -> None:
         if self._text.strip():
+            if size().columns != self._width:
+                self._fixed = 0
             settled, last = self._settled()
             self._replace(settled + self._lines(last)[self._fixed :] + gap, [""])
         self._text, self._fixed = "", 0
 
     def _draw(self) -> None:
+        if (width := size().columns) != self._width:  # its lines are others now: rather some of them twice than lost
+            self._width, self._fixed = width, 0
         settled, self._text = self._settled()
         lines = self._lines(self._text)[self._fixed :]
         over = max(0, len(lines) - max(1, size().lines - 2))
