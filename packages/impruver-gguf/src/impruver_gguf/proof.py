@@ -35,7 +35,7 @@ def prove(
     if outtype not in proof.failures:
         failure = other_than_merged(outtype, path, proof, ground.held, trained)
         if failure:
-            fail(proof, outtype, path, failure, limits)
+            fail(proof, files, failure, limits)
     _keep(proof, manifest_path, manifest)
     result(quality_table(proof.rows, set(proof.failures)))
     if proof.failures:
