@@ -119,7 +119,7 @@ def _tell_rows(held: HeldOut) -> None:
     learned = sum(len(row.learned) for row in held.measured)
     say(f"verifying on {len(held.rows)} rows of {named}; logits at {learned:,} learned tokens of {len(held.measured)}")
     if held.refused:
-        warn(f"{len(held.refused)} rows are left out, the template refuses them: {held.refused[0]}")
+        warn(f"{len(held.refused)} rows are left out: {held.refused[0]}")
     if not learned:
         warn("no row has a learned token: perplexity, KL and equal top tokens can't be told")
 
