@@ -43,6 +43,19 @@ def test_plain_tags_are_just_taken_out():
     assert without_generation(template) == AROUND.replace("{FORM}", BODY)
 
 
+LITERALS = [
+    "{{ '{% generation %}' }}",
+    "{% raw %}\r\n  {% generation %}{% endraw %}\n",
+    "{# {% endgeneration %} #}\r\n",
+]
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+def test_tags_in_texts_stay(literal):
+    template = literal + "\n {%- if true %} x{% endif -%}  " + AROUND.replace("{FORM}", FORMS[0])
+    assert without_generation(template) == template.replace(FORMS[0], BODY)
+
+
 def template_in(folder) -> str:
     from gguf import GGUFReader
 
