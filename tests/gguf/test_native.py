@@ -26,3 +26,17 @@ def test_the_assertion_is_the_reason():
     assert last_words("a\nggml.c:12: GGML_ASSERT(x > 0) failed\n#1 frame\n[Inferior 1 detached]\n").endswith("failed")
     assert last_words("a\nb\n\n") == "b"
     assert last_words("") == ""
+
+
+def test_a_nan_to_be_quantized_is_named(tiny, gguf):
+    from gguf import GGUFReader
+
+    assert gguf("--output_dir", tiny, "--quantization_levels")[0] == 0
+    path = tiny / "gguf/model-f16.gguf"
+    tensor = next(tensor for tensor in GGUFReader(path).tensors if tensor.name == "blk.1.ffn_up.weight")
+    with path.open("r+b") as file:
+        file.seek(tensor.data_offset + 100)
+        file.write(b"\xff\x7f")
+    code, _, told = gguf("--output_dir", tiny, "--only_quantize", "--overwrite", "--quantization_levels", "q8_0")
+    assert code == 3, told
+    assert "blk.1.ffn_up.weight holds NaN" in told
