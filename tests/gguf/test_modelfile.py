@@ -140,6 +140,8 @@ CHATML = CHATML.replace("<|assistant|>", "<|im_start|>assistant\n")
         CHATML,  # as Ollama's own
         TOOLS,  # where Ollama takes the Jinja
         OWN.replace("m['content']", "m['content'] | trim"),
+        "{{ strftime_now('%Y-%m-%d') }}" + OWN,  # another text tomorrow
+        "{{ date_string or '26 Jul 2024' }}" + OWN,
         OWN.replace("m['content']", "m['content'].split('</think>')[-1]"),
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN,
     ],
@@ -175,6 +177,13 @@ def test_a_default_system_prompt_needs_a_template(adapter, gguf):
     edit_json(adapter / "tokenizer_config.json", chat_template=DEFAULT)
     commands = dict(made(gguf, adapter)[0])
     assert 'Be {{ "{{" }} kind }}.' in commands["TEMPLATE"]
+
+
+def test_a_template_that_a_modelfile_can_not_hold_is_left_out(adapter, gguf):
+    edit_json(adapter / "tokenizer_config.json", chat_template='<|x|>"""\n' + OWN)
+    commands, told = made(gguf, adapter)
+    assert "TEMPLATE" not in dict(commands)
+    assert "no TEMPLATE is written" in told
 
 
 def made(gguf, folder, *flags):

@@ -139,16 +139,39 @@ def test_plain_text_and_a_model_without_a_template(tiny, proven):
 
 def test_nothing_learned_is_said(tiny, proven):
     write_heldout(tiny, [chat("Hi", "Ho") | {"input_ids": [5, 6, 7], "labels": [-100] * 3}])
-    code, _, told = proven("--output_dir", tiny)
+    code, out, told = proven("--output_dir", tiny)
     assert code == 0, told
     assert "no row has a learned token" in told
     assert rows_of(tiny)["q8_0"]["kl"] is None
+    assert "nothing could be measured" in out
+    assert "within KL" not in out
+
+
+def test_half_a_character_is_told(tiny, proven):
+    (tiny / "heldout.jsonl").write_text('{"text": "a\\ud800"}\n', encoding="utf-8")
+    code, _, told = proven("--output_dir", tiny)
+    assert code == 2
+    assert "line 1: half a character" in told
+
+
+def test_a_template_that_refuses_all_proves_no_ids(tiny, proven):
+    edit_json(tiny / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}")
+    (tiny / "chat_template.jinja").unlink(missing_ok=True)
+    code, out, told = proven("--output_dir", tiny, "--quantization_levels")
+    assert code == 0, told
+    assert rows_of(tiny)["f16"]["ids_equal"] is None
+    assert "nothing could be measured" in out
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"messages": 3}, None),
+        ({"messages": 3}, "no row can be used"),
+        ({"messages": "abc"}, "no row can be used"),
+        ({"messages": []}, "no row can be used"),
+        ({"foo": 1}, "it has no messages and no text"),
+        ({"text": "a", "input_ids": [1, 2], "labels": [1, "2"]}, "not this tokenizer's"),
+        ({"text": "a", "input_ids": [1, 2], "labels": [1, 99999]}, "not this tokenizer's"),
         ({"messages": [{"role": "user", "content": "a"}], "input_ids": [99999], "labels": [1]}, "not this tokenizer's"),
         ({"text": 3}, "no row of messages or text"),
         ({"text": "a", "input_ids": [1, 2], "labels": [1]}, "of two lengths"),
@@ -158,10 +181,6 @@ def test_rows_that_can_not_be_used(row, words, tiny, proven):
     write_heldout(tiny, [row])
     code, _, told = proven("--output_dir", tiny)
     assert "Traceback" not in told
-    if words is None:  # as a template that refuses a row
-        assert code == 0, told
-        assert "rows are left out" in told
-        return
     assert code == 2
     assert f"{tiny / 'heldout.jsonl'}, line 1" in told
     assert words in told

@@ -32,7 +32,7 @@ def failure_of(told: dict[str, Any], held: HeldOut, tokenizer: SavedTokenizer) -
     if told["tokens"] < tokenizer.size:
         return f"it has {told['tokens']:,} tokens, the tokenizer {tokenizer.size:,}", False
     failure = _other_template(told["templates"], held, tokenizer) or _never_ends(told)
-    return failure, not blanks
+    return failure, not blanks if held.rows else None
 
 
 def _other_ids(row: Row, ids: list[int]) -> str:

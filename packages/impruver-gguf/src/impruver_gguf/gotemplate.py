@@ -6,6 +6,7 @@ renders no tools: that one's Go form stands in, with that one's tokens and witho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from impruver_core.errors import RefusedError
 from impruver_core.templating.render import render
 from impruver_core.templating.shape import shape_of
 
+DAY = re.compile(r"\b(strftime_now|date_string)\b")  # what they render is another text tomorrow
 ROLES = ("system", "user", "assistant")
 TEXTS = ("one text", "  blanks\n\naround ", "<think>\nwhy\n</think>\n\nan answer", 'quotes " \\n {{ .System }} {% x %}')
 
@@ -42,6 +44,8 @@ def go_template(template: str, named: Mapping[str, object], bos_added: str | Non
 
     `named`: special tokens as the template reads them; `bos_added`: the BOS, where llama.cpp puts it there itself.
     """
+    if DAY.search(template):
+        return None
     texts = [text for value in named.values() for text in (value if isinstance(value, list) else [value])]
     if shape_of(template, named, [text for text in texts if text], True).renders_tools:
         return None

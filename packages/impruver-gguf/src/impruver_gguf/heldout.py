@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,8 @@ def read_heldout(output_dir: Path, tokenizer: SavedTokenizer, kwargs: dict[str, 
     path = output_dir / "heldout.jsonl"
     lines = list(numbered_rows(path)) if path.is_file() else []
     found = _encoded(lines or numbered_rows(BUILT_IN), path if lines else None, tokenizer, kwargs)
+    if lines and not found.rows:
+        raise ImpruverError(f"no row can be used: {found.refused[0]}; move the file away to use the built-in set")
     tokens = learned = 0
     for row in found.rows:
         tokens, learned = tokens + len(row.ids), learned + len(row.learned)
@@ -76,6 +79,7 @@ def _encoded(lines: Iterable, path: Path | None, tokenizer: SavedTokenizer, kwar
     found, templates = HeldOut(), Templates(tokenizer)
     for number, line in lines:
         where = f"{path}, line {number}" if path else f"the built-in set, line {number}"
+        _check_text(line, where)
         try:
             made = list(_rows(line, where, tokenizer, templates, kwargs, built_in=path is None))
         except RefusedError as error:
@@ -83,8 +87,18 @@ def _encoded(lines: Iterable, path: Path | None, tokenizer: SavedTokenizer, kwar
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ImpruverError(f"{where}: no row of messages or text ({type(error).__name__}: {error})") from None
         else:
-            found.rows += made
+            found.rows += [row for row in made if row.text_ids]
+            if path and not any(row.text_ids for row in made):
+                found.refused.append(f"{where}: it has no messages and no text")
     return found
+
+
+def _check_text(line: dict, where: str) -> None:
+    """Half a character, as JSON can write one, is none that a tokenizer takes."""
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ImpruverError(f"{where}: half a character (a lone surrogate); mend the row or take it out") from None
 
 
 def _rows(line: dict, where: str, tokenizer, templates: Templates, kwargs: dict, built_in: bool) -> Iterator[Row]:
@@ -140,8 +154,10 @@ def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[in
     ids, labels = line.get("input_ids"), line.get("labels")
     if ids is None or labels is None:
         return None, []
-    whole = len(ids) == len(labels) and all(type(number) is int and number >= 0 for number in ids)
-    if not whole or max(ids, default=0) >= tokenizer.size:
+    size = tokenizer.size
+    whole = len(ids) == len(labels) and all(type(number) is int for number in [*ids, *labels])
+    known = whole and all(0 <= number < size for number in [*ids, *(set(labels) - {UNLEARNED})])
+    if not known:
         raise ImpruverError(
             f"{where}: input_ids and labels are not this tokenizer's, or of two lengths; take the heldout.jsonl that "
             "training left, or move it away to use the built-in set"

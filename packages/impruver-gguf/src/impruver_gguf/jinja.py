@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from impruver_core.errors import ImpruverError
+from impruver_core.templating.render import compile_template
+
 TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
 
 
@@ -21,10 +24,30 @@ def without_generation(template: str) -> str:
     Where a tag also trims what stands around it (a dash, a line of its own), an empty block that trims alike stands in.
     """
 
+    tags = _starts(template) if TAG.search(template) else set()
+
     def replaced(found: re.Match) -> str:
+        if found.start() not in tags:
+            return found[0]
         left, right, newline = found.groups()
         line = template[: found.start()].rpartition("\n")[2]
         trims = left or right or newline or not line.strip()
         return f"{{%{left} if true %}}{{% endif {right}%}}{newline}" if trims else ""
 
     return TAG.sub(replaced, template)
+
+
+def _starts(template: str) -> set[int]:
+    """Where tags start, not those within a text, a comment or a raw block; none where the template does not parse."""
+    same = template.replace("\r\n", " \n").replace("\r", "\n")  # as the lexer reads lines, at the same places
+    try:
+        tokens = list(compile_template(template).environment.lex(same))
+    except ImpruverError:
+        return set()
+    at, starts = 0, set()
+    for _, kind, text in tokens:
+        at = same.index(text, at)  # the lexer leaves out blanks that are trimmed
+        if kind == "block_begin":
+            starts.add(at)
+        at += len(text)
+    return starts

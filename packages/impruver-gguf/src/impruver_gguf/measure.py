@@ -17,11 +17,12 @@ from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from impruver_gguf.engine import Engine, open_model, threads
+from impruver_gguf.native import own_channel
 
 TEMPLATE = "tokenizer.chat_template"
 PLAIN = "a"  # a text that shows what a tokenizer puts around one
@@ -119,14 +120,14 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
 def main() -> int:
     """Reads the task from stdin; a line for each of its files."""
     try:
-        _measure_all(json.load(sys.stdin))
+        _measure_all(json.load(sys.stdin), own_channel())
     except OSError as error:
         print(f"{error.strerror or error}", file=sys.stderr)
         return FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
     return 0
 
 
-def _measure_all(task: dict[str, Any]) -> None:
+def _measure_all(task: dict[str, Any], channel: TextIO) -> None:
     with tempfile.TemporaryFile(dir=task["scratch"]) as reference:  # it has no name: a kill leaves nothing
         for number, path in enumerate(task["files"]):
             try:
@@ -135,7 +136,7 @@ def _measure_all(task: dict[str, Any]) -> None:
                 told = {"error": str(error)}
             except (RuntimeError, ValueError, MemoryError) as error:  # cyllama's
                 told = {"error": f"llama.cpp can't run it: {' '.join(str(error).split()) or type(error).__name__}"}
-            print(json.dumps(told), flush=True)
+            print(json.dumps(told), file=channel, flush=True)
             if number == 0 and "error" in told:
                 break
 

@@ -45,12 +45,17 @@ def quoted(text: str, what: str) -> str:
     """`text` as Ollama reads it back, unchanged; ImpruverError where no quotes can hold it."""
     if not re.search(r'[\r\n]|^"', text):
         return f'"{text}"'
-    broken = [line for line in re.split(r"[\r\n]", text)[:-1] if line.rstrip().endswith(FENCE)]
+    broken = broken_lines(text)
     if broken:
         raise ImpruverError(
             f'{what}: a line that ends in """ ends the text in a Modelfile; change that line: {broken[0]}'
         )
     return f"{FENCE}{text}{FENCE}"
+
+
+def broken_lines(text: str) -> list[str]:
+    """The lines that would end a text in a Modelfile."""
+    return [line for line in re.split(r"[\r\n]", text)[:-1] if line.rstrip().endswith(FENCE)]
 
 
 def warn_about_dropped(text: str | None) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from impruver_gguf.native import own_channel
+
 SLACK = 4.0
 
 
@@ -109,7 +111,7 @@ def main() -> int:
     """Reads the task from stdin and tells what came of it as a line of JSON."""
     from impruver_core.errors import ImpruverError
 
-    out, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    out = own_channel()
     try:
         told = compared(json.load(sys.stdin))
     except (ImpruverError, ImportError, MemoryError) as error:

@@ -35,7 +35,7 @@ def prove(
     if outtype not in proof.failures:
         failure = other_than_merged(outtype, path, proof, ground.held, trained)
         if failure:
-            fail(proof, outtype, path, failure, limits)
+            fail(proof, files, failure, limits)
     _keep(proof, manifest_path, manifest)
     result(quality_table(proof.rows, set(proof.failures)))
     if proof.failures:
@@ -43,7 +43,9 @@ def prove(
             f"{len(proof.failures)} of {len(files)} files failed the proof and are not to be used; they stay in "
             f"{manifest_path.parent} to be looked at:\n  " + "\n  ".join(proof.failures.values())
         )
-    if proof.recommended is not None:
+    if proof.rows[0]["kl"] is None:
+        result("none is recommended: nothing could be measured on these rows")
+    elif proof.recommended is not None:
         result(f"recommended: {proof.recommended}, the smallest within KL {limits.kl:g} and top 1 {limits.top1:.0%}")
     return proof.recommended
 

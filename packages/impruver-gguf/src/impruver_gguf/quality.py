@@ -48,7 +48,7 @@ def recommend(rows: Sequence[dict[str, Any]], failed: set[str], kl: float, top1:
 def _within(row: dict[str, Any], first: dict[str, Any], kl: float, top1: float) -> bool:
     """Within the limits, and it ends answers if the unquantized file does."""
     if row["kl"] is None or row["top1"] is None:
-        return row is first  # nothing tells how good a level is
+        return False  # nothing tells how good it is
     silent = bool(first["stops"]) and not row["stops"]
     return row["kl"] <= kl and row["top1"] >= top1 and not silent
 

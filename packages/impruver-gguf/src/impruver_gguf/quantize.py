@@ -15,14 +15,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from impruver_core.cli.console import progress
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import CheckFailed, ImpruverError
 
 from impruver_gguf.fallback import tell_fallbacks
+from impruver_gguf.finite import FOUND, not_finite
 from impruver_gguf.levels import LEVELS
+from impruver_gguf.native import SURROUNDINGS
 
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
+PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
 FULL = 1 << 20  # fewer free bytes than this: a disk that is full
 
 
@@ -50,7 +54,7 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
         commands = [[sys.executable, "-m", __name__, str(source), threads, *pairs]]
     with progress(None, len(targets), "levels quantized") as bar:
         for command in commands:
-            _run(command, bar if program is None else None)
+            _run(command, source, bar if program is None else None)
             if program:
                 bar.update(1)
     lost = [str(path) for path in targets.values() if not path.is_file()]
@@ -60,10 +64,10 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
         tell_fallbacks(level, path)
 
 
-def _run(command: list[str], bar) -> None:
+def _run(command: list[str], source: Path, bar) -> None:
     """Runs a command; each line that it prints on stdout counts in `bar`. Its last words tell why it failed."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, env=SURROUNDINGS | os.environ, stderr=log, **PIPES)
         try:
             for _ in process.stdout:
                 if bar is not None:
@@ -74,7 +78,11 @@ def _run(command: list[str], bar) -> None:
             process.wait()
         if code != 0:
             log.seek(0)
-            said = [line.strip() for line in log.read().splitlines() if line.strip()]
+            words = log.read()
+            tensor = not_finite(source) if FOUND.search(words) else None
+            if tensor:
+                raise CheckFailed(f"{source}: {tensor} holds NaN or infinity: no level is made of it")
+            said = [line.strip() for line in words.splitlines() if line.strip()]
             raise ImpruverError(f"quantizing failed (exit {code}): {' / '.join(said[-3:]) or 'without a word'}")
 
 

@@ -16,8 +16,9 @@ from impruver_core.files.safe import size_text
 
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.heldout import HeldOut
+from impruver_gguf.native import SURROUNDINGS, last_words
 from impruver_gguf.parity import SLACK
-from impruver_gguf.verify import QUIET_WAITING, Proof, Trained
+from impruver_gguf.verify import Proof, Trained
 
 TYPES = {"f16": "float16", "f32": "float16", "bf16": "bfloat16"}  # what llama.cpp rounds to, its cache in float16
 MOST_ROWS, MOST_POSITIONS = 4, 256
@@ -61,15 +62,14 @@ def _task(outtype: str, path: Path, answered: Iterable, trained: Trained) -> dic
 def _asked(task: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "impruver_gguf.parity"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=QUIET_WAITING | os.environ, text=True, **pipes)
+    process = subprocess.Popen(command, env=SURROUNDINGS | os.environ, text=True, **pipes)
     try:
         out, words = process.communicate(json.dumps(task))
     finally:
         process.kill()
         process.wait()
     if process.returncode != 0 or not out.strip():
-        last = [line.strip() for line in words.splitlines() if line.strip()][-1:]
-        return {"unable": f"it ended with {process.returncode}: {' '.join(last)}"}
+        return {"unable": f"it ended with {process.returncode}: {last_words(words)}"}
     return json.loads(out.splitlines()[-1])
 
 

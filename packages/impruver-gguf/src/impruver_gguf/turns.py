@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core import end_of_turn
+from impruver_core.cli.console import warn
 from impruver_core.files.manifest import read_manifest
 
 from impruver_gguf.gotemplate import go_template
 from impruver_gguf.jsonfile import COUNT, TEXT, check_keys, read_json
+from impruver_gguf.modelfile import broken_lines
 from impruver_gguf.vocabulary import chat_template, special_tokens, tokenizer_config
 
 TRAINED_KEYS = {"max_tokens_count": COUNT, "recipe": {"chat": {"system_prompt": TEXT}}}
@@ -37,7 +39,11 @@ def ollama_template(output_dir: Path) -> str | None:
     if not template:
         return None
     config, named = tokenizer_config(output_dir), special_tokens(output_dir)
-    return go_template(template, named, named.get("bos_token") if config.get("add_bos_token") else None)
+    written = go_template(template, named, named.get("bos_token") if config.get("add_bos_token") else None)
+    if written and broken_lines(written):
+        warn('the chat template has a line that ends in """, which a Modelfile can\'t hold: no TEMPLATE is written')
+        return None
+    return written
 
 
 def context_length(output_dir: Path, trained: dict[str, Any]) -> int | None:

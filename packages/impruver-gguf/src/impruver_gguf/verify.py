@@ -20,6 +20,7 @@ from impruver_core.templating.mask import UNLEARNED
 
 from impruver_gguf.checks import failure_of, warn_about
 from impruver_gguf.heldout import HeldOut, Row, read_heldout
+from impruver_gguf.native import SURROUNDINGS, last_words
 from impruver_gguf.quality import quality_row, recommend
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.server import other_rendering
@@ -27,7 +28,6 @@ from impruver_gguf.tokens import SavedTokenizer, read_tokenizer
 from impruver_gguf.turns import context_length
 
 FULL = 28  # measure's exit code where the disk is full
-QUIET_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}  # else llama.cpp's threads spin while others use the processor
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,27 @@ def verify(ground: Ground, files: Mapping[str, Path], limits: LimitsSection, ser
         if level == first:
             proof.answers = [said for said, _ in told.get("answers") or []]
             warn_about(told, ground.ends, tokenizer)
-    proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
+    _judge(proof, files, limits)
     if server and first not in proof.failures:
         failure = other_rendering(server, path, held.rows, tokenizer.bos_token)
         if failure:
-            fail(proof, first, path, failure, limits)
+            fail(proof, files, failure, limits)
     return proof
 
 
-def fail(proof: Proof, level: str, path: Path, failure: str, limits: LimitsSection) -> None:
-    """Notes what a later check found wrong with a file."""
-    proof.failures[level] = f"{path.name}: {failure}"
+def fail(proof: Proof, files: Mapping[str, Path], failure: str, limits: LimitsSection) -> None:
+    """Notes what a later check found wrong with the unquantized file."""
+    first, path = next(iter(files.items()))
+    proof.failures[first] = f"{path.name}: {failure}"
+    _judge(proof, files, limits)
+
+
+def _judge(proof: Proof, files: Mapping[str, Path], limits: LimitsSection) -> None:
+    """What is made from a wrong file is wrong too; of the others one is recommended."""
+    (first, source), *levels = files.items()
+    if first in proof.failures:
+        for level, file in levels:
+            proof.failures.setdefault(level, f"{file.name}: made from {source.name}, which failed")
     proof.recommended = recommend(proof.rows, set(proof.failures), limits.kl, limits.top1)
 
 
@@ -109,7 +119,7 @@ def _tell_rows(held: HeldOut) -> None:
     learned = sum(len(row.learned) for row in held.measured)
     say(f"verifying on {len(held.rows)} rows of {named}; logits at {learned:,} learned tokens of {len(held.measured)}")
     if held.refused:
-        warn(f"{len(held.refused)} rows are left out, the template refuses them: {held.refused[0]}")
+        warn(f"{len(held.refused)} rows are left out: {held.refused[0]}")
     if not learned:
         warn("no row has a learned token: perplexity, KL and equal top tokens can't be told")
 
@@ -139,7 +149,7 @@ def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         progress(None, count, "verified") as bar,
     ):
-        process = subprocess.Popen(command, stderr=log, env=QUIET_WAITING | os.environ, **pipes)
+        process = subprocess.Popen(command, stderr=log, env=SURROUNDINGS | os.environ, **pipes)
         told = 0
         try:
             process.stdin.write(json.dumps(task))
@@ -153,7 +163,7 @@ def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
             process.kill()
             process.wait()
         log.seek(0)
-        words = " ".join([line.strip() for line in log.read().splitlines() if line.strip()][-1:])
+        words = last_words(log.read())
         if code == FULL:
             raise ImpruverError(f"{task['scratch']}: {words}; make room, or leave the proof out with --verify false")
         if told < count and code:

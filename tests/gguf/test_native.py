@@ -1,0 +1,42 @@
+"""What llama.cpp prints or aborts with stays out of the results."""
+
+import subprocess
+import sys
+
+from impruver_gguf.native import last_words
+
+PRINTS = """
+import os
+from impruver_gguf.native import own_channel
+out = own_channel()
+os.write(1, b"[New LWP 5]\\n")
+print("printed")
+print("{}", file=out, flush=True)
+"""
+
+
+def test_only_results_come_on_stdout():
+    done = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, text=True, check=True)
+    assert done.stdout == "{}\n"
+    assert "New LWP" in done.stderr
+    assert "printed" in done.stderr
+
+
+def test_the_assertion_is_the_reason():
+    assert last_words("a\nggml.c:12: GGML_ASSERT(x > 0) failed\n#1 frame\n[Inferior 1 detached]\n").endswith("failed")
+    assert last_words("a\nb\n\n") == "b"
+    assert last_words("") == ""
+
+
+def test_a_nan_to_be_quantized_is_named(tiny, gguf):
+    from gguf import GGUFReader
+
+    assert gguf("--output_dir", tiny, "--quantization_levels")[0] == 0
+    path = tiny / "gguf/model-f16.gguf"
+    tensor = next(tensor for tensor in GGUFReader(path).tensors if tensor.name == "blk.1.ffn_up.weight")
+    with path.open("r+b") as file:
+        file.seek(tensor.data_offset + 100)
+        file.write(b"\xff\x7f")
+    code, _, told = gguf("--output_dir", tiny, "--only_quantize", "--overwrite", "--quantization_levels", "q8_0")
+    assert code == 3, told
+    assert "blk.1.ffn_up.weight holds NaN" in told
