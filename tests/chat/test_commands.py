@@ -96,7 +96,8 @@ def test_retry_draws_anew_and_the_seed_decides(talk, recipe):
 
 def test_set_shows_changes_and_refuses(talk, recipe):
     lines = ["/set", "/set temperature 0.2", "/set top_k 7", "/set max_new_tokens 2", "/set do_sample no"]
-    wrong = ["/set temperatur 1", "/set temperature x", "/set top_p 2", "/set top_k 1.5", "/set history_limit -1"]
+    far = ["/set history_limit --5", f"/set history_limit {'9' * 5000}", "/save ~nobody_here/x"]
+    wrong = [*far, "/set temperatur 1", "/set temperature x", "/set top_p 2", "/set top_k 1.5", "/set history_limit -1"]
     out, err = talk(recipe(), *lines, "/set history_limit 4", *wrong, "red")
     assert "the likeliest token each time, at most 200 new tokens\n" in err
     assert "temperature 0.2, top_p 0.6, top_k 40, at most 200 new tokens\n" in err
@@ -107,6 +108,8 @@ def test_set_shows_changes_and_refuses(talk, recipe):
     assert "warning: temperature: 'x' is not a number" in err
     assert "warning: top_p must be above 0 and at most 1, not 2" in err
     assert "warning: top_k: '1.5' is not a whole number" in err
+    assert "warning: history_limit: '--5' is not a whole number" in err
+    assert "warning: history_limit: '9999" in err
     assert "warning: history_limit must be from 0 to 2147483647, not -1" in err
     assert out == "к\n"  # two tokens
 

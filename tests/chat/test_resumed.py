@@ -120,3 +120,12 @@ def test_rows_leave_a_pipe_batch_by_batch_and_a_file_is_sorted_further(chat, rec
     assert chat(*flags, tmp_path / "b.jsonl")[0] == 0
     assert asked == [2, 2, 1, 5]
     assert (tmp_path / "b.jsonl").read_text() == out
+
+
+def test_a_file_of_somebody_else_under_the_journals_name_stays(command, asked, tmp_path):
+    (tmp_path / "out").mkdir(exist_ok=True)
+    notes = tmp_path / "out/.a.jsonl.partial"
+    notes.write_text("my notes", encoding="utf-8")
+    code, _, err = command()
+    assert (code, "is no file of ours" in err) == (2, True), err
+    assert notes.read_text(encoding="utf-8") == "my notes"

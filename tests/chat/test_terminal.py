@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import time
 
 import pytest
 
@@ -118,3 +120,20 @@ def test_a_dumb_terminal(started, recipe, tiny):
     assert b"\x1b" not in window.raw
     window.process.sendeof()
     assert window.left() == 0
+
+
+def test_bytes_that_are_no_text_are_told_and_the_talk_goes_on(started, recipe, tiny):
+    window = started("--config", recipe(), *GREEDY)
+    window.process.send(b"red\xff\xfe\r")
+    assert "not asked: this line is not UTF-8" in window.prompted(2)
+    window.type("red")
+    assert tiny.words["red"] in window.prompted(3)
+
+
+@pytest.mark.parametrize("wait", [0, 0.1])
+def test_sigterm_at_the_prompt_ends_it(started, recipe, wait):
+    window = started("--config", recipe())
+    time.sleep(wait)
+    window.process.kill(signal.SIGTERM)
+    assert window.left() == 143
+    assert "Press ENTER" not in window.text()

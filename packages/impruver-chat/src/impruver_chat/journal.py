@@ -44,9 +44,7 @@ def check_ours(journal: Path) -> None:
         return
     with journal.open("rb") as file:
         if not file.read(len(HEAD)) == HEAD:
-            raise ImpruverError(
-                f"{journal} is not of impruver-chat, and its name is wanted; move it, or use --overwrite"
-            )
+            raise ImpruverError(f"{journal} is no file of ours, and its name is wanted; move it, or use --overwrite")
 
 
 def take_up(journal: Path, of: str) -> dict[int, Answer]:
