@@ -53,6 +53,7 @@ def packed(parts, tmp_path, tiny):
 
 def model_of(kind, attention, parts, lora=False):
     import torch
+    from impruver_train.attention import go_by_row
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
@@ -65,7 +66,10 @@ def model_of(kind, attention, parts, lora=False):
     }[kind]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **sizes, **more)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    by_row = attention == "row by row"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa" if by_row else attention)
+    if by_row:
+        go_by_row(model)
     for weight in model.parameters():  # fresh norms and small weights would hide a leak
         weight.data += torch.randn_like(weight) * 0.2
     if lora:
@@ -75,7 +79,7 @@ def model_of(kind, attention, parts, lora=False):
     return model.eval()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "row by row", "eager"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma3_text", "gpt2"])
 def test_each_row_has_the_loss_that_it_has_alone(kind, attention, packed, parts):
     rows, packs, collate = packed
@@ -90,6 +94,40 @@ def test_each_row_has_the_loss_that_it_has_alone(kind, attention, packed, parts)
     assert together.keys() == alone.keys()
     assert max(abs(together[key] - alone[key]) / len(key) for key in alone) < 1e-4
     assert max(len(packs.bounds[i : i + 2]) for i in range(len(packs))) > 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])
+def test_gradients_row_by_row_are_those_under_the_mask(kind, packed, parts):
+    import torch
+
+    _, packs, collate = packed
+    batch = collate([packs[0], packs[1]])
+    gradients = {}
+    for attention in ("sdpa", "row by row"):
+        model = model_of(kind, attention, parts)
+        model(**batch, use_cache=False).loss.backward()
+        gradients[attention] = {name: weight.grad for name, weight in model.named_parameters()}
+    for name, under_mask in gradients["sdpa"].items():
+        assert torch.allclose(gradients["row by row"][name], under_mask, rtol=1e-3, atol=1e-5), name
+
+
+def test_a_row_in_a_pack_is_attended_to_by_itself(packed, parts, monkeypatch):
+    """No score between rows is computed: transformers' own function gets one row at a time."""
+    from transformers.integrations import sdpa_attention
+
+    _, packs, collate = packed
+    model = model_of("llama", "row by row", parts)
+    asked, plain = [], sdpa_attention.sdpa_attention_forward
+
+    def counted(module, query, *more, **words):
+        asked.append(query.shape[2])
+        return plain(module, query, *more, **words)
+
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", counted)
+    batch = collate([packs[0]])
+    model(**batch, use_cache=False)
+    starts = [*(batch["position_ids"][0] == 0).nonzero().flatten().tolist(), len(batch["input_ids"][0])]
+    assert asked == [end - start for start, end in itertools.pairwise(starts)] * 2  # layers
 
 
 def test_packs_hold_every_row_once_and_little_else(tmp_path):

@@ -10,8 +10,12 @@ IGNORED = -100
 MULTIPLE = 8
 
 
-def make_collator(tokenizer: Any, flat_packs: bool = False) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def make_collator(
+    tokenizer: Any, flat_packs: bool = False, finish: Callable[[dict], dict] = dict
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The collator of packs and of rows: transformers' DataCollatorForTokenClassification, padding on the right.
+
+    `finish` is applied to each batch.
 
     It works on a copy: padding changes a fast tokenizer's own settings. Padded places are masked, so any id will do
     where the tokenizer has no pad token.
@@ -27,8 +31,8 @@ def make_collator(tokenizer: Any, flat_packs: bool = False) -> Callable[[list[di
 
     def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
         if "position_ids" in features[0]:
-            return join_packs(features, padding.pad_token_id, flat_packs)
-        return plain(features)  # rows: evaluation is never packed
+            return finish(join_packs(features, padding.pad_token_id, flat_packs))
+        return finish(plain(features))  # rows: evaluation is never packed
 
     return collate
 

@@ -1,7 +1,6 @@
 """Token rows: one checked, streaming read of the JSONL into an Arrow file, which training then maps into memory.
 
-The Arrow file stands in the cache under the JSONL's own hash, so a file is read and checked once, however often it is
-trained on. Ids and labels are int32, as in any vocabulary of today.
+The Arrow file stands in the cache under the JSONL's own hash, so a file is read and checked once. Ids, labels: int32.
 """
 
 import json
@@ -20,7 +19,7 @@ from impruver_train.collate import IGNORED
 
 INT32 = range(2**31)
 BATCH_ROWS = 1000
-FORMAT = 2  # of the cached file; raised where what stands in it changes
+FORMAT = 3  # of the cached file; raised where what stands in it changes
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Facts:
     learned: int
     longest: int
     longest_line: int
+    most_learned: int  # labels of a row
     largest_id: int
     largest_id_line: int
     unlearned_rows: int
@@ -163,7 +163,8 @@ class Counter:
     """Gathers Facts row by row; it is the state of one streaming read."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.learned = self.unlearned_rows = self.unlearned_line = self.masked_line = 0
+        self.rows = self.tokens = self.learned = self.most_learned = 0
+        self.unlearned_rows = self.unlearned_line = self.masked_line = 0
         self.longest = self.largest = (0, 0)
 
     def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
@@ -179,6 +180,7 @@ class Counter:
             self.unlearned_line = self.unlearned_line or line
             return False
         self.tokens += len(ids)
+        self.most_learned = max(self.most_learned, learned)
         self.learned += learned
         return True
 
@@ -189,6 +191,7 @@ class Counter:
             learned=self.learned,
             longest=self.longest[0],
             longest_line=-self.longest[1],
+            most_learned=self.most_learned,
             largest_id=self.largest[0],
             largest_id_line=-self.largest[1],
             unlearned_rows=self.unlearned_rows,

@@ -9,12 +9,19 @@ from impruver_core.model import DTYPES
 from impruver_train import memory
 from impruver_train.collate import MULTIPLE
 from impruver_train.data import Facts
-from impruver_train.memory import Size
+from impruver_train.memory import Places, Size
 
 
 def longest(sizes: Any) -> int:
     """Places of the longest row or pack in a batch."""
     return -(-int(np.max(sizes)) // MULTIPLE) * MULTIPLE
+
+
+def busiest(facts: Facts, layout: Any, chooses: bool) -> Places:
+    """What a row of the busiest batch takes; `chooses`: logits are computed where something is learned alone."""
+    most = longest(layout.sizes)
+    learned = facts.learned / facts.tokens if layout.order is not None else facts.most_learned / most
+    return Places(most, learned if chooses else 1.0)
 
 
 def steps(rows: int, arguments: Any) -> tuple[int, int]:
@@ -109,6 +116,7 @@ def lines(
     epoch, whole = steps(len(layout.sizes), arguments)
     waste, width = padding(layout.sizes, arguments)
     processes = arguments.world_size
+    places = busiest(facts, layout, size.chooses)
     return [
         *told,
         f"rows: {rows:,}; tokens an epoch: {facts.tokens:,}, {learned:,} learned ({learned / facts.tokens:.0%})",
@@ -116,7 +124,7 @@ def lines(
         f"padding: {waste:.1%} of a batch, which is {arguments.train_batch_size} by {width:,.0f} on average",
         f"steps: {epoch:,} an epoch, {whole:,} in all",
         *repeated(len(layout.sizes), arguments),
-        memory.told(memory.estimate(size, config, arguments, precision, bits, longest(layout.sizes)), processes),
+        memory.told(memory.estimate(size, config, arguments, precision, bits, places), processes),
     ]
 
 

@@ -1,9 +1,10 @@
 """What a run will hold in memory, by the formula that the README gives; bytes, of the longest batch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from impruver_train import sharding
+from impruver_train.logits import can_choose
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
@@ -19,13 +20,20 @@ LOGITS = 12  # bytes of each: the logits, their logarithms for the loss, and the
 MIB = 1 << 20
 
 
+class Places(NamedTuple):
+    """Of a busiest batch: places of a row of it, the longest, and the share of them that logits are computed for."""
+
+    longest: int
+    logits: float = 1.0
+
+
 @dataclass(frozen=True)
 class Size:
     """Numbers of parameters, adapter included: all, trained, in matrices that quantization holds in fewer bits.
 
     `inputs`: values a token that backward needs as inputs of trained matrices, in all layers; `dropped` of them pass
     an adapter's dropout, which keeps its mask. `every`: the inputs of all matrices, which 8-bit ones keep. `eager`:
-    attention keeps all its scores.
+    attention keeps all its scores. `chooses`: logits are computed at learned places alone.
     """
 
     total: int
@@ -35,6 +43,7 @@ class Size:
     dropped: int = 0
     every: int = 0
     eager: bool = False
+    chooses: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,10 @@ class Memory:
     peak: int
 
 
-def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> Memory | None:
-    """A process's memory with batches of up to `longest` tokens a row; None where the formula does not fit."""
+def estimate(
+    size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, places: Places
+) -> Memory | None:
+    """A process's memory with batches that are `places` a row; None where the formula does not fit."""
     if not knows(config):
         return None
     trained = precision.trained.itemsize
@@ -62,20 +73,21 @@ def estimate(size: Size, config: Any, arguments: Any, precision: Any, bits: int 
     spread = sharding.parts(arguments)
     optimizer = size.trainable * (STATE.get(name, 8) if trained == 4 else STATE.get(name, 8) // 2)
     weights, gradients, optimizer = (part // n for part, n in zip((weights, gradients, optimizer), spread, strict=True))
-    kept = activations(size, config, arguments, precision, bits, longest)
+    kept = activations(size, config, arguments, precision, bits, places)
     # Gradients of several batches stay while the next is computed; those of one come as its activations go.
     busiest = kept + gradients if arguments.gradient_accumulation_steps > 1 else max(kept, gradients)
     if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no":
-        busiest = max(busiest, arguments.eval_batch_size * longest * LOGITS * config.vocab_size)
+        logits = int(arguments.eval_batch_size * places.longest * places.logits * LOGITS * config.vocab_size)
+        busiest = max(busiest, logits)
     return Memory(weights, gradients, optimizer, kept, weights + optimizer + busiest)
 
 
-def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, longest: int) -> int:
+def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: int | None, places: Places) -> int:
     """What backward needs of one batch: layers, then logits."""
-    tokens = arguments.train_batch_size * longest
+    tokens = arguments.train_batch_size * places.longest
     layers, hidden = config.num_hidden_layers, config.hidden_size
     value, full = precision.compute.itemsize, size.trainable == size.total
-    layer = per_layer(config, value, longest if size.eager else 0) + (
+    layer = per_layer(config, value, places.longest if size.eager else 0) + (
         8 * hidden if full else 0
     )  # trained norms keep their output too
     mask = 4 if arguments.device.type == "cpu" else 1
@@ -85,7 +97,7 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
         stream = 4 if full or bits else value
         whole = layers * hidden * stream + whole / layers
     cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
-    return int(tokens * (whole + LOGITS * config.vocab_size)) + cast
+    return int(tokens * (whole + places.logits * LOGITS * config.vocab_size)) + cast
 
 
 def per_layer(config: Any, value: int, scores: int) -> int:
@@ -113,6 +125,7 @@ def count(model: Any, trainable: int, total: int) -> Size:
     """The size of `model`, on the meta device, its adapter included."""
     import torch
 
+    base = getattr(model, "get_base_model", lambda: model)()
     eager = model.config.get_text_config()._attn_implementation == "eager"
     matrices = {name: part for name, part in model.named_modules() if is_matrix(name, part)}
     matrices = {name: part for name, part in matrices.items() if part is not model.get_output_embeddings()}
@@ -127,7 +140,7 @@ def count(model: Any, trainable: int, total: int) -> Size:
     inputs = dropped + distinct(learning | {name: adapted[name] for name in adapted.keys() - dropping.keys()})
     quantizable = sum(part.weight.numel() for part in matrices.values())
     every = distinct({name.removesuffix(".base_layer"): part for name, part in matrices.items()})
-    return Size(total, trainable, quantizable, inputs, dropped, every, eager)
+    return Size(total, trainable, quantizable, inputs, dropped, every, eager, can_choose(base))
 
 
 def is_matrix(name: str, part: Any) -> bool:

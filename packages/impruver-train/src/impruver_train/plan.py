@@ -1,6 +1,6 @@
 """All that is known before weights are loaded: files, tokenizer, precision, training arguments, size, rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from impruver_core.files.safe import sha256
 from impruver_core.recipe.lookup import recipes_root
 
 from impruver_train import arguments, build, checks, data
+from impruver_train.logits import may_choose
 from impruver_train.memory import Size
 from impruver_train.packing import Layout, lay_out
 
@@ -90,12 +91,14 @@ def plan_model(
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
     size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
     training = arguments.build_arguments({"run_name": run_name} | values)
-    if arguments.trainer_class(given.get("class"), recipe_dir).__module__.startswith("transformers."):
+    own_trainer = not arguments.trainer_class(given.get("class"), recipe_dir).__module__.startswith("transformers.")
+    if not own_trainer:
         arguments.check_metric(training)
     for text in [*notes, *build.config_notes(model, config)]:
         say(f"note: {text}")
     for text in [*warnings, *checks.merge_warnings(lora)]:
         warn(text)
+    size = replace(size, chooses=size.chooses and may_choose(training, own_trainer))
     return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing)
 
 

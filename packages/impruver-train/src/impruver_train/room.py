@@ -12,7 +12,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import need_room, size_text
 
 from impruver_train.build import text_config
-from impruver_train.memory import STATE, checkpointed, estimate
+from impruver_train.memory import STATE, Places, checkpointed, estimate
 
 TOKENIZER_BYTES = 100  # of tokenizer.json, for an entry of the vocabulary
 WORTH = 0.01  # of the greatest effect
@@ -50,26 +50,26 @@ def check_disk(output_dir: Path, plan: Any, steps: tuple[int, int], start: Path 
         ) from None
 
 
-def memory_advice(plan: Any, longest: int, bits: int | None) -> list[str]:
+def memory_advice(plan: Any, places: Places, bits: int | None) -> list[str]:
     """What to set where memory was not enough, with what each saves of this run, the greatest effect first."""
-    now = peak(plan, longest, bits)
-    options = [(now - left, text) for left, text in ways_out(plan, longest, bits)] if now is not None else []
+    now = peak(plan, places, bits)
+    options = [(now - left, text) for left, text in ways_out(plan, places, bits)] if now is not None else []
     options.sort(reverse=True)
     worth = [(saved, text) for saved, text in options if saved > WORTH * options[0][0]]
     told = [f"{text} (about {size_text(saved)} less)" for saved, text in worth]
     return told or ["smaller batches, trainer.gradient_checkpointing: true, shorter rows"]
 
 
-def peak(plan: Any, longest: int, bits: int | None, size: Any = None, **arguments: Any) -> int | None:
+def peak(plan: Any, places: Places, bits: int | None, size: Any = None, **arguments: Any) -> int | None:
     """The estimate's peak in bytes with other training `arguments`, or another `size`; None where it knows none."""
     changed = copy(plan.arguments)
     for name, value in arguments.items():
         setattr(changed, name, value)
-    found = estimate(size or plan.size, text_config(plan.config), changed, plan.precision, bits, longest)
+    found = estimate(size or plan.size, text_config(plan.config), changed, plan.precision, bits, places)
     return None if found is None else found.peak
 
 
-def ways_out(plan: Any, longest: int, bits: int | None) -> Iterator[tuple[int, str]]:
+def ways_out(plan: Any, places: Places, bits: int | None) -> Iterator[tuple[int, str]]:
     """(peak in bytes, what to set) for all that would take less."""
     arguments, size = plan.arguments, plan.size
     batch = arguments.per_device_train_batch_size
@@ -77,16 +77,17 @@ def ways_out(plan: Any, longest: int, bits: int | None) -> Iterator[tuple[int, s
         steps = batch * arguments.gradient_accumulation_steps
         text = f"trainer.per_device_train_batch_size: 1 with trainer.gradient_accumulation_steps: {steps}"
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
-        yield peak(plan, longest, bits, **smaller), f"{text}, the same batch in smaller parts"
+        yield peak(plan, places, bits, **smaller), f"{text}, the same batch in smaller parts"
     if not checkpointed(arguments):
         text = "trainer.gradient_checkpointing: true, about a third slower"
-        yield peak(plan, longest, bits, gradient_checkpointing=True), text
-    shorter = f"tokenizer.max_tokens_count: {longest // 2} for rows of at most half the length (compose)"
-    yield peak(plan, longest // 2, bits), shorter
+        yield peak(plan, places, bits, gradient_checkpointing=True), text
+    half = places._replace(longest=places.longest // 2)
+    shorter = f"tokenizer.max_tokens_count: {half.longest} for rows of at most half the length (compose)"
+    yield peak(plan, half, bits), shorter
     if size.trainable == size.total:
         small = replace(size, trainable=int(LORA_SHARE * size.total))
-        yield peak(plan, longest, bits, small), "a `lora` section: a small part of the weights is trained"
+        yield peak(plan, places, bits, small), "a `lora` section: a small part of the weights is trained"
     elif not bits:
-        yield peak(plan, longest, 4), "model.load_in_4bit: true"
+        yield peak(plan, places, 4), "model.load_in_4bit: true"
     if STATE.get(arguments.optim.value, 8) == 8 and find_spec("bitsandbytes"):
-        yield peak(plan, longest, bits, optim="adamw_bnb_8bit"), "trainer.optim: adamw_bnb_8bit"
+        yield peak(plan, places, bits, optim="adamw_bnb_8bit"), "trainer.optim: adamw_bnb_8bit"

@@ -146,7 +146,8 @@ def fit(ready: Ready, overwrite: bool) -> None:
     plan, output_dir = ready.plan, ready.output_dir
     writes = plan.arguments.process_index == 0  # of several processes one alone writes
     about = resume.about_run(ready.whole, ready.digests, plan.arguments.world_size)
-    advice = partial(room.memory_advice, plan, estimate.longest(ready.layout.sizes), build.bits_of(ready.recipe.model))
+    places = estimate.busiest(ready.facts["train"], ready.layout, plan.size.chooses)
+    advice = partial(room.memory_advice, plan, places, build.bits_of(ready.recipe.model))
     with (
         place.held(output_dir) if writes else nullcontext(),
         failures.told(output_dir, advice),

@@ -10,7 +10,19 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe
 
-from impruver_train import build, estimate, finish, metrics, packing, resume, sharding, signals, trial
+from impruver_train import (
+    attention,
+    build,
+    estimate,
+    finish,
+    logits,
+    metrics,
+    packing,
+    resume,
+    sharding,
+    signals,
+    trial,
+)
 from impruver_train.arguments import trainer_class
 from impruver_train.collate import make_collator
 from impruver_train.plan import Plan
@@ -22,7 +34,7 @@ def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[st
     finish.set_generation(model, plan.tokenizer, ends)
     val = rows.get("val") if plan.arguments.eval_strategy != "no" else None
     callbacks = [metrics.step_callback(Path(plan.arguments.output_dir) / "metrics.jsonl"), *callbacks]
-    return put_trainer(recipe, plan.tokenizer, model, plan.arguments, rows["train"], val, callbacks)
+    return put_trainer(recipe, plan, model, plan.arguments, rows["train"], val, callbacks)
 
 
 def make_model(recipe: Recipe, plan: Plan) -> Any:
@@ -37,6 +49,8 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
         new_ids=plan.new_ids,
         recipe_dir=recipe.base_dir,
     )
+    if plan.packing and plan.arguments.device.type == "cpu":
+        attention.go_by_row(model)
     if plan.packing and sharding.stage(plan.arguments) == 3:
         warn("trainer.packing: two packed rows can't be tried on weights that ZeRO 3 has spread")
     elif plan.packing:
@@ -44,19 +58,19 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
     return model
 
 
-def put_trainer(
-    recipe: Recipe, tokenizer: Any, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list
-) -> Any:
-    """The recipe's Trainer around `model`."""
+def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list) -> Any:
+    """The recipe's Trainer around `model`; `arguments`: the plan's, or those of a trial."""
+    finish_batch = logits.choose_learned if plan.size.chooses else dict
+    collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch)
     return build_trainer(
         recipe.trainer.get("class"),
         recipe.base_dir,
         model=model,
         args=arguments,
-        data_collator=signals.shielded(make_collator(tokenizer, packing.is_flash(model))),
+        data_collator=signals.shielded(collator),
         train_dataset=rows,
         eval_dataset=val,
-        processing_class=tokenizer,
+        processing_class=plan.tokenizer,
         callbacks=callbacks,
     )
 
@@ -85,7 +99,7 @@ def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> li
         arguments = trial.trial_arguments(plan.arguments, steps, folder)
         model = make_model(recipe, plan)
         part = Subset(rows, items)
-        trainer = put_trainer(recipe, plan.tokenizer, model, arguments, part, None, [trial.stopwatch(watch)])
+        trainer = put_trainer(recipe, plan, model, arguments, part, None, [trial.stopwatch(watch)])
         peak.start()
         trial.run(trainer)
         return trial.report(watch, items, sizes, plan.arguments, peak.taken())

@@ -1,0 +1,108 @@
+"""Logits of learned places alone: loss and gradients of all logits, on any family."""
+
+from types import SimpleNamespace
+
+import pytest
+
+IGNORED = -100
+KINDS = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "smollm3", "gpt2", "mixtral", "olmo2"]
+
+
+def model_of(kind):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+    more = {} if kind == "gpt2" else {"intermediate_size": 64, "num_key_value_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more, **special)).eval()
+
+
+@pytest.fixture
+def batch():
+    """Three rows, two of them padded, learned in parts; one has its first token learned, which nothing predicts."""
+    import torch
+
+    ids = torch.randint(3, 50, (3, 16), generator=torch.Generator().manual_seed(1))
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[0, :9] = labels[1, 1:5] = labels[2, 10:] = labels[1, 13:] = IGNORED
+    mask[2, 10:] = mask[1, 13:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_all_logits(kind, batch):
+    import torch
+    from impruver_train.logits import can_choose, choose_learned
+
+    model = model_of(kind)
+    assert can_choose(model)
+    seen = []
+    for given in (batch, choose_learned(batch)):
+        model.zero_grad()
+        said = model(**given, num_items_in_batch=17)
+        said.loss.backward()
+        seen.append((said, {name: weight.grad.clone() for name, weight in model.named_parameters()}))
+    (everywhere, whole), (chosen, part) = seen
+    learned = int((batch["labels"][:, 1:] != IGNORED).sum())
+    assert chosen.logits.shape == (learned, 50)
+    assert everywhere.logits.shape == (3, 16, 50)
+    assert chosen.loss.item() == pytest.approx(everywhere.loss.item(), rel=1e-5)
+    for name, gradient in whole.items():
+        assert torch.allclose(part[name], gradient, rtol=1e-3, atol=1e-6), name
+
+
+def test_a_model_that_makes_its_loss_itself_is_left_alone():
+    from impruver_train.logits import can_choose
+    from transformers import LlamaForCausalLM
+
+    class Own(LlamaForCausalLM):
+        def forward(self, input_ids=None, labels=None, **more):
+            logits = super().forward(input_ids=input_ids, **more).logits
+            return SimpleNamespace(loss=logits.mean(), logits=logits)
+
+    assert not can_choose(Own(model_of("llama").config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("label_smoothing_factor", 0.1), ("use_liger_kernel", True), ("torch_compile", True), ("n_gpu", 2)],
+)
+def test_where_somebody_looks_at_logits_all_are_made(key, value):
+    from impruver_train.logits import may_choose
+
+    plain = {"label_smoothing_factor": 0.0, "use_liger_kernel": False, "torch_compile": False, "n_gpu": 0}
+    assert may_choose(SimpleNamespace(**plain), False)
+    assert not may_choose(SimpleNamespace(**plain), True)
+    assert not may_choose(SimpleNamespace(**plain | {key: value}), False)
+
+
+LOOKS = """
+from transformers import Trainer
+
+
+class Looks(Trainer):
+    def compute_loss(self, model, inputs, *args, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, *args, return_outputs=True, **kwargs)
+        assert outputs.logits.shape[:2] == inputs["labels"].shape
+        return (loss, outputs) if return_outputs else loss
+"""
+
+
+def test_a_trainer_of_ones_own_sees_all_logits_and_the_same_losses(recipe, impruver_train, tmp_path, tiny):
+    (tmp_path / "looks.py").write_text(LOOKS, encoding="utf-8")
+    losses = {}
+    for name, more in (("plain", {}), ("own", {"class": "looks.Looks"})):
+        code, _, err = impruver_train(recipe(output_dir=str(tmp_path / name), trainer=more))
+        assert code == 0, err
+        rows = tiny.read_jsonl(tmp_path / name / "metrics.jsonl")
+        losses[name] = [row.get("loss", row.get("eval_loss")) for row in rows]
+    assert losses["own"] == pytest.approx(losses["plain"], rel=1e-4)
+
+
+def test_smoothed_labels_train(recipe, impruver_train, parts, tmp_path, tiny):
+    smoothed = {"label_smoothing_factor": 0.1, "eval_strategy": "steps", "eval_steps": 1}
+    code, _, err = impruver_train(recipe(trainer=smoothed, val_path=str(parts / "val.jsonl")))
+    assert code == 0, err
+    assert all(row.get("loss", 1.0) > 0 for row in tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl"))
