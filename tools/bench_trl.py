@@ -86,7 +86,9 @@ def make_model(folder: Path, tokenizer: str, hidden: int, layers: int, dtype: st
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
     loaded.save_pretrained(folder)
 
 
@@ -149,11 +151,11 @@ def main() -> None:
         dtype = "bfloat16" if gpu else "float32"
         make_model(folder / "model", flags.tokenizer, flags.hidden, flags.layers, dtype)
         told = {"model": str(folder / "model"), "rows": str(flags.rows), "lora": LORA, "steps": flags.steps}
-        told |= {"length": flags.length, "liger": flags.liger, "attention": flags.attention}
+        told |= {"batch": flags.batch, "length": flags.length, "liger": flags.liger, "attention": flags.attention}
         told |= {"bf16": gpu, "cpu": not gpu, "dtype": dtype}
         speeds = {}
         for packing in (False, True):
-            given = told | {"packing": packing, "batch": 1 if packing else flags.batch}
+            given = told | {"packing": packing}
             for who in (theirs, ours):
                 seen = who(folder, given)
                 speeds[who.__name__, packing] = seen["speed"]

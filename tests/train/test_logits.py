@@ -31,17 +31,21 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+@pytest.mark.parametrize("count", [17, None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_all_logits(kind, batch):
+def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, monkeypatch):
     import torch
-    from impruver_train.logits import can_choose, choose_learned
+    from impruver_train import logits
 
+    monkeypatch.setattr(logits, "PIECE", 7)
     model = model_of(kind)
-    assert can_choose(model)
+    assert logits.can_choose(model)
     seen = []
-    for given in (batch, choose_learned(batch)):
+    for given in (batch, logits.choose_learned(batch)):
+        if given is not batch:
+            logits.take_loss_in_pieces(model)
         model.zero_grad()
-        said = model(**given, num_items_in_batch=17)
+        said = model(**given, num_items_in_batch=count)
         said.loss.backward()
         seen.append((said, {name: weight.grad.clone() for name, weight in model.named_parameters()}))
     (everywhere, whole), (chosen, part) = seen
@@ -51,6 +55,25 @@ def test_loss_and_gradients_are_those_of_all_logits(kind, batch):
     assert chosen.loss.item() == pytest.approx(everywhere.loss.item(), rel=1e-5)
     for name, gradient in whole.items():
         assert torch.allclose(part[name], gradient, rtol=1e-3, atol=1e-6), name
+
+
+def test_the_loss_keeps_no_copy_in_fp32():
+    """What backward will need of bf16 logits is the logits themselves and a few numbers."""
+    import torch
+    from impruver_train.logits import PIECE, loss_in_pieces
+
+    logits = torch.randn(3 * PIECE, 300, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.randint(0, 300, (3 * PIECE,))
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda part: kept.setdefault(part.data_ptr(), part), lambda part: part
+    ):
+        loss = loss_in_pieces(logits * 1, None, 300, shift_labels=labels)
+    assert all(part.dtype != torch.float32 or part.numel() <= PIECE for part in kept.values())
+    loss.backward()
+    exact = logits.detach().float().requires_grad_()
+    torch.nn.functional.cross_entropy(exact, labels).backward()
+    assert torch.allclose(logits.grad.float(), exact.grad, atol=1e-6)
 
 
 def test_a_model_that_makes_its_loss_itself_is_left_alone():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from impruver_train import sharding
-from impruver_train.logits import can_choose
+from impruver_train.logits import PIECE, can_choose
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
@@ -77,8 +77,8 @@ def estimate(
     # Gradients of several batches stay while the next is computed; those of one come as its activations go.
     busiest = kept + gradients if arguments.gradient_accumulation_steps > 1 else max(kept, gradients)
     if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no":
-        logits = int(arguments.eval_batch_size * places.longest * places.logits * LOGITS * config.vocab_size)
-        busiest = max(busiest, logits)
+        evaluated = arguments.eval_batch_size * places.longest * places.logits
+        busiest = max(busiest, of_logits(evaluated, size, config, precision, copies=1))
     return Memory(weights, gradients, optimizer, kept, weights + optimizer + busiest)
 
 
@@ -97,7 +97,14 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
         stream = 4 if full or bits else value
         whole = layers * hidden * stream + whole / layers
     cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
-    return int(tokens * (whole + places.logits * LOGITS * config.vocab_size)) + cast
+    return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, copies=2) + cast
+
+
+def of_logits(places: float, size: Size, config: Any, precision: Any, copies: int) -> int:
+    """Bytes of logits at so many places and of what their loss needs; `copies`: 2 with their gradient."""
+    if not size.chooses:
+        return int(places * LOGITS * config.vocab_size)
+    return int((places * copies * precision.compute.itemsize + min(places, PIECE) * LOGITS) * config.vocab_size)
 
 
 def per_layer(config: Any, value: int, scores: int) -> int:

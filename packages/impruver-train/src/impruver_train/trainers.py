@@ -54,13 +54,18 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
     if plan.packing and sharding.stage(plan.arguments) == 3:
         warn("trainer.packing: two packed rows can't be tried on weights that ZeRO 3 has spread")
     elif plan.packing:
+        if not (sharding.by_fsdp(plan.arguments) or plan.arguments.deepspeed or build.bits_of(recipe.model)):
+            model.to(plan.arguments.device)  # as Trainer will; flash attention runs nowhere else
         packing.require_apart(model)
     return model
 
 
 def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list) -> Any:
     """The recipe's Trainer around `model`; `arguments`: the plan's, or those of a trial."""
-    finish_batch = logits.choose_learned if plan.size.chooses else dict
+    finish_batch = dict
+    if plan.size.chooses:
+        finish_batch = logits.choose_learned
+        logits.take_loss_in_pieces(model)
     collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch)
     return build_trainer(
         recipe.trainer.get("class"),
