@@ -104,7 +104,9 @@ def of_logits(places: float, size: Size, config: Any, precision: Any, copies: in
     """Bytes of logits at so many places and of what their loss needs; `copies`: 2 with their gradient."""
     if not size.chooses:
         return int(places * LOGITS * config.vocab_size)
-    return int((places * copies * precision.compute.itemsize + min(places, PIECE) * LOGITS) * config.vocab_size)
+    value = precision.compute.itemsize
+    piece = 4 if value == 4 else LOGITS  # of a piece in fp32 only the logarithms are more
+    return int((places * copies * value + min(places, PIECE) * piece) * config.vocab_size)
 
 
 def per_layer(config: Any, value: int, scores: int) -> int:
