@@ -57,6 +57,21 @@ def test_contents_that_are_no_text(name, composed, files):
     assert "content of message 1 is not text" in line["detail"]
 
 
+WRITTEN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] ~ '' }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("parts", [["b"], [{"type": "text", "text": "b"}]], ids=["texts", "parts"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_list_as_content_of_a_template_that_takes_none(parts, at, composed, files):
+    """It would print the list as Python writes it: the row goes, the run goes on, with or without other rows."""
+    files.write("data.jsonl", [with_content(files, at, parts), files.chat("a", "b")])
+    for template in (files.chatml, WRITTEN):
+        (line,) = composed(tokenizer={"chat_template": template}).dropped
+        assert (line["row"], line["reason"]) == (0, "template_refused")
+        assert f"of message {at} " in line["detail"]
+        assert "takes no list as content; give it as text" in line["detail"]
+
+
 def test_unknown_roles(composed, files):
     row = files.chat("a", "b", "c", "d")
     row["messages"][2]["role"] = "narrator"

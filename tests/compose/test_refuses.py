@@ -73,11 +73,12 @@ def test_no_usable_rows_are_told_by_reason(refused, files):
 def test_a_file_in_place_of_the_folder(compose, files, tmp_path):
     files.write("data.jsonl", [CONVERSATION])
     (tmp_path / "out").write_text("a file")
-    for folder in ("out", "out/deeper"):
-        done = compose("--train_path", f"{folder}/train.jsonl")
-        assert done.code == 2
-        assert "Traceback" not in done.err
-        assert "can't make this folder" in done.err
+    for flags in ((), ("--dry_run",)):
+        for folder in ("out", "out/deeper"):
+            done = compose("--train_path", f"{folder}/train.jsonl", *flags)
+            assert done.code == 2
+            assert "Traceback" not in done.err
+            assert "out is a file, not a folder" in done.err
     assert (tmp_path / "out").read_text() == "a file"
 
 
@@ -86,6 +87,7 @@ def test_a_folder_without_the_right_to_write(refused, files, tmp_path):
     files.write("data.jsonl", [CONVERSATION])
     (tmp_path / "out").mkdir(mode=0o500)
     assert "no right to write" in refused()
+    assert "no right to write" in refused("--dry_run")
 
 
 def test_a_folder_in_place_of_a_file(compose, files, tmp_path):

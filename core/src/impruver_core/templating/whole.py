@@ -28,7 +28,7 @@ def require_whole(
                     or (missing in written and len(missing) < len(source.text.strip()))
                     or (source.path.endswith("function.name") and _named_by_id(message, missing, covered))
                 ):
-                    raise _lost(text, source, message["role"], missing, source in covered)
+                    raise _lost(text, source, message, missing, source in covered)
 
 
 def strips_reasoning(runs: Sequence[Run], messages: Sequence[dict], last_turn: int) -> bool:
@@ -56,9 +56,11 @@ def _sources(value) -> list[Source]:
     return [run[2] for leaf in _leaves(value) for run in leaf._runs]
 
 
-def _lost(text: str, source: Source, role: str, missing: str, in_part: bool) -> RefusedError:
-    where = f"{source.path} of message {source.message} ({role})"
+def _lost(text: str, source: Source, message: dict, missing: str, in_part: bool) -> RefusedError:
+    where = f"{source.path} of message {source.message} ({message['role']})"
     if source.path.startswith("content") and missing in text and not in_part:
+        if isinstance(message["content"], list):  # the template prints it as Python does
+            return RefusedError("template_refused", f"{where}: this template takes no list as content; give it as text")
         return RefusedError("mask_refused", f"{where} can't be followed through the template")
     return RefusedError("template_lost_text", f"{where}: {shown(missing)}")
 

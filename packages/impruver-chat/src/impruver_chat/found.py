@@ -1,7 +1,6 @@
 """What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,17 +146,6 @@ def precision(section: Any) -> str:
     """How the recipe's model section says that weights are held."""
     bits = "4 bit, " if section.load_in_4bit else "8 bit, " if section.load_in_8bit else ""
     return f"{bits}dtype {section.dtype}"
-
-
-def check_writable(folder: Path) -> None:
-    """ImpruverError if `folder` can't be made or written; makes nothing."""
-    for parent in (folder.absolute(), *folder.absolute().parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise ImpruverError(f"--output: {parent} is a file, not a folder")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise ImpruverError(f"--output: no right to write in {parent}")
-            return
 
 
 def check_gguf(path: Path) -> Path:

@@ -54,7 +54,10 @@ def check_rows(facts: Facts, path: Path, vocabulary: int, positions: int | None)
     if not facts.rows:
         raise ImpruverError(f"{path}: no rows; impruver-compose makes them")
     if facts.unlearned_rows == facts.rows:
-        raise ImpruverError(f"{path}: nothing to learn: no label after the first token of any of {facts.rows} rows")
+        raise ImpruverError(
+            f"{path}: nothing to learn in any of {facts.rows} rows: their labels are -100 behind the first token, or "
+            "attention_mask hides every token; impruver-compose makes rows with labels"
+        )
     if facts.largest_id >= vocabulary:
         raise ImpruverError(
             f"{path}, line {facts.largest_id_line}: id {facts.largest_id} is beyond the vocabulary of {vocabulary}; "

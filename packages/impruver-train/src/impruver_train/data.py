@@ -20,7 +20,7 @@ from impruver_train.collate import IGNORED
 
 INT32 = range(2**31)
 BATCH_ROWS = 1000
-FORMAT = 2  # of the cached file; raised where what stands in it changes
+FORMAT = 3  # of the cached file; raised where what stands in it changes
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Counter:
 
     def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
         """Counts a row; False if a causal model learns nothing of it (the first label is never a target)."""
-        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 else 0
+        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 and any(mask) else 0
         self.rows += 1
         self.longest = max(self.longest, (len(ids), -line))
         self.largest = max(self.largest, (max(max(ids), max(labels)), -line))

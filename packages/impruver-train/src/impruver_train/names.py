@@ -47,6 +47,7 @@ AT_LEAST = {
 ABOVE = dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), 0)  # a share of the run, or a number of steps
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
 CHOICES = {
+    "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
 }
