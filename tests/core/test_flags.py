@@ -133,7 +133,7 @@ def test_version_names_program_and_packages(capsys):
         (["--trainer.optim", "x"], "a key of the recipe is set by --set trainer.optim="),
         (["--trainer.run-name=a-b"], "by --set trainer.run_name=a-b"),
         (["recipe.yaml"], "a recipe is given as --config recipe.yaml"),
-        (["--seed", "x"], "--seed: invalid int value: 'x'"),
+        (["--seed", "x"], "--seed: expected a whole number, got 'x'"),
         (["--seed"], "--seed: expected one argument"),
         (["--dtype", "bf15"], "--dtype: invalid choice: 'bf15'"),
         (["--mode", "c"], "--mode: invalid choice"),

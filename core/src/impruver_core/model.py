@@ -10,7 +10,8 @@ from typing import Any
 from impruver_core.adapter import mismatch_told, require_whole
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
-from impruver_core.templating.tokenizer import local_or_hub, told
+from impruver_core.recipe.lookup import local_or_hub
+from impruver_core.templating.tokenizer import told
 from impruver_core.weights import keep_layout, require_fitting
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -188,7 +189,9 @@ def explained(key: str, name: str):
         if not isinstance(error, EXPECTED) and EXPECTED_NAMES.isdisjoint(kind.__name__ for kind in type(error).__mro__):
             raise
         text = str(error)
-        if "trust_remote_code" in text:
+        if "attn_implementation" in text or "FlashAttention" in text:
+            key, name, message = "model", "attn_implementation", f"{told(error)} Left out, the model's own is taken"
+        elif "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
         elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
             message = (

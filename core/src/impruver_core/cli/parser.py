@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import argparse_dataclass
 
 from impruver_core.cli.flags import boolean
+from impruver_core.recipe.sections import installed_sections, meant_by
 
 
 class Parser(argparse_dataclass.ArgumentParser):
@@ -51,7 +52,8 @@ class Parser(argparse_dataclass.ArgumentParser):
         """The flags as their dataclass; exit 2 with one message for what can't be parsed."""
         namespace, unknown = argparse.ArgumentParser.parse_known_args(self, _folded(argv))
         if unknown:
-            self.error(self._about(unknown[0]))
+            keys = [text for text in self.overrides if "=" not in text]
+            self.error(f"--set {keys[0]}: expected KEY=VALUE, without blanks" if keys else self._about(unknown[0]))
         given = {name: value for name, value in vars(namespace).items() if value is not MISSING}
         return self._options_type(**given)
 
@@ -65,8 +67,12 @@ class Parser(argparse_dataclass.ArgumentParser):
             return f"unexpected argument {unknown!r}; a recipe is given as --config {unknown}"
         if "." in name:
             return f"unknown flag {name}; a key of the recipe is set by --set {name.lstrip('-')}={value or 'VALUE'}"
-        close = difflib.get_close_matches(name, [option for option in self._option_string_actions if option != "-h"], 1)
-        return f"unknown flag {name}" + (f"; did you mean {close[0]}?" if close else "")
+        meant = meant_by(name.lstrip("-"), installed_sections())
+        if meant:
+            return f"unknown flag {name}; a key of the recipe is set by --set {meant}={value or 'VALUE'}"
+        flags = [option.lstrip("-") for option in self._option_string_actions]
+        close = difflib.get_close_matches(name.lstrip("-"), flags, 1)
+        return f"unknown flag {name}" + (f"; did you mean --{close[0]}?" if close else "")
 
 
 class _Collect(argparse.Action):

@@ -30,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
         result(_help())
         return 0 if argv else 2
     launcher, name, flags = _parted(list(argv))
+    behind = [flag for flag in flags if flag.replace("_", "-").startswith(("--nproc", *MEETING))]
+    if behind:
+        raise ImpruverError(f"{behind[0]} is an option of the launcher: put it before the name, ahead of {name}")
     package = NAMES[name]
     program = require_program(package)
     if not launcher:

@@ -128,9 +128,14 @@ def _value(hint: Any, value: Any, path: tuple, report: Report) -> Any:
     if base is int and type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not base:
-        quotes = "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
-        return report(path, f"expected {EXPECTED.get(base, base)}, found {found(value)}{quotes}")
+        return report(path, f"expected {EXPECTED.get(base, base)}, found {found(value)}{_advice(base, value)}")
     return value
+
+
+def _advice(base: type, value: Any) -> str:
+    if base is list:
+        return "; begin each item with a dash" if isinstance(value, dict) else f"; write [{value}]"
+    return "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
 
 
 def _items(base: type, arguments: tuple, value: Any, path: tuple, report: Report) -> Any:

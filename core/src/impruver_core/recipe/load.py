@@ -16,8 +16,8 @@ from impruver_core.errors import RecipeError
 from impruver_core.recipe.check import build, plain
 from impruver_core.recipe.layers import apply_flags, apply_overrides
 from impruver_core.recipe.lookup import find_local, find_recipe
-from impruver_core.recipe.schema import ListOf, yaml_name
-from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection, installed_sections
+from impruver_core.recipe.schema import yaml_name
+from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection, installed_sections, meant_by
 from impruver_core.recipe.yamlfile import Document, dump, read_document
 
 SEEDS = range(2**32)  # numpy takes no others
@@ -129,15 +129,10 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest_anywhere(name: Any, sections: Mapping[str, Any]) -> str:
-    """The nearest top-level key; else the section that has a key of that name."""
-    close = difflib.get_close_matches(str(name).lower(), OWNERS, 1, 0.7)
-    if close:
-        return f"; did you mean {close[0]}?"
-    for top, spec in sections.items():
-        section = spec.section if isinstance(spec, ListOf) else spec
-        if isinstance(section, type) and name in map(yaml_name, dataclasses.fields(section)):
-            return f"; {name} is a key of {top}" + (": each item has its own" if isinstance(spec, ListOf) else "")
-    return f" (valid: {', '.join(OWNERS)})"
+    """The key path that the name stands for; else the nearest top-level key."""
+    close = [meant_by(name, sections), *difflib.get_close_matches(str(name).lower(), OWNERS, 1, 0.7)]
+    meant = next(filter(None, close), None)
+    return f"; did you mean {meant}?" if meant else f" (valid: {', '.join(OWNERS)})"
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:

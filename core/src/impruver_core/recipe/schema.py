@@ -54,20 +54,16 @@ class ListOf:
 class OpenMapping:
     """A top-level key with any names; not given it is {} (None if `optional`).
 
-    `check(mapping)` yields (key, what is wrong) for what its owner knows to be wrong.
+    `check(mapping)` yields (key, what is wrong) for what its owner knows to be wrong; `names()` are those it knows.
     """
 
     help: str = ""
     optional: bool = False
     check: Callable[[dict], Iterable[tuple[str, str]]] | None = None
+    names: Callable[[], Iterable[str]] = tuple
 
 
-scalar, list_of = Scalar, ListOf
-
-
-def open_mapping(help: str = "", optional: bool = False, check: Callable | None = None) -> OpenMapping:
-    """An open mapping of a SECTIONS table (see OpenMapping)."""
-    return OpenMapping(help, optional, check)
+scalar, list_of, open_mapping = Scalar, ListOf, OpenMapping
 
 
 def yaml_name(field: dataclasses.Field) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -55,7 +56,7 @@ class TokenizerSection:
 
     def __post_init__(self):
         if self.max_tokens_count is not None and self.max_tokens_count < 1:
-            raise ValueError(f"max_tokens_count must be at least 1, not {self.max_tokens_count}")
+            raise ValueError(f"must be at least 1, not {self.max_tokens_count}", "max_tokens_count")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,30 @@ def find_key(path: str) -> Key:
             hint = None if deeper else typing.get_type_hints(section)[field.name]
             return Key(path, hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
     raise KeyError(path)
+
+
+# Names that other kits have for a key.
+ELSEWHERE = {
+    **dict.fromkeys(("base_model", "model_name_or_path", "model_name"), "model.name"),
+    **dict.fromkeys(("sequence_len", "cutoff_len", "max_seq_length", "max_length"), "tokenizer.max_tokens_count"),
+    **dict.fromkeys(("lora_r", "lora_rank"), "lora.r"),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), "lora.target_modules"),
+    **dict.fromkeys(("val_size", "val_set_size"), "split.val_ratio"),
+    "lr": "trainer.learning_rate",
+    "micro_batch_size": "trainer.per_device_train_batch_size",
+    "num_epochs": "trainer.num_train_epochs",
+    "sample_packing": "trainer.packing",
+}
+
+
+def meant_by(name: str, sections: Mapping[str, Any]) -> str | None:
+    """The key path that a bare name stands for: `trainer.learning_rate` for `learning_rate`, or for another kit's."""
+    for top, spec in sections.items():
+        section = spec.section if isinstance(spec, ListOf) else spec
+        names = spec.names() if isinstance(spec, OpenMapping) else ()
+        if name in names or (isinstance(section, type) and name in map(yaml_name, dataclasses.fields(section))):
+            return f"{top}.0.{name}" if isinstance(spec, ListOf) else f"{top}.{name}"
+    return ELSEWHERE.get(name)
 
 
 def _owners_sections(owner: str) -> dict[str, Any]:

@@ -113,8 +113,13 @@ def _told(error: Exception, text: str) -> str:
     problem = " ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
     mark = getattr(error, "problem_mark", None)
     before = "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column + 1] if mark else ""
-    hint = "; indent with blanks, not tabs" if "\t" in before else ""
-    return f"not valid YAML: {problem or str(error).splitlines()[0]}{hint}"
+    advice = {
+        "; indent with blanks, not tabs": "\t" in before,
+        "; in single quotes a backslash is one": "unknown escape" in problem,
+        "; put the value in quotes": "values are not allowed" in problem or before.endswith(("%", "@", "`")),
+    }
+    told = next((each for each, fits in advice.items() if fits), "")
+    return f"not valid YAML: {problem or str(error).splitlines()[0]}{told}"
 
 
 class _Reader:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.files.pointer import refuse_pointer
 from impruver_core.recipe.lookup import find_local, looks_local
 
 from impruver_chat.saved import read_config, read_json, vocabulary_of
@@ -135,6 +136,7 @@ def read_header(path: Path) -> dict[str, Any]:
         ends: Iterable[int] = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         needed = 8 + length + max(ends, default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        refuse_pointer(path)
         raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
     if needed != size:
         what = "cut off" if size < needed else "too long"

@@ -4,16 +4,18 @@ import glob
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from impruver_core.cli.console import say
+from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import BLANKS
+from impruver_core.files.jsonl import BLANKS, opened
 from impruver_core.files.manifest import describe
+from impruver_core.files.pointer import refuse_pointer
 from impruver_core.files.safe import room_for
-from impruver_core.recipe.lookup import find_local, looks_local
+from impruver_core.recipe.lookup import find_local, require_hub_id
 
 from impruver_compose.cells import as_written
 from impruver_compose.places import cache_dir
@@ -27,6 +29,7 @@ KINDS = {
     "text": (".txt",),
     "arrow": (".arrow",),
 }
+ROWS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')  # how rows of JSON begin
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
@@ -55,8 +58,7 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
             rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return Source(rows, inputs, key)
-    if looks_local(section.name):
-        raise ImpruverError(f"{where}: {section.name} is not there (looked beside the recipe and in {Path.cwd()})")
+    require_hub_id(section.name, where)
     table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
     entry["fingerprint"] = table._fingerprint
@@ -102,6 +104,8 @@ def _files(found: Path, where: str) -> list[Path]:
         raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(kinds))}): name them one by one")
     if all(path.stat().st_size == 0 for path in files):
         raise ImpruverError(f"{where}: {files[0]} is empty")
+    for path in files:
+        refuse_pointer(path)
     return files
 
 
@@ -121,11 +125,19 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
     kind = _kind(files[0])
     if kind == "json":
         return _load_json(files, split, where, cache)
+    if kind == "text":
+        _warn_of_json(files[0], where)
     options = {"encoding": "utf-8-sig"} if kind == "text" else {}
     if kind in ("csv", "tsv"):
         options = as_written(files, "," if kind == "csv" else "\t", where)
     table = _load("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
     return Rows(table, tuple(table.column_names))
+
+
+def _warn_of_json(path: Path, where: str) -> None:
+    with opened(path) as file:
+        if ROWS.match(file.read(1000)):
+            warn(f"{where}: {path} is read as plain text, line by line, and looks like JSON: name it .json or .jsonl")
 
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> Rows:
@@ -170,7 +182,9 @@ def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, *
     except Exception as error:  # datasets raises its own, pyarrow's, ValueError, UnicodeDecodeError and more
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise ImpruverError(f"{where}: {files[0]} can't be read as {loader}: {_innermost(error)}") from None
+        told = _innermost(error)
+        quotes = f"; a cell with {options['sep']!r} in it needs quotes around it" if "fields in line" in told else ""
+        raise ImpruverError(f"{where}: {files[0]} can't be read as {loader}: {told}{quotes}") from None
 
 
 def _innermost(error: BaseException) -> str:
@@ -194,4 +208,6 @@ def _load_hub(section, where: str):
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise ImpruverError(f"{where}: {section.name} can't be loaded: {_innermost(error)}") from None
+        raise ImpruverError(
+            f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub: {_innermost(error)}"
+        ) from None

@@ -138,8 +138,7 @@ def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list
 
     for key in ("input_ids", "labels"):
         if key not in row:
-            made = "; impruver-compose makes token rows of such a row" if "messages" in row or "text" in row else ""
-            raise bad(f"no {key!r} in this row{made}")
+            raise bad(f"no {key!r} in this row; impruver-compose makes token rows of data")
     ids, labels = row["input_ids"], row["labels"]
     mask = row.get("attention_mask")
     if mask is None:

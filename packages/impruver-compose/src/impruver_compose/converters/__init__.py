@@ -40,8 +40,12 @@ def find_converter(section, columns: Sequence[str], sample: dict, where: str, re
         name, mapping = detect(columns, sample, section.mapping, where)
     else:
         name, mapping = section.converter, section.mapping
-    if name.startswith("impruver.") and name not in BUILTIN:
-        raise ImpruverError(f"{where}.converter: {name} is not built in; there are {', '.join(BUILTIN)}")
+    dotted = "." in name and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
+    if name not in BUILTIN and (name.startswith("impruver.") or not dotted):
+        raise ImpruverError(
+            f"{where}.converter: {name} is neither built in ({', '.join(BUILTIN)}) nor a function of yours, as in "
+            "mine.convert: convert of mine.py beside the recipe"
+        )
     _check_mapping(name, mapping, columns, where)
     if name in BUILTIN:
         return name, BUILTIN[name], mapping
@@ -97,5 +101,6 @@ def detect(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> t
     if "text" in has:
         return "impruver.text", mapping
     raise ImpruverError(
-        f"{where}: no converter fits the columns {', '.join(columns)}: set converter, or mapping (instruction, output)"
+        f"{where}: no converter fits the columns {', '.join(columns)}: set converter, or "
+        "mapping: {instruction: COLUMN, output: COLUMN}"
     )
