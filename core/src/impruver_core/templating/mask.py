@@ -15,7 +15,7 @@ from impruver_core.templating.render import render
 from impruver_core.templating.spans import Spans, learned_spans
 from impruver_core.templating.template import Templates
 from impruver_core.templating.tokenizer import plain_encoding, starts_with_bos
-from impruver_core.templating.traced import trace
+from impruver_core.templating.traced import trace_messages
 
 UNLEARNED = -100
 
@@ -117,11 +117,7 @@ def render_chat(templates: Templates, messages, tools=None, kwargs=None) -> tupl
     RefusedError where it can't be encoded exactly.
     """
     template, variables, shape = templates.pick(tools, kwargs)
-    prepared = prepare(messages, shape)
-    traced = [
-        {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
-        for number, message in enumerate(prepared)
-    ]
+    traced = trace_messages(prepare(messages, shape))
     text = render(template, traced, tools, variables=variables)
     return text, traced, learned_spans(text, traced, shape)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from impruver_core.templating.literals import Specials
-from impruver_core.templating.traced import Run, Source
+from impruver_core.templating.traced import Run, Source, reach
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ def first_runs(runs: Iterable[Run]) -> Iterator[tuple[int, Run]]:
     """(index, run) of the runs of a rendered text, but for what repeats characters that were rendered before."""
     seen: dict[Source, list[tuple[int, int]]] = {}
     for index, run in enumerate(runs):
-        start, end, source, offset = run
-        low, high = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
-        covered = seen.setdefault(source, [])
+        low, high = reach(run)
+        covered = seen.setdefault(run[2], [])
         if covered and low < covered[-1][1] and any(low < b and a < high for a, b in covered):
             continue
         if covered and low == high:
