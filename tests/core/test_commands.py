@@ -188,7 +188,7 @@ def test_run_of_an_absent_tool_says_what_installs_it(alone):
     ("argv", "what"),
     [
         (["finetun", "--config", "chat"], "no tool finetun; did you mean finetune?"),
-        (["--nproc_per_node", "2"], "no tool 2; there are compose_dataset, finetune, convert_gguf, chat"),
+        (["--nproc_per_node", "2"], "no tool 2 (valid: compose_dataset, compose, impruver-compose, finetune, "),
         (["--nproc_per_node", "2", "compose"], "only finetune takes options of the launcher"),
     ],
 )

@@ -55,11 +55,11 @@ def resolve_dtype(name: str, device: str):
 
 def load_model_class(section: Any, search_dir: Path | None = None) -> type:
     """The class that `model.class` names. A `custom.*` class of the first impruver is refused with what to set."""
-    if not section.class_.startswith("custom."):
-        return load_object(section.class_, "model.class", search_dir)
     try:
         return load_object(section.class_, "model.class", search_dir)
     except ImpruverError as error:
+        if not section.class_.startswith("custom."):
+            raise
         if section.class_.startswith(BITNET):
             way_out = (
                 "it is BitNet, which transformers has no equal for; for a plain Llama, a different model, set "

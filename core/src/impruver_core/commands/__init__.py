@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from impruver_core.cli.console import result
 from impruver_core.cli.tool import guarded
 from impruver_core.commands.tools import NAMES, TOOLS
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.schema import nearest
 
 VERBS = {
     "run": "start a tool: compose_dataset, finetune, convert_gguf or chat",
@@ -38,9 +38,8 @@ def _dispatch(words: list[str]) -> int:
         result(version_line("impruver"))
         return 0
     if words[0] not in VERBS:
-        close = [f"run {words[0]}"] if words[0] in NAMES else difflib.get_close_matches(words[0], VERBS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
-        raise ImpruverError(f"no command {words[0]}; {hint}")
+        hint = f"; did you mean run {words[0]}?" if words[0] in NAMES else nearest(words[0], VERBS)
+        raise ImpruverError(f"no command {words[0]}{hint}")
     return importlib.import_module(f"impruver_core.commands.{words[0]}").main(words[1:])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from typing import Any
 
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, nearest, yaml_name
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of, nearest
 
 Report = Callable[[tuple, str], None]  # takes a key path and what is wrong there
 
@@ -67,7 +67,7 @@ def _open(spec: OpenMapping, value: Any, path: tuple, report: Report) -> dict | 
 def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
     if not isinstance(value, dict):
         return report(path, f"expected a mapping, found {found(value)}")
-    fields = {yaml_name(field): field for field in dataclasses.fields(section)}
+    fields = fields_of(section)
     hints = typing.get_type_hints(section)
     sound, given = True, {}
 

@@ -71,6 +71,18 @@ def yaml_name(field: dataclasses.Field) -> str:
     return field.name.rstrip("_")
 
 
+def keys_of(spec: Any) -> Iterable[str]:
+    """The keys that stand in a top-level key, as far as its owner knows them."""
+    if isinstance(spec, OpenMapping):
+        return spec.names()
+    return () if isinstance(spec, Scalar) else fields_of(spec.section if isinstance(spec, ListOf) else spec)
+
+
+def fields_of(section: type) -> dict[str, dataclasses.Field]:
+    """The fields of a section by their keys."""
+    return {yaml_name(field): field for field in dataclasses.fields(section)}
+
+
 def nearest(name: Any, valid: Iterable[str]) -> str:
     """ "; did you mean …?" for a misspelt name, else the valid names, else nothing."""
     valid = list(valid)

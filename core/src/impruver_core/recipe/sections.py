@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, key, scalar, yaml_name
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of, key, keys_of, scalar
 
 GROUP = "impruver.sections"
 CORE = "impruver-core"
@@ -118,12 +118,10 @@ def find_key(path: str) -> Key:
     if isinstance(spec, OpenMapping):
         return Key(path, None, None, "", None)
     section = spec.section if isinstance(spec, ListOf) else spec
-    for field in dataclasses.fields(section):
-        if yaml_name(field) == name:
-            default = None if deeper or field.default is dataclasses.MISSING else field.default
-            hint = None if deeper else typing.get_type_hints(section)[field.name]
-            return Key(path, hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
-    raise KeyError(path)
+    field = fields_of(section)[name]
+    default = None if deeper or field.default is dataclasses.MISSING else field.default
+    hint = None if deeper else typing.get_type_hints(section)[field.name]
+    return Key(path, hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
 
 
 # Names that other kits have for a key.
@@ -143,9 +141,7 @@ ELSEWHERE = {
 def meant_by(name: str, sections: Mapping[str, Any]) -> str | None:
     """The key path that a bare name stands for: `trainer.learning_rate` for `learning_rate`, or for another kit's."""
     for top, spec in sections.items():
-        section = spec.section if isinstance(spec, ListOf) else spec
-        names = spec.names() if isinstance(spec, OpenMapping) else ()
-        if name in names or (isinstance(section, type) and name in map(yaml_name, dataclasses.fields(section))):
+        if name in keys_of(spec):
             return f"{top}.0.{name}" if isinstance(spec, ListOf) else f"{top}.{name}"
     return ELSEWHERE.get(name)
 

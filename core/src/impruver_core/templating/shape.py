@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from impruver_core.templating.literals import Specials
-from impruver_core.templating.traced import Run, Source, reach
+from impruver_core.templating.traced import Run, Source
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ def _shape_of(template: str, variables: str, specials: tuple[str, ...], with_too
     probe_junctions(probe, shape)
     probe_ends(probe, shape)
     return shape
+
+
+def reach(run: Run) -> tuple[int, int]:
+    """Which characters of its source a run holds."""
+    start, end, source, offset = run
+    return (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
 
 
 def first_runs(runs: Iterable[Run]) -> Iterator[tuple[int, Run]]:

@@ -196,12 +196,6 @@ def trace(value, message: int, path: str):
     return value
 
 
-def reach(run: Run) -> tuple[int, int]:
-    """Which characters of its source a run holds."""
-    start, end, source, offset = run
-    return (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
-
-
 def runs_of(text: str) -> tuple[Run, ...]:
     """What is known of a rendered text: its runs in the order of the text."""
     return text._runs if isinstance(text, Traced) else ()

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from impruver_core.errors import RefusedError
 from impruver_core.templating.render import REASONING_FIELDS
-from impruver_core.templating.traced import Run, Source, reach, runs_of, sources_of
+from impruver_core.templating.shape import reach
+from impruver_core.templating.traced import Run, Source, runs_of, sources_of
 
 TAG = re.compile(r"</?\w+>")
 
