@@ -84,7 +84,8 @@ def test_too_long(where, composed, files, tokenizer):
     assert len(done.train) == 1
     (line,) = done.dropped
     length = len(tokenizer.apply_chat_template(rows[1]["messages"], return_dict=False)) + 1  # and BOS
-    assert (line["row"], line["reason"], line["detail"]) == (1, "too_long", f"{length} tokens, at most 30 (max_tokens_count)")
+    assert (line["row"], line["reason"]) == (1, "too_long")
+    assert line["detail"] == f"{length} tokens, at most 30 (max_tokens_count)"
 
 
 def test_a_row_of_just_the_limit_stays(composed, files, tokenizer):

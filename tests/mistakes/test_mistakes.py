@@ -76,7 +76,7 @@ MISTAKES = {
     ),
     "a CSV with a comma in a cell": Mistake(
         COMPOSE,
-        ["datasets.0: ", "data.csv can't be read as csv", "line 3", "a cell with ',' in it needs quotes around it"],
+        ["datasets.0: ", "data.csv can't be read as csv", "line 3", "a cell that holds the separator needs quotes"],
         "datasets:\n  - name: data.csv",
         {"data.csv": "instruction,output\nPeru,There\nWhere, then,Here\n"},
     ),

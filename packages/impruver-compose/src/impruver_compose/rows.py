@@ -4,7 +4,6 @@ Arrow would read dates out of strings, round numbers, and give every row the key
 one line of text until it is needed.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +34,6 @@ class Rows:
             return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
         size = len(next(iter(columns.values()), ()))
         return [{name: _own(column[at]) for name, column in columns.items()} for at in range(size)]
-
-    def head(self, count: int) -> "Rows":
-        """The first `count` rows."""
-        return dataclasses.replace(self, table=self.table.select(range(min(count, len(self)))))
 
 
 def _own(value, inner: bool = False):

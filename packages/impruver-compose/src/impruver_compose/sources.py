@@ -5,7 +5,8 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import BLANKS, opened
 from impruver_core.files.manifest import describe
+from impruver_core.files.places import cache_dir
 from impruver_core.files.pointer import refuse_pointer
 from impruver_core.files.safe import room_for
 from impruver_core.recipe.lookup import find_local, require_hub_id
 
 from impruver_compose.cells import as_written
-from impruver_compose.places import cache_dir
 from impruver_compose.rows import Rows, as_lines, scan
 
 KINDS = {
@@ -171,7 +172,7 @@ def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, *
     import datasets
 
     name = split.partition("[")[0]
-    try:
+    with _told(f"{where}: {files[0]} can't be read as {loader}"):
         return datasets.load_dataset(
             loader,
             data_files={name: [glob.escape(str(path)) for path in files]},
@@ -179,12 +180,19 @@ def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, *
             cache_dir=str(cache),
             **options,
         )
-    except Exception as error:  # datasets raises its own, pyarrow's, ValueError, UnicodeDecodeError and more
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Tells in a line what `datasets` raises: its own, pyarrow's, ValueError, UnicodeDecodeError and more."""
+    try:
+        yield
+    except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        told = _innermost(error)
-        quotes = f"; a cell with {options['sep']!r} in it needs quotes around it" if "fields in line" in told else ""
-        raise ImpruverError(f"{where}: {files[0]} can't be read as {loader}: {told}{quotes}") from None
+        why = _innermost(error)
+        quotes = "; a cell that holds the separator needs quotes around it" if "fields in line" in why else ""
+        raise ImpruverError(f"{what}: {why}{quotes}") from None
 
 
 def _innermost(error: BaseException) -> str:
@@ -197,7 +205,7 @@ def _load_hub(section, where: str):
     import datasets
 
     options = {"name": section.subset, "split": section.split, "cache_dir": str(cache_dir() / "datasets")}
-    try:
+    with _told(f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"):
         try:
             return datasets.load_dataset(section.name, revision=section.revision, **options)
         except RuntimeError as error:
@@ -205,9 +213,3 @@ def _load_hub(section, where: str):
                 raise
             say(f"{section.name} is a script, which `datasets` no longer runs: reading the hub's Parquet copy of it")
             return datasets.load_dataset(section.name, revision="refs/convert/parquet", **options)
-    except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise ImpruverError(
-            f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub: {_innermost(error)}"
-        ) from None

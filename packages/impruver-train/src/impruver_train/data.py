@@ -14,6 +14,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import numbered_rows
+from impruver_core.files.places import cache_dir
 from impruver_core.files.safe import alone_in, atomic_write, sha256
 
 from impruver_train.collate import IGNORED
@@ -37,11 +38,6 @@ class Facts:
     unlearned_rows: int
     unlearned_line: int  # the first of them, 0 where there is none
     masked_line: int  # the first row whose attention_mask hides a token, 0 where there is none
-
-
-def cache_folder() -> Path:
-    """Where caches go: $IMPRUVER_CACHE, else ~/.cache/impruver."""
-    return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
 
 
 def read_facts(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
@@ -74,7 +70,7 @@ def row_lengths(rows: Any) -> Any:
 
 def cached(path: Path, digest: str | None) -> Path:
     """Where the checked rows of `path` stand, or will."""
-    return cache_folder() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
+    return cache_dir() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
 
 
 def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import NamedTuple
 
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
@@ -11,24 +12,26 @@ from impruver_core.recipe.schema import nearest
 
 from impruver_compose.converters import builtin
 
+
+class Converter(NamedTuple):
+    """A built-in converter, and what it reads through its mapping: fields that it must have, and further ones."""
+
+    function: Callable
+    needed: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+
+
 BUILTIN = {
-    "impruver.instruction_to_messages": builtin.instruction_to_messages,
-    "impruver.dialog_to_messages": builtin.dialog_to_messages,
-    "impruver.conversations_to_messages": builtin.conversations_to_messages,
-    "impruver.char_dialog_to_messages": builtin.char_dialog_to_messages,
-    "impruver.reasoning_to_messages": builtin.reasoning_to_messages,
-    "impruver.messages": builtin.messages,
-    "impruver.text": builtin.text,
-}
-# What each reads through its mapping: the fields it must have, and the further ones.
-FIELDS = {
-    "impruver.instruction_to_messages": (("instruction", "output"), ("input", "system")),
-    "impruver.dialog_to_messages": (("messages",), ()),
-    "impruver.conversations_to_messages": (("conversations",), ("system",)),
-    "impruver.char_dialog_to_messages": ((), ()),
-    "impruver.reasoning_to_messages": (("instruction", "reasoning", "output"), ("input", "system")),
-    "impruver.messages": (("messages",), ()),
-    "impruver.text": (("text",), ()),
+    f"impruver.{each.function.__name__}": each
+    for each in (
+        Converter(builtin.instruction_to_messages, ("instruction", "output"), ("input", "system")),
+        Converter(builtin.dialog_to_messages, ("messages",)),
+        Converter(builtin.conversations_to_messages, ("conversations",), ("system",)),
+        Converter(builtin.char_dialog_to_messages),
+        Converter(builtin.reasoning_to_messages, ("instruction", "reasoning", "output"), ("input", "system")),
+        Converter(builtin.messages, ("messages",)),
+        Converter(builtin.text, ("text",)),
+    )
 }
 QUESTIONS = ("instruction", "prompt", "question")
 ANSWERS = ("output", "response", "completion", "answer")
@@ -48,13 +51,13 @@ def find_converter(section, columns: Sequence[str], sample: dict, where: str, re
         )
     _check_mapping(name, mapping, columns, where)
     if name in BUILTIN:
-        return name, BUILTIN[name], mapping
+        return name, BUILTIN[name].function, mapping
     return name, _two_arguments(load_object(name, f"{where}.converter", recipe_dir), name, where), mapping
 
 
 def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str) -> None:
     """Every field is the converter's own, stands on a column, and none that it must have is missing."""
-    needed, further = FIELDS.get(name, ((), tuple(mapping)))
+    _, needed, further = BUILTIN.get(name, (None, (), tuple(mapping)))
     for field in mapping:
         if field not in (*needed, *further):
             raise ImpruverError(f"{where}.mapping: {name} has no field {field}{nearest(field, (*needed, *further))}")
