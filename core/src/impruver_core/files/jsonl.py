@@ -40,9 +40,14 @@ def numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tu
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise ImpruverError(f"{path}, after line {number}: the compressed file is broken: {error}") from None
+        raise broken(f"{path}, after line {number}", error) from None
+
+
+def broken(where: str, error: Exception) -> Exception:
+    """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that tells of the file."""
+    if getattr(error, "errno", None) is not None:
+        return error
+    return ImpruverError(f"{where}: the compressed file is broken: {error}")
 
 
 def opened(path: str | Path) -> BinaryIO:

@@ -81,8 +81,8 @@ def _read(shard: Opened) -> dict[str, np.ndarray]:
     columns = {name: shard.column(name).copy() for name in CONVERSATION}
     columns |= {name: shard.of_lines(name).copy() for name in LINE}
     return columns | {
-        "lines": shard.lines(),
-        "said": shard.said_sizes(),
+        "lines": shard.sizes("content"),
+        "said": shard.sizes("said"),
         "content": np.diff(offsets(shard.texts("content"))),
         "extra": np.diff(offsets(shard.texts("extra"))),
     }

@@ -32,9 +32,8 @@ def estimate(jobs: Sequence[Job], seen: Sequence[Seen]) -> None:
     counts = []
     for job in jobs:
         shard, _ = encode_rows(job, 0, min(DRY_ROWS, len(job.rows)))
-        each = Counts(shard.rows, shard.converted, shard.conversations)
-        for dropped in shard.dropped:
-            each.drop(dropped.reason, dropped.row, dropped.detail, by_converter=dropped.part is None)
+        each = Counts()
+        each.add(shard)
         lines = [line for kept in shard.kept for line in kept.lines]
         each.train_rows = len(lines)
         for name in ("tokens", "learned", "ended"):

@@ -3,9 +3,8 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from impruver_core.cli.console import result, say, table
@@ -23,12 +22,14 @@ from impruver_compose.sources import COMPRESSED
 from impruver_compose.tables import brought, dropped, share
 
 
-@dataclass(frozen=True)
-class Paths:
-    """Where everything goes."""
+class Paths(NamedTuple):
+    """Where everything goes: ledger, report and manifest beside train."""
 
     train: Path
     val: Path
+    ledger: Path
+    report: Path
+    manifest: Path
 
     @classmethod
     def of(cls, recipe) -> "Paths":
@@ -39,28 +40,14 @@ class Paths:
         for name in ("train_path", "val_path"):
             if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
                 raise ImpruverError(f"{recipe.where(name)}: rows are written as they are: name no compressed file")
-        paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
-        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the report": paths.report}
-        taken["the manifest"] = paths.manifest
-        for what, path in taken.items():
-            if os.path.realpath(path) == os.path.realpath(paths.val):
-                raise ImpruverError(f"{recipe.where('val_path')}: {paths.val} is where {what} goes: name another file")
+        train, val = Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser()
+        beside = (f"{train.stem}.dropped.jsonl", f"{train.stem}.report.html", f"{train.name}.manifest.json")
+        paths = cls(train, val, *map(train.with_name, beside))
+        for name in ("train", "ledger", "report", "manifest"):
+            if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
+                what = "train_path" if name == "train" else f"the {name}"
+                raise ImpruverError(f"{recipe.where('val_path')}: {val} is where {what} goes: name another file")
         return paths
-
-    @property
-    def ledger(self) -> Path:
-        """Beside train: its stem and .dropped.jsonl."""
-        return self.train.with_name(f"{self.train.stem}.dropped.jsonl")
-
-    @property
-    def report(self) -> Path:
-        """Beside train: its stem and .report.html."""
-        return self.train.with_name(f"{self.train.stem}.report.html")
-
-    @property
-    def manifest(self) -> Path:
-        """Beside train: its name and .manifest.json."""
-        return self.train.with_name(f"{self.train.name}.manifest.json")
 
     def folders(self) -> list[Path]:
         """Where they stand."""

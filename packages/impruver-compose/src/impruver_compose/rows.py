@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import BROKEN, numbered_rows, opened
+from impruver_core.files.jsonl import BROKEN, broken, numbered_rows, opened
 from impruver_core.files.safe import atomic_write, sha256
 
 
@@ -94,6 +94,4 @@ def _listed(path: Path) -> list | None:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         raise ImpruverError(f"{path}: can't be read: {error}") from None
     except BROKEN as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise ImpruverError(f"{path}: the compressed file is broken: {error}") from None
+        raise broken(str(path), error) from None
