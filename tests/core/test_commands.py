@@ -2,8 +2,6 @@
 
 The tools themselves are stand-ins where a test is about how they are started: an `impruver-…` program of the test's own
 beside a Python of the test's own, so nothing hangs on which tools are installed here.
-
-uv run python -m pytest tests/core/test_commands.py
 """
 
 import os

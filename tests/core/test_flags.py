@@ -1,7 +1,4 @@
-"""The command line of a tool: flags of its own, flags of the recipe, what is misspelt.
-
-uv run python -m pytest tests/core/test_flags.py
-"""
+"""The command line of a tool: flags of its own, flags of the recipe, what is misspelt."""
 
 # ruff: noqa: RUF009, UP045  (a default list is copied; Optional is what cli.py files use)
 import re

@@ -1,7 +1,4 @@
-"""A recipe against its sections: every fault at once, each with its place and the nearest valid key.
-
-uv run python -m pytest tests/core/test_recipe_check.py
-"""
+"""A recipe against its sections: every fault at once, each with its place and the nearest valid key."""
 
 # ruff: noqa: RUF009  (key() copies its default)
 import re

@@ -1,7 +1,4 @@
-"""Recipes by name, and what a recipe names.
-
-uv run python -m pytest tests/core/test_recipe_lookup.py
-"""
+"""Recipes by name, and what a recipe names."""
 
 from pathlib import Path
 

@@ -56,11 +56,6 @@ def template_of(tokenizer, tools=None) -> str:
     return DEFAULT_TEMPLATE
 
 
-def renders_tools(tokenizer, tools: list[dict], chat_template_kwargs: dict | None = None) -> bool:
-    """Whether the template in force writes the tools that it is given."""
-    return Templates(tokenizer).pick(tools, chat_template_kwargs)[2].renders_tools
-
-
 def end_of_turn(template: str, special_tokens: dict) -> list[str]:
     """The texts that end an assistant's turn in `template`, most usual first: a special token each where it has one.
 
