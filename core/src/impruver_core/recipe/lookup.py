@@ -24,17 +24,10 @@ def recipes_root() -> Path:
     return Path(str(files("impruver_configs")))
 
 
-def list_recipes() -> dict[str, list[str]]:
-    """Family -> names of its installed recipes, without `.yaml`, both sorted."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(recipes_root().glob("*/*.yaml"), key=lambda path: str(path).lower()):
-        found.setdefault(path.parent.name, []).append(path.stem)
-    return found
-
-
 def recipe_names() -> list[str]:
-    """All installed recipes as `family/name`."""
-    return [f"{family}/{name}" for family, names in list_recipes().items() for name in names]
+    """All installed recipes as `family/name`, without `.yaml`, sorted."""
+    paths = sorted(recipes_root().glob("*/*.yaml"), key=lambda path: str(path).lower())
+    return [f"{path.parent.name}/{path.stem}" for path in paths]
 
 
 def find_recipe(name: str | Path) -> Path:

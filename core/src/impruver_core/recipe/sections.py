@@ -97,31 +97,23 @@ def installed_sections() -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key as its owner declared it, for flags and the reference; `type` None: open, anything goes."""
+def find_key(path: str) -> Scalar:
+    """The declaration behind `seed` or `chat.top_k`; type None: open, anything goes.
 
-    path: str
-    type: Any
-    default: Any
-    help: str
-    choices: Any
-
-
-def find_key(path: str) -> Key:
-    """The declaration behind `seed` or `chat.top_k`; KeyError where the path names nothing (a fault of ours)."""
+    KeyError where the path names nothing, a fault of ours.
+    """
     top, _, inner = path.partition(".")
     name, _, deeper = inner.partition(".")
     spec = SECTIONS[top] if top in SECTIONS else _owners_sections(OWNERS[top])[top]
     if isinstance(spec, Scalar):
-        return Key(path, spec.type, spec.default, spec.help, spec.choices)
+        return spec
     if isinstance(spec, OpenMapping):
-        return Key(path, None, None, "", None)
+        return Scalar(None, None, "")
     section = spec.section if isinstance(spec, ListOf) else spec
     field = fields_of(section)[name]
     default = None if deeper or field.default is dataclasses.MISSING else field.default
     hint = None if deeper else typing.get_type_hints(section)[field.name]
-    return Key(path, hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
+    return Scalar(hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
 
 
 # Names that other kits have for a key.

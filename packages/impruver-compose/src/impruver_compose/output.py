@@ -126,7 +126,7 @@ def write_lines(file: BinaryIO, corpus: Corpus, order: np.ndarray, with_extra: b
     ends = np.searchsorted(order, corpus.line_starts[1:], sorter=by_line)
     start = 0
     for (first, shard), end in zip(corpus.shards(), ends, strict=True):
-        content, extra = bytes_of(shard.texts("content")), bytes_of(shard.texts("extra"))
+        content, extra = bytes_of(shard.of_lines("content")), bytes_of(shard.of_lines("extra"))
         for at in by_line[start:end].tolist():
             number = int(order[at]) - first
             line = content(number)

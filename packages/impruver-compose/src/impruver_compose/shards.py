@@ -136,12 +136,8 @@ class Opened:
         """How many values each conversation has: lines in `content`, tokens that are judged in `said`."""
         return np.diff(self._batch.column(name).offsets.to_numpy())
 
-    def of_lines(self, name: str) -> np.ndarray:
-        """`tokens`, `learned` or `ended`, a value a line."""
-        return self._batch.column(name).flatten().to_numpy()
-
-    def texts(self, name: str) -> pyarrow.Array:
-        """`content` or `extra`, a value a line."""
+    def of_lines(self, name: str) -> pyarrow.Array:
+        """`content`, `extra`, `tokens`, `learned` or `ended`, a value a line."""
         return self._batch.column(name).flatten()
 
     def said(self, at: int) -> np.ndarray:
