@@ -64,6 +64,14 @@ def end_of_turn(template: str, special_tokens: dict) -> list[str]:
     return shape_of(template, special_tokens, _texts(special_tokens)).stops
 
 
+def ends_of(tokenizer) -> list[str]:
+    """`end_of_turn` of the template in force; [] where there is none, as text alone needs none."""
+    try:
+        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+    except ImpruverError:
+        return []
+
+
 def _texts(names: dict) -> list[str]:
     values = (value if isinstance(value, (list, tuple)) else [value] for value in names.values())
     return [text for value in values for text in value if isinstance(text, str) and text]

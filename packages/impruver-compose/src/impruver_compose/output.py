@@ -12,8 +12,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, new_manifest, pending_path, publish, read_manifest
 from impruver_core.files.safe import room_for, staged, synced
-from impruver_core.templating.template import end_of_turn, template_of
-from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
+from impruver_core.templating.template import ends_of
+from impruver_core.templating.tokenizer import template_fingerprint
 
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
@@ -63,16 +63,9 @@ def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
     return new_manifest("impruver-compose", recipe) | {
         "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
         "template": {"fingerprint": template_fingerprint(tokenizer)},
-        "end_of_turn": _ends(tokenizer),
+        "end_of_turn": ends_of(tokenizer),
         **facts,
     }
-
-
-def _ends(tokenizer) -> list[str]:
-    try:
-        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
-    except ImpruverError:  # text alone needs no template
-        return []
 
 
 def write(
