@@ -46,60 +46,68 @@ def test_null_contents(composed, files, learned):
     assert sorted(learned(row) for row in done.train) == sorted(ends)
 
 
-CONTENTS = {"number": 7, "object": {"a": 1}, "true": True}
+def said(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-@pytest.mark.parametrize("name", CONTENTS)
-def test_contents_that_are_no_text(name, composed, files):
-    files.write("data.jsonl", [with_content(files, 1, CONTENTS[name]), files.chat("a", "b")])
-    (line,) = composed().dropped
-    assert (line["row"], line["reason"]) == (0, "bad_row")
-    assert "content of message 1 is not text" in line["detail"]
+def spoken(*turns):
+    return {"conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
 
 
-def test_unknown_roles(composed, files):
-    row = files.chat("a", "b", "c", "d")
-    row["messages"][2]["role"] = "narrator"
-    files.write("data.jsonl", [row, files.chat("a", "b")])
-    assert composed().dropped == []  # ChatML takes any
-    (line,) = composed(tokenizer={"chat_template": STRICT}).dropped
-    assert (line["row"], line["reason"], line["detail"]) == (0, "template_refused", "unknown role narrator")
+NO_CONVERSATIONS = [
+    ({"messages": []}, "bad_row", "messages is empty"),
+    ({"messages": None}, "bad_row", "messages is empty"),
+    ({"messages": ["a", "b"]}, "bad_row", "message 0 is not an object"),
+    ({"messages": [[7]]}, "bad_row", "message 0 is not an object"),
+    ({"messages": 7}, "converter_failed", "messages is no list but int"),
+    ({"messages": {"role": "user", "content": "a"}}, "converter_failed", "messages is no list but dict"),
+    ({"messages": "no JSON"}, "converter_failed", "Expecting value"),
+    ({"messages": '"a text"'}, "converter_failed", "messages is no list but str"),
+    (said((None, "a")), "bad_row", "message 0 has no role"),
+    (said(("user", "a"), ("assistant", 7)), "bad_row", "content of message 1 is not text but int"),
+    (said(("user", {"a": 1}), ("assistant", "b")), "bad_row", "content of message 0 is not text but dict"),
+    (said(("user", "a"), ("assistant", True)), "bad_row", "content of message 1 is not text but bool"),
+    (said(("user", "only a question")), "nothing_to_learn", "no assistant's turn is learned (roles: user)"),
+    (said(("user", "a"), ("narrator", "b"), ("assistant", "c")), "template_refused", "unknown role narrator"),
+    (said(("user", "a"), ("assistant", "b")) | {"tools": "no JSON"}, "bad_row", "tools is not JSON"),
+    (said(("user", "a"), ("assistant", "b")) | {"tools": "[" * 100000}, "bad_row", "tools is not JSON"),
+    (said(("user", "a"), ("assistant", "b")) | {"chat_template_kwargs": "[]"}, "bad_row", "is no object"),
+]
 
 
-def test_unknown_speakers(composed, files):
-    said = [("human", "a"), ("narrator", "b"), ("gpt", "c")]
-    files.write(
-        "data.jsonl",
-        [
-            {"conversations": [{"from": who, "value": text} for who, text in said]},
-            {"conversations": [{"from": who, "value": text} for who, text in said if who != "narrator"]},
-        ],
-    )
-    done = composed(tokenizer={"chat_template": STRICT})
+def test_rows_that_are_no_conversations(composed, files):
+    """Told by reason in the ledger's order; the good row after them is trained on."""
+    rows = [row for row, _, _ in NO_CONVERSATIONS]
+    files.write("data.jsonl", [*rows, files.chat("e", "f")])
+    done = composed(dedup={"method": "none"}, tokenizer={"chat_template": STRICT})
     assert len(done.train) == 1
-    (line,) = done.dropped
-    assert line["row"] == 0
-    assert "narrator" in line["detail"]
+    for number, (line, (_, reason, detail)) in enumerate(zip(done.dropped, NO_CONVERSATIONS, strict=True)):
+        assert (line["row"], line["reason"]) == (number, reason)
+        assert detail in line["detail"]
 
 
-NO_LIST = {
-    "number": 7,
-    "object": {"role": "user", "content": "a"},
-    "text": "a text",
-    "texts": ["a", "b"],
-    "nested": [[7]],
-}
-
-
-@pytest.mark.parametrize("name", NO_LIST)
-def test_messages_that_are_no_list_of_messages(name, composed, files):
-    files.write("data.jsonl", [files.chat("a", "b"), {"messages": NO_LIST[name]}])
+def test_speakers_of_no_role(composed, files):
+    files.write("data.jsonl", [spoken(("human", "a"), ("narrator", "b")), spoken(("human", "a"), ("gpt", "c"))])
     done = composed()
     assert len(done.train) == 1
     (line,) = done.dropped
-    assert line["row"] == 1
-    assert line["reason"] in ("bad_row", "converter_failed")
-    assert line["detail"]
+    assert (line["row"], line["reason"]) == (0, "converter_failed")
+    assert "unknown speaker 'narrator'; known: human, " in line["detail"]
+
+
+WRITTEN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] ~ '' }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("parts", [["b"], [{"type": "text", "text": "b"}]], ids=["texts", "parts"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_list_as_content_of_a_template_that_takes_none(parts, at, composed, files):
+    """It would print the list as Python writes it: the row goes, the run goes on, with or without other rows."""
+    files.write("data.jsonl", [with_content(files, at, parts), files.chat("a", "b")])
+    for template in (files.chatml, WRITTEN):
+        (line,) = composed(tokenizer={"chat_template": template}).dropped
+        assert (line["row"], line["reason"]) == (0, "template_refused")
+        assert f"of message {at} " in line["detail"]
+        assert "takes no list as content; give it as text" in line["detail"]
 
 
 def test_duplicates_only(composed, files):

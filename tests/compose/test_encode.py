@@ -84,7 +84,8 @@ def test_too_long(where, composed, files, tokenizer):
     assert len(done.train) == 1
     (line,) = done.dropped
     length = len(tokenizer.apply_chat_template(rows[1]["messages"], return_dict=False)) + 1  # and BOS
-    assert (line["row"], line["reason"], line["detail"]) == (1, "too_long", f"{length} tokens, at most 30")
+    assert (line["row"], line["reason"]) == (1, "too_long")
+    assert line["detail"] == f"{length} tokens, at most 30 (max_tokens_count)"
 
 
 def test_a_row_of_just_the_limit_stays(composed, files, tokenizer):
@@ -173,18 +174,6 @@ def test_val_rows_are_read_back(composed, files, tmp_path):
     assert len(again.train) == 4
 
 
-def test_a_template_that_refuses_a_role_drops_the_row_in_its_words(composed, files):
-    template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    )
-    files.write("data.jsonl", [files.chat("a", "b"), files.chat("c", "d", system="s")])
-    done = composed(tokenizer={"chat_template": template})
-    assert len(done.train) == 1
-    (line,) = done.dropped
-    assert (line["row"], line["reason"], line["detail"]) == (1, "template_refused", "no system here")
-
-
 def test_template_arguments_of_the_recipe_and_of_the_row(composed, files, texts):
     template = (
         "{{ mood }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -192,26 +181,6 @@ def test_template_arguments_of_the_recipe_and_of_the_row(composed, files, texts)
     files.write("data.jsonl", [files.chat("a", "b"), files.chat("c", "d") | {"chat_template_kwargs": {"mood": "sad"}}])
     done = composed(tokenizer={"chat_template": template, "chat_template_kwargs": {"mood": "glad"}})
     assert sorted(text.partition("<|im")[0] for text in texts(done.train)) == ["<s>glad", "<s>sad"]
-
-
-def test_rows_that_are_no_conversations(composed, files):
-    bad = [
-        {"messages": []},
-        {"messages": None},
-        {"messages": "no JSON"},
-        {"messages": '"a text"'},
-        {"messages": [{"role": "user", "content": "only a question"}]},
-        {"messages": [{"role": None, "content": "a"}]},
-        files.chat("a", "b") | {"tools": "no JSON"},
-        files.chat("a", "b") | {"chat_template_kwargs": "[]"},
-        files.chat("a", "b") | {"tools": "[" * 100000},
-    ]
-    files.write("data.jsonl", [*bad, files.chat("a", "b")])
-    done = composed(dedup={"method": "none"})
-    reasons = [line["reason"] for line in done.dropped]
-    expected = ["bad_row", "bad_row", "converter_failed", "converter_failed", "nothing_to_learn"]
-    assert reasons == [*expected, "bad_row", "bad_row", "bad_row", "bad_row"]
-    assert len(done.train) == 1
 
 
 def test_lone_surrogates_and_huge_rows(composed, files, tmp_path):

@@ -73,8 +73,8 @@ def test_the_closest_pairs_stand_side_by_side(report):
     assert told.index("similarity") < told.index("exact duplicate")  # exact ones have nothing to compare
     assert f"kept: data set 0 (data.jsonl), row {near['kept']['row']}" in told
     assert f"dropped: data set 0 (data.jsonl), row {near['row']}" in told
-    assert '<span class="differs"> one</span>' in html
-    assert '<span class="differs"> two</span>' in html
+    assert '<span class="differs">one</span>' in html
+    assert '<span class="differs">two</span>' in html
 
 
 def test_rows_are_escaped(report):
@@ -126,8 +126,8 @@ def test_differences_keep_both_texts():
     left, right = "the red fox  runs\nhome", "the blue fox  runs home, 我们走"
     spans = differences(left, right)
     assert tuple("".join(text for text, _ in side) for side in spans) == (left, right)
-    assert [text for text, kind in spans[0] if kind] == [" red", "\nhome"]
-    assert [text for text, kind in spans[1] if kind] == [" blue", " home, 我们走"]
+    assert [text for text, kind in spans[0] if kind] == ["red", "\n"]
+    assert [text for text, kind in spans[1] if kind] == ["blue", " ", ", 我们走"]
 
 
 def test_what_is_long_and_the_same_is_told_in_short():

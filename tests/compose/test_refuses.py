@@ -16,11 +16,9 @@ RECIPES = {
     "equal paths, spelt otherwise": ({"val_path": "./x/../out/train.jsonl"}, ["val_path", "where train_path goes"]),
     "val over the ledger": ({"val_path": "out/train.dropped.jsonl"}, ["val_path", "the ledger"]),
     "val over the manifest": ({"val_path": "out/train.jsonl.manifest.json"}, ["val_path", "the manifest"]),
-    "unknown key": ({"datasets": [{"name": "data.jsonl", "convertor": "x"}]}, ["datasets.0", "did you mean converter"]),
     "unknown method": ({"dedup": {"method": "simhash"}}, ["dedup.method", "minhash"]),
     "threshold": ({"dedup": {"threshold": 1.5}}, ["dedup", "threshold", "1.5"]),
     "num_perm": ({"dedup": {"num_perm": 8}}, ["dedup", "num_perm", "16"]),
-    "val_ratio": ({"split": {"val_ratio": 1}}, ["split", "val_ratio"]),
     "val_rows": ({"split": {"val_rows": -1}}, ["split", "val_rows"]),
     "max_tokens_count": ({"data": {"max_tokens_count": 0}}, ["datasets.0", "max_tokens_count"]),
     "mapping's type": ({"data": {"mapping": "output"}}, ["datasets.0.mapping"]),
@@ -41,13 +39,6 @@ def test_recipes(case, refused, files):
         assert part in message, message
 
 
-def test_all_faults_of_a_recipe_at_once(refused, files):
-    message = refused(data={"convertor": "x", "mapping": 7}, dedup={"treshold": 0.5})
-    assert "3 faults" in message
-    for part in ("convertor", "mapping", "treshold"):
-        assert part in message
-
-
 def test_neither_template_nor_ends(refused, files, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -61,23 +52,28 @@ def test_neither_template_nor_ends(refused, files, tmp_path):
         assert part in message
 
 
-def test_no_usable_rows_are_told_by_reason(refused, files):
-    files.write("data.jsonl", [{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}] * 3)
-    message = refused()
-    assert "no usable rows are left of 6" in message
-    lines = [line.split()[:4] for line in message.splitlines()]
-    assert ["0", "data.jsonl", "bad_row", "3"] in lines
-    assert ["0", "data.jsonl", "nothing_to_learn", "3"] in lines
+def test_no_usable_rows_are_told_by_reason_with_the_first_of_each(refused, files, tmp_path):
+    (tmp_path / "mine.py").write_text("def turns(row, mapping):\n    return list(row['messages'])\n")
+    files.write("data.jsonl", [{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}, {"x": 1}] * 3)
+    message = refused(data={"converter": "mine.turns"})
+    assert "no usable rows are left of 9" in message
+    told = {line.split()[2]: line.split(maxsplit=4)[3:] for line in message.splitlines() if " data.jsonl " in line}
+    assert told == {
+        "bad_row": ["3", "row 0: messages is empty"],
+        "converter_failed": ["3", "row 2: turns: TypeError: 'NoneType' object is not iterable"],
+        "nothing_to_learn": ["3", "row 1: no assistant's turn is learned (roles: user)"],
+    }
 
 
 def test_a_file_in_place_of_the_folder(compose, files, tmp_path):
     files.write("data.jsonl", [CONVERSATION])
     (tmp_path / "out").write_text("a file")
-    for folder in ("out", "out/deeper"):
-        done = compose("--train_path", f"{folder}/train.jsonl")
-        assert done.code == 2
-        assert "Traceback" not in done.err
-        assert "can't make this folder" in done.err
+    for flags in ((), ("--dry_run",)):
+        for folder in ("out", "out/deeper"):
+            done = compose("--train_path", f"{folder}/train.jsonl", *flags)
+            assert done.code == 2
+            assert "Traceback" not in done.err
+            assert "out is a file, not a folder" in done.err
     assert (tmp_path / "out").read_text() == "a file"
 
 
@@ -86,6 +82,7 @@ def test_a_folder_without_the_right_to_write(refused, files, tmp_path):
     files.write("data.jsonl", [CONVERSATION])
     (tmp_path / "out").mkdir(mode=0o500)
     assert "no right to write" in refused()
+    assert "no right to write" in refused("--dry_run")
 
 
 def test_a_folder_in_place_of_a_file(compose, files, tmp_path):
@@ -144,14 +141,6 @@ def test_a_template_for_rows_unlike_the_built_in_conversations(composed, files):
     needy = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + files.chatml
     files.write("data.jsonl", [CONVERSATION | {"tools": [{"name": "f", "parameters": {}}]}])
     assert len(composed(tokenizer={"chat_template": needy}).train) == 1
-
-
-def test_where_no_row_is_usable_the_first_of_each_reason_is_told(refused, files, tmp_path):
-    (tmp_path / "mine.py").write_text("def broken(row, mapping):\n    return row['absent']\n")
-    files.write("data.jsonl", [files.chat("a", "b")] * 3)
-    message = refused(data={"converter": "mine.broken"})
-    (line,) = (line for line in message.splitlines() if "converter_failed" in line)
-    assert line.split(maxsplit=4)[2:] == ["converter_failed", "3", "row 0: broken: KeyError: 'absent'"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--dry_run",), ("--show", "1")])

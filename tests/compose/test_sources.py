@@ -267,7 +267,7 @@ def test_a_bad_split(refused, files):
 
 def test_a_hub_data_set_offline(refused):
     message = refused(data="nobody/nothing-of-that-name")
-    assert "datasets.0: nobody/nothing-of-that-name can't be loaded: " in message
+    assert "datasets.0: nobody/nothing-of-that-name is no file or folder here, and can't be loaded from the" in message
     assert len(message.strip().splitlines()) == 1
 
 

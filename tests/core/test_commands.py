@@ -2,8 +2,6 @@
 
 The tools themselves are stand-ins where a test is about how they are started: an `impruver-…` program of the test's own
 beside a Python of the test's own, so nothing hangs on which tools are installed here.
-
-uv run python -m pytest tests/core/test_commands.py
 """
 
 import os
@@ -188,7 +186,7 @@ def test_run_of_an_absent_tool_says_what_installs_it(alone):
     ("argv", "what"),
     [
         (["finetun", "--config", "chat"], "no tool finetun; did you mean finetune?"),
-        (["--nproc_per_node", "2"], "no tool 2; there are compose_dataset, finetune, convert_gguf, chat"),
+        (["--nproc_per_node", "2"], "no tool 2 (valid: compose_dataset, compose, impruver-compose, finetune, "),
         (["--nproc_per_node", "2", "compose"], "only finetune takes options of the launcher"),
     ],
 )

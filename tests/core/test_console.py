@@ -1,7 +1,4 @@
-"""Tables and durations.
-
-uv run python -m pytest tests/core/test_console.py
-"""
+"""Tables and durations."""
 
 import pytest
 from impruver_core.cli.console import duration, table

@@ -58,7 +58,7 @@ def test_make_folder(tmp_path):
     make_folder(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ImpruverError, match="can't make this folder"):
+        with pytest.raises(ImpruverError, match=f"{tmp_path / 'file'} is a file, not a folder"):
             make_folder(path)
 
 

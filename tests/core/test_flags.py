@@ -1,7 +1,4 @@
-"""The command line of a tool: flags of its own, flags of the recipe, what is misspelt.
-
-uv run python -m pytest tests/core/test_flags.py
-"""
+"""The command line of a tool: flags of its own, flags of the recipe, what is misspelt."""
 
 # ruff: noqa: RUF009, UP045  (a default list is copied; Optional is what cli.py files use)
 import re
@@ -133,7 +130,7 @@ def test_version_names_program_and_packages(capsys):
         (["--trainer.optim", "x"], "a key of the recipe is set by --set trainer.optim="),
         (["--trainer.run-name=a-b"], "by --set trainer.run_name=a-b"),
         (["recipe.yaml"], "a recipe is given as --config recipe.yaml"),
-        (["--seed", "x"], "--seed: invalid int value: 'x'"),
+        (["--seed", "x"], "--seed: expected a whole number, got 'x'"),
         (["--seed"], "--seed: expected one argument"),
         (["--dtype", "bf15"], "--dtype: invalid choice: 'bf15'"),
         (["--mode", "c"], "--mode: invalid choice"),

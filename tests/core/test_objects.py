@@ -1,7 +1,4 @@
-"""Dotted paths: beside the recipe, the working folder, then packages.
-
-uv run python -m pytest tests/core/test_objects.py
-"""
+"""Dotted paths: beside the recipe, the working folder, then packages."""
 
 import json
 import sys

@@ -1,7 +1,4 @@
-"""A recipe against its sections: every fault at once, each with its place and the nearest valid key.
-
-uv run python -m pytest tests/core/test_recipe_check.py
-"""
+"""A recipe against its sections: every fault at once, each with its place and the nearest valid key."""
 
 # ruff: noqa: RUF009  (key() copies its default)
 import re
@@ -129,20 +126,20 @@ val_path: [1]
         ("seed: abc", "seed: expected a whole number, found the text 'abc'"),
         ("seed: 1.5", "seed: expected a whole number, found the number 1.5"),
         ("seed: true", "seed: expected a whole number, found true"),
-        ("tokenizer: {max_tokens_count: 0}", "tokenizer: max_tokens_count must be at least 1, not 0"),
+        ("tokenizer: {max_tokens_count: 0}", "tokenizer.max_tokens_count: must be at least 1, not 0"),
         ("dedup: {method: none, on: false}", "dedup.on: must be true without a method"),
         ("model: {load_in_4bit: true, load_in_8bit: true}", "model: load_in_4bit and load_in_8bit exclude each other"),
         (
             "datasets: [{name: a, mapping: {output: 1}}]",
             "datasets.0.mapping.output: expected text, found the number 1; p",
         ),
-        ("datasets: [{name: a, files: x}]", "datasets.0.files: expected a list, found the text 'x'"),
+        ("datasets: [{name: a, files: x}]", "datasets.0.files: expected a list, found the text 'x'; write [x]"),
         ("datasets: [{name: a, source: 1}]", "datasets.0.source: expected text or a mapping, found the number 1"),
         ("datasets: [{name: a, turns: some}]", "datasets.0.turns: 'some' is none of all, last"),
         ("datasets: [{name: null}]", "datasets.0.name: is missing"),
         ("dedup: {threshold: 2}", "dedup: threshold must be in (0, 1], not 2.0"),
         ("learning_rate: 1", "learning_rate: no such key (valid: output_dir"),
-        ("max_tokens_count: 1", "max_tokens_count: no such key; max_tokens_count is a key of tokenizer"),
+        ("max_tokens_count: 1", "max_tokens_count: no such key; did you mean tokenizer.max_tokens_count?"),
         ("split_: 1", "split_: no such key; did you mean split?"),
         ("1: a", "1: no such key"),
     ],

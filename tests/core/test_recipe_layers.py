@@ -1,7 +1,4 @@
-"""defaults < recipe < --set < named flags.
-
-uv run python -m pytest tests/core/test_recipe_layers.py
-"""
+"""defaults < recipe < --set < named flags."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,4 @@
-"""Whole recipes: the first impruver's spelling, saving and loading again, local inputs, the installed tools' sections.
-
-uv run python -m pytest tests/core/test_recipe_load.py
-"""
+"""Whole recipes: the first impruver's spelling, saving and loading again, local inputs, installed tools' sections."""
 
 # ruff: noqa: RUF009  (key() copies its default)
 import os

@@ -1,7 +1,4 @@
-"""YAML as recipes are read: words, lines, faults of form, and texts that come back equal.
-
-uv run python -m pytest tests/core/test_recipe_yaml.py
-"""
+"""YAML as recipes are read: words, lines, faults of form, and texts that come back equal."""
 
 import math
 import random

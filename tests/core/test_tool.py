@@ -1,7 +1,4 @@
-"""run_tool in real processes: exit codes, signals, one message, streams that go away.
-
-uv run python -m pytest tests/core/test_tool.py
-"""
+"""run_tool in real processes: exit codes, signals, one message, streams that go away."""
 
 import os
 import signal

@@ -45,6 +45,11 @@ BAD_ROWS = {
     "no labels": ([{"input_ids": [5, 6]}], "line 1", "labels"),
     "an empty row": ([{"input_ids": [], "labels": []}], "line 1", "empty"),
     "a messages row": ([{"messages": [{"role": "user", "content": "a"}]}], "line 1", "impruver-compose"),
+    "a mask that hides all": (
+        [GOOD | {"attention_mask": [0, 0, 0]}] * 2,
+        "nothing to learn",
+        "2 rows",
+    ),
     "nothing to learn": ([{"input_ids": [5, 6], "labels": [-100, -100]}] * 3, "nothing to learn", "3 rows"),
     "only a first label, which is never a target": (
         [{"input_ids": [5, 6], "labels": [5, -100]}],
@@ -117,6 +122,7 @@ ARGUMENTS = [
     ({"trainer": {"fsdp": True}}, ["trainer.fsdp", "over GPUs only"]),
     ({"trainer": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, ["trainer.deepspeed", "pip install deepspeed"]),
     ({"ddp": {"ddp_backendd": "gloo"}}, ["ddp.ddp_backendd", "ddp_backend"]),
+    ({"ddp": {"ddp_backend": "ncll"}}, ["recipe.yaml:1: ddp.ddp_backend", "'ncll' is none of nccl, gloo"]),
     ({"lora": {"lora_alfa": 8}}, ["lora.lora_alfa", "lora_alpha"]),
     ({"lora": {"target_modules": ["q_pro"]}}, ["q_pro", "q_proj"]),
     ({"lora": {"target_modules": 3}}, ["lora.target_modules: 3", "texts"]),

@@ -10,7 +10,8 @@ from typing import Any
 from impruver_core.adapter import mismatch_told, require_whole
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
-from impruver_core.templating.tokenizer import local_or_hub, told
+from impruver_core.recipe.lookup import local_or_hub
+from impruver_core.templating.tokenizer import told
 from impruver_core.weights import keep_layout, require_fitting
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -54,11 +55,11 @@ def resolve_dtype(name: str, device: str):
 
 def load_model_class(section: Any, search_dir: Path | None = None) -> type:
     """The class that `model.class` names. A `custom.*` class of the first impruver is refused with what to set."""
-    if not section.class_.startswith("custom."):
-        return load_object(section.class_, "model.class", search_dir)
     try:
         return load_object(section.class_, "model.class", search_dir)
     except ImpruverError as error:
+        if not section.class_.startswith("custom."):
+            raise
         if section.class_.startswith(BITNET):
             way_out = (
                 "it is BitNet, which transformers has no equal for; for a plain Llama, a different model, set "
@@ -110,10 +111,7 @@ def quantization(section: Any, dtype: Any) -> Any:
     if section.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
@@ -188,7 +186,9 @@ def explained(key: str, name: str):
         if not isinstance(error, EXPECTED) and EXPECTED_NAMES.isdisjoint(kind.__name__ for kind in type(error).__mro__):
             raise
         text = str(error)
-        if "trust_remote_code" in text:
+        if "attn_implementation" in text or "FlashAttention" in text:
+            key, name, message = "model", "attn_implementation", f"{told(error)} Left out, the model's own is taken"
+        elif "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
         elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
             message = (

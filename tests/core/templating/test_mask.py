@@ -13,7 +13,7 @@ from impruver_core import (
     encode_prompt,
     end_of_turn,
 )
-from impruver_core.templating.template import renders_tools
+from impruver_core.templating.template import Templates
 from impruver_core.templating.tokenizer import special_tokens
 from stock import assistant, learned_runs, stock, system, tokenizer_for, user
 
@@ -288,8 +288,9 @@ def test_end_of_turn(name, ends):
 
 
 def test_tools_that_a_template_does_not_render():
-    assert renders_tools(tokenizer_for(stock("Qwen-Qwen2.5-7B-Instruct")), TOOLS)
-    assert not renders_tools(tokenizer_for(stock("HuggingFaceTB-SmolLM2-135M-Instruct")), TOOLS)
+    renders = {"Qwen-Qwen2.5-7B-Instruct": True, "HuggingFaceTB-SmolLM2-135M-Instruct": False}
+    for name, expected in renders.items():
+        assert Templates(tokenizer_for(stock(name))).pick(TOOLS)[2].renders_tools == expected
 
 
 def test_a_slow_tokenizer_is_refused():

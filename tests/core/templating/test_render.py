@@ -4,7 +4,7 @@ import pytest
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.templating.probe_chats import probe_schema
 from impruver_core.templating.render import render
-from impruver_core.templating.traced import trace
+from impruver_core.templating.traced import trace_messages
 from stock import NAMES, assistant, stock, system, tokenizer_for, user
 
 CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "Paris", "days": 2}}}
@@ -40,8 +40,7 @@ def test_render_equals_apply_chat_template(shard):
                     _render(template, messages, tokenizer, **options)
                 continue
             assert _render(template, messages, tokenizer, **options) == expected, name
-            traced = [{k: v if k == "role" else trace(v, n, k) for k, v in m.items()} for n, m in enumerate(messages)]
-            assert _render(template, traced, tokenizer, **options) == expected, name
+            assert _render(template, trace_messages(messages), tokenizer, **options) == expected, name
     assert refused < len(NAMES[shard::8])
 
 

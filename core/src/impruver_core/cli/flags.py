@@ -12,11 +12,11 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from impruver_core.recipe.check import OLD_BOOLEANS
+from impruver_core.recipe.check import EXPECTED, OLD_BOOLEANS
 from impruver_core.recipe.sections import find_key
 
 
@@ -85,7 +85,17 @@ def _bare(hint: Any) -> Any:
 
 def _converter(type: Any) -> Any:
     base = typing.get_origin(type) or type
-    return boolean if base is bool else _mapping if base in (list, dict) else type
+    return {bool: boolean, list: _mapping, dict: _mapping, int: _number(int), float: _number(float)}.get(base, type)
+
+
+def _number(kind: Callable) -> Callable:
+    def number(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {EXPECTED[kind]}, got {text!r}") from None
+
+    return number
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any, NoReturn
@@ -10,6 +9,8 @@ from typing import Any, NoReturn
 import argparse_dataclass
 
 from impruver_core.cli.flags import boolean
+from impruver_core.cli.versions import version_line
+from impruver_core.recipe.sections import installed_sections, meant_by
 
 
 class Parser(argparse_dataclass.ArgumentParser):
@@ -29,12 +30,11 @@ class Parser(argparse_dataclass.ArgumentParser):
         )
         self.add_argument(
             "--set",
-            action=_Collect,
-            into=self.overrides,
+            action="append",
             metavar="KEY=VALUE",
             help="change a key of the recipe, as in --set trainer.learning_rate=2e-4; may be repeated, null removes",
         )
-        self.add_argument("--version", action=_Version, help="print the version and leave")
+        self.add_argument("--version", action="version", version=version_line(prog), help="print the version and leave")
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         """argparse's, with underscores in flags and booleans that take an optional true or false."""
@@ -50,8 +50,10 @@ class Parser(argparse_dataclass.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> Any:
         """The flags as their dataclass; exit 2 with one message for what can't be parsed."""
         namespace, unknown = argparse.ArgumentParser.parse_known_args(self, _folded(argv))
+        self.overrides = vars(namespace).pop("set") or []
         if unknown:
-            self.error(self._about(unknown[0]))
+            keys = [text for text in self.overrides if "=" not in text]
+            self.error(f"--set {keys[0]}: expected KEY=VALUE, without blanks" if keys else self._about(unknown[0]))
         given = {name: value for name, value in vars(namespace).items() if value is not MISSING}
         return self._options_type(**given)
 
@@ -65,30 +67,12 @@ class Parser(argparse_dataclass.ArgumentParser):
             return f"unexpected argument {unknown!r}; a recipe is given as --config {unknown}"
         if "." in name:
             return f"unknown flag {name}; a key of the recipe is set by --set {name.lstrip('-')}={value or 'VALUE'}"
-        close = difflib.get_close_matches(name, [option for option in self._option_string_actions if option != "-h"], 1)
-        return f"unknown flag {name}" + (f"; did you mean {close[0]}?" if close else "")
-
-
-class _Collect(argparse.Action):
-    """Collects beside the namespace, whose names are the dataclass's fields."""
-
-    def __init__(self, option_strings, dest, into, **kwargs):
-        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **kwargs)
-        self.into = into
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        self.into.append(values)
-
-
-class _Version(argparse.Action):
-    def __init__(self, option_strings, dest, **kwargs):
-        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **kwargs)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        from impruver_core.cli.versions import version_line
-
-        sys.stdout.write(version_line(parser.prog) + "\n")
-        parser.exit()
+        meant = meant_by(name.lstrip("-"), installed_sections())
+        if meant:
+            return f"unknown flag {name}; a key of the recipe is set by --set {meant}={value or 'VALUE'}"
+        flags = [option.lstrip("-") for option in self._option_string_actions]
+        close = difflib.get_close_matches(name.lstrip("-"), flags, 1)
+        return f"unknown flag {name}" + (f"; did you mean --{close[0]}?" if close else "")
 
 
 def _folded(argv: Sequence[str]) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from impruver_core.cli.console import result
 from impruver_core.cli.tool import guarded
+from impruver_core.commands.tools import NAMES, TOOLS
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.schema import nearest
 
 VERBS = {
     "run": "start a tool: compose_dataset, finetune, convert_gguf or chat",
@@ -37,15 +38,12 @@ def _dispatch(words: list[str]) -> int:
         result(version_line("impruver"))
         return 0
     if words[0] not in VERBS:
-        close = difflib.get_close_matches(words[0], VERBS, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
-        raise ImpruverError(f"no command {words[0]}; {hint}")
+        hint = f"; did you mean run {words[0]}?" if words[0] in NAMES else nearest(words[0], VERBS)
+        raise ImpruverError(f"no command {words[0]}{hint}")
     return importlib.import_module(f"impruver_core.commands.{words[0]}").main(words[1:])
 
 
 def _help() -> str:
-    from impruver_core.commands.tools import TOOLS
-
     width = max(map(len, [*VERBS, *TOOLS]))
     verbs = [f"  {name:<{width}}  {does}" for name, does in VERBS.items()]
     tools = [f"  {name:<{width}}  {tool.does}" for name, tool in TOOLS.items()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from impruver_core.cli.console import result, table
 from impruver_core.cli.versions import installed_version
 from impruver_core.commands.tools import TOOLS, find_program, install_command
-from impruver_core.recipe.lookup import list_recipes, recipes_root
+from impruver_core.recipe.lookup import recipe_names, recipes_root
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,10 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _recipes() -> str:
-    rows = []
-    for family, names in list_recipes().items():
-        for name in names:
-            rows.append((f"{family}/{name}", headline(recipes_root() / family / f"{name}.yaml")))
+    rows = [(name, headline(recipes_root() / f"{name}.yaml")) for name in recipe_names()]
     if not rows:
         return "no recipes are installed; install them with: pip install impruver-configs"
     return table(("RECIPE", "MAKES"), rows)

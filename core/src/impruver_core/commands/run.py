@@ -5,7 +5,6 @@ What stands before NAME goes to `python -m torch.distributed.run`, as it is; onl
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from impruver_core.cli.console import result
 from impruver_core.commands.tools import NAMES, TOOLS, install_command, require_program
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.schema import nearest
 
 TRAIN = "impruver-train"
 # With one of these the user arranges the meeting of the processes; without, two jobs would meet on one port.
@@ -30,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
         result(_help())
         return 0 if argv else 2
     launcher, name, flags = _parted(list(argv))
+    behind = [flag for flag in flags if flag.replace("_", "-").startswith(("--nproc", *MEETING))]
+    if behind:
+        raise ImpruverError(f"{behind[0]} is an option of the launcher: put it before the name, ahead of {name}")
     package = NAMES[name]
     program = require_program(package)
     if not launcher:
@@ -57,9 +60,7 @@ def _parted(argv: list[str]) -> tuple[list[str], str, list[str]]:
         number = next((place for place in places if not _is_value(argv, place)), places[0])
         return argv[:number], argv[number], argv[number + 1 :]
     unknown = next((word for word in argv if not word.startswith("-")), argv[0])
-    close = difflib.get_close_matches(unknown, NAMES, 1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(tool.name for tool in TOOLS.values())}"
-    raise ImpruverError(f"no tool {unknown}; {hint}")
+    raise ImpruverError(f"no tool {unknown}{nearest(unknown, NAMES)}")
 
 
 def _is_value(argv: list[str], place: int) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
+from impruver_core.files.pointer import MARK
 
 BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
+LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
 BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
 
 
@@ -38,9 +40,14 @@ def numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tu
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise ImpruverError(f"{path}, after line {number}: the compressed file is broken: {error}") from None
+        raise broken(f"{path}, after line {number}", error) from None
+
+
+def broken(where: str, error: Exception) -> Exception:
+    """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that tells of the file."""
+    if getattr(error, "errno", None) is not None:
+        return error
+    return ImpruverError(f"{where}: the compressed file is broken: {error}")
 
 
 def opened(path: str | Path) -> BinaryIO:
@@ -63,19 +70,37 @@ def _decoded(path, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise ImpruverError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line)") from None
+        raise ImpruverError(
+            f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+        ) from None
 
 
 def _parsed(path, number: int, text: str) -> dict:
     try:
         row = json.loads(text.rstrip(BLANKS))
     except json.JSONDecodeError as error:
-        raise ImpruverError(f"{path}, line {number}, column {error.pos + 1}: not JSON: {error.msg}") from None
+        where = f"{path}, line {number}, column {error.pos + 1}"
+        raise ImpruverError(f"{where}: not JSON: {error.msg}; {_advice(text, error)}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         raise ImpruverError(f"{path}, line {number}: can't be read: {error}") from None
     if not isinstance(row, dict):
-        raise ImpruverError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}")
+        advice = f"; {LISTS}" if isinstance(row, list) else ""
+        raise ImpruverError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}{advice}")
     return row
+
+
+def _advice(text: str, error: json.JSONDecodeError) -> str:
+    """What to do about a line that is no row, by what it looks like."""
+    rest = text[error.pos :].lstrip()
+    looks = {
+        "a pointer of Git LFS stands here, not the file: fetch that with git lfs pull": text.startswith(MARK),
+        "this is a web page: download the file itself": text.startswith("<"),
+        LISTS: text.startswith("["),
+        "rows have no comma between them": rest.startswith(","),
+        "each row stands on a line of its own": rest.startswith("{") and error.pos > 0,
+        "JSON has double quotes, as json.dumps writes them": rest.startswith("'"),
+    }
+    return next((advice for advice, fits in looks.items() if fits), "a row is one JSON object on a line")
 
 
 def dumps(row: dict) -> str:

@@ -38,14 +38,23 @@ def synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
         os.fsync(file.fileno())
 
 
+def check_folder(path: Path, key: str | None = None) -> None:
+    """ImpruverError, beginning with `key`, where a folder can't be made or written to; makes nothing."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    where = f"{key}: {there}" if key else str(there)
+    if not there.is_dir():
+        raise ImpruverError(f"{where} is a file, not a folder: name another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ImpruverError(f"{where}: no right to write in this folder: name another path")
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder with its parents; ImpruverError where that can't be, or where it can't be written to."""
+    check_folder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImpruverError(f"{path}: can't make this folder: {error.strerror}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ImpruverError(f"{path}: no right to write in this folder")
 
 
 @contextmanager

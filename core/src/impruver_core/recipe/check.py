@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from typing import Any
 
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, nearest, yaml_name
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of, nearest
 
 Report = Callable[[tuple, str], None]  # takes a key path and what is wrong there
 
@@ -67,7 +67,7 @@ def _open(spec: OpenMapping, value: Any, path: tuple, report: Report) -> dict | 
 def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
     if not isinstance(value, dict):
         return report(path, f"expected a mapping, found {found(value)}")
-    fields = {yaml_name(field): field for field in dataclasses.fields(section)}
+    fields = fields_of(section)
     hints = typing.get_type_hints(section)
     sound, given = True, {}
 
@@ -128,9 +128,14 @@ def _value(hint: Any, value: Any, path: tuple, report: Report) -> Any:
     if base is int and type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not base:
-        quotes = "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
-        return report(path, f"expected {EXPECTED.get(base, base)}, found {found(value)}{quotes}")
+        return report(path, f"expected {EXPECTED.get(base, base)}, found {found(value)}{_advice(base, value)}")
     return value
+
+
+def _advice(base: type, value: Any) -> str:
+    if base is list:
+        return "; begin each item with a dash" if isinstance(value, dict) else f"; write [{value}]"
+    return "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
 
 
 def _items(base: type, arguments: tuple, value: Any, path: tuple, report: Report) -> Any:

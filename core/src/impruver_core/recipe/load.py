@@ -6,7 +6,6 @@ defaults < recipe file < `--set a.b=value` < named flags
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from impruver_core.errors import RecipeError
 from impruver_core.recipe.check import build, plain
 from impruver_core.recipe.layers import apply_flags, apply_overrides
 from impruver_core.recipe.lookup import find_local, find_recipe
-from impruver_core.recipe.schema import ListOf, yaml_name
-from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection, installed_sections
+from impruver_core.recipe.schema import fields_of, nearest
+from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection, installed_sections, meant_by
 from impruver_core.recipe.yamlfile import Document, dump, read_document
 
 SEEDS = range(2**32)  # numpy takes no others
@@ -129,15 +128,9 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest_anywhere(name: Any, sections: Mapping[str, Any]) -> str:
-    """The nearest top-level key; else the section that has a key of that name."""
-    close = difflib.get_close_matches(str(name).lower(), OWNERS, 1, 0.7)
-    if close:
-        return f"; did you mean {close[0]}?"
-    for top, spec in sections.items():
-        section = spec.section if isinstance(spec, ListOf) else spec
-        if isinstance(section, type) and name in map(yaml_name, dataclasses.fields(section)):
-            return f"; {name} is a key of {top}" + (": each item has its own" if isinstance(spec, ListOf) else "")
-    return f" (valid: {', '.join(OWNERS)})"
+    """The key path that the name stands for; else the nearest top-level key."""
+    meant = meant_by(name, sections)
+    return f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:
@@ -162,5 +155,5 @@ def _to_plain(value: Any) -> Any:
         return [_to_plain(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    given = {yaml_name(each): getattr(value, each.name) for each in dataclasses.fields(value)}
+    given = {name: getattr(value, each.name) for name, each in fields_of(type(value)).items()}
     return {name: _to_plain(item) for name, item in given.items() if item is not None and item != {}}

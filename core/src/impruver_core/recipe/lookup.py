@@ -24,17 +24,10 @@ def recipes_root() -> Path:
     return Path(str(files("impruver_configs")))
 
 
-def list_recipes() -> dict[str, list[str]]:
-    """Family -> names of its installed recipes, without `.yaml`, both sorted."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(recipes_root().glob("*/*.yaml"), key=lambda path: str(path).lower()):
-        found.setdefault(path.parent.name, []).append(path.stem)
-    return found
-
-
 def recipe_names() -> list[str]:
-    """All installed recipes as `family/name`."""
-    return [f"{family}/{name}" for family, names in list_recipes().items() for name in names]
+    """All installed recipes as `family/name`, without `.yaml`, sorted."""
+    paths = sorted(recipes_root().glob("*/*.yaml"), key=lambda path: str(path).lower())
+    return [f"{path.parent.name}/{path.stem}" for path in paths]
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -87,6 +80,30 @@ def find_local(value: str, recipe_dir: Path | None) -> Path | None:
         if _exists(candidate):
             return candidate
     return None
+
+
+def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:
+    """The folder that `name` is, else the name itself as a hub id; ImpruverError for a file, and for what is gone."""
+    found = find_local(name, recipe_dir)
+    if found is None:
+        require_hub_id(name, key)
+        return name
+    require_folder(found, key)
+    return str(found)
+
+
+def require_folder(path: Path, key: str) -> None:
+    """ImpruverError, beginning with `key`, where a file stands in place of a model's folder."""
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        raise ImpruverError(f"{key}: {path} is a GGUF file, which can't be trained: name the model it was made from")
+    if path.is_file():
+        raise ImpruverError(f"{key}: {path} is a file: name the folder that it stands in")
+
+
+def require_hub_id(name: str, key: str) -> None:
+    """ImpruverError, beginning with `key`, for a name of something local, which is not there."""
+    if looks_local(name):
+        raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
 
 
 def _exists(path: Path) -> bool:

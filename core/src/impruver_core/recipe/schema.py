@@ -54,25 +54,33 @@ class ListOf:
 class OpenMapping:
     """A top-level key with any names; not given it is {} (None if `optional`).
 
-    `check(mapping)` yields (key, what is wrong) for what its owner knows to be wrong.
+    `check(mapping)` yields (key, what is wrong) for what its owner knows to be wrong; `names()` are those it knows.
     """
 
     help: str = ""
     optional: bool = False
     check: Callable[[dict], Iterable[tuple[str, str]]] | None = None
+    names: Callable[[], Iterable[str]] = tuple
 
 
-scalar, list_of = Scalar, ListOf
-
-
-def open_mapping(help: str = "", optional: bool = False, check: Callable | None = None) -> OpenMapping:
-    """An open mapping of a SECTIONS table (see OpenMapping)."""
-    return OpenMapping(help, optional, check)
+scalar, list_of, open_mapping = Scalar, ListOf, OpenMapping
 
 
 def yaml_name(field: dataclasses.Field) -> str:
     """The key of a field: `class_` is `class` in a recipe."""
     return field.name.rstrip("_")
+
+
+def keys_of(spec: Any) -> Iterable[str]:
+    """The keys that stand in a top-level key, as far as its owner knows them."""
+    if isinstance(spec, OpenMapping):
+        return spec.names()
+    return () if isinstance(spec, Scalar) else fields_of(spec.section if isinstance(spec, ListOf) else spec)
+
+
+def fields_of(section: type) -> dict[str, dataclasses.Field]:
+    """The fields of a section by their keys."""
+    return {yaml_name(field): field for field in dataclasses.fields(section)}
 
 
 def nearest(name: Any, valid: Iterable[str]) -> str:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, key, scalar, yaml_name
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of, key, keys_of, scalar
 
 GROUP = "impruver.sections"
 CORE = "impruver-core"
@@ -55,7 +56,7 @@ class TokenizerSection:
 
     def __post_init__(self):
         if self.max_tokens_count is not None and self.max_tokens_count < 1:
-            raise ValueError(f"max_tokens_count must be at least 1, not {self.max_tokens_count}")
+            raise ValueError(f"must be at least 1, not {self.max_tokens_count}", "max_tokens_count")
 
 
 @dataclass(frozen=True)
@@ -96,33 +97,45 @@ def installed_sections() -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key as its owner declared it, for flags and the reference; `type` None: open, anything goes."""
+def find_key(path: str) -> Scalar:
+    """The declaration behind `seed` or `chat.top_k`; type None: open, anything goes.
 
-    path: str
-    type: Any
-    default: Any
-    help: str
-    choices: Any
-
-
-def find_key(path: str) -> Key:
-    """The declaration behind `seed` or `chat.top_k`; KeyError where the path names nothing (a fault of ours)."""
+    KeyError where the path names nothing, a fault of ours.
+    """
     top, _, inner = path.partition(".")
     name, _, deeper = inner.partition(".")
     spec = SECTIONS[top] if top in SECTIONS else _owners_sections(OWNERS[top])[top]
     if isinstance(spec, Scalar):
-        return Key(path, spec.type, spec.default, spec.help, spec.choices)
+        return spec
     if isinstance(spec, OpenMapping):
-        return Key(path, None, None, "", None)
+        return Scalar(None, None, "")
     section = spec.section if isinstance(spec, ListOf) else spec
-    for field in dataclasses.fields(section):
-        if yaml_name(field) == name:
-            default = None if deeper or field.default is dataclasses.MISSING else field.default
-            hint = None if deeper else typing.get_type_hints(section)[field.name]
-            return Key(path, hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
-    raise KeyError(path)
+    field = fields_of(section)[name]
+    default = None if deeper or field.default is dataclasses.MISSING else field.default
+    hint = None if deeper else typing.get_type_hints(section)[field.name]
+    return Scalar(hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
+
+
+# Names that other kits have for a key.
+ELSEWHERE = {
+    **dict.fromkeys(("base_model", "model_name_or_path", "model_name"), "model.name"),
+    **dict.fromkeys(("sequence_len", "cutoff_len", "max_seq_length", "max_length"), "tokenizer.max_tokens_count"),
+    **dict.fromkeys(("lora_r", "lora_rank"), "lora.r"),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), "lora.target_modules"),
+    **dict.fromkeys(("val_size", "val_set_size"), "split.val_ratio"),
+    "lr": "trainer.learning_rate",
+    "micro_batch_size": "trainer.per_device_train_batch_size",
+    "num_epochs": "trainer.num_train_epochs",
+    "sample_packing": "trainer.packing",
+}
+
+
+def meant_by(name: str, sections: Mapping[str, Any]) -> str | None:
+    """The key path that a bare name stands for: `trainer.learning_rate` for `learning_rate`, or for another kit's."""
+    for top, spec in sections.items():
+        if name in keys_of(spec):
+            return f"{top}.0.{name}" if isinstance(spec, ListOf) else f"{top}.{name}"
+    return ELSEWHERE.get(name)
 
 
 def _owners_sections(owner: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def parse_text(text: str, document: Document, place=lambda line: "", path: tuple
         _check_depth(text)
         node = yaml.compose(text, _Loader)
     except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: bytes of a command line
-        document.faults.append(f"{_place_of(error, document, place)}: {_told(error, text)}")
+        document.faults.append(_told(error, text, document, place))
         return
     document.data = None if node is None else _Reader(document, place).value(node, path)
 
@@ -104,17 +104,19 @@ def _check_depth(text: str) -> None:
             raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
 
 
-def _place_of(error: Exception, document: Document, place) -> str:
+def _told(error: Exception, text: str, document: Document, place) -> str:
+    """Where and why the text is no YAML, and what to do about it."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    return place(mark.line + 1) if mark and place(1) else document.name
-
-
-def _told(error: Exception, text: str) -> str:
+    where = place(mark.line + 1) if mark and place(1) else document.name
     problem = " ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
-    mark = getattr(error, "problem_mark", None)
     before = "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column + 1] if mark else ""
-    hint = "; indent with blanks, not tabs" if "\t" in before else ""
-    return f"not valid YAML: {problem or str(error).splitlines()[0]}{hint}"
+    advice = {
+        "; indent with blanks, not tabs": "\t" in before,
+        "; in single quotes a backslash is one": "unknown escape" in problem,
+        "; put the value in quotes": "values are not allowed" in problem or before.endswith(("%", "@", "`")),
+    }
+    told = next((each for each, fits in advice.items() if fits), "")
+    return f"{where}: not valid YAML: {problem or str(error).splitlines()[0]}{told}"
 
 
 class _Reader:
@@ -177,7 +179,7 @@ class _Reader:
             return _SCALARS[kind](node.value)
         except (KeyError, ValueError):
             self.document.places.setdefault(path, self.place(node.start_mark.line + 1))
-            return self.document.fault(path, f"{node.value!r} can't be read as {node.tag.removeprefix(TAG)}")
+            return self.document.fault(path, f"{node.value!r} can't be read as {kind}")
 
 
 def _whole(text: str) -> int:

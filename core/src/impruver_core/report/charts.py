@@ -43,10 +43,7 @@ def histogram(
     for at, (name, limit) in enumerate(limits.items(), 2):
         line = [(float(limit), 0.0), (float(limit), float(max(counts)))]
         chart.add_line(line, name=name, stroke_color=f"var(--series-{at})")
-    _keep_range(chart.add_x_scale, [edges[0], edges[-1], *limits.values()])
-    _keep_range(chart.add_y_scale, [0, *counts])
-    chart.add_x_axis(tick_formatter=_tick, name=x_name)
-    chart.add_y_axis(tick_formatter=_tick)
+    _add_axes(chart, x_name, [edges[0], edges[-1], *limits.values()], [0, *counts])
     return _part(label, chart, LINES_HEIGHT, "histogram")
 
 
@@ -62,11 +59,8 @@ def lines(label: str, series: Mapping[str, Sequence[tuple[float, float]]], x_nam
         width = 8 if len(points) == 1 else 2 if len(points) < CROWDED else 1
         rows = [(float(x), float(y)) for x, y in twice]
         chart.add_line(rows, name=name, stroke_color=f"var(--series-{at})", width=width)
-    everything = [point for points in drawn.values() for point in points]
-    _keep_range(chart.add_x_scale, [x for x, _ in everything])
-    _keep_range(chart.add_y_scale, [y for _, y in everything])
-    chart.add_x_axis(tick_formatter=_tick, name=x_name)
-    chart.add_y_axis(tick_formatter=_tick)
+    xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
+    _add_axes(chart, x_name, xs, ys)
     return _part(label, chart, LINES_HEIGHT, "lines")
 
 
@@ -74,6 +68,14 @@ def _chart():
     import leather
 
     return leather.Chart()
+
+
+def _add_axes(chart, x_name: str, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Axes over all of these values."""
+    _keep_range(chart.add_x_scale, xs)
+    _keep_range(chart.add_y_scale, ys)
+    chart.add_x_axis(tick_formatter=_tick, name=x_name)
+    chart.add_y_axis(tick_formatter=_tick)
 
 
 def _keep_range(add_scale, values: Sequence[float]) -> None:

@@ -15,7 +15,7 @@ from impruver_core.templating.render import render
 from impruver_core.templating.spans import Spans, learned_spans
 from impruver_core.templating.template import Templates
 from impruver_core.templating.tokenizer import plain_encoding, starts_with_bos
-from impruver_core.templating.traced import trace
+from impruver_core.templating.traced import trace_messages
 
 UNLEARNED = -100
 
@@ -77,7 +77,7 @@ def encode_chats(
     texts = [row.text for row in rendered if isinstance(row, _Rendered)]
     with plain_encoding(tokenizer) as encode:
         encodings = iter(encode(texts))
-    ends = _Ends.of(tokenizer, add_bos, add_eos)
+    ends = _ends(tokenizer, add_bos, add_eos)
     return [
         row if isinstance(row, Refused) else _labelled(next(encodings), row, ends, only_target_loss) for row in rendered
     ]
@@ -98,7 +98,7 @@ def encode_prompt(tokenizer, messages, tools=None, *, add_bos: bool = True, chat
     text = render(template, prepare(messages, shape), tools, add_generation_prompt=True, variables=variables)
     with plain_encoding(tokenizer) as encode:
         (encoding,) = encode([str.__str__(text)])
-    bos = _Ends.of(tokenizer, add_bos, False).bos
+    bos, _ = _ends(tokenizer, add_bos, False)
     return [bos, *encoding.ids] if bos is not None and encoding.ids[:1] != [bos] else encoding.ids
 
 
@@ -117,11 +117,7 @@ def render_chat(templates: Templates, messages, tools=None, kwargs=None) -> tupl
     RefusedError where it can't be encoded exactly.
     """
     template, variables, shape = templates.pick(tools, kwargs)
-    prepared = prepare(messages, shape)
-    traced = [
-        {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
-        for number, message in enumerate(prepared)
-    ]
+    traced = trace_messages(prepare(messages, shape))
     text = render(template, traced, tools, variables=variables)
     return text, traced, learned_spans(text, traced, shape)
 
@@ -137,20 +133,15 @@ def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refu
     return _Rendered(str.__str__(text), learned, spans.texts, trained[-1] if spans.open_end else None, ended)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    bos: int | None
-    eos: int | None
-
-    @staticmethod
-    def of(tokenizer, add_bos: bool, add_eos: bool) -> "_Ends":
-        bos = tokenizer.bos_token_id if add_bos and starts_with_bos(tokenizer) else None
-        return _Ends(bos, tokenizer.eos_token_id if add_eos else None)
+def _ends(tokenizer, add_bos: bool, add_eos: bool) -> tuple[int | None, int | None]:
+    """(BOS, EOS) that are to be added where they are missing."""
+    bos = tokenizer.bos_token_id if add_bos and starts_with_bos(tokenizer) else None
+    return bos, tokenizer.eos_token_id if add_eos else None
 
 
-def _labelled(encoding, row: _Rendered, ends: _Ends, only_target_loss: bool) -> Encoded:
-    ids = encoding.ids
-    with_eos = ends.eos is not None and row.eos is not None
+def _labelled(encoding, row: _Rendered, ends: tuple[int | None, int | None], only_target_loss: bool) -> Encoded:
+    ids, (bos, eos) = encoding.ids, ends
+    with_eos = eos is not None and row.eos is not None
     spans = list(row.spans)
     if with_eos and row.eos:  # what stands between the last answer and its EOS is learned, too
         spans[-1] = (spans[-1][0], len(row.text))
@@ -160,13 +151,13 @@ def _labelled(encoding, row: _Rendered, ends: _Ends, only_target_loss: bool) -> 
         labels[first:last] = ids[first:last]
     if not only_target_loss:
         labels = list(ids)
-    shift = int(ends.bos is not None and ids[:1] != [ends.bos])
+    shift = int(bos is not None and ids[:1] != [bos])
     ranges = ((number, *_tokens(encoding, *span)) for number, span in row.texts)
     texts = [(number, first + shift, last + shift) for number, first, last in ranges if first < last]
     if shift:
-        ids, labels = [ends.bos, *ids], [UNLEARNED if only_target_loss else ends.bos, *labels]
+        ids, labels = [bos, *ids], [UNLEARNED if only_target_loss else bos, *labels]
     if with_eos:
-        ids, labels = [*ids, ends.eos], [*labels, ends.eos if row.eos or not only_target_loss else UNLEARNED]
+        ids, labels = [*ids, eos], [*labels, eos if row.eos or not only_target_loss else UNLEARNED]
     return Encoded(ids, labels, texts, row.ended or (with_eos and labels[-1] != UNLEARNED))
 
 

@@ -85,13 +85,18 @@ def _shape_of(template: str, variables: str, specials: tuple[str, ...], with_too
     return shape
 
 
+def reach(run: Run) -> tuple[int, int]:
+    """Which characters of its source a run holds."""
+    start, end, source, offset = run
+    return (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
+
+
 def first_runs(runs: Iterable[Run]) -> Iterator[tuple[int, Run]]:
     """(index, run) of the runs of a rendered text, but for what repeats characters that were rendered before."""
     seen: dict[Source, list[tuple[int, int]]] = {}
     for index, run in enumerate(runs):
-        start, end, source, offset = run
-        low, high = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
-        covered = seen.setdefault(source, [])
+        low, high = reach(run)
+        covered = seen.setdefault(run[2], [])
         if covered and low < covered[-1][1] and any(low < b and a < high for a, b in covered):
             continue
         if covered and low == high:

@@ -29,7 +29,7 @@ class Spans:
 
 
 @dataclass
-class _Place:
+class Place:
     """Where the texts of one message stand, and between which other texts."""
 
     start: int
@@ -49,7 +49,7 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
     RefusedError: `template_lost_text` where text of a message is missing, `mask_refused` where a border can't be told.
     """
     runs, text = runs_of(text), str.__str__(text)
-    places = _places(runs, len(text))
+    places = places_of(runs, len(text))
     last_turn = max((n for n, message in enumerate(messages) if message["role"] in LEARNED_ROLES), default=-1)
     require_whole(text, runs, messages, last_turn, {n: (place.after, place.before) for n, place in places.items()})
     spoken = [n for n, message in enumerate(messages) if message["role"] != "system" and n in places]
@@ -79,13 +79,13 @@ def _require_markers(number: int, literal: str) -> None:
         raise RefusedError("mask_refused", f"the template adds prose to message {number}: {shown(literal)}")
 
 
-def _places(runs: Sequence[Run], length: int) -> dict[int, _Place]:
+def places_of(runs: Sequence[Run], length: int) -> dict[int, Place]:
     """The place of each message that has text in the rendering."""
-    places: dict[int, _Place] = {}
+    places: dict[int, Place] = {}
     for index, (start, end, source, _) in first_runs(runs):
         place = places.get(source.message)
         if place is None or place.start == place.end:
-            places[source.message] = _Place(start, end, source.path, index, index)
+            places[source.message] = Place(start, end, source.path, index, index)
         elif start < end:  # an empty text beside others says nothing
             place.last_run = index
             if end >= place.end:
@@ -102,7 +102,7 @@ def _places(runs: Sequence[Run], length: int) -> dict[int, _Place]:
     return places
 
 
-def _start(text: str, number: int, place: _Place, messages, shape: Shape) -> int:
+def _start(text: str, number: int, place: Place, messages, shape: Shape) -> int:
     """Where a turn's learned part begins: behind what it shares with the generation prompt."""
     glue, role = text[place.after : place.start], messages[number]["role"]
     before = messages[place.neighbour]["role"] if place.neighbour is not None else ""
@@ -129,7 +129,7 @@ def _shared_end(text: str, start: int, role: str, junction: Junction, shape: Sha
     return start + shared if role != "assistant" or shared >= needed else None
 
 
-def _end(text: str, place: _Place, is_last: bool, shape: Shape) -> tuple[int, bool]:
+def _end(text: str, place: Place, is_last: bool, shape: Shape) -> tuple[int, bool]:
     """Where a turn's learned part ends, and whether a special token ends it."""
     glue = text[place.end : place.before]
     kind = "calls" if place.path.startswith("tool_calls") else "answer"

@@ -56,17 +56,20 @@ def template_of(tokenizer, tools=None) -> str:
     return DEFAULT_TEMPLATE
 
 
-def renders_tools(tokenizer, tools: list[dict], chat_template_kwargs: dict | None = None) -> bool:
-    """Whether the template in force writes the tools that it is given."""
-    return Templates(tokenizer).pick(tools, chat_template_kwargs)[2].renders_tools
-
-
 def end_of_turn(template: str, special_tokens: dict) -> list[str]:
     """The texts that end an assistant's turn in `template`, most usual first: a special token each where it has one.
 
     `special_tokens`: names to texts as the template reads them (`bos_token`, …); lists of further ones are allowed.
     """
     return shape_of(template, special_tokens, _texts(special_tokens)).stops
+
+
+def ends_of(tokenizer) -> list[str]:
+    """`end_of_turn` of the template in force; [] where there is none, as text alone needs none."""
+    try:
+        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+    except ImpruverError:
+        return []
 
 
 def _texts(names: dict) -> list[str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
+from impruver_core.files.pointer import refuse_pointer
 from impruver_core.objects import load_object
-from impruver_core.recipe.lookup import find_local, looks_local
+from impruver_core.recipe.lookup import find_local, local_or_hub
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # lists
@@ -39,21 +40,13 @@ def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path |
     return tokenizer
 
 
-def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:
-    """The path of a local `name`, else the name itself as a hub id; what looks local and is not there is an error."""
-    found = find_local(name, recipe_dir)
-    if found is not None:
-        return str(found)
-    if looks_local(name):
-        raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
-    return name
-
-
 def _load_failure(name: str, folder: Path, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"the tokenizer of {name} needs its repository's code: read it, then set tokenizer.trust_remote_code: true"
         )
+    if not folder.is_dir():
+        return f"{name} is no folder here, and its tokenizer can't be loaded from the hub: {told(error)}"
     return f"the tokenizer of {name} can't be loaded: {_broken_file(folder) or told(error)}"
 
 
@@ -67,6 +60,8 @@ def _broken_file(folder: Path) -> str | None:
         "config.json": lambda path: AutoConfig.from_pretrained(path.parent, trust_remote_code=False),
     }
     for path in (folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", *loads)):
+        if path.is_file():
+            refuse_pointer(path)
         try:
             if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
                 return f"{path}: not a JSON object; copy it again from the model that it belongs to"
@@ -109,7 +104,9 @@ def _template_text(value: str, recipe_dir: Path | None) -> str:
         return value
     found = find_local(value, recipe_dir)
     if found is None:
-        raise ImpruverError(f"tokenizer.chat_template: {value} is neither a template nor a file")
+        raise ImpruverError(
+            f"tokenizer.chat_template: {value} is neither a template nor a file; left out, it is the tokenizer's own"
+        )
     return found.read_text(encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ all that, which of its characters came from which text; its characters are those
 can't tell the difference. After one rendering each character is known to be a message's or the template's own.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 
 class Source:
@@ -22,6 +22,10 @@ class Source:
 # (start, end, source, offset): characters start..end of the string are those from `offset` on of the source's text;
 # offset -1: the whole source, in another form (JSON, another case). An empty run says where an empty text stands.
 Run = tuple[int, int, Source, int]
+
+
+def _recasting(method: Callable[[str], str]) -> Callable[["Traced"], str]:
+    return lambda self: self._recast(method(self))
 
 
 class Traced(str):
@@ -126,17 +130,7 @@ class Traced(str):
             return Traced(text, self._runs)
         return Traced(text, [(0, len(text), source, -1) for _, _, source, _ in self._runs])
 
-    def upper(self) -> str:
-        return self._recast(str.upper(self))
-
-    def lower(self) -> str:
-        return self._recast(str.lower(self))
-
-    def capitalize(self) -> str:
-        return self._recast(str.capitalize(self))
-
-    def title(self) -> str:
-        return self._recast(str.title(self))
+    upper, lower, capitalize, title = map(_recasting, (str.upper, str.lower, str.capitalize, str.title))
 
 
 def _moved(runs: Iterable[Run], by: int) -> list[Run]:
@@ -160,20 +154,28 @@ def joined(parts: Iterable[str], separator: str = "") -> str:
 
 def recast(text: str, value) -> str:
     """`text`, a form of `value` in which no single character can be followed, as one run of each text in it."""
-    sources = list(dict.fromkeys(_sources(value)))
+    sources = list(dict.fromkeys(sources_of(value)))
     return Traced(text, [(0, len(text), source, -1) for source in sources]) if sources else text
 
 
-def _sources(value) -> Iterator[Source]:
+def sources_of(value) -> Iterator[Source]:
+    """The texts that are in a value of plain JSON types."""
     if isinstance(value, Traced):
         yield from (run[2] for run in value._runs)
     elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _sources(key)
-            yield from _sources(item)
+        for pair in value.items():
+            yield from sources_of(pair)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _sources(item)
+            yield from sources_of(item)
+
+
+def trace_messages(messages: Iterable[dict]) -> list[dict]:
+    """The messages, each text in them traced back to its message and field."""
+    return [
+        {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
+        for number, message in enumerate(messages)
+    ]
 
 
 def trace(value, message: int, path: str):

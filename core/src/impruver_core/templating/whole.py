@@ -1,11 +1,12 @@
 """Whether a rendering holds all that was said."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from impruver_core.errors import RefusedError
 from impruver_core.templating.render import REASONING_FIELDS
-from impruver_core.templating.traced import Run, Source, Traced, runs_of
+from impruver_core.templating.shape import reach
+from impruver_core.templating.traced import Run, Source, runs_of, sources_of
 
 TAG = re.compile(r"</?\w+>")
 
@@ -28,15 +29,15 @@ def require_whole(
                     or (missing in written and len(missing) < len(source.text.strip()))
                     or (source.path.endswith("function.name") and _named_by_id(message, missing, covered))
                 ):
-                    raise _lost(text, source, message["role"], missing, source in covered)
+                    raise _lost(text, source, message, missing, source in covered)
 
 
 def strips_reasoning(runs: Sequence[Run], messages: Sequence[dict], last_turn: int) -> bool:
     """Whether the rendering lacks reasoning of an assistant's message before `last_turn`: a field, or tagged text."""
     covered = _covered(runs)
     earlier = [message for message in messages[:last_turn] if message["role"] == "assistant"]
-    fields = [source for m in earlier for key in REASONING_FIELDS for source in _sources(m.get(key))]
-    contents = [source for message in earlier for source in _sources(message.get("content"))]
+    fields = [source for m in earlier for key in REASONING_FIELDS for source in sources_of(m.get(key))]
+    contents = [source for message in earlier for source in sources_of(message.get("content"))]
     return any(_missing(source, covered.get(source, [])) for source in fields) or any(
         _is_reasoning(gap) and TAG.sub("", gap).strip()  # tags alone are written by the template itself
         for source in contents
@@ -46,19 +47,16 @@ def strips_reasoning(runs: Sequence[Run], messages: Sequence[dict], last_turn: i
 
 def _covered(runs: Sequence[Run]) -> dict[Source, list[tuple[int, int]]]:
     covered: dict[Source, list[tuple[int, int]]] = {}
-    for start, end, source, offset in runs:
-        span = (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
-        covered.setdefault(source, []).append(span)
+    for run in runs:
+        covered.setdefault(run[2], []).append(reach(run))
     return covered
 
 
-def _sources(value) -> list[Source]:
-    return [run[2] for leaf in _leaves(value) for run in leaf._runs]
-
-
-def _lost(text: str, source: Source, role: str, missing: str, in_part: bool) -> RefusedError:
-    where = f"{source.path} of message {source.message} ({role})"
+def _lost(text: str, source: Source, message: dict, missing: str, in_part: bool) -> RefusedError:
+    where = f"{source.path} of message {source.message} ({message['role']})"
     if source.path.startswith("content") and missing in text and not in_part:
+        if isinstance(message["content"], list):  # the template prints it as Python does
+            return RefusedError("template_refused", f"{where}: this template takes no list as content; give it as text")
         return RefusedError("mask_refused", f"{where} can't be followed through the template")
     return RefusedError("template_lost_text", f"{where}: {shown(missing)}")
 
@@ -66,19 +64,8 @@ def _lost(text: str, source: Source, role: str, missing: str, in_part: bool) -> 
 def _texts_of(message: dict, with_reasoning: bool) -> list[Source]:
     """The texts of a message that a rendering must hold."""
     kept = ("content", "tool_calls", *(REASONING_FIELDS if with_reasoning else ()))
-    sources = [source for key in kept for source in _sources(message.get(key))]
+    sources = [source for key in kept for source in sources_of(message.get(key))]
     return [s for s in sources if not s.path.startswith("tool_calls") or s.path.startswith("tool_calls.function.")]
-
-
-def _leaves(value) -> Iterable[Traced]:
-    if isinstance(value, Traced):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
 
 
 def _missing(source: Source, covered: list[tuple[int, int]]) -> list[str]:

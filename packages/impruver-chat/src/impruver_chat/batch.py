@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from impruver_core.cli.console import progress, silence
+from impruver_core.cli.console import progress, silence, warn
 from impruver_core.files.jsonl import dumps
 from impruver_core.files.safe import staged, synced
 
@@ -72,6 +72,8 @@ def answered(
             counts.rows += 1
             row = {name: value for name, value in question.row.items() if name not in OWN}
             if isinstance(prompt, Question):
+                if not counts.failed:
+                    warn(f"line {prompt.line} can't be asked: {prompt.fault}; such rows are written with their error")
                 counts.failed += 1
                 bar.update(1)
                 yield {name: value for name, value in row.items() if name != "messages"} | {"error": prompt.fault}

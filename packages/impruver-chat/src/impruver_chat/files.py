@@ -10,9 +10,10 @@ from impruver_core.cli.console import result, say
 from impruver_core.cli.tool import Terminated
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, recover
+from impruver_core.files.safe import check_folder
 from impruver_core.recipe.load import Recipe, resolved
 
-from impruver_chat import batch, found, scoring
+from impruver_chat import batch, scoring
 from impruver_chat.backends import Backend
 from impruver_chat.journal import check_ours, fingerprint, journal_of, noted, take_up
 from impruver_chat.questions import Question, encode_all, read_questions, refuse_faults
@@ -48,7 +49,7 @@ def prepare(files: Files, system_prompt: str | None, dry_run: bool) -> list[Ques
         if not dry_run:
             recover(manifest_of(files.answers))
         check_replaceable([files.answers], manifest_of(files.answers), files.overwrite)
-        found.check_writable(files.answers.parent)
+        check_folder(files.answers.parent, "--output")
         if not files.overwrite:
             check_ours(journal_of(files.answers))
     return questions

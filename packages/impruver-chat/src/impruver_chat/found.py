@@ -1,13 +1,13 @@
 """What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.files.pointer import refuse_pointer
 from impruver_core.recipe.lookup import find_local, looks_local
 
 from impruver_chat.saved import read_config, read_json, vocabulary_of
@@ -136,6 +136,7 @@ def read_header(path: Path) -> dict[str, Any]:
         ends: Iterable[int] = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         needed = 8 + length + max(ends, default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        refuse_pointer(path)
         raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
     if needed != size:
         what = "cut off" if size < needed else "too long"
@@ -147,17 +148,6 @@ def precision(section: Any) -> str:
     """How the recipe's model section says that weights are held."""
     bits = "4 bit, " if section.load_in_4bit else "8 bit, " if section.load_in_8bit else ""
     return f"{bits}dtype {section.dtype}"
-
-
-def check_writable(folder: Path) -> None:
-    """ImpruverError if `folder` can't be made or written; makes nothing."""
-    for parent in (folder.absolute(), *folder.absolute().parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise ImpruverError(f"--output: {parent} is a file, not a folder")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise ImpruverError(f"--output: no right to write in {parent}")
-            return
 
 
 def check_gguf(path: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from impruver_core.cli.console import warn
 from impruver_core.cli.tool import Terminated
 from impruver_core.errors import ImpruverError
+from impruver_core.files.places import cache_dir
 
 MARK = "> "
 NOT_TEXT = "not asked: this line is not UTF-8"
@@ -137,8 +138,7 @@ def keys() -> Any:
 
 def history_file() -> Path:
     """Where the questions of all conversations are kept: the folder of caches."""
-    folder = Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
-    return folder / "chat_history"
+    return cache_dir() / "chat_history"
 
 
 def history() -> Any:

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from impruver_core.files.places import cache_dir
 from impruver_core.files.safe import atomic_write, make_folder
 from impruver_core.templating.tokenizer import special_tokens
 
 from impruver_compose.jobs import Job
-from impruver_compose.places import cache_dir
 from impruver_compose.shards import ROWS, is_whole
 
 KEPT_DAYS = 30

@@ -27,6 +27,8 @@ def _header(path: Path, separator: str, where: str) -> list[str]:
 
     try:
         top = pandas.read_csv(path, sep=separator, nrows=1, dtype=str, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ImpruverError(f"{where}: {path} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except (ValueError, OSError) as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ImpruverError(f"{where}: {path} can't be read as csv: {told}") from None

@@ -5,7 +5,7 @@ import dataclasses
 from impruver_core.cli.console import table
 from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_core.files.manifest import check_replaceable, pending_path, recover
-from impruver_core.files.safe import alone_in, make_folder
+from impruver_core.files.safe import alone_in, check_folder, make_folder
 from impruver_core.recipe.load import resolved
 from impruver_core.templating.mask import require_fast
 from impruver_core.templating.tokenizer import fingerprint, load_tokenizer
@@ -108,9 +108,9 @@ def _chosen(recipe, jobs, corpus: Corpus, ledger: Ledger, counts: list[Counts]) 
 
 def _check_places(paths: output.Paths, dry_run: bool, overwrite: bool) -> None:
     """ImpruverError where the outputs can't be put; what a killed run had begun to put in place is finished."""
+    for folder in paths.folders():
+        (check_folder if dry_run else make_folder)(folder)
     if not dry_run:
-        for folder in paths.folders():
-            make_folder(folder)
         with alone_in(paths.folders()):
             _settle(paths, overwrite)
     elif not pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off

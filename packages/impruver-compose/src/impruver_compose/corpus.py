@@ -61,14 +61,10 @@ class Corpus:
         shard = int(np.searchsorted(self.starts, number, "right")) - 1
         return self._open(self.paths[shard]).said(number - int(self.starts[shard]))
 
-    def signatures(self) -> Iterator[np.ndarray]:
-        """The MinHash signatures of each shard's conversations in turn: uint32 of shape (conversations, num_perm)."""
-        return (shard.signatures() for _, shard in self.shards())
-
     def text(self, name: str, line: int) -> bytes:
         """`content` of a line, or its `extra`."""
         shard = int(np.searchsorted(self.line_starts, line, "right")) - 1
-        return self._open(self.paths[shard]).texts(name)[line - int(self.line_starts[shard])].as_py()
+        return self._open(self.paths[shard]).of_lines(name)[line - int(self.line_starts[shard])].as_py()
 
     def shards(self) -> Iterator[tuple[int, Opened]]:
         """Each shard in turn, with the number of its first line."""
@@ -79,10 +75,10 @@ class Corpus:
 def _read(shard: Opened) -> dict[str, np.ndarray]:
     """The small columns of a shard, in memory."""
     columns = {name: shard.column(name).copy() for name in CONVERSATION}
-    columns |= {name: shard.of_lines(name).copy() for name in LINE}
+    columns |= {name: shard.of_lines(name).to_numpy().copy() for name in LINE}
     return columns | {
-        "lines": shard.lines(),
-        "said": shard.said_sizes(),
-        "content": np.diff(offsets(shard.texts("content"))),
-        "extra": np.diff(offsets(shard.texts("extra"))),
+        "lines": shard.sizes("content"),
+        "said": shard.sizes("said"),
+        "content": np.diff(offsets(shard.of_lines("content"))),
+        "extra": np.diff(offsets(shard.of_lines("extra"))),
     }

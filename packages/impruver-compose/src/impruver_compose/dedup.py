@@ -84,7 +84,7 @@ def _shared_buckets(corpus: Corpus, left: np.ndarray, threshold: float, num_perm
     numbers = np.flatnonzero(left)
     if not len(numbers):
         return []
-    keys = np.concatenate([band_keys(signatures, count, width) for signatures in corpus.signatures()])[numbers]
+    keys = np.concatenate([band_keys(shard.signatures(), count, width) for _, shard in corpus.shards()])[numbers]
     shared: dict[int, list[int]] = defaultdict(list)
     base = 0
     for band in range(count):

@@ -1,32 +1,45 @@
 """Two texts side by side: where they differ, and of what is the same enough to know the place."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from difflib import SequenceMatcher
 
-WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s])|\s+")  # with the blanks before it
-MOST = 1500  # words compared of a text
-LONGEST, SHOWN = 160, 60  # words: a longer stretch that is the same keeps so many at its ends
+WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
+MOST = 5000  # words that are compared one by one, between the ends that are the same
+LONGEST, SHOWN = 320, 120  # words and blanks: a longer stretch that is the same keeps so many at its ends
 Span = tuple[str, str]
+
+
+def pieces(left: str, right: str) -> Iterator[Span]:
+    """Both texts in pieces, equal ones and unlike ones."""
+    one, other = WORD.findall(left), WORD.findall(right)
+    size = min(len(one), len(other))
+    head = next((at for at in range(size) if one[at] != other[at]), size)
+    tail = next((at for at in range(size - head) if one[-1 - at] != other[-1 - at]), size - head)
+    ends = len(one) - tail, len(other) - tail
+    yield "".join(one[:head]), "".join(other[:head])
+    unlike, apart = one[head : ends[0]], other[head : ends[1]]
+    if len(unlike) + len(apart) > MOST:
+        yield "".join(unlike), "".join(apart)
+    else:
+        for _, start, stop, from_, to in SequenceMatcher(str.isspace, unlike, apart).get_opcodes():
+            yield "".join(unlike[start:stop]), "".join(apart[from_:to])
+    yield "".join(one[ends[0] :]), "".join(other[ends[1] :])
 
 
 def differences(left: str, right: str) -> tuple[list[Span], list[Span]]:
     """Both as spans: "" the same, "differs", and "left_out" for what is told in place of a text."""
-    words = [WORD.findall(text[: MOST * 100]) for text in (left, right)]
-    one, other = (each[:MOST] for each in words)
     spans: tuple[list[Span], list[Span]] = ([], [])
-    for tag, start, end, other_start, other_end in SequenceMatcher(None, one, other).get_opcodes():
-        for side, stretch in zip(spans, (one[start:end], other[other_start:other_end]), strict=True):
-            side.extend(_same(stretch) if tag == "equal" else [("".join(stretch), "differs")] if stretch else [])
-    for side, text, seen in zip(spans, (left, right), (one, other), strict=True):
-        more = len(text) - sum(map(len, seen))
-        if more:
-            side.append((f"… {more:,} more characters", "left_out"))
-    return spans
+    for piece in pieces(left, right):
+        for side, text in zip(spans, piece, strict=True):
+            side.extend(_same(text) if piece[0] == piece[1] else [(text, "differs")])
+    return tuple([span for span in side if span[0]] for side in spans)
 
 
-def _same(words: Sequence[str]) -> list[Span]:
+def _same(text: str) -> list[Span]:
+    words = WORD.findall(text)
     if len(words) <= LONGEST:
-        return [("".join(words), "")]
-    told = f" … {len(words) - 2 * SHOWN:,} words, the same on both sides … "
+        return [(text, "")]
+    left_out = sum(not word.isspace() for word in words[SHOWN:-SHOWN])
+    told = f" … {left_out:,} words, the same on both sides … "
     return [("".join(words[:SHOWN]), ""), (told, "left_out"), ("".join(words[-SHOWN:]), "")]

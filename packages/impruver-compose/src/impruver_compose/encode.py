@@ -112,7 +112,8 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
     if isinstance(whole, Refused):
         return whole
     if not lines or not learned(whole.labels):
-        return Refused("nothing_to_learn", "no assistant's turn is learned")
+        roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
+        return Refused("nothing_to_learn", f"no assistant's turn is learned (roles: {roles})")
     fit = fitting(lines, job.limit, (lambda: _shorter(job, chat, whole)) if job.trim else None)
     if isinstance(fit, Refused):
         return fit

@@ -53,7 +53,8 @@ def closest_pairs(corpus: Corpus, duplicates: Sequence[Duplicate]) -> dict | Non
     closest = sorted(duplicates, key=lambda each: (each.exact, -each.similarity, each.number))[:PAIRS]
     items = []
     for each in closest:
-        left, right = differences(_text(corpus, each.kept), _text(corpus, each.number))
+        texts = differences(_text(corpus, each.kept), _text(corpus, each.number))
+        left, right = (html.shown(text, CHARACTERS) for text in texts)
         sides = [(f"kept: {_place(corpus.origin(each.kept))}", left)]
         sides += [(f"dropped: {_place(corpus.origin(each.number))}", right)]
         items.append((f"{'exact duplicate' if each.exact else f'similarity {each.similarity:.4f}'}", *sides))

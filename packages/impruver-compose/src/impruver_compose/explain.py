@@ -1,6 +1,5 @@
 """Tells what the last run made of a row: kept, or dropped and why; of a duplicate both texts, side by side."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,12 @@ from impruver_core.files.jsonl import read_rows
 from impruver_core.files.manifest import read_manifest
 
 from impruver_compose.convert import Conversation
+from impruver_compose.differences import pieces
 from impruver_compose.encode import converted
 from impruver_compose.jobs import Job
 from impruver_compose.marks import GREEN, RED, brackets, colour, in_colour, readable
 from impruver_compose.output import Paths
 
-WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-MOST_WORDS = 5000  # of two texts that are compared word by word; of longer ones only both ends are
 PLACE = ("dataset_index", "row", "part")
 
 
@@ -135,9 +133,9 @@ def _compare(dropped: Conversation | None, kept: Conversation | None) -> None:
         if one == other:
             result(f"{one[0]}, both:\n{_indented(readable(one[1]))}")
             continue
-        pieces = list(_differing(readable(one[1]), readable(other[1])))
+        found = list(pieces(readable(one[1]), readable(other[1])))
         for name, role, mark, side in (("dropped", one[0], less, 0), ("kept", other[0], more, 1)):
-            texts = ((piece[side], piece[0] == piece[1]) for piece in pieces)
+            texts = ((piece[side], piece[0] == piece[1]) for piece in found)
             text = "".join(text if same or not text else mark(text) for text, same in texts)
             result(f"{role or 'nothing'}, {name}:\n{_indented(text)}")
 
@@ -154,25 +152,6 @@ def _said(conversation: Conversation) -> Iterator[tuple[str, str]]:
         more = {key: value for key, value in message.items() if key not in ("role", "content")}
         texts = [content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)]
         yield str(message.get("role")), "\n".join([*texts, *([json.dumps(more, ensure_ascii=False)] if more else [])])
-
-
-def _differing(one: str, other: str) -> Iterator[tuple[str, str]]:
-    """Both texts in pieces, equal ones and unlike ones."""
-    a, b = WORDS.findall(one), WORDS.findall(other)
-    if len(a) + len(b) > MOST_WORDS:
-        yield from _both_ends(a, b)
-        return
-    for _, start, stop, from_, to in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        yield "".join(a[start:stop]), "".join(b[from_:to])
-
-
-def _both_ends(a: list[str], b: list[str]) -> Iterator[tuple[str, str]]:
-    size = min(len(a), len(b))
-    head = next((at for at in range(size) if a[at] != b[at]), size)
-    tail = next((at for at in range(size - head) if a[-1 - at] != b[-1 - at]), size - head)
-    for words in ((a[:head], b[:head]), (a[head : len(a) - tail], b[head : len(b) - tail])):
-        yield "".join(words[0]), "".join(words[1])
-    yield "".join(a[len(a) - tail :]), "".join(b[len(b) - tail :])
 
 
 def _indented(text: str) -> str:

@@ -10,6 +10,7 @@ from impruver_compose.encode import encode_rows
 from impruver_compose.jobs import Job
 from impruver_compose.ledger import Counts
 from impruver_compose.probe import Seen
+from impruver_compose.tables import gated
 
 DRY_ROWS = 200  # rows of each data set that a dry run encodes
 AROUND = 60  # characters shown on both sides of where two texts part
@@ -18,7 +19,8 @@ AROUND = 60  # characters shown on both sides of where two texts part
 def check(jobs: Sequence[Job], counts: Sequence[Counts], seen: Sequence[Seen]) -> list[dict]:
     """Prints the gate, warns where something is amiss; what the manifest keeps of it, an entry a data set."""
     entries = [_entry(*each) for each in zip(jobs, counts, seen, strict=True)]
-    say(_table(entries))
+    header, rows = gated(entries)
+    say(table(header[:5], [row[:5] for row in rows]))  # of the others warnings tell
     for entry in entries:
         for warning in entry["warnings"]:
             warn(f"data set {entry['dataset_index']} ({entry['dataset']}): {warning}")
@@ -30,9 +32,8 @@ def estimate(jobs: Sequence[Job], seen: Sequence[Seen]) -> None:
     counts = []
     for job in jobs:
         shard, _ = encode_rows(job, 0, min(DRY_ROWS, len(job.rows)))
-        each = Counts(shard.rows, shard.converted, shard.conversations)
-        for dropped in shard.dropped:
-            each.drop(dropped.reason, dropped.row, dropped.detail, by_converter=dropped.part is None)
+        each = Counts()
+        each.add(shard)
         lines = [line for kept in shard.kept for line in kept.lines]
         each.train_rows = len(lines)
         for name in ("tokens", "learned", "ended"):
@@ -112,18 +113,3 @@ def _example(row: int, part: int, trained: str, prompt: str) -> dict:
 def _cut(text: str, border: int) -> str:
     start, stop = max(0, border - AROUND), border + AROUND
     return f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}"
-
-
-def _table(entries: Sequence[dict]) -> str:
-    header = ["#", "data set", "tokens learned", "rows without any", "end of turn learned"]
-    rows = [
-        [
-            entry["dataset_index"],
-            entry["dataset"],
-            f"{entry['learned_share']:.0%}",
-            entry["nothing_to_learn"],
-            f"{entry['ended']} of {entry['rows']}",
-        ]
-        for entry in entries
-    ]
-    return table(header, rows)

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from impruver_compose.shards import Opened, Shard
+
 DETAIL = 100  # characters of a detail in a table
 
 REASONS = (
@@ -51,6 +53,13 @@ class Counts:
     rows_dropped: Counter = field(default_factory=Counter)  # by the converter
     dropped: Counter = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # of each reason: the row that was dropped first, and why
+
+    def add(self, shard: Shard | Opened) -> None:
+        """Counts what a shard tells."""
+        for name, number in shard.counts.items():
+            setattr(self, name, getattr(self, name) + number)
+        for each in shard.dropped:
+            self.drop(each.reason, each.row, each.detail, by_converter=each.part is None)
 
     def drop(self, reason: str, row: int, detail: str = "", by_converter: bool = False) -> None:
         """Counts a conversation that was dropped, or a whole row."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 Mark = Callable[[str], str]
 
-GREEN, RED, GREY, BOLD = "32", "31", "90", "1"
+GREEN, RED, GREY = "32", "31", "90"
 BLANKS = re.compile(r"  +|^ | $", re.MULTILINE)  # those that would be overlooked
 
 

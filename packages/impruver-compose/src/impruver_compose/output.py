@@ -3,9 +3,8 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from impruver_core.cli.console import result, say, table
@@ -13,8 +12,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, new_manifest, pending_path, publish, read_manifest
 from impruver_core.files.safe import room_for, staged, synced
-from impruver_core.templating.template import end_of_turn, template_of
-from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
+from impruver_core.templating.template import ends_of
+from impruver_core.templating.tokenizer import template_fingerprint
 
 from impruver_compose.corpus import Corpus
 from impruver_compose.ledger import Counts, Ledger
@@ -23,12 +22,14 @@ from impruver_compose.sources import COMPRESSED
 from impruver_compose.tables import brought, dropped, share
 
 
-@dataclass(frozen=True)
-class Paths:
-    """Where everything goes."""
+class Paths(NamedTuple):
+    """Where everything goes: ledger, report and manifest beside train."""
 
     train: Path
     val: Path
+    ledger: Path
+    report: Path
+    manifest: Path
 
     @classmethod
     def of(cls, recipe) -> "Paths":
@@ -39,28 +40,14 @@ class Paths:
         for name in ("train_path", "val_path"):
             if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
                 raise ImpruverError(f"{recipe.where(name)}: rows are written as they are: name no compressed file")
-        paths = cls(Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser())
-        taken = {"train_path": paths.train, "the ledger": paths.ledger, "the report": paths.report}
-        taken["the manifest"] = paths.manifest
-        for what, path in taken.items():
-            if os.path.realpath(path) == os.path.realpath(paths.val):
-                raise ImpruverError(f"{recipe.where('val_path')}: {paths.val} is where {what} goes: name another file")
+        train, val = Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser()
+        beside = (f"{train.stem}.dropped.jsonl", f"{train.stem}.report.html", f"{train.name}.manifest.json")
+        paths = cls(train, val, *map(train.with_name, beside))
+        for name in ("train", "ledger", "report", "manifest"):
+            if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
+                what = "train_path" if name == "train" else f"the {name}"
+                raise ImpruverError(f"{recipe.where('val_path')}: {val} is where {what} goes: name another file")
         return paths
-
-    @property
-    def ledger(self) -> Path:
-        """Beside train: its stem and .dropped.jsonl."""
-        return self.train.with_name(f"{self.train.stem}.dropped.jsonl")
-
-    @property
-    def report(self) -> Path:
-        """Beside train: its stem and .report.html."""
-        return self.train.with_name(f"{self.train.stem}.report.html")
-
-    @property
-    def manifest(self) -> Path:
-        """Beside train: its name and .manifest.json."""
-        return self.train.with_name(f"{self.train.name}.manifest.json")
 
     def folders(self) -> list[Path]:
         """Where they stand."""
@@ -76,16 +63,9 @@ def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
     return new_manifest("impruver-compose", recipe) | {
         "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
         "template": {"fingerprint": template_fingerprint(tokenizer)},
-        "end_of_turn": _ends(tokenizer),
+        "end_of_turn": ends_of(tokenizer),
         **facts,
     }
-
-
-def _ends(tokenizer) -> list[str]:
-    try:
-        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
-    except ImpruverError:  # text alone needs no template
-        return []
 
 
 def write(
@@ -139,7 +119,7 @@ def write_lines(file: BinaryIO, corpus: Corpus, order: np.ndarray, with_extra: b
     ends = np.searchsorted(order, corpus.line_starts[1:], sorter=by_line)
     start = 0
     for (first, shard), end in zip(corpus.shards(), ends, strict=True):
-        content, extra = bytes_of(shard.texts("content")), bytes_of(shard.texts("extra"))
+        content, extra = bytes_of(shard.of_lines("content")), bytes_of(shard.of_lines("extra"))
         for at in by_line[start:end].tolist():
             number = int(order[at]) - first
             line = content(number)

@@ -14,7 +14,7 @@ from impruver_compose.examples import closest_pairs, parted, samples
 from impruver_compose.jobs import Job
 from impruver_compose.ledger import Counts
 from impruver_compose.output import Paths
-from impruver_compose.tables import brought, dropped, share
+from impruver_compose.tables import brought, dropped, gated, share
 
 BINS = 48
 
@@ -106,20 +106,6 @@ def _dropped(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts]
 
 
 def _gate(entries: Sequence[dict]) -> dict:
-    """As the manifest has it."""
-    header = ["#", "data set", "tokens learned", "rows without any", "end of turn learned", "unlike the prompt"]
-    rows = [
-        [
-            entry["dataset_index"],
-            entry["dataset"],
-            f"{entry['learned_share']:.0%}",
-            entry["nothing_to_learn"],
-            f"{entry['ended']:,} of {entry['rows']:,}",
-            f"{entry['unlike_prompt']:,} of {entry['probed']:,}",
-            f"{entry['reasoning_stripped']:,} of {entry['probed']:,}",
-        ]
-        for entry in entries
-    ]
     note = (
         "Whether the model learns to stop and is asked as it was trained; the last two columns are of the first rows."
     )
@@ -131,7 +117,7 @@ def _gate(entries: Sequence[dict]) -> dict:
     return html.section(
         "The gate",
         note,
-        html.table([*header, "reasoning stripped"], rows),
+        html.table(*gated(entries)),
         html.texts(warnings) if warnings else None,
         parted(entries),
     )

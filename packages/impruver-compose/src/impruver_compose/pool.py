@@ -28,16 +28,12 @@ SHARD_SHARE = 5  # times the bytes of the rows, at least, for tokens of three to
 _work: dict = {}  # of a worker process: what it was forked with
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def processes(asked: int | None) -> int:
-    """How many processes encode: as many as `asked`, else one for each core."""
+    """How many processes encode: as many as `asked`, else one for each core that this one may use."""
     if asked is not None and asked < 1:
         raise ImpruverError(f"--num_proc must be at least 1, not {asked}")
-    return asked or usable_cores()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return asked or cores or 1
 
 
 def encode_missing(jobs: Sequence[Job], entries: Sequence[Entry], num_proc: int) -> None:

@@ -4,7 +4,6 @@ Arrow would read dates out of strings, round numbers, and give every row the key
 one line of text until it is needed.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import BROKEN, numbered_rows, opened
+from impruver_core.files.jsonl import BROKEN, broken, numbered_rows, opened
 from impruver_core.files.safe import atomic_write, sha256
 
 
@@ -35,10 +34,6 @@ class Rows:
             return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
         size = len(next(iter(columns.values()), ()))
         return [{name: _own(column[at]) for name, column in columns.items()} for at in range(size)]
-
-    def head(self, count: int) -> "Rows":
-        """The first `count` rows."""
-        return dataclasses.replace(self, table=self.table.select(range(min(count, len(self)))))
 
 
 def _own(value, inner: bool = False):
@@ -99,6 +94,4 @@ def _listed(path: Path) -> list | None:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         raise ImpruverError(f"{path}: can't be read: {error}") from None
     except BROKEN as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise ImpruverError(f"{path}: the compressed file is broken: {error}") from None
+        raise broken(str(path), error) from None

@@ -36,9 +36,9 @@ class DatasetSection:
 
     def __post_init__(self):
         if not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight must be above 0, not {self.weight}", "weight")
+            raise ValueError(f"must be above 0, not {self.weight}", "weight")
         if self.max_tokens_count is not None and self.max_tokens_count < 1:
-            raise ValueError(f"max_tokens_count must be at least 1, not {self.max_tokens_count}")
+            raise ValueError(f"must be at least 1, not {self.max_tokens_count}", "max_tokens_count")
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class DedupSection:
 
     def __post_init__(self):
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must be above 0 and at most 1, not {self.threshold}")
+            raise ValueError(f"must be above 0 and at most 1, not {self.threshold}", "threshold")
         if not 16 <= self.num_perm <= 1024:
-            raise ValueError(f"num_perm must be from 16 to 1024, not {self.num_perm}")
+            raise ValueError(f"must be from 16 to 1024, not {self.num_perm}", "num_perm")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class SplitSection:
 
     def __post_init__(self):
         if not 0 <= self.val_ratio < 1:
-            raise ValueError(f"val_ratio must be at least 0 and below 1, not {self.val_ratio}")
+            raise ValueError(f"must be at least 0 and below 1 (0.05 is 5%), not {self.val_ratio}", "val_ratio")
         if self.val_rows is not None and self.val_rows < 0:
-            raise ValueError(f"val_rows must not be negative, not {self.val_rows}")
+            raise ValueError(f"must not be negative, not {self.val_rows}", "val_rows")
 
 
 SECTIONS = {

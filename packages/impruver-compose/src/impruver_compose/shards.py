@@ -59,6 +59,12 @@ class Shard:
     kept: list[Kept] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows, and what became of them."""
+        counts = {name: getattr(self, name) for name in ("rows", "converted", "conversations")}
+        return counts | {"trimmed": sum(kept.trimmed for kept in self.kept)}
+
 
 def write_shard(path: Path, shard: Shard, signatures: np.ndarray) -> None:
     """Writes a shard with the MinHash signatures of what it kept (uint32, a row each), then puts it at `path`."""
@@ -80,9 +86,7 @@ def write_shard(path: Path, shard: Shard, signatures: np.ndarray) -> None:
         columns[name] = _listed(of_lines, [getattr(line, name) for line in flat], kind)
     for name, kind in (("tokens", pyarrow.int32()), ("learned", pyarrow.int32()), ("ended", pyarrow.int8())):
         columns[name] = _listed(of_lines, [int(getattr(line, name)) for line in flat], kind)
-    counts = {name: getattr(shard, name) for name in ("rows", "converted", "conversations")}
-    counts["trimmed"] = sum(kept.trimmed for kept in shard.kept)
-    told = {"counts": json.dumps(counts), "dropped": json.dumps(shard.dropped)}
+    told = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
     batch = pyarrow.record_batch(columns)
     _write(path, batch.replace_schema_metadata(told))
 
@@ -128,20 +132,12 @@ class Opened:
         column = self._batch.column("signature")
         return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
-    def lines(self) -> np.ndarray:
-        """How many lines each conversation has."""
-        return np.diff(self._batch.column("content").offsets.to_numpy())
+    def sizes(self, name: str) -> np.ndarray:
+        """How many values each conversation has: lines in `content`, tokens that are judged in `said`."""
+        return np.diff(self._batch.column(name).offsets.to_numpy())
 
-    def said_sizes(self) -> np.ndarray:
-        """How many tokens are judged of each conversation."""
-        return np.diff(self._batch.column("said").offsets.to_numpy())
-
-    def of_lines(self, name: str) -> np.ndarray:
-        """`tokens`, `learned` or `ended`, a value a line."""
-        return self._batch.column(name).flatten().to_numpy()
-
-    def texts(self, name: str) -> pyarrow.Array:
-        """`content` or `extra`, a value a line."""
+    def of_lines(self, name: str) -> pyarrow.Array:
+        """`content`, `extra`, `tokens`, `learned` or `ended`, a value a line."""
         return self._batch.column(name).flatten()
 
     def said(self, at: int) -> np.ndarray:

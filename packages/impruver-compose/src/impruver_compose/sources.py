@@ -4,19 +4,22 @@ import glob
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from impruver_core.cli.console import say
+from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import BLANKS
+from impruver_core.files.jsonl import BLANKS, opened
 from impruver_core.files.manifest import describe
+from impruver_core.files.places import cache_dir
+from impruver_core.files.pointer import refuse_pointer
 from impruver_core.files.safe import room_for
-from impruver_core.recipe.lookup import find_local, looks_local
+from impruver_core.recipe.lookup import find_local, require_hub_id
 
 from impruver_compose.cells import as_written
-from impruver_compose.places import cache_dir
 from impruver_compose.rows import Rows, as_lines, scan
 
 KINDS = {
@@ -27,6 +30,7 @@ KINDS = {
     "text": (".txt",),
     "arrow": (".arrow",),
 }
+ROWS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')  # how rows of JSON begin
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
@@ -55,8 +59,7 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
             rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return Source(rows, inputs, key)
-    if looks_local(section.name):
-        raise ImpruverError(f"{where}: {section.name} is not there (looked beside the recipe and in {Path.cwd()})")
+    require_hub_id(section.name, where)
     table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
     entry["fingerprint"] = table._fingerprint
@@ -102,6 +105,8 @@ def _files(found: Path, where: str) -> list[Path]:
         raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(kinds))}): name them one by one")
     if all(path.stat().st_size == 0 for path in files):
         raise ImpruverError(f"{where}: {files[0]} is empty")
+    for path in files:
+        refuse_pointer(path)
     return files
 
 
@@ -121,11 +126,19 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
     kind = _kind(files[0])
     if kind == "json":
         return _load_json(files, split, where, cache)
+    if kind == "text":
+        _warn_of_json(files[0], where)
     options = {"encoding": "utf-8-sig"} if kind == "text" else {}
     if kind in ("csv", "tsv"):
         options = as_written(files, "," if kind == "csv" else "\t", where)
     table = _load("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
     return Rows(table, tuple(table.column_names))
+
+
+def _warn_of_json(path: Path, where: str) -> None:
+    with opened(path) as file:
+        if ROWS.match(file.read(1000)):
+            warn(f"{where}: {path} is read as plain text, line by line, and looks like JSON: name it .json or .jsonl")
 
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> Rows:
@@ -159,7 +172,7 @@ def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, *
     import datasets
 
     name = split.partition("[")[0]
-    try:
+    with _told(f"{where}: {files[0]} can't be read as {loader}"):
         return datasets.load_dataset(
             loader,
             data_files={name: [glob.escape(str(path)) for path in files]},
@@ -167,10 +180,19 @@ def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, *
             cache_dir=str(cache),
             **options,
         )
-    except Exception as error:  # datasets raises its own, pyarrow's, ValueError, UnicodeDecodeError and more
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Tells in a line what `datasets` raises: its own, pyarrow's, ValueError, UnicodeDecodeError and more."""
+    try:
+        yield
+    except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise ImpruverError(f"{where}: {files[0]} can't be read as {loader}: {_innermost(error)}") from None
+        why = _innermost(error)
+        quotes = "; a cell that holds the separator needs quotes around it" if "fields in line" in why else ""
+        raise ImpruverError(f"{what}: {why}{quotes}") from None
 
 
 def _innermost(error: BaseException) -> str:
@@ -183,7 +205,7 @@ def _load_hub(section, where: str):
     import datasets
 
     options = {"name": section.subset, "split": section.split, "cache_dir": str(cache_dir() / "datasets")}
-    try:
+    with _told(f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"):
         try:
             return datasets.load_dataset(section.name, revision=section.revision, **options)
         except RuntimeError as error:
@@ -191,7 +213,3 @@ def _load_hub(section, where: str):
                 raise
             say(f"{section.name} is a script, which `datasets` no longer runs: reading the hub's Parquet copy of it")
             return datasets.load_dataset(section.name, revision="refs/convert/parquet", **options)
-    except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise ImpruverError(f"{where}: {section.name} can't be loaded: {_innermost(error)}") from None

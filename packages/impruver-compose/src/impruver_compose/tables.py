@@ -29,6 +29,24 @@ def dropped(jobs, counts: Sequence[Counts]) -> Table:
     return ["#", "data set", "dropped for", "number", "the first"], rows
 
 
+def gated(entries: Sequence[dict]) -> Table:
+    """The gate of each data set, as the manifest has it; the last two columns are of the first rows."""
+    header = ["#", "data set", "tokens learned", "rows without any", "end of turn learned"]
+    rows = [
+        [
+            each["dataset_index"],
+            each["dataset"],
+            f"{each['learned_share']:.0%}",
+            each["nothing_to_learn"],
+            f"{each['ended']:,} of {each['rows']:,}",
+            f"{each['unlike_prompt']:,} of {each['probed']:,}",
+            f"{each['reasoning_stripped']:,} of {each['probed']:,}",
+        ]
+        for each in entries
+    ]
+    return [*header, "unlike the prompt", "reasoning stripped"], rows
+
+
 def share(part: int, whole: int) -> str:
     """In percent."""
     return f"{part / max(1, whole):.0%}"

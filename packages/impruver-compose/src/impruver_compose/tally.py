@@ -20,10 +20,8 @@ def count_encoded(job: Job, entry: Entry, ledger: Ledger) -> Counts:
     """What the shards of a data set tell; what they dropped goes into the ledger."""
     counts = Counts()
     for shard in map(Opened, entry.shards()):
-        for name, number in shard.counts.items():
-            setattr(counts, name, getattr(counts, name) + number)
+        counts.add(shard)
         for row, part, reason, detail in shard.dropped:
-            counts.drop(reason, row, detail, by_converter=part is None)
             ledger.drop(Origin(job.name, job.index, row, part or 0), reason, detail)
     return counts
 

@@ -41,7 +41,7 @@ def fitting(
     if len(fit) < len(lines):
         fit = (fit or shorten()) if shorten else []
     longest = max(len(encoded.input_ids) for _, encoded in lines)
-    return fit or Refused("too_long", f"{longest} tokens, at most {limit}")
+    return fit or Refused("too_long", f"{longest} tokens, at most {limit} (max_tokens_count)")
 
 
 def shortened(messages: Sequence[dict], whole: Encoded, encode: Encode, turns: str, limit: int) -> list[Line]:

@@ -64,13 +64,15 @@ class GgufSection:
 def _check_level(level: str) -> None:
     if level in WITH_IMATRIX:
         raise ValueError(
-            f"quantization_levels: {level} needs an importance matrix, which is not made here: use llama.cpp's "
-            "llama-imatrix and llama-quantize --imatrix on the unquantized file, or take a level with more bits"
+            f"{level} needs an importance matrix, which is not made here: use llama.cpp's llama-imatrix and "
+            "llama-quantize --imatrix on the unquantized file, or take a level with more bits",
+            "quantization_levels",
         )
     if level in NOT_QUANTIZED:
-        raise ValueError(f"quantization_levels: {level} quantizes nothing: it is a type for gguf.outtype")
+        raise ValueError(f"{level} quantizes nothing: it is a type for gguf.outtype", "quantization_levels")
     if level not in LEVELS:
-        raise ValueError(f"quantization_levels: {level} is no level{nearest(level, LEVELS)}")
+        known = nearest(level, LEVELS) or f" (valid: {', '.join(LEVELS)})"
+        raise ValueError(f"{level} is no level{known}", "quantization_levels")
 
 
 def _holds(value: Any) -> bool:

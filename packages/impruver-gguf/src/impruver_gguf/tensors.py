@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from impruver_core.errors import ImpruverError
+from impruver_core.files.pointer import refuse_pointer
 
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 LARGEST_HEADER = 100_000_000  # safetensors' own limit
@@ -55,6 +56,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            refuse_pointer(path)
             raise ImpruverError(f"{path}: cut off, or no safetensors file; copy or download it again")
         try:
             header = json.loads(file.read(length))

@@ -1,6 +1,7 @@
 """From the recipe's `trainer` and `ddp` to transformers' TrainingArguments, and the precision that goes with them."""
 
 import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.model import DTYPES, has_bf16, pick_device, resolve_dtype
 from impruver_core.objects import load_object
+from impruver_core.recipe.schema import nearest
 
 from impruver_train.names import training_fields, translate
 from impruver_train.sections import OURS
@@ -158,7 +160,7 @@ def build_arguments(values: dict[str, Any]) -> Any:
         arguments = TrainingArguments(**values)
         get_reporting_integration_callbacks(arguments.report_to)
     except (ValueError, TypeError, ImportError) as error:
-        raise ImpruverError(f"trainer: {error}") from error
+        raise ImpruverError(f"trainer{_refused(values, str(error))}") from error
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
         raise ImpruverError(f"trainer.num_train_epochs: {arguments.num_train_epochs} epochs train nothing")
     for name, asked in (
@@ -169,3 +171,14 @@ def build_arguments(values: dict[str, Any]) -> Any:
             raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments
+
+
+def _refused(values: dict[str, Any], told: str) -> str:
+    """What TrainingArguments told, behind the name that it is about; of a long list the nearest."""
+    value, is_choice, choices = told.partition(" is not a valid ")
+    name = next((name for name, given in values.items() if str(given) == value), None)
+    if not is_choice or name is None:
+        return f": {told}"
+    found = re.findall("'(.*?)'", choices)
+    longer = [each for each in found if each.startswith(value.lower())]
+    return f".{name}: there is no {value}{nearest(value, longer[:1] or found)}"

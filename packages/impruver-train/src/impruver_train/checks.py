@@ -8,6 +8,8 @@ from typing import Any
 from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import read_manifest
+from impruver_core.files.pointer import refuse_pointer
+from impruver_core.recipe.lookup import require_folder
 from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
 
 from impruver_train.data import Facts
@@ -22,6 +24,9 @@ def check_base(folder: Path | None, name: str) -> None:
     """Refuses a local base that is an adapter, which transformers would put on its own base unsaid, or is pickled."""
     if folder is None:
         return
+    require_folder(folder, "model.name")
+    for path in (*folder.glob("*.safetensors"), *folder.glob("tokenizer.*")):
+        refuse_pointer(path)
     if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
         raise ImpruverError(
             f"model.name: {name} is an adapter, trained on {base_of(folder)}, and no model; name that base to train a "
@@ -54,7 +59,10 @@ def check_rows(facts: Facts, path: Path, vocabulary: int, positions: int | None)
     if not facts.rows:
         raise ImpruverError(f"{path}: no rows; impruver-compose makes them")
     if facts.unlearned_rows == facts.rows:
-        raise ImpruverError(f"{path}: nothing to learn: no label after the first token of any of {facts.rows} rows")
+        raise ImpruverError(
+            f"{path}: nothing to learn in any of {facts.rows} rows: their labels are -100 behind the first token, or "
+            "attention_mask hides every token; impruver-compose makes rows with labels"
+        )
     if facts.largest_id >= vocabulary:
         raise ImpruverError(
             f"{path}, line {facts.largest_id_line}: id {facts.largest_id} is beyond the vocabulary of {vocabulary}; "

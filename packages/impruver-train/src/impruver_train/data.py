@@ -13,6 +13,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import numbered_rows
+from impruver_core.files.places import cache_dir
 from impruver_core.files.safe import alone_in, atomic_write, sha256
 
 from impruver_train.collate import IGNORED
@@ -37,11 +38,6 @@ class Facts:
     unlearned_rows: int
     unlearned_line: int  # the first of them, 0 where there is none
     masked_line: int  # the first row whose attention_mask hides a token, 0 where there is none
-
-
-def cache_folder() -> Path:
-    """Where caches go: $IMPRUVER_CACHE, else ~/.cache/impruver."""
-    return Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
 
 
 def read_facts(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
@@ -74,7 +70,7 @@ def row_lengths(rows: Any) -> Any:
 
 def cached(path: Path, digest: str | None) -> Path:
     """Where the checked rows of `path` stand, or will."""
-    return cache_folder() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
+    return cache_dir() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
 
 
 def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
@@ -138,8 +134,7 @@ def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list
 
     for key in ("input_ids", "labels"):
         if key not in row:
-            made = "; impruver-compose makes token rows of such a row" if "messages" in row or "text" in row else ""
-            raise bad(f"no {key!r} in this row{made}")
+            raise bad(f"no {key!r} in this row; impruver-compose makes token rows of data")
     ids, labels = row["input_ids"], row["labels"]
     mask = row.get("attention_mask")
     if mask is None:
@@ -169,7 +164,7 @@ class Counter:
 
     def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
         """Counts a row; False if a causal model learns nothing of it (the first label is never a target)."""
-        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 else 0
+        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 and any(mask) else 0
         self.rows += 1
         self.longest = max(self.longest, (len(ids), -line))
         self.largest = max(self.largest, (max(max(ids), max(labels)), -line))

@@ -8,13 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from impruver_core import end_of_turn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import read_rows, write_rows
 from impruver_core.files.manifest import describe, new_manifest, publish
 from impruver_core.files.safe import atomic_write
-from impruver_core.templating.template import template_of
-from impruver_core.templating.tokenizer import fingerprint, special_tokens, template_fingerprint
+from impruver_core.templating.template import ends_of, template_of
+from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
 
 from impruver_train import older
 from impruver_train.checkpoints import discard_stopped
@@ -28,12 +27,7 @@ CARRIED = ("max_tokens_count",)  # of the data's manifest
 
 def turn_ends(tokenizer: Any, data_manifest: dict[str, Any]) -> list[str]:
     """The texts that end an assistant's turn: compose's, else what the template shows; [] without a template."""
-    if data_manifest.get("end_of_turn"):
-        return list(data_manifest["end_of_turn"])
-    try:
-        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
-    except ImpruverError:  # text alone needs no template
-        return []
+    return list(data_manifest.get("end_of_turn") or ends_of(tokenizer))
 
 
 def set_generation(model: Any, tokenizer: Any, ends: list[str]) -> None:

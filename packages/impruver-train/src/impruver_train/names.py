@@ -47,6 +47,7 @@ AT_LEAST = {
 ABOVE = dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), 0)  # a share of the run, or a number of steps
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
 CHOICES = {
+    "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
 }
@@ -84,7 +85,8 @@ def faults(values: dict[str, Any], fields: dict[str, str], more: Iterable[str] =
     """(name, what is wrong) for each name that is neither a field nor one of `more`, and each value of a wrong type."""
     for name, value in values.items():
         if name in fields and not _fits(value, fields[name]):
-            yield name, f"{value!r} is not of type {fields[name]}"
+            quoted = isinstance(value, str) and value.replace("e-", "", 1).replace(".", "", 1).isdecimal()
+            yield name, f"{value!r} is not of type {fields[name]}{'; take the quotes away' if quoted else ''}"
         elif name not in fields and name not in more:
             yield name, f"no such argument{nearest(name, [*fields, *more])}"
 
@@ -105,7 +107,9 @@ def out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _fits(value: Any, annotation: str) -> bool:
-    """Whether `value` is the number or truth value that is annotated; other annotations are not judged."""
+    """Whether `value` is the number, truth value or literal that is annotated; other annotations are not judged."""
+    if annotation.startswith("Literal["):
+        return value in ast.literal_eval(annotation.removeprefix("Literal"))
     kinds = [part.strip() for part in annotation.split("|")]
     if any(kind not in PLAIN for kind in kinds):
         return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import read_manifest
+from impruver_core.files.safe import check_folder
 
 from impruver_train.checkpoints import discard, folders, marker_of, whole
 from impruver_train.compare import changes, touched
@@ -51,7 +52,7 @@ def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], over
     ImpruverError where it can't be used. A run's own earlier work may be replaced with `overwrite`, files that training
     did not make never.
     """
-    check_writable(output_dir)
+    check_folder(output_dir, "output_dir")
     ours = is_ours(output_dir)
     foreign = [] if ours else sorted(path.name for path in made(output_dir))
     if foreign:
@@ -105,17 +106,6 @@ def has_work(output_dir: Path) -> bool:
     metrics = output_dir / "metrics.jsonl"
     rows = metrics.exists() and metrics.stat().st_size > 0
     return rows or bool(whole(output_dir)) or any(output_dir.glob("*.safetensors"))
-
-
-def check_writable(folder: Path) -> None:
-    """ImpruverError if `folder` can't be made or written."""
-    for parent in (folder, *folder.absolute().parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise ImpruverError(f"output_dir: {parent} is a file, not a folder")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise ImpruverError(f"output_dir: {parent} is not writable")
-            return
 
 
 def take(output_dir: Path, overwrite: bool) -> None:

@@ -1,5 +1,6 @@
 """The recipe's sections that impruver-train owns: all open, their names checked against the installed libraries."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,13 +49,18 @@ def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         given = values.get(name)
         if not all(isinstance(part, str) for part in (given if isinstance(given, list) else [given or ""])):
             yield name, f"{given!r}: modules are named by texts"
+        elif isinstance(given, str) and re.fullmatch(r"[\w.]+(,\s*[\w.]+)+", given):
+            yield name, f"{given!r} is one regular expression; several names are a list: write [{given}]"
 
 
 SECTIONS = {
-    "lora": open_mapping("any field of peft.LoraConfig; left out: all weights are trained", True, check_lora),
+    "lora": open_mapping(
+        "any field of peft.LoraConfig; left out: all weights are trained", True, check_lora, names=lora_fields
+    ),
     "trainer": open_mapping(
         "`class` (a dotted path, else transformers.Trainer) and any field of transformers.TrainingArguments",
         check=check_trainer,
+        names=lambda: (*OURS, *training_fields()),
     ),
     "ddp": open_mapping("merged into the training arguments", check=check_ddp),
 }

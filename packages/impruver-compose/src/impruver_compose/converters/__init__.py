@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import NamedTuple
 
 from impruver_core.errors import ImpruverError
 from impruver_core.objects import load_object
@@ -11,24 +12,26 @@ from impruver_core.recipe.schema import nearest
 
 from impruver_compose.converters import builtin
 
+
+class Converter(NamedTuple):
+    """A built-in converter, and what it reads through its mapping: fields that it must have, and further ones."""
+
+    function: Callable
+    needed: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+
+
 BUILTIN = {
-    "impruver.instruction_to_messages": builtin.instruction_to_messages,
-    "impruver.dialog_to_messages": builtin.dialog_to_messages,
-    "impruver.conversations_to_messages": builtin.conversations_to_messages,
-    "impruver.char_dialog_to_messages": builtin.char_dialog_to_messages,
-    "impruver.reasoning_to_messages": builtin.reasoning_to_messages,
-    "impruver.messages": builtin.messages,
-    "impruver.text": builtin.text,
-}
-# What each reads through its mapping: the fields it must have, and the further ones.
-FIELDS = {
-    "impruver.instruction_to_messages": (("instruction", "output"), ("input", "system")),
-    "impruver.dialog_to_messages": (("messages",), ()),
-    "impruver.conversations_to_messages": (("conversations",), ("system",)),
-    "impruver.char_dialog_to_messages": ((), ()),
-    "impruver.reasoning_to_messages": (("instruction", "reasoning", "output"), ("input", "system")),
-    "impruver.messages": (("messages",), ()),
-    "impruver.text": (("text",), ()),
+    f"impruver.{each.function.__name__}": each
+    for each in (
+        Converter(builtin.instruction_to_messages, ("instruction", "output"), ("input", "system")),
+        Converter(builtin.dialog_to_messages, ("messages",)),
+        Converter(builtin.conversations_to_messages, ("conversations",), ("system",)),
+        Converter(builtin.char_dialog_to_messages),
+        Converter(builtin.reasoning_to_messages, ("instruction", "reasoning", "output"), ("input", "system")),
+        Converter(builtin.messages, ("messages",)),
+        Converter(builtin.text, ("text",)),
+    )
 }
 QUESTIONS = ("instruction", "prompt", "question")
 ANSWERS = ("output", "response", "completion", "answer")
@@ -40,17 +43,21 @@ def find_converter(section, columns: Sequence[str], sample: dict, where: str, re
         name, mapping = detect(columns, sample, section.mapping, where)
     else:
         name, mapping = section.converter, section.mapping
-    if name.startswith("impruver.") and name not in BUILTIN:
-        raise ImpruverError(f"{where}.converter: {name} is not built in; there are {', '.join(BUILTIN)}")
+    dotted = "." in name and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
+    if name not in BUILTIN and (name.startswith("impruver.") or not dotted):
+        raise ImpruverError(
+            f"{where}.converter: {name} is neither built in ({', '.join(BUILTIN)}) nor a function of yours, as in "
+            "mine.convert: convert of mine.py beside the recipe"
+        )
     _check_mapping(name, mapping, columns, where)
     if name in BUILTIN:
-        return name, BUILTIN[name], mapping
+        return name, BUILTIN[name].function, mapping
     return name, _two_arguments(load_object(name, f"{where}.converter", recipe_dir), name, where), mapping
 
 
 def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str) -> None:
     """Every field is the converter's own, stands on a column, and none that it must have is missing."""
-    needed, further = FIELDS.get(name, ((), tuple(mapping)))
+    _, needed, further = BUILTIN.get(name, (None, (), tuple(mapping)))
     for field in mapping:
         if field not in (*needed, *further):
             raise ImpruverError(f"{where}.mapping: {name} has no field {field}{nearest(field, (*needed, *further))}")
@@ -97,5 +104,6 @@ def detect(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> t
     if "text" in has:
         return "impruver.text", mapping
     raise ImpruverError(
-        f"{where}: no converter fits the columns {', '.join(columns)}: set converter, or mapping (instruction, output)"
+        f"{where}: no converter fits the columns {', '.join(columns)}: set converter, or "
+        "mapping: {instruction: COLUMN, output: COLUMN}"
     )
