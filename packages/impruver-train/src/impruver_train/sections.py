@@ -53,7 +53,8 @@ def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 SECTIONS = {
     "lora": open_mapping("any field of peft.LoraConfig; left out: all weights are trained", True, check_lora),
     "trainer": open_mapping(
-        "`class` (a dotted path, else transformers.Trainer) and any field of transformers.TrainingArguments",
+        "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
+        "which sees another) and any field of transformers.TrainingArguments",
         check=check_trainer,
     ),
     "ddp": open_mapping("merged into the training arguments", check=check_ddp),
