@@ -1,5 +1,6 @@
 """What the documentation takes from the code is what the code says: help texts, keys, messages, links."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ def write_docs():
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/recipe.md", "core/README.md", *(f"packages/impruver-{t}/README.md" for t in TOOLS)]
+    "page", ["docs/recipe.md", "docs/mask.md", "core/README.md", *(f"packages/impruver-{t}/README.md" for t in TOOLS)]
 )
 def test_the_blocks_are_as_the_code_says(write_docs, page):
     assert ROOT / page in write_docs.pages()
@@ -51,3 +52,44 @@ def test_every_key_and_every_flag_is_told():
     for tool in TOOLS:
         text = (ROOT / f"packages/impruver-{tool}/README.md").read_text(encoding="utf-8")
         assert f"<!-- made: impruver-{tool} --help -->" in text
+
+
+def told_in_the_sources() -> list[str]:
+    """The texts in the sources, … for what is filled in."""
+    found = []
+    for path in [*ROOT.glob("core/src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_in_troubleshooting_are_told_by_the_sources():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"\*\*`(.+?)`\*\*", page.replace("\n  ", " "))
+    assert len(messages) > 40
+    texts = told_in_the_sources()
+    for message in messages:
+        form = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+        assert any(form.search(text) for text in texts), message
+
+
+def links():
+    for path in sorted(
+        [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("c*/*.md"), *ROOT.glob("packages/*/*.md")]
+    ):
+        for target in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            yield pytest.param(path, target, id=f"{path.relative_to(ROOT)}:{target}")
+
+
+@pytest.mark.parametrize(("page", "target"), list(links()))
+def test_links_lead_somewhere(page, target):
+    name, _, heading = target.partition("#")
+    linked = page.parent / name if name else page
+    assert linked.exists()
+    if heading:
+        headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
