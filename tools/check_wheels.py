@@ -96,7 +96,8 @@ def work(name: str, place: Path) -> None:
     home.mkdir(exist_ok=True)
     for command in WORK[name]:
         program, *words = command.split()
-        told = run(place / name / "bin" / program, *words, cwd=folder, HOME=str(home), HF_HUB_OFFLINE="1")
+        surroundings = {"PATH": f"{place / name / 'bin'}:/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+        told = run(place / name / "bin" / program, *words, cwd=folder, **surroundings)
         print(f"  {command}\n    {told.strip().splitlines()[-1]}", flush=True)
 
 
