@@ -49,7 +49,8 @@ def test_ones_own_converter(paste, tmp_path):
     assert rows(tmp_path / "train.faq.dropped.jsonl")[0]["reason"] == "converter_skipped"
 
 
-OTHER_DATA = {"quickstart/countries.jsonl": str(ALPACA), "_batch_size: 4": "_batch_size: 1"}  # rows five times as long
+# Rows are five times as long.
+OTHER_DATA = {"quickstart/countries.jsonl": str(ALPACA), "[:400]": "[:100]", "_batch_size: 4": "_batch_size: 1"}
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def check_rows(folder: Path, base: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     held_out = rows(folder / "val.smollm2.jsonl")
-    assert len(held_out) > 10
+    assert len(held_out) >= 5
     for row in held_out:
         learned = tokenizer.decode([label for label in row["labels"] if label != -100])
         assert learned == row["messages"][-1]["content"].strip() + "<|im_end|>"
