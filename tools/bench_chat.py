@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from figures import record
+
 QUESTION = "Tell me a long story about a fisherman who finds a lamp on the beach."
 SUBJECTS = ("the sea", "iron", "bread", "the moon", "a library", "rain", "horses", "glass")
 TASKS = (
@@ -121,7 +123,7 @@ def without_ends(backend: Any) -> Any:
     return backend
 
 
-def compare(what: str, backend: Any, theirs: Any, tokens: int, rounds: int) -> None:
+def compare(part: str, what: str, backend: Any, theirs: Any, tokens: int, rounds: int) -> None:
     """Prints time to the first token and tokens a second of both, taking turns."""
     ids = asked(without_ends(backend), QUESTION)
     theirs(backend, ids, 4), ours(backend, ids, 4)  # warm
@@ -135,9 +137,11 @@ def compare(what: str, backend: Any, theirs: Any, tokens: int, rounds: int) -> N
         f"{speed:.2f} tokens/s, ours {own_speed:.2f}, {own_speed / speed:.3f} times (median of pairs {middle:.3f})",
         flush=True,
     )
+    record(f"{part}_later", (own_first - first) * 1e3)
+    record(f"{part}_speed", own_speed / speed)
 
 
-def compare_batches(backend: Any, tokens: int, rounds: int, size: int) -> None:
+def compare_batches(part: str, backend: Any, tokens: int, rounds: int, size: int) -> None:
     """Prints answers a second in batches and one by one."""
     from impruver_chat.backends import Prompt
     from impruver_chat.sampling import GREEDY
@@ -159,9 +163,11 @@ def compare_batches(backend: Any, tokens: int, rounds: int, size: int) -> None:
         f"answers/s, in batches of {size} {together:.3f}, {together / alone:.2f} times; {differ} answers differ",
         flush=True,
     )
+    record(part, together / alone)
+    record(f"{part}_differ", differ)
 
 
-def compare_turns(what: str, backend: Any, tokens: int, rounds: int) -> None:
+def compare_turns(part: str, what: str, backend: Any, tokens: int, rounds: int) -> None:
     """Prints the time to the first token in each of ten turns of equal length, the best of the conversations."""
     from impruver_chat.backends import Prompt
     from impruver_chat.sampling import GREEDY
@@ -184,6 +190,7 @@ def compare_turns(what: str, backend: Any, tokens: int, rounds: int) -> None:
     backend.decode = whole
     shown = ", ".join(f"{seconds * 1e3:.0f}" for seconds in best)
     print(f"{what}, ms to the first token by turn: {shown}; turn 10 / turn 2: {best[9] / best[1]:.2f}", flush=True)
+    record(part, best[9] / best[1])
 
 
 def quantized(folder: Path, scratch: Path) -> Any:
@@ -213,20 +220,20 @@ def main() -> None:
     args = parser.parse_args()
     given, rounds = set(args.parts), args.rounds
     if "stream" in given:
-        compare("transformers, bare generate", transformers(args.model), bare, args.tokens, rounds)
+        compare("stream", "transformers, bare generate", transformers(args.model), bare, args.tokens, rounds)
     if "batch" in given:
-        compare_batches(transformers(args.model), args.tokens, max(1, rounds // 3), args.size)
+        compare_batches("batch", transformers(args.model), args.tokens, max(1, rounds // 3), args.size)
     if "turns" in given:
-        compare_turns("transformers", transformers(args.model), args.tokens // 4, rounds)
+        compare_turns("turns", "transformers", transformers(args.model), args.tokens // 4, rounds)
     if given & {"gguf", "batch_gguf", "turns_gguf"}:
         with tempfile.TemporaryDirectory() as scratch:
             backend = quantized(args.model, Path(scratch))
             if "batch_gguf" in given:
-                compare_batches(backend, args.tokens, max(1, rounds // 3), args.size)
+                compare_batches("batch_gguf", backend, args.tokens, max(1, rounds // 3), args.size)
             if "turns_gguf" in given:
-                compare_turns("GGUF q4_k_m", backend, args.tokens // 4, rounds)
+                compare_turns("turns_gguf", "GGUF q4_k_m", backend, args.tokens // 4, rounds)
             if "gguf" in given:
-                compare("GGUF q4_k_m, cyllama's own loop", backend, cyllama_loop, args.tokens, rounds)
+                compare("gguf", "GGUF q4_k_m, cyllama's own loop", backend, cyllama_loop, args.tokens, rounds)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import threading
 import time
 from pathlib import Path
 
+from figures import record
+
 KEPT = 0.6  # of the words
 
 
@@ -194,6 +196,9 @@ def measure(tokenizer_folder: str, folder: Path, count: int, share: int | None, 
         f"({ours['wall']:.1f} s); {duplicates} duplicates",
         flush=True,
     )
+    record("times", ours["seconds"] / limit["seconds"])
+    record("peak", ours["peak"] / 1e9)
+    record("again", again["wall"] / ours["wall"])
     if share:
         part = scratch / f"{count}.part.jsonl"
         with data.open(encoding="utf-8") as rows, part.open("w", encoding="utf-8") as file:
@@ -203,6 +208,7 @@ def measure(tokenizer_folder: str, folder: Path, count: int, share: int | None, 
         print(
             f"the first impruver's way: {rate:.0f} rows/s; compose {own:.0f} rows/s, {own / rate:.1f} times", flush=True
         )
+        record("first_impruver", own / rate)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from figures import record
 from scipy.sparse import csr_matrix
 
 ABOVE = 0.05
@@ -110,6 +111,8 @@ def judge(tokenizer: str, rows: list[tuple[str, str]], threshold: float, what: s
         f"precision {right}/{len(near)} = {right / max(1, len(near)):.4f}",
         flush=True,
     )
+    record("recall", hit / max(1, len(sure)))
+    record("precision", right / max(1, len(near)))
 
 
 def main() -> None:

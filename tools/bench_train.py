@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from figures import record
+
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 LOADING = (
     "import sys, torch, datasets; from transformers import AutoModelForCausalLM, Trainer; from peft import LoraConfig, "
@@ -112,13 +114,14 @@ def bare(recipe, made, rows, steps: int) -> float:
     return (ends[-1] - ends[0]) / steps
 
 
-def compare_steps(path: str, overrides: list[str], steps: int, turns: int) -> None:
+def compare_steps(name: str, path: str, overrides: list[str], steps: int, turns: int) -> None:
     """Prints both, taking turns."""
     sequential = ["trainer.train_sampling_strategy=sequential", "trainer.eval_strategy=no", "trainer.save_strategy=no"]
     recipe, made, rows, _ = planned(path, [*overrides, *sequential, "trainer.use_cpu=true", "trainer.report_to=none"])
     pairs = [(bare(recipe, made, rows, steps), ours(recipe, made, rows, steps)) for _ in range(turns)]
     least, most = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
     print(f"{path}: bare {least * 1e3:.1f} ms a step, ours {most * 1e3:.1f} ms, {most / least:.3f} times")
+    record(name, most / least)
 
 
 def compare_packing(recipe_path: str, steps: int) -> None:
@@ -138,6 +141,8 @@ def compare_packing(recipe_path: str, steps: int) -> None:
         speeds[packing] = learned * batch / seconds
         print(f"packing {packing}: {speeds[packing]:.1f} learned tokens a second, {waste:.1%} padding, {seconds:.1f} s")
     print(f"packing: {speeds[True] / speeds[False]:.2f} times the learned tokens a second")
+    record("packing", speeds[True] / speeds[False])
+    record("padding", waste)
 
 
 def draw(rows, sizes, batch: int, steps: int, width: float):
@@ -174,6 +179,7 @@ def compare_start(folder: Path, model: str, data: Path, turns: int) -> None:
     pairs = [(seconds([sys.executable, "-c", LOADING, model]), seconds(command)) for _ in range(turns)]
     least, most = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
     print(f"start: import and load {least:.1f} s, to the first step {most:.1f} s, {most / least:.2f} times")
+    record("start", most / least)
 
 
 def main() -> None:
@@ -200,9 +206,9 @@ def main() -> None:
                 check=True,
                 capture_output=True,
             )
-            compare_steps("quickstart/tiny_full", rows, 20 * given.steps, given.turns)
+            compare_steps("step", "quickstart/tiny_full", rows, 20 * given.steps, given.turns)
         if "lora" in given.parts:
-            compare_steps(path, [], given.steps, given.turns)
+            compare_steps("lora", path, [], given.steps, given.turns)
         if "packing" in given.parts:
             compare_packing(path, given.steps)
         if "start" in given.parts:

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from figures import record
+
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 THEIRS = """
 import json, sys, time, torch
@@ -165,6 +167,7 @@ def main() -> None:
             ratio = speeds["ours", packing] / speeds["theirs", against]
             words = {False: "padded", True: "packed"}
             print(f"ours {words[packing]} against TRL's {words[against]}: {ratio:.2f} times the tokens a second")
+            record(f"{words[packing]}_{words[against]}", ratio)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ README = Path(__file__).parents[2] / "packages" / "impruver-compose" / "README.m
 
 @pytest.fixture(scope="module")
 def readme():
-    return README.read_text(encoding="utf-8")
+    return re.sub(r"<!-- made: .*?<!-- /made -->", "", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_the_first_example(readme, files, tokenizer_dir, tmp_path, capfd):

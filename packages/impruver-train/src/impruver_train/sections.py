@@ -58,7 +58,8 @@ SECTIONS = {
         "any field of peft.LoraConfig; left out: all weights are trained", True, check_lora, names=lora_fields
     ),
     "trainer": open_mapping(
-        "`class` (a dotted path, else transformers.Trainer) and any field of transformers.TrainingArguments",
+        "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
+        "which sees another) and any field of transformers.TrainingArguments",
         check=check_trainer,
         names=lambda: (*OURS, *training_fields()),
     ),
