@@ -50,7 +50,7 @@ def peak(text):
 def test_memory_is_told_within_a_quarter(name, wide, recipe, as_process, tmp_path):
     keys = RUNS[name]
     model = {"name": str(wide / "base")} | keys.get("model", {})
-    trainer = {"per_device_train_batch_size": 4} | keys.get("trainer", {})
+    trainer = {"per_device_train_batch_size": 8} | keys.get("trainer", {})
     lora = {"lora": keys["lora"]} if "lora" in keys else {}
     path = recipe(train_path=str(wide / "train.jsonl"), model=model, trainer=trainer, **lora)
     # Large blocks go back to the system at once: what is measured is what is held, not what malloc keeps for later.

@@ -1,15 +1,16 @@
 """Logits where something is learned and nowhere else, and their loss in pieces.
 
-The vocabulary is most of what a small model takes: places of prompts and padding pay nothing for it, and of the rest no
-copy in fp32 is kept, since each piece of the loss is computed again in backward.
+The vocabulary is most of what a small model takes: places of prompts and padding pay nothing for it, and of the rest
+only a piece at a time is in fp32.
 """
 
 import inspect
+from functools import cache
 from typing import Any
 
 from impruver_train.collate import IGNORED
 
-PIECE = 1024  # places
+PIECE = 256  # places
 
 
 def can_choose(model: Any) -> bool:
@@ -51,17 +52,47 @@ def loss_in_pieces(logits: Any, labels: Any, vocab_size: int, **given: Any) -> A
     `given` holds `shift_labels` (places,), unless all logits were asked for: then it is ForCausalLMLoss itself.
     """
     import torch
-    from torch.utils.checkpoint import checkpoint
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     following, count = given.get("shift_labels"), given.get("num_items_in_batch")
     if following is None or logits.dim() > 2:
         return ForCausalLMLoss(logits, labels, vocab_size, **given)
+    count = torch.as_tensor(len(following) if count is None else count, device=logits.device)
+    return piecewise().apply(logits, following.to(logits.device), count)
 
-    def piece(part: Any, following: Any) -> Any:
-        return torch.nn.functional.cross_entropy(part.float(), following, reduction="sum")
 
-    # Split, not sliced: the backward of one split is one concatenation.
-    pieces = zip(logits.split(PIECE), following.to(logits.device).split(PIECE), strict=True)
-    total = sum(checkpoint(piece, *each, use_reentrant=False, preserve_rng_state=False) for each in pieces)
-    return total / (len(following) if count is None else torch.as_tensor(count, device=total.device))
+@cache
+def piecewise() -> Any:
+    """The autograd function: summed cross entropy of logits (places, vocabulary) over `count`.
+
+    The gradient, softmax less one at the label, is made as the loss is (as in Liger-Kernel and other fused losses), in
+    the dtype of the logits; of fp16, whose loss is scaled only later, in fp32.
+    """
+    import torch
+    from torch.autograd.function import once_differentiable
+
+    class Piecewise(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, following, count):
+            learns = ctx.needs_input_grad[0]
+            held = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            gradient = torch.empty_like(logits, dtype=held) if learns else None
+            total = torch.zeros((), device=logits.device)
+            for at in range(0, len(logits), PIECE):
+                logs = torch.log_softmax(logits[at : at + PIECE].float(), -1)
+                label = following[at : at + PIECE, None]
+                total -= logs.gather(1, label).sum()
+                if learns:
+                    logs.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=logs.dtype))
+                    gradient[at : at + PIECE] = logs.div_(count)
+            ctx.save_for_backward(gradient)
+            ctx.dtype = logits.dtype
+            return total / count
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, outer):
+            (gradient,) = ctx.saved_tensors
+            return gradient.mul_(outer).to(ctx.dtype), None, None
+
+    return Piecewise

@@ -16,7 +16,7 @@ STATE = {
     **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
 }
 QUANTIZED = {4: 0.5 + 1 / 64, 8: 1.0}  # bytes a weight, with the scales
-LOGITS = 12  # bytes of each: the logits, their logarithms for the loss, and the gradient of those
+LOGITS = 16  # bytes of each: the logits in fp32, their logarithms, and the gradients of both
 MIB = 1 << 20
 
 
@@ -78,7 +78,7 @@ def estimate(
     busiest = kept + gradients if arguments.gradient_accumulation_steps > 1 else max(kept, gradients)
     if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no":
         evaluated = arguments.eval_batch_size * places.longest * places.logits
-        busiest = max(busiest, of_logits(evaluated, size, config, precision, copies=1))
+        busiest = max(busiest, of_logits(evaluated, size, config, precision, learns=False))
     return Memory(weights, gradients, optimizer, kept, weights + optimizer + busiest)
 
 
@@ -97,16 +97,17 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
         stream = 4 if full or bits else value
         whole = layers * hidden * stream + whole / layers
     cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
-    return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, copies=2) + cast
+    return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, learns=True) + cast
 
 
-def of_logits(places: float, size: Size, config: Any, precision: Any, copies: int) -> int:
-    """Bytes of logits at so many places and of what their loss needs; `copies`: 2 with their gradient."""
+def of_logits(places: float, size: Size, config: Any, precision: Any, learns: bool) -> int:
+    """Bytes of logits at so many places and of what their loss needs, with or without their gradient."""
     if not size.chooses:
         return int(places * LOGITS * config.vocab_size)
-    value = precision.compute.itemsize
-    piece = 4 if value == 4 else LOGITS  # of a piece in fp32 only the logarithms are more
-    return int((places * copies * value + min(places, PIECE) * piece) * config.vocab_size)
+    value, half = precision.compute.itemsize, precision.autocast == "fp16"
+    kept = value + learns * (4 if half else value)
+    piece = 4 if value == 4 else 8  # the logarithms, and of 16 bits the logits in 32
+    return int((places * kept + min(places, PIECE) * piece) * config.vocab_size)
 
 
 def per_layer(config: Any, value: int, scores: int) -> int:
