@@ -18,6 +18,17 @@ LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
 LOG_SECONDS = 30.0  # and at least this often
 
 
+def open_streams() -> None:
+    """Opens what of stdin, stdout and stderr was closed outright (`>&-`) on nothing.
+
+    Else the next file that is opened takes its number, and what a library prints ends up in that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: the closed stream's
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def set_quiet(quiet: bool) -> None:
     """Quiet: no `say`, no progress; results, warnings and errors stay."""
     _state["quiet"] = quiet
