@@ -31,6 +31,14 @@ def test_help_names_each_command_and_unknown_ones_the_nearest(talk, recipe):
     assert "no command /sytsem, did you mean /system?" in err
     assert "no command /zzzzzz; /help lists them" in err
     assert max(map(len, err[err.index("/help  ") :].splitlines()[:12])) <= 80
+    out, err = talk(recipe(), "/", "//", "/ /", "/quit")
+    assert (out, err.count("; /help lists them")) == ("", 3)
+
+
+def test_a_path_or_a_line_of_code_is_a_question(talk, recipe, tmp_path):
+    asked = ["/etc/passwd", "// a comment", "/2", "a /help"]
+    talk(recipe(), *asked, f"/save {tmp_path / 'a'}", flags=["--max_new_tokens", "2"])
+    assert [message["content"] for message in read(tmp_path / "a")[0]["messages"][::2]] == asked
 
 
 def test_history_grows_is_cut_at_its_limit_and_the_system_prompt_stays(talk, recipe, given, tokenizer, tmp_path):
@@ -159,8 +167,9 @@ def test_compare_asks_with_the_adapter_and_without(talk, recipe, tiny, chat, tmp
 def test_calls_and_their_results(talk, recipe, thinker, given):
     from transformers import AutoTokenizer
 
-    out, err = talk(recipe(thinker), "/result x", "weather", "/result rain", "/result more")
+    out, err = talk(recipe(thinker), "/result x", "weather", "/result", "/result rain", "/result more")
     assert out == "it rains\n"
+    assert "warning: give the response, too: /result TEXT" in err
     assert err.count("warning: no function was called") == 2
     assert 'function call: get_weather {"city": "Paris"}' in err
     call = {"role": "function_call", "content": '{"name": "get_weather", "arguments": {"city": "Paris"}}'}
@@ -212,3 +221,11 @@ def test_a_pipe_of_the_real_program(as_process, recipe, tiny):
     assert done.stdout.decode().splitlines()[0] == tiny.words["red"]  # answers alone
     assert len(done.stdout.decode().splitlines()) == 2
     assert b"/help lists" in done.stderr
+
+
+def test_what_is_said_beside_the_answers_is_ours(as_process, recipe):
+    """Libraries have much to say when an adapter is loaded."""
+    done = as_process("--config", recipe("adapter"), input=b"red\n")
+    assert done.returncode == 0, done.stderr.decode()
+    begins = [line.split()[0] for line in done.stderr.decode().splitlines()]
+    assert begins == ["loading", "generation:", "Ctrl+D"]

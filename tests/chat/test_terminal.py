@@ -137,3 +137,29 @@ def test_sigterm_at_the_prompt_ends_it(started, recipe, wait):
     window.process.kill(signal.SIGTERM)
     assert window.left() == 143
     assert "Press ENTER" not in window.text()
+
+
+def test_ctrl_d_typed_into_an_answer_leaves_at_the_next_prompt(started, recipe):
+    window = started("--config", recipe("babbler"), *GREEDY, "--max_new_tokens", "3900")
+    window.type("tell me a lot")
+    window.until(lambda text: len(text.partition("> tell me a lot")[2].strip()) > 5)
+    window.process.sendeof()
+    window.process.sendintr()
+    assert window.left() == 0
+    assert "(stopped)" in window.text()
+
+
+LEAVING = """
+import os, signal
+from impruver_chat.lines import editor, leaving
+session = editor([])
+with leaving(session.app) as begun:
+    os.kill(os.getpid(), signal.SIGTERM)
+    session.prompt("> ", pre_run=begun)
+"""
+
+
+def test_sigterm_that_comes_before_the_prompt_has_begun_is_not_lost(terminal, tmp_path):
+    window = terminal("-c", LEAVING, IMPRUVER_CACHE=str(tmp_path))
+    assert window.left() == 1
+    assert "Terminated" in window.text()

@@ -17,19 +17,21 @@ from impruver_chat.sampling import Sampling
 from impruver_chat.scoring import is_match
 from impruver_chat.speech import Speech
 
-OWN = ("error", "match")  # what we say of an answer; a row that has them was answered before
 WINDOW = 8  # batches of a file that are sorted together
 
 
 @dataclass
 class Counts:
-    """What became of the rows. `cut_off`: answers that reached their limit of tokens."""
+    """What became of the rows. `cut_off`: answers that reached their limit of tokens; `replaced`: rows whose own
+    `error`, `reference` or `match` gave way to ours.
+    """
 
     rows: int = 0
     failed: int = 0
     cut_off: int = 0
     scored: int = 0
     right: int = 0
+    replaced: int = 0
 
 
 Given = Iterator[tuple[int, Answer]]  # places and answers, each when it is done
@@ -70,11 +72,11 @@ def answered(
     with progress(None, len(questions), "answers") as bar:
         for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
             counts.rows += 1
-            row = {name: value for name, value in question.row.items() if name not in OWN}
             if isinstance(prompt, Question):
                 counts.failed += 1
                 bar.update(1)
-                yield {name: value for name, value in row.items() if name != "messages"} | {"error": prompt.fault}
+                there = {name: value for name, value in question.row.items() if name != "messages"}
+                yield _with(there, {"error": prompt.fault}, counts)
                 continue
             while place not in ready:
                 number, ready[number] = next(given)
@@ -82,8 +84,14 @@ def answered(
             answer = ready.pop(place)
             counts.cut_off += not answer.ended
             message = message_of(marks, answer.text)
-            row["messages"] = [*question.messages, message]
-            yield row | (_scored(question, message["content"], counts) if expect else {})
+            scores = _scored(question, message["content"], counts) if expect else {}
+            yield _with(question.row, scores, counts) | {"messages": [*question.messages, message]}
+
+
+def _with(row: dict, ours: dict, counts: Counts) -> dict:
+    """A row with fields of ours, which win; counted where it had something else in them."""
+    counts.replaced += any(name in row and row[name] != value for name, value in ours.items())
+    return row | ours
 
 
 def message_of(marks: Marks, text: str) -> dict:

@@ -110,6 +110,8 @@ def compare(talk: Talk, rest: str) -> None:
 
 def result(talk: Talk, rest: str) -> None:
     """Gives the response of a function that the model called."""
+    if not rest:
+        raise ImpruverError("give the response, too: /result TEXT")
     left = talk.session.respond(rest)
     if left:
         tell(f"{left} more of the calls wait for a response")

@@ -17,48 +17,57 @@ NOT_TEXT = "not asked: this line is not UTF-8"
 MORE = "\\"  # at a line's end: the question goes on in the next
 
 
-def reader(commands: Iterable[str]) -> Callable[[], str | None]:
-    """A function that gives the next question; None at the end of the input, at Ctrl+C, and where stdin is closed."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        return piped
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        return lambda: piped(MARK)
-    session = editor(commands)
+@contextmanager
+def reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
+    """A function that gives the next question; None at the end of the input and at Ctrl+C."""
+    if not sys.stdin.isatty():
+        yield piped
+    elif not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        yield lambda: piped(MARK)
+    else:
+        session = editor(commands)
+        with keys_unseen():
+            yield lambda: edited(session)
 
-    def ask() -> str | None:
-        try:
-            with leaving(session.app):
-                text = session.prompt(MARK)
-        except (KeyboardInterrupt, EOFError):
-            return None
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # what prompt-toolkit makes of such bytes
-            warn(NOT_TEXT)
-            return ""
-        return text
 
-    return ask
+def edited(session: Any) -> str | None:
+    """The next question of prompt-toolkit's session."""
+    try:
+        with leaving(session.app) as begun:
+            text = session.prompt(MARK, pre_run=begun)
+        text.encode()
+    except (KeyboardInterrupt, EOFError):
+        return None
+    except UnicodeEncodeError:  # what prompt-toolkit makes of bytes that are no text
+        warn(NOT_TEXT)
+        return ""
+    return text
 
 
 @contextmanager
-def leaving(app: Any) -> Iterator[None]:
-    """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there."""
+def leaving(app: Any) -> Iterator[Callable[[], None]]:
+    """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there.
+
+    What is given is to be called when the loop has begun: the signal may have come before.
+    """
+    came: list[bool] = []
 
     def leave(*_: Any) -> None:
-        if not app.is_running:
-            raise Terminated
-        app.loop.call_soon_threadsafe(end)
+        came.append(True)
+        if app.loop is not None:
+            app.loop.call_soon_threadsafe(end)
 
     def end() -> None:
-        if not app.is_done:
-            app.exit(exception=Terminated())
+        if came and app.future is not None and not app.is_done:
+            app.exit(exception=EOFError())
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
-        yield
+        yield end
     finally:
         signal.signal(signal.SIGTERM, before)
+        if came:
+            raise Terminated
 
 
 def piped(mark: str = "") -> str | None:
@@ -72,8 +81,6 @@ def piped(mark: str = "") -> str | None:
 
 
 def _line(mark: str) -> str | None:
-    if sys.stdin is None:
-        return None
     try:
         sys.stderr.write(mark)
         sys.stderr.flush()
@@ -182,16 +189,19 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def keys_unseen() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the answer; it is there for the next prompt."""
-    if sys.stdin is None or not sys.stdin.isatty() or os.name != "posix":
+    """What is typed meanwhile is not echoed into the answer; it is there for the next prompt, Ctrl+D as well."""
+    if not sys.stdin.isatty() or os.name != "posix":
         yield
         return
     import termios
 
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    unseen = before[3] & ~termios.ECHO | termios.NOFLSH  # Ctrl+C takes nothing away of it
-    termios.tcsetattr(descriptor, termios.TCSANOW, [*before[:3], unseen, *before[4:]])
+    *others, local, in_speed, out_speed, characters = before
+    characters = list(characters)
+    characters[termios.VEOF] = os.fpathconf(descriptor, "PC_VDISABLE")
+    local = local & ~termios.ECHO | termios.NOFLSH  # Ctrl+C takes nothing of it away
+    termios.tcsetattr(descriptor, termios.TCSANOW, [*others, local, in_speed, out_speed, characters])
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from impruver_core.errors import RefusedError
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.calls import described
-from impruver_chat.lines import keys_unseen, uninterrupted
+from impruver_chat.lines import uninterrupted
 from impruver_chat.sampling import Sampling
 from impruver_chat.screen import Screen, tell
 from impruver_chat.session import Asked, NoAnswer, Session, room_for
@@ -94,14 +94,13 @@ def shown(talk: Talk, prompt: Prompt) -> Said:
         told.append(True)
         speech.put(piece)
 
-    with keys_unseen():
-        try:
-            talk.backend.stream(prompt, talk.sampling, emit)
-        except KeyboardInterrupt:
-            stopped = True
-        with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
-            message = speech.end()
-            talk.screen.end()
+    try:
+        talk.backend.stream(prompt, talk.sampling, emit)
+    except KeyboardInterrupt:
+        stopped = True
+    with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
+        message = speech.end()
+        talk.screen.end()
     if stopped:
         tell("(stopped)" if told else "(stopped before the first word: the question is taken back)")
     elif not told:

@@ -181,10 +181,12 @@ def forget_generation_defaults(model: Any) -> None:
 
 def quiet_library() -> None:
     """No progress bars, no advice."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for further packages, 4-bit weights or none
     warnings.filterwarnings("ignore", module="(transformers|peft|torch|bitsandbytes)")
