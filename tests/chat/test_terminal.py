@@ -28,7 +28,8 @@ def test_typing_several_lines_history_and_leaving(started, recipe, tiny, tmp_pat
     assert "Ctrl+D leaves, /help lists the commands" in window.text()
     window.type("red")
     assert f"> red\n{tiny.words['red']}\n>" in re.sub(r"\n+", "\n", window.prompted(2))
-    window.type("   ")
+    window.process.send("  rad\x7f\x7f\x7f   \x01\x1b[C\x1b[C\x0b")  # what is typed is edited to blanks
+    window.type("")
     window.prompted(3)
     window.type("/reset")
     assert "forgotten" in window.prompted(4)
@@ -88,6 +89,33 @@ def test_reasoning_is_dim_calls_are_shown_and_answers_are_markdown(started, reci
     assert "it rains" in window.prompted(7)
     window.type("/quit")
     assert window.left() == 0
+
+
+def test_each_command_at_a_terminal(started, recipe, tiny, tmp_path):
+    window = started("--config", recipe("adapter"), *GREEDY)
+    path = tmp_path / "saved.jsonl"
+    shown = [
+        ("/help", "/compare           Answers with the adapter and without it"),
+        ("/system be brief", "system prompt: be brief"),
+        ("/system -", "system prompt: none"),
+        ("red", tiny.other_words["red"]),
+        ("/retry", f"> /retry\n{tiny.other_words['red']}"),
+        ("/undo", "taken back: red"),
+        ("/set temperature 0.2", "temperature 0.2, top_p 0.6"),
+        ("/set temperature 0", "the likeliest token each time"),
+        ("/compare", "answers with the adapter and without it"),
+        ("green", f"with the adapter:\n{tiny.other_words['green']}\nwithout it:\n{tiny.words['green']}"),
+        (f"/save {path}", "appended 2 messages"),
+        ("/reset", "forgotten"),
+        ("/result x", "no function was called"),
+        ("/hlep", "did you mean /help?"),
+    ]
+    for number, (typed, told) in enumerate(shown, 2):
+        window.type(typed)
+        assert told in window.prompted(number)
+    window.type("/quit")
+    assert window.left() == 0
+    assert [message["role"] for message in json.loads(path.read_text())["messages"]] == ["user", "assistant"]
 
 
 def test_plain_shows_what_was_said(started, recipe, thinker):
