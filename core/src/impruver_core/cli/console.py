@@ -45,9 +45,14 @@ def say(text: str) -> None:
         _write(sys.stderr, text)
 
 
+def tell(text: str) -> None:
+    """What was asked for, on stderr, quiet or not."""
+    _write(sys.stderr, text)
+
+
 def warn(text: str) -> None:
     """A warning on stderr, quiet or not."""
-    _write(sys.stderr, f"warning: {text}")
+    tell(f"warning: {text}")
 
 
 def result(text: str) -> None:
@@ -115,8 +120,13 @@ def _write(stream: TextIO, text: str) -> None:
     if stream is sys.stderr and stream.isatty() and "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
         return
+    write(stream, text + "\n")
+
+
+def write(stream: TextIO, text: str) -> None:
+    """A text, at once; a reader that went away gets nothing more."""
     try:
-        stream.write(text + "\n")
+        stream.write(text)
         stream.flush()
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):

@@ -38,25 +38,22 @@ Given = Iterator[tuple[int, Answer]]  # places and answers, each when it is done
 
 
 def answers(
-    prompts: Sequence[Prompt | Question], backend: Backend, sampling: Sampling, size: int, known: dict[int, Answer]
+    prompts: Sequence[Prompt | Question],
+    backend: Backend,
+    sampling: Sampling,
+    size: int,
+    known: dict[int, Answer] | None,
 ) -> Given:
-    """(place, answer) of each Prompt in `prompts`: those of `known`, then the others, each when it is done."""
+    """(place, answer) of each Prompt in `prompts`: those of `known`, then the others, each when it is done.
+
+    Several batches are sorted together; where nothing is `known`, for a reader that waits, each is taken by itself.
+    """
+    window = size if known is None else WINDOW * size
+    known = known or {}
     yield from known.items()
     left = [place for place, prompt in enumerate(prompts) if isinstance(prompt, Prompt) and place not in known]
-    yield from _by_window(prompts, left, backend, sampling, size, WINDOW * size)
-
-
-def flowing(prompts: Sequence[Prompt | Question], backend: Backend, sampling: Sampling, size: int) -> Given:
-    """As `answers`, for a reader that waits: a batch at a time, so that rows leave as soon as one is done."""
-    left = [place for place, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
-    yield from _by_window(prompts, left, backend, sampling, size, size)
-
-
-def _by_window(
-    prompts: Sequence, places: list[int], backend: Backend, sampling: Sampling, size: int, window: int
-) -> Given:
-    for start in range(0, len(places), window):
-        part = places[start : start + window]
+    for start in range(0, len(left), window):
+        part = left[start : start + window]
         for number, answer in backend.answer_batch([prompts[place] for place in part], sampling, size):
             yield part[number], answer
 

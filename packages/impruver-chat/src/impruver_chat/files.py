@@ -76,7 +76,7 @@ def answer_files(
 
     size = recipe.chat.batch_size
     if files.answers is None:
-        write(batch.flowing(prompts, backend, chosen, size), batch.print_rows)
+        write(batch.answers(prompts, backend, chosen, size, None), batch.print_rows)
     else:
         of, journal = fingerprint(prompts, chosen, model), journal_of(files.answers)
         known = {} if files.overwrite else take_up(journal, of)

@@ -1,16 +1,16 @@
 """What a person types: with prompt-toolkit at a terminal (history, several lines), else lines of stdin."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import warn
-from impruver_core.cli.tool import Terminated
+from impruver_core.cli.console import warn, write
 from impruver_core.errors import ImpruverError
+
+from impruver_chat.interrupts import keys_unseen, leaving
 
 MARK = "> "
 NOT_TEXT = "not asked: this line is not UTF-8"
@@ -44,32 +44,6 @@ def edited(session: Any) -> str | None:
     return text
 
 
-@contextmanager
-def leaving(app: Any) -> Iterator[Callable[[], None]]:
-    """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there.
-
-    What is given is to be called when the loop has begun: the signal may have come before.
-    """
-    came: list[bool] = []
-
-    def leave(*_: Any) -> None:
-        came.append(True)
-        if app.loop is not None:
-            app.loop.call_soon_threadsafe(end)
-
-    def end() -> None:
-        if came and app.future is not None and not app.is_done:
-            app.exit(exception=EOFError())
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield end
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if came:
-            raise Terminated
-
-
 def piped(mark: str = "") -> str | None:
     """The next question of stdin as it is; `mark` goes to stderr first."""
     lines: list[str] = []
@@ -81,15 +55,13 @@ def piped(mark: str = "") -> str | None:
 
 
 def _line(mark: str) -> str | None:
+    write(sys.stderr, mark)
     try:
-        sys.stderr.write(mark)
-        sys.stderr.flush()
         line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:
         line = b""
     if not line:
-        if mark:
-            sys.stderr.write("\n")
+        write(sys.stderr, "\n" if mark else "")
         return None
     try:
         return line.decode("utf-8").rstrip("\r\n")
@@ -172,37 +144,3 @@ def history() -> Any:
         warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
         return InMemoryHistory()
     return Kept(str(path))
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl+C waits until what is done here is done: half a line on the screen can't be taken up again."""
-    came: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def keys_unseen() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the answer; it is there for the next prompt, Ctrl+D as well."""
-    if not sys.stdin.isatty() or os.name != "posix":
-        yield
-        return
-    import termios
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    *others, local, in_speed, out_speed, characters = before
-    characters = list(characters)
-    characters[termios.VEOF] = os.fpathconf(descriptor, "PC_VDISABLE")
-    local = local & ~termios.ECHO | termios.NOFLSH  # Ctrl+C takes nothing of it away
-    termios.tcsetattr(descriptor, termios.TCSANOW, [*others, local, in_speed, out_speed, characters])
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -11,12 +11,11 @@ from impruver_core.files.jsonl import BLANKS, numbered_rows
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.sampling import Sampling
-from impruver_chat.session import NoAnswer, room_for, with_system, within
+from impruver_chat.session import ANSWERS, RESPONSES, NoAnswer, room_for, with_system, within
 
 STDIN = Path("/dev/stdin")
-ANSWERS = ("assistant", "function_call")
 SPOKEN = ("system", "developer", "user", "assistant")
-ROLES = ("system", "developer", "user", "tool", "function_response", *ANSWERS)
+ROLES = (*SPOKEN[:3], *RESPONSES, *ANSWERS)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from impruver_chat.sections import ChatSection, out_of_range
 
 NAMES = ("max_new_tokens", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
 ASK_FOR_SAMPLING = ("temperature", "top_p", "top_k")
-TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool}  # the others are float
+TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool, "history_limit": int}  # the others are float
 SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -51,18 +51,23 @@ def changed(sampling: Sampling, name: str, text: str) -> Sampling:
     """With a parameter set to what `text` says; ImpruverError for another name or value."""
     if name not in NAMES:
         raise ImpruverError(f"no parameter {name}{near(name, NAMES)}; there are {', '.join(NAMES)}")
-    wanted = TYPES.get(name, float)
-    try:
-        value = boolean(text) if wanted is bool else wanted(text)
-    except (ValueError, ArgumentTypeError):
-        raise ImpruverError(f"{name}: {text!r} is not {SHOWN[wanted]}") from None
-    for fault in out_of_range({name: value}).values():
-        raise ImpruverError(f"{name} {fault}")
-    given = {name: value}
+    given = {name: value_of(name, text)}
     if name in ASK_FOR_SAMPLING:
         given["do_sample"] = True
     new = replace(sampling, **given)
     return replace(new, do_sample=new.do_sample and new.temperature > 0)
+
+
+def value_of(name: str, text: str) -> Any:
+    """What a text says that `name` is to be; ImpruverError where it can't be."""
+    wanted = TYPES.get(name, float)
+    try:
+        value = boolean(text) if wanted is bool else wanted(text)
+    except (ValueError, ArgumentTypeError):
+        raise ImpruverError(f"{name}: {text[:40]!r} is not {SHOWN[wanted]}") from None
+    for fault in out_of_range({name: value}).values():
+        raise ImpruverError(f"{name} {fault}")
+    return value
 
 
 def near(word: str, words: Iterable[str]) -> str:

@@ -3,12 +3,11 @@
 import os
 import sys
 import time
-from typing import Protocol
 
-from impruver_core.cli.console import silence
+from impruver_core.cli.console import write
 
 from impruver_chat.ink import behind, ink, width, without_blank
-from impruver_chat.lines import uninterrupted
+from impruver_chat.interrupts import uninterrupted
 from impruver_chat.markdown import blocks, clean, dimmed, markdown, paragraphs
 from impruver_chat.speech import REASONING
 
@@ -19,30 +18,20 @@ CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 
 
-class Screen(Protocol):
-    """Where an answer is shown."""
-
-    def put(self, kind: str, piece: str) -> None:
-        """Shows a piece of REASONING or TEXT."""
-
-    def end(self) -> None:
-        """Nothing more comes; the next line is free."""
-
-
-def screen(plain: bool) -> Screen:
+def screen(plain: bool) -> "Plain | Page":
     """Markdown where stdout is a terminal that can do it, unless `plain`."""
     capable = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return Plain() if plain or not capable else Page()
 
 
 class Plain:
-    """Text as it is, on stdout; reasoning on stderr, dimmed at a terminal."""
+    """Shows text as it is, on stdout; reasoning on stderr, dimmed at a terminal."""
 
     def __init__(self) -> None:
         self._kind = ""
 
     def put(self, kind: str, piece: str) -> None:
-        """As `Screen.put`."""
+        """Shows a piece of REASONING or TEXT."""
         stream = sys.stderr if kind == REASONING else sys.stdout
         if self._kind == REASONING != kind:
             write(sys.stderr, "\n")
@@ -53,7 +42,7 @@ class Plain:
         write(stream, piece)
 
     def end(self) -> None:
-        """As `Screen.end`."""
+        """Nothing more comes; the next line is free."""
         if self._kind:
             write(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
         self._kind = ""
@@ -78,7 +67,7 @@ class Page:
         self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
     def put(self, kind: str, piece: str) -> None:
-        """As `Screen.put`."""
+        """As `Plain.put`."""
         if kind != self._kind:
             self._finish([""])
             self._kind = kind
@@ -91,7 +80,7 @@ class Page:
             self._due = now + min(max(FASTEST, SHARE * (now - started)), SLOWEST)
 
     def end(self) -> None:
-        """As `Screen.end`."""
+        """As `Plain.end`."""
         self._finish([])
         self._kind, self._due = "", 0.0
 
@@ -169,17 +158,3 @@ def size() -> os.terminal_size:
         return os.get_terminal_size(sys.stdout.fileno())
     except OSError:
         return os.terminal_size((80, 24))
-
-
-def tell(text: str) -> None:
-    """What was asked for, or what happens to the answer: on stderr, with --quiet, too."""
-    write(sys.stderr, text + "\n")
-
-
-def write(stream, text: str) -> None:
-    """A text, at once; a reader that went away gets nothing more."""
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        silence(stream)

@@ -136,11 +136,7 @@ def last_turns(messages: Sequence[dict], limit: int) -> list[dict]:
 
 
 def fit(
-    messages: Sequence[dict],
-    system: list[dict],
-    encode: Encode,
-    context: int | None,
-    room: int,
+    messages: Sequence[dict], system: list[dict], encode: Encode, context: int | None, room: int
 ) -> tuple[list[int], list[dict]]:
     """(ids, messages) of the longest run of last turns that leaves `room` tokens of the context for the answer.
 

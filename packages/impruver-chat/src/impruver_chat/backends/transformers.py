@@ -58,8 +58,7 @@ class Transformers:
             **self._kept.take(self.model, prompt.ids),
         )
         self._kept.put(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
-        whole = text.end()
-        return Answer(whole, text.stopped)
+        return Answer(text.end(), text.stopped)
 
     def without_adapter(self) -> AbstractContextManager:
         """As `Backend.without_adapter`."""
