@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,20 @@ def choose(section: ChatSection, model_dir: Path, interactive: bool) -> Sampling
     A temperature, top_p or top_k that the user gives asks for sampling; a temperature of 0 is greedy.
     """
     given = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
-    if "do_sample" not in given and any(name in given for name in ASK_FOR_SAMPLING):
-        given["do_sample"] = True
     last = Sampling() if interactive else GREEDY
-    chosen = Sampling(**asdict(last) | _of_model(model_dir / "generation_config.json") | given)
-    return replace(chosen, do_sample=chosen.do_sample and chosen.temperature > 0)
+    return _with(replace(last, **_of_model(model_dir / "generation_config.json")), given)
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
     """With a parameter set to what `text` says; ImpruverError for another name or value."""
     if name not in NAMES:
         raise ImpruverError(f"no parameter {name}{near(name, NAMES)}; there are {', '.join(NAMES)}")
-    given = {name: value_of(name, text)}
-    if name in ASK_FOR_SAMPLING:
-        given["do_sample"] = True
+    return _with(sampling, {name: value_of(name, text)})
+
+
+def _with(sampling: Sampling, given: dict[str, Any]) -> Sampling:
+    if "do_sample" not in given and any(name in given for name in ASK_FOR_SAMPLING):
+        given = given | {"do_sample": True}
     new = replace(sampling, **given)
     return replace(new, do_sample=new.do_sample and new.temperature > 0)
 

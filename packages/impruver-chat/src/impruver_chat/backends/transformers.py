@@ -21,7 +21,7 @@ from impruver_chat.backends.kept import Kept
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import Found
 from impruver_chat.marks import Marks, marks_of_tokenizer
-from impruver_chat.sampling import Sampling
+from impruver_chat.sampling import GREEDY, Sampling
 from impruver_chat.saved import saved_ends, saved_eos
 
 
@@ -52,7 +52,7 @@ class Transformers:
         out = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=self._generation(sampling, prompt.room),
+            generation_config=self.generation(prompt.room, sampling),
             logits_processor=[refuse_nan],
             stopping_criteria=[take],
             **self._kept.take(self.model, prompt.ids),
@@ -70,33 +70,24 @@ class Transformers:
 
     def scores_of(self, ids: Any) -> Any:
         """The scores [1, vocabulary] of what follows `ids` [1, tokens], computed with nothing beside or before it."""
-        once = self.greedy(1)
-        once.output_logits = once.return_dict_in_generate = True
-        once.use_cache = False
+        once = self.generation(1)
+        once.output_logits, once.use_cache = True, False
         out = self.model.generate(input_ids=ids, attention_mask=ids.new_ones(ids.shape), generation_config=once)
         return out.logits[0]
 
-    def greedy(self, room: int) -> Any:
-        """A GenerationConfig that takes the best score `room` times and gives the cache back."""
-        from transformers import GenerationConfig
-
-        return GenerationConfig(do_sample=False, max_new_tokens=room, pad_token_id=0, return_dict_in_generate=True)
-
-    def _generation(self, sampling: Sampling, room: int) -> Any:
+    def generation(self, room: int, sampling: Sampling = GREEDY) -> Any:
+        """A GenerationConfig for `room` tokens that gives the cache back; what ends an answer is not its business."""
         from transformers import GenerationConfig
 
         drawn = {}
         if sampling.do_sample:
             drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        stops = sorted(self.stops.ids)
-        pad = self.tokenizer.pad_token_id
         return GenerationConfig(
             do_sample=sampling.do_sample,
             repetition_penalty=sampling.repetition_penalty,
             max_new_tokens=room,
-            eos_token_id=stops or None,
-            return_dict_in_generate=True,  # with the cache
-            pad_token_id=pad if pad is not None else next(iter(stops), 0),
+            pad_token_id=0,
+            return_dict_in_generate=True,
             **drawn,
         )
 
