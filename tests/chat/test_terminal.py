@@ -141,6 +141,13 @@ def test_a_history_that_cannot_be_kept_is_a_warning(started, recipe, tiny, tmp_p
     assert window.left() == 0
 
 
+def test_a_folder_of_caches_in_nobodys_home_is_a_warning(started, recipe):
+    window = started("--config", recipe(), IMPRUVER_CACHE="~nobody_here/x", columns=200)
+    assert "warning: ~nobody_here/x/chat_history: " in window.text()
+    window.process.sendeof()
+    assert window.left() == 0
+
+
 def test_a_dumb_terminal(started, recipe, tiny):
     window = started("--config", recipe(), *GREEDY, TERM="dumb")
     window.type("red")

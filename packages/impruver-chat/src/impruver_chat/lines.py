@@ -114,21 +114,9 @@ def keys() -> Any:
     return bound
 
 
-def history_file() -> Path:
-    """Where the questions of all conversations are kept: the folder of caches."""
-    folder = Path(os.environ.get("IMPRUVER_CACHE") or Path.home() / ".cache" / "impruver").expanduser()
-    return folder / "chat_history"
-
-
 def history() -> Any:
     """The history of earlier sessions; where it can't be kept that is a warning, and this session's alone is there."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    try:
-        path = history_file()
-    except RuntimeError as error:  # ~ of nobody
-        warn(f"IMPRUVER_CACHE: {error}: questions are not kept for the next session")
-        return InMemoryHistory()
 
     class Kept(FileHistory):
         def store_string(self, string: str) -> None:
@@ -137,10 +125,13 @@ def history() -> Any:
             except OSError as error:
                 warn(f"not kept for the next session: {path}: {error.strerror}")
 
+    path = Path(os.environ.get("IMPRUVER_CACHE") or "~/.cache/impruver") / "chat_history"
     try:
+        path = path.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
-    except OSError as error:
-        warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
+    except (OSError, RuntimeError) as error:  # no right, no folder, no home
+        told = getattr(error, "strerror", None) or error
+        warn(f"{path}: {told}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
         return InMemoryHistory()
     return Kept(str(path))
