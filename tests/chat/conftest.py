@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,30 @@ from chat_models import (
     teach,
     teach_chats,
 )
+
+MINUTES = 8  # that a test may take, with the training of its models, on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    """No test waits for ever, whatever it waits for."""
+
+    def stop(*_):
+        raise TimeoutError(f"a test takes over {MINUTES} minutes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(MINUTES * 60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Programs that the tests start can be stopped by Ctrl+C, though a shell has started the tests with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

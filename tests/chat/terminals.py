@@ -12,13 +12,16 @@ class Terminal:
     """Runs `python` with `arguments` at a terminal of that size; `lines` is what stands on it, scrolled away or not."""
 
     def __init__(self, *arguments, columns=80, rows=24, **environment):
-        self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.01)
-        self.stream = pyte.ByteStream(self.screen)
         environment = os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | environment
         command = [str(argument) for argument in arguments]
         self.process = pexpect.spawn(sys.executable, command, env=environment, dimensions=(rows, columns), timeout=120)
-        self.screen.write_process_input = self.process.send  # it asks where the cursor is
+        self._open(columns, rows)
         self.raw = b""
+
+    def _open(self, columns, rows):
+        self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.01)
+        self.screen.write_process_input = self.process.send  # it asks where the cursor is
+        self.stream = pyte.ByteStream(self.screen)
 
     def lines(self):
         """All lines, without blanks at their ends."""
@@ -28,6 +31,13 @@ class Terminal:
     def text(self):
         """All lines in one."""
         return "\n".join(self.lines()).rstrip()
+
+    def resize(self, columns):
+        """Makes the window so wide; lines that do not fit are wrapped, as most terminals do."""
+        lines, cursor = self.lines(), len(self.screen.history.top) + self.screen.cursor.y
+        self._open(columns, self.screen.lines)
+        self.stream.feed("\r\n".join(lines[: cursor + 1]).encode())
+        self.process.setwinsize(self.screen.lines, columns)
 
     def read(self):
         """Takes what came until now; False at the end."""
@@ -58,11 +68,11 @@ class Terminal:
         """Types a text and Enter."""
         self.process.send(text + "\r")
 
-    def left(self):
+    def left(self, seconds=60):
         """Reads to the end; the exit code."""
-        while self.read():
-            pass
-        self.process.wait()
+        deadline = time.monotonic() + seconds
+        while self.read() or self.process.isalive():
+            assert time.monotonic() < deadline, self.text()
         return self.process.exitstatus
 
     def close(self):

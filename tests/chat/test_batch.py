@@ -42,6 +42,19 @@ def test_expect_scores_against_the_rows_own_answer_or_reference(answers, recipe,
     assert out.splitlines()[0] == "right: 2 of 3 (66.7%)"
 
 
+def test_fields_that_are_ours_win_and_that_is_said(answers, recipe, tiny):
+    own = {"error": "E1", "match": "near", "reference": 5}
+    rows = [{"prompt": "red", **own}, {"messages": turn("red", tiny.words["red"]), **own}, {"id": 1, **own}]
+    got, _, err = answers(recipe(), rows)
+    said = {"messages": turn("red", tiny.words["red"])}
+    assert got == [rows[0] | said, own | said, {"id": 1, **own, "error": "neither messages nor a prompt"}]
+    assert "note: 1 rows had an error, reference or match of their own, which ours replaced" in err
+    got, _, err = answers(recipe(), rows, "--expect")
+    assert got[:2] == [rows[0] | said, own | said | {"reference": tiny.words["red"], "match": True}]
+    assert "note: 2 rows had an error, reference or match of their own" in err
+    assert "note: 1 of the answers have no reference that is a text, and are not scored" in err
+
+
 def test_a_row_that_cant_be_asked_becomes_an_error_row(answers, recipe, models, tmp_path):
     rows = [
         {"messages": [], "id": 1},

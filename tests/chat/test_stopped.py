@@ -145,3 +145,17 @@ def test_rows_in_a_pipe_into_a_file(as_process, recipe, tmp_path):
     done = as_process("--config", recipe(), "--output", output, input=b'{"prompt": "red"}\n')
     assert done.returncode == 0, done.stderr.decode()
     assert len(output.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_streams_that_are_closed_outright(closed, as_process, recipe, tiny, write_jsonl, tmp_path):
+    output, questions = tmp_path / "out" / "a.jsonl", write_jsonl([{"prompt": "red"}])
+    there = {"preexec_fn": lambda: [os.close(number) for number in closed]}
+    done = as_process("--config", recipe(), "--input", questions, "--output", output, **there)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
+    (row,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
+    assert row["messages"][-1]["content"] == tiny.words["red"]
+    done = as_process("--config", recipe(), "--temperature", "0", **there)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
+    done = as_process("--config", recipe(), "--top_p", "2", **there)
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False), done.stderr.decode()

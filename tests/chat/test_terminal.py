@@ -28,7 +28,8 @@ def test_typing_several_lines_history_and_leaving(started, recipe, tiny, tmp_pat
     assert "Ctrl+D leaves, /help lists the commands" in window.text()
     window.type("red")
     assert f"> red\n{tiny.words['red']}\n>" in re.sub(r"\n+", "\n", window.prompted(2))
-    window.type("   ")
+    window.process.send("  rad\x7f\x7f\x7f   \x01\x1b[C\x1b[C\x0b")  # what is typed is edited to blanks
+    window.type("")
     window.prompted(3)
     window.type("/reset")
     assert "forgotten" in window.prompted(4)
@@ -90,6 +91,33 @@ def test_reasoning_is_dim_calls_are_shown_and_answers_are_markdown(started, reci
     assert window.left() == 0
 
 
+def test_each_command_at_a_terminal(started, recipe, tiny, tmp_path):
+    window = started("--config", recipe("adapter"), *GREEDY)
+    path = tmp_path / "saved.jsonl"
+    shown = [
+        ("/help", "/compare           Answers with the adapter and without it"),
+        ("/system be brief", "system prompt: be brief"),
+        ("/system -", "system prompt: none"),
+        ("red", tiny.other_words["red"]),
+        ("/retry", f"> /retry\n{tiny.other_words['red']}"),
+        ("/undo", "taken back: red"),
+        ("/set temperature 0.2", "temperature 0.2, top_p 0.6"),
+        ("/set temperature 0", "the likeliest token each time"),
+        ("/compare", "answers with the adapter and without it"),
+        ("green", f"with the adapter:\n{tiny.other_words['green']}\nwithout it:\n{tiny.words['green']}"),
+        (f"/save {path}", "appended 2 messages"),
+        ("/reset", "forgotten"),
+        ("/result x", "no function was called"),
+        ("/hlep", "did you mean /help?"),
+    ]
+    for number, (typed, told) in enumerate(shown, 2):
+        window.type(typed)
+        assert told in window.prompted(number)
+    window.type("/quit")
+    assert window.left() == 0
+    assert [message["role"] for message in json.loads(path.read_text())["messages"]] == ["user", "assistant"]
+
+
 def test_plain_shows_what_was_said(started, recipe, thinker):
     window = started("--config", recipe(thinker), *GREEDY, "--plain")
     window.type("mark")
@@ -110,6 +138,13 @@ def test_a_history_that_cannot_be_kept_is_a_warning(started, recipe, tiny, tmp_p
     window.type("red")
     assert tiny.words["red"] in window.prompted(2)
     window.process.sendintr()
+    assert window.left() == 0
+
+
+def test_a_folder_of_caches_in_nobodys_home_is_a_warning(started, recipe):
+    window = started("--config", recipe(), IMPRUVER_CACHE="~nobody_here/x", columns=200)
+    assert "warning: ~nobody_here/x/chat_history: " in window.text()
+    window.process.sendeof()
     assert window.left() == 0
 
 
@@ -137,3 +172,30 @@ def test_sigterm_at_the_prompt_ends_it(started, recipe, wait):
     window.process.kill(signal.SIGTERM)
     assert window.left() == 143
     assert "Press ENTER" not in window.text()
+
+
+def test_ctrl_d_typed_into_an_answer_leaves_at_the_next_prompt(started, recipe):
+    window = started("--config", recipe("babbler"), *GREEDY, "--max_new_tokens", "3900")
+    window.type("tell me a lot")
+    window.until(lambda text: len(text.partition("> tell me a lot")[2].strip()) > 5)
+    window.process.sendeof()
+    window.process.sendintr()
+    assert window.left() == 0
+    assert "(stopped)" in window.text()
+
+
+LEAVING = """
+import os, signal
+from impruver_chat.interrupts import leaving
+from impruver_chat.lines import editor
+session = editor([])
+with leaving(session.app) as begun:
+    os.kill(os.getpid(), signal.SIGTERM)
+    session.prompt("> ", pre_run=begun)
+"""
+
+
+def test_sigterm_that_comes_before_the_prompt_has_begun_is_not_lost(terminal, tmp_path):
+    window = terminal("-c", LEAVING, IMPRUVER_CACHE=str(tmp_path))
+    assert window.left() == 1
+    assert "Terminated" in window.text()

@@ -18,6 +18,17 @@ LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
 LOG_SECONDS = 30.0  # and at least this often
 
 
+def open_streams() -> None:
+    """Opens what of stdin, stdout and stderr was closed outright (`>&-`) on nothing.
+
+    Else the next file that is opened takes its number, and what a library prints ends up in that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: the closed stream's
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def set_quiet(quiet: bool) -> None:
     """Quiet: no `say`, no progress; results, warnings and errors stay."""
     _state["quiet"] = quiet
@@ -34,9 +45,14 @@ def say(text: str) -> None:
         _write(sys.stderr, text)
 
 
+def tell(text: str) -> None:
+    """What was asked for, on stderr, quiet or not."""
+    _write(sys.stderr, text)
+
+
 def warn(text: str) -> None:
     """A warning on stderr, quiet or not."""
-    _write(sys.stderr, f"warning: {text}")
+    tell(f"warning: {text}")
 
 
 def result(text: str) -> None:
@@ -104,8 +120,13 @@ def _write(stream: TextIO, text: str) -> None:
     if stream is sys.stderr and stream.isatty() and "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
         return
+    write(stream, text + "\n")
+
+
+def write(stream: TextIO, text: str) -> None:
+    """A text, at once; a reader that went away gets nothing more."""
     try:
-        stream.write(text + "\n")
+        stream.write(text)
         stream.flush()
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import set_quiet, silence
+from impruver_core.cli.console import open_streams, set_quiet, silence
 from impruver_core.errors import ImpruverError, RecipeError
 
 STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
@@ -57,6 +57,7 @@ def run_tool(
 
 def guarded(program: str, work: Callable[[], int | None]) -> int:
     """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults."""
+    open_streams()
     try:
         with _terminable():
             code = work() or 0

@@ -17,44 +17,43 @@ from impruver_chat.sampling import Sampling
 from impruver_chat.scoring import is_match
 from impruver_chat.speech import Speech
 
-OWN = ("error", "match")  # what we say of an answer; a row that has them was answered before
 WINDOW = 8  # batches of a file that are sorted together
 
 
 @dataclass
 class Counts:
-    """What became of the rows. `cut_off`: answers that reached their limit of tokens."""
+    """What became of the rows. `cut_off`: answers that reached their limit of tokens; `replaced`: rows whose own
+    `error`, `reference` or `match` gave way to ours.
+    """
 
     rows: int = 0
     failed: int = 0
     cut_off: int = 0
     scored: int = 0
     right: int = 0
+    replaced: int = 0
 
 
 Given = Iterator[tuple[int, Answer]]  # places and answers, each when it is done
 
 
 def answers(
-    prompts: Sequence[Prompt | Question], backend: Backend, sampling: Sampling, size: int, known: dict[int, Answer]
+    prompts: Sequence[Prompt | Question],
+    backend: Backend,
+    sampling: Sampling,
+    size: int,
+    known: dict[int, Answer] | None,
 ) -> Given:
-    """(place, answer) of each Prompt in `prompts`: those of `known`, then the others, each when it is done."""
+    """(place, answer) of each Prompt in `prompts`: those of `known`, then the others, each when it is done.
+
+    Several batches are sorted together; where nothing is `known`, for a reader that waits, each is taken by itself.
+    """
+    window = size if known is None else WINDOW * size
+    known = known or {}
     yield from known.items()
     left = [place for place, prompt in enumerate(prompts) if isinstance(prompt, Prompt) and place not in known]
-    yield from _by_window(prompts, left, backend, sampling, size, WINDOW * size)
-
-
-def flowing(prompts: Sequence[Prompt | Question], backend: Backend, sampling: Sampling, size: int) -> Given:
-    """As `answers`, for a reader that waits: a batch at a time, so that rows leave as soon as one is done."""
-    left = [place for place, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
-    yield from _by_window(prompts, left, backend, sampling, size, size)
-
-
-def _by_window(
-    prompts: Sequence, places: list[int], backend: Backend, sampling: Sampling, size: int, window: int
-) -> Given:
-    for start in range(0, len(places), window):
-        part = places[start : start + window]
+    for start in range(0, len(left), window):
+        part = left[start : start + window]
         for number, answer in backend.answer_batch([prompts[place] for place in part], sampling, size):
             yield part[number], answer
 
@@ -70,13 +69,13 @@ def answered(
     with progress(None, len(questions), "answers") as bar:
         for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
             counts.rows += 1
-            row = {name: value for name, value in question.row.items() if name not in OWN}
             if isinstance(prompt, Question):
                 if not counts.failed:
                     warn(f"line {prompt.line} can't be asked: {prompt.fault}; such rows are written with their error")
                 counts.failed += 1
                 bar.update(1)
-                yield {name: value for name, value in row.items() if name != "messages"} | {"error": prompt.fault}
+                there = {name: value for name, value in question.row.items() if name != "messages"}
+                yield _with(there, {"error": prompt.fault}, counts)
                 continue
             while place not in ready:
                 number, ready[number] = next(given)
@@ -84,8 +83,14 @@ def answered(
             answer = ready.pop(place)
             counts.cut_off += not answer.ended
             message = message_of(marks, answer.text)
-            row["messages"] = [*question.messages, message]
-            yield row | (_scored(question, message["content"], counts) if expect else {})
+            scores = _scored(question, message["content"], counts) if expect else {}
+            yield _with(question.row, scores, counts) | {"messages": [*question.messages, message]}
+
+
+def _with(row: dict, ours: dict, counts: Counts) -> dict:
+    """A row with fields of ours, which win; counted where it had something else in them."""
+    counts.replaced += any(name in row and row[name] != value for name, value in ours.items())
+    return row | ours
 
 
 def message_of(marks: Marks, text: str) -> dict:

@@ -1,6 +1,8 @@
 """impruver-chat, step by step: parameters, files, questions, model; then a terminal or a file of answers."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +11,24 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.load import Recipe
 
 from impruver_chat import found, sampling, terminal
-from impruver_chat.backends import Backend
+from impruver_chat.backends import Backend, transformers
+from impruver_chat.backends import gguf as llama
 from impruver_chat.files import Files, answer_files, prepare
 from impruver_chat.journal import state_of
 from impruver_chat.session import Session
 
 
-@dataclass(frozen=True)
-class Looks:
-    """How a conversation looks: without Markdown, and with the base's answers beside the adapter's."""
+def chat(recipe: Recipe, gguf: str | None, files: Files | None, dry_run: bool, plain: bool, compare: bool) -> None:
+    """Talks at a terminal, or answers `files`; `dry_run` ends before weights.
 
-    plain: bool = False
-    compare: bool = False
-
-
-def chat(
-    recipe: Recipe,
-    gguf: str | None = None,
-    files: Files | None = None,
-    dry_run: bool = False,
-    looks: Looks = Looks(),
-) -> None:
-    """Talks at a terminal, or answers `files`; `dry_run` ends before weights."""
+    `plain`: without Markdown; `compare`: with the base's answers beside the adapter's.
+    """
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
     chosen = sampling.choose(recipe.chat, output_dir, interactive=files is None)
     questions = prepare(files, recipe.chat.system_prompt, dry_run) if files else []
-    load = loader(recipe, output_dir, gguf, dry_run, looks.compare)
+    load, parts = loader(recipe, output_dir, gguf, dry_run, compare)
     say_or_result = result if dry_run else say
     if files:
         say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
@@ -46,44 +38,43 @@ def chat(
     backend = load()
     if files is None:
         session = Session(recipe.chat.system_prompt, recipe.chat.history_limit)
-        terminal.converse(session, backend, chosen, recipe.seed, plain=looks.plain, compare=looks.compare)
+        terminal.converse(session, backend, chosen, recipe.seed, plain=plain, compare=compare)
         return
-    answer_files(files, questions, backend, chosen, recipe, model_state(recipe, output_dir, gguf))
+    model = [asdict(recipe.model), *map(state_of, parts)]
+    answer_files(files, questions, backend, chosen, recipe, model)
 
 
-def loader(recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool = False) -> Any:
-    """A function that loads the backend; what is to be loaded, and compared, is checked and told at once."""
+def loader(
+    recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool
+) -> tuple[Callable[[], Backend] | None, list[Path]]:
+    """(what loads the backend, its files and folders); what is to be loaded, and compared, is checked and told at once.
+
+    Where nothing is there yet that is a note for a dry run, which loads nothing.
+    """
+    tell, would = (result, "would load") if dry_run else (say, "loading")
     options = {
         "add_bos": wants_bos(recipe.datasets),
         "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
     }
-    tell = result if dry_run else say
     if gguf is not None:
-        from impruver_chat.backends import gguf as llama
-
         llama.require_cyllama()
         require_two(compare, found.GGUF_ALONE)
         path = found.check_gguf(Path(gguf).expanduser())
-        tell(f"{'would load' if dry_run else 'loading'} {path} (llama.cpp)")
-        return lambda: llama.load(path, output_dir, recipe.tokenizer, options)
+        tell(f"{would} {path} (llama.cpp)")
+        return partial(llama.load, path, output_dir, recipe.tokenizer, options), [output_dir, path]
     try:
         there = found.find_model(output_dir, recipe.model.name, recipe.base_dir)
     except found.NothingThere as absent:
         if not dry_run:
             raise
         say(f"note: {absent}")
-        return None
+        return None, []
     require_two(compare, there.alone)
     if not there.finished:
         warn(f"{output_dir} holds no impruver.json: its training has not finished")
-    tell(f"{'would load' if dry_run else 'loading'} {there.described()} ({found.precision(recipe.model)})")
-
-    def load() -> Backend:
-        from impruver_chat.backends import transformers
-
-        return transformers.load(there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
-
-    return load
+    tell(f"{would} {there.described()} ({found.precision(recipe.model)})")
+    load = partial(transformers.load, there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
+    return load, [output_dir, Path(there.base)] if there.base else [output_dir]
 
 
 def require_two(compare: bool, alone: str | None) -> None:
@@ -98,13 +89,3 @@ def wants_bos(datasets: Any) -> bool:
         each.get("add_global_bos", True) if isinstance(each, dict) else each.add_global_bos for each in datasets or []
     ]
     return not given or any(given)
-
-
-def model_state(recipe: Recipe, output_dir: Path, gguf: str | None) -> list:
-    """What is loaded, by names, sizes and times of its files and the recipe's model section."""
-    folders = [output_dir]
-    if gguf is not None:
-        folders.append(Path(gguf).expanduser())
-    elif base := found.find_model(output_dir, recipe.model.name, recipe.base_dir).base:
-        folders.append(Path(base))
-    return [asdict(recipe.model), *map(state_of, folders)]

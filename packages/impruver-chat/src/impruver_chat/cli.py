@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_chat.chat import Looks, chat
+        from impruver_chat.chat import chat
 
         for name in ("input", "output", "gguf"):
             if getattr(flags, name) == "":
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = files_of(flags)
         if files is not None and (flags.compare or flags.plain):
             raise ImpruverError("--compare and --plain are for a conversation, not for --input")
-        chat(recipe, flags.gguf, files, flags.dry_run, Looks(flags.plain, flags.compare))
+        chat(recipe, flags.gguf, files, flags.dry_run, flags.plain, flags.compare)
 
     return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)
 

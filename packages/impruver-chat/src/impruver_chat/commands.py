@@ -1,15 +1,12 @@
 """What can be done in a conversation besides asking: each command is a function of the talk and of what follows it."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from impruver_core.cli.console import warn
+from impruver_core.cli.console import tell, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import dumps
 
-from impruver_chat.sampling import changed, described, near
-from impruver_chat.screen import tell
-from impruver_chat.sections import out_of_range
+from impruver_chat.sampling import changed, described, near, value_of
 from impruver_chat.session import NoAnswer
 from impruver_chat.talk import Command, Talk, answer
 
@@ -74,7 +71,7 @@ def set_(talk: Talk, rest: str) -> None:
     """Shows the parameters, or sets one: /set temperature 0.2"""
     name, _, value = rest.partition(" ")
     if name == "history_limit":
-        talk.session = replace(talk.session, history_limit=whole(name, value))
+        talk.session.history_limit = value_of(name, value)
         tell(f"history_limit {talk.session.history_limit}")
         return
     if rest:
@@ -110,6 +107,8 @@ def compare(talk: Talk, rest: str) -> None:
 
 def result(talk: Talk, rest: str) -> None:
     """Gives the response of a function that the model called."""
+    if not rest:
+        raise ImpruverError("give the response, too: /result TEXT")
     left = talk.session.respond(rest)
     if left:
         tell(f"{left} more of the calls wait for a response")
@@ -120,17 +119,6 @@ def result(talk: Talk, rest: str) -> None:
 def quit_(talk: Talk, rest: str) -> None:
     """Leaves."""
     raise Leave
-
-
-def whole(name: str, text: str) -> int:
-    """A number of messages; ImpruverError for anything else."""
-    try:
-        number = int(text)
-    except ValueError:  # also one of thousands of digits
-        raise ImpruverError(f"{name}: {text[:40]!r} is not a whole number") from None
-    for fault in out_of_range({name: number}).values():
-        raise ImpruverError(f"{name} {fault}")
-    return number
 
 
 COMMANDS: dict[str, Command] = {

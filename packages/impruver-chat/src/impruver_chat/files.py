@@ -77,7 +77,7 @@ def answer_files(
 
     size = recipe.chat.batch_size
     if files.answers is None:
-        write(batch.flowing(prompts, backend, chosen, size), batch.print_rows)
+        write(batch.answers(prompts, backend, chosen, size, None), batch.print_rows)
     else:
         of, journal = fingerprint(prompts, chosen, model), journal_of(files.answers)
         known = {} if files.overwrite else take_up(journal, of)
@@ -122,7 +122,11 @@ def tell_counts(counts: batch.Counts, files: Files) -> None:
     tell = say if files.answers is None else result
     if counts.cut_off:
         say(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
+    if counts.replaced:
+        say(f"note: {counts.replaced:,} rows had an error, reference or match of their own, which ours replaced")
     if files.expect:
+        if unscored := counts.rows - counts.failed - counts.scored:
+            say(f"note: {unscored:,} of the answers have no reference that is a text, and are not scored")
         tell(scoring.share(counts.right, counts.scored))
     failed = f", {counts.failed:,} of them with an error" if counts.failed else ""
     tell(f"wrote {counts.rows:,} rows to {files.target}{failed}")

@@ -1,7 +1,6 @@
 """What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def check_weights(folder: Path, stem: str) -> None:
         paths = [folder / f"{stem}.safetensors"]
     for path in paths:
         if path.is_file():
-            read_header(path)
+            check_whole(path)
         else:
             raise _no_weights(folder, path)
 
@@ -126,14 +125,14 @@ def _no_weights(folder: Path, path: Path) -> ImpruverError:
     )
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Names, types and shapes of the tensors in a safetensors file; ImpruverError where it is not whole."""
+def check_whole(path: Path) -> None:
+    """ImpruverError for a safetensors file that is not whole, by its header."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
-        ends: Iterable[int] = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         needed = 8 + length + max(ends, default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
         refuse_pointer(path)
@@ -141,7 +140,6 @@ def read_header(path: Path) -> dict[str, Any]:
     if needed != size:
         what = "cut off" if size < needed else "too long"
         raise ImpruverError(f"{path}: {what}: {size:,} bytes of {needed:,}; copy or train it again")
-    return header
 
 
 def precision(section: Any) -> str:

@@ -1,65 +1,48 @@
 """What a person types: with prompt-toolkit at a terminal (history, several lines), else lines of stdin."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import warn
-from impruver_core.cli.tool import Terminated
+from impruver_core.cli.console import warn, write
 from impruver_core.errors import ImpruverError
 from impruver_core.files.places import cache_dir
+
+from impruver_chat.interrupts import keys_unseen, leaving
 
 MARK = "> "
 NOT_TEXT = "not asked: this line is not UTF-8"
 MORE = "\\"  # at a line's end: the question goes on in the next
 
 
-def reader(commands: Iterable[str]) -> Callable[[], str | None]:
-    """A function that gives the next question; None at the end of the input, at Ctrl+C, and where stdin is closed."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        return piped
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        return lambda: piped(MARK)
-    session = editor(commands)
-
-    def ask() -> str | None:
-        try:
-            with leaving(session.app):
-                text = session.prompt(MARK)
-        except (KeyboardInterrupt, EOFError):
-            return None
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # what prompt-toolkit makes of such bytes
-            warn(NOT_TEXT)
-            return ""
-        return text
-
-    return ask
-
-
 @contextmanager
-def leaving(app: Any) -> Iterator[None]:
-    """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there."""
+def reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
+    """A function that gives the next question; None at the end of the input and at Ctrl+C."""
+    if not sys.stdin.isatty():
+        yield piped
+    elif not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        yield lambda: piped(MARK)
+    else:
+        session = editor(commands)
+        with keys_unseen():
+            yield lambda: edited(session)
 
-    def leave(*_: Any) -> None:
-        if not app.is_running:
-            raise Terminated
-        app.loop.call_soon_threadsafe(end)
 
-    def end() -> None:
-        if not app.is_done:
-            app.exit(exception=Terminated())
-
-    before = signal.signal(signal.SIGTERM, leave)
+def edited(session: Any) -> str | None:
+    """The next question of prompt-toolkit's session."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with leaving(session.app) as begun:
+            text = session.prompt(MARK, pre_run=begun)
+        text.encode()
+    except (KeyboardInterrupt, EOFError):
+        return None
+    except UnicodeEncodeError:  # what prompt-toolkit makes of bytes that are no text
+        warn(NOT_TEXT)
+        return ""
+    return text
 
 
 def piped(mark: str = "") -> str | None:
@@ -73,17 +56,13 @@ def piped(mark: str = "") -> str | None:
 
 
 def _line(mark: str) -> str | None:
-    if sys.stdin is None:
-        return None
+    write(sys.stderr, mark)
     try:
-        sys.stderr.write(mark)
-        sys.stderr.flush()
         line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:
         line = b""
     if not line:
-        if mark:
-            sys.stderr.write("\n")
+        write(sys.stderr, "\n" if mark else "")
         return None
     try:
         return line.decode("utf-8").rstrip("\r\n")
@@ -136,20 +115,9 @@ def keys() -> Any:
     return bound
 
 
-def history_file() -> Path:
-    """Where the questions of all conversations are kept: the folder of caches."""
-    return cache_dir() / "chat_history"
-
-
 def history() -> Any:
     """The history of earlier sessions; where it can't be kept that is a warning, and this session's alone is there."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    try:
-        path = history_file()
-    except RuntimeError as error:  # ~ of nobody
-        warn(f"IMPRUVER_CACHE: {error}: questions are not kept for the next session")
-        return InMemoryHistory()
 
     class Kept(FileHistory):
         def store_string(self, string: str) -> None:
@@ -158,41 +126,13 @@ def history() -> Any:
             except OSError as error:
                 warn(f"not kept for the next session: {path}: {error.strerror}")
 
+    path = Path("chat_history")
     try:
+        path = cache_dir() / path
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
-    except OSError as error:
-        warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
+    except (OSError, RuntimeError) as error:  # no right, no folder, no home
+        told = getattr(error, "strerror", None) or error
+        warn(f"{path}: {told}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
         return InMemoryHistory()
     return Kept(str(path))
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl+C waits until what is done here is done: half a line on the screen can't be taken up again."""
-    came: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def keys_unseen() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the answer; it is there for the next prompt."""
-    if sys.stdin is None or not sys.stdin.isatty() or os.name != "posix":
-        yield
-        return
-    import termios
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    unseen = before[3] & ~termios.ECHO | termios.NOFLSH  # Ctrl+C takes nothing away of it
-    termios.tcsetattr(descriptor, termios.TCSANOW, [*before[:3], unseen, *before[4:]])
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)

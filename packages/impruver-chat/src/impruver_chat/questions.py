@@ -11,12 +11,11 @@ from impruver_core.files.jsonl import BLANKS, numbered_rows
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.sampling import Sampling
-from impruver_chat.session import NoAnswer, room_for, with_system, within
+from impruver_chat.session import ANSWERS, RESPONSES, NoAnswer, room_for, with_system, within
 
 STDIN = Path("/dev/stdin")
-ANSWERS = ("assistant", "function_call")
 SPOKEN = ("system", "developer", "user", "assistant")
-ROLES = ("system", "developer", "user", "tool", "function_response", *ANSWERS)
+ROLES = (*SPOKEN[:3], *RESPONSES, *ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Question:
 def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
     """The questions of a JSONL file; ImpruverError with the line for what is no JSON, no object or no UTF-8."""
     questions = []
-    opened = sys.stdin.buffer if path == STDIN and sys.stdin is not None else None  # its beginning was looked at
+    opened = sys.stdin.buffer if path == STDIN else None  # its beginning was looked at
     for line, row in numbered_rows(path, opened):
         try:
             json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
@@ -50,7 +49,7 @@ def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
 def stdin_holds_rows() -> bool:
     """Whether stdin is no terminal and begins as JSONL does; waits for its first bytes, and leaves them there."""
     try:
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin.isatty():
             return False
         return sys.stdin.buffer.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip(BLANKS.encode()).startswith(b"{")
     except (AttributeError, OSError, ValueError):  # none of the system's streams, or closed

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from impruver_chat.sections import ChatSection, out_of_range
 
 NAMES = ("max_new_tokens", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
 ASK_FOR_SAMPLING = ("temperature", "top_p", "top_k")
-TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool}  # the others are float
+TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool, "history_limit": int}  # the others are float
 SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -40,29 +40,34 @@ def choose(section: ChatSection, model_dir: Path, interactive: bool) -> Sampling
     A temperature, top_p or top_k that the user gives asks for sampling; a temperature of 0 is greedy.
     """
     given = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
-    if "do_sample" not in given and any(name in given for name in ASK_FOR_SAMPLING):
-        given["do_sample"] = True
     last = Sampling() if interactive else GREEDY
-    chosen = Sampling(**asdict(last) | _of_model(model_dir / "generation_config.json") | given)
-    return replace(chosen, do_sample=chosen.do_sample and chosen.temperature > 0)
+    return _with(replace(last, **_of_model(model_dir / "generation_config.json")), given)
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
     """With a parameter set to what `text` says; ImpruverError for another name or value."""
     if name not in NAMES:
         raise ImpruverError(f"no parameter {name}{near(name, NAMES)}; there are {', '.join(NAMES)}")
+    return _with(sampling, {name: value_of(name, text)})
+
+
+def _with(sampling: Sampling, given: dict[str, Any]) -> Sampling:
+    if "do_sample" not in given and any(name in given for name in ASK_FOR_SAMPLING):
+        given = given | {"do_sample": True}
+    new = replace(sampling, **given)
+    return replace(new, do_sample=new.do_sample and new.temperature > 0)
+
+
+def value_of(name: str, text: str) -> Any:
+    """What a text says that `name` is to be; ImpruverError where it can't be."""
     wanted = TYPES.get(name, float)
     try:
         value = boolean(text) if wanted is bool else wanted(text)
     except (ValueError, ArgumentTypeError):
-        raise ImpruverError(f"{name}: {text!r} is not {SHOWN[wanted]}") from None
+        raise ImpruverError(f"{name}: {text[:40]!r} is not {SHOWN[wanted]}") from None
     for fault in out_of_range({name: value}).values():
         raise ImpruverError(f"{name} {fault}")
-    given = {name: value}
-    if name in ASK_FOR_SAMPLING:
-        given["do_sample"] = True
-    new = replace(sampling, **given)
-    return replace(new, do_sample=new.do_sample and new.temperature > 0)
+    return value
 
 
 def near(word: str, words: Iterable[str]) -> str:

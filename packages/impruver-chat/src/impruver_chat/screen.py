@@ -1,49 +1,37 @@
 """Shows an answer as it comes: as Markdown at a terminal, else as it is."""
 
 import os
-import re
 import sys
 import time
-from typing import Protocol
 
-from impruver_core.cli.console import silence
+from impruver_core.cli.console import write
 
-from impruver_chat.lines import uninterrupted
+from impruver_chat.ink import behind, ink, width, without_blank
+from impruver_chat.interrupts import uninterrupted
 from impruver_chat.markdown import blocks, clean, dimmed, markdown, paragraphs
 from impruver_chat.speech import REASONING
 
 FASTEST, SLOWEST = 0.05, 0.5  # seconds between two drawings
 SHARE = 80  # drawing may take one part in so many of the time
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 
 
-class Screen(Protocol):
-    """Where an answer is shown."""
-
-    def put(self, kind: str, piece: str) -> None:
-        """Shows a piece of REASONING or TEXT."""
-
-    def end(self) -> None:
-        """Nothing more comes; the next line is free."""
-
-
-def screen(plain: bool) -> Screen:
+def screen(plain: bool) -> "Plain | Page":
     """Markdown where stdout is a terminal that can do it, unless `plain`."""
-    capable = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    capable = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return Plain() if plain or not capable else Page()
 
 
 class Plain:
-    """Text as it is, on stdout; reasoning on stderr, dimmed at a terminal."""
+    """Shows text as it is, on stdout; reasoning on stderr, dimmed at a terminal."""
 
     def __init__(self) -> None:
         self._kind = ""
 
     def put(self, kind: str, piece: str) -> None:
-        """As `Screen.put`."""
+        """Shows a piece of REASONING or TEXT."""
         stream = sys.stderr if kind == REASONING else sys.stdout
         if self._kind == REASONING != kind:
             write(sys.stderr, "\n")
@@ -54,7 +42,7 @@ class Plain:
         write(stream, piece)
 
     def end(self) -> None:
-        """As `Screen.end`."""
+        """Nothing more comes; the next line is free."""
         if self._kind:
             write(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
         self._kind = ""
@@ -63,7 +51,8 @@ class Plain:
 class Page:
     """Markdown in lines. Those of the last, unfinished block are drawn anew as it grows; all others are there for good.
 
-    Only lines that fit the screen are ever drawn anew: what has scrolled away can't be.
+    Only lines that fit the screen are ever drawn anew: what has scrolled away can't be. Nor are those that stood there
+    when the window's size changed: some terminals wrap them then, others cut them.
     """
 
     def __init__(self) -> None:
@@ -72,13 +61,13 @@ class Page:
         self._console = Console(file=sys.stdout, highlight=False)
         self._kind, self._text = "", ""
         self._live = [""]  # the lines that may change yet; the cursor stands in the last
-        self._fixed = 0  # how many lines of the unfinished block are there for good
-        self._width = size().columns
+        self._size = size()
+        self._begin()
         self._due = 0.0
         self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
     def put(self, kind: str, piece: str) -> None:
-        """As `Screen.put`."""
+        """As `Plain.put`."""
         if kind != self._kind:
             self._finish([""])
             self._kind = kind
@@ -91,44 +80,61 @@ class Page:
             self._due = now + min(max(FASTEST, SHARE * (now - started)), SLOWEST)
 
     def end(self) -> None:
-        """As `Screen.end`."""
+        """As `Plain.end`."""
         self._finish([])
         self._kind, self._due = "", 0.0
 
+    def _begin(self) -> None:
+        """An unfinished block begins: its lines, how many are there for good, and what stands in others above them."""
+        self._drawn: list[str] = []
+        self._fixed, self._above = 0, ""
+
     def _finish(self, gap: list[str]) -> None:
         if self._text.strip():
-            if size().columns != self._width:
-                self._fixed = 0
+            self._fit()
             settled, last = self._settled()
-            self._replace(settled + self._lines(last)[self._fixed :] + gap, [""])
-        self._text, self._fixed = "", 0
+            self._replace(settled + self._left(last) + gap, [""])
+        self._text = ""
+        self._begin()
 
     def _draw(self) -> None:
-        if (width := size().columns) != self._width:  # its lines are others now: rather some of them twice than lost
-            self._width, self._fixed = width, 0
+        self._fit()
         settled, self._text = self._settled()
-        lines = self._lines(self._text)[self._fixed :]
-        over = max(0, len(lines) - max(1, size().lines - 2))
+        lines = self._left(self._text)
+        over = max(0, len(lines) - max(1, self._size.lines - 2))
         self._fixed += over
         self._replace(settled + lines[:over], lines[over:] or [""])
+
+    def _fit(self) -> None:
+        """In a window of another size what was drawn stays; of it only a last line that still fits may change yet."""
+        if size() == self._size:
+            return
+        self._size = size()
+        fits = width(self._live[-1]) < self._size.columns
+        if not fits:
+            write(sys.stdout, "\n")
+        self._above += ink("".join(self._drawn[: len(self._drawn) - fits]))
+        self._live, self._drawn, self._fixed = self._live[-1:] if fits else [""], [], 0
 
     def _settled(self) -> tuple[list[str], str]:
         """(the lines of the blocks that are finished, less those that are there; the unfinished block)."""
         *done, rest = (paragraphs if self._kind == REASONING else blocks)(self._text)
         settled: list[str] = []
         for block in done:
-            settled += [*self._lines(block)[self._fixed :], ""]
-            self._fixed = 0
+            settled += [*self._left(block), ""]
+            self._begin()
         return settled, rest
+
+    def _left(self, text: str) -> list[str]:
+        """A block's lines less those that are there for good."""
+        self._drawn = behind(self._above, self._lines(text))
+        return self._drawn[self._fixed :]
 
     def _lines(self, text: str) -> list[str]:
         with self._console.capture() as captured:
-            width = max(10, size().columns - 1)  # a full line would move the cursor to the next in some terminals
-            self._console.print((dimmed if self._kind == REASONING else markdown)(text), width=width)
-        lines = [line.rstrip(" ") for line in captured.get().split("\n")]
-        while len(lines) > 1 and is_blank(lines[-1]):
-            lines.pop()
-        return lines[next((at for at, line in enumerate(lines) if not is_blank(line)), 0) :]
+            columns = max(10, self._size.columns - 1)  # a full line would move the cursor on in some terminals
+            self._console.print((dimmed if self._kind == REASONING else markdown)(text), width=columns)
+        return without_blank([line.rstrip(" ") for line in captured.get().split("\n")])
 
     def _replace(self, settled: list[str], live: list[str]) -> None:
         """Puts lines in the place of those that may change; of the new ones only `live` may change from now on."""
@@ -152,22 +158,3 @@ def size() -> os.terminal_size:
         return os.get_terminal_size(sys.stdout.fileno())
     except OSError:
         return os.terminal_size((80, 24))
-
-
-def is_blank(line: str) -> bool:
-    """Whether a line shows nothing, whatever its colours."""
-    return not COLOURS.sub("", line).strip()
-
-
-def tell(text: str) -> None:
-    """What was asked for, or what happens to the answer: on stderr, with --quiet, too."""
-    write(sys.stderr, text + "\n")
-
-
-def write(stream, text: str) -> None:
-    """A text, at once; a reader that went away gets nothing more."""
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        silence(stream)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from impruver_core.errors import ImpruverError
 
@@ -55,19 +56,14 @@ class Session:
 
     def waiting(self) -> list[dict]:
         """For each call that has no response yet, the message that will hold it, less its content."""
-        last = list(self.messages)
-        responses = 0
-        while last and last[-1]["role"] in RESPONSES:
-            last.pop()
-            responses += 1
-        if not last:
-            return []
-        if last[-1]["role"] == "function_call":
-            return [{"role": "function_response"} for _ in calls_of(last[-1])][responses:]
-        called = last[-1].get("tool_calls", ())
-        return [{"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in called][
-            responses:
-        ]
+        responses = len(list(takewhile(lambda message: message["role"] in RESPONSES, reversed(self.messages))))
+        caller = self.messages[-1 - responses] if len(self.messages) > responses else {"role": None}
+        if caller["role"] == "function_call":
+            wanted = [{"role": "function_response"} for _ in calls_of(caller)]
+        else:
+            calls = caller.get("tool_calls", ())
+            wanted = [{"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in calls]
+        return wanted[responses:]
 
     def take_back(self) -> str | None:
         """Removes the last question and all that came of it; the question, None where there is none."""
@@ -136,11 +132,7 @@ def last_turns(messages: Sequence[dict], limit: int) -> list[dict]:
 
 
 def fit(
-    messages: Sequence[dict],
-    system: list[dict],
-    encode: Encode,
-    context: int | None,
-    room: int,
+    messages: Sequence[dict], system: list[dict], encode: Encode, context: int | None, room: int
 ) -> tuple[list[int], list[dict]]:
     """(ids, messages) of the longest run of last turns that leaves `room` tokens of the context for the answer.
 

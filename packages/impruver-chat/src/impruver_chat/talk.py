@@ -4,14 +4,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from impruver_core.cli.console import say, warn
+from impruver_core.cli.console import say, tell, warn
 from impruver_core.errors import RefusedError
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.calls import described
-from impruver_chat.lines import keys_unseen, uninterrupted
+from impruver_chat.interrupts import uninterrupted
 from impruver_chat.sampling import Sampling
-from impruver_chat.screen import Screen, tell
+from impruver_chat.screen import Page, Plain
 from impruver_chat.session import Asked, NoAnswer, Session, room_for
 from impruver_chat.speech import Speech, calls_of
 
@@ -24,20 +24,11 @@ class Talk:
     backend: Backend
     sampling: Sampling
     seed: int
-    screen: Screen
+    screen: Plain | Page
     compare: bool = False
 
 
 Command = Callable[[Talk, str], None]
-
-
-@dataclass(frozen=True)
-class Said:
-    """An answer's message, whether anything was said at all, and whether Ctrl+C stopped it."""
-
-    message: dict
-    anything: bool
-    stopped: bool
 
 
 def ask(talk: Talk, text: str) -> None:
@@ -55,14 +46,14 @@ def answer(talk: Talk) -> None:
         return
     if talk.compare:
         tell("with the adapter:")
-    said = shown(talk, prompt)
-    if said.stopped and not said.anything:
+    message, stopped = shown(talk, prompt)
+    if message is None:
         session.take_last()
         return
-    session.answer(said.message)
-    for call in calls_of(said.message):
+    session.answer(message)
+    for call in calls_of(message):
         tell(f"function call: {described(call)}")
-    if talk.compare and not said.stopped:
+    if talk.compare and not stopped:
         tell("without it:")
         with talk.backend.without_adapter():
             shown(talk, prompt)
@@ -86,27 +77,26 @@ def prompt_of(talk: Talk) -> Prompt | None:
     return Prompt(asked.ids, room, seed)
 
 
-def shown(talk: Talk, prompt: Prompt) -> Said:
-    """Shows an answer as it comes; what was said until Ctrl+C is kept."""
+def shown(talk: Talk, prompt: Prompt) -> tuple[dict | None, bool]:
+    """Shows an answer as it comes; (its message, whether Ctrl+C stopped it), no message if before the first word."""
     speech, stopped, told = Speech(talk.backend.marks, talk.screen.put), False, []
 
     def emit(piece: str) -> None:
         told.append(True)
         speech.put(piece)
 
-    with keys_unseen():
-        try:
-            talk.backend.stream(prompt, talk.sampling, emit)
-        except KeyboardInterrupt:
-            stopped = True
-        with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
-            message = speech.end()
-            talk.screen.end()
+    try:
+        talk.backend.stream(prompt, talk.sampling, emit)
+    except KeyboardInterrupt:
+        stopped = True
+    with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
+        message = speech.end()
+        talk.screen.end()
     if stopped:
         tell("(stopped)" if told else "(stopped before the first word: the question is taken back)")
     elif not told:
         tell("(the model said nothing)")
-    return Said(message, bool(told), stopped)
+    return (message if told or not stopped else None), stopped
 
 
 def tell_trimmed(asked: Asked, session: Session, context: int | None) -> None:

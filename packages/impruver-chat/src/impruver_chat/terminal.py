@@ -15,7 +15,7 @@ from impruver_chat.screen import screen
 from impruver_chat.session import Session
 from impruver_chat.talk import Talk, ask
 
-COMMAND = re.compile(r"(/[A-Za-z_]+)(?:\s+(.*))?", re.DOTALL)
+COMMAND = re.compile(r"(/[A-Za-z_]+(?!\S)|/[/\s]*\Z)(.*)", re.DOTALL)  # neither a path nor a line of code
 
 
 def converse(
@@ -26,11 +26,10 @@ def converse(
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
     talk = Talk(session, backend, sampling, seed, screen(plain), compare)
-    read = reader(COMMANDS)
-    with suppress(Leave, KeyboardInterrupt):  # which an answer takes for itself
+    with suppress(Leave, KeyboardInterrupt), reader(COMMANDS) as read:  # Ctrl+C at an answer is the answer's
         while (text := read()) is not None:
             text = text.strip()
             if command := COMMAND.fullmatch(text):
-                run(talk, command[1], command[2] or "")
+                run(talk, command[1], command[2])
             elif text:
                 ask(talk, text)

@@ -1,10 +1,13 @@
-"""llama.cpp's contexts, through cyllama: where prompts are computed, and kept for the next turn."""
+"""llama.cpp's contexts and samplers, through cyllama: where prompts are computed, and kept for the next turn."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+
+from impruver_chat.backends import Prompt
+from impruver_chat.sampling import Sampling
 
 BATCH = 512  # tokens of a prompt that are computed at once
 PAGE = 256  # contexts grow by this many tokens
@@ -73,6 +76,25 @@ class Conversation:
                 self._kept = kept
             except ValueError:  # computed again, then
                 pass
+
+
+def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
+    """llama.cpp's chain in transformers' order: penalty over all that was said, temperature, top_k, top_p."""
+    from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams
+
+    sampler = LlamaSampler(LlamaSamplerChainParams())
+    if sampling.repetition_penalty != 1:
+        sampler.add_penalties(context, sampling.repetition_penalty, 0.0, 0.0)
+        for token in prompt.ids:
+            sampler.accept(token)
+    if not sampling.do_sample:
+        sampler.add_greedy()
+        return sampler
+    sampler.add_temp(sampling.temperature)
+    sampler.add_top_k(sampling.top_k)
+    sampler.add_top_p(sampling.top_p, 1)
+    sampler.add_dist(prompt.seed % 2**32)
+    return sampler
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from impruver_core.templating.render import render
 from impruver_core.templating.shape import Shape, shape_of
 
 from impruver_chat.backends import Answer, Prompt, parallel
-from impruver_chat.backends.contexts import Conversation
+from impruver_chat.backends.contexts import Conversation, make_sampler
 from impruver_chat.backends.vocabulary import decoder, is_same, own_ends, special_texts, token_finder
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import GGUF_ALONE, TOKENIZER
@@ -37,7 +37,6 @@ class Gguf:
         self.model, self.vocab, self.stops = model, model.get_vocab(), stops
         self.encode, self.decode, self.marks = encode, decode, marks
         self.context: int | None = model.n_ctx_train
-        self.sampler = make_sampler
         self._conversation = Conversation(model)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
@@ -53,8 +52,7 @@ class Gguf:
             if text.stopped or not left:
                 break
             there.add([token])
-        whole = text.end()
-        return Answer(whole, text.stopped)
+        return Answer(text.end(), text.stopped)
 
     def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
         """As `Backend.answer_batch`; quantized sums differ with `size`, so answers are likely the same, not surely."""
@@ -125,22 +123,3 @@ def own_encoder(
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
     return encode
-
-
-def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
-    """llama.cpp's chain in transformers' order: penalty over all that was said, temperature, top_k, top_p."""
-    from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams
-
-    sampler = LlamaSampler(LlamaSamplerChainParams())
-    if sampling.repetition_penalty != 1:
-        sampler.add_penalties(context, sampling.repetition_penalty, 0.0, 0.0)
-        for token in prompt.ids:
-            sampler.accept(token)
-    if not sampling.do_sample:
-        sampler.add_greedy()
-        return sampler
-    sampler.add_temp(sampling.temperature)
-    sampler.add_top_k(sampling.top_k)
-    sampler.add_top_p(sampling.top_p, 1)
-    sampler.add_dist(prompt.seed % 2**32)
-    return sampler

@@ -63,7 +63,7 @@ def _answer(backend: Any, context: Any, waiting: list, sampling: Sampling, width
         ended = []
         while free and waiting:
             place, prompt = waiting.pop(0)
-            sampler = backend.sampler(sampling, prompt, width)
+            sampler = contexts.make_sampler(sampling, prompt, width)
             text = TextStream(backend.decode, backend.stops, lambda _: None)
             line = Line(place, free.pop(), prompt, sampler, text)
             last = compute_prompt(context, batch, line)

@@ -104,7 +104,7 @@ def _round(
     return backend.model.generate(
         input_ids=ids,
         attention_mask=mask,
-        generation_config=backend.greedy(max(row.prompt.room - row.said for row in rows)),
+        generation_config=backend.generation(max(row.prompt.room - row.said for row in rows)),
         logits_processor=[chooser(backend, rows, sampling, mask)],
         stopping_criteria=[take],
         **given,

@@ -21,7 +21,7 @@ from impruver_chat.backends.kept import Kept
 from impruver_chat.decoding import Stops, TextStream, find_stops
 from impruver_chat.found import Found
 from impruver_chat.marks import Marks, marks_of_tokenizer
-from impruver_chat.sampling import Sampling
+from impruver_chat.sampling import GREEDY, Sampling
 from impruver_chat.saved import saved_ends, saved_eos
 
 
@@ -52,14 +52,13 @@ class Transformers:
         out = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=self._generation(sampling, prompt.room),
+            generation_config=self.generation(prompt.room, sampling),
             logits_processor=[refuse_nan],
             stopping_criteria=[take],
             **self._kept.take(self.model, prompt.ids),
         )
         self._kept.put(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
-        whole = text.end()
-        return Answer(whole, text.stopped)
+        return Answer(text.end(), text.stopped)
 
     def without_adapter(self) -> AbstractContextManager:
         """As `Backend.without_adapter`."""
@@ -71,33 +70,24 @@ class Transformers:
 
     def scores_of(self, ids: Any) -> Any:
         """The scores [1, vocabulary] of what follows `ids` [1, tokens], computed with nothing beside or before it."""
-        once = self.greedy(1)
-        once.output_logits = once.return_dict_in_generate = True
-        once.use_cache = False
+        once = self.generation(1)
+        once.output_logits, once.use_cache = True, False
         out = self.model.generate(input_ids=ids, attention_mask=ids.new_ones(ids.shape), generation_config=once)
         return out.logits[0]
 
-    def greedy(self, room: int) -> Any:
-        """A GenerationConfig that takes the best score `room` times and gives the cache back."""
-        from transformers import GenerationConfig
-
-        return GenerationConfig(do_sample=False, max_new_tokens=room, pad_token_id=0, return_dict_in_generate=True)
-
-    def _generation(self, sampling: Sampling, room: int) -> Any:
+    def generation(self, room: int, sampling: Sampling = GREEDY) -> Any:
+        """A GenerationConfig for `room` tokens that gives the cache back; what ends an answer is not its business."""
         from transformers import GenerationConfig
 
         drawn = {}
         if sampling.do_sample:
             drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        stops = sorted(self.stops.ids)
-        pad = self.tokenizer.pad_token_id
         return GenerationConfig(
             do_sample=sampling.do_sample,
             repetition_penalty=sampling.repetition_penalty,
             max_new_tokens=room,
-            eos_token_id=stops or None,
-            return_dict_in_generate=True,  # with the cache
-            pad_token_id=pad if pad is not None else next(iter(stops), 0),
+            pad_token_id=0,
+            return_dict_in_generate=True,
             **drawn,
         )
 
@@ -181,10 +171,12 @@ def forget_generation_defaults(model: Any) -> None:
 
 def quiet_library() -> None:
     """No progress bars, no advice."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for further packages, 4-bit weights or none
     warnings.filterwarnings("ignore", module="(transformers|peft|torch|bitsandbytes)")
