@@ -78,8 +78,7 @@ BENCHMARKS = {
                 "learned tokens a second, packed against plain padding",
                 1.8,
                 least=True,
-                why="with a share p of padding packing gains 1 / (1 - p) times at most (1.8 at 45%), and all of that "
-                "only where a padded place costs as much as another one, which on this processor it does not",
+                why="with a share p of padding packing gains 1 / (1 - p) times, and what attention between rows cost",
             ),
             Target("padding", "padding of packed rows", 0.05, **SHARE),
             Target("start", "start to first step on 100,000 cached rows, against importing and loading", 1.3),
