@@ -165,6 +165,7 @@ def compare_start(folder: Path, model: str, data: Path, turns: int) -> None:
     (folder / "first_step.py").write_text(FIRST_STEP, encoding="utf-8")
     trainer = {"class": "first_step.FirstStep", "use_cpu": True, "per_device_train_batch_size": 4}
     keys = {"train_path": str(many), "model": {"name": model, "dtype": "fp32"}, "lora": LORA, "trainer": trainer}
+    keys["output_dir"] = str(folder / "start")  # the steps before left theirs in the usual one
     recipe = recipe_file(folder, "start", keys)
     command = [sys.executable, "-m", "impruver_train", "--config", str(recipe), "--overwrite"]
     first = subprocess.run(command, capture_output=True, text=True)  # makes the cache
