@@ -6,7 +6,7 @@ import sys
 from collections import namedtuple
 
 import pytest
-from make_models import edit_json
+from make_models import QUICKSTART, edit_json, make_llama, save_adapter
 
 FIELDS = ["level", "bytes", "bits_per_weight", "ids_equal", "perplexity", "kl", "top1", "stops", "recommended"]
 CHATS = [("What is 2 + 2?", "It is four."), ("Say “hi”.", "hi\n\n  there"), ("Столица?", "Москва.")]
@@ -271,3 +271,17 @@ def test_the_file_is_compared_with_the_merged_model(adapter, tiny, compared, ggu
     assert code == 3, told
     assert "its weights are not that model's" in told
     assert "recommended" not in out
+
+
+@pytest.mark.parametrize("ends", [["lm_head"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("as_one", [True, False])
+def test_tied_ends_that_were_trained_are_those_of_the_model_in_training(ends, as_one, compared, tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    make_llama(base, QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
+    save_adapter(base, folder, target_modules=ends, ensure_weight_tying=as_one)
+    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_heldout(folder, [chat(*pair) for pair in CHATS])
+    code, _, told = compared("--output_dir", folder)
+    assert code == 0, told
+    assert "as the merged model in transformers" in told

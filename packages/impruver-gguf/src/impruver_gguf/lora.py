@@ -15,7 +15,6 @@ from impruver_gguf.product import product
 from impruver_gguf.tensors import Tensor
 
 LANES = 8  # in which torch sums the squares of a row
-PIECE = 1 << 19  # values at a time, where all rows are gone through first
 
 
 def with_lora(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool) -> Tensor:
@@ -91,9 +90,8 @@ def _row_norms(values: np.ndarray) -> np.ndarray:
 def _column_norms(tensor: Tensor) -> np.ndarray:
     """As torch sums down the columns: row after row."""
     total = np.zeros(tensor.shape[1], np.float32)
-    step = max(1, PIECE // tensor.shape[1])
-    for start in range(0, tensor.count, step):
-        values = tensor.float32(start, min(start + step, tensor.count))
+    for start, stop in tensor.pieces():
+        values = tensor.float32(start, stop)
         total = np.add.reduce(np.vstack([total, values * values]), axis=0)
     return np.sqrt(total)
 

@@ -14,7 +14,9 @@ from typing import Any
 from impruver_core.cli.console import say, warn
 from impruver_core.files.safe import size_text
 
+from impruver_gguf.adapter import Adapter
 from impruver_gguf.base import has_model, read_model
+from impruver_gguf.fallback import tensor_types
 from impruver_gguf.heldout import HeldOut
 from impruver_gguf.native import SURROUNDINGS, last_words
 from impruver_gguf.parity import SLACK
@@ -54,9 +56,16 @@ def _task(outtype: str, path: Path, answered: Iterable, trained: Trained) -> dic
         "type": TYPES[outtype],
         "model": section,
         "adapter": str(trained.output_dir) if found.adapter else None,
+        "apart": _apart(path, found.adapter),
         "vocabulary": found.config.get("vocab_size"),
         "answers": [{"prompt": prompt, "said": said} for (prompt, _), said in answered],
     }
+
+
+def _apart(path: Path, adapter: Adapter | None) -> bool:
+    """Whether tied ends are to be merged one by one: peft would add what trained either to both."""
+    own = any(name == "output.weight" for name, _, _ in tensor_types(path))
+    return own or any("lm_head.lora_" in name for name in (adapter.tensors if adapter else ()))
 
 
 def _asked(task: dict[str, Any]) -> dict[str, Any]:

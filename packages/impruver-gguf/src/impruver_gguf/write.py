@@ -19,10 +19,9 @@ from impruver_core.errors import CheckFailed
 
 from impruver_gguf.architectures import is_float32
 from impruver_gguf.encode import Encoding, EncodingError, encoding_of
-from impruver_gguf.tensors import Tensor
+from impruver_gguf.tensors import PIECE, Tensor
 
 ALIGNMENT = 32  # GGUF's default
-PIECE = 1 << 19  # values at a time
 AHEAD = 16 * PIECE  # values read and encoded that are not yet written
 WORKERS = 8  # more would wait for the disk
 
@@ -81,9 +80,8 @@ def encoded(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Ite
 
 def _pieces(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Iterator[Piece]:
     for name, tensor in tensors.items():
-        rows = tensor.count if tensor.at_once else max(1, PIECE // max(1, prod(tensor.shape[1:])))
-        for start in range(0, tensor.count, rows):
-            yield Piece(name, tensor, types[name], start, min(start + rows, tensor.count))
+        for start, stop in tensor.pieces():
+            yield Piece(name, tensor, types[name], start, stop)
 
 
 def _encode(piece: Piece) -> np.ndarray:
