@@ -14,7 +14,8 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf import llama_cpp, shards, write
-from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, with_defaults
+from impruver_gguf.adapter import check_method
+from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, expected, with_defaults
 from impruver_gguf.base import Model
 from impruver_gguf.encode import ENCODINGS
 from impruver_gguf.header import header_of
@@ -78,8 +79,13 @@ def _own(
     tied = architecture.tied if config["tie_word_embeddings"] else None
     tensors = model.tensors
     if model.adapter:
-        tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
-    tensors = converted(architecture, tensors, config, model.config_path)
+        check_method(model.adapter)
+    if not tensors:
+        tensors = expected(architecture, config)
+    else:
+        if model.adapter:
+            tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
+        tensors = converted(architecture, tensors, config, model.config_path)
     vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
     metadata = partial(
         write_metadata,
@@ -94,8 +100,9 @@ def _own(
     header = header_of(architecture.name, tensors, types, metadata)
     kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
+    unseen = "" if model.tensors else "; by its configuration alone, since its weights are not on this disk"
     return Conversion(
-        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}",
+        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}{unseen}",
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
         write.size_of(header, tensors, types),

@@ -137,7 +137,7 @@ def _share_or_part(
         result.setdefault(f"{output}.weight", result[f"{names.get(embedding, embedding)}.weight"])
     elif below.low_rank and not above.low_rank and not own_output:
         warn(
-            f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left the output "
+            f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left that "
             "as it was, so the model may answer otherwise"
         )
 
