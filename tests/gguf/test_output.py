@@ -83,7 +83,7 @@ def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
     before = (tiny / "gguf/model-q8_0.gguf").read_bytes()
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
     assert code == 0
-    assert "model-q8_0.gguf in" in told
+    assert "earlier run" not in told  # it is of the same model
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
     assert gguf("--output_dir", tiny)[0] == 0  # q8_0 is still known as ours
     assert (tiny / "gguf/model-q8_0.gguf").stat().st_mtime_ns == made.st_mtime_ns  # and not made again
@@ -94,6 +94,36 @@ def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == b"mine"
     assert gguf("--output_dir", tiny, "--overwrite")[0] == 0
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
+
+
+def test_a_run_after_another_training_tells_what_is_not_made_anew(tiny, gguf):
+    from safetensors.numpy import load_file, save_file
+
+    assert gguf("--output_dir", tiny)[0] == 0
+    before = (tiny / "gguf/model-f16.gguf").read_bytes()
+    weights = load_file(tiny / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tiny / "model.safetensors", {"format": "pt"})
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
+    assert code == 0, told
+    assert "model-q8_0.gguf in" in told
+    assert "model-q4_0.gguf in" not in told
+    assert (tiny / "gguf/model-f16.gguf").read_bytes() != before
+
+
+def test_a_run_that_makes_nothing_anew_needs_no_room(tiny, gguf, monkeypatch):
+    """As after a full disk while proving: what is whole and the same stays, and is not counted again."""
+    from impruver_gguf.export import RESERVE
+
+    assert gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")[0] == 0
+    made = {path.name: path.stat().st_ino for path in (tiny / "gguf").glob("*.gguf")}
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, RESERVE + 10))
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")
+    assert code == 0, told
+    assert "the same byte for byte, and kept" in told
+    assert {path.name: path.stat().st_ino for path in (tiny / "gguf").glob("*.gguf")} == made
+    assert gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q5_0")[0] == 2
 
 
 def test_only_quantize(tiny, gguf):

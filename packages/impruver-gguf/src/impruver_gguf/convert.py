@@ -28,13 +28,17 @@ EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before."""
+    """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before.
+
+    `same` tells whether a file is what `write` would write; `there` that nothing is to be written.
+    """
 
     words: str
     shapes: dict[str, tuple[int, ...]]
     header: int
     bytes: int
     write: Callable[[Path], None]
+    same: Callable[[Path], bool] = lambda path: False
     scratch: int = 0
     by_script: bool = False
     there: bool = False
@@ -106,7 +110,8 @@ def _own(
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
         write.size_of(header, tensors, types),
-        lambda target: write.write_gguf(target, header, tensors, types),
+        partial(write.write_gguf, header=header, tensors=tensors, types=types),
+        partial(write.is_gguf, header=header, tensors=tensors, types=types),
     )
 
 

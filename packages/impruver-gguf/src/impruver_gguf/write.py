@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -49,13 +50,31 @@ def encodings(tensors: Mapping[str, Tensor], outtype: str) -> dict[str, Encoding
 def write_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> None:
     """The file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file, progress(None, len(tensors), "tensors written") as bar:
-        file.write(header.ljust(_padded(len(header)), b"\0"))
+    with path.open("wb") as file:
+        for part in _content(header, tensors, types, "tensors written"):
+            file.write(part)
+
+
+def is_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> bool:
+    """Whether that is what stands at `path`, byte for byte."""
+    if path.stat().st_size != size_of(header, tensors, types):
+        return False
+    with path.open("rb") as file:
+        content = _content(header, tensors, types, "tensors compared")
+        with closing(content):
+            return all(file.read(len(part)) == part for part in content)
+
+
+def _content(
+    header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding], doing: str
+) -> Iterator[bytes | memoryview]:
+    with progress(None, len(tensors), doing) as bar:
+        yield header.ljust(_padded(len(header)), b"\0")
         for piece, data in encoded(tensors, types):
-            file.write(data.data)
+            yield data.data.cast("B")
             if piece.stop == piece.tensor.count:
                 size = piece.encoding.bytes_of(piece.tensor.shape)
-                file.write(bytes(_padded(size) - size))
+                yield bytes(_padded(size) - size)
                 bar.update(1)
 
 
