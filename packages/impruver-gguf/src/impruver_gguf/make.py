@@ -63,6 +63,7 @@ def make(
     levels = [path for _, path in targets]
     new = [*([] if conversion.there else [source]), *(path for path in levels if path not in done), *modelfiles]
     made = {path: staged(path) for path in new}
+    discard(made)  # a killed run's: whoever still writes into one writes nowhere
     try:
         if not conversion.there:
             conversion.write(made[source])

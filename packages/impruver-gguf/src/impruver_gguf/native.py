@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from typing import TextIO
 
 # Its threads would spin while others use the processor; its abort would start gdb, which prints, or waits for ever.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GGML_NO_BACKTRACE": "1"}
 REASONS = ("GGML_ASSERT", "GGML_ABORT", "error:", "Error:")
+
+
+PR_SET_PDEATHSIG = 1  # Linux's
+
+
+def end_with_parent() -> None:
+    """On Linux this process ends with the one that started it, which can't see to that where it is killed itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def own_channel() -> TextIO:

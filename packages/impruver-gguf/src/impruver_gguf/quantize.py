@@ -23,7 +23,7 @@ from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_gguf.fallback import tell_fallbacks
 from impruver_gguf.finite import FOUND, not_finite
 from impruver_gguf.levels import LEVELS
-from impruver_gguf.native import SURROUNDINGS
+from impruver_gguf.native import SURROUNDINGS, end_with_parent
 
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
 PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     """The process of its own: a line on stdout for each file that is done."""
     from cyllama.llama import llama_cpp
 
+    end_with_parent()
     source, threads, *pairs = arguments
     if hasattr(llama_cpp, "disable_logging"):
         llama_cpp.disable_logging()
