@@ -28,7 +28,7 @@ def test_only_results_come_on_stdout():
 def test_the_assertion_is_the_reason():
     assert last_words("a\nggml.c:12: GGML_ASSERT(x > 0) failed\n#1 frame\n[Inferior 1 detached]\n").endswith("failed")
     assert last_words("a\nb\n\n") == "b"
-    assert last_words("") == ""
+    assert last_words("") == "without a word"
 
 
 def test_a_nan_to_be_quantized_is_named(tiny, gguf):
@@ -47,7 +47,10 @@ def test_a_nan_to_be_quantized_is_named(tiny, gguf):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
-    child = "from impruver_gguf.native import end_with_parent as e; e(); print(flush=True); import time; time.sleep(60)"
+    child = (
+        "from impruver_gguf.native import own_channel; print(file=own_channel(), flush=True); "
+        "import time; time.sleep(60)"
+    )
     parent = (
         "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
         "stdout=subprocess.PIPE); p.stdout.readline(); print(p.pid, flush=True); time.sleep(60)"

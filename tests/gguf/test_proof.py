@@ -64,12 +64,12 @@ def test_the_figures_are_those_of_transformers(tiny, proven):
     """Perplexity, KL and top tokens on the same labels, of the model and of the level as transformers reads it."""
     import torch
     from impruver_gguf.heldout import read_heldout
-    from impruver_gguf.tokens import read_tokenizer
+    from impruver_gguf.tokens import SavedTokenizer
     from transformers import AutoModelForCausalLM
 
     write_heldout(tiny, [chat(*pair) for pair in CHATS])
     assert proven("--output_dir", tiny, "--quantization_levels", "q4_0")[0] == 0
-    held = read_heldout(tiny, read_tokenizer(tiny), {}, None).measured
+    held = read_heldout(tiny, SavedTokenizer(tiny), {}, None).measured
     labels = torch.tensor([row.labels[at + 1] for row in held for at in row.learned])
 
     def logs(**file):

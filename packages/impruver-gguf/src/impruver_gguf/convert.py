@@ -21,6 +21,7 @@ from impruver_gguf.encode import ENCODINGS
 from impruver_gguf.header import header_of
 from impruver_gguf.merge import merged
 from impruver_gguf.metadata import write_metadata
+from impruver_gguf.tensors import Tensor
 from impruver_gguf.vocabulary import read_vocabulary
 
 EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
@@ -30,7 +31,7 @@ EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 class Conversion:
     """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before.
 
-    `same` tells whether a file is what `write` would write; `there` that nothing is to be written.
+    `same` tells whether a file is what `write` would write; `there` that nothing is to be written, `digest` its sha256.
     """
 
     words: str
@@ -42,6 +43,7 @@ class Conversion:
     scratch: int = 0
     by_script: bool = False
     there: bool = False
+    digest: str | None = None
 
 
 def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places, outtype: str) -> Conversion:
@@ -80,16 +82,7 @@ def existing(path: Path) -> Conversion:
 def _own(
     architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path, outtype: str
 ) -> Conversion:
-    tied = architecture.tied if config["tie_word_embeddings"] else None
-    tensors = model.tensors
-    if model.adapter:
-        check_method(model.adapter)
-    if not tensors:
-        tensors = expected(architecture, config)
-    else:
-        if model.adapter:
-            tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
-        tensors = converted(architecture, tensors, config, model.config_path)
+    tensors = _tensors(architecture, config, model)
     vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
     metadata = partial(
         write_metadata,
@@ -113,6 +106,20 @@ def _own(
         partial(write.write_gguf, header=header, tensors=tensors, types=types),
         partial(write.is_gguf, header=header, tensors=tensors, types=types),
     )
+
+
+def _tensors(architecture: Architecture, config: dict[str, Any], model: Model) -> dict[str, Tensor]:
+    """By GGUF name, with the adapter in them; of shapes alone where there are no weights."""
+    if not model.tensors:
+        if model.adapter:
+            check_method(model.adapter)
+        return expected(architecture, config)
+    tensors = model.tensors
+    if model.adapter:
+        tied = architecture.tied if config["tie_word_embeddings"] else None
+        conv1d = architecture.conv1d or (lambda module: False)
+        tensors = merged(tensors, model.adapter, conv1d=conv1d, tied=tied)
+    return converted(architecture, tensors, config, model.config_path)
 
 
 def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Conversion:

@@ -17,10 +17,9 @@ from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.levels import check_fits
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
-from impruver_gguf.make import Made, discard, done_levels, earlier, make, outputs, standing
+from impruver_gguf.make import Made, discard, earlier, kept, make, outputs
 from impruver_gguf.proof import prove
-from impruver_gguf.sampling import sampling
-from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, turn_ends
+from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, sampling, turn_ends
 from impruver_gguf.verify import Trained, read_ground
 
 MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
@@ -47,15 +46,14 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     before = earlier(manifest_path, flags.overwrite)
     replaced = [*files.values()][conversion.there :]
     check_replaceable([*replaced, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
-    done: set[Path] = set()
-    if not flags.dry_run and not flags.overwrite:
-        conversion = standing(conversion, source, before)
-        done = done_levels(conversion, files, program, before)
-    sizes = {path: size for path, size in _sizes(files, conversion).items() if path not in done}
-    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
     trained = _trained(recipe, output_dir)
     ground = read_ground(trained) if flags.verify and (has_model(output_dir) or not flags.dry_run) else None
     (result if flags.dry_run else say)(conversion.words)
+    done: set[Path] = set()
+    if not flags.dry_run and not flags.overwrite:
+        conversion, done = kept(conversion, files, program, before)
+    sizes = {path: size for path, size in _sizes(files, conversion).items() if path not in done}
+    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
     if flags.dry_run:
         _tell_plan(manifest_path.parent, sizes)
         return

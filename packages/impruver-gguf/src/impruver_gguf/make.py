@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,25 +26,27 @@ class Made:
     how: dict[str, str]  # what a level was made from, and with what
 
 
-def standing(conversion: Conversion, source: Path, before: Iterable[dict[str, Any]]) -> Conversion:
-    """`conversion` with nothing to write where `source`, of an earlier run, is what it would write."""
-    if conversion.there or source.name not in {entry["path"] for entry in before} or not source.is_file():
-        return conversion
-    if not conversion.same(source):
-        return conversion
-    say(f"{source.name}: there already, the same byte for byte, and kept")
-    return replace(conversion, there=True)
+def kept(
+    conversion: Conversion, files: Mapping[str, Path], program: str | None, before: Sequence[dict[str, Any]]
+) -> tuple[Conversion, set[Path]]:
+    """What of `before`, the files of an earlier run, stays: (`conversion` without what it would write again, levels).
 
-
-def done_levels(
-    conversion: Conversion, files: Mapping[str, Path], program: str | None, before: Iterable[dict[str, Any]]
-) -> set[Path]:
-    """The levels that `before`, files of an earlier run, holds whole and made from the same file in the same way."""
+    That they are whole was checked before they could be replaced.
+    """
     (_, source), *targets = files.items()
-    if not conversion.there or not any("source" in entry for entry in before):
-        return set()
-    how = {"source": sha256(source), "quantizer": quantizer(program)}
-    return _done(dict(targets), before, how)
+    known = source.name in {entry["path"] for entry in before} and source.is_file()
+    if known and not conversion.there and conversion.same(source):
+        say(f"{source.name}: there already, the same byte for byte, and kept")
+        conversion = replace(conversion, there=True)
+    if not conversion.there:
+        return conversion, set()
+    conversion = replace(conversion, digest=sha256(source))
+    how = {"source": conversion.digest, "quantizer": quantizer(program)}
+    alike = {entry["path"] for entry in before if how.items() <= entry.items()}
+    done = {level: path for level, path in targets if path.name in alike and path.is_file()}
+    if done:
+        say(f"{', '.join(done)}: there already, made from the same file, and kept")
+    return conversion, set(done.values())
 
 
 def make(
@@ -68,7 +70,7 @@ def make(
         if not conversion.there:
             conversion.write(made[source])
         now = made.get(source, source)
-        how = {"source": sha256(now), "quantizer": quantizer(program)}
+        how = {"source": conversion.digest or sha256(now), "quantizer": quantizer(program)}
         quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
         _write_texts({made[path]: text for path, text in modelfiles.items()})
         for path in made.values():
@@ -90,15 +92,6 @@ def _write_texts(texts: Mapping[Path, str]) -> None:
 def quantizer(program: str | None) -> str:
     """What makes the levels, as the manifest tells it."""
     return program or f"cyllama {version('cyllama')}"
-
-
-def _done(targets: Mapping[str, Path], before: Iterable[dict[str, Any]], how: dict[str, str]) -> set[Path]:
-    """The levels that are there already; that they are whole was checked before they could be replaced."""
-    alike = {entry["path"] for entry in before if how.items() <= entry.items()}
-    done = {level: path for level, path in targets.items() if path.name in alike and path.is_file()}
-    if done:
-        say(f"{', '.join(done)}: there already, made from the same file, and kept")
-    return set(done.values())
 
 
 def discard(made: Mapping[Path, Path]) -> None:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from impruver_gguf.engine import Engine, open_model, threads
-from impruver_gguf.native import end_with_parent, own_channel
+from impruver_gguf.native import own_channel
 
 TEMPLATE = "tokenizer.chat_template"
 PLAIN = "a"  # a text that shows what a tokenizer puts around one
@@ -119,7 +119,6 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
 
 def main() -> int:
     """Reads the task from stdin; a line for each of its files."""
-    end_with_parent()
     try:
         _measure_all(json.load(sys.stdin), own_channel())
     except OSError as error:

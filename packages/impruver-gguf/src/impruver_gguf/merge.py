@@ -6,17 +6,15 @@ What would not come out exactly is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.adapter import Adapter, check_method, rank_of, scaling_of
 from impruver_gguf.fitting import check_complete, check_fits, check_rank, check_shapes, ends
 from impruver_gguf.lora import with_bias, with_lora, with_magnitude, with_rows
-from impruver_gguf.tensors import Tensor, equal, wide
+from impruver_gguf.tensors import Tensor, wide
+from impruver_gguf.tying import Change, share_or_part, tied_in
 
 PREFIX = "base_model.model."
 PARTS = {  # how names in an adapter's file end
@@ -29,19 +27,6 @@ PARTS = {  # how names in an adapter's file end
     ".lora_magnitude_vector.weight": "magnitude",
     ".token_adapter.trainable_tokens_delta": "rows",
 }
-
-
-@dataclass
-class Change:
-    """What an adapter does to one module: A and B, rows of trained tokens, or whole tensors instead."""
-
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    whole: dict[str, Tensor] = field(default_factory=dict)  # "weight", "bias"
-
-    @property
-    def low_rank(self) -> bool:
-        """Whether there is anything of LoRA."""
-        return bool(self.parts.keys() - {"rows"})
 
 
 def merged(
@@ -61,8 +46,8 @@ def merged(
     names = _module_names(base, [*changes, *(tied or ())])
     transposed = conv1d or (lambda module: bool(adapter.config.get("fan_in_fan_out")))
     result = {name: wide(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
-    if tied and changes.keys() & set(tied) and _tied_in(result, tied, names):
-        _share_or_part(result, changes, names, tied, adapter.config)
+    if tied and changes.keys() & set(tied) and tied_in(result, tied, names):
+        share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():
         _apply(result, names.get(module, module), module, change, adapter, transposed(module))
     adapted = {names.get(module, module) for module, change in changes.items() if change.low_rank}
@@ -109,52 +94,6 @@ def _module_names(base: dict[str, Tensor], modules: Iterable[str]) -> dict[str, 
         if f"{module}.weight" not in base and f"{bare}.weight" in base:
             names[module] = bare
     return names
-
-
-def _tied_in(result: dict[str, Tensor], tied: tuple[str, str], names: dict[str, str]) -> bool:
-    """Whether a file's weights are tied, as transformers judges: a head of its own, unless it is a copy, which goes."""
-    embedding, head = (f"{names.get(module, module)}.weight" for module in tied)
-    if head in result and not equal(result[embedding], result[head]):
-        return False
-    result.pop(head, None)
-    return True
-
-
-def _share_or_part(
-    result: dict[str, Tensor], changes: dict[str, Change], names: dict[str, str], tied: tuple[str, str], config: dict
-) -> None:
-    """Tied embeddings stay one matrix, unless the adapter trained one of the two ends by itself."""
-    embedding, output = tied
-    below, above = changes.get(embedding, Change()), changes.get(output, Change())
-    saved = [str(name) for name in config.get("modules_to_save") or []]
-    own_output = any(ends(output, name) for name in saved)
-    own_embedding = any(ends(embedding, name) for name in saved) and not _same_whole(below, above)
-    alike = scaling_of(config, embedding) == scaling_of(config, output) and _alike(below.parts, above.parts)
-    trained_output = (above.low_rank and not alike) or ("rows" in above.parts and "rows" not in below.parts)
-    if not own_output and not trained_output:
-        changes.pop(output, None)  # a second copy of the embeddings
-    if trained_output or (own_embedding and not own_output):
-        result.setdefault(f"{output}.weight", result[f"{names.get(embedding, embedding)}.weight"])
-    elif below.low_rank and not above.low_rank and not own_output:
-        warn(
-            f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left that "
-            "as it was, so the model may answer otherwise"
-        )
-
-
-def _same_whole(below: Change, above: Change) -> bool:
-    """Whether both ends were saved, as one: what peft's ensure_weight_tying makes of modules_to_save."""
-    one, other = below.whole.get("weight"), above.whole.get("weight")
-    return one is not None and other is not None and equal(one, other)
-
-
-def _alike(below: dict[str, Tensor], above: dict[str, Tensor]) -> bool:
-    """Whether LoRA on the output is that on the embeddings, turned over: what peft's ensure_weight_tying trains."""
-    if above.keys() != {"a", "b"} or below.keys() != {"embedding_a", "embedding_b"}:
-        return False
-    return all(
-        np.array_equal(below[f"embedding_{one}"].float32().T, above[other].float32()) for one, other in ("ab", "ba")
-    )
 
 
 def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]) -> Tensor:

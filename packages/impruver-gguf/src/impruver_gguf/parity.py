@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from impruver_gguf.native import end_with_parent, own_channel
+from impruver_gguf.native import own_channel
 
 SLACK = 4.0
 
@@ -114,7 +114,6 @@ def main() -> int:
     """Reads the task from stdin and tells what came of it as a line of JSON."""
     from impruver_core.errors import ImpruverError
 
-    end_with_parent()
     out = own_channel()
     try:
         told = compared(json.load(sys.stdin))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -18,7 +16,7 @@ from impruver_gguf.adapter import Adapter
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.fallback import tensor_types
 from impruver_gguf.heldout import HeldOut
-from impruver_gguf.native import SURROUNDINGS, last_words
+from impruver_gguf.native import EndedError, last_words, lines_of
 from impruver_gguf.parity import SLACK
 from impruver_gguf.verify import Proof, Trained
 
@@ -69,17 +67,10 @@ def _apart(path: Path, adapter: Adapter | None) -> bool:
 
 
 def _asked(task: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "impruver_gguf.parity"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=SURROUNDINGS | os.environ, text=True, **pipes)
     try:
-        out, words = process.communicate(json.dumps(task))
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode != 0 or not out.strip():
-        return {"unable": f"it ended with {process.returncode}: {last_words(words)}"}
-    return json.loads(out.splitlines()[-1])
+        return json.loads([*lines_of([sys.executable, "-m", "impruver_gguf.parity"], json.dumps(task))][-1])
+    except EndedError as ended:
+        return {"unable": f"it ended with {ended.code}: {last_words(ended.log)}"}
 
 
 def _judged(told: dict[str, Any], proof: Proof) -> str | None:

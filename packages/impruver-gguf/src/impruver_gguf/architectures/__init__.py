@@ -17,7 +17,7 @@ from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3
-from impruver_gguf.architectures.row import Architecture, Config, no_conv1d, nothing
+from impruver_gguf.architectures.row import Architecture, Config, nothing
 from impruver_gguf.jsonfile import check_keys
 from impruver_gguf.tensors import Tensor
 
@@ -79,7 +79,7 @@ def expected(architecture: Architecture, config: Config) -> dict[str, Tensor]:
         if not name.startswith("blk."):
             result[name] = Tensor(shape, nothing)
             continue
-        shape = shape if architecture.conv1d is no_conv1d else shape[::-1]
+        shape = shape[::-1] if architecture.conv1d else shape
         for layer in range(config[architecture.blocks]):
             result[name.replace("blk.", f"blk.{layer}.", 1)] = Tensor(shape, nothing)
     return result
