@@ -69,9 +69,9 @@ def make_adapter(base: Path, folder: Path) -> None:
 def write_heldout(folder: Path) -> None:
     """32 rows about countries, as long as fits."""
     from impruver_core import encode_chat
-    from impruver_gguf.tokens import read_tokenizer
+    from impruver_gguf.tokens import SavedTokenizer
 
-    tokenizer = read_tokenizer(folder)
+    tokenizer = SavedTokenizer(folder)
     with (Path(__file__).parent / "quickstart_countries.csv").open(encoding="utf-8") as file:
         facts = list(csv.DictReader(file))
     lines = []
@@ -159,11 +159,11 @@ def compare_proof(adapter: Path, turns: int) -> None:
     """Prints what verifying takes, and decoding alone."""
     from impruver_gguf.cli import main as export
     from impruver_gguf.heldout import read_heldout
-    from impruver_gguf.tokens import read_tokenizer
+    from impruver_gguf.tokens import SavedTokenizer
 
     write_heldout(adapter)
     assert export(["--output_dir", str(adapter), "--verify", "false"]) == 0
-    tokenizer = read_tokenizer(adapter)
+    tokenizer = SavedTokenizer(adapter)
     held = read_heldout(adapter, tokenizer, {}, None)
     rows = [{"ids": row.ids, "wanted": row.learned} for row in held.measured]
     files = [str(adapter / f"gguf/model-{level}.gguf") for level in ("f16", *LEVELS)]

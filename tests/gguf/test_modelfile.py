@@ -1,7 +1,6 @@
 """Modelfiles say what was trained, and Ollama reads back what was put in."""
 
 import json
-import re
 
 import pytest
 from impruver_core.errors import ImpruverError
@@ -85,33 +84,6 @@ def test_parameters():
     assert others == {"num_ctx": "99", "temperature": "0.5", "top_k": "40", "penalize_newline": "false"}
 
 
-def in_go(template: str, messages: list[dict]) -> str:
-    """What Go's text/template makes of the few actions that are written here."""
-    literals, at, out = re.split(r"\{\{ (.*?) \}\}", template), 0, []
-    body = "\n".join(message["content"] for message in messages if message["role"] == "system")
-    words = []
-    for number, piece in enumerate(literals):
-        if number % 2 == 0:
-            words.append(f"out.append({piece!r})" if piece else "pass")
-        elif piece == '"{{"':
-            words.append("out.append('{{')")
-        elif piece == "end":
-            at -= 1
-            continue
-        elif piece == ".Content":
-            words.append("out.append(message['content'])")
-        else:
-            code = {"if not .System": "if not system:", "range .Messages": "for message in messages:"}.get(piece)
-            kind, _, role = piece.partition(" eq .Role ")
-            at -= kind == "else if"
-            words.append(" " * at + (code or f"{'elif' if kind == 'else if' else 'if'} message['role'] == {role}:"))
-            at += 1
-            continue
-        words[-1] = " " * at + words[-1]
-    exec("\n".join(words), {"out": out, "messages": messages, "system": body})
-    return "".join(out)
-
-
 OWN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
 OWN += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 DEFAULT = (
@@ -119,15 +91,17 @@ DEFAULT = (
 )
 TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + OWN
 GREETING = [{"role": role, "content": f" {role}: \n{{{{ . }}}}"} for role in ("system", "user", "assistant", "user")]
+CHATS = [GREETING, GREETING[1:], GREETING[3:], [{"role": "user", "content": "<think>\nx\n</think>\n\n"}]]
 
 
-@pytest.mark.parametrize("template", [OWN, DEFAULT, "{{ bos_token }}" + OWN])
-@pytest.mark.parametrize("first", [0, 1, 3])
-def test_the_template_in_go_says_the_same(template, first):
+@pytest.mark.parametrize(
+    "template", [OWN, DEFAULT, "{{ bos_token }}" + OWN, OWN.replace("<|end|>", '<|end|>}}{{ "{{-" }}\n {{ "{{{" }}')]
+)
+def test_the_template_in_go_says_the_same(template, ollama):
     named = {"bos_token": "<s>", "eos_token": "<|end|>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]}
     written = dict(read(modelfile("m.gguf", [], None, {}, None, go_template(template, named, "<s>"))))["TEMPLATE"]
-    wanted = render(template, GREETING[first:], add_generation_prompt=True, variables=named)
-    assert in_go(written, GREETING[first:]) == wanted.removeprefix("<s>")
+    wanted = [render(template, chat, add_generation_prompt=True, variables=named) for chat in CHATS]
+    assert ollama(written, CHATS) == [text.removeprefix("<s>") for text in wanted]
 
 
 CHATML = OWN.replace("<|{{ m['role'] }}|>", "<|im_start|>{{ m['role'] }}\n").replace("<|end|>", "<|im_end|>\n")

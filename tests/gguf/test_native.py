@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pytest
 from impruver_gguf.native import last_words
 
 PRINTS = """
@@ -25,7 +28,7 @@ def test_only_results_come_on_stdout():
 def test_the_assertion_is_the_reason():
     assert last_words("a\nggml.c:12: GGML_ASSERT(x > 0) failed\n#1 frame\n[Inferior 1 detached]\n").endswith("failed")
     assert last_words("a\nb\n\n") == "b"
-    assert last_words("") == ""
+    assert last_words("") == "without a word"
 
 
 def test_a_nan_to_be_quantized_is_named(tiny, gguf):
@@ -40,3 +43,37 @@ def test_a_nan_to_be_quantized_is_named(tiny, gguf):
     code, _, told = gguf("--output_dir", tiny, "--only_quantize", "--overwrite", "--quantization_levels", "q8_0")
     assert code == 3, told
     assert "blk.1.ffn_up.weight holds NaN" in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
+    child = (
+        "from impruver_gguf.native import own_channel; print(file=own_channel(), flush=True); "
+        "import time; time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
+        "stdout=subprocess.PIPE); p.stdout.readline(); print(p.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    state = Path(f"/proc/{pid}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it goes on without its parent")
+
+
+def test_what_a_killed_run_left_is_written_anew(tiny, gguf):
+    left = tiny / "gguf/.model-q8_0.gguf.staged"
+    left.parent.mkdir()
+    with left.open("wb") as held:  # by a quantizer that nobody ended
+        held.write(b"half")
+        assert gguf("--output_dir", tiny)[0] == 0
+        made = (tiny / "gguf/model-q8_0.gguf").read_bytes()
+        held.write(b"x" * 100)
+    assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == made

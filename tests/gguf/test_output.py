@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from math import prod
+from pathlib import Path
 
 import pytest
+from impruver_gguf.convert import existing
 from make_models import QUICKSTART, edit_json, make_llama, save_adapter
 from safetensors import safe_open
 
@@ -80,7 +83,7 @@ def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
     before = (tiny / "gguf/model-q8_0.gguf").read_bytes()
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
     assert code == 0
-    assert "model-q8_0.gguf in" in told
+    assert "earlier run" not in told  # it is of the same model
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
     assert gguf("--output_dir", tiny)[0] == 0  # q8_0 is still known as ours
     assert (tiny / "gguf/model-q8_0.gguf").stat().st_mtime_ns == made.st_mtime_ns  # and not made again
@@ -91,6 +94,36 @@ def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == b"mine"
     assert gguf("--output_dir", tiny, "--overwrite")[0] == 0
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
+
+
+def test_a_run_after_another_training_tells_what_is_not_made_anew(tiny, gguf):
+    from safetensors.numpy import load_file, save_file
+
+    assert gguf("--output_dir", tiny)[0] == 0
+    before = (tiny / "gguf/model-f16.gguf").read_bytes()
+    weights = load_file(tiny / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tiny / "model.safetensors", {"format": "pt"})
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
+    assert code == 0, told
+    assert "model-q8_0.gguf in" in told
+    assert "model-q4_0.gguf in" not in told
+    assert (tiny / "gguf/model-f16.gguf").read_bytes() != before
+
+
+def test_a_run_that_makes_nothing_anew_needs_no_room(tiny, gguf, monkeypatch):
+    """As after a full disk while proving: what is whole and the same stays, and is not counted again."""
+    from impruver_gguf.export import RESERVE
+
+    assert gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")[0] == 0
+    made = {path.name: path.stat().st_ino for path in (tiny / "gguf").glob("*.gguf")}
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, RESERVE + 10))
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")
+    assert code == 0, told
+    assert "the same byte for byte, and kept" in told
+    assert {path.name: path.stat().st_ino for path in (tiny / "gguf").glob("*.gguf")} == made
+    assert gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q5_0")[0] == 2
 
 
 def test_only_quantize(tiny, gguf):
@@ -133,7 +166,7 @@ def test_dry_run_before_training_is_a_note(tmp_path, gguf):
     code, out, _ = gguf(*flags)
     assert code == 0
     assert "holds no model yet" in out
-    assert "told when it is trained" in out
+    assert "can't be told yet: neither model.name nor model.config_class" in out
     assert gguf(*flags[:2])[0] == 2
 
 
@@ -145,6 +178,95 @@ def test_dry_run_before_training_tells_whether_it_will_convert(tmp_path, tiny_ba
     assert "2,048 tokens, pre-tokenizer gpt-2" in out
     assert "model-q2_k.gguf" in out
     assert not (tmp_path / "later").exists()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts files of a folder into the hub's cache as a repository of this name; the network is off."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def cached(name: str, folder: Path, files: str) -> None:
+        place = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        snapshot = place / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (place / "refs").mkdir()
+        (place / "refs/main").write_text("0" * 40, encoding="utf-8")
+        for path in folder.glob(files):
+            shutil.copyfile(path, snapshot / path.name)
+
+    return cached
+
+
+@pytest.mark.parametrize("files", ["*.json", "*"])
+def test_dry_run_before_training_of_a_base_on_the_hub(files, tmp_path, tiny_base, gguf, hub):
+    hub("some/base", tiny_base, files)
+    code, out, told = gguf(*before_training(tmp_path, model={"name": "some/base"}, lora={"r": 4}))
+    assert code == 0, told
+    assert "2,048 tokens, pre-tokenizer gpt-2" in out
+    assert ("by its configuration alone" in out) == (files == "*.json")
+    rows = [line.split() for line in out.splitlines() if line.startswith("model-")]
+    assert (
+        gguf("--output_dir", shutil.copytree(tiny_base, tmp_path / "later"), "--config", tmp_path / "recipe.yaml")[0]
+        == 0
+    )
+    real = tmp_path / "later/gguf/model-f16.gguf"
+    assert rows[0] == ["model-f16.gguf", f"{real.stat().st_size / 1e6:,.1f}"]
+    assert f"{sum(prod(shape) for shape in existing(real).shapes.values()):,} parameters" in out
+
+
+def test_what_is_told_of_a_configuration_alone_is_what_comes(cases):
+    from impruver_gguf.base import model_of, read_model
+    from impruver_gguf.convert import plan_conversion
+    from impruver_gguf.llama_cpp import Places
+
+    for name, folder in cases.items():
+        told = plan_conversion(model_of(folder, {}, None, folder), folder, Places(), "f16")
+        comes = plan_conversion(read_model(folder, None, None), folder, Places(), "f16")
+        assert (told.shapes, told.bytes, told.header) == (comes.shapes, comes.bytes, comes.header), name
+
+
+def test_dry_run_before_training_says_what_it_could_not_see(tmp_path, tiny_base, gguf, hub):
+    for name in ("some/unknown", "./nowhere"):
+        code, out, told = gguf(*before_training(tmp_path, model={"name": name}))
+        assert code == 0, told
+        assert f"whether it will convert can't be told yet: {name} is " in out
+    hub("some/tokenizer", tiny_base, "tok*.json")
+    code, out, _ = gguf(*before_training(tmp_path, model={"name": "some/tokenizer"}))
+    assert code == 0
+    assert "has no config.json" in out
+
+
+@pytest.mark.parametrize("change", [{"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {"hidden_act": "relu"}])
+def test_dry_run_before_training_refuses_by_configuration_alone(change, tmp_path, tiny, gguf, hub):
+    edit_json(tiny / "config.json", rope_parameters=None, **change)
+    hub("some/base", tiny, "*.json")
+    code, _, told = gguf(*before_training(tmp_path, model={"name": "some/base"}))
+    assert code == 2
+    assert "LlamaForCausalLM with" in told
+
+
+def test_dry_run_before_training_from_scratch(tmp_path, tiny_base, gguf):
+    model = {"class": "transformers.AutoModelForCausalLM", "config_class": "transformers.LlamaConfig"}
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    recipe = {"model": model | {"config": sizes}, "tokenizer": {"name": str(tiny_base)}}
+    code, out, told = gguf(*before_training(tmp_path, **recipe))
+    assert code == 0, told
+    assert "llama, " in out
+    assert "2,048 tokens, pre-tokenizer gpt-2" in out
+    recipe["model"]["config"] = sizes | {"num_key_value_heads": 3}
+    code, _, told = gguf(*before_training(tmp_path, **recipe))
+    assert code == 2
+    assert "model.config: num_attention_heads 4 is no multiple" in told
+
+
+def test_a_dry_run_brings_no_weights(adapter, tiny_base, tmp_path, gguf, hub):
+    """The adapter's base is on the hub: its configuration is enough to tell."""
+    hub("some/base", tiny_base, "config.json")
+    flags = ("--output_dir", adapter, "--set", "model.name=some/base")
+    code, out, told = gguf(*flags, "--dry_run")
+    assert code == 0, told
+    assert "by its configuration alone" in out
+    assert gguf(*flags)[0] == 2
 
 
 def test_dry_run_before_training_with_a_larger_tokenizer(tmp_path, tiny_base, cases, gguf):
@@ -183,7 +305,6 @@ def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, monkeypatch)
 
 def test_estimates_are_near(tiny, gguf):
     from impruver_gguf import quantize
-    from impruver_gguf.convert import existing
 
     assert gguf("--output_dir", tiny, "--quantization_levels", *ALL[1:])[0] == 0
     shapes = existing(tiny / "gguf/model-f16.gguf").shapes

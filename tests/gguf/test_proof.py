@@ -6,7 +6,7 @@ import sys
 from collections import namedtuple
 
 import pytest
-from make_models import edit_json
+from make_models import QUICKSTART, edit_json, make_llama, save_adapter
 
 FIELDS = ["level", "bytes", "bits_per_weight", "ids_equal", "perplexity", "kl", "top1", "stops", "recommended"]
 CHATS = [("What is 2 + 2?", "It is four."), ("Say “hi”.", "hi\n\n  there"), ("Столица?", "Москва.")]
@@ -64,12 +64,12 @@ def test_the_figures_are_those_of_transformers(tiny, proven):
     """Perplexity, KL and top tokens on the same labels, of the model and of the level as transformers reads it."""
     import torch
     from impruver_gguf.heldout import read_heldout
-    from impruver_gguf.tokens import read_tokenizer
+    from impruver_gguf.tokens import SavedTokenizer
     from transformers import AutoModelForCausalLM
 
     write_heldout(tiny, [chat(*pair) for pair in CHATS])
     assert proven("--output_dir", tiny, "--quantization_levels", "q4_0")[0] == 0
-    held = read_heldout(tiny, read_tokenizer(tiny), {}, None).measured
+    held = read_heldout(tiny, SavedTokenizer(tiny), {}, None).measured
     labels = torch.tensor([row.labels[at + 1] for row in held for at in row.learned])
 
     def logs(**file):
@@ -170,10 +170,14 @@ def test_a_template_that_refuses_all_proves_no_ids(tiny, proven):
         ({"messages": "abc"}, "no row can be used"),
         ({"messages": []}, "no row can be used"),
         ({"foo": 1}, "it has no messages and no text"),
-        ({"text": "a", "input_ids": [1, 2], "labels": [1, "2"]}, "not this tokenizer's"),
+        ({"text": "a", "input_ids": [1, 2], "labels": [1, "2"]}, "labels must be a list, each item a whole number"),
         ({"text": "a", "input_ids": [1, 2], "labels": [1, 99999]}, "not this tokenizer's"),
         ({"messages": [{"role": "user", "content": "a"}], "input_ids": [99999], "labels": [1]}, "not this tokenizer's"),
-        ({"text": 3}, "no row of messages or text"),
+        ({"text": 3}, "text must be a text, not 3"),
+        ({"text": None}, "it has no messages and no text"),
+        ({"text": "a", "input_ids": {}, "labels": []}, "input_ids must be a list"),
+        ({"text": "a", "chat_template_kwargs": [1]}, "chat_template_kwargs must be an object"),
+        ({"text": "a", "tools": "b"}, "tools must be a list"),
         ({"text": "a", "input_ids": [1, 2], "labels": [1]}, "of two lengths"),
     ],
 )
@@ -271,3 +275,17 @@ def test_the_file_is_compared_with_the_merged_model(adapter, tiny, compared, ggu
     assert code == 3, told
     assert "its weights are not that model's" in told
     assert "recommended" not in out
+
+
+@pytest.mark.parametrize("ends", [["lm_head"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("as_one", [True, False])
+def test_tied_ends_that_were_trained_are_those_of_the_model_in_training(ends, as_one, compared, tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    make_llama(base, QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
+    save_adapter(base, folder, target_modules=ends, ensure_weight_tying=as_one)
+    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_heldout(folder, [chat(*pair) for pair in CHATS])
+    code, _, told = compared("--output_dir", folder)
+    assert code == 0, told
+    assert "as the merged model in transformers" in told

@@ -177,6 +177,13 @@ def test_a_splitting_that_llama_cpp_does_not_know(tiny, refused):
     refused(tiny, "no pre-tokenizer that splits text")
 
 
+@pytest.mark.parametrize("affix", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_an_affix_that_llama_cpp_does_not_know(affix, tiny, refused):
+    model = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    edit_json(tiny / "tokenizer.json", model=model | {affix: "</w>"})
+    refused(tiny, f"tokenizer.json: model.{affix} is '</w>'", "it would give other ids, so no GGUF is written")
+
+
 def test_a_tokenizer_larger_than_the_model(tiny, refused):
     edit_json(tiny / "tokenizer_config.json", cls_token="<new>")
     refused(tiny, "ids up to 2048, the model 2048 embedding rows")

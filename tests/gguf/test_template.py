@@ -150,3 +150,59 @@ def test_llama_cpps_own_engine_is_asked_where_it_is_there(how, tiny, proven, tmp
     assert list(rows_of(tiny)) == ["f16", "q8_0"]
     failed = json.loads((tiny / "gguf/impruver.json").read_text(encoding="utf-8")).get("failed")
     assert failed == (["f16", "q8_0"] if wanted else None)  # the level is made from it
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
+)
+DATED = (
+    "{% if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}\n"
+    + AROUND.replace("{FORM}", BODY)
+)
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 2}}}
+TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+CALLED = [
+    {"role": "user", "content": " Rain?\n"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "Yes"},
+]
+ASKED = {  # template, kwargs of the row, what llama-server is to be started with
+    "plain": (AROUND.replace("{FORM}", BODY), {}, None),
+    "thinks by itself": (THINKS, {}, '{"enable_thinking": false}'),
+    "thought in training": (THINKS, {"enable_thinking": True}, None),
+    "told not to": (THINKS, {"enable_thinking": False}, '{"enable_thinking": false}'),
+    "a day": (DATED, {}, "the day in training's text"),
+    "a day of the recipe": (DATED, {"date_string": "01 Jan 2026"}, '{"date_string": "01 Jan 2026"}'),
+}
+
+
+@pytest.mark.parametrize("how", ASKED)
+def test_llama_cpps_real_engine_renders_alike(how, tiny, proven, llama_cpp):
+    template, kwargs, needed = ASKED[how]
+    (tiny / "chat_template.jinja").write_text(template, encoding="utf-8")
+    edit_json(tiny / "tokenizer_config.json", chat_template=None)
+    rows = [chat("Hi  there {{ x }} ", 'Ho "'), {"messages": [{"role": "system", "content": " s\n"}, *MESSAGES]}]
+    if template == THINKS:
+        rows.append({"messages": CALLED, "tools": [{"type": "function", "function": TOOL}]})
+    write_heldout(tiny, [row | {"chat_template_kwargs": kwargs} for row in rows])
+    code, _, told = proven("--output_dir", tiny, "--llama_cpp", llama_cpp)
+    assert code == 0, told
+    assert f"renders {len(rows)} conversations as the tokenizer's template does" in told
+    assert (needed or "llama-server asks as training did only") in told if needed else "asks as training" not in told
+
+
+def test_what_llama_cpps_real_engine_renders_otherwise(tiny, proven, llama_cpp):
+    """It defines a variable that the template asks for, and no value of it is what training had: none."""
+    template = THINKS.replace("{% if enable_thinking %}", "{% if enable_thinking is defined %}")
+    (tiny / "chat_template.jinja").write_text(template, encoding="utf-8")
+    edit_json(tiny / "tokenizer_config.json", chat_template=None)
+    write_heldout(tiny, [chat("Hi", "Ho")])
+    code, _, told = proven("--output_dir", tiny, "--llama_cpp", llama_cpp)
+    assert code == 3
+    assert "llama.cpp's engine renders" in told
+    assert "assistant\\n<think>" in told

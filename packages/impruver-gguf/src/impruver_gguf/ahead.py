@@ -7,30 +7,65 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.lookup import find_local
+from impruver_core.recipe.lookup import find_local, looks_local
+from impruver_core.recipe.sections import ModelSection
 
 from impruver_gguf.adapter import not_merged
 from impruver_gguf.architectures import ARCHITECTURES
-from impruver_gguf.base import Model, has_model, read_model
+from impruver_gguf.base import Model, downloaded, has_model, model_of, read_model
 from impruver_gguf.tensors import Tensor
-from impruver_gguf.vocabulary import largest_id
+from impruver_gguf.vocabulary import FILES, largest_id
+
+
+class NotSeenError(ImpruverError):
+    """What keeps a dry run from telling whether a model will convert."""
 
 
 def model_to_be(
-    base: str | None, tokenizer: str | None, lora: dict[str, Any] | None, recipe_dir: Path | None
-) -> tuple[Model, Path] | None:
-    """The base as training will leave it, and the folder of its tokenizer; None where the base is not on this disk."""
+    section: ModelSection, tokenizer: str | None, lora: dict[str, Any] | None, recipe_dir: Path | None
+) -> tuple[Model, Path]:
+    """The model as training will leave it, and the folder of its tokenizer; NotSeenError where something is missing.
+
+    It has no tensors where there are no weights yet.
+    """
     reason = not_merged(lora or {})
     if reason:
         raise ImpruverError(
             f"lora: {reason} can't be merged exactly, and impruver-gguf will refuse such an adapter: leave it out, or "
             "merge it with peft after training"
         )
-    folder = find_local(base, recipe_dir) if base else None
-    if folder is None or not has_model(folder):
-        return None
-    place = (find_local(tokenizer, recipe_dir) if tokenizer else None) or folder
-    return _grown(read_model(folder, None, recipe_dir), largest_id(place)), place
+    if section.name:
+        folder = _folder(section.name, recipe_dir)
+        if not (folder / "config.json").is_file():
+            raise NotSeenError(f"{folder} has no config.json")
+        model = read_model(folder, None, recipe_dir) if has_model(folder) else model_of(folder, {}, None, folder)
+    elif section.config_class:
+        model = _from_scratch(section)
+    else:
+        raise NotSeenError("neither model.name nor model.config_class is set")
+    place = _folder(tokenizer, recipe_dir) if tokenizer else model.base
+    return _grown(model, largest_id(place)), place
+
+
+def _folder(name: str, recipe_dir: Path | None) -> Path:
+    """A local folder, or the hub's with configuration and tokenizer, from its cache or the network."""
+    local = find_local(name, recipe_dir)
+    if local is not None:
+        return local
+    if looks_local(name) or name.count("/") > 1:
+        raise NotSeenError(f"{name} is not there")
+    try:
+        return downloaded(name, None, ("config.json", *FILES))
+    except OSError as error:
+        raise NotSeenError(f"{name} is neither in the hub's cache nor to be had from the hub ({error})") from None
+
+
+def _from_scratch(section: ModelSection) -> Model:
+    """As train builds it, without a vocabulary of its own: the recipe's config, the class's defaults."""
+    kind = section.class_.rpartition(".")[2]
+    if kind.startswith("Auto"):
+        kind = section.config_class.rpartition(".")[2].removesuffix("Config") + "ForCausalLM"
+    return Model(Path("model.config"), {"vocab_size": 1, **section.config, "architectures": [kind]}, {}, None, Path())
 
 
 def _grown(model: Model, largest: int) -> Model:

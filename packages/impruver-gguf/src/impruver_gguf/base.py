@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Model:
 
     config_path: Path
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # none where the weights are not here, before training or in a dry run
     adapter: Adapter | None
     base: Path  # the folder of the weights
 
@@ -37,26 +38,30 @@ def has_model(output_dir: Path) -> bool:
     return any(output_dir.glob("adapter_*")) or any(_weights_of(output_dir))
 
 
-def read_model(output_dir: Path, base_name: str | None, recipe_dir: Path | None) -> Model:
-    """The model in `output_dir`: whole, or an adapter with its base; `base_name` is the recipe's model.name."""
+def read_model(output_dir: Path, base_name: str | None, recipe_dir: Path | None, dry_run: bool = False) -> Model:
+    """The model in `output_dir`: whole, or an adapter with its base; `base_name` is the recipe's model.name.
+
+    A `dry_run` brings no weights from the hub: a base whose weights are not on this disk then has no tensors.
+    """
     if not output_dir.is_dir():
         raise ImpruverError(f"output_dir: {output_dir} is not there; impruver-train makes it")
     if not (output_dir / ADAPTER_CONFIG).is_file():
         tensors = read_weights(output_dir)
         if not tensors:
             raise ImpruverError(f"output_dir: {output_dir} holds neither a model nor an adapter; train one first")
-        return _model(output_dir, tensors, None, output_dir)
+        return model_of(output_dir, tensors, None, output_dir)
     adapter = read_adapter(output_dir)
-    base = find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir)
+    base = _find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir, dry_run)
     tensors = read_weights(base)
-    if not tensors:
+    if not tensors and not dry_run:
         raise ImpruverError(f"{base}: the adapter's base has no safetensors files")
     if (base / ADAPTER_CONFIG).is_file():
         raise ImpruverError(f"{base}: the adapter's base is an adapter itself: export that one's merge first")
-    return _model(output_dir if (output_dir / "config.json").is_file() else base, tensors, adapter, base)
+    return model_of(output_dir if (output_dir / "config.json").is_file() else base, tensors, adapter, base)
 
 
-def _model(folder: Path, tensors: dict[str, Tensor], adapter: Adapter | None, base: Path) -> Model:
+def model_of(folder: Path, tensors: dict[str, Tensor], adapter: Adapter | None, base: Path) -> Model:
+    """The model whose config.json is in `folder`."""
     path = folder / "config.json"
     config = read_json(path, {"architectures": list_of(TEXT), "_name_or_path": TEXT})
     if not config.get("architectures"):
@@ -64,7 +69,7 @@ def _model(folder: Path, tensors: dict[str, Tensor], adapter: Adapter | None, ba
     return Model(path, config, tensors, adapter, base)
 
 
-def find_base(name: str | None, adapter: Adapter, recipe_dir: Path | None) -> Path:
+def _find_base(name: str | None, adapter: Adapter, recipe_dir: Path | None, dry_run: bool) -> Path:
     """The folder of the adapter's base: a local one, else the hub's files in its cache, downloaded if need be."""
     if not name:
         raise ImpruverError(f"{adapter.folder}: nothing names the adapter's base; set model.name")
@@ -75,21 +80,24 @@ def find_base(name: str | None, adapter: Adapter, recipe_dir: Path | None) -> Pa
         raise ImpruverError(
             f"the adapter's base {name} is not there; say where it is with --set model.name=FOLDER (or a hub id)"
         )
-    return _downloaded(name, adapter.config.get("revision"))
+    try:
+        return downloaded(name, adapter.config.get("revision"), WANTED[:1] if dry_run else WANTED)
+    except OSError as error:
+        raise ImpruverError(
+            f"the adapter's base {name} is neither a folder nor to be had from the hub ({error}); say where it is with "
+            "--set model.name=FOLDER"
+        ) from None
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
+def downloaded(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """The folder of a hub repository in the cache, the `wanted` files brought there; OSError with why it can't be."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ImpruverError(
-            f"the adapter's base {name} is neither a folder nor to be had from the hub ({first}); say where it is with "
-            "--set model.name=FOLDER"
-        ) from None
+        raise OSError((str(error).strip() or type(error).__name__).splitlines()[0]) from None
 
 
 def _weights_of(folder: Path) -> list[Path]:

@@ -25,7 +25,10 @@ def byte_level_vocabulary(folder: Path, content: dict[str, Any], config: dict[st
     """Its tokens, filled up to `size` ids; ImpruverError where llama.cpp would split text otherwise."""
     affix = next((name for name in AFFIXES if content["model"].get(name)), None)
     if affix:
-        raise ImpruverError(f"{folder}/tokenizer.json: model.{affix} is set, and llama.cpp knows no such BPE")
+        raise ImpruverError(
+            f"{folder}/tokenizer.json: model.{affix} is {content['model'][affix]!r}, and llama.cpp's BPE knows no such "
+            "mark on parts of words: it would give other ids, so no GGUF is written"
+        )
     tokenizer = load_backend(folder, content, config)
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     check_size(folder, max(by_id), size)

@@ -14,12 +14,14 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf import llama_cpp, shards, write
-from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, with_defaults
+from impruver_gguf.adapter import check_method
+from impruver_gguf.architectures import ARCHITECTURES, Architecture, converted, expected, with_defaults
 from impruver_gguf.base import Model
 from impruver_gguf.encode import ENCODINGS
 from impruver_gguf.header import header_of
 from impruver_gguf.merge import merged
 from impruver_gguf.metadata import write_metadata
+from impruver_gguf.tensors import Tensor
 from impruver_gguf.vocabulary import read_vocabulary
 
 EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
@@ -27,16 +29,21 @@ EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before."""
+    """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before.
+
+    `same` tells whether a file is what `write` would write; `there` that nothing is to be written, `digest` its sha256.
+    """
 
     words: str
     shapes: dict[str, tuple[int, ...]]
     header: int
     bytes: int
     write: Callable[[Path], None]
+    same: Callable[[Path], bool] = lambda path: False
     scratch: int = 0
     by_script: bool = False
     there: bool = False
+    digest: str | None = None
 
 
 def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places, outtype: str) -> Conversion:
@@ -75,11 +82,7 @@ def existing(path: Path) -> Conversion:
 def _own(
     architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path, outtype: str
 ) -> Conversion:
-    tied = architecture.tied if config["tie_word_embeddings"] else None
-    tensors = model.tensors
-    if model.adapter:
-        tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
-    tensors = converted(architecture, tensors, config, model.config_path)
+    tensors = _tensors(architecture, config, model)
     vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
     metadata = partial(
         write_metadata,
@@ -94,13 +97,29 @@ def _own(
     header = header_of(architecture.name, tensors, types, metadata)
     kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
+    unseen = "" if model.tensors else "; by its configuration alone, since its weights are not on this disk"
     return Conversion(
-        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}",
+        f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}{unseen}",
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
         write.size_of(header, tensors, types),
-        lambda target: write.write_gguf(target, header, tensors, types),
+        partial(write.write_gguf, header=header, tensors=tensors, types=types),
+        partial(write.is_gguf, header=header, tensors=tensors, types=types),
     )
+
+
+def _tensors(architecture: Architecture, config: dict[str, Any], model: Model) -> dict[str, Tensor]:
+    """By GGUF name, with the adapter in them; of shapes alone where there are no weights."""
+    if not model.tensors:
+        if model.adapter:
+            check_method(model.adapter)
+        return expected(architecture, config)
+    tensors = model.tensors
+    if model.adapter:
+        tied = architecture.tied if config["tie_word_embeddings"] else None
+        conv1d = architecture.conv1d or (lambda module: False)
+        tensors = merged(tensors, model.adapter, conv1d=conv1d, tied=tied)
+    return converted(architecture, tensors, config, model.config_path)
 
 
 def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Conversion:

@@ -12,15 +12,14 @@ from impruver_core.files.safe import need_room
 from impruver_core.recipe.load import Recipe, resolved
 
 from impruver_gguf import modelfile, quantize
-from impruver_gguf.ahead import model_to_be
+from impruver_gguf.ahead import NotSeenError, model_to_be
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.levels import check_fits
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
-from impruver_gguf.make import Made, discard, earlier, make, outputs
+from impruver_gguf.make import Made, discard, earlier, kept, make, outputs
 from impruver_gguf.proof import prove
-from impruver_gguf.sampling import sampling
-from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, turn_ends
+from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, sampling, turn_ends
 from impruver_gguf.verify import Trained, read_ground
 
 MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
@@ -30,34 +29,36 @@ RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 def export(recipe: Recipe, places: Places, flags: Any) -> None:
     """Makes output_dir/gguf as `recipe` and the command's `flags` say, and proves it."""
     output_dir = _output_dir(recipe)
-    untrained = flags.dry_run and not flags.only_quantize and not has_model(output_dir)
-    if untrained:
-        result(f"{output_dir} holds no model yet: impruver-train makes it")
     manifest_path = output_dir / "gguf" / MANIFEST
     if not flags.dry_run:
         recover(manifest_path)
     files = _files(recipe, manifest_path.parent)
     modelfiles = _modelfiles(recipe, output_dir, files)
     source = next(iter(files.values()))
-    conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, untrained)
-    if conversion is None:
-        where = f"{recipe.model.name} is no folder here" if recipe.model.name else "is not set"
-        result(f"model.name {where}: whether it converts is told when it is trained")
+    try:
+        conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, flags)
+    except NotSeenError as error:
+        result(f"whether it will convert can't be told yet: {error}")
         return
     for level in [*files][1:]:
         check_fits(level, conversion.shapes)
     program = _program(places, conversion)
-    before, sizes = earlier(manifest_path, flags.overwrite), _sizes(files, conversion)
-    check_replaceable([*sizes, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
-    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
+    before = earlier(manifest_path, flags.overwrite)
+    replaced = [*files.values()][conversion.there :]
+    check_replaceable([*replaced, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
     trained = _trained(recipe, output_dir)
-    ground = read_ground(trained) if flags.verify and not untrained else None
+    ground = read_ground(trained) if flags.verify and (has_model(output_dir) or not flags.dry_run) else None
     (result if flags.dry_run else say)(conversion.words)
+    done: set[Path] = set()
+    if not flags.dry_run and not flags.overwrite:
+        conversion, done = kept(conversion, files, program, before)
+    sizes = {path: size for path, size in _sizes(files, conversion).items() if path not in done}
+    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
     if flags.dry_run:
         _tell_plan(manifest_path.parent, sizes)
         return
     manifest = _manifest(recipe, output_dir, conversion)
-    made = make(conversion, files, modelfiles, program, [] if flags.overwrite else before)
+    made = make(conversion, files, modelfiles, program, done)
     manifest = _put_in_place(manifest, made, before, manifest_path)
     _tell(files)
     server, limits = find_server(places), recipe.gguf.limits
@@ -105,16 +106,14 @@ def _trained(recipe: Recipe, output_dir: Path) -> Trained:
     return Trained(output_dir, ends, recipe.tokenizer.chat_template_kwargs or {}, recipe.model, recipe.base_dir)
 
 
-def _planned(recipe: Recipe, output_dir: Path, places: Places, untrained: bool) -> Conversion | None:
-    """Of the model in output_dir, or before training of the one to be; None where that is not known."""
-    folder = output_dir
-    if untrained:
-        found = model_to_be(recipe.model.name, recipe.tokenizer.name, recipe.lora, recipe.base_dir)
-        if found is None:
-            return None
-        model, folder = found
+def _planned(recipe: Recipe, output_dir: Path, places: Places, flags: Any) -> Conversion:
+    """Of the model in output_dir, or in a dry run before training of the one to be."""
+    section, folder = recipe.model, output_dir
+    if flags.dry_run and not has_model(output_dir):
+        result(f"{output_dir} holds no model yet: impruver-train makes it")
+        model, folder = model_to_be(section, recipe.tokenizer.name, recipe.lora, recipe.base_dir)
     else:
-        model = read_model(output_dir, recipe.model.name, recipe.base_dir)
+        model = read_model(output_dir, section.name, recipe.base_dir, flags.dry_run)
     return plan_conversion(model, folder, places, recipe.gguf.outtype)
 
 
@@ -151,6 +150,9 @@ def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion) -> dict[
 
 
 def _tell_plan(folder: Path, sizes: dict[Path, int]) -> None:
+    if not any(sizes.values()):
+        result("how large its files will be is told once its weights are on this disk")
+        return
     rows = [(path.name, f"{size / 1e6:,.1f}") for path, size in sizes.items()]
     result(table(("FILE", "MB, ABOUT"), rows))
     result(f"nothing was written; without --dry_run these files and their Modelfiles come into {folder}")

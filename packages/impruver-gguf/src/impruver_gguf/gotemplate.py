@@ -116,4 +116,5 @@ def _in_go(pieces: Pieces) -> str:
 
 
 def _literal(text: str) -> str:
-    return text.replace("{{", '{{ "{{" }}')
+    """`text` with braces that would open an action, alone or with what follows, as texts of their own."""
+    return re.sub(r"\{{2,}|\{\Z", lambda braces: f'{{{{ "{braces[0]}" }}}}', text)

@@ -16,12 +16,19 @@ from impruver_core.templating.render import render
 from impruver_core.templating.template import Templates
 from impruver_core.templating.tokenizer import plain_encoding
 
+from impruver_gguf.jsonfile import OBJECT, TEXT, WHOLE, check_keys, list_of
 from impruver_gguf.tokens import SavedTokenizer
 
 BUILT_IN = Path(__file__).with_name("heldout.jsonl")
 MOST_ROWS, MOST_TOKENS, MOST_LEARNED = 32, 4096, 2048  # of which logits are taken
 MOST_ANSWERS = 4
 ANSWER_ROOM = (32, 2, 160)  # tokens that an answer may have: so many and twice the row's own, at most so many
+ROW_KEYS = {
+    "text": TEXT,
+    **dict.fromkeys(("input_ids", "labels"), list_of(WHOLE)),
+    "tools": list_of(OBJECT),
+    "chat_template_kwargs": OBJECT,
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def _encoded(lines: Iterable, path: Path | None, tokenizer: SavedTokenizer, kwar
     for number, line in lines:
         where = f"{path}, line {number}" if path else f"the built-in set, line {number}"
         _check_text(line, where)
+        check_keys(line, ROW_KEYS, where)
         try:
             made = list(_rows(line, where, tokenizer, templates, kwargs, built_in=path is None))
         except RefusedError as error:
@@ -106,7 +114,7 @@ def _rows(line: dict, where: str, tokenizer, templates: Templates, kwargs: dict,
         yield _chat(line, where, tokenizer, templates, kwargs)
     elif "messages" in line:  # a model without a chat template has seen no chats
         yield _document({"text": line["messages"][-1]["content"]}, where, tokenizer)
-    elif "text" in line:
+    elif line.get("text") is not None:
         yield _document(line, where, tokenizer)
 
 
@@ -155,8 +163,7 @@ def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[in
     if ids is None or labels is None:
         return None, []
     size = tokenizer.size
-    whole = len(ids) == len(labels) and all(type(number) is int for number in [*ids, *labels])
-    known = whole and all(0 <= number < size for number in [*ids, *(set(labels) - {UNLEARNED})])
+    known = len(ids) == len(labels) and all(0 <= number < size for number in [*ids, *(set(labels) - {UNLEARNED})])
     if not known:
         raise ImpruverError(
             f"{where}: input_ids and labels are not this tokenizer's, or of two lengths; take the heldout.jsonl that "

@@ -85,8 +85,8 @@ def read_json(path: Path, keys: Keys | None = None) -> dict[str, Any]:
     return content
 
 
-def check_keys(content: Mapping[str, Any], keys: Keys, path: Path, within: str = "") -> None:
-    """ImpruverError for a key whose value is of another kind; null is as good as left out."""
+def check_keys(content: Mapping[str, Any], keys: Keys, path: Path | str, within: str = "") -> None:
+    """ImpruverError for a key of the file at `path` whose value is of another kind; null is as good as left out."""
     for key, kind in keys.items():
         value = content.get(key)
         if value is None:

@@ -2,6 +2,10 @@
 
 As peft: W + (B @ A) * scaling, transposed for layers that hold their weights the other way round (GPT-2's Conv1D,
 embeddings); DoRA scales what comes out, so that each output has the length that was trained.
+
+B @ A is summed rank after rank, each step a fused multiply-add. numpy's BLAS rounds other sums at the borders of its
+tiles, and all of them on processors without such steps; where an update is many times larger than what is left of a
+weight, that is several steps of float16.
 """
 
 from __future__ import annotations
@@ -11,11 +15,10 @@ from threading import Lock
 
 import numpy as np
 
-from impruver_gguf.product import product
 from impruver_gguf.tensors import Tensor
 
+BLOCK = 1 << 15  # values at a time: what fits a core's cache
 LANES = 8  # in which torch sums the squares of a row
-PIECE = 1 << 19  # values at a time, where all rows are gone through first
 
 
 def with_lora(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool) -> Tensor:
@@ -24,14 +27,29 @@ def with_lora(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: 
 
     def rows(start: int, stop: int) -> np.ndarray:
         if transposed:
-            values = product(turned()[start:stop], b.float32().T)
+            values = _product(turned()[start:stop], b.float32().T)
         else:
-            values = product(b.float32(start, stop), a.float32())
+            values = _product(b.float32(start, stop), a.float32())
         values *= np.float32(scaling)
         values += weight.rows(start, stop)
         return values
 
     return Tensor(weight.shape, rows)
+
+
+def _product(b: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """b @ a; a float64 holds the product of two float32 exactly, so only the sum is rounded."""
+    result = np.zeros((b.shape[0], a.shape[1]), np.float32)
+    columns, ranks = b.T.astype(np.float64), a.astype(np.float64)
+    rows = max(1, BLOCK // a.shape[1])
+    for start in range(0, b.shape[0], rows):
+        total = result[start : start + rows]
+        step = np.empty(total.shape, np.float64)
+        for column, rank in zip(columns, ranks, strict=True):
+            np.multiply(column[start : start + rows, None], rank, out=step)
+            step += total
+            total[...] = step
+    return result
 
 
 def with_magnitude(changed: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
@@ -91,9 +109,8 @@ def _row_norms(values: np.ndarray) -> np.ndarray:
 def _column_norms(tensor: Tensor) -> np.ndarray:
     """As torch sums down the columns: row after row."""
     total = np.zeros(tensor.shape[1], np.float32)
-    step = max(1, PIECE // tensor.shape[1])
-    for start in range(0, tensor.count, step):
-        values = tensor.float32(start, min(start + step, tensor.count))
+    for start, stop in tensor.pieces():
+        values = tensor.float32(start, stop)
         total = np.add.reduce(np.vstack([total, values * values]), axis=0)
     return np.sqrt(total)
 

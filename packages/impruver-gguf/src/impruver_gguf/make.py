@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,29 @@ class Made:
     files: dict[Path, Path]
     levels: list[Path]
     how: dict[str, str]  # what a level was made from, and with what
-    only_levels: bool
+
+
+def kept(
+    conversion: Conversion, files: Mapping[str, Path], program: str | None, before: Sequence[dict[str, Any]]
+) -> tuple[Conversion, set[Path]]:
+    """What of `before`, the files of an earlier run, stays: (`conversion` without what it would write again, levels).
+
+    That they are whole was checked before they could be replaced.
+    """
+    (_, source), *targets = files.items()
+    known = source.name in {entry["path"] for entry in before} and source.is_file()
+    if known and not conversion.there and conversion.same(source):
+        say(f"{source.name}: there already, the same byte for byte, and kept")
+        conversion = replace(conversion, there=True)
+    if not conversion.there:
+        return conversion, set()
+    conversion = replace(conversion, digest=sha256(source))
+    how = {"source": conversion.digest, "quantizer": quantizer(program)}
+    alike = {entry["path"] for entry in before if how.items() <= entry.items()}
+    done = {level: path for level, path in targets if path.name in alike and path.is_file()}
+    if done:
+        say(f"{', '.join(done)}: there already, made from the same file, and kept")
+    return conversion, set(done.values())
 
 
 def make(
@@ -32,23 +54,23 @@ def make(
     files: Mapping[str, Path],
     modelfiles: Mapping[Path, str],
     program: str | None,
-    before: Iterable[dict[str, Any]],
+    done: Collection[Path],
 ) -> Made:
-    """Makes `files` (level → path, the unquantized one first) under other names; nothing is left where that fails.
+    """Makes `files` (level → path, the unquantized one first) under other names, but for those that are `done`.
 
-    A level that `before`, the files of an earlier run, holds whole and made from the same file in the same way stays.
+    Nothing is left where that fails.
     """
     (_, source), *targets = files.items()
     make_folder(source.parent)
     levels = [path for _, path in targets]
-    made = {path: staged(path) for path in [*([] if conversion.there else [source]), *levels, *modelfiles]}
+    new = [*([] if conversion.there else [source]), *(path for path in levels if path not in done), *modelfiles]
+    made = {path: staged(path) for path in new}
+    discard(made)  # a killed run's: whoever still writes into one writes nowhere
     try:
         if not conversion.there:
             conversion.write(made[source])
         now = made.get(source, source)
-        how = {"source": sha256(now), "quantizer": quantizer(program)}
-        done = _done(dict(targets), before, how)
-        made = {final: path for final, path in made.items() if final not in done}
+        how = {"source": conversion.digest or sha256(now), "quantizer": quantizer(program)}
         quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
         _write_texts({made[path]: text for path, text in modelfiles.items()})
         for path in made.values():
@@ -58,7 +80,7 @@ def make(
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(source.parent)  # a write knows no name
         raise
-    return Made(made, levels, how, conversion.there)
+    return Made(made, levels, how)
 
 
 def _write_texts(texts: Mapping[Path, str]) -> None:
@@ -70,15 +92,6 @@ def _write_texts(texts: Mapping[Path, str]) -> None:
 def quantizer(program: str | None) -> str:
     """What makes the levels, as the manifest tells it."""
     return program or f"cyllama {version('cyllama')}"
-
-
-def _done(targets: Mapping[str, Path], before: Iterable[dict[str, Any]], how: dict[str, str]) -> set[Path]:
-    """The levels that are there already; that they are whole was checked before they could be replaced."""
-    alike = {entry["path"] for entry in before if how.items() <= entry.items()}
-    done = {level: path for level, path in targets.items() if path.name in alike and path.is_file()}
-    if done:
-        say(f"{', '.join(done)}: there already, made from the same file, and kept")
-    return set(done.values())
 
 
 def discard(made: Mapping[Path, Path]) -> None:
@@ -103,9 +116,8 @@ def outputs(made: Made, before: Iterable[dict[str, Any]]) -> list[dict[str, Any]
     names = {path.name for path in made.files}
     folder = next(iter(made.files)).parent
     kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
-    wanted = {path.name for path in made.levels}
-    stale = [entry["path"] for entry in kept if entry["path"].endswith(".gguf") and entry["path"] not in wanted]
-    if stale and not made.only_levels:
+    stale = [entry["path"] for entry in kept if entry.get("source", made.how["source"]) != made.how["source"]]
+    if stale:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     now = [
         describe(path, digest=True) | {"path": final.name} | (made.how if final in made.levels else {})

@@ -5,8 +5,7 @@ What would not come out exactly is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from impruver_core.errors import ImpruverError
@@ -15,6 +14,7 @@ from impruver_gguf.adapter import Adapter, check_method, rank_of, scaling_of
 from impruver_gguf.fitting import check_complete, check_fits, check_rank, check_shapes, ends
 from impruver_gguf.lora import with_bias, with_lora, with_magnitude, with_rows
 from impruver_gguf.tensors import Tensor, wide
+from impruver_gguf.tying import Change, share_or_part, tied_in
 
 PREFIX = "base_model.model."
 PARTS = {  # how names in an adapter's file end
@@ -27,19 +27,6 @@ PARTS = {  # how names in an adapter's file end
     ".lora_magnitude_vector.weight": "magnitude",
     ".token_adapter.trainable_tokens_delta": "rows",
 }
-
-
-@dataclass
-class Change:
-    """What an adapter does to one module: A and B, rows of trained tokens, or whole tensors instead."""
-
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    whole: dict[str, Tensor] = field(default_factory=dict)  # "weight", "bias"
-
-    @property
-    def low_rank(self) -> bool:
-        """Whether there is anything of LoRA."""
-        return bool(self.parts.keys() - {"rows"})
 
 
 def merged(
@@ -56,11 +43,11 @@ def merged(
     """
     check_method(adapter)
     changes = _changes(adapter)
-    names = _module_names(base, changes)
+    names = _module_names(base, [*changes, *(tied or ())])
     transposed = conv1d or (lambda module: bool(adapter.config.get("fan_in_fan_out")))
     result = {name: wide(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
-    if tied:
-        _share_or_part(result, changes, names, tied, adapter.config)
+    if tied and changes.keys() & set(tied) and tied_in(result, tied, names):
+        share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():
         _apply(result, names.get(module, module), module, change, adapter, transposed(module))
     adapted = {names.get(module, module) for module, change in changes.items() if change.low_rank}
@@ -99,32 +86,14 @@ def _changes(adapter: Adapter) -> dict[str, Change]:
     return changes
 
 
-def _module_names(base: dict[str, Tensor], changes: dict[str, Change]) -> dict[str, str]:
+def _module_names(base: dict[str, Tensor], modules: Iterable[str]) -> dict[str, str]:
     """Module as the adapter calls it → as the base's file does: files of a bare model lack the first part."""
     names = {}
-    for module in changes:
+    for module in modules:
         bare = module.partition(".")[2]
         if f"{module}.weight" not in base and f"{bare}.weight" in base:
             names[module] = bare
     return names
-
-
-def _share_or_part(
-    result: dict[str, Tensor], changes: dict[str, Change], names: dict[str, str], tied: tuple[str, str], config: dict
-) -> None:
-    """Tied embeddings stay one matrix, unless the adapter trained one of the two ends by itself."""
-    embedding, output = tied
-    saved = [str(name) for name in config.get("modules_to_save") or []]
-    own_output = any(ends(output, name) for name in saved)
-    own_embedding = any(ends(embedding, name) for name in saved) and not config.get("ensure_weight_tying")
-    nothing = Change()
-    trained_output = changes.get(output, nothing).low_rank or (
-        "rows" in changes.get(output, nothing).parts and "rows" not in changes.get(embedding, nothing).parts
-    )
-    if not own_output and not trained_output:
-        changes.pop(output, None)  # a second copy of the embeddings
-    if trained_output or (own_embedding and not own_output):
-        result.setdefault(f"{output}.weight", result[f"{names.get(embedding, embedding)}.weight"])
 
 
 def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]) -> Tensor:

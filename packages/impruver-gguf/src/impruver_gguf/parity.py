@@ -62,6 +62,9 @@ def _merged(task: dict[str, Any]) -> Any:
     from impruver_core.model import load_adapter, load_model
 
     model = load_model(SimpleNamespace(**task["model"]), torch.float32)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if task["apart"] and head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone())
     if task["adapter"]:
         model = load_adapter(model, task["adapter"], task["vocabulary"]).merge_and_unload()
     return model.eval()

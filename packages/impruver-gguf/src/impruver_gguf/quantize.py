@@ -8,25 +8,24 @@ A process of its own can be stopped at any time, and what llama.cpp aborts on ta
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from impruver_core.cli.console import progress
 from impruver_core.errors import CheckFailed, ImpruverError
 
 from impruver_gguf.fallback import tell_fallbacks
-from impruver_gguf.finite import FOUND, not_finite
 from impruver_gguf.levels import LEVELS
-from impruver_gguf.native import SURROUNDINGS
+from impruver_gguf.native import EndedError, lines_of, own_channel
 
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
-PIPES: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
+NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
+PIECE = 1 << 22  # bytes looked at together
 FULL = 1 << 20  # fewer free bytes than this: a disk that is full
 
 
@@ -66,30 +65,38 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
 
 def _run(command: list[str], source: Path, bar) -> None:
     """Runs a command; each line that it prints on stdout counts in `bar`. Its last words tell why it failed."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(command, env=SURROUNDINGS | os.environ, stderr=log, **PIPES)
-        try:
-            for _ in process.stdout:
-                if bar is not None:
-                    bar.update(1)
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        if code != 0:
-            log.seek(0)
-            words = log.read()
-            tensor = not_finite(source) if FOUND.search(words) else None
-            if tensor:
-                raise CheckFailed(f"{source}: {tensor} holds NaN or infinity: no level is made of it")
-            said = [line.strip() for line in words.splitlines() if line.strip()]
-            raise ImpruverError(f"quantizing failed (exit {code}): {' / '.join(said[-3:]) or 'without a word'}")
+    try:
+        for _ in lines_of(command):
+            if bar is not None:
+                bar.update(1)
+    except EndedError as ended:
+        tensor = _not_finite(source) if NOT_FINITE.search(ended.log) else None
+        if tensor:
+            raise CheckFailed(f"{source}: {tensor} holds NaN or infinity: no level is made of it") from None
+        said = [line.strip() for line in ended.log.splitlines() if line.strip()]
+        words = " / ".join(said[-3:]) or "without a word"
+        raise ImpruverError(f"quantizing failed (exit {ended.code}): {words}") from None
+
+
+def _not_finite(path: Path) -> str | None:
+    """The first tensor's name; None where all are numbers."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    for tensor in GGUFReader(path).tensors:
+        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+        step = max(1, PIECE // max(1, rows[:1].nbytes))
+        for start in range(0, len(rows), step):
+            if not np.isfinite(dequantize(rows[start : start + step], tensor.tensor_type)).all():
+                return tensor.name
+    return None
 
 
 def main(arguments: Sequence[str]) -> int:
     """The process of its own: a line on stdout for each file that is done."""
     from cyllama.llama import llama_cpp
 
+    channel = own_channel()
     source, threads, *pairs = arguments
     if hasattr(llama_cpp, "disable_logging"):
         llama_cpp.disable_logging()
@@ -103,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
             full = shutil.disk_usage(Path(target).parent).free < FULL
             print(f"{target}: {'no room left; make room and run it again' if full else error}", file=sys.stderr)
             return 1
-        print(target, flush=True)
+        print(target, file=channel, flush=True)
     return 0
 
 

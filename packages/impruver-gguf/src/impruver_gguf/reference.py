@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -14,9 +12,11 @@ from typing import Any
 from impruver_core.cli.console import say, warn
 from impruver_core.files.safe import size_text
 
+from impruver_gguf.adapter import Adapter
 from impruver_gguf.base import has_model, read_model
+from impruver_gguf.fallback import tensor_types
 from impruver_gguf.heldout import HeldOut
-from impruver_gguf.native import SURROUNDINGS, last_words
+from impruver_gguf.native import EndedError, last_words, lines_of
 from impruver_gguf.parity import SLACK
 from impruver_gguf.verify import Proof, Trained
 
@@ -54,23 +54,23 @@ def _task(outtype: str, path: Path, answered: Iterable, trained: Trained) -> dic
         "type": TYPES[outtype],
         "model": section,
         "adapter": str(trained.output_dir) if found.adapter else None,
+        "apart": _apart(path, found.adapter),
         "vocabulary": found.config.get("vocab_size"),
         "answers": [{"prompt": prompt, "said": said} for (prompt, _), said in answered],
     }
 
 
+def _apart(path: Path, adapter: Adapter | None) -> bool:
+    """Whether tied ends are to be merged one by one: peft would add what trained either to both."""
+    own = any(name == "output.weight" for name, _, _ in tensor_types(path))
+    return own or any("lm_head.lora_" in name for name in (adapter.tensors if adapter else ()))
+
+
 def _asked(task: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "impruver_gguf.parity"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, env=SURROUNDINGS | os.environ, text=True, **pipes)
     try:
-        out, words = process.communicate(json.dumps(task))
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode != 0 or not out.strip():
-        return {"unable": f"it ended with {process.returncode}: {last_words(words)}"}
-    return json.loads(out.splitlines()[-1])
+        return json.loads([*lines_of([sys.executable, "-m", "impruver_gguf.parity"], json.dumps(task))][-1])
+    except EndedError as ended:
+        return {"unable": f"it ended with {ended.code}: {last_words(ended.log)}"}
 
 
 def _judged(told: dict[str, Any], proof: Proof) -> str | None:

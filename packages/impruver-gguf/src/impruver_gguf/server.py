@@ -11,17 +11,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import say, warn
-from impruver_core.errors import RefusedError
 from impruver_core.templating.render import render
 
+from impruver_gguf.gotemplate import DAY
 from impruver_gguf.heldout import Row
 
 PATIENCE = 120  # seconds for a model to load
 SHOWN = 2000  # characters of each text
+THINKING, KEPT = "enable_thinking", "preserve_reasoning"  # variables that llama-server sets by itself
+SERVERS_OWN: tuple[dict[str, Any], ...] = (
+    {},
+    *({KEPT: False}, {THINKING: False}, {THINKING: True}),
+    *({THINKING: thinks, KEPT: False} for thinks in (False, True)),
+)
 
 
 def other_rendering(program: str, model: Path, rows: Sequence[Row], bos: str | None) -> str | None:
@@ -30,45 +37,69 @@ def other_rendering(program: str, model: Path, rows: Sequence[Row], bos: str | N
     A BOS in front is left out: the server puts it there itself.
     """
     asked = [row for row in rows if row.chat and row.chat["before"]]
+    asked = [row for row in asked if row.chat["before"][-1]["role"] != "assistant"]  # which it would go on with
     if not asked:
         return None
+    needed: dict[str, None] = {}
     with _running(program, model) as address:
         if address is None:
             return None
         for row in asked:
-            body, ours = _request(row)
             try:
-                theirs = _post(f"{address}/apply-template", body)["prompt"]
+                failure, further = _compared(address, row, bos or "")
             except urllib.error.HTTPError as error:
                 if error.code in (404, 405, 501):
                     warn(f"{program} is too old to render templates: its engine is not compared")
                     return None
                 said = error.read().decode("utf-8", "replace")[:SHOWN]
                 return f"llama.cpp's engine refuses {row.where}: {said}"
-            if bos:
-                theirs, ours = theirs.removeprefix(bos), ours.removeprefix(bos)
-            if theirs != ours:
-                return (
-                    f"llama.cpp's engine renders {row.where} otherwise; llama.cpp: {theirs[:SHOWN]!r}; "
-                    f"the tokenizer's template: {ours[:SHOWN]!r}"
-                )
+            if failure:
+                return failure
+            if further:
+                needed[json.dumps(further)] = None
+    if needed:
+        told = " or ".join(f"--chat-template-kwargs '{variables}'" for variables in needed)
+        warn(f"llama-server asks as training did only when it is started with {told}")
     say(f"{program} renders {len(asked)} conversations as the tokenizer's template does")
     return None
 
 
-def _request(row: Row) -> tuple[dict[str, Any], str]:
-    """(what the server is asked, our rendering), both of today where a template asks for the day."""
-    chat = row.chat
-    named = {name: value for name, value in chat["kwargs"].items() if name != "date_string"}
-    variables = {name: value for name, value in chat["variables"].items() if name != "date_string"}
-    try:
-        ours = render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=variables)
-    except RefusedError:
-        ours = chat["prompt"]
-    body = {"messages": chat["before"], "add_generation_prompt": True}
+def _compared(address: str, row: Row, bos: str) -> tuple[str | None, dict[str, Any]]:
+    """(what is rendered otherwise, the variables that the server needs to render as training did).
+
+    It sets some of its own, the day among them: only what is other with the same on both sides is another engine.
+    """
+    chat, first = row.chat, None
+    named, day = chat["kwargs"], datetime.now().strftime("%d %b %Y")
+    today = [{"date_string": day}] if DAY.search(chat["template"]) else []
+    for shared in ({}, *today):
+        ours = _rendered(chat, shared).removeprefix(bos)
+        for further in ({}, *(named | variables for variables in SERVERS_OWN)):
+            theirs = _asked(address, chat, further | shared).removeprefix(bos)
+            if theirs == ours:
+                return None, further | ({"date_string": "the day in training's text"} if shared else {})
+            first = first or (theirs, ours)
+    theirs, ours = first
+    return (
+        f"llama.cpp's engine renders {row.where} otherwise; llama.cpp: {theirs[:SHOWN]!r}; "
+        f"the tokenizer's template: {ours[:SHOWN]!r}"
+    ), {}
+
+
+def _rendered(chat: dict[str, Any], shared: dict[str, Any]) -> str:
+    """What asks for the answer, with these variables besides its own."""
+    if not shared:
+        return chat["prompt"]
+    variables = chat["variables"] | shared
+    return str.__str__(
+        render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=variables)
+    )
+
+
+def _asked(address: str, chat: dict[str, Any], variables: dict[str, Any]) -> str:
+    body = {"messages": chat["before"], "add_generation_prompt": True, "chat_template_kwargs": variables}
     body |= {"tools": chat["tools"]} if chat["tools"] else {}
-    body |= {"chat_template_kwargs": named} if named else {}
-    return body, str.__str__(ours)
+    return _post(f"{address}/apply-template", body)["prompt"]
 
 
 @contextmanager

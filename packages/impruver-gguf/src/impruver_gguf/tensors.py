@@ -6,7 +6,7 @@ numpy has no bf16: such values are read as uint16 and shifted into the upper hal
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -17,6 +17,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.pointer import refuse_pointer
 
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+PIECE = 1 << 19  # values worked on at once
 LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
@@ -36,6 +37,11 @@ class Tensor:
         """How many rows there are; the values of a vector are its rows."""
         return self.shape[0] if self.shape else 1
 
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Its rows (from, to), so many at a time as are worked on at once."""
+        step = self.count if self.at_once else max(1, PIECE // max(1, prod(self.shape[1:])))
+        yield from ((start, min(start + step, self.count)) for start in range(0, self.count, step))
+
     def load(self) -> np.ndarray:
         """All values."""
         return self.rows(0, self.count)
@@ -48,6 +54,13 @@ class Tensor:
 def wide(tensor: Tensor) -> Tensor:
     """Read as float32: what is computed with it is not rounded to 16 bits in between."""
     return replace(tensor, rows=tensor.float32)
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices hold the same, some rows at a time."""
+    if one.shape != other.shape:
+        return False
+    return all(np.array_equal(one.rows(*part), other.rows(*part)) for part in one.pieces())
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

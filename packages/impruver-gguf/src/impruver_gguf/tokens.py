@@ -41,11 +41,6 @@ class SavedTokenizer:
         return max(self.backend_tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def read_tokenizer(folder: Path) -> SavedTokenizer:
-    """The tokenizer in a folder; ImpruverError where its files can't be read."""
-    return SavedTokenizer(folder)
-
-
 def _templates(config: dict[str, Any]) -> dict[str, str] | None:
     """Several named templates of a tokenizer_config.json by name."""
     listed = config.get("chat_template")

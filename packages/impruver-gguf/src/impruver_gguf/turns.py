@@ -1,4 +1,4 @@
-"""What is known of the trained chat: where a turn ends, how long its context is, its system prompt."""
+"""What is known of the trained chat: where a turn ends, how long its context is, its system prompt, its sampling."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from impruver_core.cli.console import warn
 from impruver_core.files.manifest import read_manifest
 
 from impruver_gguf.gotemplate import go_template
-from impruver_gguf.jsonfile import COUNT, TEXT, check_keys, read_json
+from impruver_gguf.jsonfile import COUNT, FLAG, NUMBER, TEXT, WHOLE, check_keys, read_json
 from impruver_gguf.modelfile import broken_lines
 from impruver_gguf.vocabulary import chat_template, special_tokens, tokenizer_config
 
 TRAINED_KEYS = {"max_tokens_count": COUNT, "recipe": {"chat": {"system_prompt": TEXT}}}
+SAMPLING = {  # transformers' → Ollama's
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+SAMPLING_KEYS = {**dict.fromkeys(SAMPLING, NUMBER), "top_k": WHOLE, "do_sample": FLAG}
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
@@ -60,3 +68,20 @@ def chat_system_prompt(chat: Any, trained: dict[str, Any]) -> str | None:
     now = chat.get("system_prompt") if isinstance(chat, dict) else getattr(chat, "system_prompt", None)
     then = (trained.get("recipe") or {}).get("chat") or {}
     return now or then.get("system_prompt")
+
+
+def sampling(output_dir: Path, chat: Any) -> dict[str, Any]:
+    """PARAMETER names with values; {} where neither says anything. `chat`: the recipe's section, read or not."""
+    path = output_dir / "generation_config.json"
+    saved = read_json(path, SAMPLING_KEYS) if path.is_file() else {}
+    given = chat if isinstance(chat, dict) else vars(chat) if chat is not None else {}
+    given = {name: given[name] for name in SAMPLING_KEYS if given.get(name) is not None}
+    if "do_sample" not in given and any(name in given for name in ("temperature", "top_p", "top_k")):
+        given["do_sample"] = True  # as impruver-chat takes it
+    values = {name: saved[name] for name in SAMPLING_KEYS if saved.get(name) is not None} | given
+    found = {ollamas: values[name] for name, ollamas in SAMPLING.items() if name in values}
+    if values.get("do_sample") is False:
+        found = {name: value for name, value in found.items() if name == "repeat_penalty"} | {"temperature": 0}
+    if found.get("repeat_penalty", 1) != 1:
+        found["repeat_last_n"] = -1  # transformers' reaches back to the start
+    return found

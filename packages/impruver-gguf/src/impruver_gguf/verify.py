@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +17,11 @@ from impruver_core.templating.mask import UNLEARNED
 
 from impruver_gguf.checks import failure_of, warn_about
 from impruver_gguf.heldout import HeldOut, Row, read_heldout
-from impruver_gguf.native import SURROUNDINGS, last_words
+from impruver_gguf.native import EndedError, last_words, lines_of
 from impruver_gguf.quality import quality_row, recommend
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.server import other_rendering
-from impruver_gguf.tokens import SavedTokenizer, read_tokenizer
+from impruver_gguf.tokens import SavedTokenizer
 from impruver_gguf.turns import context_length
 
 FULL = 28  # measure's exit code where the disk is full
@@ -66,7 +63,7 @@ def read_ground(trained: Trained) -> Ground | None:
     if not (output_dir / "tokenizer.json").is_file():
         warn(f"{output_dir} has no tokenizer.json: the files can't be proven")
         return None
-    tokenizer = read_tokenizer(output_dir)
+    tokenizer = SavedTokenizer(output_dir)
     held = read_heldout(output_dir, tokenizer, trained.template_kwargs, context_length(output_dir, {}))
     ids = [tokenizer.backend_tokenizer.token_to_id(text) for text in trained.ends]
     return Ground(tokenizer, held, [number for number in ids if number is not None])
@@ -142,31 +139,20 @@ def _learned(row: Row) -> list[int]:
 
 def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the process of its own tells of each file; an `error` where it did not come to it."""
-    command = [sys.executable, "-m", "impruver_gguf.measure"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    count = len(task["files"])
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
-        progress(None, count, "verified") as bar,
-    ):
-        process = subprocess.Popen(command, stderr=log, env=SURROUNDINGS | os.environ, **pipes)
-        told = 0
+    count, told = len(task["files"]), 0
+    with progress(None, count, "verified") as bar:
         try:
-            process.stdin.write(json.dumps(task))
-            process.stdin.close()
-            for line in process.stdout:
+            for line in lines_of([sys.executable, "-m", "impruver_gguf.measure"], json.dumps(task)):
                 yield json.loads(line)
                 told += 1
                 bar.update(1)
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-        log.seek(0)
-        words = last_words(log.read())
-        if code == FULL:
-            raise ImpruverError(f"{task['scratch']}: {words}; make room, or leave the proof out with --verify false")
-        if told < count and code:
-            yield {"error": f"llama.cpp ended with {code} as it ran it: {words or 'without a word'}"}
-            told += 1
+        except EndedError as ended:
+            words = last_words(ended.log)
+            if ended.code == FULL:
+                raise ImpruverError(
+                    f"{task['scratch']}: {words}; make room, or leave the proof out with --verify false"
+                ) from None
+            if told < count:
+                yield {"error": f"llama.cpp ended with {ended.code} as it ran it: {words}"}
+                told += 1
     yield from [{"error": "not measured, since an earlier file failed"}] * (count - told)

@@ -15,6 +15,7 @@ from impruver_gguf.jsonfile import FLAG, INDEX, OBJECT, TEXT, Kind, by_name, eit
 from impruver_gguf.pieces import MODEL, piece_vocabulary
 from impruver_gguf.token_types import NAMED, Vocabulary, named_tokens
 
+FILES = ("tokenizer.json", "tokenizer_config.json", MODEL, "added_tokens.json", "chat_template.jinja")
 TOKEN = Kind("an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content")))
 NUMBERED = Kind(
     "an object with a text as content and an id", lambda value: TOKEN.holds(value) and INDEX.holds(value.get("id"))

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +20,9 @@ from impruver_core.errors import CheckFailed
 
 from impruver_gguf.architectures import is_float32
 from impruver_gguf.encode import Encoding, EncodingError, encoding_of
-from impruver_gguf.tensors import Tensor
+from impruver_gguf.tensors import PIECE, Tensor
 
 ALIGNMENT = 32  # GGUF's default
-PIECE = 1 << 19  # values at a time
 AHEAD = 16 * PIECE  # values read and encoded that are not yet written
 WORKERS = 8  # more would wait for the disk
 
@@ -50,13 +50,31 @@ def encodings(tensors: Mapping[str, Tensor], outtype: str) -> dict[str, Encoding
 def write_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> None:
     """The file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file, progress(None, len(tensors), "tensors written") as bar:
-        file.write(header.ljust(_padded(len(header)), b"\0"))
+    with path.open("wb") as file:
+        for part in _content(header, tensors, types, "tensors written"):
+            file.write(part)
+
+
+def is_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> bool:
+    """Whether that is what stands at `path`, byte for byte."""
+    if path.stat().st_size != size_of(header, tensors, types):
+        return False
+    with path.open("rb") as file:
+        content = _content(header, tensors, types, "tensors compared")
+        with closing(content):
+            return all(file.read(len(part)) == part for part in content)
+
+
+def _content(
+    header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding], doing: str
+) -> Iterator[bytes | memoryview]:
+    with progress(None, len(tensors), doing) as bar:
+        yield header.ljust(_padded(len(header)), b"\0")
         for piece, data in encoded(tensors, types):
-            file.write(data.data)
+            yield data.data.cast("B")
             if piece.stop == piece.tensor.count:
                 size = piece.encoding.bytes_of(piece.tensor.shape)
-                file.write(bytes(_padded(size) - size))
+                yield bytes(_padded(size) - size)
                 bar.update(1)
 
 
@@ -81,9 +99,8 @@ def encoded(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Ite
 
 def _pieces(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Iterator[Piece]:
     for name, tensor in tensors.items():
-        rows = tensor.count if tensor.at_once else max(1, PIECE // max(1, prod(tensor.shape[1:])))
-        for start in range(0, tensor.count, rows):
-            yield Piece(name, tensor, types[name], start, min(start + rows, tensor.count))
+        for start, stop in tensor.pieces():
+            yield Piece(name, tensor, types[name], start, stop)
 
 
 def _encode(piece: Piece) -> np.ndarray:

@@ -17,7 +17,7 @@ from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3
-from impruver_gguf.architectures.row import Architecture, Config
+from impruver_gguf.architectures.row import Architecture, Config, nothing
 from impruver_gguf.jsonfile import check_keys
 from impruver_gguf.tensors import Tensor
 
@@ -71,6 +71,24 @@ def converted(architecture: Architecture, tensors: dict[str, Tensor], config: Co
     return architecture.extra(config) | result
 
 
+def expected(architecture: Architecture, config: Config) -> dict[str, Tensor]:
+    """GGUF name → tensor as a model of this configuration has them, of shapes alone."""
+    sizes, result = architecture.sizes(config), architecture.extra(config)
+    for name in architecture.shapes.keys() - _optional(architecture, config):
+        shape = tuple(sizes[size] for size in architecture.shapes[name])
+        if not name.startswith("blk."):
+            result[name] = Tensor(shape, nothing)
+            continue
+        shape = shape[::-1] if architecture.conv1d else shape
+        for layer in range(config[architecture.blocks]):
+            result[name.replace("blk.", f"blk.{layer}.", 1)] = Tensor(shape, nothing)
+    return result
+
+
+def _optional(architecture: Architecture, config: Config) -> set[str]:
+    return {*architecture.optional(config), *(["output.weight"] if config["tie_word_embeddings"] else [])}
+
+
 def without_block(name: str) -> str:
     """A tensor's name in GGUF without the number of its layer."""
     return re.sub(r"^blk\.\d+\.", "blk.", name)
@@ -88,8 +106,7 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[str, ...], sizes: di
 
 def _check_whole(architecture: Architecture, names: Collection[str], config: Config, path: Path) -> None:
     """Every layer has what one of them has, and all that the architecture must have."""
-    optional = {*architecture.optional(config), *(["output.weight"] if config["tie_word_embeddings"] else [])}
-    needed = {without_block(name) for name in names} | (architecture.shapes.keys() - optional)
+    needed = {without_block(name) for name in names} | (architecture.shapes.keys() - _optional(architecture, config))
     for block in range(config[architecture.blocks]):
         for name in sorted(needed):
             if name.replace("blk.", f"blk.{block}.", 1) in names:

@@ -48,7 +48,6 @@ FEED_FORWARD = {
 }
 COMMON = {  # of a row of the table
     "blocks": "num_hidden_layers",
-    "context": "max_position_embeddings",
     "tied": ("model.embed_tokens", "lm_head"),
 }
 
@@ -82,7 +81,7 @@ def contradiction_of(config: Config) -> str | None:
     return f"head_dim {head_of(config)} is odd, and RoPE turns pairs" if head_of(config) % 2 else None
 
 
-def unlike_decoder(config: Config, activation: str = "silu") -> str | None:
+def unlike(config: Config, activation: str = "silu") -> str | None:
     """What llama.cpp would not compute as transformers does."""
     if config.get("is_causal") is False:
         return "is_causal false"
@@ -98,9 +97,7 @@ def slides(config: Config) -> bool:
     return config.get("max_window_layers", config["num_hidden_layers"]) < config["num_hidden_layers"]
 
 
-def decoder_parameters(
-    writer: Any, config: Config, file_type: int, head: int | None, local_theta: float | None = None
-) -> None:
+def parameters(writer: Any, config: Config, file_type: int, head: int | None, local_theta: float | None = None) -> None:
     """What llama.cpp's script writes of every decoder; `head` where it writes how wide a head is."""
     rope = rope_of(config)
     writer.add_block_count(config["num_hidden_layers"])

@@ -6,18 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from impruver_gguf.architectures.decoder import (
-    ATTENTION,
-    COMMON,
-    EMBEDDINGS,
-    FEED_FORWARD,
-    HEAD_NORMS,
-    KEYS,
-    contradiction_of,
-    decoder_parameters,
-    sizes_of,
-    unlike_decoder,
-)
+from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.rope import ROPE_KEYS, unlike
 from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, FLAG, NUMBER, POSITIVE, TEXT
@@ -47,7 +36,7 @@ def local_theta(config: Config) -> float:
 
 
 def check_gemma3(config: Config) -> str | None:
-    known = unlike(global_config(config), ("default", "linear")) or unlike_decoder(
+    known = unlike(global_config(config), ("default", "linear")) or decoder.unlike(
         config | {"hidden_act": config["hidden_activation"]}, "gelu_pytorch_tanh"
     )
     for name in ("attention_bias", "use_bidirectional_attention", "attn_logit_softcapping"):
@@ -74,7 +63,7 @@ def _unlike_scale(config: Config) -> str | None:
 
 
 def gemma3_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder_parameters(writer, global_config(config), file_type, config["head_dim"], local_theta(config))
+    decoder.parameters(writer, global_config(config), file_type, config["head_dim"], local_theta(config))
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     writer.add_sliding_window(config["sliding_window"])
@@ -93,7 +82,7 @@ def gemma3_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
 
 
 def gemma3_contradiction(config: Config) -> str | None:
-    return contradiction_of(global_config(config))
+    return decoder.contradiction_of(global_config(config))
 
 
 def gemma3_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) -> None:
@@ -103,7 +92,7 @@ def gemma3_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary)
 
 GEMMA3 = Architecture(
     name="gemma3",
-    keys=KEYS
+    keys=decoder.KEYS
     | {
         "rope_parameters": NESTED,
         **dict.fromkeys(("hidden_activation",), TEXT),
@@ -129,12 +118,12 @@ GEMMA3 = Architecture(
         "sliding_window": 4096,
         "tie_word_embeddings": True,
     },
-    shapes=EMBEDDINGS | ATTENTION | HEAD_NORMS | POST_NORMS | FEED_FORWARD,
+    shapes=decoder.EMBEDDINGS | decoder.ATTENTION | decoder.HEAD_NORMS | POST_NORMS | decoder.FEED_FORWARD,
     contradiction=gemma3_contradiction,
-    sizes=sizes_of,
+    sizes=decoder.sizes_of,
     check=check_gemma3,
     parameters=gemma3_parameters,
     changed=gemma3_changed,
     vocabulary_after=gemma3_vocabulary_after,
-    **COMMON,
+    **decoder.COMMON,
 )

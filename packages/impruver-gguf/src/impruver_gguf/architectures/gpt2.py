@@ -88,7 +88,6 @@ def gpt2_conv1d(module: str) -> bool:
 GPT2 = Architecture(
     name="gpt2",
     blocks="n_layer",
-    context="n_positions",
     tied=("transformer.wte", "lm_head"),
     keys=KEYS,
     defaults={

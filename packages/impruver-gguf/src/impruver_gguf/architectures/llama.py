@@ -7,20 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from impruver_gguf.architectures.decoder import (
-    ATTENTION,
-    ATTENTION_BIASES,
-    COMMON,
-    EMBEDDINGS,
-    FEED_FORWARD,
-    KEYS,
-    contradiction_of,
-    decoder_parameters,
-    head_of,
-    sizes_of,
-    slides,
-    unlike_decoder,
-)
+from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.rope import llama3_factors, rope_of, unlike
 from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, INDEX, list_of
@@ -32,7 +19,7 @@ MLP_BIASES = {
     "blk.ffn_up.bias": ("intermediate_size",),
     "blk.ffn_down.bias": ("hidden_size",),
 }
-SHAPES = EMBEDDINGS | ATTENTION | ATTENTION_BIASES | FEED_FORWARD | MLP_BIASES
+SHAPES = decoder.EMBEDDINGS | decoder.ATTENTION | decoder.ATTENTION_BIASES | decoder.FEED_FORWARD | MLP_BIASES
 BIASES = {"attention_bias": "blk.attn_", "mlp_bias": "blk.ffn_"}  # key → where it puts biases
 ROPES = ("default", "linear", "yarn", "llama3")
 NO_ROPE_STEP = 4  # llama.cpp's SmolLM3 turns nothing in each fourth layer
@@ -45,7 +32,7 @@ def llama_optional(config: Config) -> list[str]:
 
 
 def check_llama(config: Config) -> str | None:
-    return unlike(config, ROPES) or unlike_decoder(config)
+    return unlike(config, ROPES) or decoder.unlike(config)
 
 
 def check_smollm3(config: Config) -> str | None:
@@ -55,19 +42,19 @@ def check_smollm3(config: Config) -> str | None:
     if turned[:count] != [int((layer + 1) % NO_ROPE_STEP != 0) for layer in range(count)]:
         return f"no_rope_layers other than each {NO_ROPE_STEP}th"
     biased = next((name for name in BIASES if config.get(name)), None)  # for which llama.cpp has no place
-    return biased or ("sliding windows" if slides(config) else check_llama(config))
+    return biased or ("sliding windows" if decoder.slides(config) else check_llama(config))
 
 
 def llama_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder_parameters(writer, config, file_type, head_of(config))
+    decoder.parameters(writer, config, file_type, decoder.head_of(config))
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(head_of(config))
+    writer.add_rope_dimension_count(decoder.head_of(config))
 
 
 def smollm3_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder_parameters(writer, config, file_type, config.get("head_dim"))
+    decoder.parameters(writer, config, file_type, config.get("head_dim"))
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(head_of(config))
+    writer.add_rope_dimension_count(decoder.head_of(config))
 
 
 def llama_extra(config: Config) -> dict[str, Tensor]:
@@ -75,7 +62,7 @@ def llama_extra(config: Config) -> dict[str, Tensor]:
     rope = rope_of(config)
     if rope["rope_type"] != "llama3":
         return {}
-    factors = np.array(list(llama3_factors(rope, head_of(config))), np.float32)
+    factors = np.array(list(llama3_factors(rope, decoder.head_of(config))), np.float32)
     return {"rope_freqs.weight": Tensor(factors.shape, lambda start, stop: factors[start:stop])}
 
 
@@ -83,7 +70,7 @@ def llama_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     """Queries and keys with the halves of each head interleaved: llama.cpp's RoPE turns neighbours."""
     if not name.endswith((".q_proj.weight", ".q_proj.bias", ".k_proj.weight", ".k_proj.bias")):
         return tensor
-    return Tensor(tensor.shape, partial(_interleaved, tensor, head_of(config)))
+    return Tensor(tensor.shape, partial(_interleaved, tensor, decoder.head_of(config)))
 
 
 def _interleaved(tensor: Tensor, head: int, start: int, stop: int) -> np.ndarray:
@@ -107,10 +94,10 @@ def llama_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) 
 
 
 FUNCTIONS = {
-    **COMMON,
+    **decoder.COMMON,
     "shapes": SHAPES,
-    "contradiction": contradiction_of,
-    "sizes": sizes_of,
+    "contradiction": decoder.contradiction_of,
+    "sizes": decoder.sizes_of,
     "optional": llama_optional,
     "extra": llama_extra,
     "changed": llama_changed,
@@ -129,11 +116,11 @@ DEFAULTS = {
     "tie_word_embeddings": False,
 }
 LLAMA = Architecture(
-    name="llama", keys=KEYS, defaults=DEFAULTS, check=check_llama, parameters=llama_parameters, **FUNCTIONS
+    name="llama", keys=decoder.KEYS, defaults=DEFAULTS, check=check_llama, parameters=llama_parameters, **FUNCTIONS
 )
 MISTRAL = Architecture(
     name="llama",
-    keys=KEYS,
+    keys=decoder.KEYS,
     defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     check=check_llama,
     parameters=llama_parameters,
@@ -141,7 +128,7 @@ MISTRAL = Architecture(
 )
 SMOLLM3 = Architecture(
     name="smollm3",
-    keys=KEYS | {"no_rope_layers": list_of(INDEX), "no_rope_layer_interval": COUNT},
+    keys=decoder.KEYS | {"no_rope_layers": list_of(INDEX), "no_rope_layer_interval": COUNT},
     defaults=DEFAULTS
     | {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16}
     | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True, "rope_theta": 2e6},

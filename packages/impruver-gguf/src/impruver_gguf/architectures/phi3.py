@@ -7,16 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from impruver_gguf.architectures.decoder import (
-    COMMON,
-    EMBEDDINGS,
-    KEYS,
-    QUERIES,
-    contradiction_of,
-    groups_of,
-    sizes_of,
-    unlike_decoder,
-)
+from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.rope import rope_of
 from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT
@@ -24,10 +15,10 @@ from impruver_gguf.tensors import Tensor
 
 QKV, GATE_UP, ORIGINAL = "queries, keys and values", "2 x intermediate_size", "original_max_position_embeddings"
 LONG = ("longrope", "su", "yarn")  # the older names, for one thing
-SHAPES = EMBEDDINGS | {
+SHAPES = decoder.EMBEDDINGS | {
     "blk.attn_norm.weight": ("hidden_size",),
     "blk.attn_qkv.weight": (QKV, "hidden_size"),
-    "blk.attn_output.weight": ("hidden_size", QUERIES),
+    "blk.attn_output.weight": ("hidden_size", decoder.QUERIES),
     "blk.ffn_norm.weight": ("hidden_size",),
     "blk.ffn_up.weight": (GATE_UP, "hidden_size"),
     "blk.ffn_down.weight": ("hidden_size", "intermediate_size"),
@@ -39,13 +30,13 @@ def phi3_contradiction(config: Config) -> str | None:
     for name in ("long_factor", "short_factor"):
         if rope["rope_type"] in LONG and len(rope.get(name) or []) != pairs:
             return f"{name} holds {len(rope.get(name) or [])} factors, and should hold {pairs}"
-    return contradiction_of(config)
+    return decoder.contradiction_of(config)
 
 
 def phi3_sizes(config: Config) -> dict[str, int]:
-    sizes = sizes_of(config)
+    sizes = decoder.sizes_of(config)
     head = sizes["head_dim"]
-    qkv = (config["num_attention_heads"] + 2 * groups_of(config)) * head
+    qkv = (config["num_attention_heads"] + 2 * decoder.groups_of(config)) * head
     return sizes | {QKV: qkv, GATE_UP: 2 * config["intermediate_size"]}
 
 
@@ -53,7 +44,7 @@ def check_phi3(config: Config) -> str | None:
     rope = rope_of(config)
     if rope["rope_type"] not in ("default", *LONG):
         return f"rope_type {rope['rope_type']}"
-    return unlike_decoder(config)
+    return decoder.unlike(config)
 
 
 def turned_of(config: Config) -> int:
@@ -96,7 +87,7 @@ def phi3_parameters(writer: Any, config: Config, file_type: int) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(groups_of(config))
+    writer.add_head_count_kv(decoder.groups_of(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_dimension_count(turned_of(config))
     writer.add_rope_freq_base(rope_of(config)["rope_theta"])
@@ -106,7 +97,7 @@ def phi3_parameters(writer: Any, config: Config, file_type: int) -> None:
 
 PHI3 = Architecture(
     name="phi3",
-    keys=KEYS | {ORIGINAL: COUNT},
+    keys=decoder.KEYS | {ORIGINAL: COUNT},
     defaults={
         "vocab_size": 32064,
         "hidden_size": 3072,
@@ -127,5 +118,5 @@ PHI3 = Architecture(
     parameters=phi3_parameters,
     extra=phi3_extra,
     plain_added=True,
-    **COMMON,
+    **decoder.COMMON,
 )

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from impruver_gguf.architectures.decoder import (
-    ATTENTION,
-    ATTENTION_BIASES,
-    COMMON,
-    EMBEDDINGS,
-    FEED_FORWARD,
-    HEAD_NORMS,
-    KEYS,
-    contradiction_of,
-    decoder_parameters,
-    head_of,
-    sizes_of,
-    slides,
-    unlike_decoder,
-)
+from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.rope import unlike
 from impruver_gguf.architectures.row import Architecture, Config
 
-ALWAYS_BIASED = {name: sizes for name, sizes in ATTENTION_BIASES.items() if name != "blk.attn_output.bias"}
+ALWAYS_BIASED = {name: sizes for name, sizes in decoder.ATTENTION_BIASES.items() if name != "blk.attn_output.bias"}
 
 
 def check_qwen(config: Config) -> str | None:
-    if slides(config):
+    if decoder.slides(config):
         return "sliding windows"
-    return unlike(config, ("default", "linear", "yarn")) or unlike_decoder(config)
+    return unlike(config, ("default", "linear", "yarn")) or decoder.unlike(config)
 
 
 def check_qwen2(config: Config) -> str | None:
     """llama.cpp refuses to load heads that are not as wide as the model makes them."""
-    width = config["num_attention_heads"] * head_of(config)
-    return f"head_dim {head_of(config)}" if width != config["hidden_size"] else check_qwen(config)
+    width = config["num_attention_heads"] * decoder.head_of(config)
+    return f"head_dim {decoder.head_of(config)}" if width != config["hidden_size"] else check_qwen(config)
 
 
 def check_qwen3(config: Config) -> str | None:
@@ -43,7 +29,7 @@ def check_qwen3(config: Config) -> str | None:
 
 
 def qwen_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder_parameters(writer, config, file_type, config.get("head_dim"))
+    decoder.parameters(writer, config, file_type, config.get("head_dim"))
 
 
 DEFAULTS = {
@@ -62,23 +48,23 @@ DEFAULTS = {
 }
 QWEN2 = Architecture(
     name="qwen2",
-    keys=KEYS,
+    keys=decoder.KEYS,
     defaults=DEFAULTS,
-    shapes=EMBEDDINGS | ATTENTION | ALWAYS_BIASED | FEED_FORWARD,
-    contradiction=contradiction_of,
-    sizes=sizes_of,
+    shapes=decoder.EMBEDDINGS | decoder.ATTENTION | ALWAYS_BIASED | decoder.FEED_FORWARD,
+    contradiction=decoder.contradiction_of,
+    sizes=decoder.sizes_of,
     check=check_qwen2,
     parameters=qwen_parameters,
-    **COMMON,
+    **decoder.COMMON,
 )
 QWEN3 = Architecture(
     name="qwen3",
-    keys=KEYS,
+    keys=decoder.KEYS,
     defaults=DEFAULTS | {"head_dim": 128},
-    shapes=EMBEDDINGS | ATTENTION | HEAD_NORMS | FEED_FORWARD,
-    contradiction=contradiction_of,
-    sizes=sizes_of,
+    shapes=decoder.EMBEDDINGS | decoder.ATTENTION | decoder.HEAD_NORMS | decoder.FEED_FORWARD,
+    contradiction=decoder.contradiction_of,
+    sizes=decoder.sizes_of,
     check=check_qwen3,
     parameters=qwen_parameters,
-    **COMMON,
+    **decoder.COMMON,
 )

@@ -17,33 +17,12 @@ def nothing(*_: Any) -> None:
     """Where an architecture has nothing of its own to write, or nothing to object to."""
 
 
-def no_tensors(config: Config) -> dict[str, Tensor]:
-    """Where every tensor stands in a file."""
-    return {}
-
-
-def none_of_them(config: Config) -> tuple[str, ...]:
-    """Where every tensor must be there."""
-    return ()
-
-
-def unchanged(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Where GGUF holds tensors as the file does."""
-    return tensor
-
-
-def no_conv1d(module: str) -> bool:
-    """Where every layer holds its weights as rows of outputs."""
-    return False
-
-
 @dataclass(frozen=True)
 class Architecture:
     """`name` is llama.cpp's; `defaults` are what transformers takes for keys that config.json leaves out."""
 
     name: str
-    blocks: str  # config keys: number of layers, longest context
-    context: str
+    blocks: str  # config's key for the number of layers
     tied: tuple[str, str]  # modules of input and output embeddings, as transformers names them
     keys: Keys  # what config.json's keys may hold, where they are there
     defaults: Config
@@ -51,12 +30,14 @@ class Architecture:
     sizes: Callable[[Config], dict[str, int]]  # what the names in `shapes` are for a configuration
     shapes: dict[str, tuple[str, ...]]  # GGUF name, a layer's without its number → sizes, in the order of the file
     parameters: Callable[[Any, Config, int], None]  # writes the hyperparameters and the type of the file
-    optional: Callable[[Config], Collection[str]] = none_of_them  # those of `shapes` that a model may be without
+    optional: Callable[[Config], Collection[str]] = lambda config: ()  # those of `shapes` that a model may be without
     check: Callable[[Config], str | None] = nothing  # what llama.cpp would silently compute otherwise
     first: Callable[[Any, Config], None] = nothing  # writes what stands before everything else
-    extra: Callable[[Config], dict[str, Tensor]] = no_tensors  # tensors that no file holds, by GGUF name
-    changed: Callable[[str, Tensor, Config], Tensor] = unchanged  # as GGUF wants it, by its name in the file
-    conv1d: Callable[[str], bool] = no_conv1d  # modules with transposed weights
+    extra: Callable[[Config], dict[str, Tensor]] = lambda config: {}  # tensors that no file holds, by GGUF name
+    changed: Callable[[str, Tensor, Config], Tensor] = lambda name, tensor, config: (
+        tensor
+    )  # as GGUF wants it, by its name in the file
+    conv1d: Callable[[str], bool] | None = None  # modules with transposed weights, all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are
     vocabulary_before: Callable[[Any, Config, Vocabulary], None] = nothing
     vocabulary_after: Callable[[Any, Config, Vocabulary], None] = nothing
