@@ -1,14 +1,17 @@
-"""The recipe table in configs/README.md names every recipe and nothing else."""
+"""The recipe table in configs/README.md names every recipe and nothing else, with what `impruver ls` says of it."""
 
 import re
 from pathlib import Path
+
+from impruver_core.commands.ls import headline
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def test_readme_names_every_recipe():
     files = CONFIGS.joinpath("impruver_configs").rglob("*.yaml")
-    recipes = {f"{path.parent.name}/{path.stem}" for path in files}
-    named = re.findall(r"^\| `([^`]+)` \|", CONFIGS.joinpath("README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    recipes = {f"{path.parent.name}/{path.stem}": headline(path) for path in files}
+    text = CONFIGS.joinpath("README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([^`]+)` \| (.+) \|$", text, re.MULTILINE)
     assert len(recipes) >= 26
-    assert sorted(named) == sorted(recipes)
+    assert sorted((name, f"{makes}.") for name, makes in named) == sorted(recipes.items())
