@@ -46,7 +46,9 @@ def changelog_faults(path: Path, version: str) -> list[str]:
     entries = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     title, _, text = (entries or [""])[0].partition("\n")
     if not re.fullmatch(rf"{re.escape(version)}( .*)?", title.strip()):
-        return [f"{path.relative_to(ROOT)}: its top entry is {title.strip()!r}, the version {version}"]
+        return [
+            f"{path.relative_to(ROOT)}: its top entry is {title.strip()!r}, the version {version}: name it after that"
+        ]
     return [] if text.strip() else [f"{path.relative_to(ROOT)}: the entry of {version} says nothing"]
 
 

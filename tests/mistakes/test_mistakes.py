@@ -97,6 +97,7 @@ MISTAKES = {
             "no usable rows are left of 1",
             "nothing_to_learn",
             "row 0: no assistant's turn is learned (roles: user, Bot)",
+            "needs the role assistant",
         ],
         files={"data.jsonl": '{"messages": [{"role": "user", "content": "a"}, {"role": "Bot", "content": "b"}]}\n'},
     ),
@@ -109,7 +110,7 @@ MISTAKES = {
     # hiyouga/LlamaFactory 5231, 3945: rows are cut there unsaid
     "a limit that no row keeps": Mistake(
         COMPOSE,
-        ["no usable rows are left of 8", "too_long", "row 0: ", "tokens, at most 8 (max_tokens_count)"],
+        ["no usable rows are left of 8", "row 0: ", "tokens, at most 8 (max_tokens_count)", "raise max_tokens_count"],
         "tokenizer:\n  max_tokens_count: 8",
     ),
     # `template: llama3` of hiyouga/LlamaFactory, `chat_template: chatml` of axolotl-ai-cloud/axolotl
@@ -215,7 +216,7 @@ MISTAKES = {
     # huggingface/transformers 15341: "No valid checkpoint found in output directory"
     "a checkpoint that there is not": Mistake(
         f"{TRAIN} --output_dir new",
-        ["trainer.resume_from_checkpoint: ", "out/checkpoint-500 is not there", "new holds none"],
+        ["trainer.resume_from_checkpoint: ", "out/checkpoint-500 is not there", "new holds none", "Left out, "],
         "trainer:\n  max_steps: 4\n  use_cpu: true\n  resume_from_checkpoint: out/checkpoint-500",
     ),
     "a level that is none": Mistake(
@@ -243,7 +244,8 @@ MISTAKES = {
         code=0,
     ),
     "an adapter as --gguf": Mistake(
-        f"{CHAT} --gguf out/adapter_model.safetensors", ["--gguf: out/adapter_model.safetensors is no GGUF file"]
+        f"{CHAT} --gguf out/adapter_model.safetensors",
+        ["--gguf: out/adapter_model.safetensors is no GGUF file", "without --gguf output_dir answers"],
     ),
     "a decimal comma": Mistake(f"{CHAT} --temperature 0,7", ["--temperature: expected a number, got '0,7'"]),
     # As in `axolotl train` and `llamafactory-cli train`.

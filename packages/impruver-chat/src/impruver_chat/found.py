@@ -157,5 +157,7 @@ def check_gguf(path: Path) -> Path:
         raise ImpruverError(f"--gguf: {path} is not there; impruver-gguf makes such files")
     with path.open("rb") as file:
         if file.read(4) != GGUF_MAGIC:
-            raise ImpruverError(f"--gguf: {path} is no GGUF file")
+            raise ImpruverError(
+                f"--gguf: {path} is no GGUF file; impruver-gguf makes such files, without --gguf output_dir answers"
+            )
     return path

@@ -23,6 +23,11 @@ from impruver_compose.show import show
 from impruver_compose.split import split
 from impruver_compose.tables import dropped
 
+WAYS_OUT = {
+    "nothing_to_learn": "what is to be learned needs the role assistant",
+    "too_long": "raise max_tokens_count, or set the data set's on_overflow: trim_turns",
+}
+
 
 def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
     """Runs compose on a loaded recipe; nothing is written under a final name before everything is ready."""
@@ -93,9 +98,11 @@ def _chosen(recipe, jobs, corpus: Corpus, ledger: Ledger, counts: list[Counts]) 
     duplicates = find_duplicates(corpus, dedup.method, dedup.threshold, dedup.num_perm)
     left = tally.drop_duplicates(corpus, duplicates, ledger, counts)
     if not left:
-        raise ImpruverError(
-            f"no usable rows are left of {sum(each.rows for each in counts)}\n{table(*dropped(jobs, counts))}"
-        )
+        ways = [
+            f"{reason}: {way}" for reason, way in WAYS_OUT.items() if any(reason in each.dropped for each in counts)
+        ]
+        rows = sum(each.rows for each in counts)
+        raise ImpruverError("\n".join([f"no usable rows are left of {rows}", table(*dropped(jobs, counts)), *ways]))
     train, val = split(left, corpus.prompt.tolist(), share.val_ratio, share.val_rows, recipe.seed)
     if not train:
         raise ImpruverError(

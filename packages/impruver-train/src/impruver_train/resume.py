@@ -68,7 +68,7 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
     """ImpruverError unless a run of `recipe` can go on from `path`; warns where it is another run's."""
     key = f"trainer.resume_from_checkpoint: {path}"
     if not path.is_dir():
-        raise ImpruverError(f"{key} is not there; {shown(output_dir)}")
+        raise ImpruverError(f"{key} is not there; {shown(output_dir)}. Left out, training goes on by itself or begins")
     marker = checkpoints.marker_of(path)
     if marker is None:
         absent = [name for name in NEEDED if not (path / name).is_file()]
