@@ -18,7 +18,7 @@ def structure(text: str) -> dict:
     outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return {
         "headings": re.findall(r"^#+", outside, re.MULTILINE),
-        "blocks": [re.sub(r" +# .*", "", block) for block in blocks(text)],
+        "blocks": [re.sub(r" +# .*|─▶.*", "", block) for block in blocks(text)],
         "links": [link for link in re.findall(r"\]\(([^)]+)\)", outside) if not link.startswith("README")],
         "table": [row.split(" | ")[0] for row in re.findall(r"^\| \[.*", outside, re.MULTILINE)],
         "code": sorted(set(re.findall(r"`([^`\n]+)`", outside))),
