@@ -51,6 +51,7 @@ def test_launched_losses_are_those_of_one_process(launcher, recipe, impruver_tra
     code, out, err = ended(start(command, written("launched", 4 // processes)))
     assert code == 0, err
     assert out.count("wrote the adapter") == 1
+    assert "reducer.cpp" not in err
     code, _, err = impruver_train(written("alone", 4))
     assert code == 0, err
     losses = [

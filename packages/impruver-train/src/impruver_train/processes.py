@@ -25,6 +25,8 @@ def one_voice() -> Iterator[None]:
     What ends the others ends it too, as a rule: they leave the telling to it, and tell it themselves when nobody ended
     them for that.
     """
+    if "LOCAL_RANK" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch is not imported yet; its warnings are no user's
     if first_on_machine():
         yield
         return
