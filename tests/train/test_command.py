@@ -102,3 +102,15 @@ def test_explicit_bf16_on_a_cpu_without_it_warns_with_the_reason(recipe, impruve
     code, _, err = impruver_train(recipe(model={"dtype": "bf16"}), "--dry_run", "--quiet")
     assert code == 0
     assert ("30 times slower" in err) != has_bf16("cpu")
+
+
+def test_what_transformers_says_of_its_own_defaults_is_not_repeated(recipe, parts, as_process):
+    model = {
+        "name": None,
+        "class": "transformers.GPT2LMHeadModel",
+        "config_class": "transformers.GPT2Config",
+        "config": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    }
+    done = as_process("--config", recipe(model=model, lora=None, tokenizer={"name": str(parts / "base")}), "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "loss_type" not in done.stderr

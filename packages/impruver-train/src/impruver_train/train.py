@@ -195,4 +195,6 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers' word on its own default, for each class that is not called …ForCausalLM, such as GPT-2's
+    logging.getLogger("transformers.modeling_utils").addFilter(lambda told: "loss_type=None" not in told.getMessage())
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft|torch|accelerate)")
