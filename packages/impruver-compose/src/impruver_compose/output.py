@@ -16,9 +16,9 @@ from impruver_core.templating.template import ends_of
 from impruver_core.templating.tokenizer import template_fingerprint
 
 from impruver_compose.corpus import Corpus
+from impruver_compose.datafiles import COMPRESSED
 from impruver_compose.ledger import Counts, Ledger
 from impruver_compose.shards import bytes_of
-from impruver_compose.sources import COMPRESSED
 from impruver_compose.tables import brought, dropped, share
 
 

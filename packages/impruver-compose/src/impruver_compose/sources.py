@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,23 +14,14 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import BLANKS, opened
 from impruver_core.files.manifest import describe
 from impruver_core.files.places import cache_dir
-from impruver_core.files.pointer import refuse_pointer
 from impruver_core.files.safe import room_for
 from impruver_core.recipe.lookup import find_local, require_hub_id
 
 from impruver_compose.cells import as_written
+from impruver_compose.datafiles import files_of, kind_of, refuse_written
 from impruver_compose.rows import Rows, as_lines, scan
 
-KINDS = {
-    "json": (".jsonl", ".ndjson", ".json"),
-    "csv": (".csv",),
-    "tsv": (".tsv",),
-    "parquet": (".parquet",),
-    "text": (".txt",),
-    "arrow": (".arrow",),
-}
 ROWS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')  # how rows of JSON begin
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
 @dataclass(frozen=True)
@@ -51,8 +41,8 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
     quiet_datasets()
     found = find_local(section.name, recipe_dir)
     if found is not None:
-        files = _files(found, where)
-        _refuse_written(files, found, written, f"{where}: {section.name}")
+        files = files_of(found, where)
+        refuse_written(files, found, written, f"{where}: {section.name}")
         inputs = [describe(path, digest=True) for path in files]
         cache = _cache_of(inputs)
         with room_for(cache_dir(), sum(entry["bytes"] for entry in inputs)):
@@ -80,50 +70,8 @@ def _cache_of(inputs: list[dict]) -> Path:
     return cache_dir() / "datasets" / told[:32]
 
 
-def _refuse_written(files: list[Path], found: Path, written: Sequence[Path], what: str) -> None:
-    """ImpruverError where the data holds what this run writes, or the next run would find it there."""
-    read = {os.path.realpath(path) for path in files}
-    for path in written:
-        real = os.path.realpath(path)
-        if real in read or (found.is_dir() and _kind(path) and real.startswith(os.path.realpath(found) + os.sep)):
-            raise ImpruverError(f"{what} holds {path}, which this run writes: name another path")
-
-
-def _files(found: Path, where: str) -> list[Path]:
-    """The data files of a file, a folder or a glob, in the order of their names; all of one kind."""
-    if found.is_file():
-        files = [found]
-    else:
-        candidates = found.rglob("*") if found.is_dir() else map(Path, glob.glob(str(found), recursive=True))
-        files = sorted(path for path in candidates if path.is_file() and _kind(path))
-    if not files:
-        raise ImpruverError(f"{where}: no data files in {found} ({_known()})")
-    kinds = {_kind(path) for path in files}
-    if None in kinds:
-        raise ImpruverError(f"{where}: {found.name} is of no kind that can be read ({_known()})")
-    if len(kinds) > 1:
-        raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(kinds))}): name them one by one")
-    if all(path.stat().st_size == 0 for path in files):
-        raise ImpruverError(f"{where}: {files[0]} is empty")
-    for path in files:
-        refuse_pointer(path)
-    return files
-
-
-def _kind(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return next((name for name, known in KINDS.items() if suffixes and suffixes[-1] in known), None)
-
-
-def _known() -> str:
-    suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
-    return f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
-
-
 def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
-    kind = _kind(files[0])
+    kind = kind_of(files[0])
     if kind == "json":
         return _load_json(files, split, where, cache)
     if kind == "text":
