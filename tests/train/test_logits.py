@@ -64,18 +64,18 @@ def test_loss_and_gradient_in_pieces_are_torchs(dtype):
     from impruver_train.logits import PIECE, loss_in_pieces
 
     logits = (torch.randn(2 * PIECE + 5, 300) * 4).to(getattr(torch, dtype)).requires_grad_()
-    labels = torch.randint(0, 300, (len(logits),))
+    labels = torch.randint(0, 300, (1, len(logits) + 1))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
-        loss = loss_in_pieces(logits, None, 300, shift_labels=labels)
+        loss = loss_in_pieces(logits, labels, 300)
     assert [part.shape for part in kept] == [logits.shape]
     (loss * 1024).backward()
     exact = logits.detach().float().requires_grad_()
-    (torch.nn.functional.cross_entropy(exact, labels) * 1024).backward()
+    (torch.nn.functional.cross_entropy(exact, labels[0, 1:]) * 1024).backward()
     assert torch.allclose(logits.grad.float(), exact.grad, rtol=2e-2 if dtype == "bfloat16" else 2e-3, atol=1e-6)
     assert (logits.grad != 0).float().mean() > 0.9
     with torch.no_grad():
-        assert loss_in_pieces(logits, None, 300, shift_labels=labels).item() == pytest.approx(loss.item())
+        assert loss_in_pieces(logits, labels, 300).item() == pytest.approx(loss.item())
 
 
 def test_a_model_that_makes_its_loss_itself_is_left_alone():
@@ -88,6 +88,48 @@ def test_a_model_that_makes_its_loss_itself_is_left_alone():
             return SimpleNamespace(loss=logits.mean(), logits=logits)
 
     assert not can_choose(Own(model_of("llama").config))
+
+
+def test_a_forward_without_source_is_left_alone():
+    from impruver_train.logits import can_choose
+    from transformers import LlamaForCausalLM
+
+    made: dict = {"LlamaForCausalLM": LlamaForCausalLM}
+    exec(
+        "class Made(LlamaForCausalLM):\n    def forward(self, **given):\n        return super().forward(**given)\n",
+        made,
+    )
+    assert not can_choose(made["Made"](model_of("llama").config))
+
+
+STRICT = """
+from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_utils import slice_logits_to_keep
+
+
+class Strict(LlamaForCausalLM):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, logits_to_keep=0):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutput(loss=loss, logits=logits)
+"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"trainer": {"accelerator_config": {"dispatch_batches": True}}}, {"model": {"class": "strict.Strict"}}],
+    ids=["batches cut by rows", "a forward that takes no other names"],
+)
+def test_what_a_batch_goes_through_leaves_losses_alone(more, recipe, impruver_train, tmp_path, tiny):
+    (tmp_path / "strict.py").write_text(STRICT, encoding="utf-8")
+    losses = {}
+    for name, keys in (("plain", {}), ("more", more)):
+        code, _, err = impruver_train(recipe(output_dir=str(tmp_path / name), lora=None, **keys))
+        assert code == 0, err
+        losses[name] = [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")]
+    assert losses["more"] == pytest.approx(losses["plain"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ def can_choose(model: Any) -> bool:
     """Whether `model` of transformers computes logits at chosen places of each row and the usual loss over them."""
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    source = inspect.getsource(inspect.unwrap(type(model).forward))
+    try:
+        source = inspect.getsource(inspect.unwrap(type(model).forward))
+    except (OSError, TypeError):  # made while the program runs, or no function
+        return False
     asks = "slice_logits_to_keep(" in source and "self.loss_function(" in source
     return asks and getattr(model, "loss_function", None) is ForCausalLMLoss
 
@@ -33,12 +36,15 @@ def may_choose(arguments: Any, own_trainer: bool) -> bool:
 
 
 def choose_learned(batch: dict[str, Any]) -> dict[str, Any]:
-    """`batch` with `logits_to_keep`, a bool for each place, and `shift_labels`, the labels that follow such places."""
+    """`batch` with `logits_to_keep`, a bool for each place."""
+    return {**batch, "logits_to_keep": next_labels(batch["labels"]) != IGNORED}
+
+
+def next_labels(labels: Any) -> Any:
+    """The label that follows each place, of labels (rows, places)."""
     from torch.nn.functional import pad
 
-    following = pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-    chosen = following != IGNORED
-    return {**batch, "logits_to_keep": chosen, "shift_labels": following[chosen]}
+    return pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def take_loss_in_pieces(model: Any) -> None:
@@ -49,14 +55,15 @@ def take_loss_in_pieces(model: Any) -> None:
 def loss_in_pieces(logits: Any, labels: Any, vocab_size: int, **given: Any) -> Any:
     """transformers' ForCausalLMLoss of chosen logits (places, vocabulary), of which little is in fp32 at once.
 
-    `given` holds `shift_labels` (places,), unless all logits were asked for: then it is ForCausalLMLoss itself.
+    Where all logits were asked for it is ForCausalLMLoss itself.
     """
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    following, count = given.get("shift_labels"), given.get("num_items_in_batch")
-    if following is None or logits.dim() > 2:
+    if logits.dim() > 2:
         return ForCausalLMLoss(logits, labels, vocab_size, **given)
+    following, count = next_labels(labels), given.get("num_items_in_batch")
+    following = following[following != IGNORED]
     count = torch.as_tensor(len(following) if count is None else count, device=logits.device)
     return piecewise().apply(logits, following.to(logits.device), count)
 
