@@ -155,6 +155,25 @@ def test_flash_attention_gets_one_sequence(packed, parts):
     assert (batch["labels"][0][batch["position_ids"][0] == 0] == IGNORED).all()
 
 
+def test_packs_longer_than_the_positions_a_model_has():
+    """A batch of one full pack and one that is nearly empty: padding has positions that rows have."""
+    from impruver_train.collate import join_packs
+
+    full = {"input_ids": [5] * 40, "labels": [5] * 40, "position_ids": [*range(10)] * 4}
+    short = {"input_ids": [5, 6], "labels": [5, 6], "position_ids": [0, 1]}
+    batch = join_packs([full, short], 0, flat=False)
+    assert batch["position_ids"][1].tolist() == [0, 1, *[*range(10)] * 3, *range(8)]
+
+
+def test_a_vocabulary_of_a_few_tokens_is_packed(parts):
+    from impruver_train.packing import require_apart
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    require_apart(
+        LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=6))
+    )
+
+
 VARIANTS = {
     "full": {"lora": None},
     "lora, eager, checkpointing": {

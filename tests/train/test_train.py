@@ -284,3 +284,13 @@ def test_the_default_template_is_saved_where_the_tokenizer_has_none(recipe, impr
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == DEFAULT_TEMPLATE
     eos = json.loads((tmp_path / "out/generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     assert eos in (2, [2])
+
+
+def test_padding_stays_within_the_positions_a_model_has(recipe, impruver_train, parts, tmp_path, tiny):
+    """61 positions are no multiple of 8, and GPT-2 learns each of its own."""
+    data = tiny.write_jsonl(tmp_path / "long.jsonl", [{"input_ids": [5] * 60, "labels": [6] * 60}] * 4)
+    config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "n_positions": 61}
+    model = {"name": None, "class": "transformers.GPT2LMHeadModel", "config_class": "transformers.GPT2Config"}
+    keys = {"model": model | {"config": config}, "tokenizer": {"name": str(parts / "base")}, "lora": None}
+    code, _, err = impruver_train(recipe(train_path=str(data), **keys))
+    assert code == 0, err

@@ -11,11 +11,11 @@ MULTIPLE = 8
 
 
 def make_collator(
-    tokenizer: Any, flat_packs: bool = False, finish: Callable[[dict], dict] = dict
+    tokenizer: Any, flat_packs: bool = False, finish: Callable[[dict], dict] = dict, positions: int | None = None
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """The collator of packs and of rows: transformers' DataCollatorForTokenClassification, padding on the right.
 
-    `finish` is applied to each batch.
+    `finish` is applied to each batch. Rows are padded to no more than the `positions` that the model has.
 
     It works on a copy: padding changes a fast tokenizer's own settings. Padded places are masked, so any id will do
     where the tokenizer has no pad token.
@@ -32,7 +32,8 @@ def make_collator(
     def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
         if "position_ids" in features[0]:
             return finish(join_packs(features, padding.pad_token_id, flat_packs))
-        return finish(plain(features))  # rows: evaluation is never packed
+        batch = plain(features)  # rows: evaluation is never packed
+        return finish({name: values[:, :positions] for name, values in batch.items()})
 
     return collate
 
@@ -47,11 +48,13 @@ def join_packs(features: list[dict[str, list[int]]], pad_id: int, flat: bool) ->
     if flat:
         features = [{name: [value for part in features for value in part[name]] for name in features[0]}]
     width = -(-max(len(pack["input_ids"]) for pack in features) // MULTIPLE) * MULTIPLE
+    longest = max(max(pack["position_ids"]) for pack in features) + 1
     batch: dict[str, list[list[int]]] = {name: [] for name in features[0]}
     for pack in features:
         more = width - len(pack["input_ids"])
-        # Padding is a row of its own, seen by none.
-        padding = {"input_ids": [pad_id] * more, "labels": [IGNORED] * more, "position_ids": range(more)}
+        # Padding is rows of its own, seen by none, and no longer than others: a model may have no more positions.
+        positions = [place % longest for place in range(more)]
+        padding = {"input_ids": [pad_id] * more, "labels": [IGNORED] * more, "position_ids": positions}
         for name, values in pack.items():
             batch[name].append([*values, *padding[name]])
     return {name: torch.tensor(values) for name, values in batch.items()}

@@ -66,7 +66,8 @@ def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: An
     if plan.size.chooses:
         finish_batch = logits.choose_learned
         logits.take_loss_in_pieces(model)
-    collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch)
+    positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
+    collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch, positions)
     return build_trainer(
         recipe.trainer.get("class"),
         recipe.base_dir,
@@ -88,7 +89,7 @@ def build_trainer(class_path: str | None, recipe_dir: Path | None, **parts: Any)
     except (ValueError, TypeError, ImportError) as error:
         raise ImpruverError(f"trainer: {error}") from error
     except Exception as error:
-        if kind.__module__.startswith("transformers."):
+        if class_path is None:
             raise
         raise ImpruverError(f"trainer.class: {class_path}: {type(error).__name__}: {error}") from error
 
