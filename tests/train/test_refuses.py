@@ -152,6 +152,12 @@ ARGUMENTS = [
     ({"trainer": {"class": 5}}, ["trainer.class: 5", "transformers.Trainer"]),
     ({"trainer": {"resume_from_checkpoint": 5}}, ["trainer.resume_from_checkpoint: 5", "a path"]),
     ({"lora": {"target_modules": [1, 2]}}, ["lora.target_modules", "texts"]),
+    ({"trainer": {"class": "transformers.Seq2SeqTrainer"}}, ["trainer.class: transformers.Seq2SeqTrainer"]),
+    ({"trainer": {"max_steps": 0}}, ["trainer.max_steps", "0 steps"]),
+    ({"trainer": {"lr_scheduler_type": "cosine_with_min_lr"}}, ["trainer.lr_scheduler_kwargs", "min_lr"]),
+    ({"trainer": {"lr_scheduler_kwargs": {"foo": 1}}}, ["trainer.lr_scheduler_kwargs", "foo"]),
+    ({"trainer": {"gradient_checkpointing_kwargs": {"foo": 1}}}, ["trainer.gradient_checkpointing_kwargs", "foo"]),
+    ({"model": {"attn_implementation": "flex_attention"}}, ["model.attn_implementation", "CPU"]),
     ({"output_dir": None}, ["output_dir"]),
     ({"train_path": None}, ["train_path"]),
 ]

@@ -161,6 +161,8 @@ def build_arguments(values: dict[str, Any]) -> Any:
         get_reporting_integration_callbacks(arguments.report_to)
     except (ValueError, TypeError, ImportError) as error:
         raise ImpruverError(f"trainer{_refused(values, str(error))}") from error
+    if arguments.max_steps == 0:
+        raise ImpruverError("trainer.max_steps: 0 steps train nothing; leave it out to count in epochs")
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
         raise ImpruverError(f"trainer.num_train_epochs: {arguments.num_train_epochs} epochs train nothing")
     for name, asked in (
@@ -169,8 +171,28 @@ def build_arguments(values: dict[str, Any]) -> Any:
     ):
         if asked and arguments.eval_strategy == "no":
             raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
+    try_keywords(arguments)
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments
+
+
+def try_keywords(arguments: Any) -> None:
+    """ImpruverError for keywords that the scheduler or checkpointing would refuse once training starts."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+    from transformers import get_scheduler
+
+    weight = torch.zeros(1)
+    steps = {"num_warmup_steps": 1, "num_training_steps": 10}
+    keywords = arguments.lr_scheduler_kwargs or {}
+    name = "gradient_checkpointing_kwargs"
+    try:
+        checkpoint(lambda part: part, weight, **{"use_reentrant": False} | (getattr(arguments, name, None) or {}))
+        name = "lr_scheduler_kwargs"
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        get_scheduler(arguments.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=keywords)
+    except (ValueError, TypeError) as error:
+        raise ImpruverError(f"trainer.{name}: {error}") from error
 
 
 def _refused(values: dict[str, Any], told: str) -> str:

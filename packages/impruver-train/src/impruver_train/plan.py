@@ -81,6 +81,8 @@ def plan_model(
     values, notes = arguments.argument_values(given)
     device = arguments.device_of(values)
     precision, warnings = arguments.choose_precision(model.dtype, values, device)
+    if device == "cpu" and model.attn_implementation == "flex_attention":
+        raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
     values |= {
         "output_dir": str(output_dir),
         "use_cpu": device == "cpu",
