@@ -127,6 +127,11 @@ def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:
         absent = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
         if absent:
             told.append(f"lora.{key}: the model has no {', '.join(absent)}; not trained{near_targets(model, absent)}")
+    weights = [f".{name}" for name, _ in model.named_parameters()]
+    wanted = lora.get("target_parameters") or []
+    absent = [each for each in wanted if not any(name.endswith(f".{each}") for name in weights)]
+    if absent:
+        told.append(f"lora.target_parameters: the model has no weights {', '.join(absent)}; not trained")
     return told
 
 
