@@ -90,6 +90,17 @@ def test_a_model_that_makes_its_loss_itself_is_left_alone():
     assert not can_choose(Own(model_of("llama").config))
 
 
+def test_a_forward_that_looks_at_rows_of_logits_is_left_alone():
+    import torch
+    from impruver_train.logits import can_choose
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    with torch.device("meta"):
+        model = ChameleonForConditionalGeneration(ChameleonConfig(**sizes, vocabulary_map={"<image>": 4}))
+    assert not can_choose(model)
+
+
 def test_a_forward_without_source_is_left_alone():
     from impruver_train.logits import can_choose
     from transformers import LlamaForCausalLM

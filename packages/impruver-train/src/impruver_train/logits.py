@@ -22,6 +22,7 @@ def can_choose(model: Any) -> bool:
     except (OSError, TypeError):  # made while the program runs, or no function
         return False
     asks = "slice_logits_to_keep(" in source and "self.loss_function(" in source
+    asks = asks and "logits[:" not in source  # which wants rows of logits, as in Chameleon
     return asks and getattr(model, "loss_function", None) is ForCausalLMLoss
 
 
