@@ -147,8 +147,11 @@ def refuse_state(model: Any) -> None:
     )
 
 
-def require_apart(model: Any) -> None:
-    """ImpruverError if, in the loaded model, the logits of one row change with the row before it."""
+def require_apart(model: Any, autocast: Any = None) -> None:
+    """ImpruverError if, in the loaded model, the logits of one row change with the row before it.
+
+    `autocast`: the dtype that training computes in where weights are held in another.
+    """
     import torch
 
     device, vocabulary = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
@@ -156,7 +159,7 @@ def require_apart(model: Any) -> None:
     said = []
     training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for first in (range(3, 9), range(4, 10)):
             ids = torch.tensor([[*first, *range(5, 11)]], device=device) % vocabulary
             said.append(model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 6:].float())

@@ -56,7 +56,8 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
     elif plan.packing:
         if not (sharding.by_fsdp(plan.arguments) or plan.arguments.deepspeed or build.bits_of(recipe.model)):
             model.to(plan.arguments.device)  # as Trainer will; flash attention runs nowhere else
-        packing.require_apart(model)
+        precision = plan.precision
+        packing.require_apart(model, precision.compute if precision.autocast else None)
     return model
 
 
