@@ -283,3 +283,11 @@ def test_an_adapter_is_no_base(recipe, refused, impruver_train, parts, tmp_path)
         message = refused(recipe(**keys), *flags)
         assert f"model.name: {tmp_path / 'out'} is an adapter, trained on {parts / 'base'}" in message
     assert not (tmp_path / "second").exists()
+
+
+def test_a_token_given_as_a_flag_is_not_repeated(recipe, impruver_train):
+    code, _, err = impruver_train(recipe(), "--set", "trainer.hub_token=hf_kept_to_oneself")
+    assert code == 2
+    assert "--set trainer.hub_token=…" in err
+    assert "HF_TOKEN" in err
+    assert "hf_kept_to_oneself" not in err

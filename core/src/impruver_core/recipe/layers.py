@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from impruver_core.recipe.check import REMOVED, found
 from impruver_core.recipe.yamlfile import Document, parse_text
 
+SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
 ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others too
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Puts each `a.b=value` in its place: the value is YAML, list items go by number, null removes."""
     for override in overrides:
-        told = f"--set {override}"
         name, equals, text = override.partition("=")
+        told = f"--set {name}=…" if SECRET.search(name) else f"--set {override}"
         path = _path(name)
         if not equals or not all(part != "" for part in path):
             document.faults.append(f"{told}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
