@@ -111,8 +111,10 @@ def judge(tokenizer: str, rows: list[tuple[str, str]], threshold: float, what: s
         f"precision {right}/{len(near)} = {right / max(1, len(near)):.4f}",
         flush=True,
     )
-    record("recall", hit / max(1, len(sure)))
-    record("precision", right / max(1, len(near)))
+    if sure:
+        record("recall", hit / len(sure))
+    if near:
+        record("precision", right / len(near))
 
 
 def main() -> None:
