@@ -1,9 +1,13 @@
 """For all tests: no hub, nothing left in the home folder, one thread for each of xdist's workers."""
 
 import os
+import signal
 
 import pytest
 
+# Started by a script with `&`, a process ignores Ctrl+C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 if "PYTEST_XDIST_WORKER" in os.environ:
