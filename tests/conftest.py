@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
-# Started by a script with `&`, a process ignores Ctrl+C, and so would all that tests start.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Started with `&` by a script, or with nohup, a process ignores these, and so would all that tests start.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -143,7 +143,7 @@ def test_a_history_that_cannot_be_kept_is_a_warning(started, recipe, tiny, tmp_p
 
 def test_a_folder_of_caches_in_nobodys_home_is_a_warning(started, recipe):
     window = started("--config", recipe(), IMPRUVER_CACHE="~nobody_here/x", columns=200)
-    assert "warning: ~nobody_here/x/chat_history: " in window.text()
+    assert "warning: ~nobody_here/x: there is no such home folder; set IMPRUVER_CACHE to a folder" in window.text()
     window.process.sendeof()
     assert window.left() == 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from impruver_gguf.convert import existing
-from make_models import QUICKSTART, edit_json, make_llama, save_adapter
+from make_models import QUICKSTART, edit_json, make_gpt2, make_llama, save_adapter
 from safetensors import safe_open
 
 ALL = ["f16", "q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
@@ -545,3 +545,16 @@ def test_levels_that_are_none(level, words, tiny, gguf):
     assert code == 2
     assert words in told
     assert names(tiny) == []
+
+
+def test_the_context_of_gpt2_is_the_positions_that_it_has(tmp_path, gguf):
+    """The first impruver's nanoGPT has an n_ctx of its own, which transformers reads no more."""
+    from gguf import GGUFReader
+
+    make_gpt2(tmp_path / "gpt2", QUICKSTART, vocab_size=2048)
+    edit_json(tmp_path / "gpt2/config.json", n_ctx=64)
+    (tmp_path / "gpt2/recipe.yaml").write_text("gguf: {quantization_levels: []}\n", encoding="utf-8")
+    code, _, err = gguf("--output_dir", tmp_path / "gpt2")
+    assert code == 0, err
+    fields = GGUFReader(tmp_path / "gpt2/gguf/model-f16.gguf").fields
+    assert fields["gpt2.context_length"].contents() == 128

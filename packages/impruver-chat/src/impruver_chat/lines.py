@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import warn, write
@@ -126,13 +125,14 @@ def history() -> Any:
             except OSError as error:
                 warn(f"not kept for the next session: {path}: {error.strerror}")
 
-    path = Path("chat_history")
     try:
-        path = cache_dir() / path
+        path = cache_dir() / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
-    except (OSError, RuntimeError) as error:  # no right, no folder, no home
-        told = getattr(error, "strerror", None) or error
-        warn(f"{path}: {told}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
+    except ImpruverError as error:  # no home
+        warn(f"{error}: questions are not kept for the next session")
+        return InMemoryHistory()
+    except OSError as error:
+        warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
         return InMemoryHistory()
     return Kept(str(path))

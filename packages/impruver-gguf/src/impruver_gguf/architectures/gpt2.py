@@ -38,13 +38,7 @@ SHAPES = {
 
 def gpt2_contradiction(config: Config) -> str | None:
     width, heads = config["n_embd"], config["n_head"]
-    if gpt2_context(config) != config["n_positions"]:
-        return f"n_ctx {config['n_ctx']} is not n_positions {config['n_positions']}"
     return f"n_embd {width} is no multiple of n_head {heads}" if width % heads else None
-
-
-def gpt2_context(config: Config) -> int:
-    return config.get("n_ctx", config["n_positions"])  # transformers 5 writes no n_ctx
 
 
 def gpt2_inner(config: Config) -> int:
@@ -66,7 +60,7 @@ def check_gpt2(config: Config) -> str | None:
 
 def gpt2_parameters(writer: Any, config: Config, file_type: int) -> None:
     writer.add_block_count(config["n_layer"])
-    writer.add_context_length(gpt2_context(config))
+    writer.add_context_length(config["n_positions"])  # the rows of its embeddings; transformers reads no n_ctx
     writer.add_embedding_length(config["n_embd"])
     writer.add_feed_forward_length(gpt2_inner(config))
     writer.add_head_count(config["n_head"])
