@@ -89,11 +89,18 @@ def pending_path(manifest_path: Path) -> Path:
 def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Mapping[str, Any]) -> None:
     """Puts the files of `staged` (final path → where it is now) in place, and the manifest after them.
 
-    What is about to happen is noted before the first rename: `recover` finishes it after a kill at any point.
+    A hash that the manifest tells of a file is not computed again. What is about to happen is noted before the first
+    rename: `recover` finishes it after a kill at any point.
     """
     manifest_path = Path(manifest_path)
+    folder = manifest_path.absolute().parent
+    known = {folder / entry["path"]: entry.get("sha256") for entry in manifest.get("outputs") or []}
     files = [
-        {"path": str(Path(final).absolute()), "staged": str(Path(now).absolute()), "sha256": sha256(now)}
+        {
+            "path": str(Path(final).absolute()),
+            "staged": str(Path(now).absolute()),
+            "sha256": known.get(Path(final).absolute()) or sha256(now),
+        }
         for final, now in staged.items()
     ]
     if files:
