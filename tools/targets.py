@@ -96,8 +96,8 @@ BENCHMARKS = {
                 470,
                 form=".0f",
                 unit=" MB",
-                why="of the whole command: llama.cpp maps the f16 file while it quantizes, and its pages count; making that "
-                "file alone stays below (test_memory_stays_far_below_the_largest_tensor)",
+                why="of the whole command: llama.cpp maps the f16 file while it quantizes, and its pages count; making "
+                "that file alone stays below (test_memory_stays_far_below_the_largest_tensor)",
             ),
             Target("proof", "proof of six files on 32 rows", 90, form=".0f", unit=" s"),
             Target("proof_times", "proof against decoding the same tokens", 1.3),
