@@ -15,6 +15,7 @@ from impruver_gguf.levels import LEVELS
 SIZES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # bytes of a value by GGUF's number of its type
 STRING, ARRAY = 8, 9
 HEADER = 24  # bytes before the first key
+LENGTH = struct.Struct("<Q").unpack_from
 
 
 def tell_fallbacks(level: str, path: Path) -> None:
@@ -55,8 +56,7 @@ def tensor_types(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
 
 
 def _behind_text(content: mmap.mmap, at: int) -> int:
-    (length,) = struct.unpack_from("<Q", content, at)
-    return at + 8 + length
+    return at + 8 + LENGTH(content, at)[0]
 
 
 def _behind_value(content: mmap.mmap, at: int, kind: int) -> int:
@@ -69,6 +69,10 @@ def _behind_value(content: mmap.mmap, at: int, kind: int) -> int:
     at += 12
     if inner not in (STRING, ARRAY):
         return at + SIZES[inner] * count
+    if inner == STRING:  # a vocabulary: no call for each of its texts
+        for _ in range(count):
+            at += 8 + LENGTH(content, at)[0]
+        return at
     for _ in range(count):
         at = _behind_value(content, at, inner)
     return at
