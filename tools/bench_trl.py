@@ -1,9 +1,9 @@
 """Against TRL: `uv run --with trl python tools/bench_trl.py TOKENIZER_FOLDER ROWS.jsonl [--liger] [--hidden 2048 …]`.
 
 The real impruver-train and TRL's SFTTrainer, each in a process of its own, on one model made from its config (Llama of
-the 1B class by default; --hidden and --layers for a smaller one), the same token rows, batch, length, LoRA, attention
-and kernels: tokens a second (padding aside) and peak memory, with plain padding and packed. ROWS.jsonl: token rows
-made by impruver-compose with the tokenizer. Meant for a GPU; it runs on a CPU as well.
+the 1B class by default; --hidden and --layers for a smaller one), the same token rows, batch, length, padding to a
+multiple of 8, LoRA, attention and kernels: tokens a second (padding aside) and peak memory, with plain padding and
+packed. ROWS.jsonl: token rows made by impruver-compose with the tokenizer. Meant for a GPU; it runs on a CPU as well.
 """
 
 import argparse
@@ -31,8 +31,9 @@ model = AutoModelForCausalLM.from_pretrained(
 )
 arguments = SFTConfig(
     output_dir=given["out"], max_steps=given["steps"], per_device_train_batch_size=given["batch"], logging_steps=1,
-    packing=given["packing"], max_length=given["length"], learning_rate=1e-4, bf16=given["bf16"], use_cpu=given["cpu"],
-    use_liger_kernel=given["liger"], gradient_checkpointing=False, report_to="none", save_strategy="no", seed=1,
+    packing=given["packing"], max_length=given["length"], pad_to_multiple_of=8, learning_rate=1e-4, bf16=given["bf16"],
+    use_cpu=given["cpu"], use_liger_kernel=given["liger"], gradient_checkpointing=False, report_to="none",
+    save_strategy="no", seed=1,
 )
 seen, steps = [0], []
 

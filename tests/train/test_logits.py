@@ -31,26 +31,28 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-@pytest.mark.parametrize("count", [17, None])
+@pytest.mark.parametrize(("count", "fuse"), [(17, True), (None, True), (17, False)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, monkeypatch):
+def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse, monkeypatch):
     import torch
     from impruver_train import logits
 
     monkeypatch.setattr(logits, "PIECE", 7)
     model = model_of(kind)
     assert logits.can_choose(model)
+    assert logits.plain_head(model) is model.get_output_embeddings()
     seen = []
     for given in (batch, logits.choose_learned(batch)):
         if given is not batch:
-            logits.take_loss_in_pieces(model)
+            logits.take_loss_in_pieces(model, fuse)
         model.zero_grad()
         said = model(**given, num_items_in_batch=count)
         said.loss.backward()
         seen.append((said, {name: weight.grad.clone() for name, weight in model.named_parameters()}))
     (everywhere, whole), (chosen, part) = seen
     learned = int((batch["labels"][:, 1:] != IGNORED).sum())
-    assert chosen.logits.shape == (learned, 50)
+    assert (chosen.logits.given.shape[0] if fuse else len(chosen.logits)) == learned
+    assert isinstance(chosen.logits, logits.Unmade) == fuse
     assert everywhere.logits.shape == (3, 16, 50)
     assert chosen.loss.item() == pytest.approx(everywhere.loss.item(), rel=1e-5)
     for name, gradient in whole.items():
@@ -68,7 +70,7 @@ def test_loss_and_gradient_in_pieces_are_torchs(dtype):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
         loss = loss_in_pieces(logits, labels, 300)
-    assert [part.shape for part in kept] == [logits.shape]
+    assert [part.shape for part in kept if part.dim()] == [logits.shape]
     (loss * 1024).backward()
     exact = logits.detach().float().requires_grad_()
     (torch.nn.functional.cross_entropy(exact, labels[0, 1:]) * 1024).backward()
@@ -76,6 +78,34 @@ def test_loss_and_gradient_in_pieces_are_torchs(dtype):
     assert (logits.grad != 0).float().mean() > 0.9
     with torch.no_grad():
         assert loss_in_pieces(logits, labels, 300).item() == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
+    import torch
+    from impruver_train.logits import PIECE, Unmade, loss_in_pieces
+
+    torch.manual_seed(0)
+    places, head = 2 * PIECE + 5, torch.nn.Linear(16, 300)
+    head = head.to(getattr(torch, dtype)).requires_grad_(not frozen)
+    hidden = torch.randn(places, 16, dtype=getattr(torch, dtype), requires_grad=True)
+    labels = torch.randint(0, 300, (1, places + 1))
+    trained = [weight for weight in head.parameters() if weight.requires_grad]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
+        loss = loss_in_pieces(Unmade(hidden, head, trained) * 2.0, labels, 300)
+    assert max(part.numel() for part in kept) == max(hidden.numel(), sum(weight.numel() for weight in trained[:1]))
+    (loss * 1024).backward()
+    exact = hidden.detach().float().requires_grad_()
+    whole = torch.nn.Linear(16, 300)
+    whole.load_state_dict(head.state_dict())
+    plain = torch.nn.functional.cross_entropy(whole(exact) * 2.0, labels[0, 1:])
+    (plain * 1024).backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5 if dtype == "float32" else 1e-2)
+    for ours, theirs in zip([hidden, *trained], [exact, *whole.parameters()][: 1 + len(trained)], strict=True):
+        near = (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm()
+        assert near < (1e-5 if dtype == "float32" else 2e-2)
 
 
 def test_a_model_that_makes_its_loss_itself_is_left_alone():
@@ -177,6 +207,33 @@ def test_a_trainer_of_ones_own_sees_all_logits_and_the_same_losses(recipe, impru
         rows = tiny.read_jsonl(tmp_path / name / "metrics.jsonl")
         losses[name] = [row.get("loss", row.get("eval_loss")) for row in rows]
     assert losses["own"] == pytest.approx(losses["plain"], rel=1e-4)
+
+
+CHANGED = """hidden_states = slice_logits_to_keep(hidden, logits_to_keep)
+        logits = self.lm_head(hidden_states)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "plain"),
+    [
+        ("", True),
+        ("        if self.config.cap is not None:\n            logits = torch.tanh(logits)\n", True),
+        ("        logits = logits / self.config.cap  # why\n", True),
+        ("        logits = logits.clamp(-9, 9)\n", False),
+        ("        norm = logits.norm()\n", False),
+        ("        logits[..., 7] = 0\n", False),
+    ],
+)
+def test_what_a_forward_does_to_logits_decides(change, plain, tmp_path):
+    from runpy import run_path
+
+    from impruver_train.logits import plain_head
+
+    made = STRICT.replace("logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))", CHANGED + change)
+    (tmp_path / "made.py").write_text(made, encoding="utf-8")
+    model = run_path(str(tmp_path / "made.py"))["Strict"](model_of("llama").config)
+    assert (plain_head(model) is model.lm_head) == plain
 
 
 def test_smoothed_labels_train(recipe, impruver_train, parts, tmp_path, tiny):

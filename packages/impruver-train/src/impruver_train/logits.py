@@ -1,16 +1,26 @@
 """Logits where something is learned and nowhere else, and their loss in pieces.
 
 The vocabulary is most of what a small model takes: places of prompts and padding pay nothing for it, and of the rest
-only a piece at a time is in fp32.
+only a piece's logits are there at a time.
 """
 
 import inspect
+import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from impruver_train import sharding
 from impruver_train.collate import IGNORED
 
 PIECE = 256  # places
+SCALE = 1024  # of gradients in forward: fp16 holds small ones of a sum as well as those of a scaled loss
+# What transformers' forwards do to logits before their loss: scaled, capped by tanh, in fp32; or nothing to them.
+HEAD = re.compile(r"logits = self\.(\w+)\(hidden_states\)( [*/] self[\w.]+)?(\.float\(\))?")
+STEP = re.compile(
+    r"logits = logits(\.float\(\))? [*/] [\w.]+|logits = torch\.tanh\(logits\)"
+    r"|if (?!.*\blogits\b).+:|(?!logits\b)\w+ = (?!.*\blogits\b).+"
+)
 
 
 def can_choose(model: Any) -> bool:
@@ -26,6 +36,27 @@ def can_choose(model: Any) -> bool:
     return asks and getattr(model, "loss_function", None) is ForCausalLMLoss
 
 
+def plain_head(model: Any) -> Any:
+    """The output matrix of `model`, which `can_choose`, where its forward may do without its output; or None.
+
+    It may where it does only what is known to logits before their loss, and nothing after; no adapter wraps the matrix.
+    """
+    from torch import nn
+
+    base = getattr(model, "get_base_model", lambda: model)()
+    _, _, after = inspect.getsource(inspect.unwrap(type(base).forward)).partition("slice_logits_to_keep(")
+    made, _, after = after.partition("self.loss_function(")
+    lines = [line.partition("#")[0].strip() for line in made.splitlines()[1:]]
+    first, *steps = [line for line in lines if line] or [""]
+    known = HEAD.fullmatch(first)
+    if not known or not all(STEP.fullmatch(step) for step in steps[:-1]):
+        return None
+    if re.search(r"\blogits\b", re.sub(r"logits=logits\b|\(logits,|^\s*logits,", "", after, flags=re.MULTILINE)):
+        return None
+    head = base.get_output_embeddings()
+    return head if type(head) is nn.Linear and getattr(base, known[1], None) is head else None
+
+
 def may_choose(arguments: Any, own_trainer: bool) -> bool:
     """Whether nothing but the model's loss looks at logits or at the labels' shape in a run of these arguments.
 
@@ -34,6 +65,11 @@ def may_choose(arguments: Any, own_trainer: bool) -> bool:
     """
     others = (arguments.label_smoothing_factor, arguments.use_liger_kernel, arguments.torch_compile, own_trainer)
     return not any(others) and arguments.n_gpu <= 1 and getattr(arguments, "parallelism_config", None) is None
+
+
+def may_fuse(arguments: Any, trains_head: bool) -> bool:
+    """Whether the output matrix may be applied in pieces: its weights are whole, and fp16 can hold their gradient."""
+    return not (sharding.by_fsdp(arguments) or sharding.stage(arguments) == 3 or (arguments.fp16 and trains_head))
 
 
 def choose_learned(batch: dict[str, Any]) -> dict[str, Any]:
@@ -48,59 +84,109 @@ def next_labels(labels: Any) -> Any:
     return pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def take_loss_in_pieces(model: Any) -> None:
-    """Has `model`, whose loss is transformers' of causal models, compute it by `loss_in_pieces`."""
+def take_loss_in_pieces(model: Any, fuse: bool) -> None:
+    """Has `model`, whose loss is transformers' of causal models, compute it by `loss_in_pieces`.
+
+    `fuse`: its `plain_head` is applied to pieces of the chosen places too.
+    """
     getattr(model, "get_base_model", lambda: model)().loss_function = loss_in_pieces
+    if fuse:
+        head = plain_head(model)
+        trained = [weight for weight in head.parameters() if weight.requires_grad]
+        whole = head.forward
+        # Chosen places have lost their rows: two dimensions.
+        head.forward = lambda hidden: Unmade(hidden, whole, trained) if hidden.dim() == 2 else whole(hidden)
+
+
+class Unmade:
+    """Logits (places, vocabulary) that are yet to be made from `given`, by the head and what a forward does to them.
+
+    No tuple nor dataclass, whose tensors those who wrap a model look for.
+    """
+
+    def __init__(self, given: Any, make: Callable[[Any], Any], trained: list[Any]):
+        self.given, self.make, self.trained = given, make, trained
+
+    def then(self, step: Callable[[Any], Any]) -> "Unmade":
+        return Unmade(self.given, lambda part: step(self.make(part)), self.trained)
+
+    def float(self) -> "Unmade":
+        return self.then(lambda logits: logits.float())
+
+    def __mul__(self, factor: Any) -> "Unmade":
+        return self.then(lambda logits: logits * factor)
+
+    def __truediv__(self, factor: Any) -> "Unmade":
+        return self.then(lambda logits: logits / factor)
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, types: Any, given: tuple, named: Any = None) -> "Unmade":
+        return given[0].then(function)
 
 
 def loss_in_pieces(logits: Any, labels: Any, vocab_size: int, **given: Any) -> Any:
-    """transformers' ForCausalLMLoss of chosen logits (places, vocabulary), of which little is in fp32 at once.
+    """transformers' ForCausalLMLoss of chosen logits (places, vocabulary), made or not, of which little is in fp32.
 
     Where all logits were asked for it is ForCausalLMLoss itself.
     """
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    if logits.dim() > 2:
-        return ForCausalLMLoss(logits, labels, vocab_size, **given)
+    if not isinstance(logits, Unmade):
+        if logits.dim() > 2:
+            return ForCausalLMLoss(logits, labels, vocab_size, **given)
+        logits = Unmade(logits, lambda part: part, [])
     following, count = next_labels(labels), given.get("num_items_in_batch")
-    following = following[following != IGNORED]
-    count = torch.as_tensor(len(following) if count is None else count, device=logits.device)
-    return piecewise().apply(logits, following.to(logits.device), count)
+    following = following[following != IGNORED].to(logits.given.device)
+    count = torch.as_tensor(len(following) if count is None else count, device=following.device)
+    return piecewise().apply(logits.given, following, count, logits.make, torch.is_grad_enabled(), *logits.trained)
 
 
 @cache
 def piecewise() -> Any:
-    """The autograd function: summed cross entropy of logits (places, vocabulary) over `count`.
+    """The autograd function: summed cross entropy of the logits that `make` makes of `given`'s places, over `count`.
 
-    The gradient, softmax less one at the label, is made as the loss is (as in Liger-Kernel and other fused losses), in
-    the dtype of the logits; of fp16, whose loss is scaled only later, in fp32.
+    Gradients of `given` and of the weights that `make` trains are made as the loss is (as in Liger-Kernel and other
+    fused losses). They are those of the sum: its count, and the scale of fp16's loss, come in backward.
     """
     import torch
     from torch.autograd.function import once_differentiable
 
     class Piecewise(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, logits, following, count):
-            learns = ctx.needs_input_grad[0]
-            held = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-            gradient = torch.empty_like(logits, dtype=held) if learns else None
-            total = torch.zeros((), device=logits.device)
-            for at in range(0, len(logits), PIECE):
-                logs = torch.log_softmax(logits[at : at + PIECE].float(), -1)
-                label = following[at : at + PIECE, None]
-                total -= logs.gather(1, label).sum()
+        def forward(ctx, given, following, count, make, learns, *trained):
+            gradients = [torch.zeros_like(part) for part in (given, *trained)] if learns else []
+            total = torch.zeros((), device=given.device)
+            for at in range(0, len(given), PIECE):
+                part = given[at : at + PIECE].detach().requires_grad_(learns)
+                loss, made = loss_and_gradients(part, following[at : at + PIECE, None], make, trained)
+                total += loss
                 if learns:
-                    logs.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=logs.dtype))
-                    gradient[at : at + PIECE] = logs.div_(count)
-            ctx.save_for_backward(gradient)
-            ctx.dtype = logits.dtype
+                    gradients[0][at : at + PIECE] = made[0]
+                    for gradient, more in zip(gradients[1:], made[1:], strict=True):
+                        gradient += more
+            ctx.save_for_backward(count, *gradients)
             return total / count
 
         @staticmethod
         @once_differentiable
         def backward(ctx, outer):
-            (gradient,) = ctx.saved_tensors
-            return gradient.mul_(outer).to(ctx.dtype), None, None
+            count, given, *trained = ctx.saved_tensors
+            given, *trained = (gradient.mul_(outer / (SCALE * count)) for gradient in (given, *trained))
+            return given, None, None, None, None, *trained
 
     return Piecewise
+
+
+def loss_and_gradients(part: Any, label: Any, make: Callable, trained: tuple) -> tuple[Any, tuple]:
+    """A piece's summed loss, and where `part` asks for gradients SCALE times its and those of the `trained` weights."""
+    import torch
+
+    with torch.set_grad_enabled(part.requires_grad):
+        logits = make(part)
+    logs = torch.log_softmax(logits.detach().float(), -1)
+    loss = -logs.gather(1, label).sum()
+    if not part.requires_grad:
+        return loss, ()
+    outer = logs.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=logs.dtype)).mul_(SCALE)
+    return loss, torch.autograd.grad(logits, (part, *trained), outer.to(logits.dtype))  # softmax less one at the label

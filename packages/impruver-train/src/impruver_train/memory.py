@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from impruver_train import sharding
-from impruver_train.logits import PIECE, can_choose
+from impruver_train.logits import PIECE, can_choose, plain_head
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
@@ -32,8 +32,9 @@ class Size:
     """Numbers of parameters, adapter included: all, trained, in matrices that quantization holds in fewer bits.
 
     `inputs`: values a token that backward needs as inputs of trained matrices, in all layers; `dropped` of them pass
-    an adapter's dropout, which keeps its mask. `every`: the inputs of all matrices, which 8-bit ones keep. `eager`:
-    attention keeps all its scores. `chooses`: logits are computed at learned places alone.
+    an adapter's dropout, which keeps its mask. `every`: the inputs of all matrices, which 8-bit ones keep. `attention`:
+    its implementation's name. `chooses`: logits are computed at learned places alone. `fuses`: and only as their
+    loss is.
     """
 
     total: int
@@ -42,8 +43,9 @@ class Size:
     inputs: int = 0
     dropped: int = 0
     every: int = 0
-    eager: bool = False
+    attention: str = "sdpa"
     chooses: bool = False
+    fuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,8 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
     tokens = arguments.train_batch_size * places.longest
     layers, hidden = config.num_hidden_layers, config.hidden_size
     value, full = precision.compute.itemsize, size.trainable == size.total
-    layer = per_layer(config, value, places.longest if size.eager else 0) + (
-        8 * hidden if full else 0
-    )  # trained norms keep their output too
+    layer = per_layer(config, value, places.longest, size.attention)
+    layer += 8 * hidden if full else 0  # trained norms keep their output too
     mask = 4 if arguments.device.type == "cpu" else 1
     inputs = max(size.inputs, size.every if bits == 8 else 0)
     whole = layers * layer + inputs * value + size.dropped * mask
@@ -97,23 +98,26 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
         stream = 4 if full or bits else value
         whole = layers * hidden * stream + whole / layers
     cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
-    return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, learns=True) + cast
+    # Gradients of a matrix that is applied piece by piece: their sum, and one's.
+    head = (precision.trained.itemsize + value) * hidden * config.vocab_size if full and size.fuses else 0
+    return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, learns=True) + cast + head
 
 
 def of_logits(places: float, size: Size, config: Any, precision: Any, learns: bool) -> int:
     """Bytes of logits at so many places and of what their loss needs, with or without their gradient."""
     if not size.chooses:
         return int(places * LOGITS * config.vocab_size)
-    value, half = precision.compute.itemsize, precision.autocast == "fp16"
-    kept = value + learns * (4 if half else value)
-    piece = 4 if value == 4 else 8  # the logarithms, and of 16 bits the logits in 32
+    value = precision.compute.itemsize
+    kept = 0 if size.fuses else (1 + learns) * value
+    piece = (4 if value == 4 else 8) + size.fuses * value  # logarithms, of 16 bits the logits in 32; else not kept
     return int((places * kept + min(places, PIECE) * piece) * config.vocab_size)
 
 
-def per_layer(config: Any, value: int, scores: int) -> int:
+def per_layer(config: Any, value: int, longest: int, attention: str) -> int:
     """Bytes a token that a layer keeps whatever is trained: norms in fp32, attention, gated MLP in `value` bytes.
 
-    `scores`: how many of them each head keeps for a token.
+    Eager attention keeps each head's scores in fp32 and `value` bytes, SDPA its mask in `value` bytes; both repeat key
+    and value heads that several queries share.
     """
     heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention: as if it had one head
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -122,8 +126,9 @@ def per_layer(config: Any, value: int, scores: int) -> int:
     inner = getattr(config, "moe_intermediate_size", None) if experts > 1 else None
     inner = inner or getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     inner = inner or 4 * config.hidden_size
-    kept = 2 * queries + 2 * keys + 3 * experts * inner
-    return 8 * config.hidden_size + value * kept + (4 + value) * heads * scores
+    kept = 2 * queries + 2 * (keys if "flash" in attention else queries) + 3 * experts * inner
+    scores = {"eager": (4 + value) * heads, "sdpa": value}.get(attention, 0)
+    return 8 * config.hidden_size + value * kept + scores * longest
 
 
 def checkpointed(arguments: Any) -> bool:
@@ -136,7 +141,7 @@ def count(model: Any, trainable: int, total: int) -> Size:
     import torch
 
     base = getattr(model, "get_base_model", lambda: model)()
-    eager = model.config.get_text_config()._attn_implementation == "eager"
+    attention = str(model.config.get_text_config()._attn_implementation)
     matrices = {name: part for name, part in model.named_modules() if is_matrix(name, part)}
     matrices = {name: part for name, part in matrices.items() if part is not model.get_output_embeddings()}
     adapted = {name: part for name, part in model.named_modules() if getattr(part, "lora_A", None)}
@@ -150,7 +155,9 @@ def count(model: Any, trainable: int, total: int) -> Size:
     inputs = dropped + distinct(learning | {name: adapted[name] for name in adapted.keys() - dropping.keys()})
     quantizable = sum(part.weight.numel() for part in matrices.values())
     every = distinct({name.removesuffix(".base_layer"): part for name, part in matrices.items()})
-    return Size(total, trainable, quantizable, inputs, dropped, every, eager, can_choose(base))
+    chooses = can_choose(base)
+    fuses = chooses and plain_head(model) is not None
+    return Size(total, trainable, quantizable, inputs, dropped, every, attention, chooses, fuses)
 
 
 def is_matrix(name: str, part: Any) -> bool:

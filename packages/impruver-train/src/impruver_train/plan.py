@@ -10,7 +10,7 @@ from impruver_core.files.safe import sha256
 from impruver_core.recipe.lookup import recipes_root
 
 from impruver_train import arguments, build, checks, data
-from impruver_train.logits import may_choose
+from impruver_train.logits import may_choose, may_fuse
 from impruver_train.memory import Size
 from impruver_train.packing import Layout, lay_out
 
@@ -100,7 +100,9 @@ def plan_model(
         say(f"note: {text}")
     for text in [*warnings, *checks.merge_warnings(lora)]:
         warn(text)
-    size = replace(size, chooses=size.chooses and may_choose(training, own_trainer))
+    chooses = size.chooses and may_choose(training, own_trainer)
+    fuses = chooses and size.fuses and may_fuse(training, lora is None)
+    size = replace(size, chooses=chooses, fuses=fuses)
     return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing)
 
 

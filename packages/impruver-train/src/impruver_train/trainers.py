@@ -66,7 +66,7 @@ def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: An
     finish_batch = dict
     if plan.size.chooses:
         finish_batch = logits.choose_learned
-        logits.take_loss_in_pieces(model)
+        logits.take_loss_in_pieces(model, plan.size.fuses)
     positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
     collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch, positions)
     return build_trainer(
