@@ -40,6 +40,7 @@ def recipe_file(folder: Path, name: str, keys: dict) -> Path:
 
 def planned(path: str, overrides: list[str]):
     """(recipe, plan, rows) as impruver-train makes them."""
+    from impruver_core.files.safe import sha256
     from impruver_core.recipe.load import load_recipe
     from impruver_train import plan, train
 
@@ -47,18 +48,9 @@ def planned(path: str, overrides: list[str]):
     train.quiet_libraries()
     inputs = plan.find_inputs(recipe.train_path, None, recipe.path, False)
     out = Path(recipe.output_dir)
-    made = plan.plan_model(
-        recipe.model,
-        recipe.tokenizer,
-        recipe.lora,
-        recipe.trainer | recipe.ddp,
-        run_name="bench",
-        output_dir=out,
-        recipe_dir=recipe.base_dir,
-    )
-    digests = plan.hash_inputs(inputs)
-    room = recipe.tokenizer.max_tokens_count
-    _, rows, layout = plan.read_rows(inputs, digests, made, map_rows=True, room=room, to_come=False)
+    made = plan.plan_model(recipe, out)
+    digests = {name: sha256(path) for name, path in inputs.items()}
+    _, rows, layout = plan.read_rows(recipe, inputs, digests, made, map_rows=True)
     out.mkdir(parents=True, exist_ok=True)
     return recipe, made, rows, layout
 

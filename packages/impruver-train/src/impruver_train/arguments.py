@@ -15,29 +15,24 @@ from impruver_core.recipe.schema import nearest
 from impruver_train.names import training_fields, translate
 from impruver_train.sections import OURS
 
-EXTRAS = {"wandb": 'pip install "impruver-train[wandb]"', "tensorboard": "pip install tensorboard"}
-# Optimizers and options whose package transformers asks for only when the first step is near.
+# What transformers asks for only when the first step is near: how a value begins → module, what to install.
 NEEDS = {
-    ("optim", "adamw_torch_4bit"): ("torchao", 'pip install "impruver-train[torchao]"'),
-    ("optim", "adamw_torch_8bit"): ("torchao", 'pip install "impruver-train[torchao]"'),
-    ("use_liger_kernel", True): ("liger_kernel", "pip install liger-kernel"),
+    "report_to": {"wandb": ("wandb", '"impruver-train[wandb]"'), "tensorboard": ("tensorboard", "tensorboard")},
+    "use_liger_kernel": {"True": ("liger_kernel", "liger-kernel")},
+    "optim": {
+        "adamw_torch_4bit": ("torchao", '"impruver-train[torchao]"'),
+        "adamw_torch_8bit": ("torchao", '"impruver-train[torchao]"'),
+        "galore": ("galore_torch", "galore-torch"),
+        "apollo": ("apollo_torch", "apollo-torch"),
+        "lomo": ("lomo_optim", "lomo-optim"),
+        "adalomo": ("lomo_optim", "lomo-optim"),
+        "grokadamw": ("grokadamw", "grokadamw"),
+        "schedule_free": ("schedulefree", "schedulefree"),
+        "stable_adamw": ("optimi", "torch-optimi"),
+    },
 }
-# Families of optimizers by how their names begin → module, package.
-OPTIMIZERS = {
-    "galore": ("galore_torch", "galore-torch"),
-    "apollo": ("apollo_torch", "apollo-torch"),
-    "lomo": ("lomo_optim", "lomo-optim"),
-    "adalomo": ("lomo_optim", "lomo-optim"),
-    "grokadamw": ("grokadamw", "grokadamw"),
-    "schedule_free": ("schedulefree", "schedulefree"),
-    "stable_adamw": ("optimi", "torch-optimi"),
-}
-KNOWN_METRICS = (
-    "loss",
-    "runtime",
-    "samples_per_second",
-    "steps_per_second",
-)  # of an evaluation by transformers' Trainer
+# Of an evaluation by transformers' Trainer.
+KNOWN_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
 NOT_TAKEN = {
     "output_dir": "output_dir is a key of its own",
     "enable_jit_checkpoint": "a run that is stopped is always saved, after the optimizer's step",
@@ -140,19 +135,8 @@ def device_of(values: dict[str, Any]) -> str:
 
 def build_arguments(values: dict[str, Any]) -> Any:
     """TrainingArguments; a value that transformers refuses, or a package that it lacks, is an ImpruverError."""
-    for (name, value), (package, install) in NEEDS.items():
-        if values.get(name) == value and find_spec(package) is None:
-            raise ImpruverError(f"trainer.{name}: {value} needs {package}: {install}")
-    for start, (module, package) in OPTIMIZERS.items():
-        if str(values.get("optim")).startswith(start) and find_spec(module) is None:
-            raise ImpruverError(f"trainer.optim: {values['optim']} needs {package}: pip install {package}")
-    if values.get("deepspeed") and find_spec("deepspeed") is None:
-        raise ImpruverError("trainer.deepspeed needs deepspeed: pip install deepspeed")
     values["report_to"] = values["report_to"] or "none"
-    trackers = [values["report_to"]] if isinstance(values["report_to"], str) else values["report_to"]
-    for tracker in trackers:
-        if tracker in EXTRAS and find_spec(tracker) is None:
-            raise ImpruverError(f"trainer.report_to: {tracker} is not installed: {EXTRAS[tracker]}")
+    require_packages(values)
     from transformers import TrainingArguments
     from transformers.integrations import get_reporting_integration_callbacks
 
@@ -174,6 +158,18 @@ def build_arguments(values: dict[str, Any]) -> Any:
     try_keywords(arguments)
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments
+
+
+def require_packages(values: dict[str, Any]) -> None:
+    """ImpruverError for a package that these values need and that is not installed."""
+    if values.get("deepspeed") and find_spec("deepspeed") is None:
+        raise ImpruverError("trainer.deepspeed needs deepspeed: pip install deepspeed")
+    for name, packages in NEEDS.items():
+        given = values.get(name)
+        for value in map(str, given if isinstance(given, list) else [given]):
+            for start, (module, install) in packages.items():
+                if value.startswith(start) and find_spec(module) is None:
+                    raise ImpruverError(f"trainer.{name}: {value} needs {module}: pip install {install}")
 
 
 def try_keywords(arguments: Any) -> None:

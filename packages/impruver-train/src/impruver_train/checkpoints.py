@@ -45,12 +45,8 @@ def whole(output_dir: Path, to_go_on: bool = False) -> list[Path]:
 def damage(folder: Path, marker: dict[str, Any]) -> list[str]:
     """Files of a marked checkpoint that are gone or of another size."""
     sizes = marker.get("files") or {}
-    return [name for name, size in sizes.items() if not is_of_size(folder / name, size)]
-
-
-def is_of_size(path: Path, size: int) -> bool:
-    """Whether there is a file of so many bytes."""
-    return path.is_file() and path.stat().st_size == size
+    there = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
+    return [name for name, size in sizes.items() if there.get(name) != size]
 
 
 def mark(folder: Path, about: dict[str, Any]) -> None:

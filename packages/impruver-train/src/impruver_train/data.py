@@ -8,6 +8,7 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,41 @@ BATCH_ROWS = 1000
 FORMAT = 3  # of the cached file; raised where what stands in it changes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Facts:
     """What the checked read of a token file found; lines count from 1, `tokens` and `learned` are sums over rows."""
 
-    rows: int
-    tokens: int
-    learned: int
-    longest: int
-    longest_line: int
-    most_learned: int  # labels of a row
-    largest_id: int
-    largest_id_line: int
-    unlearned_rows: int
-    unlearned_line: int  # the first of them, 0 where there is none
-    masked_line: int  # the first row whose attention_mask hides a token, 0 where there is none
+    rows: int = 0
+    tokens: int = 0
+    learned: int = 0
+    longest: int = 0
+    longest_line: int = 0
+    most_learned: int = 0  # labels of a row
+    largest_id: int = 0
+    largest_id_line: int = 0
+    unlearned_rows: int = 0
+    unlearned_line: int = 0  # the first of them, 0 where there is none
+    masked_line: int = 0  # the first row whose attention_mask hides a token, 0 where there is none
+
+    def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
+        """Counts a row; False if a causal model learns nothing of it (the first label is never a target)."""
+        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 and any(mask) else 0
+        largest = max(max(ids), max(labels))
+        self.rows += 1
+        if len(ids) > self.longest:
+            self.longest, self.longest_line = len(ids), line
+        if largest > self.largest_id:
+            self.largest_id, self.largest_id_line = largest, line
+        if not all(mask):
+            self.masked_line = self.masked_line or line
+        if not learned:
+            self.unlearned_rows += 1
+            self.unlearned_line = self.unlearned_line or line
+            return False
+        self.tokens += len(ids)
+        self.most_learned = max(self.most_learned, learned)
+        self.learned += learned
+        return True
 
 
 def read_facts(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
@@ -50,13 +71,9 @@ def read_facts(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
     if (cached(path, digest) / "facts.json").exists():
         facts, rows = prepare(path, digest)
         return facts, row_lengths(rows)
-    counter = Counter()
-    lengths = array("i")
-    for line, row in numbered_rows(path):
-        values = checked(row, path, line)
-        if counter.add(line, *values):
-            lengths.append(len(values[0]))
-    return counter.facts(), np.frombuffer(lengths, dtype=np.int32)
+    facts = Facts()
+    lengths = array("i", (len(ids) for ids, _, _ in learnable(path, facts)))
+    return facts, np.frombuffer(lengths, dtype=np.int32)
 
 
 def row_lengths(rows: Any) -> Any:
@@ -103,27 +120,22 @@ def write_arrow(path: Path, target: Path) -> Facts:
 
     columns = {"input_ids": pa.int32(), "labels": pa.int32(), "attention_mask": pa.int8()}
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
-    facts = Counter()
+    facts = Facts()
+    rows = learnable(path, facts)
     staged = target.with_name(f"{target.name}.{os.getpid()}")
     with pa.OSFile(str(staged), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in batches(path, facts):
+        while batch := list(islice(rows, BATCH_ROWS)):
             writer.write_batch(pa.record_batch(dict(zip(columns, zip(*batch, strict=True), strict=True)), schema))
     os.replace(staged, target)
-    return facts.facts()
+    return facts
 
 
-def batches(path: Path, facts: "Counter") -> Iterator[list[tuple[list[int], list[int], list[int]]]]:
-    """Checked rows of `path` in lists of up to BATCH_ROWS, less those with nothing to learn; counts all in `facts`."""
-    batch = []
+def learnable(path: Path, facts: Facts) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Checked rows of `path`, less those with nothing to learn; counts all in `facts`."""
     for line, row in numbered_rows(path):
         values = checked(row, path, line)
         if facts.add(line, *values):
-            batch.append(values)
-        if len(batch) == BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            yield values
 
 
 def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list[int], list[int]]:
@@ -152,44 +164,3 @@ def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list
     if min(mask) < 0 or max(mask) > 1:
         raise bad("'attention_mask' holds more than 0 and 1")
     return ids, labels, mask
-
-
-class Counter:
-    """Gathers Facts row by row; it is the state of one streaming read."""
-
-    def __init__(self) -> None:
-        self.rows = self.tokens = self.learned = self.most_learned = 0
-        self.unlearned_rows = self.unlearned_line = self.masked_line = 0
-        self.longest = self.largest = (0, 0)
-
-    def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
-        """Counts a row; False if a causal model learns nothing of it (the first label is never a target)."""
-        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 and any(mask) else 0
-        self.rows += 1
-        self.longest = max(self.longest, (len(ids), -line))
-        self.largest = max(self.largest, (max(max(ids), max(labels)), -line))
-        if not self.masked_line and not all(mask):
-            self.masked_line = line
-        if not learned:
-            self.unlearned_rows += 1
-            self.unlearned_line = self.unlearned_line or line
-            return False
-        self.tokens += len(ids)
-        self.most_learned = max(self.most_learned, learned)
-        self.learned += learned
-        return True
-
-    def facts(self) -> Facts:
-        return Facts(
-            rows=self.rows,
-            tokens=self.tokens,
-            learned=self.learned,
-            longest=self.longest[0],
-            longest_line=-self.longest[1],
-            most_learned=self.most_learned,
-            largest_id=self.largest[0],
-            largest_id_line=-self.largest[1],
-            unlearned_rows=self.unlearned_rows,
-            unlearned_line=self.unlearned_line,
-            masked_line=self.masked_line,
-        )

@@ -18,13 +18,17 @@ SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_trai
 def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any]) -> None:
     """Writes report.html of what metrics.jsonl and speed.jsonl tell; `counts` are the manifest's."""
     metrics, speed = (_rows(output_dir / name) for name in ("metrics.jsonl", SPEED))
+    rates = [row | {"tokens a second": row["tokens"] / row["seconds"]} for row in speed if row["seconds"]]
+    held = [row | {"memory, MB": row["memory"] / 1e6} for row in speed]
     sections = [
         html.section("", "", html.facts(_facts(metrics, speed))),
         html.section("Loss", "Of each optimizer step, and of each evaluation.", _line(metrics, "loss", "eval_loss")),
         html.section("Learning rate", "", _line(metrics, "learning_rate")),
         html.section("Gradient norm", "Before it is clipped.", _line(metrics, "grad_norm")),
-        html.section("Speed", "Tokens a second in each step, padding aside.", _rate(speed)),
-        html.section("Memory", "In MB: of a GPU the most so far, else what the process holds.", _memory(speed)),
+        html.section("Speed", "Tokens a second in each step, padding aside.", _line(rates, "tokens a second")),
+        html.section(
+            "Memory", "In MB: of a GPU the most so far, else what the process holds.", _line(held, "memory, MB")
+        ),
         html.section("Run", "", html.table(["", ""], _about(recipe, counts))),
     ]
     with atomic_write(output_dir / "report.html") as file:
@@ -44,18 +48,6 @@ def _line(rows: list[dict[str, Any]], *names: str) -> dict | None:
     return charts.lines(", ".join(series), series)
 
 
-def _rate(speed: list[dict[str, Any]]) -> dict | None:
-    return charts.lines("tokens a second", {"tokens a second": _rates(speed)})
-
-
-def _rates(speed: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    return [(row["step"], row["tokens"] / row["seconds"]) for row in speed if row["seconds"]]
-
-
-def _memory(speed: list[dict[str, Any]]) -> dict | None:
-    return charts.lines("memory, MB", {"memory, MB": [(row["step"], row["memory"] / 1e6) for row in speed]})
-
-
 def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[str, Any]:
     losses, evaluated = _points(metrics, "loss"), _points(metrics, "eval_loss")
     last = losses[-max(1, len(losses) // 10) :]
@@ -65,7 +57,8 @@ def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[s
     if evaluated:
         facts["lowest eval loss"] = min(loss for _, loss in evaluated)
     if speed:
-        facts["tokens a second"] = round(median(rate for _, rate in _rates(speed))) if _rates(speed) else None
+        rates = [row["tokens"] / row["seconds"] for row in speed if row["seconds"]]
+        facts["tokens a second"] = round(median(rates)) if rates else None
         facts["time in steps"] = duration(sum(row["seconds"] for row in speed))
         facts["most memory"] = size_text(max(row["memory"] for row in speed))
     return facts

@@ -6,7 +6,7 @@ from typing import Any
 
 from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.files.safe import sha256
+from impruver_core.recipe.load import Recipe
 from impruver_core.recipe.lookup import recipes_root
 
 from impruver_train import arguments, build, checks, data
@@ -57,27 +57,14 @@ def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path,
     return inputs
 
 
-def hash_inputs(inputs: dict[str, Path]) -> dict[str, str]:
-    """sha256 of each token file."""
-    return {name: sha256(path) for name, path in inputs.items()}
-
-
-def plan_model(
-    model: Any,
-    tokenizer_section: Any,
-    lora: dict[str, Any] | None,
-    given: dict[str, Any],
-    *,
-    run_name: str,
-    output_dir: Path,
-    recipe_dir: Path,
-) -> Plan:
-    """Tokenizer, configuration, precision, training arguments (`given`: the recipe's) and size; tells its notes."""
+def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
+    """Tokenizer, configuration, precision, training arguments and size; tells its notes."""
     from impruver_core.templating.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(tokenizer_section, model.name, recipe_dir=recipe_dir)
+    model, lora, given, recipe_dir = recipe.model, recipe.lora, recipe.trainer | recipe.ddp, recipe.base_dir
+    tokenizer = load_tokenizer(recipe.tokenizer, model.name, recipe_dir=recipe_dir)
     config, vocabulary = build.model_config(model, tokenizer, recipe_dir)
-    new_ids = build.new_token_ids(tokenizer_section, tokenizer, model, config, recipe_dir)
+    new_ids = build.new_token_ids(recipe.tokenizer, tokenizer, model, config, recipe_dir)
     values, notes = arguments.argument_values(given)
     device = arguments.device_of(values)
     precision, warnings = arguments.choose_precision(model.dtype, values, device)
@@ -92,7 +79,7 @@ def plan_model(
     packing = bool(given.get("packing"))
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
     size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
-    training = arguments.build_arguments({"run_name": run_name} | values)
+    training = arguments.build_arguments({"run_name": recipe_name(Path(recipe.path))} | values)
     own_trainer = not arguments.trainer_class(given.get("class"), recipe_dir).__module__.startswith("transformers.")
     if not own_trainer:
         arguments.check_metric(training)
@@ -107,11 +94,11 @@ def plan_model(
 
 
 def read_rows(
-    inputs: dict[str, Path], digests: dict[str, str], plan: Plan, *, map_rows: bool, room: int | None, to_come: bool
+    recipe: Recipe, inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_rows: bool
 ) -> tuple[dict, dict, Layout | None]:
-    """Facts of each file, if `map_rows` its rows, and how training's become batches, packs of `room` where asked for.
+    """Facts of each file, if `map_rows` its rows, and how training's become batches or packs.
 
-    Makes every check of rows that the model and tokenizer allow. `to_come`: compose has yet to make val's.
+    Makes every check of rows that the model and tokenizer allow.
     """
     positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
     facts, rows, layout = {}, {}, None
@@ -125,9 +112,10 @@ def read_rows(
                 say(f"note: {text}")
         if name == "train":
             lengths = data.row_lengths(rows[name]) if map_rows else lengths
-            layout = pack_rows(lengths, facts[name], path, plan, room)
+            layout = pack_rows(lengths, facts[name], path, plan, recipe.tokenizer.max_tokens_count)
             grouped = plan.arguments.train_sampling_strategy == "group_by_length"
             rows = {name: layout.over(part, grouped) for name, part in rows.items()}
+    to_come = bool(recipe.val_path) and "val" not in inputs  # in a dry run before compose
     if plan.arguments.eval_strategy != "no" and not to_come and not ("val" in facts and facts["val"].rows):
         raise ImpruverError(
             f"trainer.eval_strategy: {plan.arguments.eval_strategy.value}, and there are no rows to evaluate on; set "

@@ -32,14 +32,19 @@ def ending_at_once() -> Iterator[None]:
             os.write(2, f"impruver-train: stopped by {what}\n".encode())
         os._exit(code)
 
-    main = threading.current_thread() is threading.main_thread()
-    heard = [number for number in WAITING if signal.getsignal(number) is not signal.SIG_IGN] if main else []
-    before = {number: signal.signal(number, end) for number in heard}
+    before = handled_by(end)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def handled_by(handler: Any) -> dict[int, Any]:
+    """Has `handler` handle the signals that are not ignored, and tells what did before; only the main thread may."""
+    main = threading.current_thread() is threading.main_thread()
+    heard = [number for number in WAITING if signal.getsignal(number) is not signal.SIG_IGN] if main else []
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 class Noted:
@@ -51,9 +56,7 @@ class Noted:
 
     def arm(self) -> None:
         """From now on a signal waits; before, it just ends the run, which has nothing to lose yet."""
-        if not self.before and threading.current_thread() is threading.main_thread():
-            heard = [number for number in WAITING if signal.getsignal(number) is not signal.SIG_IGN]
-            self.before = {number: signal.signal(number, self.note) for number in heard}
+        self.before = self.before or handled_by(self.note)
 
     def note(self, number: int, _frame: Any) -> None:
         """The handler. A second signal ends the process where it is, whatever it is in."""

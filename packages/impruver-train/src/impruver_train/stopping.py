@@ -105,10 +105,7 @@ class Saving:
         return folder
 
     def on_train_end(self, args, state, control, **_):
-        self.end_rotation(args, state)
-
-    def end_rotation(self, args: Any, state: Any) -> None:
-        """As Trainer does: of one checkpoint that may stay, it is the best."""
+        # As Trainer does: of one checkpoint that may stay, it is the best.
         if self.limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
             best = Path(state.best_model_checkpoint).name
             for path in checkpoints.whole(self.output_dir):

@@ -9,6 +9,7 @@ from typing import Any
 
 from impruver_core.cli.console import result, say
 from impruver_core.errors import ImpruverError
+from impruver_core.files.safe import sha256
 from impruver_core.recipe.load import Recipe, resolved, save_recipe
 from impruver_core.recipe.lookup import find_local
 
@@ -30,7 +31,7 @@ from impruver_train import (
     stopping,
 )
 from impruver_train.packing import Layout
-from impruver_train.plan import Plan, find_inputs, hash_inputs, plan_model, read_rows, recipe_name
+from impruver_train.plan import Plan, find_inputs, plan_model, read_rows
 from impruver_train.processes import part
 from impruver_train.speed import NAME as SPEED
 from impruver_train.speed import speed_callback
@@ -49,7 +50,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     output_dir = Path(recipe.output_dir).expanduser()
     inputs = find_inputs(recipe.train_path, recipe.val_path, recipe.path, dry_run)
     build.check_method(recipe.model, recipe.lora)
-    digests = hash_inputs(inputs) | place.base_digest(recipe.model.name)
+    digests = {name: sha256(path) for name, path in inputs.items()} | place.base_digest(recipe.model.name)
     whole = resolved(recipe, absolute=True)
     place.check_apart(output_dir, find_local(recipe.model.name, recipe.base_dir) if recipe.model.name else None)
     found = place.look(output_dir, whole, digests, overwrite or trial_steps > 0)  # a trial writes nothing there
@@ -108,20 +109,10 @@ def prepare(
     dry_run: bool,
 ) -> Ready:
     """Makes all checks that need no weights."""
-    plan = plan_model(
-        recipe.model,
-        recipe.tokenizer,
-        recipe.lora,
-        recipe.trainer | recipe.ddp,
-        run_name=recipe_name(Path(recipe.path)),
-        output_dir=output_dir,
-        recipe_dir=recipe.base_dir,
-    )
+    plan = plan_model(recipe, output_dir)
     sharding.check(plan.arguments, build.trains_token_rows(recipe.lora, plan.new_ids), dry_run)
     data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
-    val_is_to_come = bool(recipe.val_path) and "val" not in inputs
-    most = recipe.tokenizer.max_tokens_count
-    facts, rows, layout = read_rows(inputs, digests, plan, map_rows=not dry_run, room=most, to_come=val_is_to_come)
+    facts, rows, layout = read_rows(recipe, inputs, digests, plan, map_rows=not dry_run)
     ends = finish.turn_ends(plan.tokenizer, data_manifest)
     return Ready(
         recipe, whole, output_dir, inputs, digests, facts, rows, layout, plan, data_manifest, ends, start, began

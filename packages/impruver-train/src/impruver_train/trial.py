@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.console import duration
+
 from impruver_train import estimate, memory
 
 
@@ -35,10 +37,8 @@ def choose(sizes: Any, arguments: Any, steps: int) -> list[int]:
 
 def places(sizes: Any, items: list[int], batch: int) -> int:
     """Places of these items in batches of `batch`, padding included."""
-    return sum(
-        estimate.longest(sizes[items[at : at + batch]]) * len(items[at : at + batch])
-        for at in range(0, len(items), batch)
-    )
+    batches = [items[at : at + batch] for at in range(0, len(items), batch)]
+    return sum(estimate.longest(sizes[each]) * len(each) for each in batches)
 
 
 def stopwatch(watch: list[float]) -> Any:
@@ -121,12 +121,4 @@ def report(watch: list[float], items: list[int], sizes: Any, arguments: Any, tak
     lines = [f"trial: {len(watch)} steps took {shown} s (the first warms up)"]
     if taken is not None:
         lines.append(f"memory: {max(taken, 0) / memory.MIB:,.0f} MiB at its peak, measured on the longest batch")
-    return [*lines, f"the whole run: {whole:,} steps, about {spoken(run)}, without evaluation and saving"]
-
-
-def spoken(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `4.2 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    return [*lines, f"the whole run: {whole:,} steps, about {duration(run)}, without evaluation and saving"]
