@@ -58,7 +58,8 @@ def planned(path: str, overrides: list[str]):
 def ours(recipe, made, rows, steps: int) -> float:
     """Seconds a step of the recipe's Trainer, the first left out."""
     from impruver_train import failures, metrics, signals, stopping, trainers
-    from impruver_train.speed import speed_callback
+    from impruver_train.callbacks import as_callback
+    from impruver_train.speed import Speed
     from transformers import TrainerCallback
 
     ends: list[float] = []
@@ -69,9 +70,9 @@ def ours(recipe, made, rows, steps: int) -> float:
 
     made.arguments.max_steps = steps + 1
     out = Path(recipe.output_dir)
-    finite = failures.finite_callback(out, Path(recipe.train_path))
-    saving = stopping.saving_callback(out, signals.Noted(), {}, None)
-    speed = speed_callback(out / "speed.jsonl")
+    finite = as_callback(failures.Finite, out, Path(recipe.train_path))
+    saving = as_callback(stopping.Saving, out, signals.Noted(), {}, None)
+    speed = as_callback(Speed, out / "speed.jsonl")
     trainer = trainers.make_trainer(recipe, made, {"train": rows["train"]}, [], [finite, saving, speed, Watch()])
     finite.batches = speed.batches = failures.remember_batches(trainer)
     metrics.pace_trackers(trainer)

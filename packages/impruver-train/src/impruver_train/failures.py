@@ -32,45 +32,38 @@ def remember_batches(trainer: Any) -> list[dict[str, Any]]:
     return kept
 
 
-def finite_callback(output_dir: Path, train_path: Path) -> Any:
-    """Trainer's callback that ends a training whose numbers are none any more, before that is saved as its work."""
-    from transformers import TrainerCallback
+class Finite:
+    """Callback that ends a training whose numbers are none any more, before that is saved as its work.
 
-    class Finite(TrainerCallback):
-        """`batches`: those of the step, as `remember_batches` gives them."""
+    `batches`: those of the step, as `remember_batches` gives them.
+    """
 
-        batches: list[dict[str, Any]] = ()
+    def __init__(self, output_dir: Path, train_path: Path) -> None:
+        self.output_dir, self.train_path = output_dir, train_path
+        self.batches: list[dict[str, Any]] = []
 
-        def on_log(self, args, state, control, logs=None, **_):
-            looked_at = {"loss": (logs or {}).get("loss", 0.0)}
-            if not args.fp16:  # whose scaler skips a step with such a gradient
-                looked_at["gradient's norm"] = (logs or {}).get("grad_norm", 0.0)
-            for what, value in looked_at.items():
-                if not math.isfinite(value):
-                    raise not_finite(f"the {what} is {value}", state.global_step)
+    def on_log(self, args, state, control, logs=None, **_):
+        looked_at = {"loss": (logs or {}).get("loss", 0.0)}
+        if not args.fp16:  # whose scaler skips a step with such a gradient
+            looked_at["gradient's norm"] = (logs or {}).get("grad_norm", 0.0)
+        for what, value in looked_at.items():
+            if not math.isfinite(value):
+                raise self.not_finite(f"the {what} is {value}", state.global_step)
 
-        def on_save(self, args, state, control, model=None, **_):
-            self.check_weights(state.global_step, model)
+    def on_save(self, args, state, control, model=None, **_):
+        if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
+            raise self.not_finite("a weight is no finite number", state.global_step)
 
-        def on_train_end(self, args, state, control, model=None, **_):
-            self.check_weights(state.global_step, model)
+    on_train_end = on_save
 
-        def check_weights(self, step: int, model: Any) -> None:
-            if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
-                raise not_finite("a weight is no finite number", step)
-
-    callback = Finite()
-
-    def not_finite(what: str, step: int) -> CheckFailed:
-        lines = ", ".join(map(str, lines_of(train_path, callback.batches)))
-        good = checkpoints.whole(output_dir, to_go_on=True)
+    def not_finite(self, what: str, step: int) -> CheckFailed:
+        lines = ", ".join(map(str, lines_of(self.train_path, self.batches)))
+        good = checkpoints.whole(self.output_dir, to_go_on=True)
         return CheckFailed(
-            f"{what} after step {step}, on lines {lines} of {train_path}: training stopped, nothing of it was saved; "
-            f"the last good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a lower "
-            "trainer.max_grad_norm, or model.dtype: fp32, is what helps most often"
+            f"{what} after step {step}, on lines {lines} of {self.train_path}: training stopped, nothing of it was "
+            f"saved; the last good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a "
+            "lower trainer.max_grad_norm, or model.dtype: fp32, is what helps most often"
         )
-
-    return callback
 
 
 def lines_of(path: Path, batches: list[dict[str, Any]]) -> list[int]:

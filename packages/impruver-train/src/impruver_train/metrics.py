@@ -16,45 +16,43 @@ COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
 CLOSING_SECONDS = 60
 
 
-def step_callback(path: Path) -> Any:
-    """Trainer's callback that writes a row for each step into `path` and shows progress."""
-    from transformers import TrainerCallback
+class EachStep:
+    """Callback that has Trainer log every step, whatever `logging_steps` says, and writes what it logs into `path`.
 
-    class EachStep(TrainerCallback):
-        """Has Trainer log every step, whatever `logging_steps` says, and writes what it logs."""
+    It shows progress as well.
+    """
 
-        def __init__(self) -> None:
-            self.due = False  # whether the recipe's own pace asks trackers to log this step
-            self.bar = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.due = False  # whether the recipe's own pace asks trackers to log this step
+        self.bar = None
 
-        def on_train_begin(self, args, state, control, **_):
-            if state.is_world_process_zero:
-                cut_after(path, state.global_step)
-                self.bar = progress(None, state.max_steps, "training")
-                self.bar.update(state.global_step)
+    def on_train_begin(self, args, state, control, **_):
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
+            self.bar = progress(None, state.max_steps, "training")
+            self.bar.update(state.global_step)
 
-        def on_step_end(self, args, state, control, **_):
-            # Runs after Trainer's own flow callback: what it decided is what the recipe asked for.
-            self.due = control.should_log or (args.logging_strategy == "epoch" and state.epoch == int(state.epoch))
-            control.should_log = True
-            if self.bar is not None:
-                self.bar.update(1)
+    def on_step_end(self, args, state, control, **_):
+        # Runs after Trainer's own flow callback: what it decided is what the recipe asked for.
+        self.due = control.should_log or (args.logging_strategy == "epoch" and state.epoch == int(state.epoch))
+        control.should_log = True
+        if self.bar is not None:
+            self.bar.update(1)
 
-        def on_log(self, args, state, control, logs=None, **_):
-            row = metrics_row(state.global_step, logs or {})
-            if row is None:
-                return
-            if state.is_world_process_zero:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row, allow_nan=False) + "\n")
-                if self.due or "eval_loss" in row:
-                    say(told(row, state.max_steps))
+    def on_log(self, args, state, control, logs=None, **_):
+        row = metrics_row(state.global_step, logs or {})
+        if row is None:
+            return
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            if self.due or "eval_loss" in row:
+                say(told(row, state.max_steps))
 
-        def on_train_end(self, args, state, control, **_):
-            if self.bar is not None:
-                self.bar.close()
-
-    return EachStep()
+    def on_train_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.close()
 
 
 def cut_after(path: Path, step: int) -> None:
@@ -100,9 +98,7 @@ def pace_trackers(trainer: Any) -> None:
 
     trainer.remove_callback(PrinterCallback)
 
-    each_step = next(
-        callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ == "EachStep"
-    )
+    each_step = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EachStep))
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, trackers):

@@ -12,6 +12,7 @@ from impruver_core.files.manifest import FORMAT
 from impruver_core.files.safe import atomic_write
 
 from impruver_train import checkpoints
+from impruver_train.callbacks import as_callback
 from impruver_train.compare import changes
 from impruver_train.place import UNFINISHED, is_ours, read_unfinished
 
@@ -127,8 +128,6 @@ def take_settings(trainer: Any) -> None:
 
     Trainer loads those of the checkpoint with the optimizer's state.
     """
-    from transformers import TrainerCallback
-
     asked: list[dict[str, Any]] = []
     create = trainer.create_optimizer
 
@@ -138,24 +137,27 @@ def take_settings(trainer: Any) -> None:
         asked[:] = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         return optimizer
 
-    class Settings(TrainerCallback):
-        """Puts them in place once the checkpoint is loaded."""
-
-        def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
-            groups, schedule = optimizer.param_groups, getattr(lr_scheduler, "scheduler", lr_scheduler)
-            for group, wanted in zip(groups, asked, strict=True):
-                now = group["lr"]
-                group.update(wanted | {"initial_lr": wanted["lr"], "lr": now})
-            if not hasattr(schedule, "lr_lambdas"):
-                warn("trainer.lr_scheduler_type: the learning rate goes on from the checkpoint's, not the recipe's")
-                return
-            schedule.base_lrs = [wanted["lr"] for wanted in asked]
-            for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-                group["lr"] = base * factor(schedule.last_epoch)
-            schedule._last_lr = [group["lr"] for group in groups]
-
     trainer.create_optimizer = created
-    trainer.add_callback(Settings())
+    trainer.add_callback(as_callback(Settings, asked))
+
+
+class Settings:
+    """Callback that puts the `asked` settings of the optimizer's groups in place once the checkpoint is loaded."""
+
+    def __init__(self, asked: list[dict[str, Any]]) -> None:
+        self.asked = asked
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
+        groups, schedule = optimizer.param_groups, getattr(lr_scheduler, "scheduler", lr_scheduler)
+        for group, wanted in zip(groups, self.asked, strict=True):
+            group.update(wanted | {"initial_lr": wanted["lr"], "lr": group["lr"]})
+        if not hasattr(schedule, "lr_lambdas"):
+            warn("trainer.lr_scheduler_type: the learning rate goes on from the checkpoint's, not the recipe's")
+            return
+        schedule.base_lrs = [wanted["lr"] for wanted in self.asked]
+        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in groups]
 
 
 def keep_adapter_dtype(model: Any) -> None:

@@ -12,37 +12,32 @@ from impruver_train.metrics import cut_after
 NAME = "speed.jsonl"
 
 
-def speed_callback(path: Path) -> Any:
-    """Trainer's callback that writes a row for each step into `path`: `step`, `seconds`, `tokens`, `memory` (bytes).
+class Speed:
+    """Callback that writes a row for each step into `path`: `step`, `seconds`, `tokens`, `memory` (bytes).
 
     Its `batches` are to be those of the step, as `failures.remember_batches` gives them.
     """
-    from transformers import TrainerCallback
 
-    class Speed(TrainerCallback):
-        """Times each optimizer step."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches: list[dict[str, Any]] = []
+        self.began = 0.0
 
-        def __init__(self) -> None:
-            self.batches: list[dict[str, Any]] = []
-            self.began = 0.0
+    def on_train_begin(self, args, state, control, **_):
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
 
-        def on_train_begin(self, args, state, control, **_):
-            if state.is_world_process_zero:
-                cut_after(path, state.global_step)
+    def on_step_begin(self, args, state, control, **_):
+        self.began = time.perf_counter()
 
-        def on_step_begin(self, args, state, control, **_):
-            self.began = time.perf_counter()
-
-        def on_step_end(self, args, state, control, **_):
-            if not state.is_world_process_zero:
-                return
-            seconds = round(time.perf_counter() - self.began, 4)
-            tokens = args.world_size * sum(map(tokens_of, self.batches))
-            with path.open("a", encoding="utf-8") as file:
-                row = {"step": state.global_step, "seconds": seconds, "tokens": tokens, "memory": memory()}
-                file.write(dumps(row) + "\n")
-
-    return Speed()
+    def on_step_end(self, args, state, control, **_):
+        if not state.is_world_process_zero:
+            return
+        seconds = round(time.perf_counter() - self.began, 4)
+        tokens = args.world_size * sum(map(tokens_of, self.batches))
+        with self.path.open("a", encoding="utf-8") as file:
+            row = {"step": state.global_step, "seconds": seconds, "tokens": tokens, "memory": memory()}
+            file.write(dumps(row) + "\n")
 
 
 def tokens_of(batch: dict[str, Any]) -> int:

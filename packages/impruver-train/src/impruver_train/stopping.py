@@ -14,15 +14,8 @@ from impruver_train.signals import Noted, agreed, stopped
 EPOCH_RANDOM = "epoch_random_{}.pth"  # torch's state where the epoch began: length grouping shuffles by it
 
 
-def saving_callback(*parts: Any) -> Any:
-    """Trainer's callback that makes checkpoints whole; `parts` are what `Saving` takes."""
-    from transformers import TrainerCallback
-
-    return type("SavingCallback", (Saving, TrainerCallback), {})(*parts)
-
-
 class Saving:
-    """What `saving_callback` adds to transformers' TrainerCallback, which takes seconds to import.
+    """Callback that makes checkpoints whole.
 
     `about` goes into each marker, `start` is gone on from. `asked`: whether the recipe asks for the save that is due,
     `late`: whether that waits for the epoch's end.

@@ -30,11 +30,12 @@ from impruver_train import (
     signals,
     stopping,
 )
+from impruver_train.callbacks import as_callback
 from impruver_train.packing import Layout
 from impruver_train.plan import Plan, find_inputs, plan_model, read_rows
 from impruver_train.processes import part
 from impruver_train.speed import NAME as SPEED
-from impruver_train.speed import speed_callback
+from impruver_train.speed import Speed
 from impruver_train.trainers import make_trainer, run, try_out
 
 
@@ -144,9 +145,9 @@ def fit(ready: Ready, overwrite: bool) -> None:
         failures.told(output_dir, advice),
         signals.noting() as noted,
     ):
-        finite = failures.finite_callback(output_dir, ready.inputs["train"])
-        saving = stopping.saving_callback(output_dir, noted, about, ready.start)
-        speed = speed_callback(output_dir / SPEED)
+        finite = as_callback(failures.Finite, output_dir, ready.inputs["train"])
+        saving = as_callback(stopping.Saving, output_dir, noted, about, ready.start)
+        speed = as_callback(Speed, output_dir / SPEED)
         trainer = make_trainer(ready.recipe, plan, ready.rows, ready.ends, [finite, saving, speed])
         if writes:
             place.take(output_dir, overwrite)

@@ -24,6 +24,7 @@ from impruver_train import (
     trial,
 )
 from impruver_train.arguments import trainer_class
+from impruver_train.callbacks import as_callback
 from impruver_train.collate import make_collator
 from impruver_train.plan import Plan
 
@@ -33,7 +34,7 @@ def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[st
     model = make_model(recipe, plan)
     finish.set_generation(model, plan.tokenizer, ends)
     val = rows.get("val") if plan.arguments.eval_strategy != "no" else None
-    callbacks = [metrics.step_callback(Path(plan.arguments.output_dir) / "metrics.jsonl"), *callbacks]
+    callbacks = [as_callback(metrics.EachStep, Path(plan.arguments.output_dir) / "metrics.jsonl"), *callbacks]
     return put_trainer(recipe, plan, model, plan.arguments, rows["train"], val, callbacks)
 
 
@@ -106,7 +107,7 @@ def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> li
         arguments = trial.trial_arguments(plan.arguments, steps, folder)
         model = make_model(recipe, plan)
         part = Subset(rows, items)
-        trainer = put_trainer(recipe, plan, model, arguments, part, None, [trial.stopwatch(watch)])
+        trainer = put_trainer(recipe, plan, model, arguments, part, None, [as_callback(trial.Stopwatch, watch)])
         peak.start()
         trial.run(trainer)
         return trial.report(watch, items, sizes, plan.arguments, peak.taken())

@@ -41,26 +41,26 @@ def places(sizes: Any, items: list[int], batch: int) -> int:
     return sum(estimate.longest(sizes[each]) * len(each) for each in batches)
 
 
-def stopwatch(watch: list[float]) -> Any:
-    """A callback that puts the seconds of each step into `watch`."""
+def now() -> float:
+    """Seconds, once a GPU has done what it was given."""
     import torch
-    from transformers import TrainerCallback
 
-    def now() -> float:
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        return time.perf_counter()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
-    class Stopwatch(TrainerCallback):
-        """Times each optimizer step."""
 
-        def on_step_begin(self, args, state, control, **_):
-            watch.append(-now())
+class Stopwatch:
+    """Callback that puts the seconds of each optimizer step into `watch`."""
 
-        def on_step_end(self, args, state, control, **_):
-            watch[-1] += now()
+    def __init__(self, watch: list[float]) -> None:
+        self.watch = watch
 
-    return Stopwatch()
+    def on_step_begin(self, args, state, control, **_):
+        self.watch.append(-now())
+
+    def on_step_end(self, args, state, control, **_):
+        self.watch[-1] += now()
 
 
 class Peak:
