@@ -17,12 +17,13 @@ from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.levels import check_fits
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
-from impruver_gguf.make import Made, discard, earlier, kept, make, outputs
+from impruver_gguf.make import earlier, kept, make
 from impruver_gguf.proof import prove
+from impruver_gguf.quality import QUALITY
 from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, sampling, turn_ends
 from impruver_gguf.verify import Trained, read_ground
 
-MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
+MANIFEST = "impruver.json"
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 
@@ -42,7 +43,8 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
         return
     for level in [*files][1:]:
         check_fits(level, conversion.shapes)
-    program = _program(places, conversion)
+    # A llama-quantize that a flag names, or that goes with llama.cpp's script; None: cyllama's library.
+    program = find_quantizer(places) if places.quantizer or conversion.by_script else None
     before = earlier(manifest_path, flags.overwrite)
     replaced = [*files.values()][conversion.there :]
     check_replaceable([*replaced, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
@@ -58,8 +60,9 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
         _tell_plan(manifest_path.parent, sizes)
         return
     manifest = _manifest(recipe, output_dir, conversion)
-    made = make(conversion, files, modelfiles, program, done)
-    manifest = _put_in_place(manifest, made, before, manifest_path)
+    made, manifest["outputs"] = make(conversion, files, modelfiles, program, done, before)
+    manifest_path.with_name(QUALITY).unlink(missing_ok=True)  # an earlier proof is of none of these files
+    publish(manifest_path, made, manifest)
     _tell(files)
     server, limits = find_server(places), recipe.gguf.limits
     _tell_next(files, prove(trained, ground, files, limits, manifest_path, manifest, server) if ground else None)
@@ -85,20 +88,6 @@ def _sizes(files: dict[str, Path], conversion: Conversion) -> dict[Path, int]:
     (_, source), *targets = files.items()
     sizes = {path: conversion.header + quantize.size_of(level, conversion.shapes) for level, path in targets}
     return sizes if conversion.there else {source: conversion.bytes, **sizes}
-
-
-def _put_in_place(
-    manifest: dict[str, Any], made: Made, before: list[dict[str, Any]], manifest_path: Path
-) -> dict[str, Any]:
-    """Gives what was made its names, and the manifest after it; an earlier proof is none of these files."""
-    try:
-        manifest = manifest | {"outputs": outputs(made, [entry for entry in before if entry["path"] != QUALITY])}
-    except BaseException:
-        discard(made.files)
-        raise
-    manifest_path.with_name(QUALITY).unlink(missing_ok=True)
-    publish(manifest_path, made.files, manifest)
-    return manifest
 
 
 def _trained(recipe: Recipe, output_dir: Path) -> Trained:
@@ -131,11 +120,6 @@ def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dic
         )
         for level, path in files.items()
     }
-
-
-def _program(places: Places, conversion: Conversion) -> str | None:
-    """A llama-quantize that a flag names, or that goes with llama.cpp's script; None: cyllama's library."""
-    return find_quantizer(places) if places.quantizer or conversion.by_script else None
 
 
 def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion) -> dict[str, Any]:
