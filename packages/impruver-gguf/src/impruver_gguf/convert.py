@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -117,8 +116,7 @@ def _tensors(architecture: Architecture, config: dict[str, Any], model: Model) -
     tensors = model.tensors
     if model.adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
-        conv1d = architecture.conv1d or (lambda module: False)
-        tensors = merged(tensors, model.adapter, conv1d=conv1d, tied=tied)
+        tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
     return converted(architecture, tensors, config, model.config_path)
 
 
@@ -146,14 +144,6 @@ def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Con
 def _tied_ends(tensors: Collection[str]) -> tuple[str, str] | None:
     """The modules of both ends, where the weights have no head of their own."""
     embedding = next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
-    return (
-        None
-        if embedding is None or HEAD in tensors
-        else (embedding.removesuffix(".weight"), HEAD.removesuffix(".weight"))
-    )
-
-
-def sync(path: Path) -> None:
-    """Brings a finished file to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    if embedding is None or HEAD in tensors:
+        return None
+    return embedding.removesuffix(".weight"), HEAD.removesuffix(".weight")

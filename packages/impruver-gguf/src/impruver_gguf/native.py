@@ -58,8 +58,17 @@ def own_channel() -> TextIO:
     return channel
 
 
+def last_lines(log: str) -> str:
+    """The last three lines of what a process told."""
+    return " / ".join(_lines(log)[-3:]) or "without a word"
+
+
 def last_words(log: str) -> str:
     """Why a process ended: the assertion or error that it told, else its last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = _lines(log)
     reasons = [line for line in lines if any(sign in line for sign in REASONS)]
     return (reasons or lines or ["without a word"])[-1]
+
+
+def _lines(log: str) -> list[str]:
+    return [line.strip() for line in log.splitlines() if line.strip()]

@@ -99,7 +99,10 @@ def _rendered(chat: dict[str, Any], shared: dict[str, Any]) -> str:
 def _asked(address: str, chat: dict[str, Any], variables: dict[str, Any]) -> str:
     body = {"messages": chat["before"], "add_generation_prompt": True, "chat_template_kwargs": variables}
     body |= {"tools": chat["tools"]} if chat["tools"] else {}
-    return _post(f"{address}/apply-template", body)["prompt"]
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/apply-template", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return json.load(answer)["prompt"]
 
 
 @contextmanager
@@ -132,10 +135,3 @@ def _wait(process: subprocess.Popen, address: str) -> str | None:
         except OSError:  # not there yet, or loading
             time.sleep(0.05)
     return None
-
-
-def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        return json.load(answer)

@@ -105,23 +105,23 @@ def _values(path: Path, kind: str, shape: tuple[int, ...], offset: int, start: i
     return wide.view(np.float32)
 
 
-def read_weights(folder: Path, prefix: str = "model") -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files, file by file; {} where it has none.
 
     ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
     """
-    index = folder / f"{prefix}.safetensors.index.json"
+    index = folder / "model.safetensors.index.json"
     mapped = _weight_map(index) if index.is_file() else {}
-    there = {path.name for path in folder.glob(f"{prefix}*.safetensors") if path.is_file()}
+    there = {path.name for path in folder.glob("model*.safetensors") if path.is_file()}
     names = sorted(set(mapped.values()) or there)
     if not names:
         _refuse_pickles(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ImpruverError(f"{folder}: {', '.join(missing)} is not there, but {index.name} names it")
-    if mapped and f"{prefix}.safetensors" in there - set(names):
+    if mapped and "model.safetensors" in there - set(names):
         raise ImpruverError(
-            f"{folder}: {prefix}.safetensors and the files that {index.name} names are two models; move one away"
+            f"{folder}: model.safetensors and the files that {index.name} names are two models; move one away"
         )
     tensors: dict[str, Tensor] = {}
     for file in names:

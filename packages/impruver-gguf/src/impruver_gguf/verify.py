@@ -17,14 +17,13 @@ from impruver_core.templating.mask import UNLEARNED
 
 from impruver_gguf.checks import failure_of, warn_about
 from impruver_gguf.heldout import HeldOut, Row, read_heldout
+from impruver_gguf.measure import FULL
 from impruver_gguf.native import EndedError, last_words, lines_of
 from impruver_gguf.quality import quality_row, recommend
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.server import other_rendering
 from impruver_gguf.tokens import SavedTokenizer
 from impruver_gguf.turns import context_length
-
-FULL = 28  # measure's exit code where the disk is full
 
 
 @dataclass(frozen=True)

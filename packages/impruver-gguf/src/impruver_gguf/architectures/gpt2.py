@@ -75,10 +75,6 @@ def gpt2_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     return Tensor(tensor.shape[::-1], lambda start, stop: tensor.load().T[start:stop], at_once=True)
 
 
-def gpt2_conv1d(module: str) -> bool:
-    return module.endswith(CONV1D)
-
-
 GPT2 = Architecture(
     name="gpt2",
     blocks="n_layer",
@@ -100,5 +96,5 @@ GPT2 = Architecture(
     check=check_gpt2,
     parameters=gpt2_parameters,
     changed=gpt2_changed,
-    conv1d=gpt2_conv1d,
+    conv1d=CONV1D,
 )
