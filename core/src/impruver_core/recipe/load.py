@@ -112,7 +112,9 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     for name in document.data:
         if name not in OWNERS:
-            document.fault((name,), f"no such key{_nearest_anywhere(name, sections)}")
+            meant = meant_by(name, sections)
+            hint = f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
+            document.fault((name,), f"no such key{hint}")
     values = {}
     for name in OWNERS:
         given = document.data.get(name)
@@ -125,12 +127,6 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values["trainer"], dict):
         values["trainer"].setdefault("seed", values["seed"])
     return values
-
-
-def _nearest_anywhere(name: Any, sections: Mapping[str, Any]) -> str:
-    """The key path that the name stands for; else the nearest top-level key."""
-    meant = meant_by(name, sections)
-    return f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:
