@@ -155,12 +155,11 @@ class _Reader:
                 merged += self.merged(value_node, path)
                 continue
             name = self.scalar(key_node, path)
+            self.document.places[(*path, name)] = self.place(line)
             if name in lines:
-                self.document.places[(*path, name)] = self.place(line)
                 self.document.fault((*path, name), f"repeated: it also stands in line {lines[name]}")
                 continue
             lines[name] = line
-            self.document.places[(*path, name)] = self.place(line)
             made[name] = self.value(value_node, (*path, name))
         for mapping in merged:
             made.update({name: item for name, item in mapping.items() if name not in made})
