@@ -83,17 +83,10 @@ def _own(
 ) -> Conversion:
     tensors = _tensors(architecture, config, model)
     vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
-    metadata = partial(
-        write_metadata,
-        architecture=architecture,
-        config=config,
-        vocabulary=vocabulary,
-        folder=output_dir,
-        file_type=ENCODINGS[outtype].file,
-    )
     types = write.encodings(tensors, outtype)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    header = header_of(architecture.name, tensors, types, metadata)
+    about = (architecture, config, vocabulary, output_dir, ENCODINGS[outtype].file)
+    header = header_of(architecture.name, tensors, types, lambda writer: write_metadata(writer, *about))
     kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
     unseen = "" if model.tensors else "; by its configuration alone, since its weights are not on this disk"

@@ -34,7 +34,8 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     if not flags.dry_run:
         recover(manifest_path)
     files = _files(recipe, manifest_path.parent)
-    modelfiles = _modelfiles(recipe, output_dir, files)
+    training = read_trained(output_dir / MANIFEST)
+    modelfiles = _modelfiles(recipe, output_dir, files, training)
     source = next(iter(files.values()))
     try:
         conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, flags)
@@ -48,7 +49,7 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     before = earlier(manifest_path, flags.overwrite)
     replaced = [*files.values()][conversion.there :]
     check_replaceable([*replaced, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
-    trained = _trained(recipe, output_dir)
+    trained = _trained(recipe, output_dir, training)
     ground = read_ground(trained) if flags.verify and (has_model(output_dir) or not flags.dry_run) else None
     (result if flags.dry_run else say)(conversion.words)
     done: set[Path] = set()
@@ -59,7 +60,7 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     if flags.dry_run:
         _tell_plan(manifest_path.parent, sizes)
         return
-    manifest = _manifest(recipe, output_dir, conversion)
+    manifest = _manifest(recipe, output_dir, conversion, training)
     made, manifest["outputs"] = make(conversion, files, modelfiles, program, done, before)
     manifest_path.with_name(QUALITY).unlink(missing_ok=True)  # an earlier proof is of none of these files
     publish(manifest_path, made, manifest)
@@ -90,8 +91,8 @@ def _sizes(files: dict[str, Path], conversion: Conversion) -> dict[Path, int]:
     return sizes if conversion.there else {source: conversion.bytes, **sizes}
 
 
-def _trained(recipe: Recipe, output_dir: Path) -> Trained:
-    ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
+def _trained(recipe: Recipe, output_dir: Path, training: dict[str, Any]) -> Trained:
+    ends = turn_ends(output_dir, training)
     return Trained(output_dir, ends, recipe.tokenizer.chat_template_kwargs or {}, recipe.model, recipe.base_dir)
 
 
@@ -106,13 +107,13 @@ def _planned(recipe: Recipe, output_dir: Path, places: Places, flags: Any) -> Co
     return plan_conversion(model, folder, places, recipe.gguf.outtype)
 
 
-def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:
+def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path], training: dict[str, Any]) -> dict[Path, str]:
     """Modelfile path → its text."""
-    section, trained = recipe.gguf, read_trained(output_dir / MANIFEST)
-    system = section.system_prompt or chat_system_prompt(recipe.chat, trained)
+    section = recipe.gguf
+    system = section.system_prompt or chat_system_prompt(recipe.chat, training)
     modelfile.warn_about_dropped(system)
-    stops = turn_ends(output_dir, trained)
-    num_ctx = section.num_ctx or context_length(output_dir, trained)
+    stops = turn_ends(output_dir, training)
+    num_ctx = section.num_ctx or context_length(output_dir, training)
     parameters, template = sampling(output_dir, recipe.chat) | section.parameters, ollama_template(output_dir)
     return {
         path.with_name(f"Modelfile.{level}"): modelfile.modelfile(
@@ -122,11 +123,10 @@ def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dic
     }
 
 
-def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion) -> dict[str, Any]:
+def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion, training: dict[str, Any]) -> dict[str, Any]:
     """What is made, from what; its outputs come later."""
-    trained = read_trained(output_dir / MANIFEST)
     manifest = new_manifest("impruver-gguf", resolved(recipe, absolute=True))
-    manifest |= {name: trained[name] for name in ("tokenizer", "template", "end_of_turn") if name in trained}
+    manifest |= {name: training[name] for name in ("tokenizer", "template", "end_of_turn") if name in training}
     weights = sorted(path for path in output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe(path) for path in weights]
     manifest["counts"] = {"tensors": len(conversion.shapes)}

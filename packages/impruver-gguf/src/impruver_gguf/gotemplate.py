@@ -51,8 +51,8 @@ def go_template(template: str, named: Mapping[str, object], bos_added: str | Non
         return None
 
     def rendering(messages: Sequence[dict[str, str]], prompt: bool = True) -> str:
-        text = str.__str__(render(template, messages, add_generation_prompt=prompt, variables=named))
-        return text.removeprefix(bos_added) if bos_added else text
+        text = render(template, messages, add_generation_prompt=prompt, variables=named)
+        return str.__str__(text).removeprefix(bos_added or "")
 
     try:
         pieces = _pieces(rendering)

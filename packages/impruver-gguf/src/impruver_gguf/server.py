@@ -73,7 +73,9 @@ def _compared(address: str, row: Row, bos: str) -> tuple[str | None, dict[str, A
     named, day = chat["kwargs"], datetime.now().strftime("%d %b %Y")
     today = [{"date_string": day}] if DAY.search(chat["template"]) else []
     for shared in ({}, *today):
-        ours = _rendered(chat, shared).removeprefix(bos)
+        known = chat["variables"] | shared
+        text = render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=known)
+        ours = str.__str__(text).removeprefix(bos)
         for further in ({}, *(named | variables for variables in SERVERS_OWN)):
             theirs = _asked(address, chat, further | shared).removeprefix(bos)
             if theirs == ours:
@@ -84,16 +86,6 @@ def _compared(address: str, row: Row, bos: str) -> tuple[str | None, dict[str, A
         f"llama.cpp's engine renders {row.where} otherwise; llama.cpp: {theirs[:SHOWN]!r}; "
         f"the tokenizer's template: {ours[:SHOWN]!r}"
     ), {}
-
-
-def _rendered(chat: dict[str, Any], shared: dict[str, Any]) -> str:
-    """What asks for the answer, with these variables besides its own."""
-    if not shared:
-        return chat["prompt"]
-    variables = chat["variables"] | shared
-    return str.__str__(
-        render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=variables)
-    )
 
 
 def _asked(address: str, chat: dict[str, Any], variables: dict[str, Any]) -> str:
