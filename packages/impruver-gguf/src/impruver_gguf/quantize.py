@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import numpy as np
 from impruver_core.cli.console import progress
@@ -21,7 +22,7 @@ from impruver_core.errors import CheckFailed, ImpruverError
 from impruver_gguf.engine import threads
 from impruver_gguf.fallback import tell_fallbacks
 from impruver_gguf.levels import LEVELS
-from impruver_gguf.native import EndedError, last_lines, lines_of, own_channel
+from impruver_gguf.native import last_lines, lines_of, own_channel
 
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
 NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
@@ -68,11 +69,11 @@ def _run(command: list[str], source: Path, bar) -> None:
         for _ in lines_of(command):
             if bar is not None:
                 bar.update(1)
-    except EndedError as ended:
-        tensor = _not_finite(source) if NOT_FINITE.search(ended.log) else None
+    except CalledProcessError as ended:
+        tensor = _not_finite(source) if NOT_FINITE.search(ended.stderr) else None
         if tensor:
             raise CheckFailed(f"{source}: {tensor} holds NaN or infinity: no level is made of it") from None
-        raise ImpruverError(f"quantizing failed (exit {ended.code}): {last_lines(ended.log)}") from None
+        raise ImpruverError(f"quantizing failed (exit {ended.returncode}): {last_lines(ended.stderr)}") from None
 
 
 def _not_finite(path: Path) -> str | None:

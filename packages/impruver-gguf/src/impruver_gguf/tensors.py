@@ -42,10 +42,6 @@ class Tensor:
         step = self.count if self.at_once else max(1, PIECE // max(1, prod(self.shape[1:])))
         yield from ((start, min(start + step, self.count)) for start in range(0, self.count, step))
 
-    def load(self) -> np.ndarray:
-        """All values."""
-        return self.rows(0, self.count)
-
     def float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The values as float32, of all rows or some."""
         return self.rows(start, self.count if stop is None else stop).astype(np.float32, copy=False)
@@ -145,10 +141,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    pickles = [path for pattern in ("*.bin", "*.pth", "*.pt", "*.pkl") for path in sorted(folder.glob(pattern))]
-    pickles = [path for path in pickles if path.name != "training_args.bin"]
-    if pickles:
+    found = (path for pattern in ("*.bin", "*.pth", "*.pt", "*.pkl") for path in sorted(folder.glob(pattern)))
+    pickle = next((path for path in found if path.name != "training_args.bin"), None)
+    if pickle:
         raise ImpruverError(
-            f"{pickles[0]}: pickled weights are not read, they can run code; load the model with transformers where "
+            f"{pickle}: pickled weights are not read, they can run code; load the model with transformers where "
             "you trust it and save_pretrained it again, which writes safetensors"
         )
