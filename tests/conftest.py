@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -20,3 +21,11 @@ def own_caches(tmp_path_factory):
     """Ours, unless a test has its own, and that of wandb."""
     os.environ["IMPRUVER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["WANDB_CACHE_DIR"] = str(tmp_path_factory.mktemp("wandb"))
+
+
+@pytest.fixture(autouse=True)
+def not_quiet():
+    """A command that was run in this process with --quiet leaves it quiet: the next test's would say nothing."""
+    console = sys.modules.get("impruver_core.cli.console")
+    if console is not None:
+        console.set_quiet(False)

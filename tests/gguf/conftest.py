@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from make_models import (
     make_llama,
     save_adapter,
     sentencepiece,
+    write_program,
+    write_recipe,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,9 +153,7 @@ def llama_cpp(shared) -> Path:
     with once(folder) as mine:
         if mine:
             (folder / "why").write_text(own_environment(folder, SERVER), encoding="utf-8")
-            program = folder / "llama-server"
-            program.write_text(f"#!{folder / 'venv/bin/python'}\n{SERVE}", encoding="utf-8")
-            program.chmod(0o755)
+            write_program(folder / "llama-server", f"#!{folder / 'venv/bin/python'}\n{SERVE}")
     why = (folder / "why").read_text(encoding="utf-8")
     if why:
         pytest.skip(why)
@@ -224,9 +225,20 @@ def adapter(tmp_path, tiny_base, adapter_once) -> Path:
     """An adapter on the small Llama, as training would leave it."""
     folder = tmp_path / "adapter"
     shutil.copytree(adapter_once, folder)
-    recipe = {"model": {"name": str(tiny_base)}, "gguf": {"quantization_levels": []}}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_recipe(folder, tiny_base)
     return folder
+
+
+@pytest.fixture
+def case(tmp_path, cases):
+    """Makes a copy of a case with a recipe."""
+
+    def copied(name: str, recipe: str = "seed: 1\n") -> Path:
+        folder = shutil.copytree(cases[name], tmp_path / name)
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        return folder
+
+    return copied
 
 
 @pytest.fixture
@@ -251,6 +263,7 @@ def compared(capsys, monkeypatch):
     monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
 
     def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what transformers told while the test made its model is none of the command's
         try:
             code = main([str(word) for word in argv])
         except SystemExit as leaving:
@@ -259,6 +272,17 @@ def compared(capsys, monkeypatch):
         return code, told.out, told.err
 
     return run
+
+
+@pytest.fixture
+def free_room(monkeypatch):
+    """Has every disk tell that so many bytes are free."""
+    usage = namedtuple("usage", "total used free")
+
+    def told(count: int) -> None:
+        monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 0, count))
+
+    return told
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs/impruver_configs/quickstart/tokenizer"
@@ -44,15 +45,39 @@ def _save(model, folder: Path, tokenizer: Path, dtype: str, shards: str) -> None
         torch.nn.init.normal_(weight, std=0.05)
     model.tie_weights()
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shards)
+    _copy_tokenizer(tokenizer, folder)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
     for name in TOKENIZER:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def edit_json(path: Path, **changes) -> None:
     """Sets keys of a JSON file; None removes."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+
+
+def edit_weights(path: Path, change: Callable[[dict], object]) -> None:
+    """Has `change` work on the tensors of a safetensors file: numpy's arrays by name."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def write_recipe(folder: Path, base: Path) -> None:
+    """The recipe of an adapter on `base`, without levels."""
+    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
 
 
 def llama_bf16(folder: Path, smollm2: Path) -> None:
@@ -272,9 +297,7 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
             torch.nn.init.normal_(weight, std=0.05)
     model.save_pretrained(folder, save_embedding_layers=embeddings)
     model.config.save_pretrained(folder)
-    for name in TOKENIZER:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+    _copy_tokenizer(base, folder)
 
 
 def merge_with_peft(base: Path, adapter: Path, folder: Path, grown_to: int | None = None) -> None:
@@ -290,6 +313,4 @@ def merge_with_peft(base: Path, adapter: Path, folder: Path, grown_to: int | Non
     apart = merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight
     merged.config.tie_word_embeddings = not apart
     merged.save_pretrained(folder)
-    for name in TOKENIZER:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+    _copy_tokenizer(base, folder)

@@ -112,10 +112,8 @@ def test_vocabularies_that_split_otherwise(name, tiny, gguf):
 
 
 @pytest.mark.parametrize("name", sorted({*FAMILIES, *OLD_NAMES} - {"odd-rows"}))
-def test_llama_cpp_loads_each_family(name, cases, gguf, tmp_path):
-    folder = tmp_path / name
-    shutil.copytree(cases[name], folder)
-    (folder / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}", encoding="utf-8")
+def test_llama_cpp_loads_each_family(name, case, gguf):
+    folder = case(name, "gguf: {quantization_levels: [q8_0]}")
     code, _, told = gguf("--output_dir", folder)
     assert code == 0, told
     tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / "gguf" / "model-q8_0.gguf")
@@ -128,14 +126,12 @@ def test_llama_cpp_loads_each_family(name, cases, gguf, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gemma3-sp", "llama-sp", "mistral", "phi-long", "qwen2", "qwen3", "smollm3"])
-def test_llama_cpp_computes_what_transformers_does(name, cases, gguf, tmp_path):
+def test_llama_cpp_computes_what_transformers_does(name, case, gguf):
     """Sharp attention, where another RoPE base, window or scale moves the logits by a third and more."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = tmp_path / name
-    shutil.copytree(cases[name], folder)
-    (folder / "recipe.yaml").write_text("gguf: {outtype: f32, quantization_levels: []}", encoding="utf-8")
+    folder = case(name, "gguf: {outtype: f32, quantization_levels: []}")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = [number * 37 % 580 + 10 for number in range(24)]
     with torch.no_grad():

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from make_models import write_recipe
 from safetensors.numpy import save_file
 
 LIGHT = """
@@ -87,8 +88,7 @@ def large(tmp_path_factory, smollm2):
         folder / "adapter" / "adapter_model.safetensors",
     )
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 8}), encoding="utf-8")
-    recipe = {"model": {"name": str(folder / "base")}, "gguf": {"quantization_levels": []}}
-    (folder / "adapter" / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_recipe(folder / "adapter", folder / "base")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(smollm2 / name, folder / "adapter" / name)
     return folder / "adapter"

@@ -10,11 +10,13 @@ from make_models import (
     GEMMA3,
     QUICKSTART,
     edit_json,
+    edit_weights,
     make_gpt2,
     make_llama,
     make_model,
     merge_with_peft,
     save_adapter,
+    write_recipe,
 )
 
 LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
@@ -42,10 +44,9 @@ def test_the_file_is_llama_cpps(name, outtype, oracle, cases, gguf, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gemma3-sp", "phi-sp"])
-def test_added_tokens_are_those_of_tokenizer_json_too(name, oracle, cases, gguf, tmp_path):
+def test_added_tokens_are_those_of_tokenizer_json_too(name, oracle, case, gguf, tmp_path):
     """transformers 5 names them nowhere else; llama.cpp's script would take them for usual text, or for nothing."""
-    folder = tmp_path / name
-    shutil.copytree(cases[name], folder)
+    folder = case(name)
     edit_json(folder / "tokenizer_config.json", added_tokens_decoder=None)
     (folder / "added_tokens.json").unlink()
     assert exported(gguf, folder, tmp_path).read_bytes() == oracle[name, "f16"].read_bytes()
@@ -95,9 +96,8 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_a_merge_is_pefts(kind, gguf, tmp_path):
-    base, grown = tmp_path / "base", ADAPTERS[kind].get("grown_to")
-    make_llama(base, QUICKSTART, "bfloat16", tie_word_embeddings=True, **LARGE)
-    compare_with_peft(base, ADAPTERS[kind], grown, gguf, tmp_path)
+    make_llama(tmp_path / "base", QUICKSTART, "bfloat16", tie_word_embeddings=True, **LARGE)
+    compare_with_peft(ADAPTERS[kind], gguf, tmp_path)
 
 
 ALL_LINEAR = {"target_modules": "all-linear"}
@@ -151,10 +151,9 @@ OTHER_BASES = {
 @pytest.mark.parametrize("kind", OTHER_BASES)
 def test_a_merge_is_pefts_on_each_family(kind, cases, gguf, tmp_path):
     family, config, settings = OTHER_BASES[kind]
-    base, sizes = tmp_path / "base", {"vocab_size": 2050, "hidden_size": 200, "intermediate_size": 300}
-    make_model(family, base, cases["qwen2"], **sizes | config)
-    settings = dict(settings)
-    compare_with_peft(base, settings, settings.get("grown_to"), gguf, tmp_path)
+    sizes = {"vocab_size": 2050, "hidden_size": 200, "intermediate_size": 300}
+    make_model(family, tmp_path / "base", cases["qwen2"], **sizes | config)
+    compare_with_peft(settings, gguf, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["untied", "gpt2", "gpt2 without prefix", "gpt2 with dora"])
@@ -162,13 +161,13 @@ def test_a_merge_is_pefts_on_other_bases(kind, gguf, tmp_path):
     base = tmp_path / "base"
     if kind == "untied":
         make_llama(base, QUICKSTART, "float16", **LARGE)
-        return compare_with_peft(base, {"target_modules": ["q_proj", "lm_head"]}, None, gguf, tmp_path)
+        return compare_with_peft({"target_modules": ["q_proj", "lm_head"]}, gguf, tmp_path)
     make_gpt2(base, QUICKSTART, vocab_size=2048, n_embd=256)
     settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
     settings["use_dora"] = kind == "gpt2 with dora"
     if kind == "gpt2 without prefix":
-        rename(base / "model.safetensors", "transformer.")
-    return compare_with_peft(base, settings, None, gguf, tmp_path)
+        edit_weights(base / "model.safetensors", bare)
+    return compare_with_peft(settings, gguf, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -181,7 +180,7 @@ def test_updates_far_larger_than_the_weights_are_merged_as_peft_does(kind, gguf,
     else:
         make_gpt2(base, QUICKSTART, vocab_size=2048, n_embd=256)
         settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "r": 64, "lora_alpha": 4000}
-    compare_with_peft(base, settings, None, gguf, tmp_path)
+    compare_with_peft(settings, gguf, tmp_path)
 
 
 def test_an_adapter_that_was_trained_on_4_bits(tiny_base, gguf, tmp_path):
@@ -197,20 +196,20 @@ def test_an_adapter_that_was_trained_on_4_bits(tiny_base, gguf, tmp_path):
     assert all(np.array_equal(merged[name], values) for name, values in whole.items())
 
 
-def compare_with_peft(base, settings, grown, gguf, tmp_path):
+def compare_with_peft(settings, gguf, tmp_path):
+    base = tmp_path / "base"
     save_adapter(base, tmp_path / "adapter", **settings)
     edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(base))
-    merge_with_peft(base, tmp_path / "adapter", tmp_path / "merged", grown)
+    merge_with_peft(base, tmp_path / "adapter", tmp_path / "merged", settings.get("grown_to"))
     ours = tensors(exported(gguf, tmp_path / "adapter", tmp_path))
     shutil.rmtree(tmp_path / "out")
     assert_same_but_for_rounding(ours, tensors(exported(gguf, tmp_path / "merged", tmp_path)))
 
 
-def rename(path, prefix):
+def bare(tensors):
     """The file of a bare model, as OpenAI's GPT-2 is published."""
-    from safetensors.numpy import load_file, save_file
-
-    save_file({name.removeprefix(prefix): values for name, values in load_file(path).items()}, path, {"format": "pt"})
+    for name in list(tensors):
+        tensors[name.removeprefix("transformer.")] = tensors.pop(name)
 
 
 def test_padding_and_truncation_of_tokenizer_json_are_no_part_of_the_vocabulary(gguf, tiny, tmp_path):
@@ -225,6 +224,7 @@ def test_padding_and_truncation_of_tokenizer_json_are_no_part_of_the_vocabulary(
     assert exported(gguf, tiny, tmp_path).read_bytes() == plain
 
 
+EMBEDDINGS = "model.embed_tokens.weight"
 COPIES = {  # what is trained of a base whose file holds its tied output as a copy; the adapter's settings
     "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
     "rows": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 5]}},
@@ -240,15 +240,15 @@ COPIES = {  # what is trained of a base whose file holds its tied output as a co
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("kind", COPIES)
 def test_tied_embeddings_stay_one_matrix(kind, copied, gguf, tmp_path):
-    from safetensors.numpy import load_file, save_file
-
-    base, settings = tmp_path / "base", dict(COPIES[kind])
+    base = tmp_path / "base"
     make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
     if copied:
-        weights = load_file(base / "model.safetensors")
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
-        save_file(weights, base / "model.safetensors", {"format": "pt"})
-    compare_with_peft(base, settings, settings.get("grown_to"), gguf, tmp_path)
+        edit_weights(base / "model.safetensors", lambda tensors: with_head(tensors, tensors[EMBEDDINGS]))
+    compare_with_peft(COPIES[kind], gguf, tmp_path)
+
+
+def with_head(tensors, values):
+    tensors["lm_head.weight"] = values.copy()
 
 
 def test_lora_that_ties_both_ends_stays_one_matrix(gguf, tmp_path):
@@ -271,22 +271,17 @@ def test_lora_that_ties_both_ends_stays_one_matrix(gguf, tmp_path):
 
 
 def test_a_head_of_its_own_stays_whatever_the_config_says(gguf, tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     base = tmp_path / "base"
     make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
-    weights = load_file(base / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"][::-1].copy()
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
-    compare_with_peft(base, {"target_modules": ["embed_tokens", "q_proj"]}, None, gguf, tmp_path)
+    edit_weights(base / "model.safetensors", lambda tensors: with_head(tensors, tensors[EMBEDDINGS][::-1]))
+    compare_with_peft({"target_modules": ["embed_tokens", "q_proj"]}, gguf, tmp_path)
 
 
 def test_lora_on_tied_embeddings_alone_is_told(gguf, tmp_path):
     base = tmp_path / "base"
     make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True)
     save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
-    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
-    (tmp_path / "adapter/recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_recipe(tmp_path / "adapter", base)
     _, _, told = gguf("--output_dir", tmp_path / "adapter")
     assert "LoRA on model.embed_tokens alone is merged into the tied output too" in told
 

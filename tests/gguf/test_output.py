@@ -7,13 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from math import prod
 from pathlib import Path
 
 import pytest
 from impruver_gguf.convert import existing
-from make_models import QUICKSTART, edit_json, make_gpt2, make_llama, save_adapter
+from make_models import (
+    QUICKSTART,
+    edit_json,
+    edit_weights,
+    make_gpt2,
+    make_llama,
+    save_adapter,
+    write_program,
+    write_recipe,
+)
 from safetensors import safe_open
 
 ALL = ["f16", "q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
@@ -97,13 +105,9 @@ def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
 
 
 def test_a_run_after_another_training_tells_what_is_not_made_anew(tiny, gguf):
-    from safetensors.numpy import load_file, save_file
-
     assert gguf("--output_dir", tiny)[0] == 0
     before = (tiny / "gguf/model-f16.gguf").read_bytes()
-    weights = load_file(tiny / "model.safetensors")
-    weights["model.norm.weight"] += 1
-    save_file(weights, tiny / "model.safetensors", {"format": "pt"})
+    edit_weights(tiny / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill(2))
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q4_0")
     assert code == 0, told
     assert "model-q8_0.gguf in" in told
@@ -111,14 +115,13 @@ def test_a_run_after_another_training_tells_what_is_not_made_anew(tiny, gguf):
     assert (tiny / "gguf/model-f16.gguf").read_bytes() != before
 
 
-def test_a_run_that_makes_nothing_anew_needs_no_room(tiny, gguf, monkeypatch):
+def test_a_run_that_makes_nothing_anew_needs_no_room(tiny, gguf, free_room):
     """As after a full disk while proving: what is whole and the same stays, and is not counted again."""
     from impruver_gguf.export import RESERVE
 
     assert gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")[0] == 0
     made = {path.name: path.stat().st_ino for path in (tiny / "gguf").glob("*.gguf")}
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, RESERVE + 10))
+    free_room(RESERVE + 10)
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")
     assert code == 0, told
     assert "the same byte for byte, and kept" in told
@@ -295,9 +298,8 @@ def test_dry_run_before_training_tells_what_will_not_convert(case, recipe, word,
     assert word in told
 
 
-def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, free_room):
+    free_room(10**6)
     code, _, told = gguf(*before_training(tmp_path, model={"name": str(tiny_base)}))
     assert code == 2
     assert "are needed" in told
@@ -313,9 +315,8 @@ def test_estimates_are_near(tiny, gguf):
         assert 0.75 * real < quantize.size_of(level, shapes) < 1.6 * real, level
 
 
-def test_room_is_checked_first(tiny, gguf, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+def test_room_is_checked_first(tiny, gguf, free_room):
+    free_room(10**6)
     for flags in ((), ("--dry_run",)):
         code, _, told = gguf("--output_dir", tiny, *flags)
         assert code == 2
@@ -325,11 +326,10 @@ def test_room_is_checked_first(tiny, gguf, monkeypatch):
 
 
 @pytest.mark.parametrize("megabytes", [0.02, 0.5, 1.0])
-def test_a_full_disk_leaves_nothing(megabytes, tiny, gguf, small_disk, monkeypatch):
+def test_a_full_disk_leaves_nothing(megabytes, tiny, gguf, small_disk, free_room):
     """Full in the header, in the tensors, while quantizing: another program took the room that was there."""
     (tiny / "gguf").symlink_to(small_disk(megabytes))
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 0, 10**9))
+    free_room(10**9)
     code, _, told = gguf("--output_dir", tiny)
     assert code == 2, told
     assert "make room" in told
@@ -372,8 +372,7 @@ def test_dry_run_tells_the_sizes_as_they_come(tiny, gguf):
 
 def test_a_failing_quantizer_leaves_nothing_and_tells_its_words(tiny, gguf, tmp_path):
     program = tmp_path / "llama-quantize"
-    program.write_text("#!/bin/sh\necho half > $2\necho 'it broke' >&2\nexit 7\n", encoding="utf-8")
-    program.chmod(0o755)
+    write_program(program, "#!/bin/sh\necho half > $2\necho 'it broke' >&2\nexit 7\n")
     code, _, told = gguf("--output_dir", tiny, "--llama_cpp_quantize_bin", program)
     assert code == 2
     assert "exit 7" in told
@@ -383,8 +382,7 @@ def test_a_failing_quantizer_leaves_nothing_and_tells_its_words(tiny, gguf, tmp_
 
 def test_a_quantizer_that_is_named_is_used(tiny, gguf, tmp_path):
     program = tmp_path / "llama-quantize"
-    program.write_text('#!/bin/sh\necho "$3" > "$2"\n', encoding="utf-8")
-    program.chmod(0o755)
+    write_program(program, '#!/bin/sh\necho "$3" > "$2"\n')
     assert gguf("--output_dir", tiny, "--llama_cpp_quantize_bin", program)[0] == 0
     assert (tiny / "gguf/model-q8_0.gguf").read_text(encoding="utf-8") == "q8_0\n"
 
@@ -392,8 +390,7 @@ def test_a_quantizer_that_is_named_is_used(tiny, gguf, tmp_path):
 @pytest.mark.parametrize(("stop", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
 def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gguf):
     program = tmp_path / "llama-quantize"
-    program.write_text("#!/bin/sh\necho half > $2\nexec sleep 20\n", encoding="utf-8")
-    program.chmod(0o755)
+    write_program(program, "#!/bin/sh\necho half > $2\nexec sleep 20\n")
     command = [sys.executable, "-m", "impruver_gguf", "--output_dir", tiny, "--llama_cpp_quantize_bin", program]
     process = subprocess.Popen([*command, "--verify", "false"], stderr=subprocess.PIPE, text=True)
     while not (tiny / "gguf/.model-q8_0.gguf.staged").exists():
@@ -410,12 +407,10 @@ def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gg
 
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "f32", "q8_0"])
 def test_nan_is_named(outtype, tiny, gguf):
-    from safetensors.numpy import load_file, save_file
+    def spoil(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
 
-    tensors = load_file(tiny / "model.safetensors")
-    name = "model.layers.1.mlp.up_proj.weight"
-    tensors[name][3, 3] = float("nan")
-    save_file(tensors, tiny / "model.safetensors", {"format": "pt"})
+    edit_weights(tiny / "model.safetensors", spoil)
     code, _, told = gguf("--output_dir", tiny, "--set", f"gguf.outtype={outtype}")
     assert code == 3
     assert "blk.1.ffn_up.weight holds NaN" in told
@@ -463,8 +458,7 @@ def test_a_head_that_training_unties_and_other_outtypes_for_the_script(tmp_path,
     save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["lm_head"])
     for name in ("base", "adapter"):
         edit_json(tmp_path / name / "config.json", architectures=["NewForCausalLM"])
-    recipe = {"model": {"name": str(tmp_path / "base")}, "gguf": {"quantization_levels": []}}
-    (tmp_path / "adapter/recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_recipe(tmp_path / "adapter", tmp_path / "base")
     (tmp_path / "convert_hf_to_gguf.py").write_text(KEEPS, encoding="utf-8")
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     for outtype, kind in (("bf16", "BF16"), ("f32", "F32"), ("q8_0", "F16")):

@@ -3,10 +3,9 @@
 import json
 import struct
 import sys
-from collections import namedtuple
 
 import pytest
-from make_models import QUICKSTART, edit_json, make_llama, save_adapter
+from make_models import QUICKSTART, edit_json, make_llama, save_adapter, write_program, write_recipe
 
 FIELDS = ["level", "bytes", "bits_per_weight", "ids_equal", "perplexity", "kl", "top1", "stops", "recommended"]
 CHATS = [("What is 2 + 2?", "It is four."), ("Say “hi”.", "hi\n\n  there"), ("Столица?", "Москва.")]
@@ -219,10 +218,9 @@ def test_another_template_fails(tiny, proven, gguf):
     assert "assistent" in told
 
 
-def test_a_disk_that_is_full_while_proving(tiny, proven, gguf, small_disk, monkeypatch):
+def test_a_disk_that_is_full_while_proving(tiny, proven, gguf, small_disk, free_room):
     (tiny / "gguf").symlink_to(small_disk(1.6))
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 0, 10**9))
+    free_room(10**9)
     code, _, told = proven("--output_dir", tiny)
     assert code == 2, told
     assert "make room, or leave the proof out with --verify false" in told
@@ -249,8 +247,7 @@ path.write_bytes(content)
 @pytest.mark.parametrize("how", ["cut", "nan"])
 def test_a_level_that_is_broken_fails(how, tiny, proven, tmp_path):
     program = tmp_path / f"llama-quantize.{how}"
-    program.write_text(f"#!{sys.executable}{BREAKS}", encoding="utf-8")
-    program.chmod(0o755)
+    write_program(program, f"#!{sys.executable}{BREAKS}")
     code, out, told = proven("--output_dir", tiny, "--llama_cpp_quantize_bin", program)
     assert code == 3, told
     assert "1 of 2 files failed the proof" in told
@@ -283,8 +280,7 @@ def test_tied_ends_that_were_trained_are_those_of_the_model_in_training(ends, as
     base, folder = tmp_path / "base", tmp_path / "adapter"
     make_llama(base, QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
     save_adapter(base, folder, target_modules=ends, ensure_weight_tying=as_one)
-    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    write_recipe(folder, base)
     write_heldout(folder, [chat(*pair) for pair in CHATS])
     code, _, told = compared("--output_dir", folder)
     assert code == 0, told

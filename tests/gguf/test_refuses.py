@@ -4,17 +4,9 @@ import json
 import shutil
 
 import pytest
-from make_models import edit_json, make_llama, sentencepiece
+from make_models import edit_json, edit_weights, make_llama, sentencepiece
 
 CONFIG = "adapter_config.json"
-
-
-def rewrite(path, change):
-    from safetensors.numpy import load_file, save_file
-
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
 
 
 def test_no_model_in_output_dir(tiny, refused):
@@ -54,7 +46,7 @@ def test_an_adapter_of_another_base_names_the_shapes(adapter, refused):
             if name.endswith("q_proj.lora_A.weight"):
                 tensors[name] = tensors[name][:, :48].copy()
 
-    rewrite(adapter / "adapter_model.safetensors", narrow)
+    edit_weights(adapter / "adapter_model.safetensors", narrow)
     refused(adapter, "q_proj", "[64, 4] x [4, 48]", "[64, 64]", "another base")
 
 
@@ -63,7 +55,7 @@ def test_an_adapter_for_layers_that_the_base_has_not(adapter, refused):
         for name in list(tensors):
             tensors[name.replace("layers.1.", "layers.7.")] = tensors.pop(name)
 
-    rewrite(adapter / "adapter_model.safetensors", deeper)
+    edit_weights(adapter / "adapter_model.safetensors", deeper)
     refused(adapter, "model.layers.7.self_attn", "does not have")
 
 
@@ -122,7 +114,7 @@ def test_weights_in_four_bits(tiny, refused):
 
 
 def test_a_tensor_that_is_missing(tiny, refused):
-    rewrite(tiny / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    edit_weights(tiny / "model.safetensors", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     refused(tiny, "layer 1 of 2 has no ffn_up.weight")
 
 
@@ -171,12 +163,6 @@ def test_pieces_and_added_tokens_beyond_the_model(tmp_path, refused):
     refused(folder, "ids up to 601, the model 601 embedding rows")
 
 
-def test_a_splitting_that_llama_cpp_does_not_know(tiny, refused):
-    pre = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    edit_json(tiny / "tokenizer.json", pre_tokenizer=pre)
-    refused(tiny, "no pre-tokenizer that splits text")
-
-
 @pytest.mark.parametrize("affix", ["continuing_subword_prefix", "end_of_word_suffix"])
 def test_an_affix_that_llama_cpp_does_not_know(affix, tiny, refused):
     model = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))["model"]
@@ -184,31 +170,37 @@ def test_an_affix_that_llama_cpp_does_not_know(affix, tiny, refused):
     refused(tiny, f"tokenizer.json: model.{affix} is '</w>'", "it would give other ids, so no GGUF is written")
 
 
-def test_a_tokenizer_larger_than_the_model(tiny, refused):
-    edit_json(tiny / "tokenizer_config.json", cls_token="<new>")
-    refused(tiny, "ids up to 2048, the model 2048 embedding rows")
+UNMERGED = [  # methods that can't be merged exactly, and what names them
+    ({"use_qalora": True}, "use_qalora"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
+    ({"init_lora_weights": "corda"}, "init_lora_weights corda"),
+    ({"kasa_config": {}}, "kasa_config"),
+    ({"peft_type": "LOHA"}, "peft_type LOHA"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication"),
+]
+SPLIT = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+ROWS = "lm_head.weight is [2048, 64], and should be [2050, 64]"
+CHANGED = {  # what is changed → fixture, file, its keys, what is told
+    "a splitting unknown": ("tiny", "tokenizer.json", {"pre_tokenizer": SPLIT}, ["no pre-tokenizer that splits text"]),
+    "a larger tokenizer": (
+        "tiny",
+        "tokenizer_config.json",
+        {"cls_token": "<new>"},
+        ["ids up to 2048, the model 2048 embedding rows"],
+    ),
+    "rows not saved": ("adapter", "config.json", {"vocab_size": 2050}, [ROWS, "vocab_size"]),
+    "dora without lengths": ("adapter", CONFIG, {"use_dora": True}, ["q_proj", "no lora_magnitude_vector"]),
+    **{word: ("adapter", CONFIG, change, [word, "merge_and_unload"]) for change, word in UNMERGED},
+}
 
 
-def test_rows_of_new_tokens_that_were_not_saved(adapter, refused):
-    edit_json(adapter / "config.json", vocab_size=2050)
-    refused(adapter, "lm_head.weight is [2048, 64], and should be [2050, 64]", "vocab_size")
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"use_qalora": True}, "use_qalora"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
-        ({"init_lora_weights": "corda"}, "init_lora_weights corda"),
-        ({"kasa_config": {}}, "kasa_config"),
-        ({"peft_type": "LOHA"}, "peft_type LOHA"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication"),
-    ],
-)
-def test_what_can_not_be_merged_exactly(change, word, adapter, refused):
-    edit_json(adapter / CONFIG, **change)
-    refused(adapter, word, "merge_and_unload")
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_file_that_was_changed(what, request, refused):
+    fixture, name, change, words = CHANGED[what]
+    folder = request.getfixturevalue(fixture)
+    edit_json(folder / name, **change)
+    refused(folder, *words)
 
 
 @pytest.mark.parametrize(
@@ -222,13 +214,8 @@ def test_an_unknown_part_of_an_adapter(part, words, adapter, refused):
     def more(tensors):
         tensors[f"base_model.model.model.embed_tokens.{part}"] = next(iter(tensors.values())).copy()
 
-    rewrite(adapter / "adapter_model.safetensors", more)
+    edit_weights(adapter / "adapter_model.safetensors", more)
     refused(adapter, "embed_tokens", words)
-
-
-def test_dora_without_its_lengths(adapter, refused):
-    edit_json(adapter / CONFIG, use_dora=True)
-    refused(adapter, "q_proj", "no lora_magnitude_vector")
 
 
 def test_an_adapter_on_an_adapter(adapter, adapter_once, tmp_path, tiny_base, refused):
@@ -274,19 +261,15 @@ FAMILY = [
 
 
 @pytest.mark.parametrize(("name", "change"), FAMILY)
-def test_what_llama_cpp_would_compute_otherwise(name, change, cases, refused, tmp_path, monkeypatch):
+def test_what_llama_cpp_would_compute_otherwise(name, change, case, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    folder = tmp_path / name
-    shutil.copytree(cases[name], folder)
-    (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
+    folder = case(name)
     edit_json(folder / "config.json", **change)
     refused(folder, "with ", "is not converted here", "git clone")
 
 
-def test_long_rope_that_does_not_fit(cases, refused, tmp_path):
-    folder = tmp_path / "phi3"
-    shutil.copytree(cases["phi-long"], folder)
-    (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
+def test_long_rope_that_does_not_fit(case, refused):
+    folder = case("phi-long")
     edit_json(folder / "config.json", num_attention_heads=2)
     refused(folder, "long_factor holds 6 factors, and should hold 12")
 
@@ -306,9 +289,9 @@ def test_an_adapter_that_is_not_whole(adapter, refused):
         for name in [name for name in tensors if "layers.1.self_attn.q_proj" in name]:
             del tensors[name]
 
-    rewrite(adapter / "adapter_model.safetensors", less)
+    edit_weights(adapter / "adapter_model.safetensors", less)
     refused(adapter, "has nothing for", "layers.1.self_attn.q_proj", "not whole")
-    rewrite(adapter / "adapter_model.safetensors", dict.clear)
+    edit_weights(adapter / "adapter_model.safetensors", dict.clear)
     refused(adapter, "holds no tensors")
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from impruver_core.templating.render import render
 from impruver_gguf.jinja import without_generation
-from make_models import edit_json
+from make_models import edit_json, write_program
 from test_proof import chat, rows_of, write_heldout
 
 BODY = "{{ message['content'] }}<|im_end|>"
@@ -135,10 +135,8 @@ def test_llama_cpps_own_engine_is_asked_where_it_is_there(how, tiny, proven, tmp
     folder = tmp_path / "llama.cpp/build/bin"
     folder.mkdir(parents=True)
     program = folder / f"server.{how}"
-    program.write_text(f"#!{sys.executable}{SERVER}", encoding="utf-8")
-    program.chmod(0o755)
-    (folder / "llama-server").write_text(f'#!/bin/sh\nexec "{program}" "$@"\n', encoding="utf-8")
-    (folder / "llama-server").chmod(0o755)
+    write_program(program, f"#!{sys.executable}{SERVER}")
+    write_program(folder / "llama-server", f'#!/bin/sh\nexec "{program}" "$@"\n')
     (tiny / "chat_template.jinja").write_text(AROUND.replace("{FORM}", FORMS[0]), encoding="utf-8")
     edit_json(tiny / "tokenizer_config.json", chat_template=None)
     write_heldout(tiny, [chat("Hi  there  ", "Ho")])

@@ -86,9 +86,7 @@ def load_config(section: Any, search_dir: Path | None = None) -> Any:
     config_class = load_object(section.config_class, "model.config_class", search_dir)
     values = dict(section.config or {})
     with explained("model.config", section.config_class):
-        if hasattr(config_class, "for_model"):  # AutoConfig
-            return config_class.for_model(**values)
-        return config_class(**values)
+        return getattr(config_class, "for_model", config_class)(**values)  # for_model: AutoConfig's
 
 
 def undeclared(config: Any, names: list[str]) -> list[str]:

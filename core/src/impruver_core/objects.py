@@ -32,7 +32,7 @@ def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
     for length in range(len(parts) - 1, 0, -1):
         module = _imported(parts[:length], path, what, missing_is_none=length > 1)
         if module is not None:
-            return _member(module, parts[length:], path, what, folders)
+            return _member(module, parts[length:], path, what)
     raise AssertionError("the last turn returns or raises")
 
 
@@ -62,7 +62,7 @@ def _imported(parts: list[str], path: str, what: str, missing_is_none: bool = Fa
         raise ImpruverError(f"{what}: {name} can't be imported: {type(error).__name__}: {error}{at}") from error
 
 
-def _member(module: ModuleType, names: list[str], path: str, what: str, folders: list[Path] | None = None) -> Any:
+def _member(module: ModuleType, names: list[str], path: str, what: str) -> Any:
     found: Any = module
     for name in names:
         try:

@@ -1,6 +1,7 @@
 """Weights that are loaded: whether they are those that config.json describes, and that they stay as they are."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from impruver_core.errors import ImpruverError
@@ -8,10 +9,9 @@ from impruver_core.errors import ImpruverError
 
 def require_fitting(model: Any, info: dict[str, Any], name: str) -> None:
     """ImpruverError where `info` of `from_pretrained` tells of tensors without weights, of other shapes, or unused."""
-    kind = type(model).__name__
-    for told in (_mismatched(info["mismatched_keys"]), _missing(info["missing_keys"], kind), _unused(model, info)):
-        if told:
-            raise ImpruverError(f"model.name: {name}: {told}")
+    fault = next(_faults(model, info), None)
+    if fault:
+        raise ImpruverError(f"model.name: {name}: {fault}")
 
 
 def keep_layout(model: Any) -> None:
@@ -25,36 +25,28 @@ def keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _mismatched(mismatched: Any) -> str | None:
-    if not mismatched:
-        return None
-    tensor, saved, wanted = min(mismatched)
-    more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
-    return (
-        f"{tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: they are not of one "
-        "model; copy both again"
-    )
-
-
-def _missing(missing: Any, kind: str) -> str | None:
-    if not missing:
-        return None
-    return (
-        f"it has no weights for {_listed(missing)} of {kind}; they would start at random: set the model.class it was "
-        "saved with, or copy config.json and weights again"
-    )
-
-
-def _unused(model: Any, info: dict[str, Any]) -> str | None:
-    """Weights of a module that the model has, in another layer at least. Buffers and heads left out do no harm."""
+def _faults(model: Any, info: dict[str, Any]) -> Iterator[str]:
+    kind, mismatched, missing = type(model).__name__, info["mismatched_keys"], info["missing_keys"]
+    if mismatched:
+        tensor, saved, wanted = min(mismatched)
+        more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
+        yield (
+            f"{tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: they are not of one "
+            "model; copy both again"
+        )
+    if missing:
+        yield (
+            f"it has no weights for {_listed(missing)} of {kind}; they would start at random: set the model.class it "
+            "was saved with, or copy config.json and weights again"
+        )
+    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
     modules = {_module(tensor) for tensor, _ in model.named_parameters()}
     unused = [tensor for tensor in info["unexpected_keys"] if _module(tensor) in modules]
-    if not unused:
-        return None
-    return (
-        f"by config.json {type(model).__name__} has no place for {_listed(unused)}: fewer layers, or no bias? It would "
-        "not be the model that was saved; copy config.json again"
-    )
+    if unused:
+        yield (
+            f"by config.json {kind} has no place for {_listed(unused)}: fewer layers, or no bias? It would not be the "
+            "model that was saved; copy config.json again"
+        )
 
 
 def _module(tensor: str) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 _state = {"quiet": False, "mute": False}
@@ -90,12 +91,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def silence(stream: TextIO) -> None:
     """Sends the rest of a stream nowhere, so that its closing can't fail."""
-    try:
+    with suppress(OSError, ValueError):  # a stream without a file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):  # a stream without a file, as in tests
-        pass
 
 
 def duration(seconds: float) -> str:

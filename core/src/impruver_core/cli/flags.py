@@ -29,9 +29,7 @@ def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: A
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def from_recipe(
-    path: str, help: str | None = None, *, type: Any = None, choices: Collection | None = None, nargs: Any = None
-) -> Any:
+def from_recipe(path: str, help: str | None = None, *, type: Any = None, nargs: Any = None) -> Any:
     """A flag for a key of the recipe: type, help and shown default are its section's; not given it is None.
 
     Keys inside an open mapping (`trainer.report_to`) are declared nowhere: give `help`, and `type` unless it is text.
@@ -42,7 +40,7 @@ def from_recipe(
     metadata = {
         "path": path,
         "type": _converter(type or _bare(declared.type)),
-        "choices": choices or declared.choices,
+        "choices": declared.choices,
         "nargs": nargs,
         "help": safe(f"{help or declared.help} (default: the recipe's {path}{default})"),
     }

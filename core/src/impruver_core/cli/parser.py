@@ -65,13 +65,12 @@ class Parser(argparse_dataclass.ArgumentParser):
         name, _, value = unknown.partition("=")
         if not name.startswith("-"):
             return f"unexpected argument {unknown!r}; a recipe is given as --config {unknown}"
-        if "." in name:
-            return f"unknown flag {name}; a key of the recipe is set by --set {name.lstrip('-')}={value or 'VALUE'}"
-        meant = meant_by(name.lstrip("-"), installed_sections())
+        bare = name.lstrip("-")
+        meant = bare if "." in bare else meant_by(bare, installed_sections())
         if meant:
             return f"unknown flag {name}; a key of the recipe is set by --set {meant}={value or 'VALUE'}"
         flags = [option.lstrip("-") for option in self._option_string_actions]
-        close = difflib.get_close_matches(name.lstrip("-"), flags, 1)
+        close = difflib.get_close_matches(bare, flags, 1)
         return f"unknown flag {name}" + (f"; did you mean --{close[0]}?" if close else "")
 
 

@@ -45,12 +45,15 @@ def run_tool(
     def work() -> int | None:
         from impruver_core.cli.flags import named_flags
         from impruver_core.cli.parser import Parser
+        from impruver_core.recipe.load import load_recipe
 
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
         set_quiet(flags.quiet)
         config = flags.config or (_trained_recipe(flags.output_dir) if config_from_output_dir else None)
-        return main(_recipe(config, parser.overrides, named_flags(flags)), flags)
+        if not config:
+            raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
+        return main(load_recipe(config, parser.overrides, named=named_flags(flags)), flags)
 
     return guarded(program, work)
 
@@ -77,14 +80,6 @@ def guarded(program: str, work: Callable[[], int | None]) -> int:
         return _ended(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
 
 
-def _recipe(config: str | None, overrides: Sequence[str], named: list) -> Any:
-    from impruver_core.recipe.load import load_recipe
-
-    if not config:
-        raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
-    return load_recipe(config, overrides, named=named)
-
-
 def _trained_recipe(output_dir: str | None) -> str | None:
     """The recipe that training left in its output_dir, to go without --config."""
     if output_dir is None:
@@ -103,24 +98,21 @@ def _told(error: ImpruverError) -> str:
 
 def _outside(error: Exception) -> str | None:
     """The message for what the user or the machine must put right; None for a fault of ours."""
+    words = str(error).strip() or type(error).__name__
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's on a CPU
         return "out of memory"
     if type(error).__name__ == "OutOfMemoryError":  # torch's
-        return f"out of GPU memory: {_first_line(error)}"
+        return f"out of GPU memory: {words.splitlines()[0]}"
     if isinstance(error, OSError) and error.errno is not None:
-        hint = {errno.ENOSPC: "; make room and run it again", errno.EDQUOT: "; make room and run it again"}
+        hint = "; make room and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        return f"{f'{files}: ' if files else ''}{error.strerror}{hint.get(error.errno, '')}"
+        return f"{f'{files}: ' if files else ''}{error.strerror}{hint}"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser's
         return "a path begins with ~ and a name that has no home folder here; write the path in full"
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if isinstance(error, OSError) or libraries.intersection(NETWORK_LIBRARIES):
-        return str(error).strip() or type(error).__name__
+        return words
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

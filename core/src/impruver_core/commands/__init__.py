@@ -20,6 +20,14 @@ VERBS = {
     "env": "print the versions that a bug report needs",
     "demo": "run the whole chain on a tiny model, offline, into one folder",
 }
+HELP = """\
+usage: impruver COMMAND …     impruver COMMAND --help tells more
+
+commands:
+{verbs}
+
+tools, each a program of its own (`impruver ls` tells which are installed):
+{tools}"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,14 +55,4 @@ def _help() -> str:
     width = max(map(len, [*VERBS, *TOOLS]))
     verbs = [f"  {name:<{width}}  {does}" for name, does in VERBS.items()]
     tools = [f"  {name:<{width}}  {tool.does}" for name, tool in TOOLS.items()]
-    return "\n".join(
-        [
-            "usage: impruver COMMAND …     impruver COMMAND --help tells more",
-            "",
-            "commands:",
-            *verbs,
-            "",
-            "tools, each a program of its own (`impruver ls` tells which are installed):",
-            *tools,
-        ]
-    )
+    return HELP.format(verbs="\n".join(verbs), tools="\n".join(tools))

@@ -19,23 +19,14 @@ from impruver_core.commands.tools import require_program
 from impruver_core.errors import CheckFailed, ImpruverError
 
 RECIPE = "quickstart/tiny_full"
-OUTPUT, HELD_OUT = Path("models/quickstart_tiny_full"), "val.quickstart_tiny.jsonl"
+ASKING = ("--input", "val.quickstart_tiny.jsonl", "--output")
 MODEL, GGUF = "answers.model.jsonl", "answers.q8_0.jsonl"
 STEPS = (
     ("impruver-compose",),
     ("impruver-train", "--overwrite"),  # the folder is the demo's own, whatever an earlier one left in it
     ("impruver-gguf", "--set", "gguf.quantization_levels=[q8_0]"),
-    ("impruver-chat", "--input", HELD_OUT, "--output", MODEL, "--expect"),
-    (
-        "impruver-chat",
-        "--gguf",
-        str(OUTPUT / "gguf/model-q8_0.gguf"),
-        "--input",
-        HELD_OUT,
-        "--output",
-        GGUF,
-        "--expect",
-    ),
+    ("impruver-chat", *ASKING, MODEL, "--expect"),
+    ("impruver-chat", "--gguf", "models/quickstart_tiny_full/gguf/model-q8_0.gguf", *ASKING, GGUF, "--expect"),
 )
 RIGHT_AT_LEAST = 0.8
 LAST_LINES = 6

@@ -14,8 +14,7 @@ from impruver_core.recipe.lookup import recipe_names, recipes_root
 
 def main(argv: Sequence[str]) -> int:
     """Prints both lists on stdout."""
-    parser = argparse.ArgumentParser("impruver ls", description="List the installed recipes and tools.")
-    parser.parse_args(argv)
+    argparse.ArgumentParser("impruver ls", description="List the installed recipes and tools.").parse_args(argv)
     result(_recipes())
     result("")
     result(_tools())

@@ -22,12 +22,21 @@ SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--vi
 MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
 # Seconds that torchrun leaves its processes after a signal before it kills them: its 30 are too few for a checkpoint.
 SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
+HELP = """\
+usage: impruver run NAME --config RECIPE [FLAGS]
+       impruver run [LAUNCHER OPTIONS] finetune --config RECIPE [FLAGS]
+
+{tools}
+
+LAUNCHER OPTIONS are torchrun's, as in: impruver run --nproc_per_node 4 finetune --config RECIPE
+NAME --help lists the tool's flags."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Replaces this process, so signals and the exit code are the tool's own."""
     if not argv or argv[0] in ("-h", "--help"):
-        result(_help())
+        lines = [f"  {tool.name:<16} {package:<17} {tool.does}" for package, tool in TOOLS.items()]
+        result(HELP.format(tools="\n".join(lines)))
         return 0 if argv else 2
     launcher, name, flags = _parted(list(argv))
     behind = [flag for flag in flags if flag.replace("_", "-").startswith(("--nproc", *MEETING))]
@@ -74,18 +83,3 @@ def _become(command: list[str]) -> int:
     sys.stderr.flush()
     os.execv(command[0], command)
     return 1  # execv does not return
-
-
-def _help() -> str:
-    lines = [f"  {tool.name:<16} {package:<17} {tool.does}" for package, tool in TOOLS.items()]
-    return "\n".join(
-        [
-            "usage: impruver run NAME --config RECIPE [FLAGS]",
-            "       impruver run [LAUNCHER OPTIONS] finetune --config RECIPE [FLAGS]",
-            "",
-            *lines,
-            "",
-            "LAUNCHER OPTIONS are torchrun's, as in: impruver run --nproc_per_node 4 finetune --config RECIPE",
-            "NAME --help lists the tool's flags.",
-        ]
-    )

@@ -53,12 +53,8 @@ def broken(where: str, error: Exception) -> Exception:
 def opened(path: str | Path) -> BinaryIO:
     """The bytes of a file; a name that ends in .gz, .bz2, .xz or .zst is a compressed one."""
     suffix = Path(path).suffix.lower()
-    if suffix == ".zst":
-        return _opened_zstandard(path)
-    return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
-
-
-def _opened_zstandard(path: str | Path) -> BinaryIO:
+    if suffix != ".zst":
+        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
     try:
         import zstandard
     except ImportError:

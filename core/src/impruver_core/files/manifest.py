@@ -21,18 +21,17 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
     """The manifest at `path`, None where there is none; ImpruverError for a broken one or a higher format."""
     try:
         manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-        newer = manifest["impruver"] > FORMAT
-        wrong = None if newer else _misshapen(manifest)
+        if manifest["impruver"] > FORMAT:
+            raise ImpruverError(
+                f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
+            )
+        wrong = _misshapen(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
         raise ImpruverError(f"{path}: not a manifest of Impruver; move it away") from None
     if wrong:
         raise ImpruverError(f"{path}: not a manifest of Impruver: {wrong}; move it away")
-    if newer:
-        raise ImpruverError(
-            f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
-        )
     return manifest
 
 

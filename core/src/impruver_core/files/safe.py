@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -82,16 +82,12 @@ def _locked(folder: str) -> int:
 
 def sync_folder(path: Path) -> None:
     """Brings the names in a folder to the disk, where the system can do that."""
-    try:
+    with suppress(OSError):
         number = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(number)
-    except OSError:
-        pass
-    finally:
-        os.close(number)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def staged(path: str | Path) -> Path:

@@ -23,18 +23,12 @@ EXPECTED = {
     dict: "a mapping",
 }
 OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
-
-
-class _Removed:
-    """What `--set a.b=null` leaves at a.b: as if it never stood there."""
-
-
-REMOVED = _Removed()
+REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it never stood there
 
 
 def build(spec: Any, value: Any, path: tuple, report: Report) -> Any:
     """The value of a top-level key as its owner declared it; every fault goes to `report`."""
-    if isinstance(value, _Removed):
+    if value is REMOVED:
         value = None
     if isinstance(spec, Scalar):
         return spec.default if value is None else _checked(spec.type, value, spec.choices, path, report)

@@ -18,7 +18,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     for override in overrides:
         name, equals, text = override.partition("=")
         told = f"--set {name}=…" if SECRET.search(name) else f"--set {override}"
-        path = _path(name)
+        path = split_path(name)
         if not equals or not all(part != "" for part in path):
             document.faults.append(f"{told}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
             continue
@@ -35,7 +35,7 @@ def apply_flags(document: Document, named: Sequence[tuple[str, Any, str]]) -> No
     """Puts the values of named flags, given as (key path, value, flag)."""
     for name, value, flag in named:
         for target in (name, *ALSO.get(name, ())):
-            put(document, _path(target), value, flag)
+            put(document, split_path(target), value, flag)
 
 
 def put(document: Document, path: tuple, value: Any, told: str) -> None:
@@ -61,7 +61,8 @@ def put(document: Document, path: tuple, value: Any, told: str) -> None:
         at = inner
 
 
-def _path(name: str) -> tuple:
+def split_path(name: str) -> tuple:
+    """`datasets.0.name` as its parts, numbers as such."""
     return tuple(int(part) if part.isdecimal() else part for part in name.strip().split("."))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from impruver_core.errors import RecipeError
 from impruver_core.recipe.check import build, plain
-from impruver_core.recipe.layers import apply_flags, apply_overrides
+from impruver_core.recipe.layers import apply_flags, apply_overrides, split_path
 from impruver_core.recipe.lookup import find_local, find_recipe
 from impruver_core.recipe.schema import fields_of, nearest
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection, installed_sections, meant_by
@@ -54,8 +54,7 @@ class Recipe:
 
     def where(self, key_path: str) -> str:
         """`file:line: trainer.optim`, to begin a message about that key; --set and flags are told as such."""
-        path = tuple(int(part) if part.isdecimal() else part for part in key_path.split("."))
-        return f"{self.document.where(path)}: {key_path}"
+        return f"{self.document.where(split_path(key_path))}: {key_path}"
 
 
 def load_recipe(
@@ -112,7 +111,9 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     for name in document.data:
         if name not in OWNERS:
-            document.fault((name,), f"no such key{_nearest_anywhere(name, sections)}")
+            meant = meant_by(name, sections)
+            hint = f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
+            document.fault((name,), f"no such key{hint}")
     values = {}
     for name in OWNERS:
         given = document.data.get(name)
@@ -125,12 +126,6 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values["trainer"], dict):
         values["trainer"].setdefault("seed", values["seed"])
     return values
-
-
-def _nearest_anywhere(name: Any, sections: Mapping[str, Any]) -> str:
-    """The key path that the name stands for; else the nearest top-level key."""
-    meant = meant_by(name, sections)
-    return f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
 
 
 def _absolute(value: Any, base_dir: Path) -> Any:

@@ -75,11 +75,8 @@ def find_local(value: str, recipe_dir: Path | None) -> Path | None:
         return None
     path = Path(value).expanduser()
     folders = [Path(recipe_dir)] if recipe_dir is not None else []
-    for folder in [*folders, Path.cwd(), recipes_root()]:
-        candidate = Path(os.path.abspath(folder / path))
-        if _exists(candidate):
-            return candidate
-    return None
+    candidates = (Path(os.path.abspath(folder / path)) for folder in [*folders, Path.cwd(), recipes_root()])
+    return next(filter(_exists, candidates), None)
 
 
 def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:

@@ -155,12 +155,11 @@ class _Reader:
                 merged += self.merged(value_node, path)
                 continue
             name = self.scalar(key_node, path)
+            self.document.places[(*path, name)] = self.place(line)
             if name in lines:
-                self.document.places[(*path, name)] = self.place(line)
                 self.document.fault((*path, name), f"repeated: it also stands in line {lines[name]}")
                 continue
             lines[name] = line
-            self.document.places[(*path, name)] = self.place(line)
             made[name] = self.value(value_node, (*path, name))
         for mapping in merged:
             made.update({name: item for name, item in mapping.items() if name not in made})
@@ -182,19 +181,11 @@ class _Reader:
             return self.document.fault(path, f"{node.value!r} can't be read as {kind}")
 
 
-def _whole(text: str) -> int:
-    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-
-
-def _number(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
 _SCALARS = {
     "str": str,
     "merge": str,
     "null": lambda text: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "int": _whole,
-    "float": _number,
+    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
 }

@@ -24,7 +24,8 @@ def page(title: str, lead: str, sections: Iterable[dict]) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters.update(cell=_cell, is_number=_is_number, anchor=_anchor)
+    environment.filters.update(cell=_cell, is_number=_is_number)
+    environment.filters["anchor"] = lambda title: re.sub(r"\W+", "-", title.lower()).strip("-")
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     # A lone surrogate, which JSON may hold, can't be written.
     text = template.render(title=title, lead=lead, sections=list(sections))
@@ -97,7 +98,3 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"[\d.,]+%", value) is not None
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"\W+", "-", title.lower()).strip("-")

@@ -1,5 +1,7 @@
 """How a template takes tool calls: as messages of a role of their own, with arguments as objects or as JSON text."""
 
+from contextlib import suppress
+
 from impruver_core.errors import RefusedError
 from impruver_core.templating.probe import Probe
 from impruver_core.templating.probe_chats import (
@@ -29,8 +31,6 @@ def probe_calls(probe: Probe, shape: Shape) -> None:
         if "probe_tool" in rendered and "probe value" in rendered and not broken:
             shape.renders_calls, shape.arguments_as_text = True, as_text
             break
-    try:
+    with suppress(RefusedError):
         with_tools = render(probe.template, [USER], [probe_schema()], variables=probe.variables)
         shape.renders_tools = "probe_tool" in with_tools
-    except RefusedError:
-        pass

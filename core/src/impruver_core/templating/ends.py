@@ -40,7 +40,7 @@ def _less_header(probe, between: str, header: str, last: str | None, tails: list
         return last
     if stop and (token := _stop(probe, stop)) in between:
         return between[: between.index(token) + len(token)]
-    opening = probe.opening(header)
+    opening = probe.specials.first(header.removeprefix(probe.variables.get("bos_token") or ""))
     if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
         return between[: between.index(opening)]  # a header starts as the conversation does
     for tail in tails:

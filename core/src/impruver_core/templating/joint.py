@@ -29,8 +29,7 @@ class Joint:
 def joint(templates: Templates, messages, tools=None, chat_template_kwargs=None) -> Joint | None:
     """The joint of a conversation, None where nothing of it is learned; RefusedError as in `encode_chat`."""
     text, traced, spans = render_chat(templates, messages, tools, chat_template_kwargs)
-    turns = [(*turn, end) for turn, end in zip(spans.turns, spans.ends, strict=True)]
-    learned = [turn for turn in turns if messages[turn[0]].get("train") is not False]
+    learned = [turn for turn in spans.turns if messages[turn[0]].get("train") is not False]
     if not learned:
         return None
     number, (start, _), ended = learned[-1]

@@ -127,10 +127,10 @@ def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refu
         text, _, spans = render_chat(templates, messages, tools, kwargs)
     except RefusedError as error:
         return Refused(error.reason, error.detail)
-    trained = [messages[number].get("train") is not False for number, _ in spans.turns]
-    learned = [span for (_, span), train in zip(spans.turns, trained, strict=True) if train]
-    ended = next((end for end, train in zip(reversed(spans.ends), reversed(trained), strict=True) if train), False)
-    return _Rendered(str.__str__(text), learned, spans.texts, trained[-1] if spans.open_end else None, ended)
+    turns = [turn for turn in spans.turns if messages[turn[0]].get("train") is not False]
+    eos = spans.turns[-1] in turns if spans.open_end else None
+    ended = bool(turns) and turns[-1][2]
+    return _Rendered(str.__str__(text), [span for _, span, _ in turns], spans.texts, eos, ended)
 
 
 def _ends(tokenizer, add_bos: bool, add_eos: bool) -> tuple[int | None, int | None]:

@@ -36,8 +36,3 @@ class Probe:
                 spans = [(places[number].start, places[number].end) for number in range(len(opening), len(traced))]
                 return Layout(str.__str__(text), spans)
         return None
-
-    def opening(self, text: str) -> str | None:
-        """The special token that a conversation starts with, behind BOS."""
-        text = text.removeprefix(self.variables.get("bos_token") or "")
-        return self.specials.first(text)

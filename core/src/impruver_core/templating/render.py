@@ -7,6 +7,7 @@ know. A template is code from elsewhere: it sees plain JSON types only.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 
@@ -69,19 +70,14 @@ class _Dict:
 class _Namespace(jinja2.utils.Namespace):
     def __init__(*args, **kwargs):  # no named self: a template may say namespace(self=…)
         self, args = args[0], args[1:]
-        values = dict(*args, **kwargs)
-        for name in values:
-            _Namespace._check(name)
-        jinja2.utils.Namespace.__init__(self, values)
+        jinja2.utils.Namespace.__init__(self)
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
 
     def __setitem__(self, name, value):
-        _Namespace._check(name)
-        super().__setitem__(name, value)
-
-    @staticmethod
-    def _check(name):
         if isinstance(name, str) and name.startswith("_"):
             raise jinja2.exceptions.SecurityError(f"a template may not store the name {name!r}")
+        super().__setitem__(name, value)
 
 
 def _raise(message):
@@ -164,8 +160,6 @@ def _today(pattern: str, date_string: str | None) -> str:
     if date_string is None:
         return datetime.now().strftime(pattern)
     for form in ("%Y-%m-%d", "%d %b %Y", "%d %B %Y", "%B %d, %Y"):
-        try:
+        with suppress(ValueError):
             return datetime.strptime(date_string, form).strftime(pattern)
-        except ValueError:
-            continue
     return date_string

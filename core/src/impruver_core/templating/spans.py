@@ -16,15 +16,14 @@ MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a
 
 @dataclass
 class Spans:
-    """(message, (start, end)) of each learned turn, and whether an end of turn stands in it.
+    """(message, (start, end), whether an end of turn stands in it) of each learned turn.
 
     `open_end`: the text ends in a turn without an end token. `texts`: where the texts of each message stand, but for
     the system's.
     """
 
     texts: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
-    turns: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
-    ends: list[bool] = field(default_factory=list)
+    turns: list[tuple[int, tuple[int, int], bool]] = field(default_factory=list)
     open_end: bool = False
 
 
@@ -66,8 +65,7 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
         _require_markers(number, text[start : place.start])
         if not place.path.startswith("tool_calls"):  # whose arguments may be no text
             _require_markers(number, text[place.end : end])
-        spans.turns.append((number, (start, end)))
-        spans.ends.append(bool(text[place.end : end].strip()))
+        spans.turns.append((number, (start, end), bool(text[place.end : end].strip())))
         if is_last and not closed and number == len(messages) - 1:
             spans.open_end = True
     return spans

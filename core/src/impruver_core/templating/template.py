@@ -1,7 +1,5 @@
 """Which chat template is in force, with what variables and shape; and rendering with it."""
 
-from functools import cached_property
-
 from impruver_core.errors import ImpruverError
 from impruver_core.templating.shape import Shape, shape_of
 from impruver_core.templating.tokenizer import special_tokens
@@ -23,17 +21,13 @@ class Templates:
         self._names = special_tokens(tokenizer)
         self._known: dict = {}
 
-    @cached_property
-    def _specials(self) -> list[str]:
-        return _texts(self._names)
-
     def pick(self, tools=None, chat_template_kwargs: dict | None = None) -> tuple[str, dict, Shape]:
         """(template, variables, shape) for a conversation with these tools and arguments."""
         kwargs = chat_template_kwargs or {}
         key = (bool(tools), repr(kwargs))
         if key not in self._known:
             template, variables = template_of(self._tokenizer, tools), {**self._names, **kwargs}
-            self._known[key] = template, variables, shape_of(template, variables, self._specials, bool(tools))
+            self._known[key] = template, variables, shape_of(template, variables, _texts(self._names), bool(tools))
         return self._known[key]
 
 

@@ -59,13 +59,13 @@ def _broken_file(folder: Path) -> str | None:
         "tokenizer.json": lambda path: Tokenizer.from_file(str(path)),
         "config.json": lambda path: AutoConfig.from_pretrained(path.parent, trust_remote_code=False),
     }
-    for path in (folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", *loads)):
-        if path.is_file():
-            refuse_pointer(path)
+    names = ("tokenizer_config.json", "special_tokens_map.json", *loads)
+    for path in filter(Path.is_file, (folder / name for name in names)):
+        refuse_pointer(path)
         try:
-            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
                 return f"{path}: not a JSON object; copy it again from the model that it belongs to"
-            if path.is_file() and path.name in loads:
+            if path.name in loads:
                 loads[path.name](path)
         except Exception as error:  # tokenizers raises bare ones
             return f"{path}: {told(error)}; copy it again from the model that it belongs to"

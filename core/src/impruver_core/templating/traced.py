@@ -6,17 +6,16 @@ can't tell the difference. After one rendering each character is known to be a m
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 
+@dataclass(eq=False, slots=True)
 class Source:
     """A text of a conversation: `path` names the field of message number `message` that holds it."""
 
-    __slots__ = ("message", "path", "text")
-
-    def __init__(self, message: int, path: str, text: str):
-        self.message = message
-        self.path = path
-        self.text = text
+    message: int
+    path: str
+    text: str
 
 
 # (start, end, source, offset): characters start..end of the string are those from `offset` on of the source's text;
@@ -61,13 +60,11 @@ class Traced(str):
         return (self._cut(i, i + 1) for i in range(len(self)))
 
     def _cut(self, start: int, stop: int) -> "Traced":
-        runs = [
-            (max(run_start, start) - start, min(run_end, stop) - start, source, max(offset, offset + start - run_start))
-            if offset >= 0
-            else (max(run_start, start) - start, min(run_end, stop) - start, source, offset)
-            for run_start, run_end, source, offset in self._runs
-            if max(run_start, start) < min(run_end, stop) or (run_start == run_end and start <= run_start <= stop)
-        ]
+        runs: list[Run] = []
+        for run_start, run_end, source, offset in self._runs:
+            first, last = max(run_start, start), min(run_end, stop)
+            if first < last or (run_start == run_end and start <= run_start <= stop):
+                runs.append((first - start, last - start, source, offset + first - run_start if offset >= 0 else -1))
         if start == stop and not runs and self._runs:  # all of it trimmed away: an empty text keeps its place
             runs = [(0, 0, self._runs[0][2], 0)]
         return Traced(str.__getitem__(self, slice(start, stop)), runs)
@@ -162,11 +159,8 @@ def sources_of(value) -> Iterator[Source]:
     """The texts that are in a value of plain JSON types."""
     if isinstance(value, Traced):
         yield from (run[2] for run in value._runs)
-    elif isinstance(value, dict):
-        for pair in value.items():
-            yield from sources_of(pair)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.items() if isinstance(value, dict) else value:
             yield from sources_of(item)
 
 

@@ -11,18 +11,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.jsonfile import (
-    COUNT,
-    FLAG,
-    INDEX,
-    NUMBER,
-    PATTERN,
-    TEXT,
-    by_name,
-    either,
-    list_of,
-    read_json,
-)
+from impruver_gguf.jsonfile import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
 from impruver_gguf.tensors import Tensor, read_safetensors
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.lookup import find_local, looks_local
 from impruver_core.recipe.sections import ModelSection
 
 from impruver_gguf.adapter import not_merged
 from impruver_gguf.architectures import ARCHITECTURES
-from impruver_gguf.base import Model, downloaded, has_model, model_of, read_model
+from impruver_gguf.base import Model, has_model, local_or_downloaded, model_of, read_model
 from impruver_gguf.tensors import Tensor
 from impruver_gguf.vocabulary import FILES, largest_id
 
@@ -49,13 +48,10 @@ def model_to_be(
 
 def _folder(name: str, recipe_dir: Path | None) -> Path:
     """A local folder, or the hub's with configuration and tokenizer, from its cache or the network."""
-    local = find_local(name, recipe_dir)
-    if local is not None:
-        return local
-    if looks_local(name) or name.count("/") > 1:
-        raise NotSeenError(f"{name} is not there")
     try:
-        return downloaded(name, None, ("config.json", *FILES))
+        return local_or_downloaded(name, recipe_dir, ("config.json", *FILES))
+    except FileNotFoundError:
+        raise NotSeenError(f"{name} is not there") from None
     except OSError as error:
         raise NotSeenError(f"{name} is neither in the hub's cache nor to be had from the hub ({error})") from None
 

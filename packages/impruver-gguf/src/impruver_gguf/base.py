@@ -35,7 +35,8 @@ class Model:
 
 def has_model(output_dir: Path) -> bool:
     """Whether training left an adapter or a model in `output_dir`."""
-    return any(output_dir.glob("adapter_*")) or any(_weights_of(output_dir))
+    left = [path for pattern in ("adapter_*", "model*.safetensors", "*.bin") for path in output_dir.glob(pattern)]
+    return any(path.name != "training_args.bin" for path in left)
 
 
 def read_model(output_dir: Path, base_name: str | None, recipe_dir: Path | None, dry_run: bool = False) -> Model:
@@ -73,15 +74,12 @@ def _find_base(name: str | None, adapter: Adapter, recipe_dir: Path | None, dry_
     """The folder of the adapter's base: a local one, else the hub's files in its cache, downloaded if need be."""
     if not name:
         raise ImpruverError(f"{adapter.folder}: nothing names the adapter's base; set model.name")
-    local = find_local(name, recipe_dir)
-    if local is not None:
-        return local
-    if looks_local(name) or name.count("/") > 1:
+    try:
+        return local_or_downloaded(name, recipe_dir, WANTED[:1] if dry_run else WANTED, adapter.config.get("revision"))
+    except FileNotFoundError:
         raise ImpruverError(
             f"the adapter's base {name} is not there; say where it is with --set model.name=FOLDER (or a hub id)"
-        )
-    try:
-        return downloaded(name, adapter.config.get("revision"), WANTED[:1] if dry_run else WANTED)
+        ) from None
     except OSError as error:
         raise ImpruverError(
             f"the adapter's base {name} is neither a folder nor to be had from the hub ({error}); say where it is with "
@@ -89,8 +87,16 @@ def _find_base(name: str | None, adapter: Adapter, recipe_dir: Path | None, dry_
         ) from None
 
 
-def downloaded(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
-    """The folder of a hub repository in the cache, the `wanted` files brought there; OSError with why it can't be."""
+def local_or_downloaded(name: str, recipe_dir: Path | None, wanted: Sequence[str], revision: str | None = None) -> Path:
+    """A local folder, else that of a hub repository in the cache, the `wanted` files brought there.
+
+    FileNotFoundError for a local one that is not there, another OSError with why the hub's can't be had.
+    """
+    local = find_local(name, recipe_dir)
+    if local is not None:
+        return local
+    if looks_local(name) or name.count("/") > 1:
+        raise FileNotFoundError(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -98,8 +104,3 @@ def downloaded(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
         raise OSError((str(error).strip() or type(error).__name__).splitlines()[0]) from None
-
-
-def _weights_of(folder: Path) -> list[Path]:
-    found = [path for pattern in ("model*.safetensors", "*.bin") for path in folder.glob(pattern)]
-    return [path for path in found if path.name != "training_args.bin"]

@@ -9,9 +9,9 @@ from impruver_core.templating.render import render
 
 from impruver_gguf.heldout import HeldOut, Row
 from impruver_gguf.jinja import without_generation
+from impruver_gguf.measure import PLAIN
 from impruver_gguf.tokens import SavedTokenizer, differ_in_blanks
 
-PLAIN = "a"  # measure's
 AROUND = 6  # ids told on each side of a difference
 SHOWN = 300  # characters of a row
 

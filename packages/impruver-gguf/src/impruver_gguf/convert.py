@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -84,17 +83,10 @@ def _own(
 ) -> Conversion:
     tensors = _tensors(architecture, config, model)
     vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
-    metadata = partial(
-        write_metadata,
-        architecture=architecture,
-        config=config,
-        vocabulary=vocabulary,
-        folder=output_dir,
-        file_type=ENCODINGS[outtype].file,
-    )
     types = write.encodings(tensors, outtype)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    header = header_of(architecture.name, tensors, types, metadata)
+    about = (architecture, config, vocabulary, output_dir, ENCODINGS[outtype].file)
+    header = header_of(architecture.name, tensors, types, lambda writer: write_metadata(writer, *about))
     kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
     adapted = f", the adapter merged into {model.base}" if model.adapter else ""
     unseen = "" if model.tensors else "; by its configuration alone, since its weights are not on this disk"
@@ -117,8 +109,7 @@ def _tensors(architecture: Architecture, config: dict[str, Any], model: Model) -
     tensors = model.tensors
     if model.adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
-        conv1d = architecture.conv1d or (lambda module: False)
-        tensors = merged(tensors, model.adapter, conv1d=conv1d, tied=tied)
+        tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
     return converted(architecture, tensors, config, model.config_path)
 
 
@@ -146,14 +137,6 @@ def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Con
 def _tied_ends(tensors: Collection[str]) -> tuple[str, str] | None:
     """The modules of both ends, where the weights have no head of their own."""
     embedding = next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
-    return (
-        None
-        if embedding is None or HEAD in tensors
-        else (embedding.removesuffix(".weight"), HEAD.removesuffix(".weight"))
-    )
-
-
-def sync(path: Path) -> None:
-    """Brings a finished file to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    if embedding is None or HEAD in tensors:
+        return None
+    return embedding.removesuffix(".weight"), HEAD.removesuffix(".weight")

@@ -17,12 +17,13 @@ from impruver_gguf.base import has_model, read_model
 from impruver_gguf.convert import Conversion, existing, plan_conversion
 from impruver_gguf.levels import check_fits
 from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
-from impruver_gguf.make import Made, discard, earlier, kept, make, outputs
+from impruver_gguf.make import earlier, kept, make
 from impruver_gguf.proof import prove
+from impruver_gguf.quality import QUALITY
 from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, sampling, turn_ends
 from impruver_gguf.verify import Trained, read_ground
 
-MANIFEST, QUALITY = "impruver.json", "quality.jsonl"
+MANIFEST = "impruver.json"
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 
@@ -33,7 +34,8 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     if not flags.dry_run:
         recover(manifest_path)
     files = _files(recipe, manifest_path.parent)
-    modelfiles = _modelfiles(recipe, output_dir, files)
+    training = read_trained(output_dir / MANIFEST)
+    modelfiles = _modelfiles(recipe, output_dir, files, training)
     source = next(iter(files.values()))
     try:
         conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, flags)
@@ -42,11 +44,12 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
         return
     for level in [*files][1:]:
         check_fits(level, conversion.shapes)
-    program = _program(places, conversion)
+    # A llama-quantize that a flag names, or that goes with llama.cpp's script; None: cyllama's library.
+    program = find_quantizer(places) if places.quantizer or conversion.by_script else None
     before = earlier(manifest_path, flags.overwrite)
     replaced = [*files.values()][conversion.there :]
     check_replaceable([*replaced, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
-    trained = _trained(recipe, output_dir)
+    trained = _trained(recipe, output_dir, training)
     ground = read_ground(trained) if flags.verify and (has_model(output_dir) or not flags.dry_run) else None
     (result if flags.dry_run else say)(conversion.words)
     done: set[Path] = set()
@@ -57,9 +60,10 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     if flags.dry_run:
         _tell_plan(manifest_path.parent, sizes)
         return
-    manifest = _manifest(recipe, output_dir, conversion)
-    made = make(conversion, files, modelfiles, program, done)
-    manifest = _put_in_place(manifest, made, before, manifest_path)
+    manifest = _manifest(recipe, output_dir, conversion, training)
+    made, manifest["outputs"] = make(conversion, files, modelfiles, program, done, before)
+    manifest_path.with_name(QUALITY).unlink(missing_ok=True)  # an earlier proof is of none of these files
+    publish(manifest_path, made, manifest)
     _tell(files)
     server, limits = find_server(places), recipe.gguf.limits
     _tell_next(files, prove(trained, ground, files, limits, manifest_path, manifest, server) if ground else None)
@@ -87,22 +91,8 @@ def _sizes(files: dict[str, Path], conversion: Conversion) -> dict[Path, int]:
     return sizes if conversion.there else {source: conversion.bytes, **sizes}
 
 
-def _put_in_place(
-    manifest: dict[str, Any], made: Made, before: list[dict[str, Any]], manifest_path: Path
-) -> dict[str, Any]:
-    """Gives what was made its names, and the manifest after it; an earlier proof is none of these files."""
-    try:
-        manifest = manifest | {"outputs": outputs(made, [entry for entry in before if entry["path"] != QUALITY])}
-    except BaseException:
-        discard(made.files)
-        raise
-    manifest_path.with_name(QUALITY).unlink(missing_ok=True)
-    publish(manifest_path, made.files, manifest)
-    return manifest
-
-
-def _trained(recipe: Recipe, output_dir: Path) -> Trained:
-    ends = turn_ends(output_dir, read_trained(output_dir / MANIFEST))
+def _trained(recipe: Recipe, output_dir: Path, training: dict[str, Any]) -> Trained:
+    ends = turn_ends(output_dir, training)
     return Trained(output_dir, ends, recipe.tokenizer.chat_template_kwargs or {}, recipe.model, recipe.base_dir)
 
 
@@ -117,13 +107,13 @@ def _planned(recipe: Recipe, output_dir: Path, places: Places, flags: Any) -> Co
     return plan_conversion(model, folder, places, recipe.gguf.outtype)
 
 
-def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dict[Path, str]:
+def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path], training: dict[str, Any]) -> dict[Path, str]:
     """Modelfile path → its text."""
-    section, trained = recipe.gguf, read_trained(output_dir / MANIFEST)
-    system = section.system_prompt or chat_system_prompt(recipe.chat, trained)
+    section = recipe.gguf
+    system = section.system_prompt or chat_system_prompt(recipe.chat, training)
     modelfile.warn_about_dropped(system)
-    stops = turn_ends(output_dir, trained)
-    num_ctx = section.num_ctx or context_length(output_dir, trained)
+    stops = turn_ends(output_dir, training)
+    num_ctx = section.num_ctx or context_length(output_dir, training)
     parameters, template = sampling(output_dir, recipe.chat) | section.parameters, ollama_template(output_dir)
     return {
         path.with_name(f"Modelfile.{level}"): modelfile.modelfile(
@@ -133,16 +123,10 @@ def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path]) -> dic
     }
 
 
-def _program(places: Places, conversion: Conversion) -> str | None:
-    """A llama-quantize that a flag names, or that goes with llama.cpp's script; None: cyllama's library."""
-    return find_quantizer(places) if places.quantizer or conversion.by_script else None
-
-
-def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion) -> dict[str, Any]:
+def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion, training: dict[str, Any]) -> dict[str, Any]:
     """What is made, from what; its outputs come later."""
-    trained = read_trained(output_dir / MANIFEST)
     manifest = new_manifest("impruver-gguf", resolved(recipe, absolute=True))
-    manifest |= {name: trained[name] for name in ("tokenizer", "template", "end_of_turn") if name in trained}
+    manifest |= {name: training[name] for name in ("tokenizer", "template", "end_of_turn") if name in training}
     weights = sorted(path for path in output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe(path) for path in weights]
     manifest["counts"] = {"tensors": len(conversion.shapes)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from impruver_core.errors import RefusedError
 from impruver_core.templating.render import render
@@ -23,9 +23,9 @@ TEXTS = ("one text", "  blanks\n\naround ", "<think>\nwhy\n</think>\n\nan answer
 class Pieces:
     """What stands before and after each role's text, before a chat without a system prompt, and before an answer."""
 
-    around: dict[str, tuple[str, str]] = field(default_factory=dict)
-    unprompted: str = ""
-    answer: str = ""
+    around: dict[str, tuple[str, str]]
+    unprompted: str
+    answer: str
 
     def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
         """What the Go template makes of a chat."""
@@ -51,8 +51,8 @@ def go_template(template: str, named: Mapping[str, object], bos_added: str | Non
         return None
 
     def rendering(messages: Sequence[dict[str, str]], prompt: bool = True) -> str:
-        text = str.__str__(render(template, messages, add_generation_prompt=prompt, variables=named))
-        return text.removeprefix(bos_added) if bos_added else text
+        text = render(template, messages, add_generation_prompt=prompt, variables=named)
+        return str.__str__(text).removeprefix(bos_added or "")
 
     try:
         pieces = _pieces(rendering)

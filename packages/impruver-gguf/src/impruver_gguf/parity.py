@@ -37,8 +37,7 @@ def compared(task: dict[str, Any]) -> dict[str, Any]:
         said = [_logits(model, [_answered(answer)]) for answer in task["answers"]]
         _round(model, getattr(torch, task["type"]))
         rounded = _logits(model, task["rows"])
-    if theirs.shape[1] > exact.shape[1]:
-        theirs = theirs[:, : exact.shape[1]]  # rows that fill the vocabulary up
+    theirs = theirs[:, : exact.shape[1]]  # less the rows that fill the vocabulary up
     tie = SLACK * float(np.abs(rounded - exact).max())
     return {
         "file": _distance(theirs, exact),

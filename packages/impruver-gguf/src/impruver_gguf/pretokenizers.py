@@ -39,16 +39,13 @@ def pre_tokenizer(ids: list[int], content: dict[str, Any]) -> str | None:
     known = table.get(sha256(str(ids).encode()).hexdigest())
     if known:
         return known
-    name, whole_words = SHAPES.get(_shape(content.get("pre_tokenizer") or {}), (None, False))
+    pre = content.get("pre_tokenizer") or {}
+    shape = tuple(_part(part) for part in pre.get("pretokenizers") or [pre])
+    name, whole_words = SHAPES.get(shape, (None, False))
     normalizer = (content.get("normalizer") or {}).get("type")
     if normalizer and (name, normalizer) not in PASSED_OVER:
         return None
     return name if bool(content["model"].get("ignore_merges")) == whole_words else None
-
-
-def _shape(pre: dict[str, Any]) -> tuple:
-    parts = pre.get("pretokenizers") or [pre]
-    return tuple(_part(part) for part in parts)
 
 
 def _part(part: dict[str, Any]) -> tuple:

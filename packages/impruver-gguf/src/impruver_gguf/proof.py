@@ -12,12 +12,10 @@ from impruver_core.files.jsonl import write_rows
 from impruver_core.files.manifest import describe, publish
 from impruver_core.files.safe import staged, synced
 
-from impruver_gguf.quality import quality_table
+from impruver_gguf.quality import QUALITY, quality_table
 from impruver_gguf.reference import other_than_merged
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.verify import Ground, Proof, Trained, fail, verify
-
-QUALITY = "quality.jsonl"
 
 
 def prove(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp, isfinite
+from math import exp
 from typing import Any
 
 from impruver_core.cli.console import table
 
+QUALITY = "quality.jsonl"
 COLUMNS = ("LEVEL", "MB", "BITS/WEIGHT", "IDS", "PERPLEXITY", "KL", "TOP 1", "STOPS", "")
 
 
@@ -20,7 +21,7 @@ def quality_row(level: str, size: int, told: Mapping[str, Any], ids_equal: bool 
         "bytes": size,
         "bits_per_weight": told.get("bits_per_weight"),
         "ids_equal": ids_equal,
-        "perplexity": None if surprise is None else _finite(surprise),
+        "perplexity": None if surprise is None or not surprise < 700 else exp(surprise),
         "kl": None if surprise is None else 0.0 if first else told["kl"],
         "top1": None if surprise is None else 1.0 if first else told["top1"],
         "stops": sum(ended for _, ended in answers) / len(answers) if answers else None,
@@ -28,17 +29,9 @@ def quality_row(level: str, size: int, told: Mapping[str, Any], ids_equal: bool 
     }
 
 
-def _finite(surprise: float) -> float | None:
-    value = exp(surprise) if surprise < 700 else float("inf")
-    return value if isfinite(value) else None
-
-
 def recommend(rows: Sequence[dict[str, Any]], failed: set[str], kl: float, top1: float) -> str | None:
-    """Marks the smallest level that passed its checks within the limits; the first is what the others come from."""
-    if rows[0]["level"] in failed:
-        able = []
-    else:
-        able = [row for row in rows if row["level"] not in failed and _within(row, rows[0], kl, top1)]
+    """Marks the smallest level that passed its checks within the limits."""
+    able = [row for row in rows if row["level"] not in failed and _within(row, rows[0], kl, top1)]
     best = min(able, key=lambda row: row["bytes"], default=None)
     for row in rows:
         row["recommended"] = row is best

@@ -1,27 +1,28 @@
 """Quantizes a GGUF file: with cyllama's llama.cpp in a process of its own, or with a llama-quantize at hand.
 
-    python -m impruver_gguf.quantize SOURCE FTYPE=TARGET …
+    python -m impruver_gguf.quantize SOURCE THREADS FTYPE=TARGET …
 
 A process of its own can be stopped at any time, and what llama.cpp aborts on takes nobody with it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import numpy as np
 from impruver_core.cli.console import progress
 from impruver_core.errors import CheckFailed, ImpruverError
 
+from impruver_gguf.engine import threads
 from impruver_gguf.fallback import tell_fallbacks
 from impruver_gguf.levels import LEVELS
-from impruver_gguf.native import EndedError, lines_of, own_channel
+from impruver_gguf.native import last_lines, lines_of, own_channel
 
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
 NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
@@ -45,12 +46,11 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
     """Makes each level's file from `source`; `program` is a llama-quantize, else cyllama's library does it."""
     if not targets:
         return
-    threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if program:
-        commands = [[program, str(source), str(path), level, threads] for level, path in targets.items()]
+        commands = [[program, str(source), str(path), level, str(threads())] for level, path in targets.items()]
     else:
         pairs = [f"{LEVELS[level].ftype}={path}" for level, path in targets.items()]
-        commands = [[sys.executable, "-m", __name__, str(source), threads, *pairs]]
+        commands = [[sys.executable, "-m", __name__, str(source), str(threads()), *pairs]]
     with progress(None, len(targets), "levels quantized") as bar:
         for command in commands:
             _run(command, source, bar if program is None else None)
@@ -69,13 +69,11 @@ def _run(command: list[str], source: Path, bar) -> None:
         for _ in lines_of(command):
             if bar is not None:
                 bar.update(1)
-    except EndedError as ended:
-        tensor = _not_finite(source) if NOT_FINITE.search(ended.log) else None
+    except CalledProcessError as ended:
+        tensor = _not_finite(source) if NOT_FINITE.search(ended.stderr) else None
         if tensor:
             raise CheckFailed(f"{source}: {tensor} holds NaN or infinity: no level is made of it") from None
-        said = [line.strip() for line in ended.log.splitlines() if line.strip()]
-        words = " / ".join(said[-3:]) or "without a word"
-        raise ImpruverError(f"quantizing failed (exit {ended.code}): {words}") from None
+        raise ImpruverError(f"quantizing failed (exit {ended.returncode}): {last_lines(ended.stderr)}") from None
 
 
 def _not_finite(path: Path) -> str | None:
@@ -97,13 +95,12 @@ def main(arguments: Sequence[str]) -> int:
     from cyllama.llama import llama_cpp
 
     channel = own_channel()
-    source, threads, *pairs = arguments
-    if hasattr(llama_cpp, "disable_logging"):
-        llama_cpp.disable_logging()
+    source, workers, *pairs = arguments
+    llama_cpp.disable_logging()
     for pair in pairs:
         ftype, _, target = pair.partition("=")
         parameters = llama_cpp.LlamaModelQuantizeParams()
-        parameters.ftype, parameters.nthread = int(ftype), int(threads)
+        parameters.ftype, parameters.nthread = int(ftype), int(workers)
         try:
             llama_cpp.model_quantize(source, target, parameters)
         except RuntimeError as error:  # it knows no reason

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from impruver_core.cli.console import say, warn
@@ -16,7 +17,7 @@ from impruver_gguf.adapter import Adapter
 from impruver_gguf.base import has_model, read_model
 from impruver_gguf.fallback import tensor_types
 from impruver_gguf.heldout import HeldOut
-from impruver_gguf.native import EndedError, last_words, lines_of
+from impruver_gguf.native import last_words, lines_of
 from impruver_gguf.parity import SLACK
 from impruver_gguf.verify import Proof, Trained
 
@@ -69,8 +70,8 @@ def _apart(path: Path, adapter: Adapter | None) -> bool:
 def _asked(task: dict[str, Any]) -> dict[str, Any]:
     try:
         return json.loads([*lines_of([sys.executable, "-m", "impruver_gguf.parity"], json.dumps(task))][-1])
-    except EndedError as ended:
-        return {"unable": f"it ended with {ended.code}: {last_words(ended.log)}"}
+    except CalledProcessError as ended:
+        return {"unable": f"it ended with {ended.returncode}: {last_words(ended.stderr)}"}
 
 
 def _judged(told: dict[str, Any], proof: Proof) -> str | None:

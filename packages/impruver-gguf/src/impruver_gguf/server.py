@@ -73,7 +73,9 @@ def _compared(address: str, row: Row, bos: str) -> tuple[str | None, dict[str, A
     named, day = chat["kwargs"], datetime.now().strftime("%d %b %Y")
     today = [{"date_string": day}] if DAY.search(chat["template"]) else []
     for shared in ({}, *today):
-        ours = _rendered(chat, shared).removeprefix(bos)
+        known = chat["variables"] | shared
+        text = render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=known)
+        ours = str.__str__(text).removeprefix(bos)
         for further in ({}, *(named | variables for variables in SERVERS_OWN)):
             theirs = _asked(address, chat, further | shared).removeprefix(bos)
             if theirs == ours:
@@ -86,20 +88,13 @@ def _compared(address: str, row: Row, bos: str) -> tuple[str | None, dict[str, A
     ), {}
 
 
-def _rendered(chat: dict[str, Any], shared: dict[str, Any]) -> str:
-    """What asks for the answer, with these variables besides its own."""
-    if not shared:
-        return chat["prompt"]
-    variables = chat["variables"] | shared
-    return str.__str__(
-        render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=variables)
-    )
-
-
 def _asked(address: str, chat: dict[str, Any], variables: dict[str, Any]) -> str:
     body = {"messages": chat["before"], "add_generation_prompt": True, "chat_template_kwargs": variables}
     body |= {"tools": chat["tools"]} if chat["tools"] else {}
-    return _post(f"{address}/apply-template", body)["prompt"]
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/apply-template", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return json.load(answer)["prompt"]
 
 
 @contextmanager
@@ -132,10 +127,3 @@ def _wait(process: subprocess.Popen, address: str) -> str | None:
         except OSError:  # not there yet, or loading
             time.sleep(0.05)
     return None
-
-
-def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-        return json.load(answer)

@@ -42,10 +42,6 @@ class Tensor:
         step = self.count if self.at_once else max(1, PIECE // max(1, prod(self.shape[1:])))
         yield from ((start, min(start + step, self.count)) for start in range(0, self.count, step))
 
-    def load(self) -> np.ndarray:
-        """All values."""
-        return self.rows(0, self.count)
-
     def float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The values as float32, of all rows or some."""
         return self.rows(start, self.count if stop is None else stop).astype(np.float32, copy=False)
@@ -105,23 +101,23 @@ def _values(path: Path, kind: str, shape: tuple[int, ...], offset: int, start: i
     return wide.view(np.float32)
 
 
-def read_weights(folder: Path, prefix: str = "model") -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files, file by file; {} where it has none.
 
     ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
     """
-    index = folder / f"{prefix}.safetensors.index.json"
+    index = folder / "model.safetensors.index.json"
     mapped = _weight_map(index) if index.is_file() else {}
-    there = {path.name for path in folder.glob(f"{prefix}*.safetensors") if path.is_file()}
+    there = {path.name for path in folder.glob("model*.safetensors") if path.is_file()}
     names = sorted(set(mapped.values()) or there)
     if not names:
         _refuse_pickles(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ImpruverError(f"{folder}: {', '.join(missing)} is not there, but {index.name} names it")
-    if mapped and f"{prefix}.safetensors" in there - set(names):
+    if mapped and "model.safetensors" in there - set(names):
         raise ImpruverError(
-            f"{folder}: {prefix}.safetensors and the files that {index.name} names are two models; move one away"
+            f"{folder}: model.safetensors and the files that {index.name} names are two models; move one away"
         )
     tensors: dict[str, Tensor] = {}
     for file in names:
@@ -145,10 +141,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    pickles = [path for pattern in ("*.bin", "*.pth", "*.pt", "*.pkl") for path in sorted(folder.glob(pattern))]
-    pickles = [path for path in pickles if path.name != "training_args.bin"]
-    if pickles:
+    found = (path for pattern in ("*.bin", "*.pth", "*.pt", "*.pkl") for path in sorted(folder.glob(pattern)))
+    pickle = next((path for path in found if path.name != "training_args.bin"), None)
+    if pickle:
         raise ImpruverError(
-            f"{pickles[0]}: pickled weights are not read, they can run code; load the model with transformers where "
+            f"{pickle}: pickled weights are not read, they can run code; load the model with transformers where "
             "you trust it and save_pretrained it again, which writes safetensors"
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impruver_core.templating.tokenizer import NAMED_TOKENS
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF's token types
 WORD_BORDER = "\u2581"  # SentencePiece's blank
 
@@ -51,9 +53,6 @@ def _looks_special(text: str) -> bool:
 
 def named_tokens(config: dict[str, Any]) -> dict[str, str]:
     """bos_token, eos_token, … of a tokenizer_config.json, as texts."""
-    texts = {name: config.get(name) for name in NAMED}
+    texts = {name: config.get(name) for name in NAMED_TOKENS}
     texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in texts.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str) and text}
-
-
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from impruver_gguf.bytelevel import load_backend
 from impruver_gguf.token_types import WORD_BORDER, named_tokens
-from impruver_gguf.vocabulary import chat_template, special_tokens, tokenizer_config, tokenizer_json
+from impruver_gguf.vocabulary import chat_templates, special_tokens, tokenizer_config, tokenizer_json
 
 
 class SavedTokenizer:
@@ -19,32 +18,15 @@ class SavedTokenizer:
         config = tokenizer_config(folder)
         named = named_tokens(config)
         self.backend_tokenizer = load_backend(folder, tokenizer_json(folder), config)
-        self.chat_template = _templates(config) or chat_template(folder)
+        self.chat_template = chat_templates(folder)
         self.special_tokens_map = named
         self.extra_special_tokens = special_tokens(folder)["additional_special_tokens"]
         self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
         self.bos_token, self.eos_token = named.get("bos_token"), named.get("eos_token")
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """The id of BOS; None without one."""
-        return self.backend_tokenizer.token_to_id(self.bos_token) if self.bos_token else None
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id of EOS; None without one."""
-        return self.backend_tokenizer.token_to_id(self.eos_token) if self.eos_token else None
-
-    @property
-    def size(self) -> int:
-        """Ids that it gives are below this."""
-        return max(self.backend_tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def _templates(config: dict[str, Any]) -> dict[str, str] | None:
-    """Several named templates of a tokenizer_config.json by name."""
-    listed = config.get("chat_template")
-    return {entry.get("name"): entry.get("template") for entry in listed} if isinstance(listed, list) else None
+        self.bos_token_id, self.eos_token_id = (
+            self.backend_tokenizer.token_to_id(token) if token else None for token in (self.bos_token, self.eos_token)
+        )
+        self.size = max(self.backend_tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # its ids are below
 
 
 def differ_in_blanks(ours: list[int], theirs: list[int], tokenizer: SavedTokenizer) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from impruver_core.cli.console import progress, say, warn
@@ -17,14 +18,13 @@ from impruver_core.templating.mask import UNLEARNED
 
 from impruver_gguf.checks import failure_of, warn_about
 from impruver_gguf.heldout import HeldOut, Row, read_heldout
-from impruver_gguf.native import EndedError, last_words, lines_of
+from impruver_gguf.measure import FULL
+from impruver_gguf.native import last_words, lines_of
 from impruver_gguf.quality import quality_row, recommend
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.server import other_rendering
 from impruver_gguf.tokens import SavedTokenizer
 from impruver_gguf.turns import context_length
-
-FULL = 28  # measure's exit code where the disk is full
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
                 told += 1
                 bar.update(1)
-        except EndedError as ended:
-            words = last_words(ended.log)
-            if ended.code == FULL:
+        except CalledProcessError as ended:
+            words = last_words(ended.stderr)
+            if ended.returncode == FULL:
                 raise ImpruverError(
                     f"{task['scratch']}: {words}; make room, or leave the proof out with --verify false"
                 ) from None
             if told < count:
-                yield {"error": f"llama.cpp ended with {ended.code} as it ran it: {words}"}
+                yield {"error": f"llama.cpp ended with {ended.returncode} as it ran it: {words}"}
                 told += 1
     yield from [{"error": "not measured, since an earlier file failed"}] * (count - told)

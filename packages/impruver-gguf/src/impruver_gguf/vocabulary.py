@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.templating.tokenizer import NAMED_TOKENS
 
 from impruver_gguf.bytelevel import byte_level_vocabulary, is_byte_level
 from impruver_gguf.jinja import exported
 from impruver_gguf.jsonfile import FLAG, INDEX, OBJECT, TEXT, Kind, by_name, either, list_of, read_json, read_text
 from impruver_gguf.pieces import MODEL, piece_vocabulary
-from impruver_gguf.token_types import NAMED, Vocabulary, named_tokens
+from impruver_gguf.token_types import Vocabulary, named_tokens
 
 FILES = ("tokenizer.json", "tokenizer_config.json", MODEL, "added_tokens.json", "chat_template.jinja")
 TOKEN = Kind("an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content")))
@@ -22,7 +23,7 @@ NUMBERED = Kind(
 )
 IDENTIFIER = Kind("a number in digits", str.isdecimal)
 CONFIG_KEYS = {
-    **dict.fromkeys(NAMED, either(TEXT, TOKEN)),
+    **dict.fromkeys(NAMED_TOKENS, either(TEXT, TOKEN)),
     **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), FLAG),
     "added_tokens_decoder": by_name(IDENTIFIER, TOKEN),
     "chat_template": either(TEXT, list_of(by_name(TEXT, TEXT))),
@@ -104,15 +105,20 @@ def tokenizer_config(folder: Path) -> dict[str, Any]:
     return read_json(path, CONFIG_KEYS) if path.is_file() else {}
 
 
-def chat_template(folder: Path) -> str | None:
-    """The template of a tokenizer's folder; the default of several, None without one."""
+def chat_templates(folder: Path) -> str | dict[str, str] | None:
+    """The template of a tokenizer's folder; several by their names, None without one."""
     template = tokenizer_config(folder).get("chat_template")
     if template is None and (folder / "chat_template.jinja").is_file():
-        template = read_text(folder / "chat_template.jinja")
+        return read_text(folder / "chat_template.jinja")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        return {entry.get("name"): entry.get("template") for entry in template} or None
     return template
+
+
+def chat_template(folder: Path) -> str | None:
+    """The template of a tokenizer's folder; the default of several, None without one."""
+    found = chat_templates(folder)
+    return found.get("default") if isinstance(found, dict) else found
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:

@@ -80,11 +80,12 @@ def _content(
 
 def encoded(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Iterator[tuple[Piece, np.ndarray]]:
     """All tensors piece by piece, in their order; CheckFailed where values are no numbers or do not fit."""
+    pieces = (Piece(name, tensor, types[name], *rows) for name, tensor in tensors.items() for rows in tensor.pieces())
     waiting: deque = deque()
     ahead = 0
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         try:
-            for piece in _pieces(tensors, types):
+            for piece in pieces:
                 while waiting and (ahead + piece.values > AHEAD or len(waiting) > 4 * WORKERS):
                     ahead -= waiting[0][0].values
                     yield waiting[0][0], waiting.popleft()[1].result()
@@ -95,12 +96,6 @@ def encoded(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Ite
         finally:
             for _, data in waiting:
                 data.cancel()
-
-
-def _pieces(tensors: Mapping[str, Tensor], types: Mapping[str, Encoding]) -> Iterator[Piece]:
-    for name, tensor in tensors.items():
-        for start, stop in tensor.pieces():
-            yield Piece(name, tensor, types[name], start, stop)
 
 
 def _encode(piece: Piece) -> np.ndarray:

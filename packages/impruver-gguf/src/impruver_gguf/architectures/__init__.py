@@ -34,7 +34,6 @@ ARCHITECTURES = {
     "GPT2LMHeadModel": GPT2,
 }
 LEFT_OUT = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
-IN_FLOAT32 = ("position_embd.weight",)
 
 
 def with_defaults(architecture: Architecture, config: Config, path: Path) -> Config:
@@ -120,4 +119,4 @@ def _check_whole(architecture: Architecture, names: Collection[str], config: Con
 
 def is_float32(name: str, tensor: Tensor) -> bool:
     """Whether llama.cpp keeps a tensor in 32 bits: vectors, norms, GPT-2's positions."""
-    return len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name in IN_FLOAT32
+    return len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name == "position_embd.weight"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from impruver_gguf.architectures.rope import ROPE_KEYS, rope_of, write_scaling
-from impruver_gguf.architectures.row import Config
+from impruver_gguf.architectures.row import Architecture, Config
 from impruver_gguf.jsonfile import COUNT, FLAG, INDEX, POSITIVE, TEXT, list_of
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size")
@@ -46,9 +47,13 @@ FEED_FORWARD = {
     "blk.ffn_up.weight": ("intermediate_size", "hidden_size"),
     "blk.ffn_down.weight": ("hidden_size", "intermediate_size"),
 }
-COMMON = {  # of a row of the table
-    "blocks": "num_hidden_layers",
-    "tied": ("model.embed_tokens", "lm_head"),
+DEFAULTS = {  # transformers', for most families
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
 }
 
 
@@ -97,8 +102,8 @@ def slides(config: Config) -> bool:
     return config.get("max_window_layers", config["num_hidden_layers"]) < config["num_hidden_layers"]
 
 
-def parameters(writer: Any, config: Config, file_type: int, head: int | None, local_theta: float | None = None) -> None:
-    """What llama.cpp's script writes of every decoder; `head` where it writes how wide a head is."""
+def parameters(writer: Any, config: Config, file_type: int, local_theta: float | None = None) -> None:
+    """What llama.cpp's script writes of every decoder; how wide a head is where the configuration names it."""
     rope = rope_of(config)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -111,7 +116,19 @@ def parameters(writer: Any, config: Config, file_type: int, head: int | None, lo
     if local_theta is not None:
         writer.add_rope_freq_base_swa(local_theta)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    if head:
-        writer.add_key_length(head)
-        writer.add_value_length(head)
+    if config.get("head_dim"):
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_file_type(file_type)
+
+
+# A row of the table, with what decoders have in common.
+architecture = partial(
+    Architecture,
+    blocks="num_hidden_layers",
+    tied=("model.embed_tokens", "lm_head"),
+    keys=KEYS,
+    contradiction=contradiction_of,
+    sizes=sizes_of,
+    parameters=parameters,
+)

@@ -8,7 +8,7 @@ import numpy as np
 
 from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.rope import ROPE_KEYS, unlike
-from impruver_gguf.architectures.row import Architecture, Config
+from impruver_gguf.architectures.row import Config
 from impruver_gguf.jsonfile import COUNT, FLAG, NUMBER, POSITIVE, TEXT
 from impruver_gguf.tensors import Tensor
 from impruver_gguf.token_types import Vocabulary
@@ -29,10 +29,9 @@ def global_config(config: Config) -> Config:
     return {name: value for name, value in config.items() if name != "rope_scaling"} | {"rope_parameters": ropes}
 
 
-def local_theta(config: Config) -> float:
-    """RoPE's base in the layers with a window."""
-    sliding = (config.get("rope_parameters") or {}).get(SLIDING) or {}
-    return sliding.get("rope_theta") or config["rope_local_base_freq"]
+def local_rope(config: Config) -> Config:
+    """RoPE's parameters in the layers with a window, where they are told apart."""
+    return (config.get("rope_parameters") or {}).get(SLIDING) or {}
 
 
 def check_gemma3(config: Config) -> str | None:
@@ -41,9 +40,9 @@ def check_gemma3(config: Config) -> str | None:
     )
     for name in ("attention_bias", "use_bidirectional_attention", "attn_logit_softcapping"):
         known = known or (name if config.get(name) else None)
-    sliding = (config.get("rope_parameters") or {}).get(SLIDING) or {}
-    if sliding.get("rope_type", "default") != "default":
-        known = known or f"rope_type {sliding['rope_type']} of {SLIDING}"
+    kind = local_rope(config).get("rope_type", "default")
+    if kind != "default":
+        known = known or f"rope_type {kind} of {SLIDING}"
     return known or _unlike_layers(config) or _unlike_scale(config)
 
 
@@ -63,7 +62,8 @@ def _unlike_scale(config: Config) -> str | None:
 
 
 def gemma3_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder.parameters(writer, global_config(config), file_type, config["head_dim"], local_theta(config))
+    theta = local_rope(config).get("rope_theta") or config["rope_local_base_freq"]
+    decoder.parameters(writer, global_config(config), file_type, theta)
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     writer.add_sliding_window(config["sliding_window"])
@@ -81,21 +81,17 @@ def gemma3_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     return Tensor(tensor.shape, rows)
 
 
-def gemma3_contradiction(config: Config) -> str | None:
-    return decoder.contradiction_of(global_config(config))
-
-
 def gemma3_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) -> None:
     if vocabulary.sentencepiece:
         writer.add_add_space_prefix(False)
 
 
-GEMMA3 = Architecture(
+GEMMA3 = decoder.architecture(
     name="gemma3",
     keys=decoder.KEYS
     | {
         "rope_parameters": NESTED,
-        **dict.fromkeys(("hidden_activation",), TEXT),
+        "hidden_activation": TEXT,
         **dict.fromkeys(("query_pre_attn_scalar", "rope_local_base_freq"), POSITIVE),
         **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping"), NUMBER),
         **dict.fromkeys(("sliding_window", "sliding_window_pattern"), COUNT),
@@ -119,11 +115,9 @@ GEMMA3 = Architecture(
         "tie_word_embeddings": True,
     },
     shapes=decoder.EMBEDDINGS | decoder.ATTENTION | decoder.HEAD_NORMS | POST_NORMS | decoder.FEED_FORWARD,
-    contradiction=gemma3_contradiction,
-    sizes=decoder.sizes_of,
+    contradiction=lambda config: decoder.contradiction_of(global_config(config)),
     check=check_gemma3,
     parameters=gemma3_parameters,
     changed=gemma3_changed,
     vocabulary_after=gemma3_vocabulary_after,
-    **decoder.COMMON,
 )

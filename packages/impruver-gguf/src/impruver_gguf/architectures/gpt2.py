@@ -41,13 +41,9 @@ def gpt2_contradiction(config: Config) -> str | None:
     return f"n_embd {width} is no multiple of n_head {heads}" if width % heads else None
 
 
-def gpt2_inner(config: Config) -> int:
-    return config.get("n_inner", 4 * config["n_embd"])
-
-
 def gpt2_sizes(config: Config) -> dict[str, int]:
     sizes = {name: config[name] for name in ("vocab_size", "n_positions", "n_embd")}
-    return sizes | {"3 x n_embd": 3 * config["n_embd"], "n_inner": gpt2_inner(config)}
+    return sizes | {"3 x n_embd": 3 * config["n_embd"], "n_inner": config.get("n_inner", 4 * config["n_embd"])}
 
 
 def check_gpt2(config: Config) -> str | None:
@@ -62,7 +58,7 @@ def gpt2_parameters(writer: Any, config: Config, file_type: int) -> None:
     writer.add_block_count(config["n_layer"])
     writer.add_context_length(config["n_positions"])  # the rows of its embeddings; transformers reads no n_ctx
     writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(gpt2_inner(config))
+    writer.add_feed_forward_length(gpt2_sizes(config)["n_inner"])
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_file_type(file_type)
@@ -72,11 +68,7 @@ def gpt2_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
     """Conv1D's weights the way round that every other layer has them."""
     if not name.endswith(tuple(f"{module}.weight" for module in CONV1D)):
         return tensor
-    return Tensor(tensor.shape[::-1], lambda start, stop: tensor.load().T[start:stop], at_once=True)
-
-
-def gpt2_conv1d(module: str) -> bool:
-    return module.endswith(CONV1D)
+    return Tensor(tensor.shape[::-1], lambda start, stop: tensor.rows(0, tensor.count).T[start:stop], at_once=True)
 
 
 GPT2 = Architecture(
@@ -100,5 +92,5 @@ GPT2 = Architecture(
     check=check_gpt2,
     parameters=gpt2_parameters,
     changed=gpt2_changed,
-    conv1d=gpt2_conv1d,
+    conv1d=CONV1D,
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.rope import llama3_factors, rope_of, unlike
-from impruver_gguf.architectures.row import Architecture, Config
+from impruver_gguf.architectures.rope import divisors, llama3_factors, rope_of, unlike
+from impruver_gguf.architectures.row import Config
 from impruver_gguf.jsonfile import COUNT, INDEX, list_of
 from impruver_gguf.tensors import Tensor
 from impruver_gguf.token_types import Vocabulary
@@ -45,16 +46,14 @@ def check_smollm3(config: Config) -> str | None:
     return biased or ("sliding windows" if decoder.slides(config) else check_llama(config))
 
 
-def llama_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder.parameters(writer, config, file_type, decoder.head_of(config))
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(decoder.head_of(config))
-
-
 def smollm3_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder.parameters(writer, config, file_type, config.get("head_dim"))
+    decoder.parameters(writer, config, file_type)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_rope_dimension_count(decoder.head_of(config))
+
+
+def llama_parameters(writer: Any, config: Config, file_type: int) -> None:
+    smollm3_parameters(writer, config | {"head_dim": decoder.head_of(config)}, file_type)
 
 
 def llama_extra(config: Config) -> dict[str, Tensor]:
@@ -62,8 +61,7 @@ def llama_extra(config: Config) -> dict[str, Tensor]:
     rope = rope_of(config)
     if rope["rope_type"] != "llama3":
         return {}
-    factors = np.array(list(llama3_factors(rope, decoder.head_of(config))), np.float32)
-    return {"rope_freqs.weight": Tensor(factors.shape, lambda start, stop: factors[start:stop])}
+    return {"rope_freqs.weight": divisors(llama3_factors(rope, decoder.head_of(config)))}
 
 
 def llama_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
@@ -93,40 +91,25 @@ def llama_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) 
         writer.add_add_bos_token(False)
 
 
-FUNCTIONS = {
-    **decoder.COMMON,
-    "shapes": SHAPES,
-    "contradiction": decoder.contradiction_of,
-    "sizes": decoder.sizes_of,
-    "optional": llama_optional,
-    "extra": llama_extra,
-    "changed": llama_changed,
-    "vocabulary_before": llama_vocabulary_before,
-    "vocabulary_after": llama_vocabulary_after,
-}
-DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-}
-LLAMA = Architecture(
-    name="llama", keys=decoder.KEYS, defaults=DEFAULTS, check=check_llama, parameters=llama_parameters, **FUNCTIONS
-)
-MISTRAL = Architecture(
+DEFAULTS = decoder.DEFAULTS | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
+LLAMA = decoder.architecture(
     name="llama",
-    keys=decoder.KEYS,
-    defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+    defaults=DEFAULTS,
+    shapes=SHAPES,
+    optional=llama_optional,
     check=check_llama,
     parameters=llama_parameters,
-    **FUNCTIONS,
+    extra=llama_extra,
+    changed=llama_changed,
+    vocabulary_before=llama_vocabulary_before,
+    vocabulary_after=llama_vocabulary_after,
 )
-SMOLLM3 = Architecture(
+MISTRAL = replace(
+    LLAMA,
+    defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+)
+SMOLLM3 = replace(
+    LLAMA,
     name="smollm3",
     keys=decoder.KEYS | {"no_rope_layers": list_of(INDEX), "no_rope_layer_interval": COUNT},
     defaults=DEFAULTS
@@ -134,5 +117,4 @@ SMOLLM3 = Architecture(
     | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True, "rope_theta": 2e6},
     check=check_smollm3,
     parameters=smollm3_parameters,
-    **FUNCTIONS,
 )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.rope import rope_of
-from impruver_gguf.architectures.row import Architecture, Config
+from impruver_gguf.architectures.rope import divisors, rope_of
+from impruver_gguf.architectures.row import Config
 from impruver_gguf.jsonfile import COUNT
 from impruver_gguf.tensors import Tensor
 
@@ -72,12 +70,7 @@ def phi3_extra(config: Config) -> dict[str, Tensor]:
     rope = rope_of(config)
     if rope["rope_type"] not in LONG:
         return {}
-    return {f"rope_factors_{kind}.weight": _vector(rope[f"{kind}_factor"]) for kind in ("long", "short")}
-
-
-def _vector(numbers: list[float]) -> Tensor:
-    values = np.array(numbers, np.float32)
-    return Tensor(values.shape, lambda start, stop: values[start:stop])
+    return {f"rope_factors_{kind}.weight": divisors(rope[f"{kind}_factor"]) for kind in ("long", "short")}
 
 
 def phi3_parameters(writer: Any, config: Config, file_type: int) -> None:
@@ -95,21 +88,12 @@ def phi3_parameters(writer: Any, config: Config, file_type: int) -> None:
     writer.add_sliding_window(config.get("sliding_window") or 0)
 
 
-PHI3 = Architecture(
+PHI3 = decoder.architecture(
     name="phi3",
     keys=decoder.KEYS | {ORIGINAL: COUNT},
-    defaults={
-        "vocab_size": 32064,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 4096,
-        ORIGINAL: 4096,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-    },
+    defaults=decoder.DEFAULTS
+    | {"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "rms_norm_eps": 1e-5}
+    | {"max_position_embeddings": 4096, ORIGINAL: 4096},
     shapes=SHAPES,
     contradiction=phi3_contradiction,
     sizes=phi3_sizes,
@@ -118,5 +102,4 @@ PHI3 = Architecture(
     parameters=phi3_parameters,
     extra=phi3_extra,
     plain_added=True,
-    **decoder.COMMON,
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from impruver_gguf.architectures.row import Config
 from impruver_gguf.jsonfile import COUNT, NUMBER, POSITIVE, TEXT, list_of
+from impruver_gguf.tensors import Tensor
 
 ROPE_KEYS = {
     "rope_type": TEXT,
@@ -72,6 +73,12 @@ def write_scaling(writer: Any, rope: Config) -> None:
         ):
             if rope.get(name) is not None:
                 add(rope[name])
+
+
+def divisors(numbers: Iterable[float]) -> Tensor:
+    """By what RoPE's frequencies are divided, as GGUF holds it."""
+    values = np.array(list(numbers), np.float32)
+    return Tensor(values.shape, lambda start, stop: values[start:stop])
 
 
 def llama3_factors(rope: Config, width: int) -> Iterator[np.float32]:

@@ -34,10 +34,8 @@ class Architecture:
     check: Callable[[Config], str | None] = nothing  # what llama.cpp would silently compute otherwise
     first: Callable[[Any, Config], None] = nothing  # writes what stands before everything else
     extra: Callable[[Config], dict[str, Tensor]] = lambda config: {}  # tensors that no file holds, by GGUF name
-    changed: Callable[[str, Tensor, Config], Tensor] = lambda name, tensor, config: (
-        tensor
-    )  # as GGUF wants it, by its name in the file
-    conv1d: Callable[[str], bool] | None = None  # modules with transposed weights, all matrices of a layer
+    changed: Callable[[str, Tensor, Config], Tensor] = lambda name, tensor, config: tensor  # as GGUF wants it
+    conv1d: tuple[str, ...] = ()  # how modules with transposed weights end, all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are
     vocabulary_before: Callable[[Any, Config, Vocabulary], None] = nothing
     vocabulary_after: Callable[[Any, Config, Vocabulary], None] = nothing
