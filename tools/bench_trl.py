@@ -157,19 +157,19 @@ def main() -> None:
         told = {"model": str(folder / "model"), "rows": str(flags.rows), "lora": LORA, "steps": flags.steps}
         told |= {"batch": flags.batch, "length": flags.length, "liger": flags.liger, "attention": flags.attention}
         told |= {"bf16": gpu, "cpu": not gpu, "dtype": dtype}
-        speeds = {}
-        for packing in (False, True):
-            given = told | {"packing": packing}
+        seen = {}
+        for kind in ("padded", "packed"):
+            given = told | {"packing": kind == "packed"}
             for who in (theirs, ours):
-                seen = who(folder, given)
-                speeds[who.__name__, packing] = seen["speed"]
-                kind = "packed" if packing else "padded"
-                print(f"{who.__name__}, {kind}: {seen['speed']:,.0f} tokens/s, peak {seen['memory'] / 2**20:,.0f} MiB")
-        for packing, against in ((False, False), (True, True), (True, False)):
-            ratio = speeds["ours", packing] / speeds["theirs", against]
-            words = {False: "padded", True: "packed"}
-            print(f"ours {words[packing]} against TRL's {words[against]}: {ratio:.2f} times the tokens a second")
-            record(f"{words[packing]}_{words[against]}", ratio)
+                run = seen[who.__name__, kind] = who(folder, given)
+                print(f"{who.__name__}, {kind}: {run['speed']:,.0f} tokens/s, peak {run['memory'] / 2**20:,.0f} MiB")
+        for packing, against in (("padded", "padded"), ("packed", "packed"), ("packed", "padded")):
+            mine, trls = seen["ours", packing], seen["theirs", against]
+            speed, memory = (mine[name] / trls[name] for name in ("speed", "memory"))
+            print(f"ours {packing} against TRL's {against}: {speed:.2f} times as fast, {memory:.2f} times the memory")
+            record(f"{packing}_{against}", speed)
+            if packing == against:
+                record(f"memory_{packing}", memory)
 
 
 if __name__ == "__main__":

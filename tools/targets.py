@@ -130,6 +130,8 @@ BENCHMARKS = {
             Target("padded_padded", "tokens a second against TRL's, both padded", 1.0, least=True),
             Target("packed_packed", "both packed", 1.0, least=True),
             Target("packed_padded", "packed against TRL's default, padded", 1.8, least=True),
+            Target("memory_padded", "peak memory against TRL's, both padded", 1.0),
+            Target("memory_packed", "both packed", 1.0),
         ),
         gpu=True,
     ),

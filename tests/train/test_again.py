@@ -188,12 +188,16 @@ def test_rows_that_teach_nothing_are_left_out_and_told(recipe, impruver_train, p
 
 def test_names_in_lora_that_the_model_lacks_are_told(recipe, impruver_train):
     lora = {"target_modules": ["q_proj", "v_pro"], "modules_to_save": ["lm_hed"]}
-    lora |= {"target_parameters": ["mlp.experts.up"]}
+    lora |= {
+        "target_parameters": ["mlp.experts.up"],
+        "alpha_pattern": {"q_proj": 4, "k_pro": 4, r"layers\.[0-9]\..*": 2},
+    }
     code, _, err = impruver_train(recipe(lora=lora), "--dry_run")
     assert code == 0
     assert "warning: lora.target_modules: the model has no v_pro; not trained (the model has q_proj, v_proj" in err
     assert "warning: lora.modules_to_save: the model has no lm_hed; not trained (the model has lm_head" in err
     assert "warning: lora.target_parameters: the model has no weights mlp.experts.up; not trained" in err
+    assert "warning: lora.alpha_pattern: the model has no k_pro; passed over" in err
 
 
 def test_a_configuration_beside_a_base_is_told(recipe, impruver_train):

@@ -106,6 +106,9 @@ ARGUMENTS = [
     ({"trainer": {"packing": "yes, please"}}, ["trainer.packing", "neither true nor false"]),
     ({"trainer": {"packing": True, "group_by_length": True}}, ["trainer.packing", "one length"]),
     ({"trainer": {"hub_token": "hf_x"}}, ["trainer.hub_token", "HF_TOKEN"]),
+    ({"lora": {"task_type": "SEQ_CLS"}}, ["lora.task_type", "CAUSAL_LM"]),
+    ({"lora": {"alpha_pattern": {"(": 4}}}, ["lora.alpha_pattern", "'('", "regular expression"]),
+    ({"lora": {"rank_pattern": 4}}, ["lora.rank_pattern", "no mapping"]),
     ({"trainer": {"eval_strategy": "steps"}}, ["trainer.eval_strategy", "val_path"]),
     (
         {"trainer": {"per_device_train_batch_size": 0}},

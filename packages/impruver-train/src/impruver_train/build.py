@@ -164,7 +164,7 @@ def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast:
     """`model` wrapped by peft with the recipe's `lora`; the embedding rows of `new_ids` are trained and saved too."""
     from peft import LoraConfig, get_peft_model
 
-    settings = {"task_type": "CAUSAL_LM"} | lora
+    settings = lora | {"task_type": "CAUSAL_LM"}
     saved_whole = settings.get("modules_to_save") or []
     if new_ids and not settings.get("trainable_token_indices"):
         rows = {name: new_ids for name in trained_rows(model) if name.rsplit(".", 1)[-1] not in saved_whole}

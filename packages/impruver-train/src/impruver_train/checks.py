@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:
         absent = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
         if absent:
             told.append(f"lora.{key}: the model has no {', '.join(absent)}; not trained{near_targets(model, absent)}")
+    for key in ("rank_pattern", "alpha_pattern"):  # whose names are regular expressions, which peft matches so
+        absent = [
+            each for each in lora.get(key) or {} if not any(re.match(rf"(.*\.)?({each})$", name) for name in names)
+        ]
+        if absent:
+            told.append(f"lora.{key}: the model has no {', '.join(absent)}; passed over")
     weights = [f".{name}" for name, _ in model.named_parameters()]
     wanted = lora.get("target_parameters") or []
     absent = [each for each in wanted if not any(name.endswith(f".{each}") for name in weights)]

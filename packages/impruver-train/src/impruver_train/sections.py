@@ -45,6 +45,18 @@ def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `lora`: names that LoraConfig does not take, values of a wrong type."""
     yield from faults(values, lora_fields())
+    if values.get("task_type") not in (None, "CAUSAL_LM"):
+        yield "task_type", f"{values['task_type']!r}: what is trained is a CAUSAL_LM; leave it out"
+    for name in ("rank_pattern", "alpha_pattern"):
+        given = values.get(name) or {}
+        if not isinstance(given, dict):
+            yield name, f"{given!r} is no mapping of modules to numbers"
+            continue
+        for pattern in given:
+            try:
+                re.compile(str(pattern))
+            except re.error as error:
+                yield name, f"{pattern!r} is no regular expression ({error})"
     for name in ("target_modules", "exclude_modules", "modules_to_save"):
         given = values.get(name)
         if not all(isinstance(part, str) for part in (given if isinstance(given, list) else [given or ""])):
