@@ -56,7 +56,7 @@ def test_main_gets_the_layered_recipe_and_the_flags(tool):
 
 
 def test_quiet_leaves_results_and_warnings(tool):
-    done = run(tool, "say('a'); warn('b'); result('c'); list(progress([1, 2], None, 'd'))", "--quiet")
+    done = run(tool, "say('a'); warn('b'); result('c'); progress(2, 'd').update(2)", "--quiet")
     assert (done.stdout, done.stderr) == ("c\n", "warning: b\n")
 
 
@@ -169,7 +169,7 @@ def test_a_full_disk_under_stdout_is_told(tool):
 
 
 def test_progress_in_a_log_is_plain_lines(tool):
-    done = run(tool, "for _ in progress(range(4), None, 'rows'): time.sleep(0.6)")
+    done = run(tool, "with progress(4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.6); bar.update(1)")
     lines = done.stderr.splitlines()
     assert "\r" not in done.stderr
     assert 2 <= len(lines) <= 4
@@ -180,7 +180,7 @@ def test_progress_in_a_log_is_plain_lines(tool):
 def test_progress_on_a_terminal_is_a_bar_with_the_time_left(tool):
     pty = pytest.importorskip("pty")
     main, side = pty.openpty()
-    what = "with progress(None, 4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.15); bar.update(1); say('line')"
+    what = "with progress(4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.15); bar.update(1); say('line')"
     child = subprocess.Popen([*tool, f"--what={what}"], stderr=side, stdout=subprocess.DEVNULL)
     os.close(side)
     told = b""

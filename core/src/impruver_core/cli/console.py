@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -61,20 +61,18 @@ def result(text: str) -> None:
     _write(sys.stdout, text)
 
 
-def progress(items: Iterable | None, total: int | None, what: str) -> Any:
-    """Iterates over `items` (or counts by `.update(n)` where they are None) and shows how far it is.
+def progress(total: int | None, what: str) -> Any:
+    """Counts by `.update(n)` and shows how far it is: on a terminal a bar with the time left, in a log a line at times.
 
-    On a terminal a bar with the time left, in a log a plain line now and then. It is a context manager as well.
+    It is a context manager as well.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
     if _state["quiet"] or _state["mute"] or not sys.stderr.isatty():
-        return _LogProgress(items, total, what)
+        return _LogProgress(total, what)
     from tqdm import tqdm
 
     # A terminal that doesn't know its size would show no bar at all.
     size = {"dynamic_ncols": True} if _columns() else {"ncols": 80, "nrows": 25}
-    return tqdm(items, total=total, desc=what, file=sys.stderr, **size)
+    return tqdm(total=total, desc=what, file=sys.stderr, **size)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -136,16 +134,10 @@ def write(stream: TextIO, text: str) -> None:
 class _LogProgress:
     """tqdm's part that we use, for a log."""
 
-    def __init__(self, items: Iterable | None, total: int | None, what: str):
-        self.items, self.total, self.what = items, total, what
+    def __init__(self, total: int | None, what: str):
+        self.total, self.what = total, what
         self.done, self.told = 0, 0
         self.started = self.told_at = time.monotonic()
-
-    def __iter__(self):
-        for item in self.items if self.items is not None else ():
-            yield item
-            self.update(1)
-        self.close()
 
     def update(self, count: int = 1) -> None:
         """Counts `count` more items as done."""

@@ -66,7 +66,7 @@ def answered(
     `marks` are what tells reasoning and calls from the text of an answer.
     """
     ready: dict[int, Answer] = {}
-    with progress(None, len(questions), "answers") as bar:
+    with progress(len(questions), "answers") as bar:
         for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
             counts.rows += 1
             if isinstance(prompt, Question):

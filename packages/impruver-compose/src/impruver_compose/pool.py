@@ -46,7 +46,7 @@ def encode_missing(jobs: Sequence[Job], entries: Sequence[Entry], num_proc: int)
         return
     rows = sum(stop - start for start, stop in (entries[index].stretch(number) for index, number in tasks))
     needed = sum(_bytes(jobs[index], *entries[index].stretch(number)) for index, number in tasks)
-    with room_for(entries[0].folder, needed), progress(None, rows, "encode") as bar:
+    with room_for(entries[0].folder, needed), progress(rows, "encode") as bar:
         if min(num_proc, len(tasks)) == 1 or sys.platform != "linux":
             for index, number in tasks:
                 bar.update(_encode(jobs[index], entries[index], number))

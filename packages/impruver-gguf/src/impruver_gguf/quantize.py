@@ -51,7 +51,7 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
     else:
         pairs = [f"{LEVELS[level].ftype}={path}" for level, path in targets.items()]
         commands = [[sys.executable, "-m", __name__, str(source), str(threads()), *pairs]]
-    with progress(None, len(targets), "levels quantized") as bar:
+    with progress(len(targets), "levels quantized") as bar:
         for command in commands:
             _run(command, source, bar if program is None else None)
             if program:

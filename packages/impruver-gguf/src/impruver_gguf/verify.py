@@ -140,7 +140,7 @@ def _learned(row: Row) -> list[int]:
 def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the process of its own tells of each file; an `error` where it did not come to it."""
     count, told = len(task["files"]), 0
-    with progress(None, count, "verified") as bar:
+    with progress(count, "verified") as bar:
         try:
             for line in lines_of([sys.executable, "-m", "impruver_gguf.measure"], json.dumps(task)):
                 yield json.loads(line)

@@ -68,7 +68,7 @@ def is_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[s
 def _content(
     header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding], doing: str
 ) -> Iterator[bytes | memoryview]:
-    with progress(None, len(tensors), doing) as bar:
+    with progress(len(tensors), doing) as bar:
         yield header.ljust(_padded(len(header)), b"\0")
         for piece, data in encoded(tensors, types):
             yield data.data.cast("B")

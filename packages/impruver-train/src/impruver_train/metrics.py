@@ -30,7 +30,7 @@ class EachStep:
     def on_train_begin(self, args, state, control, **_):
         if state.is_world_process_zero:
             cut_after(self.path, state.global_step)
-            self.bar = progress(None, state.max_steps, "training")
+            self.bar = progress(state.max_steps, "training")
             self.bar.update(state.global_step)
 
     def on_step_end(self, args, state, control, **_):
