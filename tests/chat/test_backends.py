@@ -1,5 +1,6 @@
 """transformers as the backend: what the model gets, every kind of output_dir, where it stops, what it draws."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -166,3 +167,13 @@ def test_repetition_is_punished_as_transformers_does(loaded):
     answer = backend.stream(Prompt(ids, 9, 0), Sampling(do_sample=False, repetition_penalty=1.5), lambda _: None)
     # cut off at its room: half a character is not shown
     assert answer.text == backend.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("�")
+
+
+def test_a_generation_config_may_say_its_numbers_without_a_point(chat, recipe, copy, monkeypatch):
+    folder = copy("full")
+    saved = {"do_sample": True, "temperature": 2, "repetition_penalty": 2, "top_k": 1, "top_p": 1}
+    (folder / "generation_config.json").write_text(json.dumps(saved))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"blue\n")))
+    code, out, err = chat("--config", recipe(folder))
+    assert (code, bool(out.strip())) == (0, True), err
+    assert "temperature 2, top_p 1, top_k 1, repetition_penalty 2" in err

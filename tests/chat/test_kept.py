@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from impruver_chat.backends import Prompt, gguf
-from impruver_chat.backends.contexts import common
 from impruver_chat.backends.transformers import Transformers, stops_of
 from impruver_chat.sampling import GREEDY
 from impruver_core.recipe.sections import TokenizerSection
@@ -123,7 +122,3 @@ def test_gguf_keeps_the_prefix_too(path, monkeypatch):
     given.clear()
     assert said(backend, with_answer(text), room=3000) == said(other, with_answer(text), room=3000)  # it grew
     assert given[0] == 1
-
-
-def test_common():
-    assert [common([1, 2, 3], other) for other in ([], [1, 2], [1, 2, 3, 4], [1, 5, 3], [9])] == [0, 2, 3, 1, 0]

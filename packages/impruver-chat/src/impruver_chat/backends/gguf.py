@@ -1,6 +1,6 @@
 """Answers with llama.cpp, through cyllama: a GGUF file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +12,10 @@ from impruver_core.templating.prepare import prepare
 from impruver_core.templating.render import render
 from impruver_core.templating.shape import Shape, shape_of
 
-from impruver_chat.backends import Answer, Prompt, parallel
+from impruver_chat.backends import Answer, Prompt, Reply, parallel
 from impruver_chat.backends.contexts import Conversation, make_sampler
 from impruver_chat.backends.vocabulary import decoder, is_same, own_ends, special_texts, token_finder
-from impruver_chat.decoding import Stops, TextStream, find_stops
+from impruver_chat.decoding import Stops, find_stops
 from impruver_chat.found import GGUF_ALONE, TOKENIZER
 from impruver_chat.marks import Marks, marks_of, marks_of_tokenizer
 from impruver_chat.sampling import Sampling
@@ -25,6 +25,7 @@ class Gguf:
     """A GGUF model, ready to answer."""
 
     alone = GGUF_ALONE
+    answer_batch = parallel.answer_batch
 
     def __init__(
         self,
@@ -41,22 +42,12 @@ class Gguf:
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
-        text, there = TextStream(self.decode, self.stops, emit), self._conversation
+        reply, there = Reply(self, prompt, emit=emit), self._conversation
         there.begin(prompt.ids, prompt.room)
         sampler = make_sampler(sampling, prompt, there.size)
-        for left in range(prompt.room - 1, -1, -1):
-            token = sampler.sample(there.context, -1)
-            if self.vocab.is_eog(token):
-                text.stopped = True
-            text.put(token)
-            if text.stopped or not left:
-                break
+        while not reply.put(token := sampler.sample(there.context, -1)):
             there.add([token])
-        return Answer(text.end(), text.stopped)
-
-    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
-        """As `Backend.answer_batch`; quantized sums differ with `size`, so answers are likely the same, not surely."""
-        return parallel.answer_batch(self, prompts, sampling, size)
+        return reply.answer()
 
 
 def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> Gguf:
