@@ -65,24 +65,25 @@ class Session:
             wanted = [{"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in calls]
         return wanted[responses:]
 
-    def take_back(self) -> str | None:
-        """Removes the last question and all that came of it; the question, None where there is none."""
+    def take_back(self) -> str:
+        """Removes the last question and all that came of it; the question. NoAnswer where there is none."""
         if not self.messages:
-            return None
+            raise NoAnswer("nothing was said yet")
         turn = turns(self.messages)[-1]
-        self._cut(len(turn))
+        self.take_last(len(turn))
         return turn[0]["content"]
 
-    def take_answer(self) -> bool:
-        """Removes the last answer, so that it can be asked for again; False where there is none."""
+    def take_answer(self) -> None:
+        """Removes the last answer, so that it can be asked for again. NoAnswer where there is none."""
         if not self.messages or self.messages[-1]["role"] not in ANSWERS:
-            return False
-        self._cut(1)
-        return True
+            raise NoAnswer("no answer yet")
+        self.take_last()
 
-    def take_last(self) -> None:
-        """Removes a question or response that got no answer."""
-        self._cut(1)
+    def take_last(self, count: int = 1) -> None:
+        """Removes the last messages: a question or response that got no answer."""
+        self.messages = self.messages[: len(self.messages) - count]
+        if self.forgotten >= len(self.messages):  # what is left would say nothing: all of it counts again
+            self.forgotten = 0
 
     def reset(self) -> None:
         """Forgets all but the system prompt."""
@@ -99,11 +100,6 @@ class Session:
         ids, kept = fit(limited, with_system(self.system_prompt), encode, context, room)
         self.forgotten = len(self.messages) - len(kept)
         return Asked(ids, len(there) - len(limited), len(limited) - len(kept))
-
-    def _cut(self, count: int) -> None:
-        self.messages = self.messages[: len(self.messages) - count]
-        if self.forgotten >= len(self.messages):  # what is left would say nothing: all of it counts again
-            self.forgotten = 0
 
 
 def with_system(system_prompt: str | None) -> list[dict]:

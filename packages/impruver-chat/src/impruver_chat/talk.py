@@ -41,12 +41,9 @@ def answer(talk: Talk) -> None:
     """Has the model answer what was said; the answer is shown as it comes, and becomes part of the session."""
     session = talk.session
     prompt = prompt_of(talk)
-    if prompt is None:
-        session.take_last()
-        return
-    if talk.compare:
+    if prompt and talk.compare:
         tell("with the adapter:")
-    message, stopped = shown(talk, prompt)
+    message, stopped = shown(talk, prompt) if prompt else (None, False)
     if message is None:
         session.take_last()
         return

@@ -53,14 +53,16 @@ class Reply:
     """An answer on its way, to the prompt at `place`; its text goes to `emit` as it comes."""
 
     def __init__(self, backend: Any, prompt: Prompt, place: int = 0, emit: Callable[[str], None] = lambda _: None):
-        self.prompt, self.place, self.said = prompt, place, 0  # said: tokens
+        self.prompt, self.place = prompt, place
+        self.said, self.ended = 0, False  # said: tokens
         self._text = TextStream(backend.decode, backend.stops, emit)
 
     def put(self, token: int) -> bool:
         """Takes the next token; True where the answer has ended."""
         self._text.put(token)
         self.said += 1
-        return self._text.stopped or self.said >= self.prompt.room
+        self.ended = self._text.stopped or self.said >= self.prompt.room
+        return self.ended
 
     def answer(self) -> Answer:
         """The whole of it: no more tokens come."""

@@ -66,11 +66,9 @@ def _answer(backend: Any, rows: list[Row], sampling: Sampling) -> Iterator[tuple
     ids, mask = padded([row.prompt.ids for row in rows], backend.model.device)
     cache = None
     while True:
-        ended: list[bool] = []
-        out = _round(backend, rows, sampling, ids, mask, cache, ended)
-        done = [row for row, is_done in zip(rows, ended, strict=True) if is_done]
-        yield from ((row.place, row.answer()) for row in done)
-        left = [number for number, is_done in enumerate(ended) if not is_done]
+        out = _round(backend, rows, sampling, ids, mask, cache)
+        yield from ((row.place, row.answer()) for row in rows if row.ended)
+        left = [number for number, row in enumerate(rows) if not row.ended]
         if not left:
             return
         rows, kept = [rows[number] for number in left], torch.tensor(left, device=ids.device)
@@ -81,14 +79,12 @@ def _answer(backend: Any, rows: list[Row], sampling: Sampling) -> Iterator[tuple
             cache.reorder_cache(kept)
 
 
-def _round(
-    backend: Any, rows: list[Row], sampling: Sampling, ids: Any, mask: Any, cache: Any, ended: list[bool]
-) -> Any:
-    """`generate` until the first of the rows is done; `ended` tells which are."""
+def _round(backend: Any, rows: list[Row], sampling: Sampling, ids: Any, mask: Any, cache: Any) -> Any:
+    """`generate` until the first of the rows is done."""
     import torch
 
     def take(tokens: Any, scores: Any, **_: Any) -> Any:  # as a stopping criterion: called once for each step
-        ended[:] = [row.put(token) for row, token in zip(rows, tokens[:, -1].tolist(), strict=True)]
+        ended = [row.put(token) for row, token in zip(rows, tokens[:, -1].tolist(), strict=True)]
         return torch.full((len(rows),), any(ended), device=tokens.device)
 
     given = {} if cache is None else {"past_key_values": cache}
