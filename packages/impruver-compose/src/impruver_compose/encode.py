@@ -13,7 +13,7 @@ from impruver_compose.convert import Conversation, convert
 from impruver_compose.documents import document
 from impruver_compose.jobs import Job
 from impruver_compose.lines import digest, learned, line_of
-from impruver_compose.minhash import signatures_of
+from impruver_compose.minhash import signatures
 from impruver_compose.shards import Dropped, Kept, Shard
 from impruver_compose.unfold import fitting, parts, shortened
 
@@ -30,7 +30,7 @@ def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
         for conversations in _batches(_converted(job, first, min(first + BATCH, stop), shard)):
             before = len(shard.kept)
             _encode(job, conversations, shard)
-            found.append(signatures_of([kept.said for kept in shard.kept[before:]], job.num_perm))
+            found.append(signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
     return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
 
 
@@ -43,7 +43,7 @@ def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[Placed]:
     """The conversations of rows start..stop."""
     found = []
     for number, row in enumerate(job.rows.batch(start, stop), start):
-        shard.rows += 1
+        shard.counts["rows"] += 1
         try:
             conversations = list(convert(row, job.converter, job.mapping))
             if not conversations:
@@ -51,8 +51,7 @@ def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[Placed]:
         except RefusedError as error:
             shard.dropped.append(Dropped(number, None, error.reason, error.detail))
             continue
-        shard.converted += 1
-        shard.conversations += len(conversations)
+        shard.counts.update(converted=1, conversations=len(conversations))
         found += [(number, at, conversation) for at, conversation in enumerate(conversations)]
     return found
 
@@ -84,6 +83,7 @@ def _encode(job: Job, conversations: list[Placed], shard: Shard) -> None:
             shard.dropped.append(Dropped(row, at, kept.reason, kept.detail))
             continue
         shard.kept.append(kept)
+        shard.counts["trimmed"] += kept.trimmed
 
 
 def encode_all(job: Job, chats: Sequence[Conversation], messages: list[list[dict]]) -> list[Encoded | Refused]:

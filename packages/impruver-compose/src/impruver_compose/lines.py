@@ -12,7 +12,7 @@ from impruver_compose.shards import Line
 def line_of(encoded: Encoded, extra: bytes) -> Line:
     """The line of an encoding; `extra` is the JSON of what it carries besides in val.jsonl."""
     content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
-    return Line(content, extra, len(encoded.input_ids), learned(encoded.labels), encoded.ended)
+    return Line(content, extra, len(encoded.input_ids), learned(encoded.labels), int(encoded.ended))
 
 
 def learned(labels: list[int]) -> int:
