@@ -103,11 +103,12 @@ def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, floa
 
     context, sampler = new_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
     sampler.add_greedy()
+    vocab = backend.model.get_vocab()
     start = time.perf_counter()
     context.decode(llama_batch_get_one(ids, 0))
     for place in range(len(ids), len(ids) + tokens):
         token = sampler.sample(context, -1)
-        backend.vocab.detokenize([token])
+        vocab.detokenize([token])
         if place == len(ids):
             first = time.perf_counter()
         if place < len(ids) + tokens - 1:

@@ -48,7 +48,7 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
 @pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
 def test_blanks_stay_as_the_model_wrote_them(text, backend, path, saved):
     with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
-    ids = backend.vocab.tokenize(text, add_special=False, parse_special=False)
+    ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
     assert backend.decode(ids) == with_tokenizer.decode(ids) == text
     assert backend.decode([2, *ids, 1]) == text  # control tokens are no text
 
@@ -59,8 +59,8 @@ def test_every_token_has_the_bytes_of_the_tokenizer(backend):
 
     assert {character: byte[0] for character, byte in BYTES.items()} == {v: k for k, v in bytes_to_unicode().items()}
     text = "".join(map(chr, range(0x20, 0x2000)))
-    ids = backend.vocab.tokenize(text, add_special=False, parse_special=False)
-    assert b"".join(piece(backend.vocab, number) for number in ids) == text.encode()
+    ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
+    assert b"".join(piece(backend.model.get_vocab(), number) for number in ids) == text.encode()
 
 
 def test_sentencepiece_pieces():
@@ -154,7 +154,7 @@ def test_characters_of_several_tokens_come_whole(backend):
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
     stream = TextStream(backend.decode, Stops(frozenset()), out.append)
-    for token in backend.vocab.tokenize(text, add_special=False, parse_special=False):
+    for token in backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False):
         stream.put(token)
     assert stream.end() == "".join(out) == text
     assert not any("�" in piece for piece in out)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 from impruver_compose.shards import Opened, Shard
@@ -100,4 +101,4 @@ class Ledger:
 
     def sorted_lines(self) -> list[dict]:
         """In the order of the data."""
-        return sorted(self.lines, key=lambda line: (line["dataset_index"], line["row"], line["part"]))
+        return sorted(self.lines, key=itemgetter("dataset_index", "row", "part"))

@@ -1,6 +1,7 @@
 """Answers with llama.cpp, through cyllama: a GGUF file."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,24 +22,21 @@ from impruver_chat.marks import Marks, marks_of, marks_of_tokenizer
 from impruver_chat.sampling import Sampling
 
 
+@dataclass
 class Gguf:
     """A GGUF model, ready to answer."""
 
+    model: Any
+    encode: Callable[..., list[int]]
+    stops: Stops
+    decode: Callable[[Sequence[int]], str]
+    marks: Marks
     alone = GGUF_ALONE
     answer_batch = parallel.answer_batch
 
-    def __init__(
-        self,
-        model: Any,
-        encode: Callable[..., list[int]],
-        stops: Stops,
-        decode: Callable[[Sequence[int]], str],
-        marks: Marks,
-    ):
-        self.model, self.vocab, self.stops = model, model.get_vocab(), stops
-        self.encode, self.decode, self.marks = encode, decode, marks
-        self.context: int | None = model.n_ctx_train
-        self._conversation = Conversation(model)
+    def __post_init__(self) -> None:
+        self.context: int | None = self.model.n_ctx_train
+        self._conversation = Conversation(self.model)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
