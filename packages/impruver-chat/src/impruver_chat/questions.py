@@ -10,7 +10,7 @@ from impruver_core.files.jsonl import BLANKS, dumps, numbered_rows
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.sampling import Sampling
-from impruver_chat.session import ANSWERS, RESPONSES, NoAnswer, room_for, with_system, within
+from impruver_chat.session import ANSWERS, RESPONSES, NoAnswer, room_for, with_system
 
 STDIN = Path("/dev/stdin")
 SPOKEN = ("system", "developer", "user", "assistant")
@@ -111,7 +111,7 @@ def _encoded(question: Question, backend: Backend, sampling: Sampling, seed: int
         return question
     try:
         ids = backend.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
-        within(ids, backend.context)
+        room = room_for(ids, backend.context, sampling.max_new_tokens)
     except (RefusedError, NoAnswer) as error:
         return Question(question.line, row, [], fault=str(error))
-    return Prompt(ids, room_for(ids, backend.context, sampling.max_new_tokens), seed)
+    return Prompt(ids, room, seed)

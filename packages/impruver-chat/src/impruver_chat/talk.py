@@ -12,7 +12,7 @@ from impruver_chat.calls import described
 from impruver_chat.interrupts import uninterrupted
 from impruver_chat.sampling import Sampling
 from impruver_chat.screen import Page, Plain
-from impruver_chat.session import Asked, NoAnswer, Session, room_for
+from impruver_chat.session import Asked, NoAnswer, Session
 from impruver_chat.speech import Speech, calls_of
 
 
@@ -68,10 +68,9 @@ def prompt_of(talk: Talk) -> Prompt | None:
         warn(f"not asked: {str(error) or 'stopped'}")
         return None
     tell_trimmed(asked, session, backend.context)
-    room = room_for(asked.ids, backend.context, wanted)
-    if room < wanted:
-        say(f"note: the context leaves {room} tokens for the answer")
-    return Prompt(asked.ids, room, seed)
+    if asked.room < wanted:
+        say(f"note: the context leaves {asked.room} tokens for the answer")
+    return Prompt(asked.ids, asked.room, seed)
 
 
 def shown(talk: Talk, prompt: Prompt) -> tuple[dict | None, bool]:
