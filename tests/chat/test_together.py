@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
+from chat_models import backend_of, user
 from impruver_chat.backends import Prompt, together
 from impruver_chat.backends.choosing import choose
-from impruver_chat.backends.transformers import Transformers, stops_of
 from impruver_chat.sampling import GREEDY, Sampling
 
 WAYS = {
@@ -20,12 +20,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def babbler(models):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(models / "babbler")
-    model = AutoModelForCausalLM.from_pretrained(models / "babbler", dtype=torch.float32).eval()
-    options = {"add_bos": True, "chat_template_kwargs": {}}
-    return Transformers(model, tokenizer, stops_of(tokenizer, models / "babbler"), options)
+    return backend_of(models / "babbler")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def prompts(babbler):
     """64 prompts of 3 to 90 tokens, answers of 1 to 12."""
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcdefghij klm", k=chance.randint(1, 80))) for _ in range(64)]
-    ids = [babbler.encode([{"role": "user", "content": text}]) for text in texts]
+    ids = [babbler.encode([user(text)]) for text in texts]
     return [Prompt(each, chance.randint(1, 12), 42 + place) for place, each in enumerate(ids)]
 
 
