@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from impruver_core.errors import RefusedError
@@ -12,9 +13,8 @@ from impruver_core.templating.tokenizer import plain_encoding
 from impruver_compose.convert import Conversation, convert
 from impruver_compose.documents import document
 from impruver_compose.jobs import Job
-from impruver_compose.lines import digest, learned, line_of
 from impruver_compose.minhash import signatures
-from impruver_compose.shards import Dropped, Kept, Shard
+from impruver_compose.shards import Dropped, Kept, Shard, digest, learned, line_of
 from impruver_compose.unfold import fitting, parts, shortened
 
 BATCH = 500  # rows in memory at once,
@@ -114,7 +114,9 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
     if not lines or not learned(whole.labels):
         roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
         return Refused("nothing_to_learn", f"no assistant's turn is learned (roles: {roles})")
-    fit = fitting(lines, job.limit, (lambda: _shorter(job, chat, whole)) if job.trim else None)
+    encode = partial(encode_all, job, [chat])
+    shorter = partial(shortened, chat.messages, whole, encode, job.turns, job.limit) if job.trim else None
+    fit = fitting(lines, job.limit, shorter)
     if isinstance(fit, Refused):
         return fit
     last = max((n for n, m in enumerate(chat.messages) if m["role"] in ("assistant", "function_call")), default=0)
@@ -132,10 +134,6 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
         prompt_digest,
         trimmed=fit[-1][0] < lines[-1][0],
     )
-
-
-def _shorter(job: Job, chat: Conversation, whole: Encoded) -> list[tuple[int, Encoded]]:
-    return shortened(chat.messages, whole, lambda several: encode_all(job, [chat], several), job.turns, job.limit)
 
 
 def _leading(chat: Conversation, count: int) -> bytes:

@@ -4,6 +4,7 @@ It holds all that later steps need of its rows: the lines of train.jsonl, what t
 duplicates are judged by, and what was dropped.
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow
 from impruver_core.files.safe import make_folder
+from impruver_core.templating.mask import UNLEARNED, Encoded
 
 ROWS = 1000  # of the data set, to a shard
 
@@ -27,6 +30,22 @@ class Line(NamedTuple):
     tokens: int
     learned: int
     ended: int  # 1 where the end of its last learned turn is learned
+
+
+def line_of(encoded: Encoded, extra: bytes) -> Line:
+    """The line of an encoding; `extra` is the JSON of what it carries besides in val.jsonl."""
+    content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    return Line(content, extra, len(encoded.input_ids), learned(encoded.labels), int(encoded.ended))
+
+
+def learned(labels: list[int]) -> int:
+    """How many tokens are learned: the first has nothing to be told from."""
+    return len(labels) - labels.count(UNLEARNED) - (labels[:1] != [UNLEARNED])
+
+
+def digest(content: bytes | np.ndarray) -> bytes:
+    """16 bytes that tell a content from any other."""
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Kept(NamedTuple):

@@ -21,12 +21,15 @@ def show(jobs: Sequence[Job], count: int) -> None:
     """Prints the first `count` rows of each data set, before duplicates are judged; writes nothing."""
     if count < 1:
         raise ImpruverError(f"--show must be at least 1, not {count}")
-    result(_legend())
+    learned, other = mark(GREEN, LEFT, RIGHT)("learned"), mark(GREY)("not learned")
+    result(f"{learned}, {other if in_colour() else 'all else is not'}")
     for job in jobs:
         reasons: Counter[str] = Counter()
         rows = list(islice(_rows(job, count, reasons), count))
         for kept, line in rows:
-            result(f"\n{_title(job, kept, line)}\n{_painted(job, line)}".removesuffix("\n"))
+            place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
+            title = f"{place}: {line.tokens} tokens, {line.learned} learned"
+            result(f"\n{title}\n{_painted(job, line)}".removesuffix("\n"))
         if len(rows) < count:
             told = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
             result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{told}")
@@ -39,17 +42,6 @@ def _rows(job: Job, count: int, reasons: Counter[str]) -> Iterator[tuple[Kept, L
         shard, _ = encode_rows(job, start, min(start + step, len(job.rows)))
         reasons.update(dropped.reason for dropped in shard.dropped)
         yield from ((kept, line) for kept in shard.kept for line in kept.lines)
-
-
-def _title(job: Job, kept: Kept, line: Line) -> str:
-    place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
-    return f"{place}: {line.tokens} tokens, {line.learned} learned"
-
-
-def _legend() -> str:
-    if in_colour():
-        return f"{mark(GREEN)('learned')}, {mark(GREY)('not learned')}"
-    return f"{LEFT}learned{RIGHT}, all else is not"
 
 
 def _painted(job: Job, line: Line) -> str:
