@@ -22,6 +22,7 @@ from pathlib import Path
 
 from impruver_core.recipe.lookup import recipes_root
 from targets import BENCHMARKS
+from workload import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Benchmarks
@@ -92,19 +93,14 @@ def prepare(model: Path, data: Path, scratch: Path, with_rows: bool) -> dict[str
     if not model.exists():
         subprocess.run([sys.executable, ROOT / "tools/unpack_smollm2.py", model], check=True)
     if with_rows:
-        files = [
-            {"name": str(path)} for path in sorted(data.glob("*.jsonl")) if "instruction" in path.open().readline()
-        ]
-        tokenizer = {"name": str(model), "max_tokens_count": 1024}
+        files = [path for path in sorted(data.glob("*.jsonl")) if "instruction" in path.open().readline()]
         recipe = {
             "train_path": str(rows),
             "val_path": str(scratch / "val.jsonl"),
-            "datasets": files,
-            "tokenizer": tokenizer,
+            "datasets": [{"name": str(path)} for path in files],
+            "tokenizer": {"name": str(model), "max_tokens_count": 1024},
         }
-        (scratch / "rows.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        command = [sys.executable, "-m", "impruver_compose", "--config", str(scratch / "rows.yaml"), "--quiet"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        run_tool("impruver_compose", recipe, scratch)
     return {"rows": str(rows), "model": str(model), "data": str(data)}
 
 

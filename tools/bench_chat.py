@@ -11,14 +11,18 @@ MODEL_FOLDER: SmolLM2 with its tokenizer. Pairs of one run, taking turns, on a C
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from figures import record
+from impruver_chat.backends import Prompt
+from impruver_chat.decoding import Stops
+from impruver_chat.sampling import GREEDY
+from workload import run_tool
 
 QUESTION = "Tell me a long story about a fisherman who finds a lamp on the beach."
 SUBJECTS = ("the sea", "iron", "bread", "the moon", "a library", "rain", "horses", "glass")
@@ -51,17 +55,21 @@ def asked(backend: Any, text: str) -> list[int]:
 
 def ours(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
     """(seconds to the first token, tokens a second after it) of `stream`, without what it kept of earlier prompts."""
-    from impruver_chat.backends import Prompt
-    from impruver_chat.sampling import GREEDY
-
-    times: list[float] = []
-    whole, backend.decode = backend.decode, lambda tokens: (times.append(time.perf_counter()), whole(tokens))[1]
     forget(backend)
-    start = time.perf_counter()
-    backend.stream(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
-    end = time.perf_counter()
-    backend.decode = whole
+    with decoded_at(backend) as times:
+        start = time.perf_counter()
+        backend.stream(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
+        end = time.perf_counter()
     return times[0] - start, (tokens - 1) / (end - times[0])
+
+
+@contextmanager
+def decoded_at(backend: Any) -> Iterator[list[float]]:
+    """The times at which the backend turns tokens into text."""
+    times: list[float] = []
+    whole, backend.decode = backend.decode, lambda ids: (times.append(time.perf_counter()), whole(ids))[1]
+    yield times
+    backend.decode = whole
 
 
 def forget(backend: Any) -> None:
@@ -103,11 +111,12 @@ def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, floa
 
     context, sampler = new_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
     sampler.add_greedy()
+    vocab = backend.model.get_vocab()
     start = time.perf_counter()
     context.decode(llama_batch_get_one(ids, 0))
     for place in range(len(ids), len(ids) + tokens):
         token = sampler.sample(context, -1)
-        backend.vocab.detokenize([token])
+        vocab.detokenize([token])
         if place == len(ids):
             first = time.perf_counter()
         if place < len(ids) + tokens - 1:
@@ -117,8 +126,6 @@ def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, floa
 
 def without_ends(backend: Any) -> Any:
     """The backend with answers that no end of turn cuts short, so that both sides compute the same number of tokens."""
-    from impruver_chat.decoding import Stops
-
     backend.stops = Stops(frozenset())
     return backend
 
@@ -143,9 +150,6 @@ def compare(part: str, what: str, backend: Any, theirs: Any, tokens: int, rounds
 
 def compare_batches(part: str, backend: Any, tokens: int, rounds: int, size: int) -> None:
     """Prints answers a second in batches and one by one."""
-    from impruver_chat.backends import Prompt
-    from impruver_chat.sampling import GREEDY
-
     texts = [task.format(subject) for task in TASKS for subject in SUBJECTS]
     prompts = [Prompt(asked(backend, text), tokens, place) for place, text in enumerate(texts)]
     list(backend.answer_batch(prompts[:2], GREEDY, 2))  # warm
@@ -169,25 +173,19 @@ def compare_batches(part: str, backend: Any, tokens: int, rounds: int, size: int
 
 def compare_turns(part: str, what: str, backend: Any, tokens: int, rounds: int) -> None:
     """Prints the time to the first token in each of ten turns of equal length, the best of the conversations."""
-    from impruver_chat.backends import Prompt
-    from impruver_chat.sampling import GREEDY
-
     without_ends(backend)
-    whole, times = backend.decode, []
-    backend.decode = lambda ids: (times.append(time.perf_counter()), whole(ids))[1]
     best = [float("inf")] * 10
     for _ in range(rounds):
         forget(backend)
         messages: list[dict] = []
         for turn in range(10):
             messages.append({"role": "user", "content": f"{QUESTION} Its number is {turn}."})
-            times.clear()
-            start = time.perf_counter()
-            ids = backend.encode(messages)
-            answer = backend.stream(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
+            with decoded_at(backend) as times:
+                start = time.perf_counter()
+                ids = backend.encode(messages)
+                answer = backend.stream(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
             best[turn] = min(best[turn], times[0] - start)
             messages.append({"role": "assistant", "content": answer.text})
-    backend.decode = whole
     shown = ", ".join(f"{seconds * 1e3:.0f}" for seconds in best)
     print(f"{what}, ms to the first token by turn: {shown}; turn 10 / turn 2: {best[9] / best[1]:.2f}", flush=True)
     record(part, best[9] / best[1])
@@ -198,13 +196,11 @@ def quantized(folder: Path, scratch: Path) -> Any:
     from impruver_chat.backends import gguf
     from impruver_core.recipe.sections import TokenizerSection
 
-    recipe = scratch / "recipe.yaml"
-    recipe.write_text(f"output_dir: {scratch / 'out'}\n")
     (scratch / "out").mkdir()
     for path in folder.absolute().iterdir():
         (scratch / "out" / path.name).symlink_to(path)
-    command = [sys.executable, "-m", "impruver_gguf", "--config", str(recipe), "--quantization_levels", "q4_k_m"]
-    subprocess.run([*command, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    recipe = {"output_dir": str(scratch / "out"), "gguf": {"quantization_levels": ["q4_k_m"]}}
+    run_tool("impruver_gguf", recipe, scratch)
     return gguf.load(scratch / "out/gguf/model-q4_k_m.gguf", folder, TokenizerSection(), OPTIONS)
 
 

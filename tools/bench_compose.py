@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from figures import record
+from workload import chat, questions
 
 KEPT = 0.6  # of the words
 
@@ -61,19 +62,6 @@ def joined(text: str, words: list[str], chance: random.Random) -> str:
     return between.join(word if chance.random() < KEPT else chance.choice(words) for word in own)
 
 
-def chats(data: Path) -> list[list[dict]]:
-    """Question and answer of each row, as impruver.instruction_to_messages has them."""
-    rows = map(json.loads, data.open(encoding="utf-8"))
-    return [
-        [
-            {"role": "user", "content": "\n".join(filter(None, (row["instruction"], row["input"])))},
-            {"role": "assistant", "content": row["output"]},
-        ]
-        for row in rows
-        if row["output"].strip()
-    ]
-
-
 def encode_batch(tokenizer_folder: str, data: Path) -> dict:
     """One `encode_batch` of all rendered texts."""
     from impruver_core.templating.render import render
@@ -81,7 +69,7 @@ def encode_batch(tokenizer_folder: str, data: Path) -> dict:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     names = tokenizer.special_tokens_map
-    texts = [render(tokenizer.chat_template, chat, variables=names) for chat in chats(data)]
+    texts = [render(tokenizer.chat_template, chat(*each), variables=names) for each in questions([data])]
     start = time.perf_counter()
     encoded = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return {"seconds": time.perf_counter() - start, "tokens": sum(len(each) for each in encoded)}
@@ -118,16 +106,16 @@ def first_impruver(tokenizer_folder: str, data: Path) -> dict:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    rows = chats(data)
+    rows = [chat(*each) for each in questions([data])]
     start = time.perf_counter()
     index, sketches, kept = MinHashLSH(threshold=0.8, num_perm=128), [], []
-    for number, chat in enumerate(rows):
+    for number, messages in enumerate(rows):
         ids, *turns = (
             tokenizer.apply_chat_template(part, add_special_tokens=False, tokenize=True, return_dict=False)
-            for part in (chat, *([message] for message in chat))
+            for part in (messages, *([message] for message in messages))
         )
         labels = []
-        for message, turn in zip(chat, turns, strict=True):
+        for message, turn in zip(messages, turns, strict=True):
             labels += turn if message["role"] == "assistant" else [-100] * len(turn)
         sketch = MinHash(num_perm=128)
         for token in ids:

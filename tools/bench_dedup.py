@@ -11,28 +11,15 @@ dropped. Precision: of the near-duplicates, those at least as similar to the row
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from figures import record
 from scipy.sparse import csr_matrix
+from workload import chat, questions, run_tool
 
 ABOVE = 0.05
-
-
-def questions(folder: Path) -> list[tuple[str, str]]:
-    """(asked, answer) of each row."""
-    rows = [
-        json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()
-    ]
-    return [
-        ("\n".join(filter(None, (row["instruction"], row.get("input")))), row.get("output") or row["response"])
-        for row in rows
-        if "instruction" in row and (row.get("output") or row["response"]).strip()
-    ]
 
 
 def with_copies(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -58,17 +45,7 @@ def compose(tokenizer: str, rows: list[tuple[str, str]], threshold: float, folde
         "datasets": [{"name": str(folder / "rows.jsonl")}],
         "dedup": {"threshold": threshold},
     }
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    command = [
-        sys.executable,
-        "-m",
-        "impruver_compose",
-        "--config",
-        str(folder / "recipe.yaml"),
-        "--quiet",
-        "--overwrite",
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run_tool("impruver_compose", recipe, folder)
     return [json.loads(line) for line in (folder / "train.dropped.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -77,10 +54,9 @@ def similarities(tokenizer: str, rows: list[tuple[str, str]]) -> csr_matrix:
     from impruver_core import encode_chats
     from transformers import AutoTokenizer
 
-    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in rows]
     numbers: dict[tuple, int] = {}
     columns, ends = [], [0]
-    for row in encode_chats(AutoTokenizer.from_pretrained(tokenizer), chats):
+    for row in encode_chats(AutoTokenizer.from_pretrained(tokenizer), [chat(*row) for row in rows]):
         said = [token for _, start, end in row.texts for token in row.input_ids[start:end]]
         grams = {tuple(said[at : at + 5]) for at in range(max(1, len(said) - 4))}
         columns += [numbers.setdefault(gram, len(numbers)) for gram in grams]
@@ -124,7 +100,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9])
     args = parser.parse_args()
-    rows = questions(args.data)
+    rows = questions(sorted(args.data.glob("*.jsonl")))
     for threshold in args.threshold:
         judge(args.tokenizer, rows, threshold, f"threshold {threshold}, as it is")
         judge(args.tokenizer, with_copies(rows), threshold, f"threshold {threshold}, with copies")

@@ -4,7 +4,6 @@ Rows (instruction and output or response; default: the quickstart's) against one
 texts; and 200 turns against rendering and tokenizing them plainly. Each is the best of three.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from figures import record
 from impruver_core import Encoded, encode_chats
 from impruver_core.recipe.lookup import recipes_root
+from workload import chat, questions
 
 
 def best(work) -> float:
@@ -24,23 +24,14 @@ def best(work) -> float:
     return min(times)
 
 
-def chats(paths: list[Path]) -> list[list[dict]]:
-    """A question and its answer of each row."""
-    rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    asked = [
-        (f"{row['instruction']}\n{row.get('input') or ''}".strip(), row.get("output") or row["response"])
-        for row in rows
-    ]
-    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in asked]
-
-
 def main() -> None:
     """Prints both ratios."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
     backend = tokenizer.backend_tokenizer
-    rows = chats([Path(path) for path in sys.argv[2:]] or [recipes_root() / "quickstart/countries.jsonl"])
+    paths = [Path(path) for path in sys.argv[2:]] or [recipes_root() / "quickstart/countries.jsonl"]
+    rows = [chat(*each) for each in questions(paths)]
     long = [message for pair in (rows * 200)[:200] for message in pair]
     assert all(isinstance(row, Encoded) for row in encode_chats(tokenizer, rows))
 

@@ -38,6 +38,7 @@ LLAMA = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}  # of a backend
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MARKS = ["<|tool|>", "<think>", "</think>", "<call>", "</call>"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
@@ -96,3 +97,30 @@ def teach_chats(model, tokenizer, chats, steps=150, rate=3e-3):
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def backend_of(folder, adapter=None, **changes):
+    """transformers as the backend: a folder's model in fp32, with changes of its configuration, under an adapter."""
+    import torch
+    from impruver_chat.backends.transformers import Transformers, stops_of
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes)
+    model = PeftModel.from_pretrained(model, adapter) if adapter else model
+    return Transformers(model.eval(), tokenizer, stops_of(tokenizer, folder), OPTIONS)
+
+
+def ask(backend, asked, sampling=None, seed=0, room=40, emit=lambda _: None):
+    """A backend's answer to a text, messages or ids, greedily unless `sampling` says otherwise."""
+    from impruver_chat.backends import Prompt
+    from impruver_chat.sampling import GREEDY
+
+    asked = [user(asked)] if isinstance(asked, str) else asked
+    ids = backend.encode(asked) if isinstance(asked[0], dict) else asked
+    return backend.stream(Prompt(ids, room, seed), sampling or GREEDY, emit)

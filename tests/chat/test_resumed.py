@@ -40,6 +40,15 @@ def command(chat, recipe, write_jsonl, tmp_path):
     return run
 
 
+@pytest.fixture
+def stopped(command, asked):
+    """Two answers are there: the command was stopped at the third."""
+    asked.stop = KeyboardInterrupt
+    assert command()[0] == 130
+    asked.stop = None
+    asked.clear()
+
+
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (MemoryError, 2)])
 def test_it_goes_on_where_it_stopped(stop, code, command, asked, tmp_path):
     assert command()[0] == 0
@@ -71,30 +80,20 @@ def test_it_goes_on_where_it_stopped(stop, code, command, asked, tmp_path):
     ],
     ids=str,
 )
-def test_of_another_input_model_or_setting_nothing_is_taken_up(changed, command, asked):
-    asked.stop = KeyboardInterrupt
-    assert command()[0] == 130
-    asked.stop = None
-    asked.clear()
+def test_of_another_input_model_or_setting_nothing_is_taken_up(changed, command, asked, stopped):
     assert command(*changed.pop("flags", []), **changed)[0] == 0
     assert asked == [5]
 
 
-def test_other_fields_may_change(command, asked, tmp_path):
-    asked.stop = KeyboardInterrupt
-    assert command()[0] == 130
-    asked.stop = None
+def test_other_fields_may_change(command, asked, stopped, tmp_path):
     assert command("--batch_size", "2", rows=[{"prompt": word, "id": word} for word in WORDS])[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == WORDS
-    assert asked == [5, 3]
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("cut", [b'{"place": 3, "te', b"{}\n", b"\xff\n", b'{"place":99,"text":"x","ended":true}\n'])
-def test_a_journal_that_is_torn_does_no_harm(cut, command, asked, tmp_path, tiny):
-    asked.stop = KeyboardInterrupt
-    assert command()[0] == 130
-    asked.stop = None
+def test_a_journal_that_is_torn_does_no_harm(cut, command, stopped, tmp_path, tiny):
     with (tmp_path / "out/.a.jsonl.partial").open("ab") as file:
         file.write(cut)
     code, _, err = command()

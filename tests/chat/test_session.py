@@ -51,11 +51,14 @@ def test_what_is_taken_back_leaves_a_conversation_that_can_go_on():
         session.prompt(encode, None, 10)
         session.answer(ANSWER)
     assert session.forgotten == 2
-    assert session.take_answer()
-    assert not session.take_answer()
+    session.take_answer()
+    with pytest.raises(NoAnswer, match="no answer yet"):
+        session.take_answer()
     assert session.take_back() == "two"
     assert (len(session.messages), session.forgotten) == (2, 0)
-    assert (session.take_back(), session.take_back()) == ("one", None)
+    assert session.take_back() == "one"
+    with pytest.raises(NoAnswer, match="nothing was said yet"):
+        session.take_back()
 
 
 def test_each_call_gets_its_response():

@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
+from chat_models import backend_of, user
 from impruver_chat.backends import Prompt, together
-from impruver_chat.backends.choosing import choose, penalised
-from impruver_chat.backends.transformers import Transformers, stops_of
+from impruver_chat.backends.choosing import choose
 from impruver_chat.sampling import GREEDY, Sampling
 
 WAYS = {
@@ -20,12 +20,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def babbler(models):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(models / "babbler")
-    model = AutoModelForCausalLM.from_pretrained(models / "babbler", dtype=torch.float32).eval()
-    options = {"add_bos": True, "chat_template_kwargs": {}}
-    return Transformers(model, tokenizer, stops_of(tokenizer, models / "babbler"), options)
+    return backend_of(models / "babbler")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def prompts(babbler):
     """64 prompts of 3 to 90 tokens, answers of 1 to 12."""
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcdefghij klm", k=chance.randint(1, 80))) for _ in range(64)]
-    ids = [babbler.encode([{"role": "user", "content": text}]) for text in texts]
+    ids = [babbler.encode([user(text)]) for text in texts]
     return [Prompt(each, chance.randint(1, 12), 42 + place) for place, each in enumerate(ids)]
 
 
@@ -93,22 +88,12 @@ def test_tokens_come_as_often_as_transformers_would_draw_them(way):
     assert sure.double().mean() > 0.9
 
 
-def test_the_penalty_is_transformers_own():
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor([[1, 2, 3], [4, 4, 4], [49, 0, 49]])
-    wanted = RepetitionPenaltyLogitsProcessor(1.3)(tokens, scores.clone())
-    assert torch.equal(penalised(scores, tokens, 1.3), wanted)
-
-
 def test_batches_are_of_one_length_and_of_what_memory_holds(prompts):
-    rows = [together.Row(place, prompt, None, None) for place, prompt in enumerate(prompts)]
-    parted = together.batches(rows, 10)
-    lengths = [len(row.prompt.ids) for batch in parted for row in batch]
+    parted = together.batches(list(enumerate(prompts)), 10)
+    lengths = [len(prompt.ids) for batch in parted for _, prompt in batch]
     assert lengths == sorted(lengths, reverse=True)
     assert [len(batch) for batch in parted] == [10] * 6 + [4]
-    long = [together.Row(place, Prompt([1] * 3000, 1096, 0), None, None) for place in range(20)]
+    long = [(place, Prompt([1] * 3000, 1096, 0)) for place in range(20)]
     assert [len(batch) for batch in together.batches(long, 16)] == [8, 8, 4]
 
 

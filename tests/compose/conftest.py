@@ -14,6 +14,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+BARE = CHATML.replace("<|im_end|>\n", "")  # no token ends a turn
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 WORDS = [
     "river",
@@ -120,6 +121,7 @@ def files(tmp_path):
     return SimpleNamespace(
         chat=chat,
         chatml=CHATML,
+        bare=BARE,
         read=read_jsonl,
         rendered=rendered,
         unlike=unlike,

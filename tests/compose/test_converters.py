@@ -215,8 +215,7 @@ def test_mapping_and_converter_must_fit(case, refused, files):
     files.write("data.jsonl", [{"q": "hi", "answer": "yo"}])
     message = refused(data=section)
     assert "recipe.yaml:1: datasets.0" in message
-    for part in told:
-        assert part in message
+    assert all(part in message for part in told), message
 
 
 OWN = """

@@ -17,7 +17,7 @@ def test_signatures_are_datasketchs(num_perm):
     from datasketch import MinHash
 
     texts = [ids(count, count) for count in (5, 1, 40, 4, 5, 3000, 6, 2)]
-    ours = signatures(*shingles_of_all(texts), num_perm)
+    ours = signatures(texts, num_perm)
     assert ours.dtype == np.uint32
     for text, own in zip(texts, ours, strict=True):
         theirs = MinHash(num_perm, hashfunc=int, scheme="affine32")
@@ -41,7 +41,7 @@ def test_datasketchs_own_default_gives_the_same_signatures():
     theirs = MinHash(128, hashfunc=int)
     for hash_ in shingles(text).astype(np.uint32):
         theirs.update(int(hash_))
-    assert np.array_equal(signatures(*shingles_of_all([text]), 128)[0], theirs.hashvalues)
+    assert np.array_equal(signatures([text], 128)[0], theirs.hashvalues)
 
 
 @pytest.mark.parametrize(("threshold", "num_perm"), [(0.8, 128), (0.5, 128), (0.9, 64), (0.95, 16), (0.7, 200)])
@@ -70,7 +70,7 @@ def test_candidates_are_those_of_minhashlsh():
         row[:changed] = ids(120, changed + 1)[:changed]
         rows.append(row)
     count, width = bands(0.8, 128)
-    found = signatures(*shingles_of_all(rows), 128)
+    found = signatures(rows, 128)
     index = MinHashLSH(num_perm=128, params=(count, width))
     for number, row in enumerate(rows):
         theirs = MinHash(128, hashfunc=int)

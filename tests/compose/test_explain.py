@@ -62,8 +62,7 @@ FATES = {
 @pytest.mark.parametrize("place", FATES)
 def test_what_became_of_a_row(place, past, explained):
     out = explained(place, **past)
-    for part in FATES[place]:
-        assert part in out
+    assert all(part in out for part in FATES[place]), out
 
 
 def test_every_part_of_a_row(past, explained):

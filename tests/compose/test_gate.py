@@ -2,8 +2,6 @@
 
 import pytest
 
-BARE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}"
-BARE += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 THINKS = (  # as the prompt of models that always think: no answer of the data begins so
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -116,11 +114,10 @@ ENDS = {
 @pytest.mark.parametrize("case", ENDS)
 def test_a_template_without_an_end_of_turn(case, gate, files):
     rows, keys, ended, told = ENDS[case]
-    done, entry = gate(rows(files), BARE, **keys)
+    done, entry = gate(rows(files), files.bare, **keys)
     assert entry["ended"] == ended
     (warning,) = entry["warnings"]
-    for part in told:
-        assert part in warning
+    assert all(part in warning for part in told), warning
     assert ("won't learn to stop" in warning) == (ended == 0)
     assert f"warning: data set 0 (data.jsonl): {warning}" in done.err
 
@@ -131,10 +128,10 @@ def test_a_tokenizer_without_eos(gate, files, tokenizer_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "endless")
-    _, entry = gate(files.unlike(3), BARE, tokenizer={"name": "endless"})
+    _, entry = gate(files.unlike(3), files.bare, tokenizer={"name": "endless"})
     (warning,) = entry["warnings"]
-    for part in ("0 of 3", NO_END, "the tokenizer has no EOS", "won't learn to stop"):
-        assert part in warning
+    told = ("0 of 3", NO_END, "the tokenizer has no EOS", "won't learn to stop")
+    assert all(part in warning for part in told), warning
 
 
 def test_documents_that_are_cut_or_have_no_eos(gate):

@@ -35,8 +35,7 @@ def test_recipes(case, refused, files):
     keys, told = RECIPES[case]
     files.write("data.jsonl", [CONVERSATION])
     message = refused(**keys)
-    for part in told:
-        assert part in message, message
+    assert all(part in message for part in told), message
 
 
 def test_neither_template_nor_ends(refused, files, tmp_path):
@@ -48,8 +47,8 @@ def test_neither_template_nor_ends(refused, files, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "bare")
     files.write("data.jsonl", [CONVERSATION])
     message = refused(tokenizer={"name": "bare"})
-    for part in ("chat template", "bos_token", "eos_token", "tokenizer.special_tokens"):
-        assert part in message
+    told = ("chat template", "bos_token", "eos_token", "tokenizer.special_tokens")
+    assert all(part in message for part in told), message
 
 
 def test_no_usable_rows_are_told_by_reason_with_the_first_of_each(refused, files, tmp_path):

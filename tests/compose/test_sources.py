@@ -246,8 +246,7 @@ def test_what_can_not_be_read(case, refused, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     message = refused(data=name)
-    for part in told:
-        assert part in message, message
+    assert all(part in message for part in told), message
 
 
 def test_folders_without_data_and_of_mixed_kinds(refused, files, tmp_path):

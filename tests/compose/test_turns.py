@@ -6,10 +6,6 @@ from collections import Counter
 import pytest
 from impruver_core import encode_chat
 
-WITHOUT_END = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 STRIPS = (  # of earlier turns the thought goes, so a leading part may be longer than it is within the whole
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set text = m['content'] %}"
     "{% if m['role'] == 'assistant' and not loop.last %}{% set text = text.split('</think>')[-1] %}{% endif %}"
@@ -82,7 +78,7 @@ def templated(tokenizer_dir):
 def test_lines_are_leading_parts_of_which_the_last_turn_is_learned(
     turns, template, rows, composed, files, templated, learned
 ):
-    text = {"chatml": files.chatml, "without an end": WITHOUT_END, "strips": STRIPS}[template]
+    text = {"chatml": files.chatml, "without an end": files.bare, "strips": STRIPS}[template]
     files.write("data.jsonl", rows)
     done = composed(data={"turns": turns}, tokenizer={"chat_template": text})
     wanted = [line for row in rows for line in expected(templated(text), row["messages"], turns)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impruver_core.cli.console import progress, silence, warn
-from impruver_core.files.jsonl import dumps
+from impruver_core.files import jsonl
 from impruver_core.files.safe import staged, synced
 
 from impruver_chat.backends import Answer, Backend, Prompt
@@ -114,8 +114,7 @@ def write_rows(output: Path, rows: Iterable[dict]) -> Path:
     path = staged(output)
     try:
         with synced(path) as file:
-            for row in rows:
-                file.write(dumps(row) + "\n")
+            jsonl.write_rows(file, rows)
     except BaseException:
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -127,7 +126,7 @@ def print_rows(rows: Iterable[dict]) -> None:
     """Each row on stdout as soon as it is answered; a reader that leaves ends the work."""
     try:
         for row in rows:
-            sys.stdout.buffer.write(dumps(row).encode() + b"\n")
+            sys.stdout.buffer.write(jsonl.dumps(row).encode() + b"\n")
             sys.stdout.buffer.flush()
     except BrokenPipeError:
         silence(sys.stdout)

@@ -38,7 +38,7 @@ def chat(recipe: Recipe, gguf: str | None, files: Files | None, dry_run: bool, p
     backend = load()
     if files is None:
         session = Session(recipe.chat.system_prompt, recipe.chat.history_limit)
-        terminal.converse(session, backend, chosen, recipe.seed, plain=plain, compare=compare)
+        terminal.converse(session, backend, chosen, recipe.seed, plain, compare)
         return
     model = [asdict(recipe.model), *map(state_of, parts)]
     answer_files(files, questions, backend, chosen, recipe, model)

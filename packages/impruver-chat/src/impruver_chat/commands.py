@@ -7,7 +7,6 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import dumps
 
 from impruver_chat.sampling import changed, described, near, value_of
-from impruver_chat.session import NoAnswer
 from impruver_chat.talk import Command, Talk, answer
 
 NONE = "-"  # as the text of /system
@@ -32,8 +31,8 @@ def run(talk: Talk, name: str, rest: str) -> None:
 
 def help_(talk: Talk, rest: str) -> None:
     """Lists the commands and keys."""
-    width = max(map(len, USAGE.values()))
-    lines = [f"{usage:{width}}  {COMMANDS[name].__doc__}" for name, usage in USAGE.items()]
+    width = max(map(len, USAGES))
+    lines = [f"{usage:{width}}  {command.__doc__}" for usage, command in USAGES.items()]
     lines += ["A new line in a question: Alt+Enter (Esc, then Enter), or \\ and then Enter."]
     lines += ["Ctrl+C stops an answer; at the prompt it leaves, as Ctrl+D does."]
     tell("\n".join(lines))
@@ -54,17 +53,13 @@ def system(talk: Talk, rest: str) -> None:
 
 def retry(talk: Talk, rest: str) -> None:
     """Asks the last question again, with other draws."""
-    if not talk.session.take_answer():
-        raise NoAnswer("no answer yet")
+    talk.session.take_answer()
     answer(talk)
 
 
 def undo(talk: Talk, rest: str) -> None:
     """Takes the last question and its answer back."""
-    question = talk.session.take_back()
-    if question is None:
-        raise NoAnswer("nothing was said yet")
-    tell(f"taken back: {question}")
+    tell(f"taken back: {talk.session.take_back()}")
 
 
 def set_(talk: Talk, rest: str) -> None:
@@ -121,21 +116,16 @@ def quit_(talk: Talk, rest: str) -> None:
     raise Leave
 
 
-COMMANDS: dict[str, Command] = {
+USAGES: dict[str, Command] = {
     "/help": help_,
     "/reset": reset,
-    "/system": system,
+    "/system [TEXT]": system,
     "/retry": retry,
     "/undo": undo,
-    "/set": set_,
-    "/save": save,
+    "/set [NAME VALUE]": set_,
+    "/save FILE": save,
     "/compare": compare,
-    "/result": result,
+    "/result TEXT": result,
     "/quit": quit_,
 }
-USAGE = {name: name for name in COMMANDS} | {
-    "/system": "/system [TEXT]",
-    "/set": "/set [NAME VALUE]",
-    "/save": "/save FILE",
-    "/result": "/result TEXT",
-}
+COMMANDS = {usage.split()[0]: command for usage, command in USAGES.items()}

@@ -40,10 +40,10 @@ def state_of(path: Path) -> list:
 
 def check_ours(journal: Path) -> None:
     """ImpruverError for a file of somebody else under the journal's name."""
-    if not journal.is_file() or not journal.stat().st_size:
-        return
-    with journal.open("rb") as file:
-        if not file.read(len(HEAD)) == HEAD:
+    if journal.is_file():
+        with journal.open("rb") as file:
+            begins = file.read(len(HEAD))
+        if begins not in (b"", HEAD):
             raise ImpruverError(f"{journal} is no file of ours, and its name is wanted; move it, or use --overwrite")
 
 

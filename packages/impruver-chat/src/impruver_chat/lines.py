@@ -131,8 +131,8 @@ def history() -> Any:
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
     except ImpruverError as error:  # no home
         warn(f"{error}: questions are not kept for the next session")
-        return InMemoryHistory()
     except OSError as error:
         warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
-        return InMemoryHistory()
-    return Kept(str(path))
+    else:
+        return Kept(str(path))
+    return InMemoryHistory()

@@ -1,17 +1,16 @@
 """Questions in JSONL: what each row asks, or why it can't be asked."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError, RefusedError
-from impruver_core.files.jsonl import BLANKS, numbered_rows
+from impruver_core.files.jsonl import BLANKS, dumps, numbered_rows
 
 from impruver_chat.backends import Backend, Prompt
 from impruver_chat.sampling import Sampling
-from impruver_chat.session import ANSWERS, RESPONSES, NoAnswer, room_for, with_system, within
+from impruver_chat.session import ANSWERS, RESPONSES, NoAnswer, room_for, with_system
 
 STDIN = Path("/dev/stdin")
 SPOKEN = ("system", "developer", "user", "assistant")
@@ -35,7 +34,7 @@ def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
     opened = sys.stdin.buffer if path == STDIN else None  # its beginning was looked at
     for line, row in numbered_rows(path, opened):
         try:
-            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            dumps(row).encode()
         except UnicodeEncodeError:
             raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
         except ValueError:
@@ -112,7 +111,7 @@ def _encoded(question: Question, backend: Backend, sampling: Sampling, seed: int
         return question
     try:
         ids = backend.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
-        within(ids, backend.context)
+        room = room_for(ids, backend.context, sampling.max_new_tokens)
     except (RefusedError, NoAnswer) as error:
         return Question(question.line, row, [], fault=str(error))
-    return Prompt(ids, room_for(ids, backend.context, sampling.max_new_tokens), seed)
+    return Prompt(ids, room, seed)

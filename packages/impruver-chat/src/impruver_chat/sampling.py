@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from impruver_core.cli.flags import boolean
 from impruver_core.errors import ImpruverError
@@ -13,9 +13,7 @@ from impruver_core.errors import ImpruverError
 from impruver_chat.saved import read_json
 from impruver_chat.sections import ChatSection, out_of_range
 
-NAMES = ("max_new_tokens", "repetition_penalty", "do_sample", "temperature", "top_p", "top_k")
 ASK_FOR_SAMPLING = ("temperature", "top_p", "top_k")
-TYPES = {"max_new_tokens": int, "top_k": int, "do_sample": bool, "history_limit": int}  # the others are float
 SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -31,6 +29,8 @@ class Sampling:
     top_k: int = 40
 
 
+NAMES = tuple(get_type_hints(Sampling))
+TYPES = get_type_hints(Sampling) | {"history_limit": int}
 GREEDY = replace(Sampling(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
 
 
@@ -60,7 +60,7 @@ def _with(sampling: Sampling, given: dict[str, Any]) -> Sampling:
 
 def value_of(name: str, text: str) -> Any:
     """What a text says that `name` is to be; ImpruverError where it can't be."""
-    wanted = TYPES.get(name, float)
+    wanted = TYPES[name]
     try:
         value = boolean(text) if wanted is bool else wanted(text)
     except (ValueError, ArgumentTypeError):
@@ -89,9 +89,9 @@ def _of_model(path: Path) -> dict[str, Any]:
     values = read_json(path)
     given = {name: values[name] for name in NAMES if values.get(name) is not None}
     for name, value in given.items():
-        wanted = TYPES.get(name, float)
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
+        if type(value) is not TYPES[name] and not (TYPES[name] is float and type(value) is int):
             raise ImpruverError(f"{path}: {name} is {value!r}")
+        given[name] = TYPES[name](value)  # transformers takes no whole number for a float
     for name, fault in out_of_range(given).items():
         raise ImpruverError(f"{path}: {name} {fault}")
     return given

@@ -19,11 +19,14 @@ class NoAnswer(ImpruverError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt's ids, and how many messages it forgets from now on: by the history limit, by the full context."""
+    """A prompt's ids, the tokens that the answer may have, and how many messages it forgets from now on: by the
+    history limit, by the full context.
+    """
 
     ids: list[int]
-    by_limit: int = 0
-    by_context: int = 0
+    room: int
+    by_limit: int
+    by_context: int
 
 
 @dataclass
@@ -65,24 +68,25 @@ class Session:
             wanted = [{"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in calls]
         return wanted[responses:]
 
-    def take_back(self) -> str | None:
-        """Removes the last question and all that came of it; the question, None where there is none."""
+    def take_back(self) -> str:
+        """Removes the last question and all that came of it; the question. NoAnswer where there is none."""
         if not self.messages:
-            return None
+            raise NoAnswer("nothing was said yet")
         turn = turns(self.messages)[-1]
-        self._cut(len(turn))
+        self.take_last(len(turn))
         return turn[0]["content"]
 
-    def take_answer(self) -> bool:
-        """Removes the last answer, so that it can be asked for again; False where there is none."""
+    def take_answer(self) -> None:
+        """Removes the last answer, so that it can be asked for again. NoAnswer where there is none."""
         if not self.messages or self.messages[-1]["role"] not in ANSWERS:
-            return False
-        self._cut(1)
-        return True
+            raise NoAnswer("no answer yet")
+        self.take_last()
 
-    def take_last(self) -> None:
-        """Removes a question or response that got no answer."""
-        self._cut(1)
+    def take_last(self, count: int = 1) -> None:
+        """Removes the last messages: a question or response that got no answer."""
+        self.messages = self.messages[: len(self.messages) - count]
+        if self.forgotten >= len(self.messages):  # what is left would say nothing: all of it counts again
+            self.forgotten = 0
 
     def reset(self) -> None:
         """Forgets all but the system prompt."""
@@ -93,17 +97,13 @@ class Session:
         return with_system(self.system_prompt) + self.messages
 
     def prompt(self, encode: Encode, context: int | None, room: int) -> Asked:
-        """What the model is given; see `fit`."""
+        """What the model is given; NoAnswer where that leaves no room for an answer. See `fit`."""
         there = self.messages[self.forgotten :]
         limited = last_turns(there, self.history_limit)
         ids, kept = fit(limited, with_system(self.system_prompt), encode, context, room)
+        room = room_for(ids, context, room)
         self.forgotten = len(self.messages) - len(kept)
-        return Asked(ids, len(there) - len(limited), len(limited) - len(kept))
-
-    def _cut(self, count: int) -> None:
-        self.messages = self.messages[: len(self.messages) - count]
-        if self.forgotten >= len(self.messages):  # what is left would say nothing: all of it counts again
-            self.forgotten = 0
+        return Asked(ids, room, len(there) - len(limited), len(limited) - len(kept))
 
 
 def with_system(system_prompt: str | None) -> list[dict]:
@@ -136,26 +136,21 @@ def fit(
 ) -> tuple[list[int], list[dict]]:
     """(ids, messages) of the longest run of last turns that leaves `room` tokens of the context for the answer.
 
-    The last turn alone may leave less room; NoAnswer where it leaves none.
+    The last turn alone may leave less room.
     """
     parted = turns(messages)
     for first in range(len(parted)):
         kept = [message for turn in parted[first:] for message in turn]
         ids = encode(system + kept)
         if ids and (context is None or len(ids) + room <= context):
-            return ids, kept
-    return within(ids, context), kept
+            break
+    return ids, kept
 
 
-def within(ids: list[int], context: int | None) -> list[int]:
-    """`ids` if there are any and the context has room for an answer behind them, else NoAnswer."""
+def room_for(ids: list[int], context: int | None, wanted: int) -> int:
+    """How many tokens the answer may have; NoAnswer where there are no `ids`, or the context has no more room."""
     if not ids:
         raise NoAnswer("the chat template makes an empty prompt of it")
     if context is not None and len(ids) >= context:
         raise NoAnswer(f"the prompt takes {len(ids):,} tokens, and the model's context is {context:,}")
-    return ids
-
-
-def room_for(ids: list[int], context: int | None, wanted: int) -> int:
-    """How many tokens the answer may have."""
     return wanted if context is None else min(wanted, context - len(ids))

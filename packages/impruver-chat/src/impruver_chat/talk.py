@@ -12,7 +12,7 @@ from impruver_chat.calls import described
 from impruver_chat.interrupts import uninterrupted
 from impruver_chat.sampling import Sampling
 from impruver_chat.screen import Page, Plain
-from impruver_chat.session import Asked, NoAnswer, Session, room_for
+from impruver_chat.session import Asked, NoAnswer, Session
 from impruver_chat.speech import Speech, calls_of
 
 
@@ -41,12 +41,9 @@ def answer(talk: Talk) -> None:
     """Has the model answer what was said; the answer is shown as it comes, and becomes part of the session."""
     session = talk.session
     prompt = prompt_of(talk)
-    if prompt is None:
-        session.take_last()
-        return
-    if talk.compare:
+    if prompt and talk.compare:
         tell("with the adapter:")
-    message, stopped = shown(talk, prompt)
+    message, stopped = shown(talk, prompt) if prompt else (None, False)
     if message is None:
         session.take_last()
         return
@@ -71,10 +68,9 @@ def prompt_of(talk: Talk) -> Prompt | None:
         warn(f"not asked: {str(error) or 'stopped'}")
         return None
     tell_trimmed(asked, session, backend.context)
-    room = room_for(asked.ids, backend.context, wanted)
-    if room < wanted:
-        say(f"note: the context leaves {room} tokens for the answer")
-    return Prompt(asked.ids, room, seed)
+    if asked.room < wanted:
+        say(f"note: the context leaves {asked.room} tokens for the answer")
+    return Prompt(asked.ids, asked.room, seed)
 
 
 def shown(talk: Talk, prompt: Prompt) -> tuple[dict | None, bool]:

@@ -18,9 +18,7 @@ from impruver_chat.talk import Talk, ask
 COMMAND = re.compile(r"(/[A-Za-z_]+(?!\S)|/[/\s]*\Z)(.*)", re.DOTALL)  # neither a path nor a line of code
 
 
-def converse(
-    session: Session, backend: Backend, sampling: Sampling, seed: int, *, plain: bool = False, compare: bool = False
-) -> None:
+def converse(session: Session, backend: Backend, sampling: Sampling, seed: int, plain: bool, compare: bool) -> None:
     """Asks and answers until the input ends or Ctrl+C comes at the prompt; Ctrl+C while it answers stops the answer."""
     say("Ctrl+D leaves, /help lists the commands")
     if isinstance(sys.stdout, TextIOWrapper):

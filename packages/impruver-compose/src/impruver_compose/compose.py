@@ -36,12 +36,12 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     tokenizer, limit = _tokenizer(recipe)
     jobs, inputs = open_jobs(recipe, tokenizer, limit, [*paths.outputs(), paths.manifest])
     if dry_run:
-        gate.estimate(jobs, probe(jobs))
+        gate.estimate(jobs, [probe(job) for job in jobs])
         return
     told = fingerprint(tokenizer)
     entries = [cache.entry_of(job, told) for job in jobs]
     jobs = [dataclasses.replace(job, day=cache.day_of(job, entry)) for job, entry in zip(jobs, entries, strict=True)]
-    seen = probe(jobs)
+    seen = [probe(job) for job in jobs]
     encode_missing(jobs, entries, num_proc)
     corpus, ledger = Corpus([job.name for job in jobs], [entry.shards() for entry in entries]), Ledger()
     counts = [tally.count_encoded(job, entry, ledger) for job, entry in zip(jobs, entries, strict=True)]

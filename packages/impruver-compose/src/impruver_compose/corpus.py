@@ -5,9 +5,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from pyarrow.compute import binary_length
 
 from impruver_compose.ledger import Origin
-from impruver_compose.shards import Opened, offsets
+from impruver_compose.shards import Opened
 
 CONVERSATION = ("row", "part", "exact", "prompt")  # columns with a value a conversation,
 LINE = ("tokens", "learned", "ended")  # and a line
@@ -79,6 +80,6 @@ def _read(shard: Opened) -> dict[str, np.ndarray]:
     return columns | {
         "lines": shard.sizes("content"),
         "said": shard.sizes("said"),
-        "content": np.diff(offsets(shard.of_lines("content"))),
-        "extra": np.diff(offsets(shard.of_lines("extra"))),
+        "content": binary_length(shard.of_lines("content")).to_numpy(),
+        "extra": binary_length(shard.of_lines("extra")).to_numpy(),
     }

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
+from os.path import commonprefix
 
 WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
 MOST = 5000  # words that are compared one by one, between the ends that are the same
@@ -13,9 +14,8 @@ Span = tuple[str, str]
 def pieces(left: str, right: str) -> Iterator[Span]:
     """Both texts in pieces, equal ones and unlike ones."""
     one, other = WORD.findall(left), WORD.findall(right)
-    size = min(len(one), len(other))
-    head = next((at for at in range(size) if one[at] != other[at]), size)
-    tail = next((at for at in range(size - head) if one[-1 - at] != other[-1 - at]), size - head)
+    head = len(commonprefix([one, other]))  # noqa: RUF071 (no paths)
+    tail = len(commonprefix([one[head:][::-1], other[head:][::-1]]))  # noqa: RUF071
     ends = len(one) - tail, len(other) - tail
     yield "".join(one[:head]), "".join(other[:head])
     unlike, apart = one[head : ends[0]], other[head : ends[1]]

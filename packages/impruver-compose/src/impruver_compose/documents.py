@@ -7,8 +7,7 @@ from impruver_core.files.jsonl import dumps
 from impruver_core.templating.mask import UNLEARNED, Encoded, Refused
 
 from impruver_compose.jobs import Job
-from impruver_compose.lines import digest, line_of
-from impruver_compose.shards import Kept
+from impruver_compose.shards import Kept, digest, line_of
 
 
 def document(job: Job, row: int, at: int, text: str, encoding) -> Kept | Refused:

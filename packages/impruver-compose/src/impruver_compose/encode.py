@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from impruver_core.errors import RefusedError
@@ -12,9 +13,8 @@ from impruver_core.templating.tokenizer import plain_encoding
 from impruver_compose.convert import Conversation, convert
 from impruver_compose.documents import document
 from impruver_compose.jobs import Job
-from impruver_compose.lines import digest, learned, line_of
-from impruver_compose.minhash import signatures_of
-from impruver_compose.shards import Dropped, Kept, Shard
+from impruver_compose.minhash import signatures
+from impruver_compose.shards import Dropped, Kept, Shard, digest, learned, line_of
 from impruver_compose.unfold import fitting, parts, shortened
 
 BATCH = 500  # rows in memory at once,
@@ -30,7 +30,7 @@ def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
         for conversations in _batches(_converted(job, first, min(first + BATCH, stop), shard)):
             before = len(shard.kept)
             _encode(job, conversations, shard)
-            found.append(signatures_of([kept.said for kept in shard.kept[before:]], job.num_perm))
+            found.append(signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
     return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
 
 
@@ -43,7 +43,7 @@ def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[Placed]:
     """The conversations of rows start..stop."""
     found = []
     for number, row in enumerate(job.rows.batch(start, stop), start):
-        shard.rows += 1
+        shard.counts["rows"] += 1
         try:
             conversations = list(convert(row, job.converter, job.mapping))
             if not conversations:
@@ -51,8 +51,7 @@ def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[Placed]:
         except RefusedError as error:
             shard.dropped.append(Dropped(number, None, error.reason, error.detail))
             continue
-        shard.converted += 1
-        shard.conversations += len(conversations)
+        shard.counts.update(converted=1, conversations=len(conversations))
         found += [(number, at, conversation) for at, conversation in enumerate(conversations)]
     return found
 
@@ -84,6 +83,7 @@ def _encode(job: Job, conversations: list[Placed], shard: Shard) -> None:
             shard.dropped.append(Dropped(row, at, kept.reason, kept.detail))
             continue
         shard.kept.append(kept)
+        shard.counts["trimmed"] += kept.trimmed
 
 
 def encode_all(job: Job, chats: Sequence[Conversation], messages: list[list[dict]]) -> list[Encoded | Refused]:
@@ -114,7 +114,9 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
     if not lines or not learned(whole.labels):
         roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
         return Refused("nothing_to_learn", f"no assistant's turn is learned (roles: {roles})")
-    fit = fitting(lines, job.limit, (lambda: _shorter(job, chat, whole)) if job.trim else None)
+    encode = partial(encode_all, job, [chat])
+    shorter = partial(shortened, chat.messages, whole, encode, job.turns, job.limit) if job.trim else None
+    fit = fitting(lines, job.limit, shorter)
     if isinstance(fit, Refused):
         return fit
     last = max((n for n, m in enumerate(chat.messages) if m["role"] in ("assistant", "function_call")), default=0)
@@ -132,10 +134,6 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
         prompt_digest,
         trimmed=fit[-1][0] < lines[-1][0],
     )
-
-
-def _shorter(job: Job, chat: Conversation, whole: Encoded) -> list[tuple[int, Encoded]]:
-    return shortened(chat.messages, whole, lambda several: encode_all(job, [chat], several), job.turns, job.limit)
 
 
 def _leading(chat: Conversation, count: int) -> bytes:

@@ -27,9 +27,8 @@ def samples(corpus: Corpus, jobs: Sequence[Job], train: np.ndarray) -> dict:
     for index in range(len(jobs)):
         own = train[of_all == index]
         short = own[corpus.tokens[own] <= LONG_SAMPLE]
-        taken += [(index, int(line)) for line in dict.fromkeys((short if len(short) else own)[: each * 2].tolist())][
-            :each
-        ]
+        first = dict.fromkeys((short if len(short) else own)[: each * 2].tolist())
+        taken += [(index, line) for line in [*first][:each]]
     return html.section(
         "Sample rows",
         "Learned text on green; the rest is read and not learned. Special tokens in violet.",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import itemgetter
 from typing import NamedTuple
 
 from impruver_core.cli.console import result, warn
@@ -16,10 +17,10 @@ from impruver_compose.convert import Conversation
 from impruver_compose.differences import pieces
 from impruver_compose.encode import converted
 from impruver_compose.jobs import Job
-from impruver_compose.marks import GREEN, RED, brackets, colour, in_colour, readable
+from impruver_compose.marks import GREEN, RED, mark, readable
 from impruver_compose.output import Paths
 
-PLACE = ("dataset_index", "row", "part")
+place_of = itemgetter("dataset_index", "row", "part")
 
 
 class Place(NamedTuple):
@@ -53,15 +54,14 @@ class Past:
             missing = paths.manifest if manifest is None else paths.ledger
             raise ImpruverError(f"{missing} is not there: run impruver-compose with this recipe first")
         try:
-            lines = {tuple(line[key] for key in PLACE): line for line in read_rows(paths.ledger)}
+            lines = {place_of(line): line for line in read_rows(paths.ledger)}
         except KeyError as error:
             raise ImpruverError(f"{paths.ledger}: not a ledger of impruver-compose: no {error}") from None
         return cls(manifest, lines)
 
     def repeats(self, place: tuple[int, int, int]) -> list[dict]:
         """The ledger's lines of what was dropped as a duplicate of this conversation."""
-        kept = ((line, line["kept"]) for line in self.ledger.values() if "kept" in line)
-        return [line for line, other in kept if tuple(other[key] for key in PLACE) == place]
+        return [line for line in self.ledger.values() if "kept" in line and place_of(line["kept"]) == place]
 
 
 def explain(jobs: Sequence[Job], inputs: list[dict], past: Past, place: Place) -> None:
@@ -98,12 +98,12 @@ def _tell(jobs: Sequence[Job], past: Past, place: tuple[int, int, int], own: Con
     elif line is None:
         result(f"{_named(jobs, place)}: kept")
         for other in past.repeats(place):
-            result(f"  {':'.join(str(other[key]) for key in PLACE)} repeats it, similarity {other['similarity']}")
+            result(f"  {':'.join(map(str, place_of(other)))} repeats it, similarity {other['similarity']}")
     elif "kept" not in line:
         detail = f": {line['detail']}" if line["detail"] else ""
         result(f"{_named(jobs, place)}: dropped, {line['reason']}{detail}")
     else:
-        kept = tuple(line["kept"][key] for key in PLACE)
+        kept = place_of(line["kept"])
         result(f"{_named(jobs, place)}: dropped, {line['reason']}, similarity {line['similarity']}")
         result(f"kept was {_named(jobs, kept)}")
         _compare(own, _conversation(jobs, kept))
@@ -127,16 +127,15 @@ def _compare(dropped: Conversation | None, kept: Conversation | None) -> None:
     if dropped is None or kept is None:
         result("  the data no longer holds both")
         return
-    coloured = in_colour()
-    less, more = (colour(RED), colour(GREEN)) if coloured else (brackets("[-", "-]"), brackets("{+", "+}"))
+    less, more = mark(RED, "[-", "-]"), mark(GREEN, "{+", "+}")
     for one, other in zip_longest(_said(dropped), _said(kept), fillvalue=("", "")):
         if one == other:
             result(f"{one[0]}, both:\n{_indented(readable(one[1]))}")
             continue
         found = list(pieces(readable(one[1]), readable(other[1])))
-        for name, role, mark, side in (("dropped", one[0], less, 0), ("kept", other[0], more, 1)):
+        for name, role, marked, side in (("dropped", one[0], less, 0), ("kept", other[0], more, 1)):
             texts = ((piece[side], piece[0] == piece[1]) for piece in found)
-            text = "".join(text if same or not text else mark(text) for text, same in texts)
+            text = "".join(text if same or not text else marked(text) for text, same in texts)
             result(f"{role or 'nothing'}, {name}:\n{_indented(text)}")
 
 

@@ -1,6 +1,7 @@
 """The gate: what of each data set is learned, whether the model learns to stop, and whether it is asked as trained."""
 
 from collections.abc import Sequence
+from os.path import commonprefix
 
 from impruver_core.cli.console import say, table, warn
 from impruver_core.templating.template import Templates
@@ -67,18 +68,11 @@ def _of_ends(job: Job, entry: dict, seen: Seen) -> str | None:
     reasons = ["the chat template has no end-of-turn token, a turn ends only by the next header"] if endless else []
     if entry["ended"] == entry["rows"]:
         return f"{reasons[0]}: EOS behind the last answer alone teaches the model to stop" if endless else None
-    reasons += [*seen.unended, *([_of_documents(job)] if seen.documents else [])]
+    cut = "of documents that are cut at max_tokens_count only the last piece has EOS"
+    reasons += [*seen.unended, *([job.no_eos or cut] if seen.documents else [])]
     hint = "; the model won't learn to stop" if not entry["ended"] else ""
     why = "; ".join(dict.fromkeys(reasons)) or "no end stands behind some answers"
     return f"the end of the last turn is learned in {entry['ended']} of {entry['rows']} rows: {why}{hint}"
-
-
-def _of_documents(job: Job) -> str:
-    if not job.options["add_eos"]:
-        return "add_global_eos is off"
-    if job.tokenizer.eos_token_id is None:
-        return "the tokenizer has no EOS"
-    return "of documents that are cut at max_tokens_count only the last piece has EOS"
 
 
 def _of_the_prompt(entry: dict) -> str | None:
@@ -104,8 +98,7 @@ def _of_reasoning(entry: dict) -> str | None:
 
 def _example(row: int, part: int, trained: str, prompt: str) -> dict:
     """Both texts around where they part."""
-    pairs = enumerate(zip(trained, prompt, strict=False))
-    border = next((at for at, (one, other) in pairs if one != other), min(len(trained), len(prompt)))
+    border = len(commonprefix([trained, prompt]))  # noqa: RUF071 (no paths)
     trained, prompt = (_cut(text, border) for text in (trained, prompt))
     return {"row": row, "part": part, "trained": trained, "prompt": prompt}
 

@@ -40,6 +40,13 @@ class Job:
         day = {TODAY: self.day} if self.day else {}
         return {**self.template_kwargs, **(chat.chat_template_kwargs or {}), **day}
 
+    @property
+    def no_eos(self) -> str | None:
+        """Why no EOS is put behind a row that no end-of-turn token ends; None where one is."""
+        if not self.options["add_eos"]:
+            return "add_global_eos is off"
+        return "the tokenizer has no EOS" if self.tokenizer.eos_token_id is None else None
+
 
 def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[Job], list[dict]]:
     """(jobs, inputs for the manifest): all data sets opened before any is worked on; none may hold what is `written`.

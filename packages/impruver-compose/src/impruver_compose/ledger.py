@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 from impruver_compose.shards import Opened, Shard
@@ -78,8 +79,7 @@ class Counts:
 
     def as_dict(self) -> dict:
         """For the manifest: the numbers."""
-        numbers = {name: value for name, value in vars(self).items() if name != "first"}
-        return numbers | {"rows_dropped": dict(self.rows_dropped), "dropped": dict(self.dropped)}
+        return {name: value for name, value in vars(self).items() if name != "first"}
 
 
 def _shortened(detail: str) -> str:
@@ -96,11 +96,9 @@ class Ledger:
     lines: list[dict] = field(default_factory=list)
 
     def drop(self, origin: Origin, reason: str, detail: str = "", **more) -> None:
-        """Notes one; `more` are `kept` (an Origin) and `similarity` of a duplicate."""
-        if "kept" in more:
-            more["kept"] = more["kept"]._asdict()
+        """Notes one; `more` are `kept` (an Origin as a dict) and `similarity` of a duplicate."""
         self.lines.append(origin._asdict() | {"reason": reason, "detail": detail} | more)
 
     def sorted_lines(self) -> list[dict]:
         """In the order of the data."""
-        return sorted(self.lines, key=lambda line: (line["dataset_index"], line["row"], line["part"]))
+        return sorted(self.lines, key=itemgetter("dataset_index", "row", "part"))

@@ -25,9 +25,8 @@ def _model_limit(section, recipe_dir: Path) -> int | None:
     config = section.config
     if section.name:
         config = _config_of(section.name, recipe_dir)
-    values = [config.get(name) for name in CONFIG_NAMES]
-    nested = config.get("text_config")
-    values += [nested.get(name) for name in CONFIG_NAMES] if isinstance(nested, dict) else []
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    values = [part.get(name) for part in parts for name in CONFIG_NAMES]
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 

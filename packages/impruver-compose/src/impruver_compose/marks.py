@@ -5,8 +5,6 @@ import re
 import sys
 from collections.abc import Callable
 
-Mark = Callable[[str], str]
-
 GREEN, RED, GREY = "32", "31", "90"
 BLANKS = re.compile(r"  +|^ | $", re.MULTILINE)  # those that would be overlooked
 
@@ -16,14 +14,11 @@ def in_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def colour(code: str) -> Mark:
-    """Colours a text, each of its lines by itself: a pager shows no colour across lines."""
+def mark(code: str, left: str = "", right: str = "") -> Callable[[str], str]:
+    """What colours a text, each of its lines by itself (a pager shows no colour across lines), or brackets it."""
+    if not in_colour():
+        return lambda text: f"{left}{text}{right}"
     return lambda text: "\n".join(f"\x1b[{code}m{line}\x1b[0m" if line else line for line in text.split("\n"))
-
-
-def brackets(left: str, right: str) -> Mark:
-    """Puts a text in brackets."""
-    return lambda text: f"{left}{text}{right}"
 
 
 def readable(text: str, reserved: str = "") -> str:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from impruver_compose.shingles import PRIME, mixed, shingles_of_all
+from impruver_compose.shingles import FMIX32, PRIME, mixed, shingles_of_all
 
 WEIGHTS = (0.05, 0.95)  # of false positives and negatives; every candidate is verified, so missed ones cost more
 
@@ -34,48 +34,29 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return index.b, index.r
 
 
-def signatures_of(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray:
-    """The MinHash signatures of token ids: uint32 of shape (texts, num_perm); of an empty text zeros."""
+def signatures(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray:
+    """The MinHashes of texts (uint32 ids) by the lower 32 bits of their shingles: uint32 of shape (texts, num_perm).
+
+    Equal to `MinHash(num_perm, hashfunc=int)` of datasketch, fed the same 32-bit hashes; of an empty text zeros.
+    """
     found = np.zeros((len(texts), num_perm), np.uint32)
     full = [at for at, ids in enumerate(texts) if len(ids)]
-    if full:
-        found[full] = signatures(*shingles_of_all([texts[at] for at in full]), num_perm)
-    return found
-
-
-def signatures(hashes: np.ndarray, starts: np.ndarray, num_perm: int) -> np.ndarray:
-    """The MinHashes of sets of 64-bit shingles by their lower 32 bits: uint32 of shape (sets, num_perm).
-
-    `hashes` has the sets one after another, `starts` where each begins; none is empty. Equal to
-    `MinHash(num_perm, hashfunc=int)` of datasketch, fed the same 32-bit hashes.
-    """
-    found = np.empty((len(starts), num_perm), np.uint32)
-    if not len(starts):
+    if not full:
         return found
-    scattered = _fmix32(hashes.astype(np.uint32))
+    hashes, starts = shingles_of_all([texts[at] for at in full])
+    scattered = mixed(hashes.astype(np.uint32), FMIX32)
     permuted = np.empty_like(scattered)
-    with np.errstate(over="ignore"):
-        for number, (a, b) in enumerate(zip(*permutations(num_perm), strict=True)):
-            np.multiply(scattered, a, out=permuted)
-            np.add(permuted, b, out=permuted)
-            found[:, number] = np.minimum.reduceat(permuted, starts)
+    for number, (a, b) in enumerate(zip(*permutations(num_perm), strict=True)):
+        np.multiply(scattered, a, out=permuted)
+        np.add(permuted, b, out=permuted)
+        found[full, number] = np.minimum.reduceat(permuted, starts)
     return found
-
-
-def _fmix32(hashes: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        hashes = hashes ^ (hashes >> np.uint32(16))
-        hashes = hashes * np.uint32(0x85EBCA6B)
-        hashes = hashes ^ (hashes >> np.uint32(13))
-        hashes = hashes * np.uint32(0xC2B2AE35)
-        return hashes ^ (hashes >> np.uint32(16))
 
 
 def band_keys(signatures: np.ndarray, count: int, width: int) -> np.ndarray:
     """uint64 of shape (rows, bands): equal where two signatures agree in the whole band, else all but never."""
     parts = signatures[:, : count * width].reshape(len(signatures), count, width)
     keys = np.full(parts.shape[:2], np.uint64(width))
-    with np.errstate(over="ignore"):
-        for at in range(width):
-            keys = mixed(keys * PRIME + parts[:, :, at])
+    for at in range(width):
+        keys = mixed(keys * PRIME + parts[:, :, at])
     return keys

@@ -26,7 +26,7 @@ def page(
     counts: Sequence[Counts],
     lines: Sequence[np.ndarray],
     duplicates: Sequence[Duplicate],
-    gate: Sequence[dict] = (),
+    gate: Sequence[dict],
 ) -> str:
     """HTML of the report; `lines`: numbers of the lines of train and val, `gate`: a record for each data set."""
     names = [f"{job.index} {PurePath(job.name).name}" for job in jobs]
@@ -36,7 +36,7 @@ def page(
         _datasets(names, jobs, counts),
         _lengths(corpus.tokens[written], jobs, counts),
         _dropped(names, jobs, counts, paths.ledger.name),
-        _gate(gate) if gate else None,
+        _gate(gate),
         samples(corpus, jobs, np.asarray(lines[0], np.int64)),
         closest_pairs(corpus, duplicates),
     ]

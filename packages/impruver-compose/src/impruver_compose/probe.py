@@ -1,7 +1,7 @@
 """What the template makes of each data set's first rows, and of built-in conversations, before any work on the rest."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from impruver_core.cli.console import warn
@@ -41,15 +41,11 @@ class Seen:
     unended: dict[str, None] = field(default_factory=dict)
 
 
-def probe(jobs: Sequence[Job]) -> list[Seen]:
-    """Renders the first rows of each data set; CheckFailed with the row where one has no exact mask.
+def probe(job: Job) -> Seen:
+    """Renders a data set's first rows; CheckFailed with the row where one has no exact mask.
 
     Or with what became of a built-in conversation, where neither one of these nor any row has one.
     """
-    return [_probe(job) for job in jobs]
-
-
-def _probe(job: Job) -> Seen:
     seen, templates, chats, tools = Seen(), Templates(job.tokenizer), 0, None
     for row, part, chat in _first(job):
         if chat.text is not None:
@@ -108,9 +104,7 @@ def _unended(job: Job, behind: list[dict]) -> str | None:
         return "the last answer has train: false"
     if behind:
         return "rows go on behind their last answer"
-    if not job.options["add_eos"]:
-        return "add_global_eos is off"
-    return "the tokenizer has no EOS" if job.tokenizer.eos_token_id is None else None
+    return job.no_eos
 
 
 def _require_a_mask(job: Job, templates: Templates) -> None:

@@ -4,16 +4,20 @@ It holds all that later steps need of its rows: the lines of train.jsonl, what t
 duplicates are judged by, and what was dropped.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow
 from impruver_core.files.safe import make_folder
+from impruver_core.templating.mask import UNLEARNED, Encoded
 
 ROWS = 1000  # of the data set, to a shard
 
@@ -25,7 +29,23 @@ class Line(NamedTuple):
     extra: bytes
     tokens: int
     learned: int
-    ended: bool  # the end of its last learned turn is learned
+    ended: int  # 1 where the end of its last learned turn is learned
+
+
+def line_of(encoded: Encoded, extra: bytes) -> Line:
+    """The line of an encoding; `extra` is the JSON of what it carries besides in val.jsonl."""
+    content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    return Line(content, extra, len(encoded.input_ids), learned(encoded.labels), int(encoded.ended))
+
+
+def learned(labels: list[int]) -> int:
+    """How many tokens are learned: the first has nothing to be told from."""
+    return len(labels) - labels.count(UNLEARNED) - (labels[:1] != [UNLEARNED])
+
+
+def digest(content: bytes | np.ndarray) -> bytes:
+    """16 bytes that tell a content from any other."""
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Kept(NamedTuple):
@@ -51,55 +71,39 @@ class Dropped(NamedTuple):
 
 @dataclass
 class Shard:
-    """What became of a stretch of rows."""
+    """What became of a stretch of rows: `counts` are of rows, converted, conversations and trimmed."""
 
-    rows: int = 0
-    converted: int = 0
-    conversations: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     kept: list[Kept] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many rows, and what became of them."""
-        counts = {name: getattr(self, name) for name in ("rows", "converted", "conversations")}
-        return counts | {"trimmed": sum(kept.trimmed for kept in self.kept)}
+
+OF_CONVERSATION = {
+    "row": pyarrow.int64(),
+    "part": pyarrow.int32(),
+    "exact": pyarrow.binary(16),
+    "prompt": pyarrow.binary(16),
+    "said": pyarrow.large_list(pyarrow.uint32()),
+}
+OF_LINE = {
+    "content": pyarrow.large_binary(),
+    "extra": pyarrow.large_binary(),
+    "tokens": pyarrow.int32(),
+    "learned": pyarrow.int32(),
+    "ended": pyarrow.int8(),
+}
 
 
 def write_shard(path: Path, shard: Shard, signatures: np.ndarray) -> None:
     """Writes a shard with the MinHash signatures of what it kept (uint32, a row each), then puts it at `path`."""
-    lines = [kept.lines for kept in shard.kept]
-    flat = [line for several in lines for line in several]
-    of_lines = _offsets(lines)
-    columns = {
-        "row": pyarrow.array([kept.row for kept in shard.kept], pyarrow.int64()),
-        "part": pyarrow.array([kept.part for kept in shard.kept], pyarrow.int32()),
-        "exact": pyarrow.array([kept.exact for kept in shard.kept], pyarrow.binary(16)),
-        "prompt": pyarrow.array([kept.prompt for kept in shard.kept], pyarrow.binary(16)),
-        "said": pyarrow.LargeListArray.from_arrays(
-            _offsets([kept.said for kept in shard.kept]),
-            np.concatenate([np.zeros(0, np.uint32), *(kept.said for kept in shard.kept)]),
-        ),
-        "signature": pyarrow.FixedSizeListArray.from_arrays(signatures.ravel(), signatures.shape[1]),
-    }
-    for name, kind in (("content", pyarrow.large_binary()), ("extra", pyarrow.large_binary())):
-        columns[name] = _listed(of_lines, [getattr(line, name) for line in flat], kind)
-    for name, kind in (("tokens", pyarrow.int32()), ("learned", pyarrow.int32()), ("ended", pyarrow.int8())):
-        columns[name] = _listed(of_lines, [int(getattr(line, name)) for line in flat], kind)
+    columns = {"signature": pyarrow.FixedSizeListArray.from_arrays(signatures.ravel(), signatures.shape[1])}
+    for name, kind in OF_CONVERSATION.items():
+        columns[name] = pyarrow.array([getattr(kept, name) for kept in shard.kept], kind)
+    for name, kind in OF_LINE.items():
+        values = [[getattr(line, name) for line in kept.lines] for kept in shard.kept]
+        columns[name] = pyarrow.array(values, pyarrow.large_list(kind))
     told = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
-    batch = pyarrow.record_batch(columns)
-    _write(path, batch.replace_schema_metadata(told))
-
-
-def _offsets(lists: Sequence) -> np.ndarray:
-    return np.cumsum([0, *map(len, lists)], dtype=np.int64)
-
-
-def _listed(offsets: np.ndarray, values: list, kind) -> pyarrow.Array:
-    return pyarrow.LargeListArray.from_arrays(offsets, pyarrow.array(values, kind))
-
-
-def _write(path: Path, batch: pyarrow.RecordBatch) -> None:
+    batch = pyarrow.record_batch(columns).replace_schema_metadata(told)
     make_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -145,16 +149,11 @@ class Opened:
         return self._batch.column("said")[at].values.to_numpy()
 
 
-def offsets(texts: pyarrow.LargeBinaryArray) -> np.ndarray:
-    """Where in its buffer each value begins, and where the last ends."""
-    start = texts.offset
-    return np.frombuffer(texts.buffers()[1], np.int64)[start : start + len(texts) + 1]
-
-
 def bytes_of(texts: pyarrow.LargeBinaryArray) -> Callable[[int], bytes]:
     """A function that gives a value by its number."""
-    buffer = texts.buffers()[2]
-    content, places = memoryview(buffer if buffer is not None else b""), offsets(texts).tolist()
+    _, offsets, buffer = texts.buffers()
+    content = memoryview(buffer if buffer is not None else b"")
+    places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
     return lambda number: bytes(content[places[number] : places[number + 1]])
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 N = 5
 PRIME = np.uint64(0x9E3779B97F4A7C15)
+FMIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))  # shifts and factors of MurmurHash3
+FMIX64 = ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53))
 
 
 def shingles(ids: np.ndarray) -> np.ndarray:
@@ -42,19 +44,16 @@ def _grams(ids: np.ndarray, width: int) -> np.ndarray:
     """uint64 hashes of each `width` neighbours."""
     ids = ids.astype(np.uint64) + np.uint64(1)
     hashes = np.full(len(ids) - width + 1, np.uint64(width))
-    with np.errstate(over="ignore"):
-        for offset in range(width):
-            hashes = mixed(hashes * PRIME + ids[offset : offset + len(hashes)])
+    for offset in range(width):
+        hashes = mixed(hashes * PRIME + ids[offset : offset + len(hashes)])
     return hashes
 
 
-def mixed(hashes: np.ndarray) -> np.ndarray:
-    """MurmurHash3's 64-bit finalizer: a bijection that lets every bit count in every other."""
-    hashes = hashes ^ (hashes >> np.uint64(33))
-    hashes = hashes * np.uint64(0xFF51AFD7ED558CCD)
-    hashes = hashes ^ (hashes >> np.uint64(33))
-    hashes = hashes * np.uint64(0xC4CEB9FE1A85EC53)
-    return hashes ^ (hashes >> np.uint64(33))
+def mixed(hashes: np.ndarray, steps: Sequence[tuple[int, int]] = FMIX64) -> np.ndarray:
+    """MurmurHash3's finalizer, for uint64 or with FMIX32 for uint32: a bijection, each bit counts in others."""
+    for shift, factor in steps:
+        hashes = (hashes ^ (hashes >> shift)) * factor
+    return hashes ^ (hashes >> steps[0][0])
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:

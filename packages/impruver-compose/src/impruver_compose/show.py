@@ -11,7 +11,7 @@ from impruver_core.templating.pieces import pieces
 
 from impruver_compose.encode import BATCH, encode_rows
 from impruver_compose.jobs import Job
-from impruver_compose.marks import GREEN, GREY, brackets, colour, in_colour, readable
+from impruver_compose.marks import GREEN, GREY, in_colour, mark, readable
 from impruver_compose.shards import Kept, Line
 
 LEFT, RIGHT = "⟦", "⟧"  # around learned text where there are no colours
@@ -21,13 +21,15 @@ def show(jobs: Sequence[Job], count: int) -> None:
     """Prints the first `count` rows of each data set, before duplicates are judged; writes nothing."""
     if count < 1:
         raise ImpruverError(f"--show must be at least 1, not {count}")
-    coloured = in_colour()
-    result(_legend(coloured))
+    learned, other = mark(GREEN, LEFT, RIGHT)("learned"), mark(GREY)("not learned")
+    result(f"{learned}, {other if in_colour() else 'all else is not'}")
     for job in jobs:
         reasons: Counter[str] = Counter()
         rows = list(islice(_rows(job, count, reasons), count))
         for kept, line in rows:
-            result(f"\n{_title(job, kept, line)}\n{_painted(job, line, coloured)}".removesuffix("\n"))
+            place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
+            title = f"{place}: {line.tokens} tokens, {line.learned} learned"
+            result(f"\n{title}\n{_painted(job, line)}".removesuffix("\n"))
         if len(rows) < count:
             told = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
             result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{told}")
@@ -42,20 +44,9 @@ def _rows(job: Job, count: int, reasons: Counter[str]) -> Iterator[tuple[Kept, L
         yield from ((kept, line) for kept in shard.kept for line in kept.lines)
 
 
-def _title(job: Job, kept: Kept, line: Line) -> str:
-    place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
-    return f"{place}: {line.tokens} tokens, {line.learned} learned"
-
-
-def _legend(coloured: bool) -> str:
-    if coloured:
-        return f"{colour(GREEN)('learned')}, {colour(GREY)('not learned')}"
-    return f"{LEFT}learned{RIGHT}, all else is not"
-
-
-def _painted(job: Job, line: Line, coloured: bool) -> str:
+def _painted(job: Job, line: Line) -> str:
     row = json.loads(line.content)
-    learned, other = (colour(GREEN), colour(GREY)) if coloured else (brackets(LEFT, RIGHT), str)
+    painters = mark(GREY), mark(GREEN, LEFT, RIGHT)
+    reserved = "" if in_colour() else LEFT + RIGHT
     found = pieces(job.tokenizer, row["input_ids"], row["labels"])
-    reserved = "" if coloured else LEFT + RIGHT
-    return "".join((learned if mark else other)(readable(text, reserved)) for text, mark in found)
+    return "".join(painters[learned](readable(text, reserved)) for text, learned in found)

@@ -1,6 +1,5 @@
 """The counts as tables, header and rows: for the terminal and for the report."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ def dropped(jobs, counts: Sequence[Counts]) -> Table:
     rows = [
         [job.index, job.name, reason, number, each.first.get(reason, "")]
         for job, each in zip(jobs, counts, strict=True)
-        for reason, number in sorted((Counter(each.rows_dropped) + Counter(each.dropped)).items())
+        for reason, number in sorted((each.rows_dropped + each.dropped).items())
     ]
     return ["#", "data set", "dropped for", "number", "the first"], rows
 

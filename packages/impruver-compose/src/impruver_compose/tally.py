@@ -31,7 +31,7 @@ def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], ledger: Led
     for duplicate in duplicates:
         origin, kept = corpus.origin(duplicate.number), corpus.origin(duplicate.kept)
         reason = "exact_duplicate" if duplicate.exact else "near_duplicate"
-        ledger.drop(origin, reason, kept=kept, similarity=duplicate.similarity)
+        ledger.drop(origin, reason, kept=kept._asdict(), similarity=duplicate.similarity)
         counts[origin.dataset_index].drop(reason, origin.row)
     gone = {duplicate.number for duplicate in duplicates}
     return [number for number in range(len(corpus)) if number not in gone]

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from impruver_chat.decoding import TextStream
 from impruver_chat.marks import Marks
 from impruver_chat.sampling import Sampling
 
@@ -46,3 +47,23 @@ class Backend(Protocol):
 
     def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
         """Answers at most `size` prompts at once; (place in `prompts`, answer), each when it is done."""
+
+
+class Reply:
+    """An answer on its way, to the prompt at `place`; its text goes to `emit` as it comes."""
+
+    def __init__(self, backend: Any, prompt: Prompt, place: int = 0, emit: Callable[[str], None] = lambda _: None):
+        self.prompt, self.place = prompt, place
+        self.said, self.ended = 0, False  # said: tokens
+        self._text = TextStream(backend.decode, backend.stops, emit)
+
+    def put(self, token: int) -> bool:
+        """Takes the next token; True where the answer has ended."""
+        self._text.put(token)
+        self.said += 1
+        self.ended = self._text.stopped or self.said >= self.prompt.room
+        return self.ended
+
+    def answer(self) -> Answer:
+        """The whole of it: no more tokens come."""
+        return Answer(self._text.end(), self._text.stopped)

@@ -22,14 +22,6 @@ def refuse_nan(ids: Any, scores: Any) -> Any:
     return scores
 
 
-def penalised(scores: Any, tokens: Any, penalty: float) -> Any:
-    """`scores` [rows, vocabulary] with transformers' repetition penalty for a row's own `tokens` [rows, any]."""
-    if penalty == 1:
-        return scores
-    said = scores.gather(1, tokens)
-    return scores.scatter(1, tokens, (said * penalty).where(said < 0, said / penalty))
-
-
 def choose(scores: Any, sampling: Sampling, draws: Any) -> tuple[Any, Any]:
     """(tokens [rows], sure [rows]) for `scores` [rows, vocabulary] and `draws` [rows] in [0, 1)."""
     slip = scores.where(scores.isfinite(), 0).abs().amax(-1).double() * SLIP

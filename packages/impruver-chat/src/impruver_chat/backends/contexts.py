@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 from impruver_core.errors import ImpruverError
@@ -47,7 +48,8 @@ class Conversation:
     def begin(self, ids: Sequence[int], room: int) -> None:
         """Computes a prompt; there is place for `room` more tokens."""
         self._make_room(len(ids) + room)
-        start = min(common(self._kept, ids), len(ids) - 1)  # the last one always: its scores are wanted
+        shared = len(commonprefix([self._kept, ids]))  # noqa: RUF071 (no paths)
+        start = min(shared, len(ids) - 1)  # the last one always: its scores are wanted
         del self._kept[start:]
         if not self.context.memory_seq_rm(0, start, -1):  # models with a state can't go back
             self.context.kv_cache_clear()
@@ -95,12 +97,6 @@ def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
     sampler.add_top_p(sampling.top_p, 1)
     sampler.add_dist(prompt.seed % 2**32)
     return sampler
-
-
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = zip(first, second, strict=False)
-    return next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
 def threads() -> int:

@@ -1,6 +1,7 @@
 """Answers with llama.cpp, through cyllama: a GGUF file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,51 +13,39 @@ from impruver_core.templating.prepare import prepare
 from impruver_core.templating.render import render
 from impruver_core.templating.shape import Shape, shape_of
 
-from impruver_chat.backends import Answer, Prompt, parallel
+from impruver_chat.backends import Answer, Prompt, Reply, parallel
 from impruver_chat.backends.contexts import Conversation, make_sampler
 from impruver_chat.backends.vocabulary import decoder, is_same, own_ends, special_texts, token_finder
-from impruver_chat.decoding import Stops, TextStream, find_stops
+from impruver_chat.decoding import Stops, find_stops
 from impruver_chat.found import GGUF_ALONE, TOKENIZER
 from impruver_chat.marks import Marks, marks_of, marks_of_tokenizer
 from impruver_chat.sampling import Sampling
 
 
+@dataclass
 class Gguf:
     """A GGUF model, ready to answer."""
 
+    model: Any
+    encode: Callable[..., list[int]]
+    stops: Stops
+    decode: Callable[[Sequence[int]], str]
+    marks: Marks
     alone = GGUF_ALONE
+    answer_batch = parallel.answer_batch
 
-    def __init__(
-        self,
-        model: Any,
-        encode: Callable[..., list[int]],
-        stops: Stops,
-        decode: Callable[[Sequence[int]], str],
-        marks: Marks,
-    ):
-        self.model, self.vocab, self.stops = model, model.get_vocab(), stops
-        self.encode, self.decode, self.marks = encode, decode, marks
-        self.context: int | None = model.n_ctx_train
-        self._conversation = Conversation(model)
+    def __post_init__(self) -> None:
+        self.context: int | None = self.model.n_ctx_train
+        self._conversation = Conversation(self.model)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
-        text, there = TextStream(self.decode, self.stops, emit), self._conversation
+        reply, there = Reply(self, prompt, emit=emit), self._conversation
         there.begin(prompt.ids, prompt.room)
         sampler = make_sampler(sampling, prompt, there.size)
-        for left in range(prompt.room - 1, -1, -1):
-            token = sampler.sample(there.context, -1)
-            if self.vocab.is_eog(token):
-                text.stopped = True
-            text.put(token)
-            if text.stopped or not left:
-                break
+        while not reply.put(token := sampler.sample(there.context, -1)):
             there.add([token])
-        return Answer(text.end(), text.stopped)
-
-    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
-        """As `Backend.answer_batch`; quantized sums differ with `size`, so answers are likely the same, not surely."""
-        return parallel.answer_batch(self, prompts, sampling, size)
+        return reply.answer()
 
 
 def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> Gguf:

@@ -1,9 +1,8 @@
 """transformers' cache of the last prompt and answer, kept for what the next prompt shares with them."""
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
-
-from impruver_chat.backends.contexts import common
 
 
 class Kept:
@@ -15,7 +14,8 @@ class Kept:
     def take(self, model: Any, ids: Sequence[int]) -> dict[str, Any]:
         """What `generate` is to be given: a cache of the longest common prefix, or nothing. It is the caller's then."""
         cache, known = self._caches.pop(is_bare(model), (None, []))
-        shared = min(common(known, ids), len(ids) - 1)  # the last one always: its scores are wanted
+        shared = len(commonprefix([known, ids]))  # noqa: RUF071 (no paths)
+        shared = min(shared, len(ids) - 1)  # the last one always: its scores are wanted
         if cache is None or not shared:
             return {}
         if shared < len(known):

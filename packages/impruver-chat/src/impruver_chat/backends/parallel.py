@@ -3,32 +3,30 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from impruver_chat.backends import Answer, Prompt, contexts
+from impruver_chat.backends import Answer, Prompt, Reply, contexts
 from impruver_chat.backends.together import PLACES
-from impruver_chat.decoding import TextStream
 from impruver_chat.sampling import Sampling
 
 SEQUENCES = 64  # more no llama.cpp takes
 
 
-class Line:
-    """One prompt on its way: its place among the prompts, the sequence it is in, its sampler, its text so far."""
+class Line(Reply):
+    """One prompt on its way: the sequence it is in, its sampler, its last token."""
 
-    def __init__(self, place: int, sequence: int, prompt: Prompt, sampler: Any, text: TextStream):
-        self.place, self.sequence, self.prompt, self.sampler, self.text = place, sequence, prompt, sampler, text
-        self.said, self.last = 0, -1
+    def __init__(self, backend: Any, place: int, prompt: Prompt, sequence: int, sampler: Any):
+        super().__init__(backend, prompt, place)
+        self.sequence, self.sampler, self.last = sequence, sampler, -1
 
-    def take(self, context: Any, number: int, is_end: Any) -> bool:
+    def take(self, context: Any, number: int) -> bool:
         """Chooses the token after output `number` of the last computation; True where the answer has ended."""
         self.last = self.sampler.sample(context, number)
-        self.said += 1
-        self.text.stopped |= is_end(self.last)
-        self.text.put(self.last)
-        return self.text.stopped or self.said >= self.prompt.room
+        return self.put(self.last)
 
 
-def answer_batch(backend: Any, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator:
-    """As `Backend.answer_batch`, for a `Gguf`."""
+def answer_batch(
+    backend: Any, prompts: Sequence[Prompt], sampling: Sampling, size: int
+) -> Iterator[tuple[int, Answer]]:
+    """As `Backend.answer_batch`; quantized sums differ with `size`, so answers are likely the same, not surely."""
     for group in groups(prompts):
         width = max(map(needed, (prompts[place] for place in group)))
         count = max(1, min(size, len(group), SEQUENCES, PLACES // width))
@@ -58,27 +56,24 @@ def _answer(backend: Any, context: Any, waiting: list, sampling: Sampling, width
 
     batch = LlamaBatch(n_tokens=contexts.BATCH, embd=0, n_seq_max=1)
     free, lines = list(range(count)), []
-    is_end = backend.vocab.is_eog
     while waiting or lines:
         ended = []
         while free and waiting:
             place, prompt = waiting.pop(0)
-            sampler = contexts.make_sampler(sampling, prompt, width)
-            text = TextStream(backend.decode, backend.stops, lambda _: None)
-            line = Line(place, free.pop(), prompt, sampler, text)
+            line = Line(backend, place, prompt, free.pop(), contexts.make_sampler(sampling, prompt, width))
             last = compute_prompt(context, batch, line)
-            (ended if line.take(context, last, is_end) else lines).append(line)
+            (ended if line.take(context, last) else lines).append(line)
         if not ended and lines:
             batch.clear()
             for line in lines:
                 batch.add(line.last, len(line.prompt.ids) + line.said - 1, [line.sequence], True)
             context.decode(batch)
-            ended = [line for number, line in enumerate(lines) if line.take(context, number, is_end)]
+            ended = [line for number, line in enumerate(lines) if line.take(context, number)]
             lines = [line for line in lines if line not in ended]
         for line in ended:
             context.memory_seq_rm(line.sequence, -1, -1)
             free.append(line.sequence)
-            yield line.place, Answer(line.text.end(), line.text.stopped)
+            yield line.place, line.answer()
 
 
 def compute_prompt(context: Any, batch: Any, line: Line) -> int:

@@ -3,68 +3,59 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from impruver_chat.backends import Answer, Prompt
-from impruver_chat.backends.choosing import choose, penalised, refuse_nan
-from impruver_chat.decoding import Stops, TextStream
+from impruver_chat.backends import Answer, Prompt, Reply
+from impruver_chat.backends.choosing import choose, refuse_nan
 from impruver_chat.sampling import Sampling
 
 PLACES = 32_768  # tokens of prompts and answers at once; their cache is a few GB with a model of 7 B
+Placed = tuple[int, Prompt]  # a prompt behind its place
 
 
-class Row:
-    """One prompt on its way: its text so far, how many tokens it has, what it draws with."""
+class Row(Reply):
+    """One prompt on its way, and what it draws with."""
 
-    def __init__(self, place: int, prompt: Prompt, decode: Any, stops: Stops):
+    def __init__(self, backend: Any, place: int, prompt: Prompt):
         import torch
 
-        self.place, self.prompt, self.said = place, prompt, 0
-        self.text = TextStream(decode, stops, lambda _: None)
-        self._chance = torch.Generator().manual_seed(prompt.seed)
-
-    def draw(self) -> float:
-        """The next number in [0, 1) of this row."""
-        import torch
-
-        return torch.rand((), generator=self._chance, dtype=torch.float64).item()
-
-    def put(self, token: int) -> bool:
-        """Takes the next token; True where the answer has ended."""
-        self.text.put(token)
-        self.said += 1
-        return self.text.stopped or self.said >= self.prompt.room
+        super().__init__(backend, prompt, place)
+        self.chance = torch.Generator().manual_seed(prompt.seed)
 
 
-def answer_batch(backend: Any, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator:
-    """As `Backend.answer_batch`, for a `Transformers`. Memory that does not do for a batch is tried with half of it."""
+def answer_batch(
+    backend: Any, prompts: Sequence[Prompt], sampling: Sampling, size: int
+) -> Iterator[tuple[int, Answer]]:
+    """As `Backend.answer_batch`; in fp32 the answers are the same for any `size`.
+
+    Memory that does not do for a batch is tried with half of it.
+    """
     import torch
 
-    rows = [Row(place, prompt, backend.decode, backend.stops) for place, prompt in enumerate(prompts)]
-    waiting = batches(rows, size)
+    waiting = batches(list(enumerate(prompts)), size)
     while waiting:
         batch = waiting.pop(0)
         done: set[int] = set()
         try:
-            for place, answer in _answer(backend, batch, sampling):
+            for place, answer in _answer(backend, [Row(backend, *each) for each in batch], sampling):
                 done.add(place)
                 yield place, answer
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            left = [Row(row.place, row.prompt, backend.decode, backend.stops) for row in batch if row.place not in done]
+            left = [(place, prompt) for place, prompt in batch if place not in done]
             waiting = batches(left, max(1, len(batch) // 2)) + waiting
             torch.cuda.empty_cache()
 
 
-def batches(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """Rows of about one length together, the longest first; at most `size` of them, and PLACES tokens."""
-    parted: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: -len(row.prompt.ids)):
+def batches(placed: Sequence[Placed], size: int) -> list[list[Placed]]:
+    """Prompts of about one length together, the longest first; at most `size` of them, and PLACES tokens."""
+    parted: list[list[Placed]] = []
+    for each in sorted(placed, key=lambda each: -len(each[1].ids)):
         last = parted[-1] if parted else []
-        width = len(last[0].prompt.ids) + max(each.prompt.room for each in [*last, row]) if last else 0
+        width = len(last[0][1].ids) + max(prompt.room for _, prompt in [*last, each]) if last else 0
         if last and len(last) < size and (len(last) + 1) * width <= PLACES:
-            last.append(row)
+            last.append(each)
         else:
-            parted.append([row])
+            parted.append([each])
     return parted
 
 
@@ -75,11 +66,9 @@ def _answer(backend: Any, rows: list[Row], sampling: Sampling) -> Iterator[tuple
     ids, mask = padded([row.prompt.ids for row in rows], backend.model.device)
     cache = None
     while True:
-        ended: list[bool] = []
-        out = _round(backend, rows, sampling, ids, mask, cache, ended)
-        done = [row for row, is_done in zip(rows, ended, strict=True) if is_done]
-        yield from ((row.place, Answer(row.text.end(), row.text.stopped)) for row in done)
-        left = [number for number, is_done in enumerate(ended) if not is_done]
+        out = _round(backend, rows, sampling, ids, mask, cache)
+        yield from ((row.place, row.answer()) for row in rows if row.ended)
+        left = [number for number, row in enumerate(rows) if not row.ended]
         if not left:
             return
         rows, kept = [rows[number] for number in left], torch.tensor(left, device=ids.device)
@@ -90,14 +79,12 @@ def _answer(backend: Any, rows: list[Row], sampling: Sampling) -> Iterator[tuple
             cache.reorder_cache(kept)
 
 
-def _round(
-    backend: Any, rows: list[Row], sampling: Sampling, ids: Any, mask: Any, cache: Any, ended: list[bool]
-) -> Any:
-    """`generate` until the first of the rows is done; `ended` tells which are."""
+def _round(backend: Any, rows: list[Row], sampling: Sampling, ids: Any, mask: Any, cache: Any) -> Any:
+    """`generate` until the first of the rows is done."""
     import torch
 
     def take(tokens: Any, scores: Any, **_: Any) -> Any:  # as a stopping criterion: called once for each step
-        ended[:] = [row.put(token) for row, token in zip(rows, tokens[:, -1].tolist(), strict=True)]
+        ended = [row.put(token) for row, token in zip(rows, tokens[:, -1].tolist(), strict=True)]
         return torch.full((len(rows),), any(ended), device=tokens.device)
 
     given = {} if cache is None else {"past_key_values": cache}
@@ -124,18 +111,20 @@ def padded(lists: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
 def chooser(backend: Any, rows: list[Row], sampling: Sampling, mask: Any) -> Any:
     """A logits processor that leaves one token a row. In fp32 an unsure choice is made by the row's prompt alone."""
     import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
 
     def process(ids: Any, scores: Any) -> Any:
         refuse_nan(ids, scores)
-        draws = torch.tensor([row.draw() for row in rows], dtype=torch.float64, device=scores.device)
+        draws = torch.cat([torch.rand(1, generator=row.chance, dtype=torch.float64) for row in rows]).to(scores.device)
         start = mask.shape[1]
         # What the mask hides is no word of the row; its own last token stands there twice without harm.
         own = torch.cat([ids[:, :start].where(mask.bool(), ids[:, -1:]), ids[:, start:]], dim=1)
-        tokens, sure = choose(penalised(scores, own, sampling.repetition_penalty), sampling, draws)
+        tokens, sure = choose(penalise(own, scores), sampling, draws)
         for row in (~sure).nonzero()[:, 0].tolist() if backend.is_exact else ():
             said = torch.cat([ids[row, :start][mask[row].bool()], ids[row, start:]])[None]
-            exact = penalised(backend.scores_of(said), said, sampling.repetition_penalty)
-            tokens[row] = choose(exact, sampling, draws[row : row + 1])[0][0]
+            tokens[row] = choose(penalise(said, backend.scores_of(said)), sampling, draws[row : row + 1])[0][0]
         return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
 
     return process

@@ -1,7 +1,7 @@
 """Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -15,10 +15,10 @@ from impruver_core.model import explained, has_bf16, load_adapter, load_model, p
 from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import special_tokens
 
-from impruver_chat.backends import Answer, Prompt, together
+from impruver_chat.backends import Answer, Prompt, Reply, together
 from impruver_chat.backends.choosing import refuse_nan
 from impruver_chat.backends.kept import Kept
-from impruver_chat.decoding import Stops, TextStream, find_stops
+from impruver_chat.decoding import Stops, find_stops
 from impruver_chat.found import Found
 from impruver_chat.marks import Marks, marks_of_tokenizer
 from impruver_chat.sampling import GREEDY, Sampling
@@ -28,24 +28,25 @@ from impruver_chat.saved import saved_ends, saved_eos
 class Transformers:
     """A model and its tokenizer, ready to answer."""
 
+    answer_batch = together.answer_batch
+
     def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any], alone: str | None = None):
         self.model, self.tokenizer, self.stops, self.alone = model, tokenizer, stops, alone
         self.marks = marks_of_tokenizer(tokenizer, options["chat_template_kwargs"])
         self.encode, self.decode = partial(encode, tokenizer, options), decoder(tokenizer, self.marks)
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._kept = Kept()
-        self.is_exact = dtype_of(model) == "float32"
+        self.is_exact = str(model.dtype) == "torch.float32" and not getattr(model, "is_quantized", False)
         forget_generation_defaults(model)
 
     def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
         import torch
 
-        text = TextStream(self.decode, self.stops, emit)
+        reply = Reply(self, prompt, emit=emit)
 
         def take(ids, scores, **_):  # as a stopping criterion: called once for each new token
-            text.put(int(ids[0, -1]))
-            return torch.full((1,), text.stopped, device=ids.device)
+            return torch.full((1,), reply.put(int(ids[0, -1])), device=ids.device)
 
         ids = torch.tensor([prompt.ids], device=self.model.device)
         torch.manual_seed(prompt.seed)
@@ -58,15 +59,11 @@ class Transformers:
             **self._kept.take(self.model, prompt.ids),
         )
         self._kept.put(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
-        return Answer(text.end(), text.stopped)
+        return reply.answer()
 
     def without_adapter(self) -> AbstractContextManager:
         """As `Backend.without_adapter`."""
         return self.model.disable_adapter()
-
-    def answer_batch(self, prompts: Sequence[Prompt], sampling: Sampling, size: int) -> Iterator[tuple[int, Answer]]:
-        """As `Backend.answer_batch`. In fp32 the answers are the same for any `size`."""
-        return together.answer_batch(self, prompts, sampling, size)
 
     def scores_of(self, ids: Any) -> Any:
         """The scores [1, vocabulary] of what follows `ids` [1, tokens], computed with nothing beside or before it."""
@@ -156,16 +153,11 @@ def check_generation_config(folder: Path) -> None:
             GenerationConfig.from_pretrained(folder)
 
 
-def dtype_of(model: Any) -> str:
-    """What its weights are held in: `float32`…, `quantized` for 4 and 8 bit."""
-    return "quantized" if getattr(model, "is_quantized", False) else str(model.dtype).removeprefix("torch.")
-
-
 def forget_generation_defaults(model: Any) -> None:
     """Without this, `generate` fills what a GenerationConfig leaves open from the model's own."""
     from transformers import GenerationConfig
 
-    for part in {id(part): part for part in (model, getattr(model, "get_base_model", lambda: model)())}.values():
+    for part in (model, getattr(model, "get_base_model", lambda: model)()):
         part.generation_config = GenerationConfig()
 
 

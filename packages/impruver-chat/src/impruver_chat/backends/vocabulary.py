@@ -50,8 +50,9 @@ def special_texts(vocab: Any) -> tuple[dict[str, str], list[str]]:
 
 
 def own_ends(vocab: Any) -> list[int]:
-    """EOS and the end of turn as the GGUF's metadata names them."""
-    return [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
+    """EOS and the end of turn as the GGUF's metadata names them, and all that llama.cpp knows as ends."""
+    named = [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
+    return [*named, *filter(vocab.is_eog, range(vocab.n_vocab))]
 
 
 def token_finder(vocab: Any) -> Callable[[str], int | None]:

@@ -20,10 +20,10 @@ ROLES = {
 }
 
 
-def _field(row: dict, mapping: dict, name: str, column: str | None = None):
-    """A field's value: of the mapped column, else of `column`; "" where it is mapped to `_`, absent or null."""
-    column = mapping.get(name, column)
-    value = row.get(column) if column not in (None, "_") else None
+def _field(row: dict, mapping: dict, name: str):
+    """A field's value, of the mapped column or the one of its name; "" where it is mapped to `_`, absent or null."""
+    column = mapping.get(name, name)
+    value = row.get(column) if column != "_" else None
     return "" if value is None else value
 
 
@@ -38,7 +38,7 @@ def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     Where instruction and output are messages themselves, those, and only the output's are learned. Rows whose `label`
     says bad_output are skipped, as are rows without an answer.
     """
-    asked, answer = (_field(row, mapping, name, name) for name in ("instruction", "output"))
+    asked, answer = (_field(row, mapping, name) for name in ("instruction", "output"))
     if row.get("label") in SKIPPED_LABELS:
         return None
     if _are_messages(asked) and _are_messages(answer):
@@ -46,7 +46,7 @@ def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     output = _text(answer)
     if not output.strip():
         return None
-    parts = (_text(value) for value in (asked, _field(row, mapping, "input", "input")))
+    parts = (_text(value) for value in (asked, _field(row, mapping, "input")))
     content = "\n".join(part for part in parts if part)
     return _with_system(row, mapping, [{"role": "user", "content": content}, {"role": "assistant", "content": output}])
 
@@ -58,7 +58,7 @@ def _are_messages(value) -> bool:
 def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """As instruction_to_messages, with `reasoning` before the answer in <think> tags."""
     messages = instruction_to_messages(row, mapping)
-    reasoning = _text(_field(row, mapping, "reasoning", "reasoning"))
+    reasoning = _text(_field(row, mapping, "reasoning"))
     if messages and reasoning:
         *before, last = messages
         messages = [*before, {**last, "content": f"<think>\n{reasoning}\n</think>\n\n{last['content']}"}]
@@ -66,13 +66,13 @@ def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
 
 
 def _with_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
-    system = _text(_field(row, mapping, "system"))
+    system = _text(_field(row, {"system": "_"} | mapping, "system"))  # only where it is mapped
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """`messages` as {"role": […], "content": […]}; every role but user, system and the functions' is the assistant."""
-    dialog = _field(row, mapping, "messages", "messages")
+    dialog = _field(row, mapping, "messages")
     if isinstance(dialog, list):
         roles, contents = ([message[key] for message in dialog] for key in ("role", "content"))
     else:
@@ -86,10 +86,10 @@ def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
 def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
     """ShareGPT: `conversations` of {"from", "value"}, and a `system` prompt beside them."""
     messages = []
-    system = _field(row, mapping, "system", "system")
+    system = _field(row, mapping, "system")
     if system:
         messages.append({"role": "system", "content": system})
-    for item in _field(row, mapping, "conversations", "conversations"):
+    for item in _field(row, mapping, "conversations"):
         speaker = item.get("from") or item.get("role")
         if speaker not in ROLES:
             raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(ROLES)}")
@@ -131,7 +131,7 @@ def _character(row: dict, chance: random.Random) -> list[dict]:
 
 def messages(row: dict, mapping: dict) -> list[dict]:
     """Messages rows, as they are: roles and contents, `tool_calls`, `train`; a list, also as JSON text."""
-    value = _field(row, mapping, "messages", "messages") or []
+    value = _field(row, mapping, "messages") or []
     if isinstance(value, str):
         value = json.loads(value)
     if not isinstance(value, list):
@@ -141,4 +141,4 @@ def messages(row: dict, mapping: dict) -> list[dict]:
 
 def text(row: dict, mapping: dict) -> str | None:
     """Plain text to learn whole; None for an empty one."""
-    return _text(_field(row, mapping, "text", "text")) or None
+    return _text(_field(row, mapping, "text")) or None
