@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.model import DTYPES, has_bf16, pick_device, resolve_dtype
+from impruver_core.model import DTYPES, has_bf16, resolve_dtype
 from impruver_core.objects import load_object
 from impruver_core.recipe.schema import nearest
 
@@ -126,11 +126,6 @@ def check_metric(arguments: Any) -> None:
             f"trainer.metric_for_best_model: {name} is no metric of transformers.Trainer, which has "
             f"{', '.join(KNOWN_METRICS)}; a Trainer of your own (trainer.class) may compute more"
         )
-
-
-def device_of(values: dict[str, Any]) -> str:
-    """The device that training arguments of these values will use."""
-    return "cpu" if values.get("use_cpu") else pick_device()
 
 
 def build_arguments(values: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple
     if section.name:
         check_base(find_local(section.name, recipe_dir), section.name)
         config = load_config(section, recipe_dir)
-        return config, max(text_config(config).vocab_size, len(tokenizer))
+        return config, max(config.get_text_config().vocab_size, len(tokenizer))
     ours = {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
     config = load_config(replace(section, config=ours | section.config), recipe_dir)
     if config.vocab_size < len(tokenizer):
@@ -38,16 +38,11 @@ def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple
     return config, config.vocab_size
 
 
-def text_config(config: Any) -> Any:
-    """The part of `config` that is about text; all of it for a model of text alone."""
-    return config.get_text_config()
-
-
 def new_token_ids(section: Any, tokenizer: Any, model: Any, config: Any, recipe_dir: Path | None) -> list[int]:
     """Ids that the base never saw: those it has no row for, and those that the recipe's special tokens added."""
     if not model.name:
         return []
-    known = text_config(config).vocab_size
+    known = config.get_text_config().vocab_size
     if section.special_tokens:
         plain = replace(section, special_tokens={}, chat_template=None)
         known = min(known, len(load_tokenizer(plain, model.name, recipe_dir=recipe_dir)))
@@ -74,11 +69,6 @@ def check_method(section: Any, lora: dict[str, Any] | None) -> None:
         raise ImpruverError(
             "lora: an adapter needs a base to go with it; set model.name, or leave the `lora` section out"
         )
-
-
-def trains_token_rows(lora: dict[str, Any] | None, new_ids: list[int]) -> bool:
-    """Whether an adapter trains rows of the embeddings by themselves."""
-    return lora is not None and bool(new_ids or lora.get("trainable_token_indices"))
 
 
 def bits_of(section: Any) -> int | None:
@@ -185,7 +175,7 @@ def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast:
 def tied_output(model: Any) -> str | None:
     """The output embeddings' name where they share their weights with the input's."""
     output = model.get_output_embeddings()
-    if not text_config(model.config).tie_word_embeddings or output is None:
+    if not model.config.get_text_config().tie_word_embeddings or output is None:
         return None
     return next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is output)
 
@@ -193,6 +183,6 @@ def tied_output(model: Any) -> str | None:
 def trained_rows(model: Any) -> list[str]:
     """Names of the modules that hold a row for each token: the input embeddings, and an output that is not tied."""
     parts = [model.get_input_embeddings()]
-    if not text_config(model.config).tie_word_embeddings and model.get_output_embeddings() is not None:
+    if not model.config.get_text_config().tie_word_embeddings and model.get_output_embeddings() is not None:
         parts.append(model.get_output_embeddings())
     return [name for name, module in model.named_modules() if any(module is part for part in parts)]

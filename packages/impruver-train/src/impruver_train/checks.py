@@ -16,11 +16,6 @@ from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
 from impruver_train.data import Facts
 
 
-def manifest_path_of(data: Path) -> Path:
-    """Where compose put the manifest of a JSONL."""
-    return data.with_name(data.name + ".manifest.json")
-
-
 def check_base(folder: Path | None, name: str) -> None:
     """Refuses a local base that is an adapter, which transformers would put on its own base unsaid, or is pickled."""
     if folder is None:
@@ -83,7 +78,7 @@ def check_rows(facts: Facts, path: Path, vocabulary: int, positions: int | None)
 
 def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
     """The manifest of the rows in `path`, {} without one; another tokenizer or template is an ImpruverError."""
-    manifest = read_manifest(manifest_path_of(path)) if path is not None else {}
+    manifest = read_manifest(path.with_name(f"{path.name}.manifest.json")) if path is not None else {}
     if manifest is None:
         say(f"note: {path} has no manifest: whether this tokenizer and template made its rows can't be checked")
         return {}

@@ -101,9 +101,9 @@ def told(output_dir: Path, advice: Callable[[], list[str]]) -> Iterator[None]:
     except BaseException as error:
         checkpoints.discard_half_written(output_dir)
         if is_out_of_memory(error):
-            raise ImpruverError(
-                "\n  ".join([f"out of memory ({first_line(error)}); what helps, the greatest effect first:", *advice()])
-            ) from None
+            words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            told = [f"out of memory ({words}); what helps, the greatest effect first:", *advice()]
+            raise ImpruverError("\n  ".join(told)) from None
         if is_disk_full(error):
             good = checkpoints.whole(output_dir, to_go_on=True)
             raise ImpruverError(
@@ -131,7 +131,3 @@ def is_disk_full(error: BaseException | None) -> bool:
     if any(words in str(error) for words in (*DISK_FULL, *TORN)):
         return True
     return is_disk_full(error.__cause__ or error.__context__)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -12,22 +12,16 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import read_rows, write_rows
 from impruver_core.files.manifest import describe, new_manifest, publish
 from impruver_core.files.safe import atomic_write
-from impruver_core.templating.template import ends_of, template_of
+from impruver_core.templating.template import template_of
 from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
 
 from impruver_train import older
-from impruver_train.checkpoints import discard_stopped
-from impruver_train.place import MANIFEST, UNFINISHED, made
+from impruver_train.place import MANIFEST, made
 
 HELD_OUT = 64
 VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 CARRIED = ("max_tokens_count",)  # of the data's manifest
-
-
-def turn_ends(tokenizer: Any, data_manifest: dict[str, Any]) -> list[str]:
-    """The texts that end an assistant's turn: compose's, else what the template shows; [] without a template."""
-    return list(data_manifest.get("end_of_turn") or ends_of(tokenizer))
 
 
 def set_generation(model: Any, tokenizer: Any, ends: list[str]) -> None:
@@ -142,12 +136,6 @@ def write_manifest(
     manifest["inputs"] = inputs
     manifest["outputs"] = [describe(path, beside=output_dir) for path in files if not path.name.startswith(MANIFEST)]
     publish(output_dir / MANIFEST, {}, manifest)
-
-
-def clear(output_dir: Path) -> None:
-    """Removes what only an unfinished run needs."""
-    (output_dir / UNFINISHED).unlink(missing_ok=True)
-    discard_stopped(output_dir)
 
 
 def last_line(output_dir: Path, adapter: bool) -> str:

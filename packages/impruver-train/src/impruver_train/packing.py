@@ -40,16 +40,11 @@ def lay_out(lengths: Any, packed: bool, asked: int | None, seed: int) -> Layout:
 
     if not packed or not len(lengths):
         return Layout(lengths)
-    room, source = pack_length(lengths, asked)
+    longest = int(lengths.max())
+    room, source = (asked, "tokenizer.max_tokens_count") if (asked or 0) >= longest else (longest, "the longest row")
     order, bounds = best_fit(lengths, room, seed)
     sizes = np.add.reduceat(lengths[order], bounds[:-1])
     return Layout(sizes, order, bounds, f"packs: {len(sizes):,} of up to {room:,} tokens ({source})")
-
-
-def pack_length(lengths: Any, asked: int | None) -> tuple[int, str]:
-    """Tokens of a pack and where that number is from: tokenizer.max_tokens_count, at least the longest row."""
-    longest = int(lengths.max())
-    return (asked, "tokenizer.max_tokens_count") if (asked or 0) >= longest else (longest, "the longest row")
 
 
 def best_fit(lengths: Any, room: int, seed: int) -> tuple[Any, Any]:

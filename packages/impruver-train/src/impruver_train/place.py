@@ -67,7 +67,7 @@ def look(output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], over
         changed, what = changes(manifest, recipe, digests) + touched(output_dir, manifest), "another run"
     else:
         markers = (marker_of(path) for path in reversed(whole(output_dir)))
-        known, what = read_unfinished(output_dir) or next(markers, None), "an unfinished run"
+        known, what = read_manifest(output_dir / UNFINISHED) or next(markers, None), "an unfinished run"
         if not has_work(output_dir):
             return NEW
         changed = changes(known, recipe, digests)
@@ -94,11 +94,6 @@ def check_apart(output_dir: Path, base: Path | None) -> None:
     where, base = output_dir.resolve(), base.resolve() if base is not None else None
     if base is not None and (base == where or where in base.parents):
         raise ImpruverError(f"output_dir: {output_dir} holds the base (model.name: {base}); set another output_dir")
-
-
-def read_unfinished(output_dir: Path) -> dict[str, Any] | None:
-    """What the unfinished run in `output_dir` is told apart by; None without one."""
-    return read_manifest(output_dir / UNFINISHED)
 
 
 def has_work(output_dir: Path) -> bool:

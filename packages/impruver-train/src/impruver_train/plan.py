@@ -6,6 +6,7 @@ from typing import Any
 
 from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.model import pick_device
 from impruver_core.recipe.load import Recipe
 from impruver_core.recipe.lookup import recipes_root
 
@@ -66,7 +67,7 @@ def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
     config, vocabulary = build.model_config(model, tokenizer, recipe_dir)
     new_ids = build.new_token_ids(recipe.tokenizer, tokenizer, model, config, recipe_dir)
     values, notes = arguments.argument_values(given)
-    device = arguments.device_of(values)
+    device = "cpu" if values.get("use_cpu") else pick_device()
     precision, warnings = arguments.choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
         raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
@@ -100,7 +101,7 @@ def read_rows(
 
     Makes every check of rows that the model and tokenizer allow.
     """
-    positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
+    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
     facts, rows, layout = {}, {}, None
     for name, path in inputs.items():
         if map_rows:

@@ -8,13 +8,13 @@ from typing import Any
 from impruver_core.cli.console import say, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.files.jsonl import dumps
-from impruver_core.files.manifest import FORMAT
+from impruver_core.files.manifest import FORMAT, read_manifest
 from impruver_core.files.safe import atomic_write
 
 from impruver_train import checkpoints
 from impruver_train.callbacks import as_callback
 from impruver_train.compare import changes
-from impruver_train.place import UNFINISHED, is_ours, read_unfinished
+from impruver_train.place import UNFINISHED, is_ours
 
 NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 # A checkpoint of another one of these can't be loaded, or lies.
@@ -49,7 +49,7 @@ def find_start(
         check_checkpoint(named, output_dir, recipe, digests)
         if overwrite and named.parent == output_dir.absolute():
             raise ImpruverError(f"trainer.resume_from_checkpoint: --overwrite would remove {named}; leave one of both")
-    known = (read_unfinished(output_dir) or {}) if unfinished else {}
+    known = (read_manifest(output_dir / UNFINISHED) or {}) if unfinished else {}
     began = Path(known["start"]) if known.get("start") else None
     if named is not None and named != began:
         return named, named

@@ -11,7 +11,6 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import need_room, size_text
 
-from impruver_train.build import text_config
 from impruver_train.memory import STATE, Places, checkpointed, estimate
 
 TOKENIZER_BYTES = 100  # of tokenizer.json, for an entry of the vocabulary
@@ -65,7 +64,7 @@ def peak(plan: Any, places: Places, bits: int | None, size: Any = None, **argume
     changed = copy(plan.arguments)
     for name, value in arguments.items():
         setattr(changed, name, value)
-    found = estimate(size or plan.size, text_config(plan.config), changed, plan.precision, bits, places)
+    found = estimate(size or plan.size, plan.config.get_text_config(), changed, plan.precision, bits, places)
     return None if found is None else found.peak
 
 

@@ -12,6 +12,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.files.safe import sha256
 from impruver_core.recipe.load import Recipe, resolved, save_recipe
 from impruver_core.recipe.lookup import find_local
+from impruver_core.templating.template import ends_of
 
 from impruver_train import (
     build,
@@ -111,10 +112,11 @@ def prepare(
 ) -> Ready:
     """Makes all checks that need no weights."""
     plan = plan_model(recipe, output_dir)
-    sharding.check(plan.arguments, build.trains_token_rows(recipe.lora, plan.new_ids), dry_run)
+    token_rows = recipe.lora is not None and (plan.new_ids or recipe.lora.get("trainable_token_indices"))
+    sharding.check(plan.arguments, bool(token_rows), dry_run)
     data_manifest = checks.check_data_manifest(inputs.get("train"), plan.tokenizer)
     facts, rows, layout = read_rows(recipe, inputs, digests, plan, map_rows=not dry_run)
-    ends = finish.turn_ends(plan.tokenizer, data_manifest)
+    ends = list(data_manifest.get("end_of_turn") or ends_of(plan.tokenizer))
     return Ready(
         recipe, whole, output_dir, inputs, digests, facts, rows, layout, plan, data_manifest, ends, start, began
     )
@@ -124,7 +126,7 @@ def tell(ready: Ready, dry_run: bool) -> None:
     """Says what the run amounts to and where it starts; ImpruverError where the disk has no room for it."""
     plan, model, layout = ready.plan, ready.recipe.model, ready.layout
     bits = build.bits_of(model)
-    text = build.text_config(plan.config)
+    text = plan.config.get_text_config()
     for line in estimate.lines(plan.size, text, ready.facts.get("train"), layout, plan.arguments, plan.precision, bits):
         (result if dry_run else say)(line)
     steps = estimate.steps(len(layout.sizes), plan.arguments) if layout is not None else None
@@ -173,7 +175,8 @@ def leave(ready: Ready, model: Any, weights: dict[str, Any] | None, steps: int) 
     page.write_report(output_dir, ready.whole, more["counts"])
     described = finish.describe_inputs(ready.inputs, ready.facts, ready.digests, recipe.model.name)
     finish.write_manifest(output_dir, ready.whole, plan.tokenizer, described, ready.data_manifest, more)
-    finish.clear(output_dir)
+    (output_dir / place.UNFINISHED).unlink(missing_ok=True)
+    checkpoints.discard_stopped(output_dir)
 
 
 def quiet_libraries() -> None:

@@ -68,7 +68,7 @@ def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: An
     if plan.size.chooses:
         finish_batch = logits.choose_learned
         logits.take_loss_in_pieces(model, plan.size.fuses)
-    positions = getattr(build.text_config(plan.config), "max_position_embeddings", None)
+    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
     collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch, positions)
     return build_trainer(
         recipe.trainer.get("class"),
@@ -99,6 +99,7 @@ def build_trainer(class_path: str | None, recipe_dir: Path | None, **parts: Any)
 def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> list[str]:
     """Makes `steps` steps, in a folder of their own; what they took and the whole run will."""
     from torch.utils.data import Subset
+    from transformers import PrinterCallback
 
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         peak, watch = trial.Peak(), []
@@ -109,7 +110,8 @@ def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> li
         part = Subset(rows, items)
         trainer = put_trainer(recipe, plan, model, arguments, part, None, [as_callback(trial.Stopwatch, watch)])
         peak.start()
-        trial.run(trainer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
         return trial.report(watch, items, sizes, plan.arguments, peak.taken())
 
 

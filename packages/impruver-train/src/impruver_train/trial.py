@@ -99,14 +99,6 @@ class Peak:
         return self.read("VmHWM") - self.before or None
 
 
-def run(trainer: Any) -> None:
-    """Trains without a word of Trainer's own."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-
-
 def report(watch: list[float], items: list[int], sizes: Any, arguments: Any, taken: int | None) -> list[str]:
     """What the steps took, and the whole run from that: by places, less the first step, which warms up."""
     batch = arguments.train_batch_size * arguments.world_size
