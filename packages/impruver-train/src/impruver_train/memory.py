@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from impruver_train import sharding
-from impruver_train.logits import PIECE, can_choose, plain_head
+from impruver_train.forwards import can_choose, plain_head
+from impruver_train.logits import PIECE
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
