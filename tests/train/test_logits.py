@@ -108,6 +108,21 @@ def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
         assert near < (1e-5 if dtype == "float32" else 2e-2)
 
 
+def test_a_16_bit_matrix_has_its_gradient_rounded_once(monkeypatch):
+    import torch
+    from impruver_train import logits
+
+    monkeypatch.setattr(logits, "PIECE", 4)
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(16, 50, bias=False).bfloat16(), torch.randn(2000, 16).bfloat16()
+    labels = torch.randint(0, 50, (1, 2001))
+    logits.loss_in_pieces(logits.Unmade(hidden, head, [head.weight]), labels, 50).backward()
+    exact = head.weight.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(hidden.double() @ exact.T, labels[0, 1:]).backward()
+    assert head.weight.grad.dtype == torch.bfloat16
+    assert (head.weight.grad - exact.grad).norm() < 5e-3 * exact.grad.norm()
+
+
 def test_a_model_that_makes_its_loss_itself_is_left_alone():
     from impruver_train.forwards import can_choose
     from transformers import LlamaForCausalLM

@@ -120,7 +120,9 @@ def piecewise() -> Any:
     class Piecewise(torch.autograd.Function):
         @staticmethod
         def forward(ctx, given, following, count, make, learns, *trained):
-            gradients = [torch.zeros_like(part) for part in (given, *trained)] if learns else []
+            # A weight's is a sum over pieces: in fp32, of which autograd makes the weight's own dtype.
+            sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+            gradients = [torch.zeros_like(given), *sums] if learns else []
             total = torch.zeros((), device=given.device)
             for at in range(0, len(given), PIECE):
                 part = given[at : at + PIECE].detach().requires_grad_(learns)
