@@ -8,7 +8,7 @@ IGNORED = -100
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "smollm3", "gpt2", "mixtral", "olmo2"]
 
 
-def model_of(kind):
+def model_of(kind, **given):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -16,7 +16,7 @@ def model_of(kind):
     more = {} if kind == "gpt2" else {"intermediate_size": 64, "num_key_value_heads": 2}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more, **special)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more, **special, **given)).eval()
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def batch():
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse, monkeypatch):
     import torch
-    from impruver_train import logits
+    from impruver_train import forwards, logits
 
     monkeypatch.setattr(logits, "PIECE", 7)
     model = model_of(kind)
-    assert logits.can_choose(model)
-    assert logits.plain_head(model) is model.get_output_embeddings()
+    assert forwards.can_choose(model)
+    assert forwards.plain_head(model) is model.get_output_embeddings()
     seen = []
     for given in (batch, logits.choose_learned(batch)):
         if given is not batch:
@@ -108,8 +108,23 @@ def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
         assert near < (1e-5 if dtype == "float32" else 2e-2)
 
 
+def test_a_16_bit_matrix_has_its_gradient_rounded_once(monkeypatch):
+    import torch
+    from impruver_train import logits
+
+    monkeypatch.setattr(logits, "PIECE", 4)
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(16, 50, bias=False).bfloat16(), torch.randn(2000, 16).bfloat16()
+    labels = torch.randint(0, 50, (1, 2001))
+    logits.loss_in_pieces(logits.Unmade(hidden, head, [head.weight]), labels, 50).backward()
+    exact = head.weight.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(hidden.double() @ exact.T, labels[0, 1:]).backward()
+    assert head.weight.grad.dtype == torch.bfloat16
+    assert (head.weight.grad - exact.grad).norm() < 5e-3 * exact.grad.norm()
+
+
 def test_a_model_that_makes_its_loss_itself_is_left_alone():
-    from impruver_train.logits import can_choose
+    from impruver_train.forwards import can_choose
     from transformers import LlamaForCausalLM
 
     class Own(LlamaForCausalLM):
@@ -122,7 +137,7 @@ def test_a_model_that_makes_its_loss_itself_is_left_alone():
 
 def test_a_forward_that_looks_at_rows_of_logits_is_left_alone():
     import torch
-    from impruver_train.logits import can_choose
+    from impruver_train.forwards import can_choose
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -132,7 +147,7 @@ def test_a_forward_that_looks_at_rows_of_logits_is_left_alone():
 
 
 def test_a_forward_without_source_is_left_alone():
-    from impruver_train.logits import can_choose
+    from impruver_train.forwards import can_choose
     from transformers import LlamaForCausalLM
 
     made: dict = {"LlamaForCausalLM": LlamaForCausalLM}
@@ -144,15 +159,36 @@ def test_a_forward_without_source_is_left_alone():
 
 
 STRICT = """
+import functools
+
+import torch
+from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 
 
+def twice(forward):
+    @functools.wraps(forward)
+    def wrapped(*given, **named):
+        said = forward(*given, **named)
+        said.loss = said.loss + said.logits.float().pow(2).mean()
+        return said
+
+    return wrapped
+
+
+class Centred(nn.Linear):
+    def forward(self, hidden):
+        return super().forward(hidden - hidden.mean(-2, keepdim=True))
+
+
 class Strict(LlamaForCausalLM):
     def forward(self, input_ids=None, attention_mask=None, labels=None, logits_to_keep=0):
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        hidden_states = outputs.last_hidden_state
+        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+        logits = self.lm_head(hidden_states)
         loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
         return CausalLMOutput(loss=loss, logits=logits)
 """
@@ -209,31 +245,121 @@ def test_a_trainer_of_ones_own_sees_all_logits_and_the_same_losses(recipe, impru
     assert losses["own"] == pytest.approx(losses["plain"], rel=1e-4)
 
 
-CHANGED = """hidden_states = slice_logits_to_keep(hidden, logits_to_keep)
-        logits = self.lm_head(hidden_states)
-"""
+MADE, SAID = "        logits = self.lm_head(hidden_states)\n", "        return CausalLMOutput("
+SLICED = "        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)\n"
+LOSS = "        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)\n"
+FORWARD, OUTPUTS = "    def forward(self", "        outputs = self.model("
+ODD = {  # what is replaced in that forward and by what; whether places may be chosen, and the head applied in pieces
+    "nothing": ("", "", True, True),
+    "capped": (MADE, MADE + "        if self.config.cap:\n            logits = torch.tanh(logits)\n", True, True),
+    "divided, why": (MADE, MADE + "        logits = logits / self.config.cap  # logits\n", True, True),
+    "over lines": (MADE, "        logits = self.lm_head(\n            hidden_states  # all\n        )\n", True, True),
+    "scaled by a trained number": (MADE, MADE + "        logits = logits * self.scale\n", True, True),
+    "clamped": (MADE, MADE + "        logits = logits.clamp(-9, 9)\n", False, False),
+    "moved": (MADE, MADE + "        logits = logits + self.moved\n", False, False),
+    "scaled by place": (
+        MADE,
+        "        scale = 1 + attention_mask[..., None]\n" + MADE + "        logits = logits * scale\n",
+        False,
+        False,
+    ),
+    "in place": (MADE, MADE + "        logits[..., 7] = 0\n", False, False),
+    "a column": (MADE, MADE + "        loss = logits[..., :40]\n", False, False),
+    "z-loss": (SAID, "        loss = loss + logits.logsumexp(-1).pow(2).mean()\n" + SAID, False, False),
+    "a penalty in the output": (SAID, SAID + "hidden_states=(logits.norm(),), ", False, False),
+    "other labels": (MADE, "        labels = labels.masked_fill(labels % 3 == 0, -100)\n" + MADE, False, False),
+    "unshifted": (LOSS, LOSS.replace(")\n", ", shift_labels=labels)\n"), False, False),
+    "in another precision": (MADE, "        with torch.autocast('cpu', torch.bfloat16):\n    " + MADE, False, False),
+    "only in words": (OUTPUTS, f'        """\n{SLICED}{MADE}"""\n{OUTPUTS}', False, False),
+    "only in a comment": (SLICED, SLICED.replace("hidden_states =", "# hidden_states ="), False, False),
+    "decorated": (FORWARD, f"    @twice\n{FORWARD}", False, False),
+    "no def": (FORWARD, "    forward = lambda self, **given: self.said(**given)\n\n    def said(self", False, False),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_a_forward_does_to_logits_decides(odd, batch, tmp_path):
+    """And either way loss and gradients are those of all logits."""
+    from runpy import run_path
+
+    import torch
+    from impruver_train import forwards
+
+    old, new, chooses, fuses = ODD[odd]
+    assert old in STRICT
+    made = STRICT.replace(old, new) if old else STRICT
+    (tmp_path / "made.py").write_text(made, encoding="utf-8")
+    config = model_of("llama").config
+    config.cap = 3.0
+    model = run_path(str(tmp_path / "made.py"))["Strict"](config)
+    model.scale, model.moved = torch.nn.Parameter(torch.tensor(0.5)), torch.nn.Parameter(torch.rand(50))
+    assert forwards.can_choose(model) == chooses
+    assert (chooses and forwards.plain_head(model) is model.lm_head) == fuses
+    agree(model, batch)
+
+
+def agree(model, batch):
+    """Has `model` learn as a run would, and compares with all logits."""
+    from impruver_train import forwards, logits
+
+    seen = []
+    for chosen in (False, forwards.can_choose(model)):
+        if chosen:
+            logits.take_loss_in_pieces(model, True)
+        model.zero_grad()
+        loss = model(**(logits.choose_learned(batch) if chosen else batch)).loss
+        loss.backward()
+        seen.append([loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
+    assert len(seen[0]) == len(seen[1])
+    for whole, part in zip(*seen, strict=True):
+        assert (whole - part).norm() <= 1e-5 * whole.norm()
+
+
+def hooked(model, torch):
+    model.lm_head.register_forward_hook(lambda head, given, logits: logits - logits.mean(-2, keepdim=True))
+
+
+def viewed(model, torch):
+    del model.lm_head.weight
+    model.lm_head.weight = model.model.embed_tokens.weight.flip(0)
+
+
+def normed(model, torch):
+    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+
+
+def wrapped(model, torch):
+    plain = model.forward
+    model.forward = lambda **given: plain(**given)
 
 
 @pytest.mark.parametrize(
-    ("change", "plain"),
-    [
-        ("", True),
-        ("        if self.config.cap is not None:\n            logits = torch.tanh(logits)\n", True),
-        ("        logits = logits / self.config.cap  # why\n", True),
-        ("        logits = logits.clamp(-9, 9)\n", False),
-        ("        norm = logits.norm()\n", False),
-        ("        logits[..., 7] = 0\n", False),
-    ],
+    ("change", "chooses"), [(hooked, False), (wrapped, False), (viewed, True), (normed, True), (None, False)]
 )
-def test_what_a_forward_does_to_logits_decides(change, plain, tmp_path):
+def test_a_head_that_is_no_plain_matrix_is_not_applied_in_pieces(change, chooses, batch, tmp_path):
     from runpy import run_path
 
-    from impruver_train.logits import plain_head
+    import torch
+    from impruver_train import forwards
 
-    made = STRICT.replace("logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))", CHANGED + change)
-    (tmp_path / "made.py").write_text(made, encoding="utf-8")
-    model = run_path(str(tmp_path / "made.py"))["Strict"](model_of("llama").config)
-    assert (plain_head(model) is model.lm_head) == plain
+    model = model_of("llama")
+    if change is None:
+        (tmp_path / "made.py").write_text(STRICT, encoding="utf-8")
+        model.lm_head = run_path(str(tmp_path / "made.py"))["Centred"](32, 50)
+    else:
+        change(model, torch)
+    assert forwards.can_choose(model) == chooses
+    assert not chooses or forwards.plain_head(model) is None
+    agree(model, batch)
+
+
+def test_a_loss_of_all_logits_sees_them_all(batch):
+    from impruver_train import forwards
+
+    model = model_of("bamba", mamba_n_heads=2, mamba_d_head=32, mamba_d_state=8, attn_layer_indices=[1])
+    model.z_loss_coefficient = 0.1
+    assert not forwards.can_choose(model)
+    agree(model, batch)
 
 
 def test_smoothed_labels_train(recipe, impruver_train, parts, tmp_path, tiny):

@@ -111,3 +111,15 @@ def test_transformers_4_57_loads_it_and_says_the_same(older, recipe, impruver_tr
             name: now[name] for name in ("ids", "special", "ends")
         }
         assert torch.allclose(then["logits"], now["logits"], atol=1e-5), case["out"]
+
+
+def test_a_configuration_that_refuses_the_older_names_stays_as_it_is(tmp_path):
+    """Gemma 4 wants no theta of all layers: a run of it would end in a traceback, trained and unsaid."""
+    from impruver_train.older import widen_config
+    from transformers import AutoConfig, Gemma4TextConfig
+
+    Gemma4TextConfig(**SHAPE, head_dim=8).save_pretrained(tmp_path)
+    saved = (tmp_path / "config.json").read_text(encoding="utf-8")
+    widen_config(tmp_path / "config.json", Gemma4TextConfig)
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == saved
+    assert AutoConfig.from_pretrained(tmp_path).hidden_size == SHAPE["hidden_size"]

@@ -4,57 +4,16 @@ The vocabulary is most of what a small model takes: places of prompts and paddin
 only a piece's logits are there at a time.
 """
 
-import inspect
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from impruver_train import sharding
 from impruver_train.collate import IGNORED
+from impruver_train.forwards import plain_head
 
 PIECE = 256  # places
 SCALE = 1024  # of gradients in forward: fp16 holds small ones of a sum as well as those of a scaled loss
-# What transformers' forwards do to logits before their loss: scaled, capped by tanh, in fp32; or nothing to them.
-HEAD = re.compile(r"logits = self\.(\w+)\(hidden_states\)( [*/] self[\w.]+)?(\.float\(\))?")
-STEP = re.compile(
-    r"logits = logits(\.float\(\))? [*/] [\w.]+|logits = torch\.tanh\(logits\)"
-    r"|if (?!.*\blogits\b).+:|(?!logits\b)\w+ = (?!.*\blogits\b).+"
-)
-
-
-def can_choose(model: Any) -> bool:
-    """Whether `model` of transformers computes logits at chosen places of each row and the usual loss over them."""
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    try:
-        source = inspect.getsource(inspect.unwrap(type(model).forward))
-    except (OSError, TypeError):  # made while the program runs, or no function
-        return False
-    asks = "slice_logits_to_keep(" in source and "self.loss_function(" in source
-    asks = asks and "logits[:" not in source  # which wants rows of logits, as in Chameleon
-    return asks and getattr(model, "loss_function", None) is ForCausalLMLoss
-
-
-def plain_head(model: Any) -> Any:
-    """The output matrix of `model`, which `can_choose`, where its forward may do without its output; or None.
-
-    It may where it does only what is known to logits before their loss, and nothing after; no adapter wraps the matrix.
-    """
-    from torch import nn
-
-    base = getattr(model, "get_base_model", lambda: model)()
-    _, _, after = inspect.getsource(inspect.unwrap(type(base).forward)).partition("slice_logits_to_keep(")
-    made, _, after = after.partition("self.loss_function(")
-    lines = [line.partition("#")[0].strip() for line in made.splitlines()[1:]]
-    first, *steps = [line for line in lines if line] or [""]
-    known = HEAD.fullmatch(first)
-    if not known or not all(STEP.fullmatch(step) for step in steps[:-1]):
-        return None
-    if re.search(r"\blogits\b", re.sub(r"logits=logits\b|\(logits,|^\s*logits,", "", after, flags=re.MULTILINE)):
-        return None
-    head = base.get_output_embeddings()
-    return head if type(head) is nn.Linear and getattr(base, known[1], None) is head else None
 
 
 def may_choose(arguments: Any, own_trainer: bool) -> bool:
@@ -90,12 +49,16 @@ def take_loss_in_pieces(model: Any, fuse: bool) -> None:
     `fuse`: its `plain_head` is applied to pieces of the chosen places too.
     """
     getattr(model, "get_base_model", lambda: model)().loss_function = loss_in_pieces
-    if fuse:
-        head = plain_head(model)
-        trained = [weight for weight in head.parameters() if weight.requires_grad]
+    head = plain_head(model) if fuse else None
+    if head is not None:
         whole = head.forward
-        # Chosen places have lost their rows: two dimensions.
-        head.forward = lambda hidden: Unmade(hidden, whole, trained) if hidden.dim() == 2 else whole(hidden)
+
+        def forward(hidden: Any) -> Any:
+            if hidden.dim() > 2:  # chosen places have lost their rows: two dimensions
+                return whole(hidden)
+            return Unmade(hidden, whole, [weight for weight in head.parameters() if weight.requires_grad])
+
+        head.forward = forward
 
 
 class Unmade:
@@ -107,17 +70,19 @@ class Unmade:
     def __init__(self, given: Any, make: Callable[[Any], Any], trained: list[Any]):
         self.given, self.make, self.trained = given, make, trained
 
-    def then(self, step: Callable[[Any], Any]) -> "Unmade":
+    def then(self, step: Callable[[Any], Any], factor: Any = 1.0) -> Any:
+        if not isinstance(factor, int | float):  # a tensor may be trained: it gets its gradient of logits that are made
+            return step(self.make(self.given))
         return Unmade(self.given, lambda part: step(self.make(part)), self.trained)
 
     def float(self) -> "Unmade":
         return self.then(lambda logits: logits.float())
 
-    def __mul__(self, factor: Any) -> "Unmade":
-        return self.then(lambda logits: logits * factor)
+    def __mul__(self, factor: Any) -> Any:
+        return self.then(lambda logits: logits * factor, factor)
 
-    def __truediv__(self, factor: Any) -> "Unmade":
-        return self.then(lambda logits: logits / factor)
+    def __truediv__(self, factor: Any) -> Any:
+        return self.then(lambda logits: logits / factor, factor)
 
     @classmethod
     def __torch_function__(cls, function: Callable, types: Any, given: tuple, named: Any = None) -> "Unmade":
@@ -155,7 +120,9 @@ def piecewise() -> Any:
     class Piecewise(torch.autograd.Function):
         @staticmethod
         def forward(ctx, given, following, count, make, learns, *trained):
-            gradients = [torch.zeros_like(part) for part in (given, *trained)] if learns else []
+            # A weight's is a sum over pieces: in fp32, of which autograd makes the weight's own dtype.
+            sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
+            gradients = [torch.zeros_like(given), *sums] if learns else []
             total = torch.zeros((), device=given.device)
             for at in range(0, len(given), PIECE):
                 part = given[at : at + PIECE].detach().requires_grad_(learns)

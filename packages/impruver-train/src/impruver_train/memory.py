@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from impruver_train import sharding
-from impruver_train.logits import PIECE, can_choose, plain_head
+from impruver_train.forwards import can_choose, plain_head
+from impruver_train.logits import PIECE
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
@@ -98,8 +99,8 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
         stream = 4 if full or bits else value
         whole = layers * hidden * stream + whole / layers
     cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
-    # Gradients of a matrix that is applied piece by piece: their sum, and one's.
-    head = (precision.trained.itemsize + value) * hidden * config.vocab_size if full and size.fuses else 0
+    # Gradients of a matrix that is applied piece by piece: their sum in fp32, and one's.
+    head = (4 + value) * hidden * config.vocab_size if full and size.fuses else 0
     return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, learns=True) + cast + head
 
 

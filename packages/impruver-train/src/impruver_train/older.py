@@ -15,13 +15,17 @@ SPECIAL = ("extra_special_tokens", "additional_special_tokens")
 def widen_config(path: Path, kind: type) -> None:
     """Adds RoPE's parameters to config.json under the names of transformers 4, which would else take its defaults.
 
-    `kind` is the configuration's class; where it would read the file differently from then on, nothing is added.
+    `kind` is the configuration's class; where it would read the file differently from then on, or not at all, nothing is added.
     """
     saved = json.loads(path.read_text(encoding="utf-8"))
     widened = saved | older_rope(saved)
     if isinstance(saved.get("text_config"), dict):
         widened["text_config"] = saved["text_config"] | older_rope(saved["text_config"])
-    if widened != saved and meaning(kind, widened) == meaning(kind, saved):
+    try:
+        same = widened != saved and meaning(kind, widened) == meaning(kind, saved)
+    except Exception:  # the class refuses them: Gemma 4's wants no theta for all layers
+        same = False
+    if same:
         write(path, widened)
 
 
