@@ -169,3 +169,11 @@ def test_train_and_gguf_agree_on_what_can_be_merged():
     from impruver_train import checks
 
     assert (checks.PLAIN_STARTS, checks.UNMERGED) == (adapter.PLAIN_STARTS, adapter.OTHER_METHODS)
+
+
+def test_layers_of_different_sizes_have_no_estimate():
+    from impruver_train.memory import knows
+    from transformers import Gemma4TextConfig
+
+    assert knows(Gemma4TextConfig(head_dim=8, global_head_dim=8))
+    assert not knows(Gemma4TextConfig(head_dim=8, global_head_dim=16))

@@ -117,8 +117,8 @@ def of_logits(places: float, size: Size, config: Any, precision: Any, learns: bo
 def per_layer(config: Any, value: int, longest: int, attention: str) -> int:
     """Bytes a token that a layer keeps whatever is trained: norms in fp32, attention, gated MLP in `value` bytes.
 
-    Eager attention keeps each head's scores in fp32 and `value` bytes, SDPA its mask in `value` bytes; both repeat key
-    and value heads that several queries share.
+    Eager attention keeps scores of each head in fp32 and, in 16 bits, a copy; SDPA its mask in `value` bytes; both
+    repeat key and value heads that several queries share.
     """
     heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention: as if it had one head
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -128,7 +128,8 @@ def per_layer(config: Any, value: int, longest: int, attention: str) -> int:
     inner = inner or getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     inner = inner or 4 * config.hidden_size
     kept = 2 * queries + 2 * (keys if "flash" in attention else queries) + 3 * experts * inner
-    scores = {"eager": (4 + value) * heads, "sdpa": value}.get(attention, 0)
+    kept += 3 * experts * config.hidden_size if experts > 1 else 0  # each expert's input, its output, and that weighed
+    scores = {"eager": (4 + value % 4) * heads, "sdpa": value}.get(attention, 0)  # of 32 bits there is no copy
     return 8 * config.hidden_size + value * kept + scores * longest
 
 
@@ -180,7 +181,10 @@ def knows(config: Any) -> bool:
     """Whether the formula fits a configuration: its sizes have the usual names and are the same in every layer."""
     needed = ("num_hidden_layers", "hidden_size", "vocab_size")
     others = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "num_experts_per_tok")
-    sizes = [getattr(config, name, None) for name in (*needed, *others)]
+    try:
+        sizes = [getattr(config, name, None) for name in (*needed, *others)]
+    except RuntimeError:  # transformers' own, for a size that differs by layer, as in Gemma 4
+        return False
     return None not in sizes[: len(needed)] and all(size is None or isinstance(size, int) for size in sizes)
 
 

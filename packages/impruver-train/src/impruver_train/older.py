@@ -15,7 +15,7 @@ SPECIAL = ("extra_special_tokens", "additional_special_tokens")
 def widen_config(path: Path, kind: type) -> None:
     """Adds RoPE's parameters to config.json under the names of transformers 4, which would else take its defaults.
 
-    `kind` is the configuration's class; where it would read the file differently from then on, or not at all, nothing is added.
+    `kind` is the configuration's class; where it would read the file differently then, or not at all, nothing is added.
     """
     saved = json.loads(path.read_text(encoding="utf-8"))
     widened = saved | older_rope(saved)
