@@ -10,10 +10,12 @@ from pathlib import Path
 def questions(paths: Iterable[Path]) -> list[tuple[str, str]]:
     """(asked, answer) of the rows of JSONL files that have an instruction, input or not, and output or response."""
     rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = [row for row in rows if "instruction" in row]
+    answers = [row.get("output", row.get("response", "")) for row in asked]
     return [
-        ("\n".join(filter(None, (row["instruction"], row.get("input")))), row.get("output") or row["response"])
-        for row in rows
-        if "instruction" in row and (row.get("output") or row["response"]).strip()
+        ("\n".join(filter(None, (row["instruction"], row.get("input")))), answer)
+        for row, answer in zip(asked, answers, strict=True)
+        if answer.strip()
     ]
 
 
