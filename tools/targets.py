@@ -68,7 +68,7 @@ BENCHMARKS = {
                 10.0,
                 least=True,
                 form=".1f",
-                why="two thirds of the time are encode_batch's own; on other days it was 10.2 and 10.7 times",
+                why="two thirds of the time are encode_batch's own",
             ),
             Target("peak", "memory of all processes together", 1.2, unit=" GB"),
             Target("again", "a second run with nothing changed, of the first's time", 0.15, **SHARE),

@@ -77,6 +77,17 @@ def once(folder: Path):
         done.touch()
 
 
+def filled(folder: Path, fill: Callable[[], str]) -> Path:
+    """`folder` once a worker has filled it; the test is skipped for the reason that `fill` tells, if any."""
+    with once(folder) as mine:
+        if mine:
+            (folder / "why").write_text(fill(), encoding="utf-8")
+    why = (folder / "why").read_text(encoding="utf-8")
+    if why:
+        pytest.skip(why)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def smollm2(shared) -> Path:
     """SmolLM2-135M-Instruct as a safetensors folder; the tool is safe to run in several workers at once."""
@@ -107,12 +118,7 @@ def oracle_file(folder: Path, name: str, outtype: str) -> Path:
 def oracle(shared, cases) -> dict[tuple[str, str], Path]:
     """What llama.cpp's own script makes of each case and outtype: in an environment of its own, with its own gguf."""
     folder = shared / "gguf-oracle"
-    with once(folder) as mine:
-        if mine:
-            (folder / "why").write_text(_run_oracle(folder, cases), encoding="utf-8")
-    why = (folder / "why").read_text(encoding="utf-8")
-    if why:
-        pytest.skip(why)
+    filled(folder, lambda: _run_oracle(folder, cases))
     return {(name, outtype): oracle_file(folder, name, outtype) for name, outtype in EXACT}
 
 
@@ -150,26 +156,20 @@ def own_environment(folder: Path, package: str) -> str:
 def llama_cpp(shared) -> Path:
     """A folder with a llama-server: llama.cpp's own server code, from a package that brings it as a library."""
     folder = shared / "gguf-server"
-    with once(folder) as mine:
-        if mine:
-            (folder / "why").write_text(own_environment(folder, SERVER), encoding="utf-8")
-            write_program(folder / "llama-server", f"#!{folder / 'venv/bin/python'}\n{SERVE}")
-    why = (folder / "why").read_text(encoding="utf-8")
-    if why:
-        pytest.skip(why)
-    return folder
+
+    def fill() -> str:
+        why = own_environment(folder, SERVER)
+        write_program(folder / "llama-server", f"#!{folder / 'venv/bin/python'}\n{SERVE}")
+        return why
+
+    return filled(folder, fill)
 
 
 @pytest.fixture(scope="session")
 def ollama(shared) -> Callable[[str, list], list[str]]:
     """Renders chats with a template in Go's language, in Go."""
     folder, program = shared / "gguf-go", shared / "gguf-go/ollama"
-    with once(folder) as mine:
-        if mine:
-            (folder / "why").write_text(_build_ollama(folder, program), encoding="utf-8")
-    why = (folder / "why").read_text(encoding="utf-8")
-    if why:
-        pytest.skip(why)
+    filled(folder, lambda: _build_ollama(folder, program))
 
     def rendered(template: str, chats: list) -> list[str]:
         asked = json.dumps({"template": template, "chats": chats})

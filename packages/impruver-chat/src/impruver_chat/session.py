@@ -19,9 +19,7 @@ class NoAnswer(ImpruverError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt's ids, the tokens that the answer may have, and how many messages it forgets from now on: by the
-    history limit, by the full context.
-    """
+    """A prompt's ids, the room for its answer in tokens, and how many messages it forgets: by which limit."""
 
     ids: list[int]
     room: int

@@ -69,7 +69,7 @@ def head_name(model: Any) -> str | None:
 def statements(forward: Any) -> list[str]:
     """The lines of a forward, each a whole statement without comments.
 
-    None where there is no source, or what wraps it is not transformers' own.
+    There are none without source, or where what wraps it is not transformers' own.
     """
     while hasattr(forward, "__wrapped__"):
         if not getattr(forward, "__globals__", {}).get("__name__", "").startswith("transformers."):
