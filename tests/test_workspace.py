@@ -1,11 +1,13 @@
 """The house rules that a script can see: bounds between siblings, imports one way, light installs."""
 
 import ast
+import graphlib
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,59 @@ def test_imports_go_one_way_and_heavy_ones_stand_inside_functions():
         for module, at_top in imports(path):
             assert module not in tools - {own}, f"{path} imports the tool {module}"
             assert not (at_top and module in HEAVY), f"{path} imports {module} at its top"
+
+
+def graph_of_imports() -> dict[str, set[str]]:
+    """The modules of our packages, each with those of ours that it imports anywhere, inside functions too."""
+    names = {
+        ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__"): path
+        for source in [ROOT / "core/src", *ROOT.glob("packages/*/src")]
+        for path in source.rglob("*.py")
+    }
+    graph = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: a relative import"
+                targets = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [target if target in names else node.module for target in targets]
+            elif isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            else:
+                continue
+            graph[name].update(target for target in targets if target in names and target != name)
+    return graph
+
+
+def grouped(graph: dict[str, set[str]], depth: int) -> dict[str, set[str]]:
+    """The graph between folders up to `depth` below a package; a module at a package's root stands for itself."""
+
+    def group(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(parts[: 1 + depth] if len(parts) - 2 >= depth else parts[:-1] if len(parts) > 2 else parts)
+
+    groups = {group(name): set() for name in graph}
+    for name, targets in graph.items():
+        groups[group(name)].update(group(target) for target in targets)
+    return {name: targets - {name} for name, targets in groups.items()}
+
+
+@pytest.mark.parametrize("depth", [None, 1, 2, 3], ids=["modules", "folders", "folders in folders", "third level"])
+def test_imports_form_no_cycle(depth):
+    graph = graph_of_imports()
+    assert len(graph) > 200
+    try:
+        list(graphlib.TopologicalSorter(graph if depth is None else grouped(graph, depth)).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_folder_holds_few_modules_and_each_name_says_something():
+    sources = [*ROOT.glob("core/src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")]
+    vague = {"utils", "util", "helpers", "helper", "common", "manager", "handler", "misc"}
+    assert not [path for path in sources if {path.stem, path.parent.name} & vague]
+    counts = Counter(path.parent for path in sources if path.name not in ("__init__.py", "__main__.py"))
+    assert not {str(folder): count for folder, count in counts.items() if count > 16}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from impruver_core.recipe.lookup import recipes_root
+from impruver_core.recipe.catalog import recipes_root
 from targets import BENCHMARKS
 from workload import run_tool
 

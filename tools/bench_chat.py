@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from figures import record
-from impruver_chat.backends import Prompt
-from impruver_chat.decoding import Stops
-from impruver_chat.sampling import GREEDY
+from impruver_chat.backends.base import Prompt
+from impruver_chat.generation.detokenizer import Stops
+from impruver_chat.generation.parameters import GREEDY
 from workload import run_tool
 
 QUESTION = "Tell me a long story about a fisherman who finds a lamp on the beach."
@@ -41,8 +41,8 @@ OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
 
 def transformers(folder: Path) -> Any:
     """Our backend, as the command loads it."""
-    from impruver_chat.backends.transformers import load
-    from impruver_chat.found import find_model
+    from impruver_chat.backends.transformers.backend import load
+    from impruver_chat.model_dir import find_model
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
 
     return load(find_model(folder, None, folder), ModelSection(dtype="fp32"), TokenizerSection(), OPTIONS, folder)
@@ -74,8 +74,8 @@ def decoded_at(backend: Any) -> Iterator[list[float]]:
 
 def forget(backend: Any) -> None:
     """Drops the cache that is kept between turns."""
-    from impruver_chat.backends.contexts import Conversation
-    from impruver_chat.backends.kept import Kept
+    from impruver_chat.backends.llama_cpp.context import Conversation
+    from impruver_chat.backends.transformers.prompt_cache import Kept
 
     if hasattr(backend, "_kept"):
         backend._kept = Kept()
@@ -107,7 +107,7 @@ def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
 def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
     """The same of cyllama's own calls: decode, sample, detokenize."""
     from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams, llama_batch_get_one
-    from impruver_chat.backends.contexts import new_context
+    from impruver_chat.backends.llama_cpp.context import new_context
 
     context, sampler = new_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
     sampler.add_greedy()
@@ -193,7 +193,7 @@ def compare_turns(part: str, what: str, backend: Any, tokens: int, rounds: int) 
 
 def quantized(folder: Path, scratch: Path) -> Any:
     """Our GGUF backend with the model as q4_k_m."""
-    from impruver_chat.backends import gguf
+    from impruver_chat.backends.llama_cpp import backend as gguf
     from impruver_core.recipe.sections import TokenizerSection
 
     (scratch / "out").mkdir()

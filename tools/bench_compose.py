@@ -64,7 +64,7 @@ def joined(text: str, words: list[str], chance: random.Random) -> str:
 
 def encode_batch(tokenizer_folder: str, data: Path) -> dict:
     """One `encode_batch` of all rendered texts."""
-    from impruver_core.templating.render import render
+    from impruver_core.chat_template.rendering.renderer import render
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
@@ -77,12 +77,12 @@ def encode_batch(tokenizer_folder: str, data: Path) -> dict:
 
 def compose(tokenizer_folder: str, data: Path) -> dict:
     """All of impruver-compose but its imports."""
-    from impruver_compose.light import import_libraries, without_torch
+    from impruver_compose.torch_guard import import_libraries, without_torch
 
     without_torch()
     import_libraries()
-    from impruver_compose.compose import compose
-    from impruver_core.recipe.load import load_recipe
+    from impruver_compose.pipeline import compose
+    from impruver_core.recipe.loading import load_recipe
 
     start = time.perf_counter()
     compose(load_recipe(str(recipe(tokenizer_folder, data))))

@@ -69,7 +69,7 @@ def make_adapter(base: Path, folder: Path) -> None:
 def write_heldout(folder: Path) -> None:
     """32 rows about countries, as long as fits."""
     from impruver_core import encode_chat
-    from impruver_gguf.tokens import SavedTokenizer
+    from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 
     tokenizer = SavedTokenizer(folder)
     with (Path(__file__).parent / "quickstart_countries.csv").open(encoding="utf-8") as file:
@@ -114,14 +114,21 @@ def make_oracle(folder: Path) -> Path:
 
 def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
     """Prints wall time, memory and scratch of both ways."""
-    from impruver_gguf.levels import LEVELS as KNOWN
+    from impruver_gguf.quantization.quant_types import LEVELS as KNOWN
 
     python, merged, out = make_oracle(folder / "venv"), folder / "merged", folder / "theirs.gguf"
     theirs = [
         [sys.executable, "-c", MERGE, base, adapter, merged],
         [python, "-c", CONVERT, merged, "--outfile", out, "--outtype", "f16"],
         *(
-            [sys.executable, "-m", "impruver_gguf.quantize", out, "2", f"{KNOWN[level].ftype}={folder / level}.gguf"]
+            [
+                sys.executable,
+                "-m",
+                "impruver_gguf.quantization.quantize",
+                out,
+                "2",
+                f"{KNOWN[level].ftype}={folder / level}.gguf",
+            ]
             for level in LEVELS
         ),
     ]
@@ -141,7 +148,7 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
 
 def decode_only(task: dict) -> None:
     """Decodes what the proof decodes: the rows with logits computed at learned positions, and greedy answers."""
-    from impruver_gguf.engine import Engine, open_model
+    from impruver_gguf.verification.llama_runtime import Engine, open_model
 
     for path in task["files"]:
         model = open_model(Path(path))
@@ -158,8 +165,8 @@ def decode_only(task: dict) -> None:
 def compare_proof(adapter: Path, turns: int) -> None:
     """Prints what verifying takes, and decoding alone."""
     from impruver_gguf.cli import main as export
-    from impruver_gguf.heldout import read_heldout
-    from impruver_gguf.tokens import SavedTokenizer
+    from impruver_gguf.verification.heldout import read_heldout
+    from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 
     write_heldout(adapter)
     assert export(["--output_dir", str(adapter), "--verify", "false"]) == 0
@@ -188,7 +195,8 @@ def prove(adapter: Path, files: list[str]) -> None:
     """The proof by itself, as the command runs it."""
     from impruver_core.recipe.sections import ModelSection
     from impruver_gguf.sections import LimitsSection
-    from impruver_gguf.verify import Trained, read_ground, verify
+    from impruver_gguf.verification.types import Trained
+    from impruver_gguf.verification.verify import read_ground, verify
 
     trained = Trained(adapter, ["<|im_end|>"], {}, ModelSection(), None)
     levels = dict(zip(("f16", *LEVELS), map(Path, files), strict=True))

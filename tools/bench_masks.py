@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures import record
 from impruver_core import Encoded, encode_chats
-from impruver_core.recipe.lookup import recipes_root
+from impruver_core.recipe.catalog import recipes_root
 from workload import chat, questions
 
 

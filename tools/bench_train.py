@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from figures import record
+from impruver_train.training.callbacks import nan_guard, trackers
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 LOADING = (
@@ -40,9 +41,10 @@ def recipe_file(folder: Path, name: str, keys: dict) -> Path:
 
 def planned(path: str, overrides: list[str]):
     """(recipe, plan, rows) as impruver-train makes them."""
-    from impruver_core.files.safe import sha256
-    from impruver_core.recipe.load import load_recipe
-    from impruver_train import plan, train
+    from impruver_core.io.atomic import sha256
+    from impruver_core.recipe.loading import load_recipe
+    from impruver_train import run as train
+    from impruver_train.planning import plan
 
     recipe = load_recipe(path, overrides)
     train.quiet_libraries()
@@ -57,9 +59,11 @@ def planned(path: str, overrides: list[str]):
 
 def ours(recipe, made, rows, steps: int) -> float:
     """Seconds a step of the recipe's Trainer, the first left out."""
-    from impruver_train import failures, metrics, signals, stopping, trainers
-    from impruver_train.callbacks import as_callback
-    from impruver_train.speed import Speed
+    from impruver_train import signals
+    from impruver_train.training import trainer as trainers
+    from impruver_train.training.callbacks import checkpointer as stopping
+    from impruver_train.training.callbacks.base import as_callback
+    from impruver_train.training.callbacks.throughput import Speed
     from transformers import TrainerCallback
 
     ends: list[float] = []
@@ -70,12 +74,12 @@ def ours(recipe, made, rows, steps: int) -> float:
 
     made.arguments.max_steps = steps + 1
     out = Path(recipe.output_dir)
-    finite = as_callback(failures.Finite, out, Path(recipe.train_path))
+    finite = as_callback(nan_guard.Finite, out, Path(recipe.train_path))
     saving = as_callback(stopping.Saving, out, signals.Noted(), {}, None)
     speed = as_callback(Speed, out / "speed.jsonl")
     trainer = trainers.make_trainer(recipe, made, {"train": rows["train"]}, [], [finite, saving, speed, Watch()])
-    finite.batches = speed.batches = failures.remember_batches(trainer)
-    metrics.pace_trackers(trainer)
+    finite.batches = speed.batches = nan_guard.remember_batches(trainer)
+    trackers.pace_trackers(trainer)
     trainer.train()
     return (ends[-1] - ends[0]) / steps
 
@@ -85,8 +89,8 @@ def bare(recipe, made, rows, steps: int) -> float:
     import itertools
 
     import torch
-    from impruver_train import trainers
-    from impruver_train.collate import make_collator
+    from impruver_train.data.collator import make_collator
+    from impruver_train.training import trainer as trainers
 
     model = trainers.make_model(recipe, made).train()
     model.config.use_cache = False
@@ -119,7 +123,7 @@ def compare_steps(name: str, path: str, overrides: list[str], steps: int, turns:
 
 def compare_packing(recipe_path: str, steps: int) -> None:
     """Prints learned tokens a second with plain padding and packed."""
-    from impruver_train import estimate
+    from impruver_train.planning import run_estimate as estimate
 
     speeds = {}
     for packing, batch in ((False, 8), (True, 1)):

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from impruver_core.recipe.check import EXPECTED
+from impruver_core.recipe.registry import installed_sections
 from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, yaml_name
-from impruver_core.recipe.sections import OWNERS, installed_sections
+from impruver_core.recipe.sections import OWNERS
+from impruver_core.recipe.validation import EXPECTED
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?<=<!-- made: )(?P<what>[^>]+)(?P<open> -->\n)(?P<made>.*?)(?P<close><!-- /made -->)", re.DOTALL)

@@ -4,7 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from impruver_core.files.jsonl import dumps, read_rows
+from impruver_core.io.jsonl import dumps, read_rows
 
 FRANCE = "The capital of France is Paris."
 

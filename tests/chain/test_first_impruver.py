@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from impruver_core.files.jsonl import dumps
+from impruver_core.io.jsonl import dumps
 
 HERE = Path(__file__).parent / "first_impruver"
 BASE = "ai-forever/rugpt3small_based_on_gpt2"

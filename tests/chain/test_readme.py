@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from impruver_core.files.jsonl import read_rows
+from impruver_core.io.jsonl import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)

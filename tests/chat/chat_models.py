@@ -106,7 +106,7 @@ def user(text):
 def backend_of(folder, adapter=None, **changes):
     """transformers as the backend: a folder's model in fp32, with changes of its configuration, under an adapter."""
     import torch
-    from impruver_chat.backends.transformers import Transformers, stops_of
+    from impruver_chat.backends.transformers.backend import Transformers, stops_of
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,8 +118,8 @@ def backend_of(folder, adapter=None, **changes):
 
 def ask(backend, asked, sampling=None, seed=0, room=40, emit=lambda _: None):
     """A backend's answer to a text, messages or ids, greedily unless `sampling` says otherwise."""
-    from impruver_chat.backends import Prompt
-    from impruver_chat.sampling import GREEDY
+    from impruver_chat.backends.base import Prompt
+    from impruver_chat.generation.parameters import GREEDY
 
     asked = [user(asked)] if isinstance(asked, str) else asked
     ids = backend.encode(asked) if isinstance(asked[0], dict) else asked

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from chat_models import OPTIONS, ask, user
-from impruver_chat.backends.transformers import load, stops_of
-from impruver_chat.found import find_model
-from impruver_chat.sampling import Sampling
+from impruver_chat.backends.transformers.backend import load, stops_of
+from impruver_chat.generation.parameters import Sampling
+from impruver_chat.model_dir import find_model
 from impruver_core import encode_prompt
-from impruver_core.recipe.load import load_recipe
+from impruver_core.recipe.loading import load_recipe
 
 
 @pytest.fixture

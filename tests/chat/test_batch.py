@@ -2,7 +2,7 @@
 
 import json
 
-from impruver_chat.questions import question_of
+from impruver_chat.batch.questions import question_of
 
 
 def turn(word, answer=None):

@@ -88,7 +88,7 @@ def test_programs(program, recipe):
 
 
 def test_bos_is_as_the_rows_had_it():
-    from impruver_chat.chat import wants_bos
+    from impruver_chat.app import wants_bos
 
     assert wants_bos(None)
     assert wants_bos([{"name": "a"}, {"name": "b", "add_global_bos": False}])

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from impruver_chat.decoding import Stops, TextStream, find_stops
+from impruver_chat.generation.detokenizer import Stops, TextStream, find_stops
 
 TEXT = "Привет, 世界! 👩‍👩‍👧 naïve — 12,5 €\n"
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from chat_models import OPTIONS, ask, user
-from impruver_chat.backends import Prompt, contexts, gguf
-from impruver_chat.backends.vocabulary import decoder
-from impruver_chat.sampling import GREEDY, Sampling
+from impruver_chat.backends.base import Prompt
+from impruver_chat.backends.llama_cpp import backend as gguf
+from impruver_chat.backends.llama_cpp import context as contexts
+from impruver_chat.backends.llama_cpp.vocab import decoder
+from impruver_chat.generation.parameters import GREEDY, Sampling
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 
@@ -48,7 +50,7 @@ def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2, saved):
 
 
 def test_every_token_has_the_bytes_of_the_tokenizer(backend):
-    from impruver_chat.backends.vocabulary import BYTES, piece
+    from impruver_chat.backends.llama_cpp.vocab import BYTES, piece
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     assert {character: byte[0] for character, byte in BYTES.items()} == {v: k for k, v in bytes_to_unicode().items()}
@@ -139,7 +141,7 @@ def test_through_the_command(answers, recipe, smollm2, tmp_path):
 
 
 def test_characters_of_several_tokens_come_whole(backend):
-    from impruver_chat.decoding import Stops, TextStream
+    from impruver_chat.generation.detokenizer import Stops, TextStream
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
     stream = TextStream(backend.decode, Stops(frozenset()), out.append)

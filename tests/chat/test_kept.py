@@ -3,8 +3,8 @@
 import pytest
 import torch
 from chat_models import OPTIONS, ask, backend_of, user
-from impruver_chat.backends import gguf
-from impruver_chat.backends.transformers import Transformers, stops_of
+from impruver_chat.backends.llama_cpp import backend as gguf
+from impruver_chat.backends.transformers.backend import Transformers, stops_of
 from impruver_core.recipe.sections import TokenizerSection
 
 FIRST = [user("what is red")]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from impruver_chat.backends.transformers import Transformers
+from impruver_chat.backends.transformers.backend import Transformers
 
 WORDS = ["red", "white", "blue", "green", "black"]
 

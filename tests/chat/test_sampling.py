@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from impruver_chat.sampling import Sampling, choose, described
+from impruver_chat.generation.parameters import Sampling, choose, described
 from impruver_chat.sections import ChatSection
 from impruver_core.errors import ImpruverError
 

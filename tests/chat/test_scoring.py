@@ -1,7 +1,7 @@
 """What counts as the same answer."""
 
 import pytest
-from impruver_chat.scoring import is_match, share
+from impruver_chat.batch.answers import is_match, share
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 DRAW = """
 import sys, time
-from impruver_chat import screen
+from impruver_chat.terminal import display as screen
 screen.FASTEST = screen.SLOWEST = 0
 text, size = open(sys.argv[1], encoding="utf-8").read(), int(sys.argv[2])
 page = screen.screen(plain=False)

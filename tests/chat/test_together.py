@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 from chat_models import backend_of, user
-from impruver_chat.backends import Prompt, together
-from impruver_chat.backends.choosing import choose
-from impruver_chat.sampling import GREEDY, Sampling
+from impruver_chat.backends.base import Prompt
+from impruver_chat.backends.transformers import batching as together
+from impruver_chat.backends.transformers.batch_sampling import choose
+from impruver_chat.generation.parameters import GREEDY, Sampling
 
 WAYS = {
     "greedy": GREEDY,

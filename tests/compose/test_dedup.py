@@ -4,8 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from impruver_compose.minhash import WEIGHTS, band_keys, bands, signatures
-from impruver_compose.shingles import jaccard, shingles, shingles_of_all
+from impruver_compose.dedup.minhash import WEIGHTS, band_keys, bands, jaccard, shingles, shingles_of_all, signatures
 
 
 def ids(count, seed=0):

@@ -90,7 +90,7 @@ def test_two_runs_are_byte_identical_and_another_seed_is_not(mixed, composed, tm
 
 
 def test_the_manifest_describes_what_is_there(composed, files, tokenizer, tmp_path):
-    from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
+    from impruver_core.tokenizer import fingerprint, template_fingerprint
 
     data = files.write("data.jsonl", files.unlike(20))
     done = composed(split={"val_rows": 4}, tokenizer={"max_tokens_count": 300})

@@ -8,9 +8,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from impruver_compose.differences import differences
-from impruver_compose.page import _gate
-from impruver_core.report.page import page
+from impruver_compose.reporting.html_report import _gate
+from impruver_compose.reporting.text_diff import differences
+from impruver_core.reporting.html import page
 
 REPORT = Path("out/train.report.html")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

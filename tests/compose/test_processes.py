@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from impruver_compose.probe import PROBED
-from impruver_compose.shards import ROWS
+from impruver_compose.storage.shard_file import ROWS
+from impruver_compose.template_checks import PROBED
 
 # Notes each row that it converts; where a file `wait` is, it stays with row 2100 until somebody ends the process.
 NOTING = """
@@ -245,7 +245,7 @@ def test_num_proc_below_one(number, refused, files):
 
 def test_the_room_that_is_needed_is_that_of_the_rows_that_are_chosen(composed, files, monkeypatch):
     asked = []
-    monkeypatch.setattr("impruver_core.files.safe.need_room", lambda path, needed: asked.append(needed))
+    monkeypatch.setattr("impruver_core.io.disk_space.need_room", lambda path, needed: asked.append(needed))
     rows = files.write("data.jsonl", files.unlike(ROWS))
     composed(data={"split": "train[:5]+train[-5:]"})
     assert max(asked) < 2 * rows.stat().st_size

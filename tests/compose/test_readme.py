@@ -32,7 +32,7 @@ def test_the_first_example(readme, files, tokenizer_dir, tmp_path, capfd):
 
 
 def test_converters_and_reasons_are_all_listed(readme):
-    from impruver_compose.converters import BUILTIN
+    from impruver_compose.converters.registry import BUILTIN
     from impruver_compose.ledger import REASONS
 
     listed = re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)

@@ -1,7 +1,7 @@
 """Which conversations go to val."""
 
 import pytest
-from impruver_compose.split import split
+from impruver_compose.selection import split
 
 
 def prompts(rows):

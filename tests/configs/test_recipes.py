@@ -4,9 +4,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from impruver_core.cli.tool import run_tool
-from impruver_core.recipe.load import resolved
-from impruver_core.recipe.lookup import recipes_root
+from impruver_core.cli.runner import run_tool
+from impruver_core.recipe.catalog import recipes_root
+from impruver_core.recipe.loading import resolved
 
 RECIPES = sorted(str(path.relative_to(recipes_root()).with_suffix("")) for path in recipes_root().rglob("*.yaml"))
 TOOLS = sorted(path.parent.name for path in Path(__file__).parents[2].glob("packages/*/src/*/cli.py"))

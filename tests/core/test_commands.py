@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from impruver_core.commands.installed_tools import TOOLS
 from impruver_core.commands.run import launch_command
-from impruver_core.commands.tools import TOOLS
-from impruver_core.recipe.lookup import recipe_names
+from impruver_core.recipe.catalog import recipe_names
 
-IMPRUVER = "import sys; from impruver_core.commands import main; sys.exit(main())"
+IMPRUVER = "import sys; from impruver_core.commands.main import main; sys.exit(main())"
 
 
 def impruver(*argv, python=sys.executable, **kwargs):
@@ -65,7 +65,7 @@ def test_an_unknown_command():
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys\nfrom impruver_core.commands import main\n"
+    code = "import sys\nfrom impruver_core.commands.main import main\n"
     code += "for words in (['ls'], ['env'], ['--help'], ['run'], ['cp', 'no/such', 'x']): main(words)\n"
     code += "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -8,7 +8,7 @@ import lzma
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import dumps, numbered_rows, read_rows, write_rows
+from impruver_core.io.jsonl import dumps, numbered_rows, read_rows, write_rows
 
 ROWS = [{"a": 1, "text": "столица\u2028 \x85 🍎"}, {"b": [1.5, None, {"c": "\n"}]}]
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.files.manifest import (
+from impruver_core.io.atomic import sha256, staged
+from impruver_core.io.manifest import (
     FORMAT,
     check_replaceable,
     describe,
@@ -17,7 +18,6 @@ from impruver_core.files.manifest import (
     read_manifest,
     recover,
 )
-from impruver_core.files.safe import sha256, staged
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_publish_puts_all_in_place(place):
 KILLED = """
 import json, os, sys
 from pathlib import Path
-from impruver_core.files import manifest, safe
+from impruver_core.io import manifest, atomic as safe
 folder, at = Path(sys.argv[1]), int(sys.argv[2])
 finals = [folder / "a.jsonl", folder / "deeper" / "b.jsonl"]
 done = 0

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.files.safe import alone_in, atomic_write, make_folder, need_room, sha256, staged, synced
+from impruver_core.io.atomic import atomic_write, make_folder, sha256, staged, synced
+from impruver_core.io.disk_space import need_room
+from impruver_core.io.locking import alone_in
 
 
 def names(folder):

@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
+from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError
-from impruver_core.objects import load_object
 
 
 @pytest.fixture(autouse=True)

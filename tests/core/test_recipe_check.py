@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from impruver_core.errors import ImpruverError, RecipeError
-from impruver_core.recipe.load import load_recipe
+from impruver_core.recipe.loading import load_recipe
 from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
 from impruver_core.recipe.sections import OWNERS, SECTIONS
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 from impruver_core.errors import RecipeError
-from impruver_core.recipe.load import load_recipe
+from impruver_core.recipe.loading import load_recipe
 from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.load import load_recipe, resolved, save_recipe
+from impruver_core.recipe.loading import load_recipe, resolved, save_recipe
+from impruver_core.recipe.registry import installed_sections
 from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
-from impruver_core.recipe.sections import OWNERS, installed_sections
+from impruver_core.recipe.sections import OWNERS
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe import lookup
-from impruver_core.recipe.lookup import find_local, find_recipe, looks_local, recipe_names
+from impruver_core.recipe import catalog as lookup
+from impruver_core.recipe.catalog import find_recipe, recipe_names
+from impruver_core.recipe.paths import find_local, looks_local
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from impruver_core.recipe.yamlfile import Document, dump, parse_text, read_document
+from impruver_core.recipe.yaml_document import Document, dump, parse_text, read_document
 
 
 def parsed(text):

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from impruver_core.report import charts
-from impruver_core.report.page import facts, marked, page, pairs, section, shown, table, texts
+from impruver_core.reporting import charts
+from impruver_core.reporting.html import facts, marked, page, pairs, section, shown, table, texts
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"'"
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Optional
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
-from impruver_core.cli.tool import run_tool
+from impruver_core.cli.runner import run_tool
 from impruver_core.cli.console import result, say, warn, progress
 
 @dataclass
@@ -219,7 +219,7 @@ def test_light_and_quick(tool, tmp_path, words):
 
 
 def test_imports_of_the_package_itself_are_light():
-    code = "import sys, impruver_core, impruver_core.cli.tool; assert not {'yaml', 'torch'} & set(sys.modules)"
+    code = "import sys, impruver_core, impruver_core.cli.runner; assert not {'yaml', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from impruver_core.recipe.lookup import recipes_root
+from impruver_core.recipe.catalog import recipes_root
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from impruver_core.recipe.sections import OWNERS, installed_sections
+from impruver_core.recipe.registry import installed_sections
+from impruver_core.recipe.sections import OWNERS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("compose", "train", "gguf", "chat")

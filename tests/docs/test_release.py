@@ -120,7 +120,7 @@ def test_all_faults_are_told_at_once_and_a_wheel_that_fails_is_not_tagged(clone)
     clone.git("checkout", "-q", "README.md")
     clone.edit("core/CHANGELOG.md", "## Unreleased", "## 0.1.0")
     clone.edit(
-        "core/pyproject.toml", 'impruver = "impruver_core.commands:main"', 'impruver = "impruver_core.gone:main"'
+        "core/pyproject.toml", 'impruver = "impruver_core.commands.main:main"', 'impruver = "impruver_core.gone:main"'
     )
     done = clone.release("impruver-core")
     assert done.returncode == 1

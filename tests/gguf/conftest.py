@@ -250,7 +250,7 @@ def gguf(compared):
 @pytest.fixture
 def proven(compared, monkeypatch):
     """Runs the command where no torch is, whose import costs seconds."""
-    monkeypatch.setattr("impruver_gguf.reference.has_torch", lambda: False)
+    monkeypatch.setattr("impruver_gguf.verification.transformers_parity.has_torch", lambda: False)
     return compared
 
 
@@ -280,7 +280,7 @@ def free_room(monkeypatch):
     usage = namedtuple("usage", "total used free")
 
     def told(count: int) -> None:
-        monkeypatch.setattr("impruver_core.files.safe.shutil.disk_usage", lambda path: usage(10**9, 0, count))
+        monkeypatch.setattr("impruver_core.io.atomic.shutil.disk_usage", lambda path: usage(10**9, 0, count))
 
     return told
 

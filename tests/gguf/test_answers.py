@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
-from impruver_gguf.pretokenizers import LLAMA3, QWEN2, TEKKEN
+from impruver_gguf.vocab.pre_tokenizers import LLAMA3, QWEN2, TEKKEN
 from make_models import FAMILIES, OLD_NAMES, edit_json
 from tokenizers import Tokenizer
 

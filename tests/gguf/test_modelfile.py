@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from impruver_core.chat_template.rendering.renderer import render
 from impruver_core.errors import ImpruverError
-from impruver_core.templating.render import render
-from impruver_gguf.gotemplate import go_template
-from impruver_gguf.modelfile import modelfile
+from impruver_gguf.ollama.go_template import go_template
+from impruver_gguf.ollama.modelfile import modelfile
 from make_models import edit_json
 
 

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from impruver_gguf.native import last_words
+from impruver_gguf.worker_process import last_words
 
 PRINTS = """
 import os
-from impruver_gguf.native import own_channel
+from impruver_gguf.worker_process import own_channel
 out = own_channel()
 os.write(1, b"[New LWP 5]\\n")
 print("printed")
@@ -48,7 +48,7 @@ def test_a_nan_to_be_quantized_is_named(tiny, gguf):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
     child = (
-        "from impruver_gguf.native import own_channel; print(file=own_channel(), flush=True); "
+        "from impruver_gguf.worker_process import own_channel; print(file=own_channel(), flush=True); "
         "import time; time.sleep(60)"
     )
     parent = (

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
-from impruver_gguf.convert import existing
+from impruver_gguf.conversion.plan import existing
 from make_models import (
     QUICKSTART,
     edit_json,
@@ -218,9 +218,9 @@ def test_dry_run_before_training_of_a_base_on_the_hub(files, tmp_path, tiny_base
 
 
 def test_what_is_told_of_a_configuration_alone_is_what_comes(cases):
-    from impruver_gguf.base import model_of, read_model
-    from impruver_gguf.convert import plan_conversion
-    from impruver_gguf.llama_cpp import Places
+    from impruver_gguf.conversion.llama_cpp_tools import Places
+    from impruver_gguf.conversion.plan import plan_conversion
+    from impruver_gguf.weights.checkpoint import model_of, read_model
 
     for name, folder in cases.items():
         told = plan_conversion(model_of(folder, {}, None, folder), folder, Places(), "f16")
@@ -306,7 +306,7 @@ def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, free_room):
 
 
 def test_estimates_are_near(tiny, gguf):
-    from impruver_gguf import quantize
+    from impruver_gguf.quantization import quantize
 
     assert gguf("--output_dir", tiny, "--quantization_levels", *ALL[1:])[0] == 0
     shapes = existing(tiny / "gguf/model-f16.gguf").shapes
@@ -518,8 +518,8 @@ def wide_f16(tmp_path_factory):
 
 
 def test_every_level_that_llama_cpp_names(wide_f16, gguf):
-    from impruver_gguf.fallback import tensor_types
-    from impruver_gguf.levels import LEVELS
+    from impruver_gguf.gguf_reader import tensor_types
+    from impruver_gguf.quantization.quant_types import LEVELS
 
     code, _, told = gguf("--output_dir", wide_f16, "--only_quantize", "--quantization_levels", *LEVELS)
     assert code == 0, told

@@ -62,8 +62,8 @@ def test_every_level_is_measured_and_kept(tiny, proven):
 def test_the_figures_are_those_of_transformers(tiny, proven):
     """Perplexity, KL and top tokens on the same labels, of the model and of the level as transformers reads it."""
     import torch
-    from impruver_gguf.heldout import read_heldout
-    from impruver_gguf.tokens import SavedTokenizer
+    from impruver_gguf.verification.heldout import read_heldout
+    from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
     from transformers import AutoModelForCausalLM
 
     write_heldout(tiny, [chat(*pair) for pair in CHATS])
@@ -233,7 +233,8 @@ BREAKS = """
 import subprocess, sys
 from pathlib import Path
 source, target, level, threads = sys.argv[1:]
-subprocess.run([sys.executable, "-m", "impruver_gguf.quantize", source, threads, "7=" + target], check=True)
+program = "impruver_gguf.quantization.quantize"
+subprocess.run([sys.executable, "-m", program, source, threads, "7=" + target], check=True)
 path, how = Path(target), sys.argv[0].rpartition(".")[2]
 content = bytearray(path.read_bytes())
 if how == "cut":

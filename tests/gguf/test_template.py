@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-from impruver_core.templating.render import render
-from impruver_gguf.jinja import without_generation
+from impruver_core.chat_template.rendering.renderer import render
+from impruver_gguf.vocab.chat_template_export import without_generation
 from make_models import edit_json, write_program
 from test_proof import chat, rows_of, write_heldout
 

@@ -31,7 +31,7 @@ RECIPE = {
     "gguf": "gguf:\n  quantization_levels: [q8_0]",
 }
 MAINS = {
-    "impruver": "impruver_core.commands",
+    "impruver": "impruver_core.commands.main",
     "impruver-compose": "impruver_compose.cli",
     "impruver-train": "impruver_train.cli",
     "impruver-gguf": "impruver_gguf.cli",

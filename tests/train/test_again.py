@@ -216,7 +216,7 @@ def test_old_argument_names_are_translated_with_a_note(recipe, impruver_train, p
 
 
 def test_carried_from_the_data_manifest(recipe, impruver_train, parts, tmp_path, tiny):
-    from impruver_core.templating.tokenizer import fingerprint, template_fingerprint
+    from impruver_core.tokenizer import fingerprint, template_fingerprint
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(parts / "base")

@@ -88,7 +88,7 @@ def test_a_configuration_whose_layers_differ_has_no_estimate():
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_padding_of_shuffled_rows_is_the_mean_over_shuffles(drop_last):
-    from impruver_train.estimate import padding
+    from impruver_train.planning.run_estimate import padding
 
     random = numpy.random.default_rng(0)
     sizes = random.integers(5, 90, 43)
@@ -104,8 +104,8 @@ def test_padding_of_shuffled_rows_is_the_mean_over_shuffles(drop_last):
 
 
 def test_length_grouping_and_packing_pad_less():
-    from impruver_train.estimate import padding
-    from impruver_train.packing import lay_out
+    from impruver_train.data.packing import lay_out
+    from impruver_train.planning.run_estimate import padding
 
     lengths = numpy.random.default_rng(0).lognormal(5, 0.8, 3000).clip(8, 1024).astype(numpy.int32)
     shuffled, _ = padding(lengths, settings())
@@ -165,8 +165,8 @@ def test_adapters_that_it_can_are_not(more, recipe, impruver_train):
 
 
 def test_train_and_gguf_agree_on_what_can_be_merged():
-    from impruver_gguf import adapter
-    from impruver_train import checks
+    from impruver_gguf.weights import peft_adapter as adapter
+    from impruver_train.modeling import checks
 
     assert (checks.PLAIN_STARTS, checks.UNMERGED) == (adapter.PLAIN_STARTS, adapter.OTHER_METHODS)
 

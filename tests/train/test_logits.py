@@ -35,7 +35,8 @@ def batch():
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse, monkeypatch):
     import torch
-    from impruver_train import forwards, logits
+    from impruver_train.modeling import chunked_loss as forwards
+    from impruver_train.modeling import chunked_loss as logits
 
     monkeypatch.setattr(logits, "PIECE", 7)
     model = model_of(kind)
@@ -63,7 +64,7 @@ def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse, mo
 def test_loss_and_gradient_in_pieces_are_torchs(dtype):
     """Also scaled, as fp16's loss is: its small gradients come through. Little is kept beside the gradient."""
     import torch
-    from impruver_train.logits import PIECE, loss_in_pieces
+    from impruver_train.modeling.chunked_loss import PIECE, loss_in_pieces
 
     logits = (torch.randn(2 * PIECE + 5, 300) * 4).to(getattr(torch, dtype)).requires_grad_()
     labels = torch.randint(0, 300, (1, len(logits) + 1))
@@ -84,7 +85,7 @@ def test_loss_and_gradient_in_pieces_are_torchs(dtype):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
     import torch
-    from impruver_train.logits import PIECE, Unmade, loss_in_pieces
+    from impruver_train.modeling.chunked_loss import PIECE, Unmade, loss_in_pieces
 
     torch.manual_seed(0)
     places, head = 2 * PIECE + 5, torch.nn.Linear(16, 300)
@@ -110,7 +111,7 @@ def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
 
 def test_a_16_bit_matrix_has_its_gradient_rounded_once(monkeypatch):
     import torch
-    from impruver_train import logits
+    from impruver_train.modeling import chunked_loss as logits
 
     monkeypatch.setattr(logits, "PIECE", 4)
     torch.manual_seed(0)
@@ -124,7 +125,7 @@ def test_a_16_bit_matrix_has_its_gradient_rounded_once(monkeypatch):
 
 
 def test_a_model_that_makes_its_loss_itself_is_left_alone():
-    from impruver_train.forwards import can_choose
+    from impruver_train.modeling.chunked_loss import can_choose
     from transformers import LlamaForCausalLM
 
     class Own(LlamaForCausalLM):
@@ -137,7 +138,7 @@ def test_a_model_that_makes_its_loss_itself_is_left_alone():
 
 def test_a_forward_that_looks_at_rows_of_logits_is_left_alone():
     import torch
-    from impruver_train.forwards import can_choose
+    from impruver_train.modeling.chunked_loss import can_choose
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -147,7 +148,7 @@ def test_a_forward_that_looks_at_rows_of_logits_is_left_alone():
 
 
 def test_a_forward_without_source_is_left_alone():
-    from impruver_train.forwards import can_choose
+    from impruver_train.modeling.chunked_loss import can_choose
     from transformers import LlamaForCausalLM
 
     made: dict = {"LlamaForCausalLM": LlamaForCausalLM}
@@ -214,7 +215,7 @@ def test_what_a_batch_goes_through_leaves_losses_alone(more, recipe, impruver_tr
     [("label_smoothing_factor", 0.1), ("use_liger_kernel", True), ("torch_compile", True), ("n_gpu", 2)],
 )
 def test_where_somebody_looks_at_logits_all_are_made(key, value):
-    from impruver_train.logits import may_choose
+    from impruver_train.modeling.chunked_loss import may_choose
 
     plain = {"label_smoothing_factor": 0.0, "use_liger_kernel": False, "torch_compile": False, "n_gpu": 0}
     assert may_choose(SimpleNamespace(**plain), False)
@@ -283,7 +284,7 @@ def test_what_a_forward_does_to_logits_decides(odd, batch, tmp_path):
     from runpy import run_path
 
     import torch
-    from impruver_train import forwards
+    from impruver_train.modeling import chunked_loss as forwards
 
     old, new, chooses, fuses = ODD[odd]
     assert old in STRICT
@@ -300,7 +301,8 @@ def test_what_a_forward_does_to_logits_decides(odd, batch, tmp_path):
 
 def agree(model, batch):
     """Has `model` learn as a run would, and compares with all logits."""
-    from impruver_train import forwards, logits
+    from impruver_train.modeling import chunked_loss as forwards
+    from impruver_train.modeling import chunked_loss as logits
 
     seen = []
     for chosen in (False, forwards.can_choose(model)):
@@ -340,7 +342,7 @@ def test_a_head_that_is_no_plain_matrix_is_not_applied_in_pieces(change, chooses
     from runpy import run_path
 
     import torch
-    from impruver_train import forwards
+    from impruver_train.modeling import chunked_loss as forwards
 
     model = model_of("llama")
     if change is None:
@@ -354,7 +356,7 @@ def test_a_head_that_is_no_plain_matrix_is_not_applied_in_pieces(change, chooses
 
 
 def test_a_loss_of_all_logits_sees_them_all(batch):
-    from impruver_train import forwards
+    from impruver_train.modeling import chunked_loss as forwards
 
     model = model_of("bamba", mamba_n_heads=2, mamba_d_head=32, mamba_d_state=8, attn_layer_indices=[1])
     model.z_loss_coefficient = 0.1

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from impruver_train.names import GONE, RENAMED, lora_fields, training_fields, translate
+from impruver_train.config.argument_fields import GONE, RENAMED, lora_fields, training_fields, translate
 
 
 def test_names_are_those_of_the_installed_classes():

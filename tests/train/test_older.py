@@ -115,7 +115,7 @@ def test_transformers_4_57_loads_it_and_says_the_same(older, recipe, impruver_tr
 
 def test_a_configuration_that_refuses_the_older_names_stays_as_it_is(tmp_path):
     """Gemma 4 wants no theta of all layers: a run of it would end in a traceback, trained and unsaid."""
-    from impruver_train.older import widen_config
+    from impruver_train.saving.transformers4_compat import widen_config
     from transformers import AutoConfig, Gemma4TextConfig
 
     Gemma4TextConfig(**SHAPE, head_dim=8).save_pretrained(tmp_path)

@@ -42,8 +42,9 @@ def row_losses(model, batch):
 @pytest.fixture
 def packed(parts, tmp_path, tiny):
     """(rows, packs of 64 tokens) of mixed rows, and the collator over the tiny tokenizer."""
-    from impruver_train import data, packing
-    from impruver_train.collate import make_collator
+    from impruver_train.data import packing
+    from impruver_train.data import token_dataset as data
+    from impruver_train.data.collator import make_collator
     from transformers import AutoTokenizer
 
     _, rows = data.prepare(write_mixed(tiny, parts, tmp_path / "mixed.jsonl"))
@@ -53,7 +54,7 @@ def packed(parts, tmp_path, tiny):
 
 def model_of(kind, attention, parts, lora=False):
     import torch
-    from impruver_train.attention import go_by_row
+    from impruver_train.modeling.packed_attention import go_by_row
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
@@ -131,7 +132,7 @@ def test_a_row_in_a_pack_is_attended_to_by_itself(packed, parts, monkeypatch):
 
 
 def test_packs_hold_every_row_once_and_little_else(tmp_path):
-    from impruver_train.packing import lay_out
+    from impruver_train.data.packing import lay_out
 
     lengths = numpy.random.default_rng(0).lognormal(5, 0.8, 5000).clip(8, 1024).astype(numpy.int32)
     layout = lay_out(lengths, True, 1024, 7)
@@ -145,7 +146,7 @@ def test_packs_hold_every_row_once_and_little_else(tmp_path):
 
 
 def test_flash_attention_gets_one_sequence(packed, parts):
-    from impruver_train.collate import join_packs
+    from impruver_train.data.collator import join_packs
 
     _, packs, _ = packed
     batch = join_packs([packs[0], packs[1]], 0, flat=True)
@@ -157,7 +158,7 @@ def test_flash_attention_gets_one_sequence(packed, parts):
 
 def test_packs_longer_than_the_positions_a_model_has():
     """A batch of one full pack and one that is nearly empty: padding has positions that rows have."""
-    from impruver_train.collate import join_packs
+    from impruver_train.data.collator import join_packs
 
     full = {"input_ids": [5] * 40, "labels": [5] * 40, "position_ids": [*range(10)] * 4}
     short = {"input_ids": [5, 6], "labels": [5, 6], "position_ids": [0, 1]}
@@ -166,7 +167,7 @@ def test_packs_longer_than_the_positions_a_model_has():
 
 
 def test_a_vocabulary_of_a_few_tokens_is_packed(parts):
-    from impruver_train.packing import require_apart
+    from impruver_train.data.packing import require_apart
     from transformers import LlamaConfig, LlamaForCausalLM
 
     require_apart(
@@ -275,8 +276,8 @@ def test_packs_count_in_the_steps(recipe, impruver_train, parts, tmp_path, tiny)
 
 
 def test_the_lines_of_packed_rows_are_found(parts, tiny):
-    from impruver_train.collate import make_collator
-    from impruver_train.failures import lines_of
+    from impruver_train.data.collator import make_collator
+    from impruver_train.training.callbacks.nan_guard import lines_of
     from transformers import AutoTokenizer
 
     rows = tiny.read_jsonl(parts / "train.jsonl")

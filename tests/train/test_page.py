@@ -2,7 +2,7 @@
 
 import re
 
-from impruver_train.page import write_report
+from impruver_train.saving.html_report import write_report
 
 
 def test_a_run_leaves_its_report(recipe, impruver_train, tmp_path, parts, tiny):

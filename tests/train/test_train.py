@@ -67,7 +67,7 @@ def test_what_is_saved_says_what_was_trained(method, probed, parts):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     import torch
-    from impruver_core.weights import keep_layout
+    from impruver_core.modeling.checkpoint_checks import keep_layout
     from transformers import BitsAndBytesConfig
 
     out, kept = probed(**METHODS[f"lora-{bits}bit"])
@@ -132,8 +132,8 @@ def test_output_dir_of_an_adapter(recipe, impruver_train, parts, tmp_path, tiny)
 def test_manifest_and_recipe(recipe, impruver_train, parts, tmp_path, monkeypatch):
     from hashlib import sha256
 
-    from impruver_core.recipe.load import load_recipe
-    from impruver_core.templating.tokenizer import fingerprint
+    from impruver_core.recipe.loading import load_recipe
+    from impruver_core.tokenizer import fingerprint
     from transformers import AutoTokenizer
 
     monkeypatch.chdir(tmp_path)
@@ -216,7 +216,9 @@ PRECISIONS = [
 
 @pytest.mark.parametrize(("model", "trainer", "lora", "held", "autocast"), PRECISIONS)
 def test_precision(model, trainer, lora, held, autocast, probed, monkeypatch):
-    monkeypatch.setattr("impruver_core.model.has_bf16", lambda device: False)  # this machine's answer, on any machine
+    monkeypatch.setattr(
+        "impruver_core.modeling.devices.has_bf16", lambda device: False
+    )  # this machine's answer, on any machine
     _, kept = probed(model=model, trainer=trainer | {"max_steps": 1}, lora=lora)
     kinds = {True: set(), False: set()}
     for kind, trained in kept["dtypes"].values():
@@ -228,7 +230,7 @@ def test_precision(model, trainer, lora, held, autocast, probed, monkeypatch):
 
 def test_new_special_tokens_are_trained_and_saved(probed, parts, tmp_path, tiny):
     import torch
-    from impruver_core.model import load_adapter
+    from impruver_core.modeling.loading import load_adapter
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -275,7 +277,7 @@ def test_gradient_checkpointing_under_lora_gives_the_same_losses(recipe, impruve
 
 
 def test_the_default_template_is_saved_where_the_tokenizer_has_none(recipe, impruver_train, tmp_path, tiny):
-    from impruver_core.templating.template import DEFAULT_TEMPLATE
+    from impruver_core.chat_template.selection import DEFAULT_TEMPLATE
     from transformers import AutoTokenizer
 
     tiny.make_tokenizer(tmp_path / "bare", template=None)

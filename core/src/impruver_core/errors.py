@@ -28,3 +28,10 @@ class RefusedError(ImpruverError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+def told(error: Exception) -> str:
+    """An error's text in one line; where a library gives no more than a name or an operand, with the error's kind."""
+    text = " ".join(str(error).split())
+    terse = isinstance(error, (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError))
+    return f"{type(error).__name__}: {text}" if terse or not text else text

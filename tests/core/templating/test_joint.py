@@ -1,9 +1,9 @@
 """Before the last learned answer: the text of training, what asks for it, and the reasoning that is lost."""
 
 import pytest
+from impruver_core.chat_template.masking.prompt_consistency import joint
+from impruver_core.chat_template.selection import Templates
 from impruver_core.errors import ImpruverError
-from impruver_core.templating.joint import joint
-from impruver_core.templating.template import Templates
 from stock import NAMES, assistant, stock, system, tokenizer_for, user
 
 SMOL, QWEN3 = "HuggingFaceTB-SmolLM2-135M-Instruct", "Qwen-Qwen3-0.6B"

@@ -13,8 +13,8 @@ from impruver_core import (
     encode_prompt,
     end_of_turn,
 )
-from impruver_core.templating.template import Templates
-from impruver_core.templating.tokenizer import special_tokens
+from impruver_core.chat_template.selection import Templates
+from impruver_core.tokenizer import special_tokens
 from stock import assistant, learned_runs, stock, system, tokenizer_for, user
 
 TOOLS = [

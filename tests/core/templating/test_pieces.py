@@ -4,7 +4,7 @@ import random
 
 import pytest
 from impruver_core import encode_chat
-from impruver_core.templating.pieces import pieces
+from impruver_core.chat_template.masking.segments import pieces
 from stock import assistant, byte_level, stock, tokenizer_for, user
 from test_tokens import sentencepiece_like
 

@@ -1,10 +1,10 @@
 """Rendering equals `apply_chat_template`, on every stock template."""
 
 import pytest
+from impruver_core.chat_template.analysis.prober import probe_schema
+from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.traced_string import trace_messages
 from impruver_core.errors import ImpruverError, RefusedError
-from impruver_core.templating.probe_chats import probe_schema
-from impruver_core.templating.render import render
-from impruver_core.templating.traced import trace_messages
 from stock import NAMES, assistant, stock, system, tokenizer_for, user
 
 CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "Paris", "days": 2}}}

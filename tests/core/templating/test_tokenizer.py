@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from impruver_core import ImpruverError, encode_chat, load_recipe, load_tokenizer
-from impruver_core.templating.tokenizer import special_tokens, template_fingerprint
+from impruver_core.tokenizer import special_tokens, template_fingerprint
 from stock import assistant, learned_runs, stock, tokenizer_for, user
 
 CHATML = stock("HuggingFaceTB-SmolLM2-135M-Instruct")

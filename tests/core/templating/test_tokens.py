@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 from impruver_core import encode_chat
-from impruver_core.templating.tokenizer import fingerprint, plain_encoding
+from impruver_core.tokenizer import fingerprint, plain_encoding
 from stock import assistant, byte_level, learned_runs, stock, tokenizer_for, user
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -88,11 +88,11 @@ def test_a_fingerprint_knows_the_vocabulary_and_not_the_padding():
 
 def test_200_turns_are_linear_in_renderings(monkeypatch):
     """One rendering and one tokenization, however many turns."""
-    from impruver_core.templating import mask
+    from impruver_core.chat_template.masking import loss_mask as mask
 
     calls = []
     monkeypatch.setattr(mask, "render", lambda *args, **more: calls.append(1) or render(*args, **more))
-    from impruver_core.templating.render import render
+    from impruver_core.chat_template.rendering.renderer import render
 
     tokenizer = tokenizer_for(stock("Qwen-Qwen3-0.6B"))
     messages = [message for turn in range(200) for message in (user(f"q{turn}"), assistant(f"a{turn}"))]

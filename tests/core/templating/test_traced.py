@@ -4,8 +4,8 @@ import json
 import random
 
 import pytest
-from impruver_core.templating.render import render
-from impruver_core.templating.traced import Source, Traced, joined, recast, runs_of, trace
+from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.traced_string import Source, Traced, joined, recast, runs_of, trace
 
 OPERATIONS = [
     lambda s, r: s.strip(),

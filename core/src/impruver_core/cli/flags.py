@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from impruver_core.recipe.check import EXPECTED, OLD_BOOLEANS
-from impruver_core.recipe.sections import find_key
+from impruver_core.recipe.registry import find_key
+from impruver_core.recipe.validation import EXPECTED, OLD_BOOLEANS
 
 
 def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: Any = None, help: str) -> Any:
@@ -66,7 +66,7 @@ def boolean(text: str) -> bool:
 
 def _mapping(text: str) -> Any:
     """A list or mapping, given as YAML."""
-    from impruver_core.recipe.yamlfile import Document, parse_text
+    from impruver_core.recipe.yaml_document import Document, parse_text
 
     document = Document("")
     parse_text(text, document)

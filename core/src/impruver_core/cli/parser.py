@@ -10,7 +10,7 @@ import argparse_dataclass
 
 from impruver_core.cli.flags import boolean
 from impruver_core.cli.versions import version_line
-from impruver_core.recipe.sections import installed_sections, meant_by
+from impruver_core.recipe.registry import installed_sections, meant_by
 
 
 class Parser(argparse_dataclass.ArgumentParser):

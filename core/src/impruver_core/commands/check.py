@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from impruver_core.cli.console import result
-from impruver_core.commands.tools import TOOLS, find_program, install_command
-from impruver_core.recipe.load import load_recipe
+from impruver_core.commands.installed_tools import TOOLS, find_program, install_command
+from impruver_core.recipe.loading import load_recipe
 
 
 def main(argv: Sequence[str]) -> int:

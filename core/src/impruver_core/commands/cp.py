@@ -9,8 +9,8 @@ from pathlib import Path
 
 from impruver_core.cli.console import result, say
 from impruver_core.errors import ImpruverError
-from impruver_core.files.safe import make_folder
-from impruver_core.recipe.lookup import find_recipe
+from impruver_core.io.atomic import make_folder
+from impruver_core.recipe.catalog import find_recipe
 
 
 def main(argv: Sequence[str]) -> int:

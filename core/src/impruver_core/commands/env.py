@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 from impruver_core.cli.console import result, table
 from impruver_core.cli.versions import installed_version
-from impruver_core.commands.tools import TOOLS
+from impruver_core.commands.installed_tools import TOOLS
 
 OURS = ("impruver-core", "impruver-configs", *TOOLS)
+
+
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "datasets", "peft", "accelerate", "bitsandbytes", "safetensors"),
     *("torchao", "datasketch", "gguf", "cyllama", "jinja2", "pyyaml", "argparse-dataclass", "numpy", "wandb"),

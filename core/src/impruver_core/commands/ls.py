@@ -8,8 +8,8 @@ from pathlib import Path
 
 from impruver_core.cli.console import result, table
 from impruver_core.cli.versions import installed_version
-from impruver_core.commands.tools import TOOLS, find_program, install_command
-from impruver_core.recipe.lookup import recipe_names, recipes_root
+from impruver_core.commands.installed_tools import TOOLS, find_program, install_command
+from impruver_core.recipe.catalog import recipe_names, recipes_root
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,17 +11,27 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from impruver_core.cli.console import result
-from impruver_core.commands.tools import NAMES, TOOLS, install_command, require_program
+from impruver_core.commands.installed_tools import NAMES, TOOLS, install_command, require_program
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.schema import nearest
+from impruver_core.suggestions import nearest
 
 TRAIN = "impruver-train"
+
+
 # With one of these the user arranges the meeting of the processes; without, two jobs would meet on one port.
 MEETING = ("--standalone", "--rdzv", "--master", "--nnodes", "--node-rank")
+
+
 SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--virtual-local-rank")  # take no value
+
+
 MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
+
+
 # Seconds that torchrun leaves its processes after a signal before it kills them: its 30 are too few for a checkpoint.
 SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
+
+
 HELP = """\
 usage: impruver run NAME --config RECIPE [FLAGS]
        impruver run [LAUNCHER OPTIONS] finetune --config RECIPE [FLAGS]

@@ -16,7 +16,6 @@ dataclass, a union of these, or Any. `null` in a recipe means "not given". A sec
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, dataclass
 from typing import Any
@@ -81,12 +80,3 @@ def keys_of(spec: Any) -> Iterable[str]:
 def fields_of(section: type) -> dict[str, dataclasses.Field]:
     """The fields of a section by their keys."""
     return {yaml_name(field): field for field in dataclasses.fields(section)}
-
-
-def nearest(name: Any, valid: Iterable[str]) -> str:
-    """ "; did you mean …?" for a misspelt name, else the valid names, else nothing."""
-    valid = list(valid)
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), valid, 1, 0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f" (valid: {', '.join(valid)})" if 0 < len(valid) <= 20 else ""

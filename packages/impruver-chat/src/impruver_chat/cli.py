@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
-from impruver_core.cli.tool import run_tool
+from impruver_core.cli.runner import run_tool
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.load import SEEDS
+from impruver_core.recipe.loading import SEEDS
 
 
 def seed(text: str) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_chat.chat import chat
+        from impruver_chat.app import chat
 
         for name in ("input", "output", "gguf"):
             if getattr(flags, name) == "":
@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def files_of(flags: Flags) -> Any:
     """The files of questions and answers, None where there is a conversation to be had."""
-    from impruver_chat.files import Files
-    from impruver_chat.questions import STDIN, stdin_holds_rows
+    from impruver_chat.batch.job import Files
+    from impruver_chat.batch.questions import STDIN, stdin_holds_rows
 
     given, output = flags.input, flags.output
     if given is None and not flags.dry_run and stdin_holds_rows():

@@ -8,7 +8,10 @@ from impruver_core.recipe.schema import key
 
 FROM_MODEL = "left out: generation_config.json's, else"
 
+
 MOST = 2**31 - 1  # llama.cpp takes no larger whole number
+
+
 # Beyond 1e-4 and 1e4 the probabilities of a model may be no numbers any more.
 RANGES = {
     "max_new_tokens": (lambda value: 1 <= value <= MOST, f"must be from 1 to {MOST}"),

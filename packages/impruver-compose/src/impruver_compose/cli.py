@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
-from impruver_core.cli.tool import run_tool
+from impruver_core.cli.runner import run_tool
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Flags(CommonFlags):
 
 def program() -> int:
     """The program itself: `main` in a process that is ours alone, which needs no torch."""
-    from impruver_compose.light import without_torch
+    from impruver_compose.torch_guard import without_torch
 
     without_torch()
     return main()
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_compose import compose
+        from impruver_compose import pipeline as compose
 
         if flags.explain is not None:
             compose.explain_row(recipe, flags.explain)

@@ -3,11 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import NamedTuple
 
-from impruver_compose.shards import Opened, Shard
+from impruver_compose.records import Origin, Shard
+from impruver_compose.storage.shard_file import Opened
 
 DETAIL = 100  # characters of a detail in a table
+
 
 REASONS = (
     "bad_row",
@@ -22,15 +23,6 @@ REASONS = (
     "near_duplicate",
     "sampled_out",
 )
-
-
-class Origin(NamedTuple):
-    """Where a conversation came from: all numbers from 0, `row` in the loaded split, `part` within the row."""
-
-    dataset: str
-    dataset_index: int
-    row: int
-    part: int
 
 
 @dataclass

@@ -2,24 +2,22 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from impruver_core.cli.console import result, say, table
+from impruver_core.chat_template.selection import ends_of
 from impruver_core.errors import ImpruverError
-from impruver_core.files.jsonl import write_rows
-from impruver_core.files.manifest import describe, new_manifest, pending_path, publish, read_manifest
-from impruver_core.files.safe import room_for, staged, synced
-from impruver_core.templating.template import ends_of
-from impruver_core.templating.tokenizer import template_fingerprint
+from impruver_core.io.atomic import staged, synced
+from impruver_core.io.disk_space import room_for
+from impruver_core.io.jsonl import write_rows
+from impruver_core.io.manifest import describe, new_manifest, pending_path, publish, read_manifest
+from impruver_core.tokenizer import template_fingerprint
 
-from impruver_compose.corpus import Corpus
-from impruver_compose.datafiles import COMPRESSED
-from impruver_compose.ledger import Counts, Ledger
-from impruver_compose.shards import bytes_of
-from impruver_compose.tables import brought, dropped, share
+from impruver_compose.ledger import Ledger
+from impruver_compose.sources.file_formats import COMPRESSED
+from impruver_compose.storage.corpus import Corpus
+from impruver_compose.storage.corpus_writer import _sizes, write_lines
 
 
 class Paths(NamedTuple):
@@ -108,59 +106,5 @@ def stand(paths: Paths, manifest: dict) -> bool:
     return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.outputs())
 
 
-def write_lines(file: BinaryIO, corpus: Corpus, order: np.ndarray, with_extra: bool = False) -> None:
-    """Writes these lines in this order, `with_extra` as rows of val.jsonl.
-
-    Shard after shard is read once, and each line put at its place: read in order, all shards would have to be open.
-    """
-    sizes = _sizes(corpus, order, with_extra)
-    places = (np.cumsum(sizes) - sizes).tolist()
-    by_line = np.argsort(order, kind="stable")
-    ends = np.searchsorted(order, corpus.line_starts[1:], sorter=by_line)
-    start = 0
-    for (first, shard), end in zip(corpus.shards(), ends, strict=True):
-        content, extra = bytes_of(shard.of_lines("content")), bytes_of(shard.of_lines("extra"))
-        for at in by_line[start:end].tolist():
-            number = int(order[at]) - first
-            line = content(number)
-            if with_extra:  # two JSON objects become one
-                line = line[:-1] + b"," + extra(number)[1:]
-            os.pwrite(file.fileno(), line + b"\n", places[at])
-        start = end
-
-
-def _sizes(corpus: Corpus, lines: np.ndarray, with_extra: bool) -> np.ndarray:
-    """Bytes of each line in its file."""
-    return corpus.size[lines] + 1 + (corpus.extra_size[lines] - 1 if with_extra else 0)
-
-
 def _beside(path: Path, paths: Paths) -> bool:
     return path.absolute().parent == paths.manifest.absolute().parent
-
-
-def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger) -> None:
-    """The tables, and the last line: what was written, and what comes next."""
-    say(table(*brought(jobs, counts)))
-    train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
-    if ledger.lines:
-        say(table(*dropped(jobs, counts)))
-    result(
-        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}; "
-        f"to look at: {paths.report}. Next: impruver-train with the same --config"
-    )
-
-
-def report_estimate(jobs, counts: Sequence[Counts]) -> None:
-    """What the first rows tell of the whole."""
-    rows = []
-    for job, each in zip(jobs, counts, strict=True):
-        times = len(job.rows) / max(1, each.rows)
-        usable = each.conversations - each.dropped.total()
-        learned = share(each.learned, each.tokens)
-        rows.append([job.index, job.name, len(job.rows), round(usable * times), round(each.tokens * times), learned])
-    say(table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
-    if any(each.dropped or each.rows_dropped for each in counts):
-        say(table(*dropped(jobs, counts)))
-    if not any(each.conversations - each.dropped.total() for each in counts):
-        raise ImpruverError("none of the first rows is usable")
-    result("the data can be composed; nothing was written")

@@ -1,13 +1,12 @@
 """The command `impruver-gguf`: its flags, and nothing else."""
 
 # ruff: noqa: RUF009  (flag() makes a field)
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
-from impruver_core.cli.tool import run_tool
+from impruver_core.cli.runner import run_tool
 
 
 @dataclass
@@ -29,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
+        from impruver_gguf.conversion.llama_cpp_tools import Places
         from impruver_gguf.export import export
-        from impruver_gguf.llama_cpp import Places
 
         places = Places(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp)
         export(recipe, places, flags)

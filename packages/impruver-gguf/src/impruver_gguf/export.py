@@ -7,23 +7,33 @@ from typing import Any
 
 from impruver_core.cli.console import result, say, table
 from impruver_core.errors import ImpruverError
-from impruver_core.files.manifest import check_replaceable, describe, new_manifest, publish, recover
-from impruver_core.files.safe import need_room
-from impruver_core.recipe.load import Recipe, resolved
+from impruver_core.io.disk_space import need_room
+from impruver_core.io.manifest import check_replaceable, describe, new_manifest, publish, recover
+from impruver_core.recipe.loading import Recipe, resolved
 
-from impruver_gguf import modelfile, quantize
-from impruver_gguf.ahead import NotSeenError, model_to_be
-from impruver_gguf.base import has_model, read_model
-from impruver_gguf.convert import Conversion, existing, plan_conversion
-from impruver_gguf.levels import check_fits
-from impruver_gguf.llama_cpp import Places, find_quantizer, find_server
-from impruver_gguf.make import earlier, kept, make
-from impruver_gguf.proof import prove
-from impruver_gguf.quality import QUALITY
-from impruver_gguf.turns import chat_system_prompt, context_length, ollama_template, read_trained, sampling, turn_ends
-from impruver_gguf.verify import Trained, read_ground
+from impruver_gguf.conversion.artifacts import earlier, kept, make
+from impruver_gguf.conversion.llama_cpp_tools import Places, find_quantizer, find_server
+from impruver_gguf.conversion.plan import Conversion, existing, plan_conversion
+from impruver_gguf.conversion.planned_checkpoint import NotSeenError, model_to_be
+from impruver_gguf.ollama import modelfile
+from impruver_gguf.ollama.model_defaults import (
+    chat_system_prompt,
+    context_length,
+    ollama_template,
+    read_trained,
+    sampling,
+    turn_ends,
+)
+from impruver_gguf.quantization import quantize
+from impruver_gguf.quantization.quant_types import check_fits
+from impruver_gguf.verification.quality_report import QUALITY
+from impruver_gguf.verification.types import Trained
+from impruver_gguf.verification.verify import prove, read_ground
+from impruver_gguf.weights.checkpoint import has_model, read_model
 
 MANIFEST = "impruver.json"
+
+
 RESERVE = 32 << 20  # bytes left free on the disk, since sizes are estimates
 
 

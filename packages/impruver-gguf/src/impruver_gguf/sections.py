@@ -1,16 +1,17 @@
 """The recipe's `gguf` section."""
 
-# ruff: noqa: RUF009  (key() copies its default)
 from __future__ import annotations
 
+# ruff: noqa: RUF009  (key() copies its default)
 import re
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from impruver_core.recipe.schema import key, nearest
+from impruver_core.recipe.schema import key
+from impruver_core.suggestions import nearest
 
-from impruver_gguf.levels import DEFAULT_LEVELS, LEVELS, NOT_QUANTIZED, WITH_IMATRIX
+from impruver_gguf.quantization.quant_types import DEFAULT_LEVELS, LEVELS, NOT_QUANTIZED, WITH_IMATRIX
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
-from impruver_core.cli.tool import run_tool
+from impruver_core.cli.runner import run_tool
 
-from impruver_train.processes import leave, one_voice
+from impruver_train.distributed import leave, one_voice
 
 
 @dataclass
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code."""
 
     def work(recipe, flags) -> None:
-        from impruver_train.train import train
+        from impruver_train.run import train
 
         with one_voice():
             train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)

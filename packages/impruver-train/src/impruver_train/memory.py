@@ -1,11 +1,16 @@
 """What a run will hold in memory, by the formula that the README gives; bytes, of the longest batch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from impruver_train import sharding
-from impruver_train.forwards import can_choose, plain_head
-from impruver_train.logits import PIECE
+from impruver_core.io.disk_space import size_text
+
+from impruver_train import distributed as sharding
+from impruver_train.modeling.chunked_loss import PIECE
+from impruver_train.modeling.model_size import Size
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
 STATE = {
@@ -16,8 +21,14 @@ STATE = {
     **dict.fromkeys(("ademamix", "paged_ademamix_32bit"), 12),
     **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
 }
+
+
 QUANTIZED = {4: 0.5 + 1 / 64, 8: 1.0}  # bytes a weight, with the scales
+
+
 LOGITS = 16  # bytes of each: the logits in fp32, their logarithms, and the gradients of both
+
+
 MIB = 1 << 20
 
 
@@ -26,27 +37,6 @@ class Places(NamedTuple):
 
     longest: int
     logits: float = 1.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """Numbers of parameters, adapter included: all, trained, in matrices that quantization holds in fewer bits.
-
-    `inputs`: values a token that backward needs as inputs of trained matrices, in all layers; `dropped` of them pass
-    an adapter's dropout, which keeps its mask. `every`: the inputs of all matrices, which 8-bit ones keep. `attention`:
-    its implementation's name. `chooses`: logits are computed at learned places alone. `fuses`: and only as their
-    loss is.
-    """
-
-    total: int
-    trainable: int
-    quantizable: int = 0
-    inputs: int = 0
-    dropped: int = 0
-    every: int = 0
-    attention: str = "sdpa"
-    chooses: bool = False
-    fuses: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,45 +128,6 @@ def checkpointed(arguments: Any) -> bool:
     return bool(getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing)
 
 
-def count(model: Any, trainable: int, total: int) -> Size:
-    """The size of `model`, on the meta device, its adapter included."""
-    import torch
-
-    base = getattr(model, "get_base_model", lambda: model)()
-    attention = str(model.config.get_text_config()._attn_implementation)
-    matrices = {name: part for name, part in model.named_modules() if is_matrix(name, part)}
-    matrices = {name: part for name, part in matrices.items() if part is not model.get_output_embeddings()}
-    adapted = {name: part for name, part in model.named_modules() if getattr(part, "lora_A", None)}
-    dropping = {
-        name: part
-        for name, part in adapted.items()
-        if any(isinstance(each, torch.nn.Dropout) for each in part.lora_dropout.values())
-    }
-    dropped = sum(part.in_features for part in dropping.values())
-    learning = {name: part for name, part in matrices.items() if part.weight.requires_grad}
-    inputs = dropped + distinct(learning | {name: adapted[name] for name in adapted.keys() - dropping.keys()})
-    quantizable = sum(part.weight.numel() for part in matrices.values())
-    every = distinct({name.removesuffix(".base_layer"): part for name, part in matrices.items()})
-    chooses = can_choose(base)
-    fuses = chooses and plain_head(model) is not None
-    return Size(total, trainable, quantizable, inputs, dropped, every, attention, chooses, fuses)
-
-
-def is_matrix(name: str, part: Any) -> bool:
-    """Whether a module is a matrix of the model itself, not one of an adapter nor the adapter's wrapper around it."""
-    kind = type(part).__name__
-    return kind in ("Linear", "Conv1D") and "lora_" not in name and not hasattr(part, "base_layer")
-
-
-def distinct(matrices: dict[str, Any]) -> int:
-    """The widths of the inputs of `matrices`, those that several read (q, k and v do) once."""
-    widths = {
-        (name.rpartition(".")[0], getattr(part, "in_features", None) or part.weight.shape[0])
-        for name, part in matrices.items()
-    }
-    return sum(width for _, width in widths)
-
-
 def knows(config: Any) -> bool:
     """Whether the formula fits a configuration: its sizes have the usual names and are the same in every layer."""
     needed = ("num_hidden_layers", "hidden_size", "vocab_size")
@@ -196,3 +147,52 @@ def told(memory: Memory | None, processes: int = 1) -> str:
     each = ", ".join(f"{name} {getattr(memory, name) / MIB:,.0f}" for name in parts)
     each_of = f" in each of {processes} processes" if processes > 1 else ""
     return f"memory: about {memory.peak / MIB:,.0f} MiB at its peak{each_of} ({each} MiB)"
+
+
+WORTH = 0.01  # of the greatest effect
+
+
+LORA_SHARE = 0.02  # of the weights that an adapter trains, more or less
+
+
+def memory_advice(plan: Any, places: Places, bits: int | None) -> list[str]:
+    """What to set where memory was not enough, with what each saves of this run, the greatest effect first."""
+    now = peak(plan, places, bits)
+    options = [(now - left, text) for left, text in ways_out(plan, places, bits)] if now is not None else []
+    options.sort(reverse=True)
+    worth = [(saved, text) for saved, text in options if saved > WORTH * options[0][0]]
+    told = [f"{text} (about {size_text(saved)} less)" for saved, text in worth]
+    return told or ["smaller batches, trainer.gradient_checkpointing: true, shorter rows"]
+
+
+def peak(plan: Any, places: Places, bits: int | None, size: Any = None, **arguments: Any) -> int | None:
+    """The estimate's peak in bytes with other training `arguments`, or another `size`; None where it knows none."""
+    changed = copy(plan.arguments)
+    for name, value in arguments.items():
+        setattr(changed, name, value)
+    found = estimate(size or plan.size, plan.config.get_text_config(), changed, plan.precision, bits, places)
+    return None if found is None else found.peak
+
+
+def ways_out(plan: Any, places: Places, bits: int | None) -> Iterator[tuple[int, str]]:
+    """(peak in bytes, what to set) for all that would take less."""
+    arguments, size = plan.arguments, plan.size
+    batch = arguments.per_device_train_batch_size
+    if batch > 1:
+        steps = batch * arguments.gradient_accumulation_steps
+        text = f"trainer.per_device_train_batch_size: 1 with trainer.gradient_accumulation_steps: {steps}"
+        smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
+        yield peak(plan, places, bits, **smaller), f"{text}, the same batch in smaller parts"
+    if not checkpointed(arguments):
+        text = "trainer.gradient_checkpointing: true, about a third slower"
+        yield peak(plan, places, bits, gradient_checkpointing=True), text
+    half = places._replace(longest=places.longest // 2)
+    shorter = f"tokenizer.max_tokens_count: {half.longest} for rows of at most half the length (compose)"
+    yield peak(plan, half, bits), shorter
+    if size.trainable == size.total:
+        small = replace(size, trainable=int(LORA_SHARE * size.total))
+        yield peak(plan, places, bits, small), "a `lora` section: a small part of the weights is trained"
+    elif not bits:
+        yield peak(plan, places, 4), "model.load_in_4bit: true"
+    if STATE.get(arguments.optim.value, 8) == 8 and find_spec("bitsandbytes"):
+        yield peak(plan, places, bits, optim="adamw_bnb_8bit"), "trainer.optim: adamw_bnb_8bit"

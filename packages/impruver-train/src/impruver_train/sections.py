@@ -6,9 +6,7 @@ from typing import Any
 
 from impruver_core.recipe.schema import open_mapping
 
-from impruver_train.names import OLD_NAMES, faults, lora_fields, out_of_range, training_fields
-
-OURS = ("class", "packing")  # keys of `trainer` that are no TrainingArguments
+from impruver_train.config.argument_fields import OLD_NAMES, OURS, faults, lora_fields, out_of_range, training_fields
 
 
 def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

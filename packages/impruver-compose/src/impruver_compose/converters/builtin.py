@@ -4,6 +4,8 @@ import json
 import random
 
 SKIPPED_LABELS = ("bad_output",)
+
+
 ROLES = {
     "human": "user",
     "user": "user",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from impruver_core.io.json_schema import COUNT, FLAG, INDEX, POSITIVE, TEXT, list_of
+
+from impruver_gguf.architectures.architecture import Architecture, Config
 from impruver_gguf.architectures.rope import ROPE_KEYS, rope_of, write_scaling
-from impruver_gguf.architectures.row import Architecture, Config
-from impruver_gguf.jsonfile import COUNT, FLAG, INDEX, POSITIVE, TEXT, list_of
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size")
+
+
 KEYS = {
     **dict.fromkeys((*SIZES, "num_hidden_layers", "max_position_embeddings"), COUNT),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), COUNT),
@@ -21,12 +24,18 @@ KEYS = {
     "rope_parameters": ROPE_KEYS,
     "rope_scaling": ROPE_KEYS,
 }
+
+
 QUERIES, KEY_VALUES = "num_attention_heads x head_dim", "num_key_value_heads x head_dim"
+
+
 EMBEDDINGS = {
     "token_embd.weight": ("vocab_size", "hidden_size"),
     "output.weight": ("vocab_size", "hidden_size"),
     "output_norm.weight": ("hidden_size",),
 }
+
+
 ATTENTION = {
     "blk.attn_norm.weight": ("hidden_size",),
     "blk.attn_q.weight": (QUERIES, "hidden_size"),
@@ -34,19 +43,27 @@ ATTENTION = {
     "blk.attn_v.weight": (KEY_VALUES, "hidden_size"),
     "blk.attn_output.weight": ("hidden_size", QUERIES),
 }
+
+
 ATTENTION_BIASES = {
     "blk.attn_q.bias": (QUERIES,),
     "blk.attn_k.bias": (KEY_VALUES,),
     "blk.attn_v.bias": (KEY_VALUES,),
     "blk.attn_output.bias": ("hidden_size",),
 }
+
+
 HEAD_NORMS = {"blk.attn_q_norm.weight": ("head_dim",), "blk.attn_k_norm.weight": ("head_dim",)}
+
+
 FEED_FORWARD = {
     "blk.ffn_norm.weight": ("hidden_size",),
     "blk.ffn_gate.weight": ("intermediate_size", "hidden_size"),
     "blk.ffn_up.weight": ("intermediate_size", "hidden_size"),
     "blk.ffn_down.weight": ("hidden_size", "intermediate_size"),
 }
+
+
 DEFAULTS = {  # transformers', for most families
     "hidden_size": 4096,
     "num_hidden_layers": 32,

@@ -5,18 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, POSITIVE, TEXT
 
 from impruver_gguf.architectures import decoder
+from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.architectures.rope import ROPE_KEYS, unlike
-from impruver_gguf.architectures.row import Config
-from impruver_gguf.jsonfile import COUNT, FLAG, NUMBER, POSITIVE, TEXT
-from impruver_gguf.tensors import Tensor
-from impruver_gguf.token_types import Vocabulary
+from impruver_gguf.vocab.token_types import Vocabulary
+from impruver_gguf.weights.lazy_tensor import Tensor
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+
 NESTED = ROPE_KEYS | {FULL: ROPE_KEYS, SLIDING: ROPE_KEYS}
+
+
 POST_NORMS = {"blk.post_attention_norm.weight": ("hidden_size",), "blk.post_ffw_norm.weight": ("hidden_size",)}
+
+
 STEP = 6  # each sixth layer sees all, for llama.cpp
+
+
 LARGEST = 62  # layers of the model whose attention llama.cpp scales by another width
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from impruver_gguf.architectures.row import Architecture, Config
-from impruver_gguf.jsonfile import COUNT, FLAG, POSITIVE, TEXT
-from impruver_gguf.tensors import Tensor
+from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
+
+from impruver_gguf.architectures.architecture import Architecture, Config
+from impruver_gguf.weights.lazy_tensor import Tensor
 
 CONV1D = (".c_attn", ".c_proj", ".c_fc")
+
+
 KEYS = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner"), COUNT),
     **dict.fromkeys(("tie_word_embeddings", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"), FLAG),
     "layer_norm_epsilon": POSITIVE,
     "activation_function": TEXT,
 }
+
+
 SHAPES = {
     "token_embd.weight": ("vocab_size", "n_embd"),
     "position_embd.weight": ("n_positions", "n_embd"),

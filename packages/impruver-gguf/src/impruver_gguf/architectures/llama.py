@@ -7,22 +7,30 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
 from impruver_gguf.architectures import decoder
+from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.architectures.rope import divisors, llama3_factors, rope_of, unlike
-from impruver_gguf.architectures.row import Config
-from impruver_gguf.jsonfile import COUNT, INDEX, list_of
-from impruver_gguf.tensors import Tensor
-from impruver_gguf.token_types import Vocabulary
+from impruver_gguf.vocab.token_types import Vocabulary
+from impruver_gguf.weights.lazy_tensor import Tensor
 
 MLP_BIASES = {
     "blk.ffn_gate.bias": ("intermediate_size",),
     "blk.ffn_up.bias": ("intermediate_size",),
     "blk.ffn_down.bias": ("hidden_size",),
 }
+
+
 SHAPES = decoder.EMBEDDINGS | decoder.ATTENTION | decoder.ATTENTION_BIASES | decoder.FEED_FORWARD | MLP_BIASES
+
+
 BIASES = {"attention_bias": "blk.attn_", "mlp_bias": "blk.ffn_"}  # key → where it puts biases
+
+
 ROPES = ("default", "linear", "yarn", "llama3")
+
+
 NO_ROPE_STEP = 4  # llama.cpp's SmolLM3 turns nothing in each fourth layer
 
 
@@ -92,6 +100,8 @@ def llama_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) 
 
 
 DEFAULTS = decoder.DEFAULTS | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
+
+
 LLAMA = decoder.architecture(
     name="llama",
     defaults=DEFAULTS,
@@ -104,10 +114,14 @@ LLAMA = decoder.architecture(
     vocabulary_before=llama_vocabulary_before,
     vocabulary_after=llama_vocabulary_after,
 )
+
+
 MISTRAL = replace(
     LLAMA,
     defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
 )
+
+
 SMOLLM3 = replace(
     LLAMA,
     name="smollm3",

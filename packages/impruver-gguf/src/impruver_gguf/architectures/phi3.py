@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from impruver_core.io.json_schema import COUNT
+
 from impruver_gguf.architectures import decoder
+from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.architectures.rope import divisors, rope_of
-from impruver_gguf.architectures.row import Config
-from impruver_gguf.jsonfile import COUNT
-from impruver_gguf.tensors import Tensor
+from impruver_gguf.weights.lazy_tensor import Tensor
 
 QKV, GATE_UP, ORIGINAL = "queries, keys and values", "2 x intermediate_size", "original_max_position_embeddings"
+
+
 LONG = ("longrope", "su", "yarn")  # the older names, for one thing
+
+
 SHAPES = decoder.EMBEDDINGS | {
     "blk.attn_norm.weight": ("hidden_size",),
     "blk.attn_qkv.weight": (QKV, "hidden_size"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from impruver_gguf.architectures import decoder
+from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.architectures.rope import unlike
-from impruver_gguf.architectures.row import Config
 
 ALWAYS_BIASED = {name: sizes for name, sizes in decoder.ATTENTION_BIASES.items() if name != "blk.attn_output.bias"}
 
@@ -36,6 +36,8 @@ QWEN2 = decoder.architecture(
     shapes=decoder.EMBEDDINGS | decoder.ATTENTION | ALWAYS_BIASED | decoder.FEED_FORWARD,
     check=check_qwen2,
 )
+
+
 QWEN3 = replace(
     QWEN2,
     name="qwen3",

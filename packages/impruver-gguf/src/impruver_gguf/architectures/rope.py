@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from impruver_core.io.json_schema import COUNT, NUMBER, POSITIVE, TEXT, list_of
 
-from impruver_gguf.architectures.row import Config
-from impruver_gguf.jsonfile import COUNT, NUMBER, POSITIVE, TEXT, list_of
-from impruver_gguf.tensors import Tensor
+from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.weights.lazy_tensor import Tensor
 
 ROPE_KEYS = {
     "rope_type": TEXT,
@@ -21,6 +21,8 @@ ROPE_KEYS = {
     **dict.fromkeys(("long_factor", "short_factor"), list_of(NUMBER)),
     "partial_rotary_factor": POSITIVE,
 }
+
+
 # What else may stand beside yarn, and the values for which llama.cpp computes what transformers does.
 YARN = {
     **dict.fromkeys(("attention_factor", "attn_factor", "mscale_all_dim"), None),

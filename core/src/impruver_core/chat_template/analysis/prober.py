@@ -1,0 +1,85 @@
+"""Renders probe conversations, and finds where their texts stand."""
+
+import json
+from dataclasses import dataclass
+
+from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.text_spans import places_of
+from impruver_core.chat_template.rendering.traced_string import runs_of, trace_messages
+from impruver_core.errors import RefusedError
+
+USER = {"role": "user", "content": "probe question one"}
+
+
+ANSWER = {"role": "assistant", "content": "probe answer two"}
+
+
+SYSTEM = {"role": "system", "content": "probe system three"}
+
+
+AGAIN = {"role": "user", "content": "probe question four"}
+
+
+LAST = {"role": "assistant", "content": "probe answer nine"}
+
+
+THOUGHT = {"role": "assistant", "content": "probe answer five", "reasoning_content": "probe thought six"}
+
+
+TOOL = {"role": "tool", "name": "probe_tool", "tool_call_id": "call00001", "content": "probe result seven"}
+
+
+FUNCTION_CALL = {"role": "function_call", "content": '{"name": "probe_tool", "arguments": {"key": "probe value"}}'}
+
+
+FUNCTION_RESPONSE = {"role": "function_response", "content": "probe result eight"}
+
+
+ARGUMENTS = {"key": "probe value"}
+
+
+def call(as_text: bool, times: int = 1) -> dict:
+    """An assistant's message that calls a tool once or several times, the arguments an object or JSON text."""
+    function = {"name": "probe_tool", "arguments": json.dumps(ARGUMENTS) if as_text else ARGUMENTS}
+    calls = [{"id": f"call{number:05d}", "type": "function", "function": function} for number in range(1, times + 1)]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def probe_schema() -> dict:
+    """The schema of the tool that the probes call."""
+    parameters = {
+        "type": "object",
+        "properties": {"key": {"type": "string", "description": "probe"}},
+        "required": ["key"],
+    }
+    function = {"name": "probe_tool", "description": "probe tool", "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A rendered text; `spans[i]` is where the texts of message i stand in it."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+class Probe:
+    """Renders probe conversations of one template; None for those that it refuses or renders in part."""
+
+    def __init__(self, template, variables, specials, with_tools):
+        self.template, self.variables, self.specials = template, variables, specials
+        self.tools = [probe_schema()] if with_tools else None
+
+    def __call__(self, *messages, prompt=False) -> Layout | None:
+        for opening in ((), (SYSTEM,)):  # some templates want a system message
+            traced = trace_messages([*opening, *messages])
+            try:
+                text = render(self.template, traced, self.tools, add_generation_prompt=prompt, variables=self.variables)
+            except RefusedError:
+                continue
+            places = places_of(runs_of(text), len(text))
+            if all(number in places for number in range(len(opening), len(traced))):
+                spans = [(places[number].start, places[number].end) for number in range(len(opening), len(traced))]
+                return Layout(str.__str__(text), spans)
+        return None

@@ -1,0 +1,61 @@
+"""What ends an assistant's turn: what follows it at the end of a conversation, or stands before the next header."""
+
+from impruver_core.chat_template.analysis.prober import AGAIN, ANSWER, THOUGHT, TOOL, USER, Probe, call
+from impruver_core.chat_template.analysis.template_format import Shape
+
+
+def probe_ends(probe: Probe, shape: Shape) -> None:
+    """The literal that ends an assistant's turn, by what it ends in (an answer, calls) and whether it is the last."""
+    tails = [junction.tail for junction in shape.junctions["user"] if junction.tail]
+    kinds = [
+        ("answer", ANSWER, [AGAIN]),
+        *([("calls", call(shape.arguments_as_text), [TOOL, ANSWER])] if shape.renders_calls else []),
+    ]
+    for kind, turn, after in kinds:
+        last, middle = probe(USER, turn), probe(USER, turn, *after)
+        closing = last.text[last.spans[1][1] :] if last else None
+        if middle is not None:
+            between = middle.text[middle.spans[1][1] : middle.spans[2][0]]
+            header = middle.text[: middle.spans[0][0]]
+            stop = shape.ends.get(("answer", False), "") if kind == "calls" else ""
+            rest = _less_header(probe, between, header, closing, tails, stop, kind)
+            shape.ends[kind, False] = probe.specials.ended(rest)
+        if closing is not None:
+            shape.ends[kind, True] = shape.last_end(closing, kind)[0]
+    found = [(stop, kind) for (kind, _), end in shape.ends.items() if (stop := _stop(probe, end))]
+    stops = [stop for stop, kind in found if kind == "answer" or stop in probe.specials.tokens]
+    inner = _inside_a_turn(probe, shape)
+    shape.stops = list(dict.fromkeys(stop for stop in stops if stop not in inner))
+
+
+def _less_header(probe, between: str, header: str, last: str | None, tails: list[str], stop: str, kind: str) -> str:
+    """What stands between a turn's text and the next one, less that text's header."""
+    cut = len(between)  # what also stands before the first user's text is header
+    while cut and between[cut - 1 :] == header[-(len(between) - cut + 1) :]:
+        cut -= 1
+    less_suffix = between[: probe.specials.straddling(between, cut)[1]]
+    headed = bool(between[len(less_suffix) :].strip())
+    if last and last.strip() and between.startswith(last) and (between[len(last) :].strip() or not headed):
+        return last
+    if stop and (token := _stop(probe, stop)) in between:
+        return between[: between.index(token) + len(token)]
+    opening = probe.specials.first(header.removeprefix(probe.variables.get("bos_token") or ""))
+    if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
+        return between[: between.index(opening)]  # a header starts as the conversation does
+    for tail in tails:
+        if between.startswith(tail) and header.endswith(between[len(tail) :]):
+            return tail
+    less_prefix = last[: probe.specials.common_prefix(last, between)] if last else ""
+    either = (less_suffix, less_prefix) if kind == "answer" else (less_prefix, less_suffix)
+    return next((literal for literal in either if literal.strip()), "")
+
+
+def _stop(probe: Probe, end: str) -> str:
+    return probe.specials.last(end) or end.strip()
+
+
+def _inside_a_turn(probe: Probe, shape: Shape) -> str:
+    """What stands inside a turn, between reasoning and answer and between two calls: a token in it ends no turn."""
+    turns = [THOUGHT, *([call(shape.arguments_as_text, 2)] if shape.renders_calls else [])]
+    layouts = [layout for turn in turns if (layout := probe(USER, turn)) is not None]
+    return "\n".join(layout.text[slice(*layout.spans[1])] for layout in layouts)

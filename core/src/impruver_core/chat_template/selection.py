@@ -1,0 +1,72 @@
+"""Which chat template is in force, with what variables and shape; and rendering with it."""
+
+from impruver_core.chat_template.analysis.analyzer import shape_of
+from impruver_core.chat_template.analysis.template_format import Shape
+from impruver_core.errors import ImpruverError
+from impruver_core.tokenizer import special_tokens
+
+# The first impruver's form for a tokenizer without a template, in our words.
+DEFAULT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ bos_token + message['role'] + '\\n' + message['content'] | trim + eos_token }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ bos_token + 'assistant\\n' }}{%- endif -%}"
+)
+
+
+class Templates:
+    """The templates of a tokenizer as they are now, each with its shape."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self._names = special_tokens(tokenizer)
+        self._known: dict = {}
+
+    def pick(self, tools=None, chat_template_kwargs: dict | None = None) -> tuple[str, dict, Shape]:
+        """(template, variables, shape) for a conversation with these tools and arguments."""
+        kwargs = chat_template_kwargs or {}
+        key = (bool(tools), repr(kwargs))
+        if key not in self._known:
+            template, variables = template_of(self._tokenizer, tools), {**self._names, **kwargs}
+            self._known[key] = template, variables, shape_of(template, variables, _texts(self._names), bool(tools))
+        return self._known[key]
+
+
+def template_of(tokenizer, tools=None) -> str:
+    """The template text in force: `tool_use` of several where there are tools, else `default`; ours without any."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        name = "tool_use" if tools and "tool_use" in template else "default"
+        if name not in template:
+            raise ImpruverError(f"the tokenizer has chat templates {', '.join(sorted(template))}, but no default")
+        return template[name]
+    if template is not None:
+        return template
+    missing = [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name, None) is None]
+    if missing:
+        raise ImpruverError(
+            f"the tokenizer has neither a chat template nor {' and '.join(missing)}: "
+            "set tokenizer.chat_template or tokenizer.special_tokens in the recipe"
+        )
+    return DEFAULT_TEMPLATE
+
+
+def end_of_turn(template: str, special_tokens: dict) -> list[str]:
+    """The texts that end an assistant's turn in `template`, most usual first: a special token each where it has one.
+
+    `special_tokens`: names to texts as the template reads them (`bos_token`, …); lists of further ones are allowed.
+    """
+    return shape_of(template, special_tokens, _texts(special_tokens)).stops
+
+
+def ends_of(tokenizer) -> list[str]:
+    """`end_of_turn` of the template in force; [] where there is none, as text alone needs none."""
+    try:
+        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+    except ImpruverError:
+        return []
+
+
+def _texts(names: dict) -> list[str]:
+    values = (value if isinstance(value, (list, tuple)) else [value] for value in names.values())
+    return [text for value in values for text in value if isinstance(text, str) and text]

@@ -1,0 +1,77 @@
+"""Files that are there whole or not at all."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from impruver_core.errors import ImpruverError
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """A file to write beside `path`, synced and renamed to it at the end; an exception leaves `path` as it was."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with synced(part, mode) as file:
+            yield file
+        os.replace(part, path)
+        sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """An open file (UTF-8, \\n) that is on the disk when it closes; its folder is made."""
+    path = Path(path)
+    make_folder(path.parent)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with open(path, mode, **text) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_folder(path: Path, key: str | None = None) -> None:
+    """ImpruverError, beginning with `key`, where a folder can't be made or written to; makes nothing."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    where = f"{key}: {there}" if key else str(there)
+    if not there.is_dir():
+        raise ImpruverError(f"{where} is a file, not a folder: name another path")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ImpruverError(f"{where}: no right to write in this folder: name another path")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder with its parents; ImpruverError where that can't be, or where it can't be written to."""
+    check_folder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImpruverError(f"{path}: can't make this folder: {error.strerror}") from None
+
+
+def sync_folder(path: Path) -> None:
+    """Brings the names in a folder to the disk, where the system can do that."""
+    with suppress(OSError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def staged(path: str | Path) -> Path:
+    """Where a file is written before `publish` puts it in place: beside it, under one name for all runs."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.staged")
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

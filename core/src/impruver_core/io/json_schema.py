@@ -1,0 +1,120 @@
+"""JSON files of a model: read, and what their keys may hold told by file and key before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of value, in words, and what tells it."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+Keys = Mapping[str, "Kind | Keys"]
+
+
+def _compiles(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+COUNT = Kind("a whole number from 1", lambda value: type(value) is int and 0 < value < 1 << 31)
+
+
+INDEX = Kind("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
+
+
+WHOLE = Kind("a whole number", lambda value: type(value) is int and abs(value) < 1 << 31)
+
+
+NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(value) < 1e38)
+
+
+POSITIVE = Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+
+
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+
+
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+
+
+PATTERN = Kind("a text that is a regular expression", lambda value: isinstance(value, str) and _compiles(value))
+
+
+def list_of(kind: Kind) -> Kind:
+    """A list whose items are all of a kind."""
+    return Kind(
+        f"a list, each item {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value))
+    )
+
+
+def by_name(name: Kind, kind: Kind) -> Kind:
+    """An object of free names."""
+    return Kind(
+        f"an object, each name {name.words}, each value {kind.words}",
+        lambda value: isinstance(value, dict) and all(map(name.holds, value)) and all(map(kind.holds, value.values())),
+    )
+
+
+def either(*kinds: Kind) -> Kind:
+    """Any of several kinds."""
+    return Kind(" or ".join(kind.words for kind in kinds), lambda value: any(kind.holds(value) for kind in kinds))
+
+
+def read_text(path: Path) -> str:
+    """The text in a file that must be there."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ImpruverError(f"{path} is not there") from None
+    except UnicodeDecodeError as error:
+        raise ImpruverError(f"{path}: not UTF-8 (byte {error.start + 1}); copy or download it again") from None
+
+
+def read_json(path: Path, keys: Keys | None = None) -> dict[str, Any]:
+    """A JSON object from a file that must be there; its keys hold what `keys` says."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ImpruverError(f"{path}: not JSON: {error}; mend it, or copy it again") from None
+    if not isinstance(content, dict):
+        raise ImpruverError(f"{path}: holds a {type(content).__name__}, not a JSON object; copy it again")
+    check_keys(content, keys or {}, path)
+    return content
+
+
+def check_keys(content: Mapping[str, Any], keys: Keys, path: Path | str, within: str = "") -> None:
+    """ImpruverError for a key of the file at `path` whose value is of another kind; null is as good as left out."""
+    for key, kind in keys.items():
+        value = content.get(key)
+        if value is None:
+            continue
+        nested = not isinstance(kind, Kind)
+        asked = OBJECT if nested else kind
+        if not asked.holds(value):
+            raise ImpruverError(f"{path}: {within}{key} must be {asked.words}, not {_short(value)}")
+        if nested:
+            check_keys(value, kind, path, f"{within}{key}.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,117 @@
+"""JSONL: one JSON object a line, UTF-8. Readers name file and line in every error."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from impruver_core.errors import ImpruverError
+from impruver_core.io.git_lfs import MARK
+
+BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
+
+
+LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
+
+
+BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
+
+
+def read_rows(path: str | Path) -> Iterator[dict]:
+    """The rows of a JSONL file, blank lines skipped; ImpruverError with file and line for one that is no object.
+
+    A name that ends in .gz, .bz2, .xz or .zst is a compressed file.
+    """
+    for _, row in numbered_rows(path):
+        yield row
+
+
+def numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, dict]]:
+    """(line from 1, row) of a JSONL file, as `read_rows`; `file`: its bytes, where they are open already."""
+    number = 0
+    try:
+        with opened(path) if file is None else nullcontext(file) as file:
+            for number, line in enumerate(file, 1):
+                text = _decoded(path, number, line)
+                if text.strip(BLANKS):
+                    yield number, _parsed(path, number, text)
+    except FileNotFoundError:
+        raise ImpruverError(f"{path}: no such file") from None
+    except BROKEN as error:
+        raise broken(f"{path}, after line {number}", error) from None
+
+
+def broken(where: str, error: Exception) -> Exception:
+    """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that tells of the file."""
+    if getattr(error, "errno", None) is not None:
+        return error
+    return ImpruverError(f"{where}: the compressed file is broken: {error}")
+
+
+def opened(path: str | Path) -> BinaryIO:
+    """The bytes of a file; a name that ends in .gz, .bz2, .xz or .zst is a compressed one."""
+    suffix = Path(path).suffix.lower()
+    if suffix != ".zst":
+        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
+    try:
+        import zstandard
+    except ImportError:
+        raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
+    return io.BufferedReader(zstandard.open(path, "rb"))
+
+
+def _decoded(path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ImpruverError(
+            f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+        ) from None
+
+
+def _parsed(path, number: int, text: str) -> dict:
+    try:
+        row = json.loads(text.rstrip(BLANKS))
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {number}, column {error.pos + 1}"
+        raise ImpruverError(f"{where}: not JSON: {error.msg}; {_advice(text, error)}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
+        raise ImpruverError(f"{path}, line {number}: can't be read: {error}") from None
+    if not isinstance(row, dict):
+        advice = f"; {LISTS}" if isinstance(row, list) else ""
+        raise ImpruverError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}{advice}")
+    return row
+
+
+def _advice(text: str, error: json.JSONDecodeError) -> str:
+    """What to do about a line that is no row, by what it looks like."""
+    rest = text[error.pos :].lstrip()
+    looks = {
+        "a pointer of Git LFS stands here, not the file: fetch that with git lfs pull": text.startswith(MARK),
+        "this is a web page: download the file itself": text.startswith("<"),
+        LISTS: text.startswith("["),
+        "rows have no comma between them": rest.startswith(","),
+        "each row stands on a line of its own": rest.startswith("{") and error.pos > 0,
+        "JSON has double quotes, as json.dumps writes them": rest.startswith("'"),
+    }
+    return next((advice for advice, fits in looks.items() if fits), "a row is one JSON object on a line")
+
+
+def dumps(row: dict) -> str:
+    """A row as one line of JSON without its end, characters as they are; ValueError for NaN, which is no JSON."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def write_rows(file: TextIO, rows: Iterable[dict]) -> int:
+    """Writes rows to an open text file; returns how many."""
+    count = 0
+    for row in rows:
+        file.write(dumps(row) + "\n")
+        count += 1
+    return count

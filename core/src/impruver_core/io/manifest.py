@@ -1,0 +1,143 @@
+"""The manifest: what a tool made, from what, with which counts. It is written last, so what it describes is whole."""
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.io.atomic import atomic_write, sha256, sync_folder
+
+FORMAT = 1
+
+
+def new_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The head of a manifest: format, tool (a distribution's name), its version, the resolved recipe."""
+    return {"impruver": FORMAT, "tool": tool, "version": version(tool), "recipe": dict(recipe)}
+
+
+def read_manifest(path: str | Path) -> dict[str, Any] | None:
+    """The manifest at `path`, None where there is none; ImpruverError for a broken one or a higher format."""
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        if manifest["impruver"] > FORMAT:
+            raise ImpruverError(
+                f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
+            )
+        wrong = _misshapen(manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise ImpruverError(f"{path}: not a manifest of Impruver; move it away") from None
+    if wrong:
+        raise ImpruverError(f"{path}: not a manifest of Impruver: {wrong}; move it away")
+    return manifest
+
+
+def _misshapen(manifest: dict) -> str | None:
+    """What of that which its readers rely on is not of its kind, though it is there."""
+    ends, recipe = manifest.get("end_of_turn") or [], manifest.get("recipe") or {}
+    if not (isinstance(ends, list) and all(isinstance(end, str) for end in ends)):
+        return f"end_of_turn is {ends!r}, not a list of texts"
+    if not isinstance(recipe, dict):
+        return "recipe is no object"
+    outputs = manifest.get("outputs") or []
+    described = all(isinstance(entry["path"], str) and isinstance(entry["bytes"], int) for entry in outputs)
+    return None if described else "outputs are not described"
+
+
+def describe(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
+    """A file for a manifest's inputs or outputs; its bare name where it stands in the folder `beside`."""
+    path = Path(path)
+    name = path.name if beside is not None and path.absolute().parent == Path(beside).absolute() else str(path)
+    entry: dict[str, Any] = {"path": name, "bytes": path.stat().st_size}
+    if rows is not None:
+        entry["rows"] = rows
+    if digest:
+        entry["sha256"] = sha256(path)
+    return entry
+
+
+def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: bool = False) -> None:
+    """ImpruverError where a file that stands at one of `paths` is not as the manifest at `manifest_path` tells it."""
+    present = [path for path in map(Path, paths) if path.exists()]
+    for path in present:
+        if path.is_dir():
+            raise ImpruverError(f"{path} is a folder: name another path")
+        if not path.is_file():
+            raise ImpruverError(f"{path} is no ordinary file: name another path")
+    if overwrite or not present:
+        return
+    manifest = read_manifest(manifest_path)
+    outputs = (manifest or {}).get("outputs") or []
+    known = {(manifest_path.parent / entry["path"]).absolute(): entry for entry in outputs}
+    for path in present:
+        entry = known.get(path.absolute())
+        if entry is None:
+            raise ImpruverError(f"{path} is there and Impruver did not make it: name another path, or use --overwrite")
+        if entry["bytes"] != path.stat().st_size or entry.get("sha256", "") not in ("", sha256(path)):
+            raise ImpruverError(f"{path} was changed since Impruver made it: move it away, or use --overwrite")
+
+
+def pending_path(manifest_path: Path) -> Path:
+    """Where `publish` notes what it is about to put in place."""
+    return Path(f"{manifest_path}.pending")
+
+
+def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Mapping[str, Any]) -> None:
+    """Puts the files of `staged` (final path → where it is now) in place, and the manifest after them.
+
+    A hash that the manifest tells of a file is not computed again. What is about to happen is noted before the first
+    rename: `recover` finishes it after a kill at any point.
+    """
+    manifest_path = Path(manifest_path)
+    folder = manifest_path.absolute().parent
+    known = {folder / entry["path"]: entry.get("sha256") for entry in manifest.get("outputs") or []}
+    files = [
+        {
+            "path": str(Path(final).absolute()),
+            "staged": str(Path(now).absolute()),
+            "sha256": known.get(Path(final).absolute()) or sha256(now),
+        }
+        for final, now in staged.items()
+    ]
+    if files:
+        with atomic_write(pending_path(manifest_path)) as file:
+            json.dump({"files": files, "manifest": manifest}, file, ensure_ascii=False)
+    _finish(manifest_path, files, manifest)
+
+
+def recover(manifest_path: str | Path) -> None:
+    """Finishes a `publish` that was cut off; where its files are gone, takes back what is left of it."""
+    manifest_path = Path(manifest_path)
+    try:
+        pending = json.loads(pending_path(manifest_path).read_text(encoding="utf-8"))
+        files = [{name: str(entry[name]) for name in ("path", "staged", "sha256")} for entry in pending["files"]]
+        manifest = dict(pending["manifest"])
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (ValueError, KeyError, TypeError):
+        raise ImpruverError(f"{pending_path(manifest_path)}: Impruver did not write this; remove it") from None
+    if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in files):
+        _finish(manifest_path, files, manifest)
+        return
+    for entry in files:
+        Path(entry["staged"]).unlink(missing_ok=True)
+    pending_path(manifest_path).unlink()
+
+
+def _is_at(entry: dict, key: str) -> bool:
+    path = Path(entry[key])
+    return path.is_file() and sha256(path) == entry["sha256"]
+
+
+def _finish(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any]) -> None:
+    for entry in files:
+        if Path(entry["staged"]).exists():
+            Path(entry["staged"]).replace(entry["path"])
+            sync_folder(Path(entry["path"]).parent)
+    with atomic_write(manifest_path) as file:
+        json.dump(manifest, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+    pending_path(manifest_path).unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Loads a recipe: its file, the layers above it, one check, and a Recipe whose values are typed.
+
+defaults < recipe file < `--set a.b=value` < named flags
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import RecipeError
+from impruver_core.recipe.catalog import find_recipe
+from impruver_core.recipe.overrides import apply_flags, apply_overrides, split_path
+from impruver_core.recipe.paths import find_local
+from impruver_core.recipe.registry import installed_sections, meant_by
+from impruver_core.recipe.schema import fields_of
+from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection
+from impruver_core.recipe.validation import build, plain
+from impruver_core.recipe.yaml_document import Document, dump, read_document
+from impruver_core.suggestions import nearest
+
+SEEDS = range(2**32)  # numpy takes no others
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe after layering. A section whose owner is not installed is as it stands in the file, or None.
+
+    `path` is the file it came from, `base_dir` its folder; neither counts when recipes are compared.
+    `tokenizer.name`, `tokenizer.chat_template` and `model.name` are absolute where they name something local.
+    """
+
+    output_dir: str | None
+    train_path: str | None
+    val_path: str | None
+    seed: int
+    tokenizer: TokenizerSection
+    model: ModelSection
+    datasets: Any
+    dedup: Any
+    split: Any
+    lora: dict | None
+    trainer: Any
+    ddp: Any
+    gguf: Any
+    chat: Any
+    path: Path = field(compare=False)
+    document: Document = field(compare=False, repr=False)
+
+    @property
+    def base_dir(self) -> Path:
+        """The folder of the recipe's file: what it names is looked for there first."""
+        return Path(self.path).absolute().parent
+
+    def where(self, key_path: str) -> str:
+        """`file:line: trainer.optim`, to begin a message about that key; --set and flags are told as such."""
+        return f"{self.document.where(split_path(key_path))}: {key_path}"
+
+
+def load_recipe(
+    path_or_name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    named: Sequence[tuple[str, Any, str]] = (),
+    sections: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a file or an installed name, checked whole; no network, no tokenizer, no weights.
+
+    `overrides` are `a.b=value` texts; `named` are named flags as (key path, value, flag); `sections` stands in for
+    those of the installed tools. RecipeError tells every fault, ImpruverError that there is no such recipe.
+    """
+    path = find_recipe(path_or_name)
+    document = read_document(path)
+    if document.faults and document.data is None:
+        raise RecipeError(document.faults)
+    if document.data is not None and not isinstance(document.data, dict):
+        raise RecipeError([f"{path}: a recipe is a mapping of keys, as in `output_dir: ./out`"])
+    document.data = document.data or {}
+    apply_overrides(document, overrides)
+    apply_flags(document, named)
+    values = _checked(document, installed_sections() if sections is None else {**SECTIONS, **sections})
+    if document.faults:
+        raise RecipeError(document.faults)
+    recipe = Recipe(**values, path=path, document=document)
+    return dataclasses.replace(
+        recipe,
+        tokenizer=_absolute(recipe.tokenizer, recipe.base_dir),
+        model=_absolute(recipe.model, recipe.base_dir),
+    )
+
+
+def resolved(recipe: Recipe, absolute: bool = False) -> dict[str, Any]:
+    """The recipe as a plain mapping, defaults included; `absolute`: every local input by its absolute path."""
+    mapping = {}
+    for name in OWNERS:
+        value = getattr(recipe, name)
+        value = _to_plain(_absolute(value, recipe.base_dir) if absolute else value)
+        if value is not None and (value or name == "lora" or not isinstance(value, (dict, list))):
+            mapping[name] = value
+    return mapping
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Writes the resolved recipe, local inputs absolute; the file is whole or not there at all."""
+    from impruver_core.io.atomic import atomic_write
+
+    with atomic_write(Path(path)) as file:
+        file.write(dump(resolved(recipe, absolute=True)))
+
+
+def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
+    for name in document.data:
+        if name not in OWNERS:
+            meant = meant_by(name, sections)
+            hint = f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
+            document.fault((name,), f"no such key{hint}")
+    values = {}
+    for name in OWNERS:
+        given = document.data.get(name)
+        if name in sections:
+            values[name] = build(sections[name], given, (name,), document.fault)
+        else:
+            values[name] = plain(given)
+    if values["seed"] is not None and values["seed"] not in SEEDS:
+        document.fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
+    if isinstance(values["trainer"], dict):
+        values["trainer"].setdefault("seed", values["seed"])
+    return values
+
+
+def _absolute(value: Any, base_dir: Path) -> Any:
+    """The section with the absolute path in each key that names something local."""
+    if isinstance(value, list):
+        return [_absolute(item, base_dir) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    found = {}
+    for each in dataclasses.fields(value):
+        named = getattr(value, each.name)
+        if each.metadata.get("local") and isinstance(named, str) and "{" not in named:  # no inline template
+            local = find_local(named, base_dir)
+            found |= {} if local is None else {each.name: str(local)}
+    return dataclasses.replace(value, **found) if found else value
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _to_plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    given = {name: getattr(value, each.name) for name, each in fields_of(type(value)).items()}
+    return {name: _to_plain(item) for name, item in given.items() if item is not None and item != {}}

@@ -1,0 +1,71 @@
+"""Resolve local paths and hub ids that a recipe names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from impruver_core.errors import ImpruverError
+from impruver_core.recipe.catalog import recipes_root
+
+DATA_SUFFIXES = (
+    *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".xz", ".bz2", ".zip"),
+    *(".jinja", ".jinja2", ".j2", ".yaml", ".yml", ".gguf", ".safetensors"),
+)
+
+
+def looks_local(value: str) -> bool:
+    """True for what is never sent to a hub: `./x`, `/x`, `~/x`, a glob, or a name with a data suffix."""
+    return (
+        value in (".", "..")
+        or value.startswith(("./", "../", "/", "~"))
+        or value.lower().endswith(DATA_SUFFIXES)
+        or glob.has_magic(value)
+    )
+
+
+def find_local(value: str, recipe_dir: Path | None) -> Path | None:
+    """The absolute path of a file, folder or glob that a recipe names, or None.
+
+    Looked for beside the recipe, in the working folder, then among the installed recipes.
+    """
+    if not value or "\n" in value or "\0" in value:
+        return None
+    path = Path(value).expanduser()
+    folders = [Path(recipe_dir)] if recipe_dir is not None else []
+    candidates = (Path(os.path.abspath(folder / path)) for folder in [*folders, Path.cwd(), recipes_root()])
+    return next(filter(_exists, candidates), None)
+
+
+def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:
+    """The folder that `name` is, else the name itself as a hub id; ImpruverError for a file, and for what is gone."""
+    found = find_local(name, recipe_dir)
+    if found is None:
+        require_hub_id(name, key)
+        return name
+    require_folder(found, key)
+    return str(found)
+
+
+def require_folder(path: Path, key: str) -> None:
+    """ImpruverError, beginning with `key`, where a file stands in place of a model's folder."""
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        raise ImpruverError(f"{key}: {path} is a GGUF file, which can't be trained: name the model it was made from")
+    if path.is_file():
+        raise ImpruverError(f"{key}: {path} is a file: name the folder that it stands in")
+
+
+def require_hub_id(name: str, key: str) -> None:
+    """ImpruverError, beginning with `key`, for a name of something local, which is not there."""
+    if looks_local(name):
+        raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists() or (
+            glob.has_magic(str(path)) and next(glob.iglob(str(path), recursive=True), None) is not None
+        )
+    except OSError:  # a name too long: a template, not a path
+        return False

@@ -1,0 +1,168 @@
+"""The one check of a recipe against its declared sections: every fault is told, none stops the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Collection
+from dataclasses import MISSING
+from typing import Any
+
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of
+from impruver_core.suggestions import nearest
+
+Report = Callable[[tuple, str], None]  # takes a key path and what is wrong there
+
+
+EXPECTED = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
+
+
+REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it never stood there
+
+
+def build(spec: Any, value: Any, path: tuple, report: Report) -> Any:
+    """The value of a top-level key as its owner declared it; every fault goes to `report`."""
+    if value is REMOVED:
+        value = None
+    if isinstance(spec, Scalar):
+        return spec.default if value is None else _checked(spec.type, value, spec.choices, path, report)
+    if isinstance(spec, ListOf):
+        return [] if value is None else _value(list[spec.section], value, path, report)
+    if isinstance(spec, OpenMapping):
+        return _open(spec, value, path, report)
+    return _section(spec, {} if value is None else value, path, report)
+
+
+def plain(value: Any) -> Any:
+    """A copy without what was removed by `--set …=null`."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items() if item is not REMOVED}
+    if isinstance(value, list):
+        return [plain(item) for item in value if item is not REMOVED]
+    return None if value is REMOVED else value
+
+
+def _open(spec: OpenMapping, value: Any, path: tuple, report: Report) -> dict | None:
+    if value is None:
+        return None if spec.optional else {}
+    mapping = _value(dict, value, path, report)
+    if spec.check is not None and isinstance(mapping, dict):
+        for name, fault in spec.check(mapping):
+            report((*path, name), fault)
+    return mapping
+
+
+def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
+    if not isinstance(value, dict):
+        return report(path, f"expected a mapping, found {found(value)}")
+    fields = fields_of(section)
+    hints = typing.get_type_hints(section)
+    sound, given = True, {}
+
+    def note(where: tuple, what: str) -> None:
+        nonlocal sound
+        sound = False
+        report(where, what)
+
+    for name, item in value.items():
+        if name not in fields:
+            note((*path, name), f"no such key{nearest(name, fields)}")
+        elif item is not None and item is not REMOVED:
+            field = fields[name]
+            given[field.name] = _checked(hints[field.name], item, field.metadata.get("choices"), (*path, name), note)
+    for name, field in fields.items():
+        if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
+            note((*path, name), "is missing")
+    return _made(section, given, path, report) if sound else None
+
+
+def _made(section: type, given: dict, path: tuple, report: Report) -> Any:
+    try:
+        return section(**given)
+    except ValueError as error:  # a section's own check: what is wrong, and the key if it is about one alone
+        what, *key = error.args
+        return report((*path, *key), str(what))
+
+
+def _checked(hint: Any, value: Any, choices: Collection | None, path: tuple, report: Report) -> Any:
+    result = _value(hint, value, path, report)
+    if choices is not None and type(value) in (str, int, float) and result is not None and result not in choices:
+        report(path, f"{value!r} is none of {', '.join(map(str, choices))}{_near_choice(value, choices)}")
+    return result
+
+
+def _near_choice(value: Any, choices: Collection) -> str:
+    close = difflib.get_close_matches(str(value).lower(), [str(choice) for choice in choices], 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _value(hint: Any, value: Any, path: tuple, report: Report) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return plain(value)
+    if origin in (typing.Union, types.UnionType):
+        return _union(arguments, value, path, report)
+    if origin is typing.Literal:
+        return _checked(type(arguments[0]), value, arguments, path, report)
+    if dataclasses.is_dataclass(hint):
+        return _section(hint, value, path, report)
+    base = origin or hint
+    if base in (list, dict) and isinstance(value, base):
+        return _items(base, arguments, value, path, report)
+    if base is bool and isinstance(value, str) and value.lower() in OLD_BOOLEANS:
+        return OLD_BOOLEANS[value.lower()]
+    if base is float and type(value) is int:
+        return float(value)
+    if base is int and type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is not base:
+        return report(path, f"expected {EXPECTED.get(base, base)}, found {found(value)}{_advice(base, value)}")
+    return value
+
+
+def _advice(base: type, value: Any) -> str:
+    if base is list:
+        return "; begin each item with a dash" if isinstance(value, dict) else f"; write [{value}]"
+    return "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
+
+
+def _items(base: type, arguments: tuple, value: Any, path: tuple, report: Report) -> Any:
+    if not arguments:
+        return plain(value)
+    pairs = value.items() if base is dict else enumerate(value)
+    made = {at: _value(arguments[-1], item, (*path, at), report) for at, item in pairs if item is not REMOVED}
+    return made if base is dict else list(made.values())
+
+
+def _union(arguments: tuple, value: Any, path: tuple, report: Report) -> Any:
+    arms = [arm for arm in arguments if arm is not type(None)]
+    if len(arms) == 1:
+        return _value(arms[0], value, path, report)
+    for arm in arms:
+        faults: list = []
+        made = _value(arm, value, path, lambda *fault: faults.append(fault))  # noqa: B023
+        if not faults:
+            return made
+    names = " or ".join(EXPECTED.get(typing.get_origin(arm) or arm, "a mapping") for arm in arms)
+    return report(path, f"expected {names}, found {found(value)}")
+
+
+def found(value: Any) -> str:
+    """What a value is, in a fault's words."""
+    if isinstance(value, (list, dict)):
+        return EXPECTED[type(value)]
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "nothing"}[value]
+    return f"the text {value!r}" if isinstance(value, str) else f"the number {value}"

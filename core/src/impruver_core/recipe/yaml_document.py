@@ -1,0 +1,197 @@
+"""YAML whose values know their lines: faults of form are collected with file, line and key path.
+
+Words are read as YAML 1.2's core schema does, which is what people mean: `2e-4` is a number, `10:30`, `no` and
+`2024-01-01` are text, only true and false are booleans. `1_000` stays a number, as in YAML 1.1.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TAG = "tag:yaml.org,2002:"
+
+
+DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
+
+
+WORDS = {  # in this order: a whole number also has the form of a float
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+(_[0-9]+)*|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012  (none of YAML 1.1's)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either schema would read as anything but text."""
+
+
+for _name, (_form, _first) in WORDS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(TAG + _name, re.compile(rf"^(?:{_form})$"), _first)
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar(TAG + "str", text, style="|" if "\n" in text else None)
+)
+
+
+@dataclass
+class Document:
+    """Plain values, where each stands (`recipe.yaml:12` by key path), and the faults found so far."""
+
+    name: str
+    data: Any = None
+    places: dict[tuple, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def where(self, path: tuple) -> str:
+        """The place of a key path, else of the nearest thing above it."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return self.name
+
+    def fault(self, path: tuple, what: str) -> None:
+        """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set."""
+        told = ": ".join(part for part in (self.where(path), ".".join(map(str, path)), what) if part)
+        if told not in self.faults:
+            self.faults.append(told)
+
+
+def read_document(path: Path) -> Document:
+    """The YAML file as a Document; unreadable YAML leaves `data` None and a fault.  OSError as it comes."""
+    document = Document(str(path))
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        document.faults.append(f"{path}:{line}: this is no UTF-8 text")
+    else:
+        parse_text(text, document, place=lambda line: f"{path}:{line}")
+    return document
+
+
+def parse_text(text: str, document: Document, place=lambda line: "", path: tuple = ()) -> None:
+    """Parses YAML into `document.data` and `places`; `place(line)` names a line (from 1), `path` is where it goes."""
+    try:
+        _check_depth(text)
+        node = yaml.compose(text, _Loader)
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: bytes of a command line
+        document.faults.append(_told(error, text, document, place))
+        return
+    document.data = None if node is None else _Reader(document, place).value(node, path)
+
+
+def dump(data: Any) -> str:
+    """YAML text that reads back as equal data; keys keep their order, long texts are blocks."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
+
+
+def _told(error: Exception, text: str, document: Document, place) -> str:
+    """Where and why the text is no YAML, and what to do about it."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = place(mark.line + 1) if mark and place(1) else document.name
+    problem = " ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
+    before = "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column + 1] if mark else ""
+    advice = {
+        "; indent with blanks, not tabs": "\t" in before,
+        "; in single quotes a backslash is one": "unknown escape" in problem,
+        "; put the value in quotes": "values are not allowed" in problem or before.endswith(("%", "@", "`")),
+    }
+    told = next((each for each, fits in advice.items() if fits), "")
+    return f"{where}: not valid YAML: {problem or str(error).splitlines()[0]}{told}"
+
+
+class _Reader:
+    """Turns the nodes of one text into values and notes their places."""
+
+    def __init__(self, document: Document, place):
+        self.document, self.place, self.open = document, place, set()
+
+    def value(self, node: yaml.Node, path: tuple) -> Any:
+        if path:  # what is nowhere in the file is told with the file's name alone
+            self.document.places.setdefault(path, self.place(node.start_mark.line + 1))
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path)
+        if id(node) in self.open:
+            return self.document.fault(path, "an alias to what it stands in")
+        self.open.add(id(node))
+        read = self.mapping if isinstance(node, yaml.MappingNode) else self.sequence
+        made = read(node, path)
+        self.open.discard(id(node))
+        return made
+
+    def sequence(self, node: yaml.Node, path: tuple) -> list:
+        return [self.value(item, (*path, number)) for number, item in enumerate(node.value)]
+
+    def mapping(self, node: yaml.Node, path: tuple) -> dict:
+        made: dict = {}
+        lines: dict = {}
+        merged: list[dict] = []
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.document.places.setdefault((*path, "?"), self.place(line))
+                self.document.fault((*path, "?"), "a key is plain text; a value that starts with { or [ needs quotes")
+                continue
+            if key_node.tag == TAG + "merge":
+                merged += self.merged(value_node, path)
+                continue
+            name = self.scalar(key_node, path)
+            self.document.places[(*path, name)] = self.place(line)
+            if name in lines:
+                self.document.fault((*path, name), f"repeated: it also stands in line {lines[name]}")
+                continue
+            lines[name] = line
+            made[name] = self.value(value_node, (*path, name))
+        for mapping in merged:
+            made.update({name: item for name, item in mapping.items() if name not in made})
+        return made
+
+    def merged(self, node: yaml.Node, path: tuple) -> list[dict]:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        values = [self.value(each, path) for each in nodes]
+        if not all(isinstance(each, dict) for each in values):
+            self.document.fault(path, "<< takes a mapping or a list of mappings")
+        return [each for each in values if isinstance(each, dict)]
+
+    def scalar(self, node: yaml.ScalarNode, path: tuple) -> Any:
+        kind = node.tag.removeprefix(TAG)
+        try:
+            return _SCALARS[kind](node.value)
+        except (KeyError, ValueError):
+            self.document.places.setdefault(path, self.place(node.start_mark.line + 1))
+            return self.document.fault(path, f"{node.value!r} can't be read as {kind}")
+
+
+_SCALARS = {
+    "str": str,
+    "merge": str,
+    "null": lambda text: None,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
+    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+}

@@ -1,0 +1,164 @@
+"""Loads tokenizers with the recipe's special tokens and chat template, and encodes plainly with them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from impruver_core.cli.console import warn
+from impruver_core.dynamic_import import load_object
+from impruver_core.errors import ImpruverError, told
+from impruver_core.io.git_lfs import refuse_pointer
+from impruver_core.recipe.paths import find_local, local_or_hub
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # lists
+
+
+def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path | None = None):
+    """The tokenizer of a recipe (`tokenizer.name`, else `model_name`), special tokens and chat template set.
+
+    `section` is the recipe's tokenizer section; local names are looked for in `recipe_dir`, the working folder and the
+    installed recipes. ImpruverError where it can't be had. Of a special token its text counts: a `*_token_id` that
+    disagrees is warned about with the right id.
+    """
+    name = section.name or model_name
+    if not name:
+        raise ImpruverError("the recipe names no tokenizer: set tokenizer.name or model.name")
+    source = local_or_hub(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
+    class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
+    try:
+        tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
+    except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
+        raise ImpruverError(_load_failure(name, Path(source), error)) from None
+    if not hasattr(tokenizer, "add_special_tokens"):
+        raise ImpruverError(f"tokenizer.class: {section.class_} loads no tokenizer but a {type(tokenizer).__name__}")
+    _set_special_tokens(tokenizer, section.special_tokens or {})
+    if section.chat_template:
+        tokenizer.chat_template = _template_text(section.chat_template, recipe_dir)
+    return tokenizer
+
+
+def _load_failure(name: str, folder: Path, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"the tokenizer of {name} needs its repository's code: read it, then set tokenizer.trust_remote_code: true"
+        )
+    if not folder.is_dir():
+        return f"{name} is no folder here, and its tokenizer can't be loaded from the hub: {told(error)}"
+    return f"the tokenizer of {name} can't be loaded: {_broken_file(folder) or told(error)}"
+
+
+def _broken_file(folder: Path) -> str | None:
+    """What is wrong with the first file that a local tokenizer fails on: the libraries' own words name none."""
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig
+
+    loads = {
+        "tokenizer.json": lambda path: Tokenizer.from_file(str(path)),
+        "config.json": lambda path: AutoConfig.from_pretrained(path.parent, trust_remote_code=False),
+    }
+    names = ("tokenizer_config.json", "special_tokens_map.json", *loads)
+    for path in filter(Path.is_file, (folder / name for name in names)):
+        refuse_pointer(path)
+        try:
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path}: not a JSON object; copy it again from the model that it belongs to"
+            if path.name in loads:
+                loads[path.name](path)
+        except Exception as error:  # tokenizers raises bare ones
+            return f"{path}: {told(error)}; copy it again from the model that it belongs to"
+    return None
+
+
+def _set_special_tokens(tokenizer, wanted: dict) -> None:
+    texts = {key: value for key, value in wanted.items() if not key.endswith("_token_id") and value is not None}
+    unknown = [key for key in texts if key not in (*NAMED_TOKENS, *FURTHER_TOKENS)]
+    if unknown:
+        raise ImpruverError(
+            f"tokenizer.special_tokens.{unknown[0]}: no such token; there are {', '.join(NAMED_TOKENS)}"
+        )
+    if texts:
+        tokenizer.add_special_tokens(texts)
+    for key, number in wanted.items():
+        name = key.removesuffix("_id")
+        if key.endswith("_token_id") and name in texts:
+            right = tokenizer.convert_tokens_to_ids(texts[name])
+            if right != number:
+                warn(
+                    f"tokenizer.special_tokens.{key}: {texts[name]!r} has the id {right}, not {number}; the text counts"
+                )
+
+
+def _template_text(value: str, recipe_dir: Path | None) -> str:
+    """A template given inline, or the text of the file that `value` names."""
+    if "{" in value or "\n" in value:
+        return value
+    found = find_local(value, recipe_dir)
+    if found is None:
+        raise ImpruverError(
+            f"tokenizer.chat_template: {value} is neither a template nor a file; left out, it is the tokenizer's own"
+        )
+    return found.read_text(encoding="utf-8")
+
+
+def special_tokens(tokenizer) -> dict:
+    """Special tokens by name, as templates read them; the further ones as the list `additional_special_tokens`."""
+    names = dict(tokenizer.special_tokens_map)
+    known = {str(value) for value in names.values() if isinstance(value, str)}
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    further = [token.content for _, token in added if token.special and token.content not in known]
+    listed = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
+    ordered = list(dict.fromkeys([*(token for token in listed if token not in known), *further]))
+    return names | {"additional_special_tokens": ordered}
+
+
+def starts_with_bos(tokenizer) -> bool:
+    """Whether the tokenizer itself puts BOS before plain text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
+
+
+@contextmanager
+def plain_encoding(tokenizer) -> Iterator[Callable[[list[str]], list]]:
+    """`encode(texts) -> [Encoding]` on the tokenizer's own backend: no special tokens added, nothing cut or padded.
+
+    Meanwhile the backend has no truncation, padding or post-processor: that one would trim blanks from the offsets.
+    """
+    backend = tokenizer.backend_tokenizer
+    truncation, padding, post = backend.truncation, backend.padding, backend.post_processor
+    backend.no_truncation()
+    backend.no_padding()
+    backend.post_processor = None
+    try:
+        yield lambda texts: backend.encode_batch(texts, add_special_tokens=False)
+    finally:
+        if post is not None:
+            backend.post_processor = post
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
+
+
+def fingerprint(tokenizer) -> str:
+    """sha256 of the tokenizer's own JSON less truncation and padding, which change as it is used."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.pop("truncation", None)
+    content.pop("padding", None)
+    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False))
+
+
+def template_fingerprint(tokenizer) -> str | None:
+    """sha256 of the chat template (of all, where it has several); None without one."""
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    return _sha256(template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

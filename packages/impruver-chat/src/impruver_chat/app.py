@@ -1,0 +1,94 @@
+"""impruver-chat, step by step: parameters, files, questions, model; then a terminal or a file of answers."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import result, say, warn
+from impruver_core.errors import ImpruverError
+from impruver_core.recipe.loading import Recipe
+
+from impruver_chat import model_dir as found
+from impruver_chat.backends.base import Backend
+from impruver_chat.backends.llama_cpp import backend as llama
+from impruver_chat.backends.transformers import backend as transformers
+from impruver_chat.batch.job import Files, answer_files, prepare
+from impruver_chat.batch.journal import state_of
+from impruver_chat.conversation import Session
+from impruver_chat.generation import parameters as sampling
+from impruver_chat.terminal import repl as terminal
+
+
+def chat(recipe: Recipe, gguf: str | None, files: Files | None, dry_run: bool, plain: bool, compare: bool) -> None:
+    """Talks at a terminal, or answers `files`; `dry_run` ends before weights.
+
+    `plain`: without Markdown; `compare`: with the base's answers beside the adapter's.
+    """
+    if not recipe.output_dir:
+        raise ImpruverError(f"{recipe.path}: output_dir is not set")
+    output_dir = Path(recipe.output_dir).expanduser()
+    chosen = sampling.choose(recipe.chat, output_dir, interactive=files is None)
+    questions = prepare(files, recipe.chat.system_prompt, dry_run) if files else []
+    load, parts = loader(recipe, output_dir, gguf, dry_run, compare)
+    say_or_result = result if dry_run else say
+    if files:
+        say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
+    say_or_result(f"generation: {sampling.described(chosen)}")
+    if dry_run:
+        return
+    backend = load()
+    if files is None:
+        session = Session(recipe.chat.system_prompt, recipe.chat.history_limit)
+        terminal.converse(session, backend, chosen, recipe.seed, plain, compare)
+        return
+    model = [asdict(recipe.model), *map(state_of, parts)]
+    answer_files(files, questions, backend, chosen, recipe, model)
+
+
+def loader(
+    recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool
+) -> tuple[Callable[[], Backend] | None, list[Path]]:
+    """(what loads the backend, its files and folders); what is to be loaded, and compared, is checked and told at once.
+
+    Where nothing is there yet that is a note for a dry run, which loads nothing.
+    """
+    tell, would = (result, "would load") if dry_run else (say, "loading")
+    options = {
+        "add_bos": wants_bos(recipe.datasets),
+        "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
+    }
+    if gguf is not None:
+        llama.require_cyllama()
+        require_two(compare, found.GGUF_ALONE)
+        path = found.check_gguf(Path(gguf).expanduser())
+        tell(f"{would} {path} (llama.cpp)")
+        return partial(llama.load, path, output_dir, recipe.tokenizer, options), [output_dir, path]
+    try:
+        there = found.find_model(output_dir, recipe.model.name, recipe.base_dir)
+    except found.NothingThere as absent:
+        if not dry_run:
+            raise
+        say(f"note: {absent}")
+        return None, []
+    require_two(compare, there.alone)
+    if not there.finished:
+        warn(f"{output_dir} holds no impruver.json: its training has not finished")
+    tell(f"{would} {there.described()} ({found.precision(recipe.model)})")
+    load = partial(transformers.load, there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
+    return load, [output_dir, Path(there.base)] if there.base else [output_dir]
+
+
+def require_two(compare: bool, alone: str | None) -> None:
+    """ImpruverError where answers are to be compared and there is nothing to compare them with."""
+    if compare and alone:
+        raise ImpruverError(f"--compare: {alone}")
+
+
+def wants_bos(datasets: Any) -> bool:
+    """Whether the training rows had BOS, as far as the recipe tells (`add_global_bos` of its data sets)."""
+    given = [
+        each.get("add_global_bos", True) if isinstance(each, dict) else each.add_global_bos for each in datasets or []
+    ]
+    return not given or any(given)

@@ -1,0 +1,116 @@
+"""Answers with llama.cpp, through cyllama: a GGUF file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from impruver_core.chat_template.analysis.analyzer import shape_of
+from impruver_core.chat_template.analysis.template_format import Shape
+from impruver_core.chat_template.masking.message_normalization import prepare
+from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.cli.console import say
+from impruver_core.errors import ImpruverError
+
+from impruver_chat.backends.base import Answer, Prompt, Reply
+from impruver_chat.backends.llama_cpp import batching as parallel
+from impruver_chat.backends.llama_cpp.context import Conversation, make_sampler
+from impruver_chat.backends.llama_cpp.vocab import decoder, is_same, own_ends, special_texts, token_finder
+from impruver_chat.generation.detokenizer import Stops, find_stops
+from impruver_chat.generation.parameters import Sampling
+from impruver_chat.model_dir import GGUF_ALONE, TOKENIZER
+from impruver_chat.responses.template_markers import Marks, marks_of, marks_of_tokenizer
+
+
+@dataclass
+class Gguf:
+    """A GGUF model, ready to answer."""
+
+    model: Any
+    encode: Callable[..., list[int]]
+    stops: Stops
+    decode: Callable[[Sequence[int]], str]
+    marks: Marks
+    alone = GGUF_ALONE
+    answer_batch = parallel.answer_batch
+
+    def __post_init__(self) -> None:
+        self.context: int | None = self.model.n_ctx_train
+        self._conversation = Conversation(self.model)
+
+    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+        """As `Backend.stream`."""
+        reply, there = Reply(self, prompt, emit=emit), self._conversation
+        there.begin(prompt.ids, prompt.room)
+        sampler = make_sampler(sampling, prompt, there.size)
+        while not reply.put(token := sampler.sample(there.context, -1)):
+            there.add([token])
+        return reply.answer()
+
+
+def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> Gguf:
+    """The backend of a GGUF; ids as output_dir's tokenizer gives them where it is at hand and the GGUF's own."""
+    model = open_model(path)
+    vocab = model.get_vocab()
+    if output_dir is not None and (output_dir / TOKENIZER).is_file():
+        from impruver_chat.backends.transformers import backend as transformers
+
+        fast = transformers.load_saved_tokenizer(output_dir, tokenizer)
+        if is_same(fast, vocab):
+            saved = transformers.stops_of(fast, output_dir)
+            stops = find_stops(saved.texts, [*saved.ids, *own_ends(vocab)], token_finder(vocab))
+            marks = marks_of_tokenizer(fast, options["chat_template_kwargs"])
+            encode, decode = partial(transformers.encode, fast, options), transformers.decoder(fast, marks)
+            return Gguf(model, encode, stops, decode, marks)
+        say(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
+    template = model.metadata().get("tokenizer.chat_template")
+    if not template:
+        raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
+    variables, specials = special_texts(vocab)
+    named = {**variables, **options["chat_template_kwargs"]}
+    shape = shape_of(template, named, specials)
+    marks = marks_of(template, named, shape)
+    stops = find_stops(shape.stops, own_ends(vocab), token_finder(vocab))
+    encode = own_encoder(template, shape, variables, specials, vocab, options)
+    prefixed = model.metadata().get("tokenizer.ggml.add_space_prefix", "true") == "true"
+    return Gguf(model, encode, stops, decoder(vocab, prefixed, marks.tokens), marks)
+
+
+def open_model(path: Path) -> Any:
+    """The model in a GGUF file; ImpruverError where cyllama is absent or llama.cpp can't load it."""
+    require_cyllama()
+    from cyllama.llama import llama_cpp
+
+    llama_cpp.disable_logging()
+    llama_cpp.ggml_backend_load_all()
+    try:
+        return llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
+    except Exception as error:  # cyllama raises several kinds, bare ones among them
+        raise ImpruverError(
+            f"--gguf: {path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not "
+            f"know ({' '.join(str(error).split())})"
+        ) from error
+
+
+def require_cyllama() -> None:
+    """ImpruverError with the way to get it where cyllama is not installed."""
+    if find_spec("cyllama") is None:
+        raise ImpruverError('--gguf needs a further package: pip install "impruver-chat[gguf]"')
+
+
+def own_encoder(
+    template: str, shape: Shape, variables: dict, specials: list[str], vocab: Any, options: dict
+) -> Callable[..., list[int]]:
+    """Encodes with the GGUF's own chat template and tokens."""
+
+    def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
+        named = {**variables, **options["chat_template_kwargs"], **(kwargs or {})}
+        own = shape_of(template, named, specials, bool(tools)) if tools or kwargs else shape
+        text = render(template, prepare(messages, own), tools, add_generation_prompt=True, variables=named)
+        ids = vocab.tokenize(str.__str__(text), add_special=False, parse_special=True)
+        bos = vocab.token_bos() if options["add_bos"] and vocab.get_add_bos() else None
+        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
+
+    return encode

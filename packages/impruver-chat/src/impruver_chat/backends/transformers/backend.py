@@ -1,0 +1,175 @@
+"""Answers with transformers: what output_dir holds, as the recipe's model section says it is to be loaded."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from impruver_core import encode_prompt, end_of_turn, load_tokenizer
+from impruver_core.chat_template.selection import template_of
+from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError
+from impruver_core.modeling.devices import has_bf16, pick_device, resolve_dtype
+from impruver_core.modeling.loading import explained, load_adapter, load_model
+from impruver_core.tokenizer import special_tokens
+
+from impruver_chat.backends.base import Answer, Prompt, Reply
+from impruver_chat.backends.transformers import batching as together
+from impruver_chat.backends.transformers.batch_sampling import refuse_nan
+from impruver_chat.backends.transformers.prompt_cache import Kept
+from impruver_chat.generation.detokenizer import Stops, find_stops
+from impruver_chat.generation.parameters import GREEDY, Sampling
+from impruver_chat.model_dir import Found, saved_ends, saved_eos
+from impruver_chat.responses.template_markers import Marks, marks_of_tokenizer
+
+
+class Transformers:
+    """A model and its tokenizer, ready to answer."""
+
+    answer_batch = together.answer_batch
+
+    def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any], alone: str | None = None):
+        self.model, self.tokenizer, self.stops, self.alone = model, tokenizer, stops, alone
+        self.marks = marks_of_tokenizer(tokenizer, options["chat_template_kwargs"])
+        self.encode, self.decode = partial(encode, tokenizer, options), decoder(tokenizer, self.marks)
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._kept = Kept()
+        self.is_exact = str(model.dtype) == "torch.float32" and not getattr(model, "is_quantized", False)
+        forget_generation_defaults(model)
+
+    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+        """As `Backend.stream`."""
+        import torch
+
+        reply = Reply(self, prompt, emit=emit)
+
+        def take(ids, scores, **_):  # as a stopping criterion: called once for each new token
+            return torch.full((1,), reply.put(int(ids[0, -1])), device=ids.device)
+
+        ids = torch.tensor([prompt.ids], device=self.model.device)
+        torch.manual_seed(prompt.seed)
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self.generation(prompt.room, sampling),
+            logits_processor=[refuse_nan],
+            stopping_criteria=[take],
+            **self._kept.take(self.model, prompt.ids),
+        )
+        self._kept.put(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
+        return reply.answer()
+
+    def without_adapter(self) -> AbstractContextManager:
+        """As `Backend.without_adapter`."""
+        return self.model.disable_adapter()
+
+    def scores_of(self, ids: Any) -> Any:
+        """The scores [1, vocabulary] of what follows `ids` [1, tokens], computed with nothing beside or before it."""
+        once = self.generation(1)
+        once.output_logits, once.use_cache = True, False
+        out = self.model.generate(input_ids=ids, attention_mask=ids.new_ones(ids.shape), generation_config=once)
+        return out.logits[0]
+
+    def generation(self, room: int, sampling: Sampling = GREEDY) -> Any:
+        """A GenerationConfig for `room` tokens that gives the cache back; what ends an answer is not its business."""
+        from transformers import GenerationConfig
+
+        drawn = {}
+        if sampling.do_sample:
+            drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        return GenerationConfig(
+            do_sample=sampling.do_sample,
+            repetition_penalty=sampling.repetition_penalty,
+            max_new_tokens=room,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            **drawn,
+        )
+
+
+def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path) -> Transformers:
+    """The backend of what was found; `model` and `tokenizer` are the recipe's sections, `options` as for `encode`."""
+    quiet_library()
+    with redirect_stdout(sys.stderr):  # what libraries print is no answer
+        fast = load_saved_tokenizer(found.output_dir, tokenizer)
+        stops = stops_of(fast, found.output_dir)
+        device = pick_device()
+        dtype = resolve_dtype(model.dtype, device)
+        if model.dtype == "bf16" and not has_bf16(device):
+            warn(f"model.dtype: bf16 is emulated on this {device}, some 30 times slower; --set model.dtype=fp32")
+        section = replace(model, name=found.base or str(found.output_dir))
+        check_generation_config(Path(section.name))
+        loaded = load_model(section, dtype, device=device, search_dir=recipe_dir)
+        if found.base is not None:
+            loaded = load_adapter(loaded, found.output_dir, found.vocabulary)
+    return Transformers(loaded.eval(), fast, stops, options, found.alone)
+
+
+def load_saved_tokenizer(output_dir: Path, section: Any) -> Any:
+    """The tokenizer that training saved, with its template; of the recipe's section only the class counts."""
+    return load_tokenizer(replace(section, name=str(output_dir), special_tokens={}, chat_template=None))
+
+
+def encode(
+    tokenizer: Any, options: dict[str, Any], messages: list, tools: list | None = None, kwargs: dict | None = None
+) -> list[int]:
+    """`encode_prompt` with the recipe's `options` (add_bos, chat_template_kwargs); a row's own kwargs win."""
+    variables = {**options["chat_template_kwargs"], **(kwargs or {})}
+    return encode_prompt(tokenizer, messages, tools, add_bos=options["add_bos"], chat_template_kwargs=variables or None)
+
+
+def decoder(tokenizer: Any, marks: Marks) -> Callable[[Sequence[int]], str]:
+    """Ids → text, each blank as the model wrote it; of special tokens only those that are marks."""
+    specials = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    hidden = {number for number, text in specials.items() if text not in marks.tokens}
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode([n for n in ids if int(n) not in hidden], clean_up_tokenization_spaces=False)
+
+    return decode
+
+
+def stops_of(tokenizer: Any, output_dir: Path) -> Stops:
+    """Every end of turn: the manifest's (else the template's own), the generation configuration's, EOS."""
+    texts = saved_ends(output_dir)
+    if texts is None:
+        try:
+            texts = end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+        except ImpruverError:
+            texts = []
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return find_stops(texts, [*saved_eos(output_dir), tokenizer.eos_token_id], added.get)
+
+
+def check_generation_config(folder: Path) -> None:
+    """Loading a model reads this file after the weights, and would not name it."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if path.is_file():
+        with explained("model.name", str(path)):
+            GenerationConfig.from_pretrained(folder)
+
+
+def forget_generation_defaults(model: Any) -> None:
+    """Without this, `generate` fills what a GenerationConfig leaves open from the model's own."""
+    from transformers import GenerationConfig
+
+    for part in (model, getattr(model, "get_base_model", lambda: model)()):
+        part.generation_config = GenerationConfig()
+
+
+def quiet_library() -> None:
+    """No progress bars, no advice."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for further packages, 4-bit weights or none
+    warnings.filterwarnings("ignore", module="(transformers|peft|torch|bitsandbytes)")

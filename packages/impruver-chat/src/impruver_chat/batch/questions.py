@@ -1,0 +1,121 @@
+"""Questions in JSONL: what each row asks, or why it can't be asked."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impruver_core.errors import ImpruverError, RefusedError
+from impruver_core.io.jsonl import BLANKS, dumps, numbered_rows
+
+from impruver_chat.backends.base import Backend, Prompt
+from impruver_chat.conversation import ANSWERS, RESPONSES, NoAnswer, room_for, with_system
+from impruver_chat.generation.parameters import Sampling
+
+STDIN = Path("/dev/stdin")
+
+
+SPOKEN = ("system", "developer", "user", "assistant")
+
+
+ROLES = (*SPOKEN[:3], *RESPONSES, *ANSWERS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row and what it asks; `fault` tells why it can't be asked."""
+
+    line: int
+    row: dict
+    messages: list[dict]
+    reference: str | None = None
+    fault: str | None = None
+
+
+def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
+    """The questions of a JSONL file; ImpruverError with the line for what is no JSON, no object or no UTF-8."""
+    questions = []
+    opened = sys.stdin.buffer if path == STDIN else None  # its beginning was looked at
+    for line, row in numbered_rows(path, opened):
+        try:
+            dumps(row).encode()
+        except UnicodeEncodeError:
+            raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
+        except ValueError:
+            raise ImpruverError(f"{path}, line {line}: not JSON: NaN or Infinity (or a number beyond all)") from None
+        questions.append(question_of(line, row, system_prompt))
+    if not questions:
+        raise ImpruverError(f"{path}: no rows")
+    return questions
+
+
+def stdin_holds_rows() -> bool:
+    """Whether stdin is no terminal and begins as JSONL does; waits for its first bytes, and leaves them there."""
+    try:
+        if sys.stdin.isatty():
+            return False
+        return sys.stdin.buffer.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip(BLANKS.encode()).startswith(b"{")
+    except (AttributeError, OSError, ValueError):  # none of the system's streams, or closed
+        return False
+
+
+def question_of(line: int, row: dict, system_prompt: str | None) -> Question:
+    """What a row asks: its `messages` less a last answer, which is the reference, or its `prompt`."""
+    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
+        if not isinstance(row.get(name), (kind, type(None))):
+            return Question(line, row, [], fault=f"{name} is no {kind.__name__}")
+    given = row.get("reference")
+    reference = given if isinstance(given, str) and given.strip() else None
+    messages = row.get("messages")
+    if messages is None and isinstance(row.get("prompt"), str):
+        return Question(line, row, [*with_system(system_prompt), {"role": "user", "content": row["prompt"]}], reference)
+    if messages is None:
+        return Question(line, row, [], fault="neither messages nor a prompt")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return Question(line, row, [], fault="messages is not a list of objects")
+    if messages and messages[-1].get("role") in ANSWERS:
+        content = messages[-1].get("content")
+        if reference is None and isinstance(content, str) and content.strip():
+            reference = content
+        messages = messages[:-1]
+    if not messages:
+        return Question(line, row, [], fault="no message to answer")
+    return Question(line, row, messages, reference, fault_of(messages))
+
+
+def fault_of(messages: Sequence[dict]) -> str | None:
+    """Why messages can't be asked; what a template would pass over or take for empty."""
+    for number, message in enumerate(messages):
+        role = message.get("role")
+        if role not in ROLES:
+            is_there = f"the role {role!r}" if "role" in message else "no role"
+            return f"message {number} has {is_there}; there are {', '.join(ROLES)}"
+        if message.get("content") is None and not (role == "assistant" and message.get("tool_calls")):
+            return f"message {number} ({role}) has no content"
+        if role in SPOKEN and isinstance(message.get("content"), list):
+            return f"message {number} ({role}) has a list as content, not a text"
+    return None
+
+
+def refuse_faults(path: Path, questions: Sequence[Question | Prompt]) -> None:
+    """ImpruverError for the first row that can't be asked, as --strict has it."""
+    for question in questions:
+        if isinstance(question, Question) and question.fault is not None:
+            raise ImpruverError(f"{path}, line {question.line}: {question.fault}")
+
+
+def encode_all(questions: Sequence[Question], backend: Backend, sampling: Sampling, seed: int) -> list:
+    """A Prompt for each question, or the question with its fault; a row's seed is `seed` and its place."""
+    return [_encoded(question, backend, sampling, seed + place) for place, question in enumerate(questions)]
+
+
+def _encoded(question: Question, backend: Backend, sampling: Sampling, seed: int) -> Prompt | Question:
+    row = question.row
+    if question.fault is not None:
+        return question
+    try:
+        ids = backend.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
+        room = room_for(ids, backend.context, sampling.max_new_tokens)
+    except (RefusedError, NoAnswer) as error:
+        return Question(question.line, row, [], fault=str(error))
+    return Prompt(ids, room, seed)

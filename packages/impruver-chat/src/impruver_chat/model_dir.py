@@ -1,0 +1,226 @@
+"""What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.io.git_lfs import refuse_pointer
+from impruver_core.io.manifest import read_manifest
+from impruver_core.recipe.paths import find_local, looks_local
+
+CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
+
+
+SHOWN = {str: "text", list: "a list", dict: "an object"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no such file; ImpruverError where it is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ImpruverError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ImpruverError(f"{path}: not a JSON object")
+    return content
+
+
+def saved_ends(output_dir: Path) -> list[str] | None:
+    """The ends of turn that training wrote into its manifest."""
+    path = output_dir / "impruver.json"
+    if path.is_file() and not isinstance(read_json(path).get("impruver"), int):
+        raise ImpruverError(f"{path}: not a manifest of Impruver; copy it from the trained model, or remove it")
+    return (read_manifest(path) or {}).get("end_of_turn")
+
+
+def saved_eos(output_dir: Path) -> list[int]:
+    """The tokens that end an answer, by generation_config.json."""
+    path = output_dir / "generation_config.json"
+    given = read_json(path).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(number) is int for number in ids):
+        raise ImpruverError(f"{path}: eos_token_id is {given!r}, neither a token's number nor a list of such")
+    return ids
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, {} where there is none; ImpruverError where it is no model's."""
+    path = folder / "config.json"
+    config = read_json(path)
+    for name, kind in CONFIG.items():
+        if not isinstance(config.get(name), (kind, type(None))):
+            raise ImpruverError(f"{path}: {name} is {config[name]!r}, not {SHOWN[kind]}")
+    if path.is_file() and not (config.get("model_type") or config.get("architectures")):
+        raise ImpruverError(f"{path}: no model's: it has no model_type; copy it from where the model was saved")
+    return config
+
+
+def vocabulary_of(folder: Path) -> int | None:
+    """Embedding rows, by config.json."""
+    config = read_config(folder)
+    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if not isinstance(rows, (int, type(None))):
+        raise ImpruverError(f"{folder / 'config.json'}: vocab_size is {rows!r}, not a whole number")
+    return rows
+
+
+PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
+
+
+TOKENIZER = "tokenizer.json"
+
+
+GGUF_MAGIC = b"GGUF"
+
+
+GGUF_ALONE = (
+    "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "
+    "output_dir is compared with its base"
+)
+
+
+class NothingThere(ImpruverError):
+    """No model yet: what training would have to make first."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model in `output_dir`: `base` is its adapter's base (a folder or a hub id), None for a whole model."""
+
+    output_dir: Path
+    base: str | None
+    vocabulary: int | None
+
+    @property
+    def finished(self) -> bool:
+        """False where impruver-train began it and did not come to its end."""
+        return not (self.output_dir / "recipe.yaml").exists() or (self.output_dir / "impruver.json").exists()
+
+    @property
+    def alone(self) -> str | None:
+        """Why there is nothing to compare its answers with; None for an adapter, whose base is at hand."""
+        if self.base is not None:
+            return None
+        return f"nothing to compare with: {self.output_dir} holds a whole model, not an adapter on its base"
+
+    def described(self) -> str:
+        """What it is, for a person."""
+        if self.base is None:
+            return f"the model in {self.output_dir}"
+        return f"the adapter in {self.output_dir} on its base {self.base}"
+
+
+def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> Found:
+    """The model in `output_dir`; `base` is the recipe's. ImpruverError for missing, pickled and broken files."""
+    if output_dir.is_file():
+        raise ImpruverError(f"output_dir: {output_dir} is a file; the folder of a model is wanted")
+    if not output_dir.is_dir():
+        raise NothingThere(f"output_dir: {output_dir} is not there; impruver-train makes it")
+    if (output_dir / "adapter_config.json").is_file():
+        check_weights(output_dir, "adapter_model")
+        settings = read_json(output_dir / "adapter_config.json")
+        named = settings.get("base_model_name_or_path")
+        if not isinstance(named, (str, type(None))):
+            raise ImpruverError(f"{output_dir / 'adapter_config.json'}: base_model_name_or_path is {named!r}, no name")
+        base = find_base(base or named, output_dir, recipe_dir)
+    elif adapter := next(output_dir.glob("adapter_model*"), None):
+        raise ImpruverError(
+            f"{adapter} is an adapter's weights without their adapter_config.json: copy that from where it was trained"
+        )
+    elif (output_dir / "config.json").is_file():
+        check_weights(output_dir, "model")
+        read_config(output_dir)
+        base = None
+    else:
+        raise NothingThere(
+            f"output_dir: {output_dir} holds no model (neither config.json nor adapter_config.json); "
+            "impruver-train makes one"
+        )
+    if not (output_dir / TOKENIZER).is_file():
+        raise ImpruverError(f"output_dir: {output_dir} holds no {TOKENIZER}; copy the base's tokenizer files into it")
+    return Found(output_dir, base, vocabulary_of(output_dir))
+
+
+def find_base(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
+    """The folder of an adapter's base, or its hub id; a folder is checked."""
+    if not name:
+        raise ImpruverError(f"{output_dir} holds an adapter, and nothing names its base: set model.name")
+    local = find_local(name, recipe_dir)
+    if local is None:
+        if looks_local(name):
+            raise ImpruverError(
+                f"model.name: {name}, the base of the adapter in {output_dir}, is not there; where it is now is set by "
+                "--set model.name=FOLDER"
+            )
+        return name
+    if not (local / "config.json").is_file():
+        raise ImpruverError(f"model.name: {local}, the base of the adapter in {output_dir}, holds no config.json")
+    check_weights(local, "model")
+    read_config(local)
+    return str(local)
+
+
+def check_weights(folder: Path, stem: str) -> None:
+    """ImpruverError unless `folder` holds whole safetensors of that name."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        paths = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    else:
+        paths = [folder / f"{stem}.safetensors"]
+    for path in paths:
+        if path.is_file():
+            check_whole(path)
+        else:
+            raise _no_weights(folder, path)
+
+
+def _no_weights(folder: Path, path: Path) -> ImpruverError:
+    pickled = next((found for pattern in PICKLED for found in sorted(folder.glob(pattern))), None)
+    if pickled is None:
+        return NothingThere(f"{path} is not there: {folder} holds no weights")
+    return ImpruverError(
+        f"{pickled}: pickled weights run code when they are loaded and are refused; if you trust them, convert them "
+        "once (from_pretrained, then save_pretrained) and name the new folder"
+    )
+
+
+def check_whole(path: Path) -> None:
+    """ImpruverError for a safetensors file that is not whole, by its header."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        needed = 8 + length + max(ends, default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        refuse_pointer(path)
+        raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
+    if needed != size:
+        what = "cut off" if size < needed else "too long"
+        raise ImpruverError(f"{path}: {what}: {size:,} bytes of {needed:,}; copy or train it again")
+
+
+def precision(section: Any) -> str:
+    """How the recipe's model section says that weights are held."""
+    bits = "4 bit, " if section.load_in_4bit else "8 bit, " if section.load_in_8bit else ""
+    return f"{bits}dtype {section.dtype}"
+
+
+def check_gguf(path: Path) -> Path:
+    """`path` if a GGUF file stands there, else ImpruverError."""
+    if path.is_dir():
+        names = ", ".join(sorted(found.name for found in path.glob("*.gguf"))) or "there is none"
+        raise ImpruverError(f"--gguf: {path} is a folder: name a GGUF file in it ({names})")
+    if not path.is_file():
+        raise ImpruverError(f"--gguf: {path} is not there; impruver-gguf makes such files")
+    with path.open("rb") as file:
+        if file.read(4) != GGUF_MAGIC:
+            raise ImpruverError(
+                f"--gguf: {path} is no GGUF file; impruver-gguf makes such files, without --gguf output_dir answers"
+            )
+    return path

@@ -1,0 +1,142 @@
+"""What a person types: with prompt-toolkit at a terminal (history, several lines), else lines of stdin."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from impruver_core.cli.console import warn, write
+from impruver_core.errors import ImpruverError
+from impruver_core.io.cache_dir import cache_dir
+
+from impruver_chat.terminal.interrupts import keys_unseen, leaving
+
+MARK = "> "
+
+
+NOT_TEXT = "not asked: this line is not UTF-8"
+
+
+MORE = "\\"  # at a line's end: the question goes on in the next
+
+
+@contextmanager
+def reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
+    """A function that gives the next question; None at the end of the input and at Ctrl+C."""
+    if not sys.stdin.isatty():
+        yield piped
+    elif not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        yield lambda: piped(MARK)
+    else:
+        session = editor(commands)
+        with keys_unseen():
+            yield lambda: edited(session)
+
+
+def edited(session: Any) -> str | None:
+    """The next question of prompt-toolkit's session."""
+    try:
+        with leaving(session.app) as begun:
+            text = session.prompt(MARK, pre_run=begun)
+        text.encode()
+    except (KeyboardInterrupt, EOFError):
+        return None
+    except UnicodeEncodeError:  # what prompt-toolkit makes of bytes that are no text
+        warn(NOT_TEXT)
+        return ""
+    return text
+
+
+def piped(mark: str = "") -> str | None:
+    """The next question of stdin as it is; `mark` goes to stderr first."""
+    lines: list[str] = []
+    while (line := _line(mark)) is not None:
+        lines.append(line.removesuffix(MORE))
+        if not line.endswith(MORE):
+            break
+    return "\n".join(lines) if lines else None
+
+
+def _line(mark: str) -> str | None:
+    write(sys.stderr, mark)
+    try:
+        line = sys.stdin.buffer.readline()
+    except KeyboardInterrupt:
+        line = b""
+    if not line:
+        write(sys.stderr, "\n" if mark else "")
+        return None
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        if not mark:
+            raise ImpruverError(f"standard input: a line is not UTF-8 (byte {error.start + 1} of it)") from None
+        warn(NOT_TEXT)
+        return ""
+
+
+def editor(commands: Iterable[str]) -> Any:
+    """prompt-toolkit's session, on stderr: stdout may be a file."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.output import create_output
+    from prompt_toolkit.shortcuts import CompleteStyle
+
+    return PromptSession(
+        history=history(),
+        key_bindings=keys(),
+        multiline=True,
+        prompt_continuation="  ",
+        completer=WordCompleter(sorted(commands), sentence=True),
+        complete_while_typing=False,
+        complete_style=CompleteStyle.READLINE_LIKE,
+        reserve_space_for_menu=0,
+        output=create_output(stdout=sys.stderr),
+    )
+
+
+def keys() -> Any:
+    """Enter asks, behind a backslash it makes a new line; so does Alt+Enter, that is Esc and Enter."""
+    from prompt_toolkit.key_binding import KeyBindings
+
+    bound = KeyBindings()
+
+    @bound.add("enter")
+    def _(event: Any) -> None:
+        buffer = event.current_buffer
+        if not buffer.document.text_before_cursor.endswith(MORE):
+            buffer.validate_and_handle()
+            return
+        buffer.delete_before_cursor()
+        buffer.newline(copy_margin=False)
+
+    @bound.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    return bound
+
+
+def history() -> Any:
+    """The history of earlier sessions; where it can't be kept that is a warning, and this session's alone is there."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            try:
+                super().store_string(string)
+            except OSError as error:
+                warn(f"not kept for the next session: {path}: {error.strerror}")
+
+    try:
+        path = cache_dir() / "chat_history"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
+    except ImpruverError as error:  # no home
+        warn(f"{error}: questions are not kept for the next session")
+    except OSError as error:
+        warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
+    else:
+        return Kept(str(path))
+    return InMemoryHistory()

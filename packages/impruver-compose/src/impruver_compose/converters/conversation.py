@@ -1,0 +1,100 @@
+"""Rows to conversations, whatever their converter does."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from impruver_core.errors import RefusedError
+from impruver_core.io.jsonl import dumps
+
+
+class Conversation(NamedTuple):
+    """What one part of a row became: messages (with the row's tools and template arguments), or plain text."""
+
+    messages: list[dict] | None
+    text: str | None
+    tools: list[dict] | None
+    chat_template_kwargs: dict | None
+    as_json: bytes = b""  # what as_row gives
+
+    def as_row(self) -> dict:
+        """The columns that a row of val.jsonl carries besides its tokens."""
+        return {name: value for name, value in zip(self._fields[:4], self, strict=False) if value is not None}
+
+
+def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
+    """The conversations of a row; none where the converter skips it.
+
+    RefusedError: `converter_failed` where it raises, `bad_row` where what it gives is no conversation.
+    """
+    tools = _wrapped(_parsed(row, "tools", list))
+    kwargs = _parsed(row, "chat_template_kwargs", dict)
+    try:
+        converted = converter(row, dict(mapping))
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
+        name = getattr(converter, "__name__", "converter")
+        told = f"{name}: {type(error).__name__}: {error}"
+        raise RefusedError("converter_failed", told.encode(errors="replace").decode()) from None
+    if converted is None:
+        return
+    if isinstance(converted, str):
+        yield _as_json(Conversation(None, converted, None, None))
+        return
+    if not isinstance(converted, (list, tuple)):
+        raise RefusedError("bad_row", f"the converter gave {type(converted).__name__}, not a list of messages")
+    several = bool(converted) and all(isinstance(item, (list, tuple)) for item in converted)
+    for messages in converted if several else [converted]:
+        yield _as_json(Conversation([_without_nulls(message) for message in messages], None, tools, kwargs))
+
+
+def _as_json(conversation: Conversation) -> Conversation:
+    """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
+    try:
+        _require_names(conversation.messages)
+        return conversation._replace(as_json=dumps(conversation.as_row()).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
+
+
+def _require_names(value) -> None:
+    """TypeError where a key is no text: JSON would make it one, and the template see another than val.jsonl has."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is no text")
+            _require_names(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _require_names(item)
+
+
+def _without_nulls(message):
+    """Columns that only other rows have come as nulls: they say nothing."""
+    if isinstance(message, dict):
+        return {key: value for key, value in message.items() if value is not None or key == "content"}
+    return message
+
+
+def _parsed(row: dict, name: str, kind: type):
+    """A field of the row as `kind`, from JSON text too; None where it is absent or empty."""
+    value = row.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError):  # nested too deep
+            raise RefusedError("bad_row", f"{name} is not JSON") from None
+    if value is not None and not isinstance(value, kind):
+        raise RefusedError("bad_row", f"{name} is no {'list' if kind is list else 'object'}")
+    return value or None
+
+
+def _wrapped(tools: list | None) -> list[dict] | None:
+    """Tools as templates read them: {"type": "function", "function": {…}}."""
+    if tools is None:
+        return None
+    return [
+        {"type": "function", "function": tool}
+        if isinstance(tool, dict) and "function" not in tool and "name" in tool
+        else tool
+        for tool in tools
+    ]

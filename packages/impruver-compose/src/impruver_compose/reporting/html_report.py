@@ -1,0 +1,122 @@
+"""The report: what was made of each data set, how long rows are, what is learned, what was dropped and why."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import numpy as np
+from impruver_core.reporting import charts, html
+
+from impruver_compose.dedup.near_duplicates import Duplicate
+from impruver_compose.encoding.job import Job
+from impruver_compose.ledger import Counts
+from impruver_compose.output import Paths
+from impruver_compose.reporting.samples import closest_pairs, parted, samples
+from impruver_compose.reporting.summary_tables import brought, dropped, gated, share
+from impruver_compose.storage.corpus import Corpus
+
+BINS = 48
+
+
+def page(
+    paths: Paths,
+    corpus: Corpus,
+    jobs: Sequence[Job],
+    counts: Sequence[Counts],
+    lines: Sequence[np.ndarray],
+    duplicates: Sequence[Duplicate],
+    gate: Sequence[dict],
+) -> str:
+    """HTML of the report; `lines`: numbers of the lines of train and val, `gate`: a record for each data set."""
+    names = [f"{job.index} {PurePath(job.name).name}" for job in jobs]
+    written = np.concatenate([np.asarray(each, np.int64) for each in lines])
+    sections = [
+        html.section("", "", _facts(counts)),
+        _datasets(names, jobs, counts),
+        _lengths(corpus.tokens[written], jobs, counts),
+        _dropped(names, jobs, counts, paths.ledger.name),
+        _gate(gate),
+        samples(corpus, jobs, np.asarray(lines[0], np.int64)),
+        closest_pairs(corpus, duplicates),
+    ]
+    lead = f"What impruver-compose made of {len(jobs)} data set{'s' * (len(jobs) > 1)}; beside it {paths.val.name}."
+    return html.page(paths.train.name, lead, [section for section in sections if section])
+
+
+def _facts(counts: Sequence[Counts]) -> dict:
+    def total(name: str) -> int:
+        return sum(getattr(each, name) for each in counts)
+
+    return html.facts(
+        {
+            "rows to train": total("train_rows"),
+            "rows to validate": total("val_rows"),
+            "tokens": total("tokens"),
+            "learned": share(total("learned"), total("tokens")),
+            "dropped": sum(each.dropped.total() + each.rows_dropped.total() for each in counts),
+        }
+    )
+
+
+def _datasets(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts]) -> dict:
+    rows = {name: (each.train_rows + each.val_rows, each.val_rows) for name, each in zip(names, counts, strict=True)}
+    tokens = {name: (each.tokens, each.learned) for name, each in zip(names, counts, strict=True)}
+    return html.section(
+        "Data sets",
+        "Rows and tokens as they are written: unfolded and repeated where the recipe asks for it.",
+        charts.bars("Rows by data set", rows, ("train", "val")),
+        charts.bars("Tokens by data set", tokens, ("not learned", "learned")),
+        html.table(*brought(jobs, counts)),
+    )
+
+
+def _lengths(tokens: np.ndarray, jobs: Sequence[Job], counts: Sequence[Counts]) -> dict:
+    longest = int(tokens.max(initial=1))
+    limits = sorted({job.limit for job in jobs if job.limit})
+    near = {f"max_tokens_count {limit:,}": limit for limit in limits if limit <= 3 * longest}
+    width = max(1, -(-max([longest, *near.values()]) // BINS))
+    edges = np.arange(0, longest + width + 1, width)
+    found, _ = np.histogram(tokens, edges)
+    half, most = (int(np.percentile(tokens, share, method="lower")) for share in (50, 95))
+    note = f"Half of the rows have up to {half:,} tokens, 95% up to {most:,}, the longest {longest:,}."
+    far = [f"{limit:,}" for limit in limits if limit > 3 * longest]
+    if far:
+        note += f" max_tokens_count {' and '.join(far)} is far to the right of the chart."
+    too_long = sum(each.dropped["too_long"] for each in counts)
+    note += f" Longer than its limit, and dropped: {too_long:,}." if limits else " No limit is known."
+    trimmed = sum(each.trimmed for each in counts)
+    note += f" Trimmed: {trimmed:,}." if trimmed else ""
+    chart = charts.histogram("Rows by their tokens", edges.tolist(), found.tolist(), near, "tokens", "rows")
+    return html.section("Lengths", note, chart)
+
+
+def _dropped(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts], ledger: str) -> dict:
+    reasons = Counter()
+    for each in counts:
+        reasons.update(each.rows_dropped + each.dropped)
+    if not reasons:
+        return html.section("Dropped", "Nothing was dropped.")
+    return html.section(
+        "Dropped",
+        f"Each with its data set, row and detail is in {ledger}.",
+        charts.bars("Dropped, by reason", {reason: [number] for reason, number in reasons.most_common()}),
+        html.table(*dropped(jobs, counts)),
+    )
+
+
+def _gate(entries: Sequence[dict]) -> dict:
+    note = (
+        "Whether the model learns to stop and is asked as it was trained; the last two columns are of the first rows."
+    )
+    warnings = [
+        (f"data set {each['dataset_index']}", [("\n\n".join(each["warnings"]), "plain")])
+        for each in entries
+        if each["warnings"]
+    ]
+    return html.section(
+        "The gate",
+        note,
+        html.table(*gated(entries)),
+        html.texts(warnings) if warnings else None,
+        parted(entries),
+    )

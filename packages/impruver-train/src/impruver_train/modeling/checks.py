@@ -1,0 +1,99 @@
+"""What can be checked before any weights are loaded, each check with what to do about it."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.io.git_lfs import refuse_pointer
+from impruver_core.recipe.paths import require_folder
+
+
+def check_base(folder: Path | None, name: str) -> None:
+    """Refuses a local base that is an adapter, which transformers would put on its own base unsaid, or is pickled."""
+    if folder is None:
+        return
+    require_folder(folder, "model.name")
+    for path in (*folder.glob("*.safetensors"), *folder.glob("tokenizer.*")):
+        refuse_pointer(path)
+    if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
+        raise ImpruverError(
+            f"model.name: {name} is an adapter, trained on {base_of(folder)}, and no model; name that base to train a "
+            "new adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged folder"
+        )
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ImpruverError(f"model.name: {name} holds no weights; copy its *.safetensors there, or name another model")
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+        raise ImpruverError(
+            f"model.name: {name}: it has no weights in safetensors; pickled ones run code when they are loaded and are "
+            "refused. If you trust them, convert them once (from_pretrained, then save_pretrained) and name the new "
+            "folder"
+        )
+
+
+def base_of(folder: Path) -> str:
+    """The base of the adapter in `folder`, as its configuration names it."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another base"
+
+
+# What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+UNMERGED = (
+    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+)
+
+
+def merge_warnings(lora: dict[str, Any] | None) -> list[str]:
+    """What to say of a method in `lora` that impruver-gguf can't merge exactly, before hours go into it."""
+    lora = lora or {}
+    other = [f"lora.{name}" for name in UNMERGED if lora.get(name)]
+    start = lora.get("init_lora_weights")
+    if not any(start is known or start == known for known in PLAIN_STARTS):
+        other.append(f"lora.init_lora_weights: {start} (it changes the base too)")
+    return [
+        f"{name}: impruver-gguf can't merge such an adapter exactly; peft can (merge_and_unload, save_pretrained)"
+        for name in other
+    ]
+
+
+def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:
+    """What to say of the names in `lora` that no module of `model` has; peft passes over them."""
+    names = [name for name, _ in model.named_modules()]
+    told = []
+    for key in ("target_modules", "modules_to_save"):
+        wanted = lora.get(key) if isinstance(lora.get(key), (list, tuple)) else []
+        absent = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
+        if absent:
+            told.append(f"lora.{key}: the model has no {', '.join(absent)}; not trained{near_targets(model, absent)}")
+    for key in ("rank_pattern", "alpha_pattern"):  # whose names are regular expressions, which peft matches so
+        absent = [
+            each for each in lora.get(key) or {} if not any(re.match(rf"(.*\.)?({each})$", name) for name in names)
+        ]
+        if absent:
+            told.append(f"lora.{key}: the model has no {', '.join(absent)}; passed over")
+    weights = [f".{name}" for name, _ in model.named_parameters()]
+    wanted = lora.get("target_parameters") or []
+    absent = [each for each in wanted if not any(name.endswith(f".{each}") for name in weights)]
+    if absent:
+        told.append(f"lora.target_parameters: the model has no weights {', '.join(absent)}; not trained")
+    return told
+
+
+def near_targets(model: Any, targets: Any) -> str:
+    """The model's own module names that are nearest to the targets which peft did not find."""
+    import torch
+
+    names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    names |= {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if type(part).__name__ == "Conv1D"}
+    wanted = targets if isinstance(targets, (list, tuple)) else [str(targets)]
+    near = {match for target in wanted for match in difflib.get_close_matches(str(target), names, n=2)}
+    return f" (the model has {', '.join(sorted(near) + sorted(names - near))})" if names else ""

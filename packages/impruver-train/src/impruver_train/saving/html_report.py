@@ -1,0 +1,73 @@
+"""The report: how the loss went, how fast, with how much memory."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from impruver_core.cli.console import duration
+from impruver_core.io.atomic import atomic_write
+from impruver_core.io.disk_space import size_text
+from impruver_core.reporting import charts, html
+
+from impruver_train.training.callbacks.throughput import NAME as SPEED
+
+SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim")
+
+
+def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any]) -> None:
+    """Writes report.html of what metrics.jsonl and speed.jsonl tell; `counts` are the manifest's."""
+    metrics, speed = (_rows(output_dir / name) for name in ("metrics.jsonl", SPEED))
+    rates = [row | {"tokens a second": row["tokens"] / row["seconds"]} for row in speed if row["seconds"]]
+    held = [row | {"memory, MB": row["memory"] / 1e6} for row in speed]
+    sections = [
+        html.section("", "", html.facts(_facts(metrics, speed))),
+        html.section("Loss", "Of each optimizer step, and of each evaluation.", _line(metrics, "loss", "eval_loss")),
+        html.section("Learning rate", "", _line(metrics, "learning_rate")),
+        html.section("Gradient norm", "Before it is clipped.", _line(metrics, "grad_norm")),
+        html.section("Speed", "Tokens a second in each step, padding aside.", _line(rates, "tokens a second")),
+        html.section(
+            "Memory", "In MB: of a GPU the most so far, else what the process holds.", _line(held, "memory, MB")
+        ),
+        html.section("Run", "", html.table(["", ""], _about(recipe, counts))),
+    ]
+    with atomic_write(output_dir / "report.html") as file:
+        file.write(html.page(output_dir.name, "How training went.", sections))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
+
+def _line(rows: list[dict[str, Any]], *names: str) -> dict | None:
+    series = {name.replace("_", " "): _points(rows, name) for name in names}
+    return charts.lines(", ".join(series), series)
+
+
+def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[str, Any]:
+    losses, evaluated = _points(metrics, "loss"), _points(metrics, "eval_loss")
+    last = losses[-max(1, len(losses) // 10) :]
+    facts: dict[str, Any] = {"steps": losses[-1][0] if losses else 0}
+    if last:
+        facts["loss, mean of the last tenth"] = sum(loss for _, loss in last) / len(last)
+    if evaluated:
+        facts["lowest eval loss"] = min(loss for _, loss in evaluated)
+    if speed:
+        rates = [row["tokens"] / row["seconds"] for row in speed if row["seconds"]]
+        facts["tokens a second"] = round(median(rates)) if rates else None
+        facts["time in steps"] = duration(sum(row["seconds"] for row in speed))
+        facts["most memory"] = size_text(max(row["memory"] for row in speed))
+    return facts
+
+
+def _about(recipe: dict[str, Any], counts: dict[str, Any]) -> list[list[Any]]:
+    model, trainer = recipe.get("model") or {}, recipe.get("trainer") or {}
+    rows = [["model", model.get("name") or model.get("config_class")], ["dtype", model.get("dtype")]]
+    rows += [[name.replace("_", " "), trainer[name]] for name in SHOWN if name in trainer]
+    if recipe.get("lora"):
+        rows.append(["lora", {name: value for name, value in recipe["lora"].items() if value is not None}])
+    return rows + [[name.replace("_", " "), value] for name, value in counts.items()]

@@ -1,0 +1,84 @@
+"""Callbacks: a row of metrics.jsonl for each optimizer step, trackers at the recipe's pace, a progress bar."""
+
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from impruver_core.cli.console import progress, say
+from impruver_core.io.atomic import atomic_write
+
+COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
+
+
+class EachStep:
+    """Callback that has Trainer log every step, whatever `logging_steps` says, and writes what it logs into `path`.
+
+    It shows progress as well.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.due = False  # whether the recipe's own pace asks trackers to log this step
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **_):
+        if state.is_world_process_zero:
+            cut_after(self.path, state.global_step)
+            self.bar = progress(state.max_steps, "training")
+            self.bar.update(state.global_step)
+
+    def on_step_end(self, args, state, control, **_):
+        # Runs after Trainer's own flow callback: what it decided is what the recipe asked for.
+        self.due = control.should_log or (args.logging_strategy == "epoch" and state.epoch == int(state.epoch))
+        control.should_log = True
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        row = metrics_row(state.global_step, logs or {})
+        if row is None:
+            return
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            if self.due or "eval_loss" in row:
+                say(told(row, state.max_steps))
+
+    def on_train_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Leaves those rows of `path` that were written up to `step`, none for 0; a run that goes on writes the others."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if step and path.exists() else ():
+        with suppress(ValueError):  # the last line, of a run that was cut off
+            kept += [line] if json.loads(line)["step"] <= step else []
+    with atomic_write(path) as file:
+        file.writelines(f"{line}\n" for line in kept)
+
+
+def metrics_row(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
+    """What metrics.jsonl keeps of one of Trainer's logs; None for a log that is neither a step nor an evaluation.
+
+    A number that is not finite becomes null: the file is strict JSON.
+    """
+    if "eval_loss" in logs:
+        return {"step": step, "eval_loss": finite(logs["eval_loss"])}
+    if "loss" in logs:
+        return {"step": step} | {name: finite(logs[name]) for name in COLUMNS if name in logs}
+    return None
+
+
+def told(row: dict[str, Any], steps: int) -> str:
+    """A row of metrics.jsonl as a line for the terminal."""
+    numbers = {name.replace("_", " "): value for name, value in row.items() if name not in ("step", "epoch")}
+    shown = (f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in numbers.items())
+    return f"step {row['step']}/{steps}: {', '.join(shown)}"
+
+
+def finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
