@@ -20,7 +20,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from impruver_core.recipe.catalog import recipes_root
+from impruver_core.recipe.catalog import find_recipes_root
 from targets import BENCHMARKS
 from workload import run_tool
 
@@ -118,7 +118,7 @@ def main() -> int:
         "--only", nargs="+", choices=BENCHMARKS, help="these alone (default: all that this machine can)"
     )
     parser.add_argument("--model", type=Path, default=ROOT / "models/SmolLM2-135M-Instruct")
-    parser.add_argument("--data", type=Path, default=recipes_root() / "quickstart")
+    parser.add_argument("--data", type=Path, default=find_recipes_root() / "quickstart")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     given = parser.parse_args()
     names = given.only or [name for name, benchmark in BENCHMARKS.items() if has_gpu() or not benchmark.gpu]

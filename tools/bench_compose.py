@@ -64,12 +64,12 @@ def joined(text: str, words: list[str], chance: random.Random) -> str:
 
 def encode_batch(tokenizer_folder: str, data: Path) -> dict:
     """One `encode_batch` of all rendered texts."""
-    from impruver_core.chat_template.rendering.renderer import render
+    from impruver_core.chat_template.rendering.renderer import render_template
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     names = tokenizer.special_tokens_map
-    texts = [render(tokenizer.chat_template, chat(*each), variables=names) for each in questions([data])]
+    texts = [render_template(tokenizer.chat_template, chat(*each), variables=names) for each in questions([data])]
     start = time.perf_counter()
     encoded = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return {"seconds": time.perf_counter() - start, "tokens": sum(len(each) for each in encoded)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from figures import record
 from impruver_core import Encoded, encode_chats
-from impruver_core.recipe.catalog import recipes_root
+from impruver_core.recipe.catalog import find_recipes_root
 from workload import chat, questions
 
 
@@ -30,7 +30,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
     backend = tokenizer.backend_tokenizer
-    paths = [Path(path) for path in sys.argv[2:]] or [recipes_root() / "quickstart/countries.jsonl"]
+    paths = [Path(path) for path in sys.argv[2:]] or [find_recipes_root() / "quickstart/countries.jsonl"]
     rows = [chat(*each) for each in questions(paths)]
     long = [message for pair in (rows * 200)[:200] for message in pair]
     assert all(isinstance(row, Encoded) for row in encode_chats(tokenizer, rows))

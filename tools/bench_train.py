@@ -41,7 +41,7 @@ def recipe_file(folder: Path, name: str, keys: dict) -> Path:
 
 def planned(path: str, overrides: list[str]):
     """(recipe, plan, rows) as impruver-train makes them."""
-    from impruver_core.io.atomic import sha256
+    from impruver_core.io.atomic import hash_file
     from impruver_core.recipe.loading import load_recipe
     from impruver_train import run as train
     from impruver_train.planning import plan
@@ -51,7 +51,7 @@ def planned(path: str, overrides: list[str]):
     inputs = plan.find_inputs(recipe.train_path, None, recipe.path, False)
     out = Path(recipe.output_dir)
     made = plan.plan_model(recipe, out)
-    digests = {name: sha256(path) for name, path in inputs.items()}
+    digests = {name: hash_file(path) for name, path in inputs.items()}
     _, rows, layout = plan.read_rows(recipe, inputs, digests, made, map_rows=True)
     out.mkdir(parents=True, exist_ok=True)
     return recipe, made, rows, layout

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from impruver_core.recipe.registry import installed_sections
+from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, yaml_name
 from impruver_core.recipe.sections import OWNERS
 from impruver_core.recipe.validation import EXPECTED
@@ -44,7 +44,7 @@ def printed(command: str) -> str:
 
 def keys(names: list[str]) -> str:
     """Tables of the keys of these sections: single values first, in one table."""
-    specs = installed_sections()
+    specs = load_installed_sections()
     single = [name for name in names if isinstance(specs[name], Scalar)]
     parts = [HEAD + "".join(_row(name, specs[name]) for name in single)] if single else []
     return "\n".join([*parts, *(f"`{name}`: {_section(name, specs[name])}" for name in names if name not in single)])
@@ -52,12 +52,12 @@ def keys(names: list[str]) -> str:
 
 def all_keys() -> str:
     """The keys of a recipe, a heading for each section with the tool that reads it."""
-    single = [name for name in OWNERS if isinstance(installed_sections()[name], Scalar)]
+    single = [name for name in OWNERS if isinstance(load_installed_sections()[name], Scalar)]
     parts = ["\n## Where things go\n\n" + keys(single)]
     for name in OWNERS:
         if name not in single:
             owner = "every tool" if OWNERS[name] == "impruver-core" else OWNERS[name]
-            parts.append(f"## `{name}`\n\nRead by {owner}. {_section(name, installed_sections()[name])}")
+            parts.append(f"## `{name}`\n\nRead by {owner}. {_section(name, load_installed_sections()[name])}")
     return "\n".join(parts) + "\n"
 
 

@@ -4,16 +4,16 @@ import importlib.util
 import json
 from pathlib import Path
 
-from impruver_core.io.jsonl import dumps, read_rows
+from impruver_core.io.jsonl import format_row, read_rows
 
 FRANCE = "The capital of France is Paris."
 
 
 def test_smollm2_and_an_adapter_on_it(smollm2, run, tmp_path):
     question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "reference": FRANCE}
-    (tmp_path / "questions.jsonl").write_text(dumps(question) + "\n", encoding="utf-8")
+    (tmp_path / "questions.jsonl").write_text(format_row(question) + "\n", encoding="utf-8")
     rows = [{"input_ids": list(range(3, 20)), "labels": list(range(3, 20))}] * 2
-    (tmp_path / "train.jsonl").write_text("".join(dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text("".join(format_row(row) + "\n" for row in rows), encoding="utf-8")
     base = {"output_dir": str(smollm2), "model": {"dtype": "fp32"}}
     (tmp_path / "base.yaml").write_text(json.dumps(base), encoding="utf-8")
     adapter = {

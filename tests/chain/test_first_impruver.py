@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 
 HERE = Path(__file__).parent / "first_impruver"
 BASE = "ai-forever/rugpt3small_based_on_gpt2"
@@ -58,7 +58,7 @@ def beside(tmp_path):
         shutil.copy(path, tmp_path)
     for name, rows in DATA.items():
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "train.jsonl").write_text("".join(dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (tmp_path / name / "train.jsonl").write_text("".join(format_row(row) + "\n" for row in rows), encoding="utf-8")
     make_base(tmp_path / BASE)
     return tmp_path
 

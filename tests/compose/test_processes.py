@@ -245,7 +245,7 @@ def test_num_proc_below_one(number, refused, files):
 
 def test_the_room_that_is_needed_is_that_of_the_rows_that_are_chosen(composed, files, monkeypatch):
     asked = []
-    monkeypatch.setattr("impruver_core.io.disk_space.need_room", lambda path, needed: asked.append(needed))
+    monkeypatch.setattr("impruver_core.io.disk_space.check_free_space", lambda path, needed: asked.append(needed))
     rows = files.write("data.jsonl", files.unlike(ROWS))
     composed(data={"split": "train[:5]+train[-5:]"})
     assert max(asked) < 2 * rows.stat().st_size

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from impruver_core.cli.runner import run_tool
-from impruver_core.recipe.catalog import recipes_root
-from impruver_core.recipe.loading import resolved
+from impruver_core.recipe.catalog import find_recipes_root
+from impruver_core.recipe.loading import resolve_recipe
 
-RECIPES = sorted(str(path.relative_to(recipes_root()).with_suffix("")) for path in recipes_root().rglob("*.yaml"))
+RECIPES = sorted(
+    str(path.relative_to(find_recipes_root()).with_suffix("")) for path in find_recipes_root().rglob("*.yaml")
+)
 TOOLS = sorted(path.parent.name for path in Path(__file__).parents[2].glob("packages/*/src/*/cli.py"))
 KEYS = ("output_dir", "train_path", "val_path", "datasets", "model", "lora", "tokenizer", "trainer")
 
@@ -39,7 +41,7 @@ def test_every_recipe_loads_in_every_tool(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_it_is_and_only_what_differs(name):
-    text = (recipes_root() / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (find_recipes_root() / f"{name}.yaml").read_text(encoding="utf-8")
     head = text[: text.index("\noutput_dir:")]
     assert f"impruver-compose --config {name}" in head
     assert f"impruver-train --config {name}" in head
@@ -132,4 +134,4 @@ def test_the_first_impruvers_spelling_loads(tmp_path):
         assert recipe.trainer["learning_rate"] == 5e-6
         assert recipe.trainer["seed"] == 7
         assert recipe.ddp == {"ddp_find_unused_parameters": False}
-        assert resolved(recipe)["lora"]["target_modules"] == ["c_attn", "c_proj"]
+        assert resolve_recipe(recipe)["lora"]["target_modules"] == ["c_attn", "c_proj"]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from impruver_core.commands.installed_tools import TOOLS
-from impruver_core.commands.run import launch_command
-from impruver_core.recipe.catalog import recipe_names
+from impruver_core.commands.run import build_launch_command
+from impruver_core.recipe.catalog import list_recipes
 
 IMPRUVER = "import sys; from impruver_core.commands.main import main; sys.exit(main())"
 
@@ -78,7 +78,7 @@ def test_ls_tells_recipes_and_tools(alone):
     python, environment = alone
     done = impruver("ls", python=python, env=environment)
     assert done.returncode == 0
-    assert all(name in done.stdout for name in recipe_names())
+    assert all(name in done.stdout for name in list_recipes())
     assert all(package in done.stdout for package in TOOLS)
 
 
@@ -211,7 +211,7 @@ def test_run_of_what_is_no_tool(alone, tmp_path, argv, what):
     ],
 )
 def test_the_launchers_options_go_to_torchrun_untouched(launcher, alone_here):
-    command = launch_command(launcher, ["--config", "x"])
+    command = build_launch_command(launcher, ["--config", "x"])
     head = [sys.executable, "-m", "torch.distributed.run", *(["--standalone"] if alone_here else [])]
     assert command == [*head, *launcher, "-m", "impruver_train", "--config", "x"]
 

@@ -8,7 +8,7 @@ import lzma
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.io.jsonl import dumps, numbered_rows, read_rows, write_rows
+from impruver_core.io.jsonl import format_row, read_numbered_rows, read_rows, write_rows
 
 ROWS = [{"a": 1, "text": "столица\u2028 \x85 🍎"}, {"b": [1.5, None, {"c": "\n"}]}]
 
@@ -20,13 +20,13 @@ def test_what_is_written_is_read_again(tmp_path):
     assert list(read_rows(path)) == ROWS
     assert path.read_bytes().count(b"\n") == 2
     assert "столица" in path.read_text(encoding="utf-8")
-    assert dumps({"a": "й", "b": 1}) == '{"a":"й","b":1}'
+    assert format_row({"a": "й", "b": 1}) == '{"a":"й","b":1}'
 
 
 def test_bom_blank_lines_and_windows_line_ends(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \t\n{"a": 2}')
-    assert list(numbered_rows(str(path))) == [(1, {"a": 1}), (4, {"a": 2})]
+    assert list(read_numbered_rows(str(path))) == [(1, {"a": 1}), (4, {"a": 2})]
     path.write_bytes(b"")
     assert list(read_rows(path)) == []
 

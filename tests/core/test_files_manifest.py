@@ -7,13 +7,13 @@ import sys
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import sha256, staged
+from impruver_core.io.atomic import get_staged_path, hash_file
 from impruver_core.io.manifest import (
     FORMAT,
+    build_manifest,
     check_replaceable,
-    describe,
-    new_manifest,
-    pending_path,
+    describe_file,
+    get_pending_path,
     publish,
     read_manifest,
     recover,
@@ -28,18 +28,21 @@ def place(tmp_path):
     finals = [folder / "a.jsonl", folder / "deeper" / "b.jsonl"]
     run(folder, finals, "first")
     for final in finals:
-        staged(final).write_text(f"second {final.name}")
+        get_staged_path(final).write_text(f"second {final.name}")
     return folder, finals
 
 
 def run(folder, finals, text):
     for final in finals:
-        staged(final).write_text(f"{text} {final.name}")
-    publish(folder / "m.json", {final: staged(final) for final in finals}, manifest(folder, finals, text))
+        get_staged_path(final).write_text(f"{text} {final.name}")
+    publish(folder / "m.json", {final: get_staged_path(final) for final in finals}, manifest(folder, finals, text))
 
 
 def manifest(folder, finals, text):
-    outputs = [describe(staged(final), digest=True) | {"path": str(final.relative_to(folder))} for final in finals]
+    outputs = [
+        describe_file(get_staged_path(final), digest=True) | {"path": str(final.relative_to(folder))}
+        for final in finals
+    ]
     return {"impruver": FORMAT, "text": text, "outputs": outputs}
 
 
@@ -80,11 +83,12 @@ def dying(call):
         return call(*args, **kwargs)
     return counted
 
-outputs = [manifest.describe(safe.staged(f), digest=True) | {"path": str(f.relative_to(folder))} for f in finals]
+staged = {f: safe.get_staged_path(f) for f in finals}
+outputs = [manifest.describe_file(staged[f], digest=True) | {"path": str(f.relative_to(folder))} for f in finals]
 for name in ("replace", "unlink", "fsync"):
     setattr(os, name, dying(getattr(os, name)))
 told = {"impruver": 1, "text": "second", "outputs": outputs}
-manifest.publish(folder / "m.json", {f: safe.staged(f) for f in finals}, told)
+manifest.publish(folder / "m.json", staged, told)
 """
 
 
@@ -95,7 +99,7 @@ def test_killed_at_any_point(place):
     for at in range(40):
         run(folder, finals, "first")
         for final in finals:
-            staged(final).write_text(f"second {final.name}")
+            get_staged_path(final).write_text(f"second {final.name}")
         ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], check=False).returncode
         if ended == 0:
             break
@@ -119,9 +123,12 @@ def test_killed_at_any_point(place):
 
 def test_staged_files_that_are_gone_are_undone(place):
     folder, finals = place
-    entries = [{"path": str(final), "staged": str(staged(final)), "sha256": sha256(staged(final))} for final in finals]
-    pending_path(folder / "m.json").write_text(json.dumps({"files": entries, "manifest": {"impruver": 1}}))
-    staged(finals[0]).unlink()
+    entries = [
+        {"path": str(final), "staged": str(get_staged_path(final)), "sha256": hash_file(get_staged_path(final))}
+        for final in finals
+    ]
+    get_pending_path(folder / "m.json").write_text(json.dumps({"files": entries, "manifest": {"impruver": 1}}))
+    get_staged_path(finals[0]).unlink()
     recover(folder / "m.json")
     assert state(folder, finals) == (["first"] * 3, WHOLE)
     check_replaceable(finals, folder / "m.json")
@@ -137,7 +144,7 @@ def test_recover_without_a_pending_file_does_nothing(place, tmp_path):
 
 def test_a_pending_file_of_others_is_told(tmp_path):
     for content in ("{", "[]", '{"files": []}'):
-        pending_path(tmp_path / "m.json").write_text(content)
+        get_pending_path(tmp_path / "m.json").write_text(content)
         with pytest.raises(ImpruverError, match=r"m\.json\.pending: Impruver did not write this"):
             recover(tmp_path / "m.json")
 
@@ -204,13 +211,13 @@ def test_read_manifest(tmp_path):
 
 
 def test_new_manifest_and_describe(tmp_path):
-    head = new_manifest("impruver-core", {"seed": 1})
+    head = build_manifest("impruver-core", {"seed": 1})
     assert head["impruver"] == FORMAT
     assert head["tool"] == "impruver-core"
     assert head["version"].count(".") == 2
     assert head["recipe"] == {"seed": 1}
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    assert describe(path) == {"path": str(path), "bytes": 3}
-    assert describe(path, rows=2, beside=tmp_path) == {"path": "file", "bytes": 3, "rows": 2}
-    assert describe(path, digest=True, beside=tmp_path / "else")["sha256"] == sha256(path)
+    assert describe_file(path) == {"path": str(path), "bytes": 3}
+    assert describe_file(path, rows=2, beside=tmp_path) == {"path": "file", "bytes": 3, "rows": 2}
+    assert describe_file(path, digest=True, beside=tmp_path / "else")["sha256"] == hash_file(path)

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, make_folder, sha256, staged, synced
-from impruver_core.io.disk_space import need_room
-from impruver_core.io.locking import alone_in
+from impruver_core.io.atomic import atomic_write, get_staged_path, hash_file, make_folder, open_synced
+from impruver_core.io.disk_space import check_free_space
+from impruver_core.io.locking import lock_folders
 
 
 def names(folder):
@@ -50,7 +50,7 @@ def test_an_exception_leaves_what_was_there(error, tmp_path):
 
 def test_synced_writes_in_place(tmp_path):
     path = tmp_path / "a" / "b.txt"
-    with synced(path) as file:
+    with open_synced(path) as file:
         file.write("x\n")
     assert path.read_bytes() == b"x\n"
 
@@ -74,15 +74,15 @@ def test_make_folder_without_the_right_to_write(tmp_path):
 def test_sha256_and_staged(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 300_000)
-    assert sha256(path) == hashlib.sha256(b"x" * 300_000).hexdigest()
-    assert staged(path) == tmp_path / ".file.staged"
+    assert hash_file(path) == hashlib.sha256(b"x" * 300_000).hexdigest()
+    assert get_staged_path(path) == tmp_path / ".file.staged"
 
 
 def test_need_room(tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    need_room(tmp_path / "not" / "yet" / "there", 1000)
+    check_free_space(tmp_path / "not" / "yet" / "there", 1000)
     with pytest.raises(ImpruverError, match=r"GB are needed, .* GB are free"):
-        need_room(tmp_path / "not" / "yet", free * 2)
+        check_free_space(tmp_path / "not" / "yet", free * 2)
 
 
 def test_one_at_a_time_in_a_folder(tmp_path):
@@ -91,10 +91,10 @@ def test_one_at_a_time_in_a_folder(tmp_path):
     reached = threading.Event()
 
     def enter(*folders):
-        with alone_in(folders):
+        with lock_folders(folders):
             reached.set()
 
-    with alone_in([tmp_path, tmp_path / "other", tmp_path / "other/.."]):
+    with lock_folders([tmp_path, tmp_path / "other", tmp_path / "other/.."]):
         waiting = threading.Thread(target=enter, args=(tmp_path / "other",))
         waiting.start()
         assert not reached.wait(0.2)

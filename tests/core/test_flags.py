@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Optional
 
 import pytest
-from impruver_core.cli.flags import CommonFlags, flag, from_recipe, named_flags
+from impruver_core.cli.flags import CommonFlags, flag, from_recipe, list_recipe_flags
 from impruver_core.cli.parser import Parser
 
 
@@ -47,7 +47,7 @@ def test_nothing_given():
     assert (flags.config, flags.dry_run, flags.show, flags.color, flags.levels) == (None, False, 3, True, ["q8_0"])
     assert (flags.seed, flags.dtype, flags.load_in_4bit) == (None, None, None)
     assert overrides == []
-    assert named_flags(flags) == []
+    assert list_recipe_flags(flags) == []
 
 
 def test_types():
@@ -88,14 +88,14 @@ def test_set_may_be_repeated():
 
 def test_named_flags_know_their_place_in_the_recipe():
     flags, _ = parse("--seed", "0", "--dtype", "fp32", "--load-in-4bit=false", "--report_to", "none", "--show", "1")
-    assert named_flags(flags) == [
+    assert list_recipe_flags(flags) == [
         ("seed", 0, "--seed"),
         ("model.dtype", "fp32", "--dtype"),
         ("model.load_in_4bit", False, "--load_in_4bit"),
         ("trainer.report_to", "none", "--report_to"),
     ]
     flags, _ = parse("--chat_template_kwargs", "{date_string: 10:30}", "--enable_thinking", "false")
-    assert named_flags(flags) == [
+    assert list_recipe_flags(flags) == [
         ("tokenizer.chat_template_kwargs", {"date_string": "10:30"}, "--chat_template_kwargs"),
         ("tokenizer.chat_template_kwargs.enable_thinking", False, "--enable_thinking"),
     ]
@@ -161,6 +161,6 @@ def test_a_recipes_list_as_several_words():
         names: Optional[list] = from_recipe("tokenizer.name", type=str, nargs="*")
 
     parser = Parser(Lists, "impruver-test")
-    assert named_flags(parser.parse(["--names", "a", "b"])) == [("tokenizer.name", ["a", "b"], "--names")]
-    assert named_flags(parser.parse(["--names"])) == [("tokenizer.name", [], "--names")]
-    assert named_flags(parser.parse([])) == []
+    assert list_recipe_flags(parser.parse(["--names", "a", "b"])) == [("tokenizer.name", ["a", "b"], "--names")]
+    assert list_recipe_flags(parser.parse(["--names"])) == [("tokenizer.name", [], "--names")]
+    assert list_recipe_flags(parser.parse([])) == []

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.loading import load_recipe, resolved, save_recipe
-from impruver_core.recipe.registry import installed_sections
+from impruver_core.recipe.loading import load_recipe, resolve_recipe, save_recipe
+from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
 from impruver_core.recipe.sections import OWNERS
 
@@ -151,13 +151,13 @@ def test_what_is_saved_loads_equal(write, tmp_path, text):
     save_recipe(recipe, tmp_path / "out.yaml")
     again = load_recipe(tmp_path / "out.yaml", sections=SECTIONS)
     assert again == recipe
-    assert resolved(again) == resolved(recipe)
+    assert resolve_recipe(again) == resolve_recipe(recipe)
     save_recipe(again, tmp_path / "out2.yaml")
     assert (tmp_path / "out2.yaml").read_text() == (tmp_path / "out.yaml").read_text()
 
 
 def test_resolved_holds_defaults_and_layers(write):
-    mapping = resolved(load_recipe(write("lora: {r: 4}\n"), ["trainer.optim=x"], sections=SECTIONS))
+    mapping = resolve_recipe(load_recipe(write("lora: {r: 4}\n"), ["trainer.optim=x"], sections=SECTIONS))
     assert mapping["seed"] == 42
     assert mapping["model"]["class"] == "transformers.AutoModelForCausalLM"
     assert mapping["dedup"] == {"threshold": 0.8}
@@ -182,10 +182,10 @@ def test_local_inputs_become_absolute(write, tmp_path, monkeypatch):
     assert recipe.tokenizer.chat_template == str(tmp_path / "sub" / "template.jinja")
     assert recipe.model.name == str(tmp_path / "work" / "base")
     assert recipe.datasets[0].name == "rows.jsonl"
-    names = [item["name"] for item in resolved(recipe, absolute=True)["datasets"]]
+    names = [item["name"] for item in resolve_recipe(recipe, absolute=True)["datasets"]]
     assert names[:3] == [str(tmp_path / at) for at in ("sub/rows.jsonl", "work/rows2.jsonl", "sub/*.jsonl")]
     assert names[3:] == ["some/hub", "./absent"]
-    assert resolved(recipe, absolute=True)["output_dir"] == "./out"
+    assert resolve_recipe(recipe, absolute=True)["output_dir"] == "./out"
 
 
 def test_loading_imports_nothing_heavy(write):
@@ -238,7 +238,7 @@ def test_a_broken_tool_is_named_with_what_mends_it(write, tmp_path):
 
 
 def test_installed_sections_belong_to_their_owners():
-    for name in installed_sections():
+    for name in load_installed_sections():
         assert name in OWNERS
 
 

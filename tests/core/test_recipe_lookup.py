@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe import catalog as lookup
-from impruver_core.recipe.catalog import find_recipe, recipe_names
-from impruver_core.recipe.paths import find_local, looks_local
+from impruver_core.recipe import catalog, paths
+from impruver_core.recipe.catalog import find_recipe, list_recipes
+from impruver_core.recipe.paths import find_local, is_local_path
 
 
 @pytest.fixture
@@ -17,19 +17,20 @@ def installed(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("seed: 1\n")
     (tmp_path / "installed" / "quickstart" / "rows.jsonl").write_text("{}\n")
-    monkeypatch.setattr(lookup, "recipes_root", lambda: tmp_path / "installed")
+    for module in (catalog, paths):
+        monkeypatch.setattr(module, "find_recipes_root", lambda: tmp_path / "installed")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "installed"
 
 
 def test_the_real_ones_are_found_by_their_listed_names():
-    assert len(recipe_names()) > 10
-    assert all(find_recipe(name).is_file() for name in recipe_names())
+    assert len(list_recipes()) > 10
+    assert all(find_recipe(name).is_file() for name in list_recipes())
 
 
 def test_names_are_sorted(installed):
-    assert recipe_names() == ["quickstart/tiny_full", "Qwen3/0.6B_lora_saiga2", "Qwen3/4B_lora_saiga2"]
+    assert list_recipes() == ["quickstart/tiny_full", "Qwen3/0.6B_lora_saiga2", "Qwen3/4B_lora_saiga2"]
 
 
 @pytest.mark.parametrize("name", ["quickstart/tiny_full", "quickstart/tiny_full.yaml"])
@@ -109,11 +110,11 @@ def test_home(tmp_path, monkeypatch):
     "value", ["./x", "../x", "/x", "~/x", "x.jsonl", "x.parquet", "data/x.JSON", "x/*.csv", ".", "t.jinja"]
 )
 def test_what_looks_local(value):
-    assert looks_local(value)
+    assert is_local_path(value)
 
 
 @pytest.mark.parametrize(
     "value", ["HuggingFaceTB/SmolLM2-135M-Instruct", "gpt2", "IlyaGusev/ru_turbo_alpaca", "a/b-v1.0"]
 )
 def test_what_may_be_a_hub_id(value):
-    assert not looks_local(value)
+    assert not is_local_path(value)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Optional
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
-from impruver_core.cli.console import result, say, warn, progress
+from impruver_core.cli.console import open_progress, print_result, log_info, warn
 
 @dataclass
 class Flags(CommonFlags):
@@ -50,13 +50,13 @@ def run(tool, what="", *argv, **kwargs):
 
 
 def test_main_gets_the_layered_recipe_and_the_flags(tool):
-    what = "result(f'{recipe.seed} {recipe.output_dir} {recipe.lora} {flags.dry_run}'); say('done')"
+    what = "print_result(f'{recipe.seed} {recipe.output_dir} {recipe.lora} {flags.dry_run}'); log_info('done')"
     done = run(tool, what, "--set", "seed=1", "--set=lora.r=3", "--seed", "9", "--output-dir", "o-p", "--dry-run")
     assert (done.returncode, done.stdout, done.stderr) == (0, "9 o-p {'r': 3} True\n", "done\n")
 
 
 def test_quiet_leaves_results_and_warnings(tool):
-    done = run(tool, "say('a'); warn('b'); result('c'); progress(2, 'd').update(2)", "--quiet")
+    done = run(tool, "log_info('a'); warn('b'); print_result('c'); open_progress(2, 'd').update(2)", "--quiet")
     assert (done.stdout, done.stderr) == ("c\n", "warning: b\n")
 
 
@@ -64,7 +64,7 @@ def test_quiet_leaves_results_and_warnings(tool):
     ("what", "code", "told"),
     [
         ("from impruver_core.errors import ImpruverError; raise ImpruverError('no rows')", 2, "error: no rows"),
-        ("from impruver_core.errors import CheckFailed; raise CheckFailed('NaN')", 3, "error: NaN"),
+        ("from impruver_core.errors import CheckFailedError; raise CheckFailedError('NaN')", 3, "error: NaN"),
         ("open('/nowhere/x')", 2, "error: /nowhere/x: No such file or directory"),
         (
             "with open('/dev/full', 'w') as file: file.write('x')",
@@ -109,7 +109,7 @@ def test_config_is_needed(tool):
 
 
 def test_all_faults_of_a_recipe_in_one_message(tool):
-    done = run(tool, "result('ran')", "--set", "seed=x", "--set", "modle.x=1")
+    done = run(tool, "print_result('ran')", "--set", "seed=x", "--set", "modle.x=1")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines()[0] == "impruver-test: error: 2 faults in the recipe"
@@ -148,7 +148,7 @@ def test_a_forked_worker_dies_of_sigterm_without_a_word(tool):
 
 
 def test_a_reader_that_leaves_does_not_stop_the_work(tool, tmp_path):
-    what = "for _ in range(20000): result('x' * 50)\nopen('left', 'w').close()"
+    what = "for _ in range(20000): print_result('x' * 50)\nopen('left', 'w').close()"
     child = subprocess.Popen(
         [*tool, f"--what={what}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
@@ -162,14 +162,14 @@ def test_a_reader_that_leaves_does_not_stop_the_work(tool, tmp_path):
 def test_a_full_disk_under_stdout_is_told(tool):
     with open("/dev/full", "w") as full:
         child = subprocess.run(
-            [*tool, "--what=result('x')"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*tool, "--what=print_result('x')"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert child.returncode == 2
     assert "No space left on device" in child.stderr
 
 
 def test_progress_in_a_log_is_plain_lines(tool):
-    done = run(tool, "with progress(4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.6); bar.update(1)")
+    done = run(tool, "with open_progress(4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.6); bar.update(1)")
     lines = done.stderr.splitlines()
     assert "\r" not in done.stderr
     assert 2 <= len(lines) <= 4
@@ -180,7 +180,9 @@ def test_progress_in_a_log_is_plain_lines(tool):
 def test_progress_on_a_terminal_is_a_bar_with_the_time_left(tool):
     pty = pytest.importorskip("pty")
     main, side = pty.openpty()
-    what = "with progress(4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.15); bar.update(1); say('line')"
+    what = (
+        "with open_progress(4, 'rows') as bar:\n  for _ in range(4): time.sleep(0.15); bar.update(1); log_info('line')"
+    )
     child = subprocess.Popen([*tool, f"--what={what}"], stderr=side, stdout=subprocess.DEVNULL)
     os.close(side)
     told = b""
@@ -231,7 +233,7 @@ def test_the_recipe_that_training_left_stands_in_for_config(tmp_path):
     (trained / "recipe.yaml").write_text("seed: 7\noutput_dir: ./elsewhere\n")
     other = tmp_path / "other.yaml"
     other.write_text("seed: 8\n")
-    alone, what = [sys.executable, str(program)], "result(f'{recipe.seed} {recipe.output_dir}')"
+    alone, what = [sys.executable, str(program)], "print_result(f'{recipe.seed} {recipe.output_dir}')"
     assert run(alone, what, "--output_dir", str(trained)).stdout == f"7 {trained}\n"
     assert run(alone, what, "--config", str(other), "--output_dir", str(trained)).stdout == f"8 {trained}\n"
     for argv, told in (

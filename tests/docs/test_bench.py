@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from impruver_core.recipe.catalog import recipes_root
+from impruver_core.recipe.catalog import find_recipes_root
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ def test_every_benchmark_is_run_and_the_quickest_writes_its_section(targets, tmp
     page = tmp_path / "BENCHMARKS.md"
     page.write_text("# Benchmarks\n\n<!-- bench: masks -->\nof before\n<!-- /bench -->\n\nkept\n", encoding="utf-8")
     command = [sys.executable, ROOT / "tools/bench.py", "--only", "masks", "--out", page]
-    tokenizer = recipes_root() / "quickstart" / "tokenizer"
+    tokenizer = find_recipes_root() / "quickstart" / "tokenizer"
     done = subprocess.run([*command, "--model", tokenizer], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")

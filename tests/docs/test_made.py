@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from impruver_core.recipe.registry import installed_sections
+from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.sections import OWNERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def test_what_changed_in_the_code_is_found_and_written(write_docs, tmp_path, mon
 
 def test_every_key_and_every_flag_is_told():
     reference = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
-    assert set(installed_sections()) == set(OWNERS)
+    assert set(load_installed_sections()) == set(OWNERS)
     for name in OWNERS:
         assert re.search(rf"^(\| `{name}` \||## `{name}`$)", reference, re.MULTILINE), name
     for tool in TOOLS:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import ImpruverError
 from impruver_gguf.ollama.go_template import go_template
 from impruver_gguf.ollama.modelfile import modelfile
@@ -100,7 +100,7 @@ CHATS = [GREETING, GREETING[1:], GREETING[3:], [{"role": "user", "content": "<th
 def test_the_template_in_go_says_the_same(template, ollama):
     named = {"bos_token": "<s>", "eos_token": "<|end|>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]}
     written = dict(read(modelfile("m.gguf", [], None, {}, None, go_template(template, named, "<s>"))))["TEMPLATE"]
-    wanted = [render(template, chat, add_generation_prompt=True, variables=named) for chat in CHATS]
+    wanted = [render_template(template, chat, add_generation_prompt=True, variables=named) for chat in CHATS]
     assert ollama(written, CHATS) == [text.removeprefix("<s>") for text in wanted]
 
 

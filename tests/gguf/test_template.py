@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_gguf.vocab.chat_template_export import without_generation
 from make_models import edit_json, write_program
 from test_proof import chat, rows_of, write_heldout
@@ -33,8 +33,8 @@ def test_generation_tags_go_and_nothing_else_changes(form):
     exported = without_generation(template)
     assert "generation %}" not in exported.replace("add_generation_prompt", "")
     for prompt in (False, True):
-        before = render(template, MESSAGES, add_generation_prompt=prompt)
-        assert render(exported, MESSAGES, add_generation_prompt=prompt) == before
+        before = render_template(template, MESSAGES, add_generation_prompt=prompt)
+        assert render_template(exported, MESSAGES, add_generation_prompt=prompt) == before
     assert without_generation(exported) == exported
 
 

@@ -216,7 +216,7 @@ def test_old_argument_names_are_translated_with_a_note(recipe, impruver_train, p
 
 
 def test_carried_from_the_data_manifest(recipe, impruver_train, parts, tmp_path, tiny):
-    from impruver_core.tokenizer import fingerprint, template_fingerprint
+    from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(parts / "base")
@@ -224,8 +224,8 @@ def test_carried_from_the_data_manifest(recipe, impruver_train, parts, tmp_path,
     made = {
         "impruver": 1,
         "tool": "impruver-compose",
-        "tokenizer": {"fingerprint": fingerprint(tokenizer)},
-        "template": {"fingerprint": template_fingerprint(tokenizer)},
+        "tokenizer": {"fingerprint": compute_fingerprint(tokenizer)},
+        "template": {"fingerprint": compute_template_fingerprint(tokenizer)},
         "end_of_turn": ["<|user|>"],
     }
     (tmp_path / "train.jsonl.manifest.json").write_text(json.dumps(made))

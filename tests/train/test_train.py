@@ -67,7 +67,7 @@ def test_what_is_saved_says_what_was_trained(method, probed, parts):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     import torch
-    from impruver_core.modeling.checkpoint_checks import keep_layout
+    from impruver_core.modeling.checkpoint_checks import disable_cpu_4bit_repacking
     from transformers import BitsAndBytesConfig
 
     out, kept = probed(**METHODS[f"lora-{bits}bit"])
@@ -80,7 +80,7 @@ def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     else:
         settings = BitsAndBytesConfig(load_in_8bit=True)
     model = reload(out, parts, quantization_config=settings, dtype=torch.float32)
-    keep_layout(model)
+    disable_cpu_4bit_repacking(model)
     assert torch.allclose(says(model, tokens()), kept["logits"], atol=1e-5)
 
 
@@ -133,14 +133,14 @@ def test_manifest_and_recipe(recipe, impruver_train, parts, tmp_path, monkeypatc
     from hashlib import sha256
 
     from impruver_core.recipe.loading import load_recipe
-    from impruver_core.tokenizer import fingerprint
+    from impruver_core.tokenizer import compute_fingerprint
     from transformers import AutoTokenizer
 
     monkeypatch.chdir(tmp_path)
     assert impruver_train(recipe(output_dir="out"))[0] == 0
     manifest = json.loads((tmp_path / "out" / "impruver.json").read_text())
     assert (manifest["impruver"], manifest["tool"]) == (1, "impruver-train")
-    assert manifest["tokenizer"]["fingerprint"] == fingerprint(AutoTokenizer.from_pretrained(tmp_path / "out"))
+    assert manifest["tokenizer"]["fingerprint"] == compute_fingerprint(AutoTokenizer.from_pretrained(tmp_path / "out"))
     train_input = manifest["inputs"][0]
     assert train_input["sha256"] == sha256((parts / "train.jsonl").read_bytes()).hexdigest()
     assert train_input["rows"] == manifest["counts"]["rows"] == 48

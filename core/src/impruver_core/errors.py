@@ -15,7 +15,7 @@ class RecipeError(ImpruverError):
         self.faults = faults
 
 
-class CheckFailed(ImpruverError):
+class CheckFailedError(ImpruverError):
     """A check of ours failed (mask, parity, quality, NaN): exit code 3."""
 
     exit_code = 3
@@ -30,7 +30,7 @@ class RefusedError(ImpruverError):
         self.detail = detail
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error's text in one line; where a library gives no more than a name or an operand, with the error's kind."""
     text = " ".join(str(error).split())
     terse = isinstance(error, (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError))

@@ -1,6 +1,6 @@
 """`IGNORE_INDEX`, trained roles, `count_target_tokens(labels)`. New leaf."""
 
-LEARNED_ROLES = ("assistant", "function_call")
+TRAINED_ROLES = ("assistant", "function_call")
 
 
-UNLEARNED = -100
+IGNORE_INDEX = -100

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def nearest(name: Any, valid: Iterable[str]) -> str:
+def suggest(name: Any, valid: Iterable[str]) -> str:
     """ "; did you mean …?" for a misspelt name, else the valid names, else nothing."""
     valid = list(valid)
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), valid, 1, 0.6)

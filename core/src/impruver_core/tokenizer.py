@@ -8,9 +8,9 @@ from pathlib import Path
 
 from impruver_core.cli.console import warn
 from impruver_core.dynamic_import import load_object
-from impruver_core.errors import ImpruverError, told
-from impruver_core.io.git_lfs import refuse_pointer
-from impruver_core.recipe.paths import find_local, local_or_hub
+from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.recipe.paths import find_local, resolve_model_path
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -28,7 +28,7 @@ def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path |
     name = section.name or model_name
     if not name:
         raise ImpruverError("the recipe names no tokenizer: set tokenizer.name or model.name")
-    source = local_or_hub(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
+    source = resolve_model_path(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
     class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
     try:
         tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
@@ -48,8 +48,8 @@ def _load_failure(name: str, folder: Path, error: Exception) -> str:
             f"the tokenizer of {name} needs its repository's code: read it, then set tokenizer.trust_remote_code: true"
         )
     if not folder.is_dir():
-        return f"{name} is no folder here, and its tokenizer can't be loaded from the hub: {told(error)}"
-    return f"the tokenizer of {name} can't be loaded: {_broken_file(folder) or told(error)}"
+        return f"{name} is no folder here, and its tokenizer can't be loaded from the hub: {describe_error(error)}"
+    return f"the tokenizer of {name} can't be loaded: {_broken_file(folder) or describe_error(error)}"
 
 
 def _broken_file(folder: Path) -> str | None:
@@ -63,14 +63,14 @@ def _broken_file(folder: Path) -> str | None:
     }
     names = ("tokenizer_config.json", "special_tokens_map.json", *loads)
     for path in filter(Path.is_file, (folder / name for name in names)):
-        refuse_pointer(path)
+        check_no_lfs_pointer(path)
         try:
             if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
                 return f"{path}: not a JSON object; copy it again from the model that it belongs to"
             if path.name in loads:
                 loads[path.name](path)
         except Exception as error:  # tokenizers raises bare ones
-            return f"{path}: {told(error)}; copy it again from the model that it belongs to"
+            return f"{path}: {describe_error(error)}; copy it again from the model that it belongs to"
     return None
 
 
@@ -105,7 +105,7 @@ def _template_text(value: str, recipe_dir: Path | None) -> str:
     return found.read_text(encoding="utf-8")
 
 
-def special_tokens(tokenizer) -> dict:
+def get_special_tokens(tokenizer) -> dict:
     """Special tokens by name, as templates read them; the further ones as the list `additional_special_tokens`."""
     names = dict(tokenizer.special_tokens_map)
     known = {str(value) for value in names.values() if isinstance(value, str)}
@@ -123,7 +123,7 @@ def starts_with_bos(tokenizer) -> bool:
 
 
 @contextmanager
-def plain_encoding(tokenizer) -> Iterator[Callable[[list[str]], list]]:
+def plain_encoder(tokenizer) -> Iterator[Callable[[list[str]], list]]:
     """`encode(texts) -> [Encoding]` on the tokenizer's own backend: no special tokens added, nothing cut or padded.
 
     Meanwhile the backend has no truncation, padding or post-processor: that one would trim blanks from the offsets.
@@ -144,7 +144,7 @@ def plain_encoding(tokenizer) -> Iterator[Callable[[list[str]], list]]:
             backend.enable_padding(**padding)
 
 
-def fingerprint(tokenizer) -> str:
+def compute_fingerprint(tokenizer) -> str:
     """sha256 of the tokenizer's own JSON less truncation and padding, which change as it is used."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content.pop("truncation", None)
@@ -152,7 +152,7 @@ def fingerprint(tokenizer) -> str:
     return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False))
 
 
-def template_fingerprint(tokenizer) -> str | None:
+def compute_template_fingerprint(tokenizer) -> str | None:
     """sha256 of the chat template (of all, where it has several); None without one."""
     template = tokenizer.chat_template
     if template is None:

@@ -1,8 +1,8 @@
 """Before the last learned answer: the text of training, what asks for it, and the reasoning that is lost."""
 
 import pytest
-from impruver_core.chat_template.masking.prompt_consistency import joint
-from impruver_core.chat_template.selection import Templates
+from impruver_core.chat_template.masking.prompt_consistency import compare_prompt
+from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
 from stock import NAMES, assistant, stock, system, tokenizer_for, user
 
@@ -26,7 +26,7 @@ def test_both_texts_are_those_of_transformers(part):
         tokenizer = tokenizer_for(stock(name))
         for messages in CHATS:
             try:
-                met = joint(Templates(tokenizer), messages)
+                met = compare_prompt(TemplateSelector(tokenizer), messages)
             except ImpruverError:
                 continue
             found += 1
@@ -38,19 +38,19 @@ def test_both_texts_are_those_of_transformers(part):
 
 
 def test_the_last_answer_that_is_learned():
-    templates = Templates(tokenizer_for(stock(SMOL)))
+    templates = TemplateSelector(tokenizer_for(stock(SMOL)))
     messages = [*CHATS[0], user("And that?"), assistant("A river.", train=False)]
-    assert joint(templates, messages).number == 1
-    assert joint(templates, messages[:2]).trained == joint(templates, messages).trained
-    assert joint(templates, messages[2:]) is None
-    assert joint(templates, [user("no answer")]) is None
+    assert compare_prompt(templates, messages).number == 1
+    assert compare_prompt(templates, messages[:2]).trained == compare_prompt(templates, messages).trained
+    assert compare_prompt(templates, messages[2:]) is None
+    assert compare_prompt(templates, [user("no answer")]) is None
 
 
 def test_reasoning_of_earlier_turns():
     tagged = [user("a"), assistant("<think>\nwhy\n</think>\n\nb"), user("c"), assistant("<think>how</think>d")]
     field = [user("a"), assistant("b", reasoning_content="why"), user("c"), assistant("d")]
     for template, lost in ((stock(QWEN3), True), (stock(SMOL), False), (ALL_THOUGHTS, False)):
-        templates = Templates(tokenizer_for(template))
-        assert joint(templates, tagged).strips_reasoning == lost
-        assert not joint(templates, tagged[2:]).strips_reasoning
-    assert joint(Templates(tokenizer_for(stock(QWEN3))), field).strips_reasoning
+        templates = TemplateSelector(tokenizer_for(template))
+        assert compare_prompt(templates, tagged).strips_reasoning == lost
+        assert not compare_prompt(templates, tagged[2:]).strips_reasoning
+    assert compare_prompt(TemplateSelector(tokenizer_for(stock(QWEN3))), field).strips_reasoning

@@ -13,8 +13,8 @@ from impruver_core import (
     encode_prompt,
     end_of_turn,
 )
-from impruver_core.chat_template.selection import Templates
-from impruver_core.tokenizer import special_tokens
+from impruver_core.chat_template.selection import TemplateSelector
+from impruver_core.tokenizer import get_special_tokens
 from stock import assistant, learned_runs, stock, system, tokenizer_for, user
 
 TOOLS = [
@@ -284,13 +284,13 @@ def test_template_arguments_reach_the_template():
 )
 def test_end_of_turn(name, ends):
     tokenizer = tokenizer_for(stock(name))
-    assert sorted(end_of_turn(tokenizer.chat_template, special_tokens(tokenizer))) == sorted(ends)
+    assert sorted(end_of_turn(tokenizer.chat_template, get_special_tokens(tokenizer))) == sorted(ends)
 
 
 def test_tools_that_a_template_does_not_render():
     renders = {"Qwen-Qwen2.5-7B-Instruct": True, "HuggingFaceTB-SmolLM2-135M-Instruct": False}
     for name, expected in renders.items():
-        assert Templates(tokenizer_for(stock(name))).pick(TOOLS)[2].renders_tools == expected
+        assert TemplateSelector(tokenizer_for(stock(name))).pick(TOOLS)[2].renders_tools == expected
 
 
 def test_a_slow_tokenizer_is_refused():

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from impruver_core import encode_chat
-from impruver_core.chat_template.masking.segments import pieces
+from impruver_core.chat_template.masking.segments import decode_segments
 from stock import assistant, byte_level, stock, tokenizer_for, user
 from test_tokens import sentencepiece_like
 
@@ -21,7 +21,7 @@ def tokenizer(request):
 def test_a_row_is_cut_where_learning_starts_and_ends(tokenizer):
     messages = [user(SAID), assistant(f" {SAID} "), user(SAID), assistant(SAID)]
     row = encode_chat(tokenizer, messages, add_bos=False, add_eos=False)
-    found = pieces(tokenizer, row.input_ids, row.labels)
+    found = decode_segments(tokenizer, row.input_ids, row.labels)
     assert [learned for _, learned in found] == [False, True, False, True, False]
     assert "".join(text for text, _ in found) == tokenizer.decode(row.input_ids)
     assert [text.strip() for text, learned in found if learned] == [SAID + " <|im_end|>", SAID + "<|im_end|>"]
@@ -33,7 +33,7 @@ def test_no_character_is_torn_wherever_the_borders_are(tokenizer):
     for share in (0.05, 0.3, 0.5, 0.9):
         for _ in range(50):
             labels = [token if chance.random() < share else -100 for token in ids]
-            found = pieces(tokenizer, ids, labels)
+            found = decode_segments(tokenizer, ids, labels)
             assert "".join(text for text, _ in found) == tokenizer.decode(ids)
             assert all(text != "" for text, _ in found)
             assert sum(text.count("\ufffd") for text, _ in found) == 3
@@ -42,5 +42,5 @@ def test_no_character_is_torn_wherever_the_borders_are(tokenizer):
 def test_tokens_that_are_no_text_and_no_tokens(tokenizer):
     ids = tokenizer("🍏", add_special_tokens=False)["input_ids"]
     assert len(ids) > 1
-    assert pieces(tokenizer, ids[:-1], [-100] * (len(ids) - 1)) == [(tokenizer.decode(ids[:-1]), False)]
-    assert pieces(tokenizer, [], []) == []
+    assert decode_segments(tokenizer, ids[:-1], [-100] * (len(ids) - 1)) == [(tokenizer.decode(ids[:-1]), False)]
+    assert decode_segments(tokenizer, [], []) == []

@@ -2,7 +2,7 @@
 
 import pytest
 from impruver_core.chat_template.analysis.prober import probe_schema
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import trace_messages
 from impruver_core.errors import ImpruverError, RefusedError
 from stock import NAMES, assistant, stock, system, tokenizer_for, user
@@ -45,19 +45,19 @@ def test_render_equals_apply_chat_template(shard):
 
 
 def _render(template, messages, tokenizer, tools, add_generation_prompt):
-    return render(
+    return render_template(
         template, messages, tools, add_generation_prompt=add_generation_prompt, variables=tokenizer.special_tokens_map
     )
 
 
 def test_a_template_that_does_not_parse_names_the_line():
     with pytest.raises(ImpruverError, match="line 2"):
-        render("{{ messages }}\n{% if %}", [user("x")])
+        render_template("{{ messages }}\n{% if %}", [user("x")])
 
 
 def test_what_a_template_raises_comes_in_its_own_words():
     with pytest.raises(RefusedError, match="roles must alternate") as caught:
-        render("{{ raise_exception('roles must alternate') }}", [user("x")])
+        render_template("{{ raise_exception('roles must alternate') }}", [user("x")])
     assert caught.value.reason == "template_refused"
 
 
@@ -66,10 +66,10 @@ def test_what_a_template_raises_comes_in_its_own_words():
 )
 def test_templates_run_in_a_sandbox(attack):
     with pytest.raises(RefusedError, match="unsafe"):
-        render(attack, [user("x")])
+        render_template(attack, [user("x")])
 
 
 def test_a_date_is_what_the_row_says():
     template = "{{ strftime_now('%d %b %Y') }}"
-    assert render(template, [user("x")], variables={"date_string": "2024-07-26"}) == "26 Jul 2024"
-    assert render(template, [user("x")], variables={"date_string": "one fine day"}) == "one fine day"
+    assert render_template(template, [user("x")], variables={"date_string": "2024-07-26"}) == "26 Jul 2024"
+    assert render_template(template, [user("x")], variables={"date_string": "one fine day"}) == "one fine day"

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from impruver_core import ImpruverError, encode_chat, load_recipe, load_tokenizer
-from impruver_core.tokenizer import special_tokens, template_fingerprint
+from impruver_core.tokenizer import compute_template_fingerprint, get_special_tokens
 from stock import assistant, learned_runs, stock, tokenizer_for, user
 
 CHATML = stock("HuggingFaceTB-SmolLM2-135M-Instruct")
@@ -44,13 +44,13 @@ def test_a_template_inline_and_from_a_file(folder):
     (folder / "mine.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
     from_file = loaded(folder, "  chat_template: mine.jinja\n")
     assert from_file.chat_template == "{{ messages[0].content }}"
-    assert template_fingerprint(from_file) != template_fingerprint(inline)
+    assert compute_template_fingerprint(from_file) != compute_template_fingerprint(inline)
 
 
 def test_additional_special_tokens_are_there_for_a_recipes_template(folder):
     template = "{% for m in messages %}{{ m.role + additional_special_tokens[0] + m.content + eos_token }}{% endfor %}"
     tokenizer = loaded(folder, f'  chat_template: "{template}"\n')
-    first = special_tokens(tokenizer)["additional_special_tokens"][0]
+    first = get_special_tokens(tokenizer)["additional_special_tokens"][0]
     row = encode_chat(tokenizer, [user("a"), assistant("b")])
     assert tokenizer.decode(row.input_ids).startswith(f"user{first}a")
 

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 from impruver_core import encode_chat
-from impruver_core.tokenizer import fingerprint, plain_encoding
+from impruver_core.tokenizer import compute_fingerprint, plain_encoder
 from stock import assistant, byte_level, learned_runs, stock, tokenizer_for, user
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -72,18 +72,18 @@ def test_the_tokenizer_is_left_as_it_was():
     before = tokenizer.backend_tokenizer.to_str()
     row = encode_chat(tokenizer, [user("a long question indeed"), assistant("a long answer indeed")])
     assert len(row.input_ids) > 9
-    with pytest.raises(ZeroDivisionError), plain_encoding(tokenizer):
+    with pytest.raises(ZeroDivisionError), plain_encoder(tokenizer):
         raise ZeroDivisionError
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
 def test_a_fingerprint_knows_the_vocabulary_and_not_the_padding():
     tokenizer = tokenizer_for(CHATML, pad_token="<pad>")
-    print_before = fingerprint(tokenizer)
+    print_before = compute_fingerprint(tokenizer)
     tokenizer(["a", "longer text"], padding=True, truncation=True, max_length=4)
-    assert fingerprint(tokenizer) == print_before
+    assert compute_fingerprint(tokenizer) == print_before
     tokenizer.add_tokens(["<new>"])
-    assert fingerprint(tokenizer) != print_before
+    assert compute_fingerprint(tokenizer) != print_before
 
 
 def test_200_turns_are_linear_in_renderings(monkeypatch):
@@ -91,8 +91,10 @@ def test_200_turns_are_linear_in_renderings(monkeypatch):
     from impruver_core.chat_template.masking import loss_mask as mask
 
     calls = []
-    monkeypatch.setattr(mask, "render", lambda *args, **more: calls.append(1) or render(*args, **more))
-    from impruver_core.chat_template.rendering.renderer import render
+    monkeypatch.setattr(
+        mask, "render_template", lambda *args, **more: calls.append(1) or render_template(*args, **more)
+    )
+    from impruver_core.chat_template.rendering.renderer import render_template
 
     tokenizer = tokenizer_for(stock("Qwen-Qwen3-0.6B"))
     messages = [message for turn in range(200) for message in (user(f"q{turn}"), assistant(f"a{turn}"))]

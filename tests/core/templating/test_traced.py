@@ -4,8 +4,15 @@ import json
 import random
 
 import pytest
-from impruver_core.chat_template.rendering.renderer import render
-from impruver_core.chat_template.rendering.traced_string import Source, Traced, joined, recast, runs_of, trace
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.chat_template.rendering.traced_string import (
+    TextSource,
+    TracedStr,
+    get_runs,
+    join_traced,
+    trace_transformed,
+    trace_value,
+)
 
 OPERATIONS = [
     lambda s, r: s.strip(),
@@ -39,8 +46,8 @@ def test_every_operation_gives_the_string_that_str_gives_and_true_sources(seed):
     chance = random.Random(seed)
     for _ in range(200):
         text = "".join(chance.choice("abc \nя") for _ in range(chance.randrange(40)))
-        source = Source(0, "content", text)
-        plain, traced = text, Traced(text, [(0, len(text), source, 0)])
+        source = TextSource(0, "content", text)
+        plain, traced = text, TracedStr(text, [(0, len(text), source, 0)])
         for _ in range(chance.randrange(1, 4)):
             operation, state = chance.choice(OPERATIONS), chance.getstate()
             try:
@@ -53,7 +60,7 @@ def test_every_operation_gives_the_string_that_str_gives_and_true_sources(seed):
             else:
                 traced = operation(traced, chance)
         assert str.__str__(traced) == plain
-        for start, end, _, offset in runs_of(traced):
+        for start, end, _, offset in get_runs(traced):
             assert 0 <= start <= end <= len(plain)
             if offset >= 0:
                 assert plain[start:end].lower() == text[offset : offset + end - start].lower()
@@ -69,21 +76,23 @@ def _with_traced_join(operation, traced, chance):
         13: lambda: traced.splitlines(),
         14: lambda: traced.splitlines(keepends=True),
     }[OPERATIONS.index(operation)]()
-    return joined(parts, separator)
+    return join_traced(parts, separator)
 
 
 def test_iteration_and_json_keep_sources():
-    source = Source(3, "content", "ab")
-    traced = Traced("ab", [(0, 2, source, 0)])
-    assert [runs_of(character)[0][3] for character in traced] == [0, 1]
-    dumped = recast(json.dumps({"x": traced}), {"x": traced})
-    assert runs_of(dumped) == ((0, len(dumped), source, -1),)
+    source = TextSource(3, "content", "ab")
+    traced = TracedStr("ab", [(0, 2, source, 0)])
+    assert [get_runs(character)[0][3] for character in traced] == [0, 1]
+    dumped = trace_transformed(json.dumps({"x": traced}), {"x": traced})
+    assert get_runs(dumped) == ((0, len(dumped), source, -1),)
 
 
 def test_an_empty_text_keeps_its_place():
-    text = render("<u>{{ messages[0].content | trim }}</u>", [{"role": "user", "content": trace(" \n", 0, "content")}])
+    text = render_template(
+        "<u>{{ messages[0].content | trim }}</u>", [{"role": "user", "content": trace_value(" \n", 0, "content")}]
+    )
     assert text == "<u></u>"
-    assert [(start, end) for start, end, _, _ in runs_of(text)] == [(3, 3)]
+    assert [(start, end) for start, end, _, _ in get_runs(text)] == [(3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +121,7 @@ def test_what_a_template_does_to_a_text_is_followed(expression):
         + ") %}{% endfor %}{{ ns.t }}"
     )
     message = {"role": "user", "content": "an answer"}
-    plain = render(template, [message])
-    traced = render(template, [{"role": "user", "content": trace("an answer", 0, "content")}])
+    plain = render_template(template, [message])
+    traced = render_template(template, [{"role": "user", "content": trace_value("an answer", 0, "content")}])
     assert traced == plain
-    assert {run[2].message for run in runs_of(traced)} == {0}
+    assert {run[2].message for run in get_runs(traced)} == {0}

@@ -1,9 +1,9 @@
 """Which chat template is in force, with what variables and shape; and rendering with it."""
 
-from impruver_core.chat_template.analysis.analyzer import shape_of
-from impruver_core.chat_template.analysis.template_format import Shape
+from impruver_core.chat_template.analysis.analyzer import analyze_template
+from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.errors import ImpruverError
-from impruver_core.tokenizer import special_tokens
+from impruver_core.tokenizer import get_special_tokens
 
 # The first impruver's form for a tokenizer without a template, in our words.
 DEFAULT_TEMPLATE = (
@@ -14,25 +14,29 @@ DEFAULT_TEMPLATE = (
 )
 
 
-class Templates:
+class TemplateSelector:
     """The templates of a tokenizer as they are now, each with its shape."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
-        self._names = special_tokens(tokenizer)
+        self._names = get_special_tokens(tokenizer)
         self._known: dict = {}
 
-    def pick(self, tools=None, chat_template_kwargs: dict | None = None) -> tuple[str, dict, Shape]:
+    def pick(self, tools=None, chat_template_kwargs: dict | None = None) -> tuple[str, dict, TemplateFormat]:
         """(template, variables, shape) for a conversation with these tools and arguments."""
         kwargs = chat_template_kwargs or {}
         key = (bool(tools), repr(kwargs))
         if key not in self._known:
-            template, variables = template_of(self._tokenizer, tools), {**self._names, **kwargs}
-            self._known[key] = template, variables, shape_of(template, variables, _texts(self._names), bool(tools))
+            template, variables = get_template(self._tokenizer, tools), {**self._names, **kwargs}
+            self._known[key] = (
+                template,
+                variables,
+                analyze_template(template, variables, _texts(self._names), bool(tools)),
+            )
         return self._known[key]
 
 
-def template_of(tokenizer, tools=None) -> str:
+def get_template(tokenizer, tools=None) -> str:
     """The template text in force: `tool_use` of several where there are tools, else `default`; ours without any."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -56,13 +60,13 @@ def end_of_turn(template: str, special_tokens: dict) -> list[str]:
 
     `special_tokens`: names to texts as the template reads them (`bos_token`, …); lists of further ones are allowed.
     """
-    return shape_of(template, special_tokens, _texts(special_tokens)).stops
+    return analyze_template(template, special_tokens, _texts(special_tokens)).stops
 
 
-def ends_of(tokenizer) -> list[str]:
+def get_end_of_turn(tokenizer) -> list[str]:
     """`end_of_turn` of the template in force; [] where there is none, as text alone needs none."""
     try:
-        return end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+        return end_of_turn(get_template(tokenizer), get_special_tokens(tokenizer))
     except ImpruverError:
         return []
 

@@ -43,28 +43,28 @@ def set_mute(mute: bool) -> None:
     _state["mute"] = mute
 
 
-def say(text: str) -> None:
+def log_info(text: str) -> None:
     """A line about the work, on stderr."""
     if not _state["quiet"]:
         _write(sys.stderr, text)
 
 
-def tell(text: str) -> None:
+def log_always(text: str) -> None:
     """What was asked for, on stderr, quiet or not."""
     _write(sys.stderr, text)
 
 
 def warn(text: str) -> None:
     """A warning on stderr, quiet or not."""
-    tell(f"warning: {text}")
+    log_always(f"warning: {text}")
 
 
-def result(text: str) -> None:
+def print_result(text: str) -> None:
     """A result on stdout."""
     _write(sys.stdout, text)
 
 
-def progress(total: int | None, what: str) -> Any:
+def open_progress(total: int | None, what: str) -> Any:
     """Counts by `.update(n)` and shows how far it is: on a terminal a bar with the time left, in a log a line at times.
 
     It is a context manager as well.
@@ -78,7 +78,7 @@ def progress(total: int | None, what: str) -> Any:
     return tqdm(total=total, desc=what, file=sys.stderr, **size)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, numbers to the right; lines without trailing blanks."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     numeric = [bool(rows) and all(isinstance(row[at], (int, float)) for row in rows) for at in range(len(header))]
@@ -90,7 +90,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def silence(stream: TextIO) -> None:
+def silence_stream(stream: TextIO) -> None:
     """Sends the rest of a stream nowhere, so that its closing can't fail."""
     with suppress(OSError, ValueError):  # a stream without a file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -98,7 +98,7 @@ def silence(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`42 s`, `3 m 05 s`, `2 h 14 m`."""
     whole = round(seconds)
     if whole < 60:
@@ -120,10 +120,10 @@ def _write(stream: TextIO, text: str) -> None:
     if stream is sys.stderr and stream.isatty() and "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
         return
-    write(stream, text + "\n")
+    write_stream(stream, text + "\n")
 
 
-def write(stream: TextIO, text: str) -> None:
+def write_stream(stream: TextIO, text: str) -> None:
     """A text, at once; a reader that went away gets nothing more."""
     try:
         stream.write(text)
@@ -131,7 +131,7 @@ def write(stream: TextIO, text: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        silence(stream)  # nobody reads any more, or the terminal is gone
+        silence_stream(stream)  # nobody reads any more, or the terminal is gone
 
 
 class _LogProgress:
@@ -162,10 +162,10 @@ class _LogProgress:
         line = f"{self.what}: {self.done:,}"
         if self.total:
             line += f"/{self.total:,} ({self.done / self.total:.0%})"
-        line += f", {duration(spent)}"
+        line += f", {format_duration(spent)}"
         if self.total and self.done < self.total:
-            line += f", {duration(spent / self.done * (self.total - self.done))} left"
-        say(line)
+            line += f", {format_duration(spent / self.done * (self.total - self.done))} left"
+        log_info(line)
 
     def __enter__(self):
         return self

@@ -23,7 +23,7 @@ from impruver_core.recipe.validation import EXPECTED, OLD_BOOLEANS
 def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: Any = None, help: str) -> Any:
     """A flag of the tool's own. `nargs` as argparse has it; a list as default is copied."""
     shown = "" if default is None or default is MISSING or default == [] else f" (default: {_shown(default)})"
-    metadata = {"type": _converter(type), "choices": choices, "nargs": nargs, "help": safe(help + shown)}
+    metadata = {"type": _converter(type), "choices": choices, "nargs": nargs, "help": escape_help(help + shown)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -42,12 +42,12 @@ def from_recipe(path: str, help: str | None = None, *, type: Any = None, nargs: 
         "type": _converter(type or _bare(declared.type)),
         "choices": declared.choices,
         "nargs": nargs,
-        "help": safe(f"{help or declared.help} (default: the recipe's {path}{default})"),
+        "help": escape_help(f"{help or declared.help} (default: the recipe's {path}{default})"),
     }
     return dataclasses.field(default=None, metadata=metadata)
 
 
-def named_flags(flags: Any) -> list[tuple[str, Any, str]]:
+def list_recipe_flags(flags: Any) -> list[tuple[str, Any, str]]:
     """What the given flags put into the recipe: (key path, value, flag) for each `from_recipe` field that is set."""
     return [
         (field.metadata["path"], getattr(flags, field.name), f"--{field.name}")
@@ -56,7 +56,7 @@ def named_flags(flags: Any) -> list[tuple[str, Any, str]]:
     ]
 
 
-def boolean(text: str) -> bool:
+def parse_boolean(text: str) -> bool:
     """`true` or `false`, in any of YAML's words."""
     try:
         return OLD_BOOLEANS[text.lower()]
@@ -83,7 +83,9 @@ def _bare(hint: Any) -> Any:
 
 def _converter(type: Any) -> Any:
     base = typing.get_origin(type) or type
-    return {bool: boolean, list: _mapping, dict: _mapping, int: _number(int), float: _number(float)}.get(base, type)
+    return {bool: parse_boolean, list: _mapping, dict: _mapping, int: _number(int), float: _number(float)}.get(
+        base, type
+    )
 
 
 def _number(kind: Callable) -> Callable:
@@ -100,7 +102,7 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def safe(help: str) -> str:
+def escape_help(help: str) -> str:
     """Help text as argparse takes it: a bare % would break --help."""
     return help.replace("%", "%%")
 

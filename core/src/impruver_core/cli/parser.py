@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import argparse_dataclass
 
-from impruver_core.cli.flags import boolean
-from impruver_core.cli.versions import version_line
-from impruver_core.recipe.registry import installed_sections, meant_by
+from impruver_core.cli.flags import parse_boolean
+from impruver_core.cli.versions import format_version_line
+from impruver_core.recipe.registry import load_installed_sections, suggest_key
 
 
 class Parser(argparse_dataclass.ArgumentParser):
@@ -34,16 +34,18 @@ class Parser(argparse_dataclass.ArgumentParser):
             metavar="KEY=VALUE",
             help="change a key of the recipe, as in --set trainer.learning_rate=2e-4; may be repeated, null removes",
         )
-        self.add_argument("--version", action="version", version=version_line(prog), help="print the version and leave")
+        self.add_argument(
+            "--version", action="version", version=format_version_line(prog), help="print the version and leave"
+        )
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         """argparse's, with underscores in flags and booleans that take an optional true or false."""
         if kwargs.get("dest") is None and names[0].startswith("--"):
             kwargs["dest"] = names[0].removeprefix("--no-").lstrip("-").replace("-", "_")
-        if kwargs.get("action") in ("store_true", "store_false") or kwargs.get("type") is boolean:
+        if kwargs.get("action") in ("store_true", "store_false") or kwargs.get("type") is parse_boolean:
             names = (f"--{kwargs['dest']}",)
             kwargs.pop("action", None)
-            kwargs |= {"type": boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+            kwargs |= {"type": parse_boolean, "nargs": "?", "const": True, "metavar": "true|false"}
         names = tuple(name.replace("-", "_").replace("__", "--", 1) if name[:2] == "--" else name for name in names)
         return super().add_argument(*names, **kwargs)
 
@@ -66,7 +68,7 @@ class Parser(argparse_dataclass.ArgumentParser):
         if not name.startswith("-"):
             return f"unexpected argument {unknown!r}; a recipe is given as --config {unknown}"
         bare = name.lstrip("-")
-        meant = bare if "." in bare else meant_by(bare, installed_sections())
+        meant = bare if "." in bare else suggest_key(bare, load_installed_sections())
         if meant:
             return f"unknown flag {name}; a key of the recipe is set by --set {meant}={value or 'VALUE'}"
         flags = [option.lstrip("-") for option in self._option_string_actions]

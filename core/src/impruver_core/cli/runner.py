@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import open_streams, set_quiet, silence
+from impruver_core.cli.console import open_streams, set_quiet, silence_stream
 from impruver_core.errors import ImpruverError, RecipeError
 
 STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
@@ -23,7 +23,7 @@ STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
 NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 
 
-class Terminated(BaseException):
+class TerminationSignal(BaseException):
     """SIGTERM came. Like KeyboardInterrupt no Exception: what is open is unwound, nobody swallows it by chance.
 
     What either is raised with is told: what was saved.
@@ -45,7 +45,7 @@ def run_tool(
     """
 
     def work() -> int | None:
-        from impruver_core.cli.flags import named_flags
+        from impruver_core.cli.flags import list_recipe_flags
         from impruver_core.cli.parser import Parser
         from impruver_core.recipe.loading import load_recipe
 
@@ -55,12 +55,12 @@ def run_tool(
         config = flags.config or (_trained_recipe(flags.output_dir) if config_from_output_dir else None)
         if not config:
             raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
-        return main(load_recipe(config, parser.overrides, named=named_flags(flags)), flags)
+        return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)
 
-    return guarded(program, work)
+    return run_guarded(program, work)
 
 
-def guarded(program: str, work: Callable[[], int | None]) -> int:
+def run_guarded(program: str, work: Callable[[], int | None]) -> int:
     """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults."""
     open_streams()
     try:
@@ -70,7 +70,7 @@ def guarded(program: str, work: Callable[[], int | None]) -> int:
             return code
     except KeyboardInterrupt as stop:
         return _ended(program, ": ".join(["stopped by Ctrl+C", *map(str, stop.args)]), STOPPED_BY_KEYBOARD)
-    except Terminated as stop:
+    except TerminationSignal as stop:
         return _ended(program, ": ".join(["stopped by SIGTERM", *map(str, stop.args)]), STOPPED_BY_SIGNAL)
     except ImpruverError as error:
         return _ended(program, _told(error), error.exit_code)
@@ -126,7 +126,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() != ours:
             os.kill(os.getpid(), signal.SIGTERM)
-        raise Terminated
+        raise TerminationSignal
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -142,7 +142,7 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        silence(sys.stdout)
+        silence_stream(sys.stdout)
 
 
 def _ended(program: str, told: str, code: int) -> int:
@@ -151,6 +151,6 @@ def _ended(program: str, told: str, code: int) -> int:
         sys.stderr.write(f"{program}: {told}\n")
         sys.stderr.flush()
     except OSError:  # nobody reads any more, or the log's disk is full; the code tells
-        silence(sys.stdout)
-        silence(sys.stderr)
+        silence_stream(sys.stdout)
+        silence_stream(sys.stderr)
     return code

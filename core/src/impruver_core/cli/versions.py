@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 CORE = "impruver-core"
 
 
-def installed_version(package: str) -> str | None:
+def get_installed_version(package: str) -> str | None:
     """The version of an installed distribution, or None."""
     try:
         return version(package)
@@ -13,8 +13,8 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def version_line(program: str) -> str:
+def format_version_line(program: str) -> str:
     """`impruver-train 0.1.0 (impruver-core 0.1.0)`."""
-    core = installed_version(CORE)
-    own = installed_version(program)
+    core = get_installed_version(CORE)
+    own = get_installed_version(program)
     return f"{program} {own} ({CORE} {core})" if own else f"{program} {core} ({CORE})"

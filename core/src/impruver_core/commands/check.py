@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from impruver_core.cli.console import result
-from impruver_core.commands.installed_tools import TOOLS, find_program, install_command
+from impruver_core.cli.console import print_result
+from impruver_core.commands.installed_tools import TOOLS, find_program, format_install_command
 from impruver_core.recipe.loading import load_recipe
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     load_recipe(arguments.config, arguments.set)  # its faults are told once, not by each tool
     flags = ["--config", arguments.config, *(f"--set={override}" for override in arguments.set), "--dry_run"]
     codes = {package: _checked(package, flags) for package in TOOLS}
-    result("\n" + "\n".join(f"{package}: {_told(package, code)}" for package, code in codes.items()))
+    print_result("\n" + "\n".join(f"{package}: {_told(package, code)}" for package, code in codes.items()))
     return max(code or 0 for code in codes.values())
 
 
@@ -30,7 +30,7 @@ def _checked(package: str, flags: list[str]) -> int | None:
     program = find_program(package)
     if program is None:
         return None
-    result(f"== {package}")
+    print_result(f"== {package}")
     sys.stdout.flush()
     code = subprocess.run([program, *flags], stdin=subprocess.DEVNULL, check=False).returncode
     return 128 - code if code < 0 else code
@@ -38,5 +38,5 @@ def _checked(package: str, flags: list[str]) -> int | None:
 
 def _told(package: str, code: int | None) -> str:
     if code is None:
-        return f"not installed, so not checked ({install_command(package)})"
+        return f"not installed, so not checked ({format_install_command(package)})"
     return "passed" if code == 0 else f"failed (exit {code})"

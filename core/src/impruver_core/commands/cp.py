@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from impruver_core.cli.console import result, say
+from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import make_folder
 from impruver_core.recipe.catalog import find_recipe
@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("where", help="a folder, or the new file")
     arguments = parser.parse_args(argv)
     target = copy_recipe(arguments.recipe, arguments.where)
-    result(str(target))
-    say(f"next: change it, then impruver-compose --config {shlex.quote(str(target))}")
+    print_result(str(target))
+    log_info(f"next: change it, then impruver-compose --config {shlex.quote(str(target))}")
     return 0
 
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from impruver_core.cli.console import duration, result
+from impruver_core.cli.console import format_duration, print_result
 from impruver_core.commands.installed_tools import require_program
-from impruver_core.errors import CheckFailed, ImpruverError
+from impruver_core.errors import CheckFailedError, ImpruverError
 
 RECIPE = "quickstart/tiny_full"
 
@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     for program, *flags in STEPS:
         _run(program, ["--config", RECIPE, *flags], folder)
     shares = {name: _told(name, folder / file) for name, file in (("the model", MODEL), ("its q8_0 GGUF", GGUF))}
-    result(f"\n{duration(time.monotonic() - start)}; everything is in {folder}")
+    print_result(f"\n{format_duration(time.monotonic() - start)}; everything is in {folder}")
     if min(shares.values()) < RIGHT_AT_LEAST:
-        raise CheckFailed(f"fewer than {RIGHT_AT_LEAST:.0%} of the answers are right")
+        raise CheckFailedError(f"fewer than {RIGHT_AT_LEAST:.0%} of the answers are right")
     return 0
 
 
@@ -77,7 +77,7 @@ def _taken(folder: Path) -> Path:
 
 def _run(program: str, flags: list[str], folder: Path) -> None:
     """Runs one command in the folder, everything that it caches too, and shows its last lines."""
-    result(f"\n$ {' '.join([program, *flags])}")
+    print_result(f"\n$ {' '.join([program, *flags])}")
     cache = folder.absolute() / "cache"
     inside = {name: str(cache / name.lower()) for name in ("IMPRUVER_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR")}
     (cache / "tmpdir").mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ def _run(program: str, flags: list[str], folder: Path) -> None:
     lines = told.rstrip().splitlines()
     if code:
         raise ImpruverError("\n".join([f"{program} ended with exit code {code}", *lines[-20:]]))
-    result("\n".join(f"  {line}" for line in lines[-LAST_LINES:]))
-    result(f"  ({duration(time.monotonic() - began)})")
+    print_result("\n".join(f"  {line}" for line in lines[-LAST_LINES:]))
+    print_result(f"  ({format_duration(time.monotonic() - began)})")
 
 
 def _finished(command: list, **options) -> tuple[int, str]:
@@ -109,8 +109,8 @@ def _told(name: str, answers: Path) -> float:
     """Shows the score and a few answers; the share that is right."""
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     right = sum(bool(row.get("match")) for row in rows)
-    result(f"\n{name}: {right} of {len(rows)} held-out questions right ({right / len(rows):.1%})")
+    print_result(f"\n{name}: {right} of {len(rows)} held-out questions right ({right / len(rows):.1%})")
     for row in rows[:3]:
         question, answer = row["messages"][-2]["content"], row["messages"][-1]["content"]
-        result(f"  {question}\n    {answer}")
+        print_result(f"  {question}\n    {answer}")
     return right / len(rows)

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from impruver_core.cli.console import result, table
-from impruver_core.cli.versions import installed_version
+from impruver_core.cli.console import format_table, print_result
+from impruver_core.cli.versions import get_installed_version
 from impruver_core.commands.installed_tools import TOOLS
 
 OURS = ("impruver-core", "impruver-configs", *TOOLS)
@@ -32,9 +32,9 @@ def main(argv: Sequence[str]) -> int:
         ("processors", f"{os.cpu_count()} ({platform.machine()})"),
         ("memory", _memory()),
         ("GPU", _gpus()),
-        *((package, installed_version(package) or "-") for package in (*OURS, *LIBRARIES)),
+        *((package, get_installed_version(package) or "-") for package in (*OURS, *LIBRARIES)),
     ]
-    result(table(("WHAT", "VERSION"), rows))
+    print_result(format_table(("WHAT", "VERSION"), rows))
     return 0
 
 

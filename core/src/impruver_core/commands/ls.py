@@ -6,26 +6,26 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from impruver_core.cli.console import result, table
-from impruver_core.cli.versions import installed_version
-from impruver_core.commands.installed_tools import TOOLS, find_program, install_command
-from impruver_core.recipe.catalog import recipe_names, recipes_root
+from impruver_core.cli.console import format_table, print_result
+from impruver_core.cli.versions import get_installed_version
+from impruver_core.commands.installed_tools import TOOLS, find_program, format_install_command
+from impruver_core.recipe.catalog import find_recipes_root, list_recipes
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints both lists on stdout."""
     argparse.ArgumentParser("impruver ls", description="List the installed recipes and tools.").parse_args(argv)
-    result(_recipes())
-    result("")
-    result(_tools())
+    print_result(_recipes())
+    print_result("")
+    print_result(_tools())
     return 0
 
 
 def _recipes() -> str:
-    rows = [(name, headline(recipes_root() / f"{name}.yaml")) for name in recipe_names()]
+    rows = [(name, headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
     if not rows:
         return "no recipes are installed; install them with: pip install impruver-configs"
-    return table(("RECIPE", "MAKES"), rows)
+    return format_table(("RECIPE", "MAKES"), rows)
 
 
 def headline(path: Path) -> str:
@@ -38,9 +38,9 @@ def headline(path: Path) -> str:
 def _tools() -> str:
     rows = []
     for package, tool in TOOLS.items():
-        version = installed_version(package)
+        version = get_installed_version(package)
         if version is None and find_program(package) is None:
-            rows.append((package, "-", f"not installed: {install_command(package)}"))
+            rows.append((package, "-", f"not installed: {format_install_command(package)}"))
         else:
             rows.append((package, version or "elsewhere on PATH", tool.does))
-    return table(("TOOL", "VERSION", "DOES"), rows)
+    return format_table(("TOOL", "VERSION", "DOES"), rows)

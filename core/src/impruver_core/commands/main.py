@@ -6,11 +6,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from impruver_core.cli.console import result
-from impruver_core.cli.runner import guarded
+from impruver_core.cli.console import print_result
+from impruver_core.cli.runner import run_guarded
 from impruver_core.commands.installed_tools import NAMES, TOOLS
 from impruver_core.errors import ImpruverError
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
 VERBS = {
     "run": "start a tool: compose_dataset, finetune, convert_gguf or chat",
@@ -35,20 +35,20 @@ tools, each a program of its own (`impruver ls` tells which are installed):
 def main(argv: Sequence[str] | None = None) -> int:
     """The program `impruver`; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded("impruver", lambda: _dispatch(words))
+    return run_guarded("impruver", lambda: _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        result(_help())
+        print_result(_help())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        from impruver_core.cli.versions import version_line
+        from impruver_core.cli.versions import format_version_line
 
-        result(version_line("impruver"))
+        print_result(format_version_line("impruver"))
         return 0
     if words[0] not in VERBS:
-        hint = f"; did you mean run {words[0]}?" if words[0] in NAMES else nearest(words[0], VERBS)
+        hint = f"; did you mean run {words[0]}?" if words[0] in NAMES else suggest(words[0], VERBS)
         raise ImpruverError(f"no command {words[0]}{hint}")
     return importlib.import_module(f"impruver_core.commands.{words[0]}").main(words[1:])
 

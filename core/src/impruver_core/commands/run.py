@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from impruver_core.cli.console import result
-from impruver_core.commands.installed_tools import NAMES, TOOLS, install_command, require_program
+from impruver_core.cli.console import print_result
+from impruver_core.commands.installed_tools import NAMES, TOOLS, format_install_command, require_program
 from impruver_core.errors import ImpruverError
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
 TRAIN = "impruver-train"
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """Replaces this process, so signals and the exit code are the tool's own."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {tool.name:<16} {package:<17} {tool.does}" for package, tool in TOOLS.items()]
-        result(HELP.format(tools="\n".join(lines)))
+        print_result(HELP.format(tools="\n".join(lines)))
         return 0 if argv else 2
     launcher, name, flags = _parted(list(argv))
     behind = [flag for flag in flags if flag.replace("_", "-").startswith(("--nproc", *MEETING))]
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
     if package != TRAIN:
         raise ImpruverError(f"{' '.join(launcher)}: only finetune takes options of the launcher (torchrun)")
     if find_spec("torch") is None or find_spec("impruver_train") is None:
-        raise ImpruverError(f"a launch needs torch and impruver_train in this Python: {install_command(TRAIN)}")
+        raise ImpruverError(f"a launch needs torch and impruver_train in this Python: {format_install_command(TRAIN)}")
     os.environ.setdefault(SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS)
-    return _become(launch_command(launcher, flags))
+    return _become(build_launch_command(launcher, flags))
 
 
-def launch_command(launcher: Sequence[str], flags: Sequence[str]) -> list[str]:
+def build_launch_command(launcher: Sequence[str], flags: Sequence[str]) -> list[str]:
     """torchrun's command line for impruver_train; on one machine with a free port of its own."""
     own = any(option.replace("_", "-").startswith(MEETING) for option in launcher)
     own = own or any(name.startswith(MEETING_VARIABLES) for name in os.environ)
@@ -79,7 +79,7 @@ def _parted(argv: list[str]) -> tuple[list[str], str, list[str]]:
         number = next((place for place in places if not _is_value(argv, place)), places[0])
         return argv[:number], argv[number], argv[number + 1 :]
     unknown = next((word for word in argv if not word.startswith("-")), argv[0])
-    raise ImpruverError(f"no tool {unknown}{nearest(unknown, NAMES)}")
+    raise ImpruverError(f"no tool {unknown}{suggest(unknown, NAMES)}")
 
 
 def _is_value(argv: list[str], place: int) -> bool:

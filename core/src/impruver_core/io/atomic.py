@@ -16,7 +16,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with synced(part, mode) as file:
+        with open_synced(part, mode) as file:
             yield file
         os.replace(part, path)
         sync_folder(path.parent)
@@ -25,7 +25,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 @contextmanager
-def synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
+def open_synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """An open file (UTF-8, \\n) that is on the disk when it closes; its folder is made."""
     path = Path(path)
     make_folder(path.parent)
@@ -65,13 +65,13 @@ def sync_folder(path: Path) -> None:
             os.close(number)
 
 
-def staged(path: str | Path) -> Path:
+def get_staged_path(path: str | Path) -> Path:
     """Where a file is written before `publish` puts it in place: beside it, under one name for all runs."""
     path = Path(path)
     return path.with_name(f".{path.name}.staged")
 
 
-def sha256(path: str | Path) -> str:
+def hash_file(path: str | Path) -> str:
     """The sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

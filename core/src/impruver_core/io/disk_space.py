@@ -9,27 +9,27 @@ from pathlib import Path
 from impruver_core.errors import ImpruverError
 
 
-def need_room(path: str | Path, needed: int) -> None:
+def check_free_space(path: str | Path, needed: int) -> None:
     """ImpruverError where the disk of `path` has fewer than `needed` bytes free."""
     folder = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ImpruverError(f"{folder}: {size_text(needed)} are needed, {size_text(free)} are free")
+        raise ImpruverError(f"{folder}: {format_size(needed)} are needed, {format_size(free)} are free")
 
 
 @contextmanager
-def room_for(path: str | Path, needed: int) -> Iterator[None]:
+def reserve_space(path: str | Path, needed: int) -> Iterator[None]:
     """As `need_room`; a disk that is full before the work inside has ended is told with what it needs, too."""
-    need_room(path, needed)
+    check_free_space(path, needed)
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ImpruverError(f"{path}: the disk is full; about {size_text(needed)} are needed") from None
+        raise ImpruverError(f"{path}: the disk is full; about {format_size(needed)} are needed") from None
 
 
-def size_text(count: int) -> str:
+def format_size(count: int) -> str:
     """Bytes as GB, MB or kB."""
     unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if count >= s), ("kB", 1e3))
     return f"{count / size:.2f} {unit}"

@@ -7,7 +7,7 @@ from impruver_core.errors import ImpruverError
 MARK = "version https://git-lfs"
 
 
-def refuse_pointer(path: str | Path) -> None:
+def check_no_lfs_pointer(path: str | Path) -> None:
     """ImpruverError where `path` holds such a pointer: whoever reads it as the file tells of broken bytes."""
     with open(path, "rb") as file:
         if file.read(len(MARK)) == MARK.encode():

@@ -13,14 +13,14 @@ from impruver_core.errors import ImpruverError
 
 
 @dataclass(frozen=True)
-class Kind:
+class JsonType:
     """A kind of value, in words, and what tells it."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
-Keys = Mapping[str, "Kind | Keys"]
+Keys = Mapping[str, "JsonType | Keys"]
 
 
 def _compiles(text: str) -> bool:
@@ -31,51 +31,51 @@ def _compiles(text: str) -> bool:
     return True
 
 
-COUNT = Kind("a whole number from 1", lambda value: type(value) is int and 0 < value < 1 << 31)
+COUNT = JsonType("a whole number from 1", lambda value: type(value) is int and 0 < value < 1 << 31)
 
 
-INDEX = Kind("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
+INDEX = JsonType("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
 
 
-WHOLE = Kind("a whole number", lambda value: type(value) is int and abs(value) < 1 << 31)
+WHOLE = JsonType("a whole number", lambda value: type(value) is int and abs(value) < 1 << 31)
 
 
-NUMBER = Kind("a number", lambda value: type(value) in (int, float) and abs(value) < 1e38)
+NUMBER = JsonType("a number", lambda value: type(value) in (int, float) and abs(value) < 1e38)
 
 
-POSITIVE = Kind("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
+POSITIVE = JsonType("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
 
 
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+FLAG = JsonType("true or false", lambda value: isinstance(value, bool))
 
 
-TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXT = JsonType("a text", lambda value: isinstance(value, str))
 
 
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+OBJECT = JsonType("an object", lambda value: isinstance(value, dict))
 
 
-PATTERN = Kind("a text that is a regular expression", lambda value: isinstance(value, str) and _compiles(value))
+PATTERN = JsonType("a text that is a regular expression", lambda value: isinstance(value, str) and _compiles(value))
 
 
-def list_of(kind: Kind) -> Kind:
+def list_of(kind: JsonType) -> JsonType:
     """A list whose items are all of a kind."""
-    return Kind(
+    return JsonType(
         f"a list, each item {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value))
     )
 
 
-def by_name(name: Kind, kind: Kind) -> Kind:
+def by_name(name: JsonType, kind: JsonType) -> JsonType:
     """An object of free names."""
-    return Kind(
+    return JsonType(
         f"an object, each name {name.words}, each value {kind.words}",
         lambda value: isinstance(value, dict) and all(map(name.holds, value)) and all(map(kind.holds, value.values())),
     )
 
 
-def either(*kinds: Kind) -> Kind:
+def either(*kinds: JsonType) -> JsonType:
     """Any of several kinds."""
-    return Kind(" or ".join(kind.words for kind in kinds), lambda value: any(kind.holds(value) for kind in kinds))
+    return JsonType(" or ".join(kind.words for kind in kinds), lambda value: any(kind.holds(value) for kind in kinds))
 
 
 def read_text(path: Path) -> str:
@@ -107,7 +107,7 @@ def check_keys(content: Mapping[str, Any], keys: Keys, path: Path | str, within:
         value = content.get(key)
         if value is None:
             continue
-        nested = not isinstance(kind, Kind)
+        nested = not isinstance(kind, JsonType)
         asked = OBJECT if nested else kind
         if not asked.holds(value):
             raise ImpruverError(f"{path}: {within}{key} must be {asked.words}, not {_short(value)}")

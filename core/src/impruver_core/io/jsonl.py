@@ -28,15 +28,15 @@ def read_rows(path: str | Path) -> Iterator[dict]:
 
     A name that ends in .gz, .bz2, .xz or .zst is a compressed file.
     """
-    for _, row in numbered_rows(path):
+    for _, row in read_numbered_rows(path):
         yield row
 
 
-def numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, dict]]:
+def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, dict]]:
     """(line from 1, row) of a JSONL file, as `read_rows`; `file`: its bytes, where they are open already."""
     number = 0
     try:
-        with opened(path) if file is None else nullcontext(file) as file:
+        with open_compressed(path) if file is None else nullcontext(file) as file:
             for number, line in enumerate(file, 1):
                 text = _decoded(path, number, line)
                 if text.strip(BLANKS):
@@ -44,17 +44,17 @@ def numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tu
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
-        raise broken(f"{path}, after line {number}", error) from None
+        raise build_read_error(f"{path}, after line {number}", error) from None
 
 
-def broken(where: str, error: Exception) -> Exception:
+def build_read_error(where: str, error: Exception) -> Exception:
     """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that tells of the file."""
     if getattr(error, "errno", None) is not None:
         return error
     return ImpruverError(f"{where}: the compressed file is broken: {error}")
 
 
-def opened(path: str | Path) -> BinaryIO:
+def open_compressed(path: str | Path) -> BinaryIO:
     """The bytes of a file; a name that ends in .gz, .bz2, .xz or .zst is a compressed one."""
     suffix = Path(path).suffix.lower()
     if suffix != ".zst":
@@ -103,7 +103,7 @@ def _advice(text: str, error: json.JSONDecodeError) -> str:
     return next((advice for advice, fits in looks.items() if fits), "a row is one JSON object on a line")
 
 
-def dumps(row: dict) -> str:
+def format_row(row: dict) -> str:
     """A row as one line of JSON without its end, characters as they are; ValueError for NaN, which is no JSON."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -112,6 +112,6 @@ def write_rows(file: TextIO, rows: Iterable[dict]) -> int:
     """Writes rows to an open text file; returns how many."""
     count = 0
     for row in rows:
-        file.write(dumps(row) + "\n")
+        file.write(format_row(row) + "\n")
         count += 1
     return count

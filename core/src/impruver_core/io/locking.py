@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def alone_in(folders: Iterable[Path]) -> Iterator[None]:
+def lock_folders(folders: Iterable[Path]) -> Iterator[None]:
     """Lets one process at a time work in these folders, others wait; no more than `with` where none can be locked."""
     with ExitStack() as stack:
         for folder in sorted({os.path.realpath(folder) for folder in folders}):  # in one order: none waits for another

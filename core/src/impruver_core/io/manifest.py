@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, sha256, sync_folder
+from impruver_core.io.atomic import atomic_write, hash_file, sync_folder
 
 FORMAT = 1
 
 
-def new_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def build_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The head of a manifest: format, tool (a distribution's name), its version, the resolved recipe."""
     return {"impruver": FORMAT, "tool": tool, "version": version(tool), "recipe": dict(recipe)}
 
@@ -47,7 +47,7 @@ def _misshapen(manifest: dict) -> str | None:
     return None if described else "outputs are not described"
 
 
-def describe(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
+def describe_file(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
     """A file for a manifest's inputs or outputs; its bare name where it stands in the folder `beside`."""
     path = Path(path)
     name = path.name if beside is not None and path.absolute().parent == Path(beside).absolute() else str(path)
@@ -55,7 +55,7 @@ def describe(path: str | Path, rows: int | None = None, digest: bool = False, be
     if rows is not None:
         entry["rows"] = rows
     if digest:
-        entry["sha256"] = sha256(path)
+        entry["sha256"] = hash_file(path)
     return entry
 
 
@@ -76,11 +76,11 @@ def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: boo
         entry = known.get(path.absolute())
         if entry is None:
             raise ImpruverError(f"{path} is there and Impruver did not make it: name another path, or use --overwrite")
-        if entry["bytes"] != path.stat().st_size or entry.get("sha256", "") not in ("", sha256(path)):
+        if entry["bytes"] != path.stat().st_size or entry.get("sha256", "") not in ("", hash_file(path)):
             raise ImpruverError(f"{path} was changed since Impruver made it: move it away, or use --overwrite")
 
 
-def pending_path(manifest_path: Path) -> Path:
+def get_pending_path(manifest_path: Path) -> Path:
     """Where `publish` notes what it is about to put in place."""
     return Path(f"{manifest_path}.pending")
 
@@ -98,12 +98,12 @@ def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Ma
         {
             "path": str(Path(final).absolute()),
             "staged": str(Path(now).absolute()),
-            "sha256": known.get(Path(final).absolute()) or sha256(now),
+            "sha256": known.get(Path(final).absolute()) or hash_file(now),
         }
         for final, now in staged.items()
     ]
     if files:
-        with atomic_write(pending_path(manifest_path)) as file:
+        with atomic_write(get_pending_path(manifest_path)) as file:
             json.dump({"files": files, "manifest": manifest}, file, ensure_ascii=False)
     _finish(manifest_path, files, manifest)
 
@@ -112,24 +112,24 @@ def recover(manifest_path: str | Path) -> None:
     """Finishes a `publish` that was cut off; where its files are gone, takes back what is left of it."""
     manifest_path = Path(manifest_path)
     try:
-        pending = json.loads(pending_path(manifest_path).read_text(encoding="utf-8"))
+        pending = json.loads(get_pending_path(manifest_path).read_text(encoding="utf-8"))
         files = [{name: str(entry[name]) for name in ("path", "staged", "sha256")} for entry in pending["files"]]
         manifest = dict(pending["manifest"])
     except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, KeyError, TypeError):
-        raise ImpruverError(f"{pending_path(manifest_path)}: Impruver did not write this; remove it") from None
+        raise ImpruverError(f"{get_pending_path(manifest_path)}: Impruver did not write this; remove it") from None
     if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in files):
         _finish(manifest_path, files, manifest)
         return
     for entry in files:
         Path(entry["staged"]).unlink(missing_ok=True)
-    pending_path(manifest_path).unlink()
+    get_pending_path(manifest_path).unlink()
 
 
 def _is_at(entry: dict, key: str) -> bool:
     path = Path(entry[key])
-    return path.is_file() and sha256(path) == entry["sha256"]
+    return path.is_file() and hash_file(path) == entry["sha256"]
 
 
 def _finish(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any]) -> None:
@@ -140,4 +140,4 @@ def _finish(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any])
     with atomic_write(manifest_path) as file:
         json.dump(manifest, file, ensure_ascii=False, indent=1)
         file.write("\n")
-    pending_path(manifest_path).unlink(missing_ok=True)
+    get_pending_path(manifest_path).unlink(missing_ok=True)

@@ -9,14 +9,14 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 
-def require_fitting(model: Any, info: dict[str, Any], name: str) -> None:
+def check_adapter_fits(model: Any, info: dict[str, Any], name: str) -> None:
     """ImpruverError where `info` of `from_pretrained` tells of tensors without weights, of other shapes, or unused."""
     fault = next(_faults(model, info), None)
     if fault:
         raise ImpruverError(f"model.name: {name}: {fault}")
 
 
-def keep_layout(model: Any) -> None:
+def disable_cpu_4bit_repacking(model: Any) -> None:
     """Has 4-bit matrices on a CPU stay as they were loaded.
 
     Where a CPU has bf16 instructions, bitsandbytes rewrites them at the first forward pass outside of training: from
@@ -68,7 +68,7 @@ MISMATCH = (
 
 
 @contextmanager
-def mismatch_told(adapter_dir: str | Path) -> Iterator[None]:
+def format_mismatch(adapter_dir: str | Path) -> Iterator[None]:
     """Turns torch's error about shapes into one message with the first of them."""
     try:
         yield
@@ -84,7 +84,7 @@ def mismatch_told(adapter_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
-def require_whole(model: Any, adapter_dir: Path) -> None:
+def check_weights_complete(model: Any, adapter_dir: Path) -> None:
     """ImpruverError where `model`, with the adapter on it, has other LoRA tensors than the adapter's file."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open

@@ -8,7 +8,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 
 
-def pick_device() -> str:
+def choose_device() -> str:
     """The accelerator that torch finds (`cuda`, `mps`, `xpu`…), else `cpu`."""
     import torch
 

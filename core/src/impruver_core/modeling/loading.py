@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.dynamic_import import load_object
-from impruver_core.errors import ImpruverError, told
-from impruver_core.modeling.checkpoint_checks import keep_layout, mismatch_told, require_fitting, require_whole
-from impruver_core.modeling.devices import pick_device
-from impruver_core.recipe.paths import local_or_hub
+from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.modeling.checkpoint_checks import (
+    check_adapter_fits,
+    check_weights_complete,
+    disable_cpu_4bit_repacking,
+    format_mismatch,
+)
+from impruver_core.modeling.devices import choose_device
+from impruver_core.recipe.paths import resolve_model_path
 
 BITNET = "custom.llama."
 
@@ -48,18 +53,18 @@ def load_config(section: Any, search_dir: Path | None = None) -> Any:
     if section.name:
         from transformers import AutoConfig
 
-        with explained("model.name", section.name):
-            source = local_or_hub(section.name, search_dir, "model.name")
+        with loading_errors_as_user_errors("model.name", section.name):
+            source = resolve_model_path(section.name, search_dir, "model.name")
             return AutoConfig.from_pretrained(source, trust_remote_code=section.trust_remote_code)
     if not section.config_class:
         raise ImpruverError("model: neither `name` (a base to train) nor `config_class` and `config` (from scratch)")
     config_class = load_object(section.config_class, "model.config_class", search_dir)
     values = dict(section.config or {})
-    with explained("model.config", section.config_class):
+    with loading_errors_as_user_errors("model.config", section.config_class):
         return getattr(config_class, "for_model", config_class)(**values)  # for_model: AutoConfig's
 
 
-def undeclared(config: Any, names: list[str]) -> list[str]:
+def find_unknown_config_keys(config: Any, names: list[str]) -> list[str]:
     """Those of `names` that the class of `config` does not declare (it keeps them all the same)."""
     import inspect
 
@@ -70,7 +75,7 @@ def undeclared(config: Any, names: list[str]) -> list[str]:
     return [name for name in names if name not in declared and not name.startswith("_")]
 
 
-def quantization(section: Any, dtype: Any) -> Any:
+def build_quantization_config(section: Any, dtype: Any) -> Any:
     """The bitsandbytes settings that `load_in_4bit` (nf4, double quantization) or `load_in_8bit` ask for, else None."""
     if not section.load_in_4bit and not section.load_in_8bit:
         return None
@@ -83,7 +88,7 @@ def quantization(section: Any, dtype: Any) -> Any:
     )
 
 
-def new_model(section: Any, config: Any, dtype: Any, search_dir: Path | None = None) -> Any:
+def build_new_model(section: Any, config: Any, dtype: Any, search_dir: Path | None = None) -> Any:
     """A model of `config` with fresh weights in `dtype`; on torch's meta device where the caller set it."""
     model_class = load_model_class(section, search_dir)
     build = getattr(model_class, "from_config", None) or getattr(model_class, "_from_config", None)
@@ -92,7 +97,7 @@ def new_model(section: Any, config: Any, dtype: Any, search_dir: Path | None = N
     extra = {"trust_remote_code": section.trust_remote_code} if hasattr(model_class, "from_config") else {}
     if section.attn_implementation:
         extra["attn_implementation"] = section.attn_implementation
-    with explained("model.class", section.class_):
+    with loading_errors_as_user_errors("model.class", section.class_):
         return build(config, dtype=dtype, **extra)
 
 
@@ -102,17 +107,17 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
     `device` is where the weights go (None: left to the caller; a quantized model then goes to the best device).
     """
     model_class = load_model_class(section, search_dir)
-    bits = quantization(section, dtype)
+    bits = build_quantization_config(section, dtype)
     if bits is not None and device is None:
-        device = pick_device()
+        device = choose_device()
     options = {"quantization_config": bits} if bits is not None else {}
     if device is not None:
         options["device_map"] = {"": device}
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    with explained("model.name", section.name):
+    with loading_errors_as_user_errors("model.name", section.name):
         model, info = model_class.from_pretrained(
-            local_or_hub(section.name, search_dir, "model.name"),
+            resolve_model_path(section.name, search_dir, "model.name"),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=section.trust_remote_code,
@@ -120,8 +125,8 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
             ignore_mismatched_sizes=True,  # require_fitting tells them
             **options,
         )
-    require_fitting(model, info, section.name)
-    keep_layout(model)
+    check_adapter_fits(model, info, section.name)
+    disable_cpu_4bit_repacking(model)
     return model
 
 
@@ -129,14 +134,14 @@ def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = N
     """`model` with its adapter (ImpruverError for another base's), embeddings grown to `vocabulary` as in training."""
     from peft import PeftModel
 
-    grow_embeddings(model, vocabulary or 0)
-    with explained("adapter", f"{adapter_dir}: adapter_config.json"), mismatch_told(adapter_dir):
+    resize_embeddings_if_needed(model, vocabulary or 0)
+    with loading_errors_as_user_errors("adapter", f"{adapter_dir}: adapter_config.json"), format_mismatch(adapter_dir):
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
-    require_whole(adapted, Path(adapter_dir))
+    check_weights_complete(adapted, Path(adapter_dir))
     return adapted
 
 
-def grow_embeddings(model: Any, vocabulary: int) -> bool:
+def resize_embeddings_if_needed(model: Any, vocabulary: int) -> bool:
     """Gives `model` embedding rows for ids up to `vocabulary`; never takes any away. True if it grew."""
     weight = model.get_input_embeddings().weight
     if vocabulary <= getattr(weight, "ds_shape", weight.shape)[0]:  # DeepSpeed leaves an empty tensor of a sharded one
@@ -146,7 +151,7 @@ def grow_embeddings(model: Any, vocabulary: int) -> bool:
 
 
 @contextmanager
-def explained(key: str, name: str):
+def loading_errors_as_user_errors(key: str, name: str):
     """Turns what transformers raises while it loads `name`, given by the recipe's `key`, into one plain message."""
     try:
         yield
@@ -155,7 +160,11 @@ def explained(key: str, name: str):
             raise
         text = str(error)
         if "attn_implementation" in text or "FlashAttention" in text:
-            key, name, message = "model", "attn_implementation", f"{told(error)} Left out, the model's own is taken"
+            key, name, message = (
+                "model",
+                "attn_implementation",
+                f"{describe_error(error)} Left out, the model's own is taken",
+            )
         elif "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
         elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
@@ -164,5 +173,5 @@ def explained(key: str, name: str):
                 "trust them, convert them once (from_pretrained, then save_pretrained) and name the new folder"
             )
         else:
-            message = told(error)
+            message = describe_error(error)
         raise ImpruverError(f"{key}: {name}: {message}") from error

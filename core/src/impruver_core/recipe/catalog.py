@@ -11,16 +11,16 @@ from impruver_core.errors import ImpruverError
 
 
 @cache
-def recipes_root() -> Path:
+def find_recipes_root() -> Path:
     """The folder of the installed recipes."""
     from importlib.resources import files
 
     return Path(str(files("impruver_configs")))
 
 
-def recipe_names() -> list[str]:
+def list_recipes() -> list[str]:
     """All installed recipes as `family/name`, without `.yaml`, sorted."""
-    paths = sorted(recipes_root().glob("*/*.yaml"), key=lambda path: str(path).lower())
+    paths = sorted(find_recipes_root().glob("*/*.yaml"), key=lambda path: str(path).lower())
     return [f"{path.parent.name}/{path.stem}" for path in paths]
 
 
@@ -30,8 +30,8 @@ def find_recipe(name: str | Path) -> Path:
     if os.path.isfile(path):  # Path.is_file raises on a name too long
         return path
     wanted = str(name).removesuffix(".yaml")
-    if wanted in recipe_names():
-        return recipes_root() / f"{wanted}.yaml"
+    if wanted in list_recipes():
+        return find_recipes_root() / f"{wanted}.yaml"
     if os.path.isdir(path):
         raise ImpruverError(f"{name} is a folder, not a recipe: name a YAML file in it")
     near = _near(wanted)
@@ -42,7 +42,7 @@ def find_recipe(name: str | Path) -> Path:
 
 def _near(wanted: str) -> list[str]:
     """Up to three names like the wanted one, or with its last part."""
-    names = {name.lower(): name for name in recipe_names()}
+    names = {name.lower(): name for name in list_recipes()}
     lower = wanted.lower()
     ends = {full.rpartition("/")[2]: full for full in names}
     close = difflib.get_close_matches(lower, names, 3, 0.6)

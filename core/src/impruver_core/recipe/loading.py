@@ -15,12 +15,12 @@ from impruver_core.errors import RecipeError
 from impruver_core.recipe.catalog import find_recipe
 from impruver_core.recipe.overrides import apply_flags, apply_overrides, split_path
 from impruver_core.recipe.paths import find_local
-from impruver_core.recipe.registry import installed_sections, meant_by
+from impruver_core.recipe.registry import load_installed_sections, suggest_key
 from impruver_core.recipe.schema import fields_of
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection
-from impruver_core.recipe.validation import build, plain
+from impruver_core.recipe.validation import remove_unset, validate_value
 from impruver_core.recipe.yaml_document import Document, dump, read_document
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
 SEEDS = range(2**32)  # numpy takes no others
 
@@ -81,7 +81,7 @@ def load_recipe(
     document.data = document.data or {}
     apply_overrides(document, overrides)
     apply_flags(document, named)
-    values = _checked(document, installed_sections() if sections is None else {**SECTIONS, **sections})
+    values = _checked(document, load_installed_sections() if sections is None else {**SECTIONS, **sections})
     if document.faults:
         raise RecipeError(document.faults)
     recipe = Recipe(**values, path=path, document=document)
@@ -92,7 +92,7 @@ def load_recipe(
     )
 
 
-def resolved(recipe: Recipe, absolute: bool = False) -> dict[str, Any]:
+def resolve_recipe(recipe: Recipe, absolute: bool = False) -> dict[str, Any]:
     """The recipe as a plain mapping, defaults included; `absolute`: every local input by its absolute path."""
     mapping = {}
     for name in OWNERS:
@@ -108,22 +108,22 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     from impruver_core.io.atomic import atomic_write
 
     with atomic_write(Path(path)) as file:
-        file.write(dump(resolved(recipe, absolute=True)))
+        file.write(dump(resolve_recipe(recipe, absolute=True)))
 
 
 def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     for name in document.data:
         if name not in OWNERS:
-            meant = meant_by(name, sections)
-            hint = f"; did you mean {meant}?" if meant else nearest(name, OWNERS)
+            meant = suggest_key(name, sections)
+            hint = f"; did you mean {meant}?" if meant else suggest(name, OWNERS)
             document.fault((name,), f"no such key{hint}")
     values = {}
     for name in OWNERS:
         given = document.data.get(name)
         if name in sections:
-            values[name] = build(sections[name], given, (name,), document.fault)
+            values[name] = validate_value(sections[name], given, (name,), document.fault)
         else:
-            values[name] = plain(given)
+            values[name] = remove_unset(given)
     if values["seed"] is not None and values["seed"] not in SEEDS:
         document.fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
     if isinstance(values["trainer"], dict):

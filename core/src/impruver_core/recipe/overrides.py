@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from impruver_core.recipe.validation import REMOVED, found
+from impruver_core.recipe.validation import REMOVED, describe_value
 from impruver_core.recipe.yaml_document import Document, parse_text
 
 SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
@@ -30,17 +30,17 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             document.faults += parsed.faults
         else:
             document.places.update(parsed.places)
-            put(document, path, REMOVED if parsed.data is None else parsed.data, told)
+            set_value(document, path, REMOVED if parsed.data is None else parsed.data, told)
 
 
 def apply_flags(document: Document, named: Sequence[tuple[str, Any, str]]) -> None:
     """Puts the values of named flags, given as (key path, value, flag)."""
     for name, value, flag in named:
         for target in (name, *ALSO.get(name, ())):
-            put(document, split_path(target), value, flag)
+            set_value(document, split_path(target), value, flag)
 
 
-def put(document: Document, path: tuple, value: Any, told: str) -> None:
+def set_value(document: Document, path: tuple, value: Any, told: str) -> None:
     """Sets `value` at the key path; mappings that are not there yet are made, list items must exist or be the next."""
     if not isinstance(document.data, dict):
         document.data = {}
@@ -72,7 +72,7 @@ def _unusable(at: Any, part: Any) -> str | None:
     if isinstance(at, dict):
         return None
     if not isinstance(at, list):
-        return f"holds no keys, it is {found(at)}"
+        return f"holds no keys, it is {describe_value(at)}"
     if not isinstance(part, int):
         return f"is a list; its items go by number, as in datasets.0.{part}"
     return f"has {len(at)} items, numbered from 0" if part > len(at) else None

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.catalog import recipes_root
+from impruver_core.recipe.catalog import find_recipes_root
 
 DATA_SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".xz", ".bz2", ".zip"),
@@ -15,7 +15,7 @@ DATA_SUFFIXES = (
 )
 
 
-def looks_local(value: str) -> bool:
+def is_local_path(value: str) -> bool:
     """True for what is never sent to a hub: `./x`, `/x`, `~/x`, a glob, or a name with a data suffix."""
     return (
         value in (".", "..")
@@ -34,21 +34,21 @@ def find_local(value: str, recipe_dir: Path | None) -> Path | None:
         return None
     path = Path(value).expanduser()
     folders = [Path(recipe_dir)] if recipe_dir is not None else []
-    candidates = (Path(os.path.abspath(folder / path)) for folder in [*folders, Path.cwd(), recipes_root()])
+    candidates = (Path(os.path.abspath(folder / path)) for folder in [*folders, Path.cwd(), find_recipes_root()])
     return next(filter(_exists, candidates), None)
 
 
-def local_or_hub(name: str, recipe_dir: Path | None, key: str) -> str:
+def resolve_model_path(name: str, recipe_dir: Path | None, key: str) -> str:
     """The folder that `name` is, else the name itself as a hub id; ImpruverError for a file, and for what is gone."""
     found = find_local(name, recipe_dir)
     if found is None:
-        require_hub_id(name, key)
+        check_hub_id(name, key)
         return name
-    require_folder(found, key)
+    check_model_folder(found, key)
     return str(found)
 
 
-def require_folder(path: Path, key: str) -> None:
+def check_model_folder(path: Path, key: str) -> None:
     """ImpruverError, beginning with `key`, where a file stands in place of a model's folder."""
     if path.suffix.lower() == ".gguf" and path.is_file():
         raise ImpruverError(f"{key}: {path} is a GGUF file, which can't be trained: name the model it was made from")
@@ -56,9 +56,9 @@ def require_folder(path: Path, key: str) -> None:
         raise ImpruverError(f"{key}: {path} is a file: name the folder that it stands in")
 
 
-def require_hub_id(name: str, key: str) -> None:
+def check_hub_id(name: str, key: str) -> None:
     """ImpruverError, beginning with `key`, for a name of something local, which is not there."""
-    if looks_local(name):
+    if is_local_path(name):
         raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
 
 

@@ -18,7 +18,7 @@ GROUP = "impruver.sections"
 
 
 @cache
-def installed_sections() -> dict[str, Any]:
+def load_installed_sections() -> dict[str, Any]:
     """Top-level key -> its declaration, for core and every installed tool; the others' keys are not in it."""
     found = dict(SECTIONS)
     for entry in entry_points(group=GROUP):
@@ -59,7 +59,7 @@ ELSEWHERE = {
 }
 
 
-def meant_by(name: str, sections: Mapping[str, Any]) -> str | None:
+def suggest_key(name: str, sections: Mapping[str, Any]) -> str | None:
     """The key path that a bare name stands for: `trainer.learning_rate` for `learning_rate`, or for another kit's."""
     for top, spec in sections.items():
         if name in keys_of(spec):

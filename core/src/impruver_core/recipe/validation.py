@@ -11,9 +11,9 @@ from dataclasses import MISSING
 from typing import Any
 
 from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
-Report = Callable[[tuple, str], None]  # takes a key path and what is wrong there
+FaultReport = Callable[[tuple, str], None]  # takes a key path and what is wrong there
 
 
 EXPECTED = {
@@ -32,7 +32,7 @@ OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False
 REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it never stood there
 
 
-def build(spec: Any, value: Any, path: tuple, report: Report) -> Any:
+def validate_value(spec: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     """The value of a top-level key as its owner declared it; every fault goes to `report`."""
     if value is REMOVED:
         value = None
@@ -45,16 +45,16 @@ def build(spec: Any, value: Any, path: tuple, report: Report) -> Any:
     return _section(spec, {} if value is None else value, path, report)
 
 
-def plain(value: Any) -> Any:
+def remove_unset(value: Any) -> Any:
     """A copy without what was removed by `--set …=null`."""
     if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items() if item is not REMOVED}
+        return {name: remove_unset(item) for name, item in value.items() if item is not REMOVED}
     if isinstance(value, list):
-        return [plain(item) for item in value if item is not REMOVED]
+        return [remove_unset(item) for item in value if item is not REMOVED]
     return None if value is REMOVED else value
 
 
-def _open(spec: OpenMapping, value: Any, path: tuple, report: Report) -> dict | None:
+def _open(spec: OpenMapping, value: Any, path: tuple, report: FaultReport) -> dict | None:
     if value is None:
         return None if spec.optional else {}
     mapping = _value(dict, value, path, report)
@@ -64,9 +64,9 @@ def _open(spec: OpenMapping, value: Any, path: tuple, report: Report) -> dict | 
     return mapping
 
 
-def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
+def _section(section: type, value: Any, path: tuple, report: FaultReport) -> Any:
     if not isinstance(value, dict):
-        return report(path, f"expected a mapping, found {found(value)}")
+        return report(path, f"expected a mapping, found {describe_value(value)}")
     fields = fields_of(section)
     hints = typing.get_type_hints(section)
     sound, given = True, {}
@@ -78,7 +78,7 @@ def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
 
     for name, item in value.items():
         if name not in fields:
-            note((*path, name), f"no such key{nearest(name, fields)}")
+            note((*path, name), f"no such key{suggest(name, fields)}")
         elif item is not None and item is not REMOVED:
             field = fields[name]
             given[field.name] = _checked(hints[field.name], item, field.metadata.get("choices"), (*path, name), note)
@@ -88,7 +88,7 @@ def _section(section: type, value: Any, path: tuple, report: Report) -> Any:
     return _made(section, given, path, report) if sound else None
 
 
-def _made(section: type, given: dict, path: tuple, report: Report) -> Any:
+def _made(section: type, given: dict, path: tuple, report: FaultReport) -> Any:
     try:
         return section(**given)
     except ValueError as error:  # a section's own check: what is wrong, and the key if it is about one alone
@@ -96,7 +96,7 @@ def _made(section: type, given: dict, path: tuple, report: Report) -> Any:
         return report((*path, *key), str(what))
 
 
-def _checked(hint: Any, value: Any, choices: Collection | None, path: tuple, report: Report) -> Any:
+def _checked(hint: Any, value: Any, choices: Collection | None, path: tuple, report: FaultReport) -> Any:
     result = _value(hint, value, path, report)
     if choices is not None and type(value) in (str, int, float) and result is not None and result not in choices:
         report(path, f"{value!r} is none of {', '.join(map(str, choices))}{_near_choice(value, choices)}")
@@ -108,10 +108,10 @@ def _near_choice(value: Any, choices: Collection) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _value(hint: Any, value: Any, path: tuple, report: Report) -> Any:
+def _value(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return plain(value)
+        return remove_unset(value)
     if origin in (typing.Union, types.UnionType):
         return _union(arguments, value, path, report)
     if origin is typing.Literal:
@@ -128,7 +128,7 @@ def _value(hint: Any, value: Any, path: tuple, report: Report) -> Any:
     if base is int and type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not base:
-        return report(path, f"expected {EXPECTED.get(base, base)}, found {found(value)}{_advice(base, value)}")
+        return report(path, f"expected {EXPECTED.get(base, base)}, found {describe_value(value)}{_advice(base, value)}")
     return value
 
 
@@ -138,15 +138,15 @@ def _advice(base: type, value: Any) -> str:
     return "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
 
 
-def _items(base: type, arguments: tuple, value: Any, path: tuple, report: Report) -> Any:
+def _items(base: type, arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
     if not arguments:
-        return plain(value)
+        return remove_unset(value)
     pairs = value.items() if base is dict else enumerate(value)
     made = {at: _value(arguments[-1], item, (*path, at), report) for at, item in pairs if item is not REMOVED}
     return made if base is dict else list(made.values())
 
 
-def _union(arguments: tuple, value: Any, path: tuple, report: Report) -> Any:
+def _union(arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
     arms = [arm for arm in arguments if arm is not type(None)]
     if len(arms) == 1:
         return _value(arms[0], value, path, report)
@@ -156,10 +156,10 @@ def _union(arguments: tuple, value: Any, path: tuple, report: Report) -> Any:
         if not faults:
             return made
     names = " or ".join(EXPECTED.get(typing.get_origin(arm) or arm, "a mapping") for arm in arms)
-    return report(path, f"expected {names}, found {found(value)}")
+    return report(path, f"expected {names}, found {describe_value(value)}")
 
 
-def found(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """What a value is, in a fault's words."""
     if isinstance(value, (list, dict)):
         return EXPECTED[type(value)]

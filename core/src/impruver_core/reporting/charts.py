@@ -26,7 +26,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:E[+-]?\d+)?")
 PLACES = {"d", "x", "y", "x1", "x2", "y1", "y2", "width", "height"}  # attributes of numbers, by leather of 28 digits
 
 
-def bars(label: str, values: Mapping[str, Sequence[float]], names: Sequence[str] = ("",)) -> dict | None:
+def render_bars(label: str, values: Mapping[str, Sequence[float]], names: Sequence[str] = ("",)) -> dict | None:
     """A bar for each name of `values`; of several values each covers a part of the one before, `names` tell which."""
     if not values:
         return None
@@ -40,7 +40,7 @@ def bars(label: str, values: Mapping[str, Sequence[float]], names: Sequence[str]
     return _part(label, chart, 110 + BAR * len(values), "bars")
 
 
-def histogram(
+def render_histogram(
     label: str, edges: Sequence[float], counts: Sequence[int], limits: Mapping[str, float], x_name: str, y_name: str
 ) -> dict | None:
     """Counts between edges (one more), and a line at each of `limits`."""
@@ -59,7 +59,7 @@ def histogram(
     return _part(label, chart, LINES_HEIGHT, "histogram")
 
 
-def lines(label: str, series: Mapping[str, Sequence[tuple[float, float]]], x_name: str = "step") -> dict | None:
+def render_lines(label: str, series: Mapping[str, Sequence[tuple[float, float]]], x_name: str = "step") -> dict | None:
     """A line for each series of (x, y) points; what is no finite number is left out."""
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     drawn = {name: _thinned(points) for name, points in finite.items() if points}

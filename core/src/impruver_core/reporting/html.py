@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 Span = tuple[str, str]
 
 
-def page(title: str, lead: str, sections: Iterable[dict]) -> str:
+def render_page(title: str, lead: str, sections: Iterable[dict]) -> str:
     """The whole page: no script, and nothing that it would have to load."""
     import jinja2
 
@@ -34,32 +34,32 @@ def page(title: str, lead: str, sections: Iterable[dict]) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def section(title: str, note: str, *parts: dict | None) -> dict:
+def build_section(title: str, note: str, *parts: dict | None) -> dict:
     """A heading, a line below it and what belongs there; parts that are None are left out."""
     return {"title": title, "note": note, "parts": [part for part in parts if part is not None]}
 
 
-def facts(items: Mapping[str, Any]) -> dict:
+def build_facts(items: Mapping[str, Any]) -> dict:
     """The few numbers that matter, large."""
     return {"kind": "facts", "items": dict(items)}
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict:
+def build_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict:
     """Numbers to the right, with thousands apart."""
     return {"kind": "table", "header": list(header), "rows": [list(row) for row in rows]}
 
 
-def texts(items: Iterable[tuple[str, Sequence[Span]]]) -> dict:
+def build_texts(items: Iterable[tuple[str, Sequence[Span]]]) -> dict:
     """(caption, spans) one below the other."""
     return {"kind": "texts", "items": list(items)}
 
 
-def pairs(items: Iterable[tuple[str, tuple[str, Sequence[Span]], tuple[str, Sequence[Span]]]]) -> dict:
+def build_pairs(items: Iterable[tuple[str, tuple[str, Sequence[Span]], tuple[str, Sequence[Span]]]]) -> dict:
     """(caption, left, right), each side a (caption, spans), side by side."""
     return {"kind": "pairs", "items": list(items)}
 
 
-def shown(spans: Iterable[Span], most: int) -> list[Span]:
+def truncate_spans(spans: Iterable[Span], most: int) -> list[Span]:
     """The first `most` characters, and how many more there are."""
     found, left, more = [], most, 0
     for text, kind in spans:
@@ -70,7 +70,7 @@ def shown(spans: Iterable[Span], most: int) -> list[Span]:
     return [*found, (f"… {more:,} more characters", "left_out")] if more else found
 
 
-def marked(spans: Iterable[Span], strings: Sequence[str], kind: str = "special") -> list[Span]:
+def mark_strings(spans: Iterable[Span], strings: Sequence[str], kind: str = "special") -> list[Span]:
     """The spans, with each of `strings` in them as a span of its own."""
     longest_first = sorted(filter(None, strings), key=len, reverse=True)
     if not longest_first:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import result, say, warn
+from impruver_core.cli.console import log_info, print_result, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import Recipe
 
@@ -32,7 +32,7 @@ def chat(recipe: Recipe, gguf: str | None, files: Files | None, dry_run: bool, p
     chosen = sampling.choose(recipe.chat, output_dir, interactive=files is None)
     questions = prepare(files, recipe.chat.system_prompt, dry_run) if files else []
     load, parts = loader(recipe, output_dir, gguf, dry_run, compare)
-    say_or_result = result if dry_run else say
+    say_or_result = print_result if dry_run else log_info
     if files:
         say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
     say_or_result(f"generation: {sampling.described(chosen)}")
@@ -54,7 +54,7 @@ def loader(
 
     Where nothing is there yet that is a note for a dry run, which loads nothing.
     """
-    tell, would = (result, "would load") if dry_run else (say, "loading")
+    tell, would = (print_result, "would load") if dry_run else (log_info, "loading")
     options = {
         "add_bos": wants_bos(recipe.datasets),
         "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
@@ -70,7 +70,7 @@ def loader(
     except found.NothingThere as absent:
         if not dry_run:
             raise
-        say(f"note: {absent}")
+        log_info(f"note: {absent}")
         return None, []
     require_two(compare, there.alone)
     if not there.finished:

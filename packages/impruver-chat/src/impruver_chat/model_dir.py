@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import refuse_pointer
+from impruver_core.io.git_lfs import check_no_lfs_pointer
 from impruver_core.io.manifest import read_manifest
-from impruver_core.recipe.paths import find_local, looks_local
+from impruver_core.recipe.paths import find_local, is_local_path
 
 CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
 
@@ -151,7 +151,7 @@ def find_base(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
         raise ImpruverError(f"{output_dir} holds an adapter, and nothing names its base: set model.name")
     local = find_local(name, recipe_dir)
     if local is None:
-        if looks_local(name):
+        if is_local_path(name):
             raise ImpruverError(
                 f"model.name: {name}, the base of the adapter in {output_dir}, is not there; where it is now is set by "
                 "--set model.name=FOLDER"
@@ -198,7 +198,7 @@ def check_whole(path: Path) -> None:
         ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         needed = 8 + length + max(ends, default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-        refuse_pointer(path)
+        check_no_lfs_pointer(path)
         raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
     if needed != size:
         what = "cut off" if size < needed else "too long"

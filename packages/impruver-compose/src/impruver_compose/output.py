@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from impruver_core.chat_template.selection import ends_of
+from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import staged, synced
-from impruver_core.io.disk_space import room_for
+from impruver_core.io.atomic import get_staged_path, open_synced
+from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import write_rows
-from impruver_core.io.manifest import describe, new_manifest, pending_path, publish, read_manifest
-from impruver_core.tokenizer import template_fingerprint
+from impruver_core.io.manifest import build_manifest, describe_file, get_pending_path, publish, read_manifest
+from impruver_core.tokenizer import compute_template_fingerprint
 
 from impruver_compose.ledger import Ledger
 from impruver_compose.sources.file_formats import COMPRESSED
@@ -58,10 +58,10 @@ class Paths(NamedTuple):
 
 def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
     """The manifest but for its outputs; `fingerprint` is the tokenizer's."""
-    return new_manifest("impruver-compose", recipe) | {
+    return build_manifest("impruver-compose", recipe) | {
         "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
-        "template": {"fingerprint": template_fingerprint(tokenizer)},
-        "end_of_turn": ends_of(tokenizer),
+        "template": {"fingerprint": compute_template_fingerprint(tokenizer)},
+        "end_of_turn": get_end_of_turn(tokenizer),
         **facts,
     }
 
@@ -75,26 +75,26 @@ def write(
     """
     for_val = int(_sizes(corpus, val, True).sum())
     needed = int(_sizes(corpus, train, False).sum()) + len(page) + (for_val if _beside(paths.val, paths) else 0)
-    places = {path: staged(path) for path in paths.outputs()}
+    places = {path: get_staged_path(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
-        with room_for(paths.train.parent, needed):
-            with synced(places[paths.train], "wb") as file:
+        with reserve_space(paths.train.parent, needed):
+            with open_synced(places[paths.train], "wb") as file:
                 write_lines(file, corpus, train)
-            with room_for(paths.val.parent, for_val), synced(places[paths.val], "wb") as file:
+            with reserve_space(paths.val.parent, for_val), open_synced(places[paths.val], "wb") as file:
                 write_lines(file, corpus, val, with_extra=True)
-            with synced(places[paths.ledger]) as file:
+            with open_synced(places[paths.ledger]) as file:
                 write_rows(file, ledger.sorted_lines())
-            with synced(places[paths.report]) as file:
+            with open_synced(places[paths.report]) as file:
                 file.write(page)
         outputs = [
-            describe(place, rows.get(path), digest=True)
+            describe_file(place, rows.get(path), digest=True)
             | {"path": str(path.name if _beside(path, paths) else path.absolute())}
             for path, place in places.items()
         ]
         publish(paths.manifest, places, manifest | {"outputs": outputs})
     finally:
-        if not pending_path(paths.manifest).exists():  # else a start that finds it finishes
+        if not get_pending_path(paths.manifest).exists():  # else a start that finds it finishes
             for place in places.values():
                 place.unlink(missing_ok=True)
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from impruver_core.chat_template.masking.loss_mask import require_fast
-from impruver_core.cli.console import table
-from impruver_core.errors import CheckFailed, ImpruverError
+from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
+from impruver_core.cli.console import format_table
+from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.io.atomic import check_folder, make_folder
-from impruver_core.io.locking import alone_in
-from impruver_core.io.manifest import check_replaceable, pending_path, recover
-from impruver_core.recipe.loading import resolved
-from impruver_core.tokenizer import fingerprint, load_tokenizer
+from impruver_core.io.locking import lock_folders
+from impruver_core.io.manifest import check_replaceable, get_pending_path, recover
+from impruver_core.recipe.loading import resolve_recipe
+from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
 from impruver_compose import output
 from impruver_compose import selection as tally
@@ -44,7 +44,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     if dry_run:
         gate.estimate(jobs, [probe(job) for job in jobs])
         return
-    told = fingerprint(tokenizer)
+    told = compute_fingerprint(tokenizer)
     entries = [cache.entry_of(job, told) for job in jobs]
     jobs = [dataclasses.replace(job, day=cache.day_of(job, entry)) for job, entry in zip(jobs, entries, strict=True)]
     seen = [probe(job) for job in jobs]
@@ -62,9 +62,9 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
         "counts": [each.as_dict() for each in counts],
         "gate": gate.check(jobs, counts, seen),
     }
-    manifest = output.manifest(resolved(recipe), tokenizer, told, facts)
+    manifest = output.manifest(resolve_recipe(recipe), tokenizer, told, facts)
     html = page.page(paths, corpus, jobs, counts, lines, duplicates, facts["gate"])
-    with alone_in(paths.folders()):
+    with lock_folders(paths.folders()):
         _settle(paths, overwrite)  # again: meanwhile another run may have written
         if overwrite or not output.stand(paths, manifest):
             output.write(paths, corpus, ledger, *lines, html, manifest)
@@ -72,7 +72,7 @@ def compose(recipe, dry_run: bool = False, overwrite: bool = False, num_proc: in
     summary_tables.report(paths, jobs, counts, ledger)
     refused = sum(each.dropped["mask_refused"] for each in counts)
     if refused:
-        raise CheckFailed(f"{refused} conversations have no exact mask: see mask_refused in {paths.ledger}")
+        raise CheckFailedError(f"{refused} conversations have no exact mask: see mask_refused in {paths.ledger}")
 
 
 def show_rows(recipe, count: int) -> None:
@@ -94,7 +94,7 @@ def _tokenizer(recipe) -> tuple:
     """(tokenizer, tokens of the longest row or None), behind the imports that they need."""
     import_libraries()
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
-    require_fast(tokenizer)
+    check_fast_tokenizer(tokenizer)
     return tokenizer, row_limit(recipe, tokenizer)
 
 
@@ -108,7 +108,9 @@ def _chosen(recipe, jobs, corpus: Corpus, ledger: Ledger, counts: list[Counts]) 
             f"{reason}: {way}" for reason, way in WAYS_OUT.items() if any(reason in each.dropped for each in counts)
         ]
         rows = sum(each.rows for each in counts)
-        raise ImpruverError("\n".join([f"no usable rows are left of {rows}", table(*dropped(jobs, counts)), *ways]))
+        raise ImpruverError(
+            "\n".join([f"no usable rows are left of {rows}", format_table(*dropped(jobs, counts)), *ways])
+        )
     train, val = split(left, corpus.prompt.tolist(), share.val_ratio, share.val_rows, recipe.seed)
     if not train:
         raise ImpruverError(
@@ -124,9 +126,9 @@ def _check_places(paths: output.Paths, dry_run: bool, overwrite: bool) -> None:
     for folder in paths.folders():
         (check_folder if dry_run else make_folder)(folder)
     if not dry_run:
-        with alone_in(paths.folders()):
+        with lock_folders(paths.folders()):
             _settle(paths, overwrite)
-    elif not pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
+    elif not get_pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
         check_replaceable(paths.outputs(), paths.manifest, overwrite)
 
 

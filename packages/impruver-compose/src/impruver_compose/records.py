@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 from impruver_core.chat_template.masking.loss_mask import Encoded
-from impruver_core.labels import UNLEARNED
+from impruver_core.labels import IGNORE_INDEX
 
 
 class Line(NamedTuple):
@@ -29,7 +29,7 @@ def line_of(encoded: Encoded, extra: bytes) -> Line:
 
 def learned(labels: list[int]) -> int:
     """How many tokens are learned: the first has nothing to be told from."""
-    return len(labels) - labels.count(UNLEARNED) - (labels[:1] != [UNLEARNED])
+    return len(labels) - labels.count(IGNORE_INDEX) - (labels[:1] != [IGNORE_INDEX])
 
 
 def digest(content: bytes | np.ndarray) -> bytes:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 
-from impruver_core.chat_template.masking.prompt_consistency import Joint, joint
-from impruver_core.chat_template.rendering.renderer import render
-from impruver_core.chat_template.selection import Templates
-from impruver_core.cli.console import say, table, warn
-from impruver_core.errors import CheckFailed, RefusedError
-from impruver_core.labels import LEARNED_ROLES
+from impruver_core.chat_template.masking.prompt_consistency import PromptConsistency, compare_prompt
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.chat_template.selection import TemplateSelector
+from impruver_core.cli.console import format_table, log_info, warn
+from impruver_core.errors import CheckFailedError, RefusedError
+from impruver_core.labels import TRAINED_ROLES
 
 from impruver_compose.converters.conversation import Conversation
 from impruver_compose.encoding.encoder import converted, encode_rows
@@ -57,7 +57,7 @@ def probe(job: Job) -> Seen:
 
     Or with what became of a built-in conversation, where neither one of these nor any row has one.
     """
-    seen, templates, chats, tools = Seen(), Templates(job.tokenizer), 0, None
+    seen, templates, chats, tools = Seen(), TemplateSelector(job.tokenizer), 0, None
     for row, part, chat in _first(job):
         if chat.text is not None:
             seen.documents += 1
@@ -71,7 +71,7 @@ def probe(job: Job) -> Seen:
             if error.reason == "mask_refused":
                 place = f"data set {job.index} ({job.name}), row {row}, conversation {part}"
                 told = json.dumps(chat.as_row(), ensure_ascii=False)
-                raise CheckFailed(f"{place}: {error.detail}\n{told}") from None
+                raise CheckFailedError(f"{place}: {error.detail}\n{told}") from None
     if chats and not seen.rows:
         _require_a_mask(job, templates)
     if tools and not templates.pick(tools, job.template_kwargs)[2].renders_tools:
@@ -88,17 +88,17 @@ def _first(job: Job) -> Iterator[tuple[int, int, Conversation]]:
             continue
 
 
-def _joints(job: Job, templates: Templates, chat: Conversation) -> list[tuple[list[dict], Joint]]:
+def _joints(job: Job, templates: TemplateSelector, chat: Conversation) -> list[tuple[list[dict], PromptConsistency]]:
     """(messages, joint) of each row that a conversation becomes."""
-    whole = joint(templates, chat.messages, chat.tools, job.kwargs(chat))
+    whole = compare_prompt(templates, chat.messages, chat.tools, job.kwargs(chat))
     if whole is None or job.turns == "all":
         return [(chat.messages, whole)] if whole else []
     asked = parts(chat.messages, job.turns)
-    met = ((messages, joint(templates, messages, chat.tools, job.kwargs(chat))) for messages in asked)
+    met = ((messages, compare_prompt(templates, messages, chat.tools, job.kwargs(chat))) for messages in asked)
     return [(messages, each) for messages, each in met if each is not None]
 
 
-def _note(seen: Seen, job: Job, place: tuple[int, int], messages: list[dict], met: Joint) -> None:
+def _note(seen: Seen, job: Job, place: tuple[int, int], messages: list[dict], met: PromptConsistency) -> None:
     seen.rows += 1
     seen.stripped += met.strips_reasoning and job.turns == "all"  # else it is so at inference, too
     if met.prompt is not None and met.prompt != met.trained:
@@ -111,32 +111,32 @@ def _note(seen: Seen, job: Job, place: tuple[int, int], messages: list[dict], me
 
 def _unended(job: Job, behind: list[dict]) -> str | None:
     """Why no EOS stands behind the last learned answer, in a template that does not end it; None where one does."""
-    if any(message["role"] in LEARNED_ROLES for message in behind):
+    if any(message["role"] in TRAINED_ROLES for message in behind):
         return "the last answer has train: false"
     if behind:
         return "rows go on behind their last answer"
     return job.no_eos
 
 
-def _require_a_mask(job: Job, templates: Templates) -> None:
+def _require_a_mask(job: Job, templates: TemplateSelector) -> None:
     """CheckFailed where no built-in conversation has an exact mask."""
     for messages in reversed(BUILT_IN):
         try:
-            if joint(templates, messages, None, job.template_kwargs):
+            if compare_prompt(templates, messages, None, job.template_kwargs):
                 return
         except RefusedError as error:
             told = error
     text = _rendering(job, templates, messages)
-    raise CheckFailed(
+    raise CheckFailedError(
         f"the chat template gives no exact mask, neither for a row of data set {job.index} ({job.name}) nor for the "
         f"plainest conversation: {told}\nmessages: {json.dumps(messages)}\nrendered: {text!r}"
     )
 
 
-def _rendering(job: Job, templates: Templates, messages: list[dict]) -> str | None:
+def _rendering(job: Job, templates: TemplateSelector, messages: list[dict]) -> str | None:
     template, variables, _ = templates.pick(None, job.template_kwargs)
     try:
-        return str.__str__(render(template, messages, variables=variables))
+        return str.__str__(render_template(template, messages, variables=variables))
     except RefusedError:
         return None
 
@@ -151,7 +151,7 @@ def check(jobs: Sequence[Job], counts: Sequence[Counts], seen: Sequence[Seen]) -
     """Prints the gate, warns where something is amiss; what the manifest keeps of it, an entry a data set."""
     entries = [_entry(*each) for each in zip(jobs, counts, seen, strict=True)]
     header, rows = gated(entries)
-    say(table(header[:5], [row[:5] for row in rows]))  # of the others warnings tell
+    log_info(format_table(header[:5], [row[:5] for row in rows]))  # of the others warnings tell
     for entry in entries:
         for warning in entry["warnings"]:
             warn(f"data set {entry['dataset_index']} ({entry['dataset']}): {warning}")
@@ -194,7 +194,7 @@ def _entry(job: Job, each: Counts, seen: Seen) -> dict:
 
 
 def _of_ends(job: Job, entry: dict, seen: Seen) -> str | None:
-    endless = seen.rows and not Templates(job.tokenizer).pick(None, job.template_kwargs)[2].stops
+    endless = seen.rows and not TemplateSelector(job.tokenizer).pick(None, job.template_kwargs)[2].stops
     reasons = ["the chat template has no end-of-turn token, a turn ends only by the next header"] if endless else []
     if entry["ended"] == entry["rows"]:
         return f"{reasons[0]}: EOS behind the last answer alone teaches the model to stop" if endless else None

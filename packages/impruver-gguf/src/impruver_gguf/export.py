@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import result, say, table
+from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
-from impruver_core.io.disk_space import need_room
-from impruver_core.io.manifest import check_replaceable, describe, new_manifest, publish, recover
-from impruver_core.recipe.loading import Recipe, resolved
+from impruver_core.io.disk_space import check_free_space
+from impruver_core.io.manifest import build_manifest, check_replaceable, describe_file, publish, recover
+from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_gguf.conversion.artifacts import earlier, kept, make
 from impruver_gguf.conversion.llama_cpp_tools import Places, find_quantizer, find_server
@@ -50,7 +50,7 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     try:
         conversion = existing(source) if flags.only_quantize else _planned(recipe, output_dir, places, flags)
     except NotSeenError as error:
-        result(f"whether it will convert can't be told yet: {error}")
+        print_result(f"whether it will convert can't be told yet: {error}")
         return
     for level in [*files][1:]:
         check_fits(level, conversion.shapes)
@@ -61,12 +61,12 @@ def export(recipe: Recipe, places: Places, flags: Any) -> None:
     check_replaceable([*replaced, *modelfiles, manifest_path.with_name(QUALITY)], manifest_path, flags.overwrite)
     trained = _trained(recipe, output_dir, training)
     ground = read_ground(trained) if flags.verify and (has_model(output_dir) or not flags.dry_run) else None
-    (result if flags.dry_run else say)(conversion.words)
+    (print_result if flags.dry_run else log_info)(conversion.words)
     done: set[Path] = set()
     if not flags.dry_run and not flags.overwrite:
         conversion, done = kept(conversion, files, program, before)
     sizes = {path: size for path, size in _sizes(files, conversion).items() if path not in done}
-    need_room(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
+    check_free_space(manifest_path.parent, conversion.scratch + sum(sizes.values()) + RESERVE)
     if flags.dry_run:
         _tell_plan(manifest_path.parent, sizes)
         return
@@ -110,7 +110,7 @@ def _planned(recipe: Recipe, output_dir: Path, places: Places, flags: Any) -> Co
     """Of the model in output_dir, or in a dry run before training of the one to be."""
     section, folder = recipe.model, output_dir
     if flags.dry_run and not has_model(output_dir):
-        result(f"{output_dir} holds no model yet: impruver-train makes it")
+        print_result(f"{output_dir} holds no model yet: impruver-train makes it")
         model, folder = model_to_be(section, recipe.tokenizer.name, recipe.lora, recipe.base_dir)
     else:
         model = read_model(output_dir, section.name, recipe.base_dir, flags.dry_run)
@@ -135,32 +135,34 @@ def _modelfiles(recipe: Recipe, output_dir: Path, files: dict[str, Path], traini
 
 def _manifest(recipe: Recipe, output_dir: Path, conversion: Conversion, training: dict[str, Any]) -> dict[str, Any]:
     """What is made, from what; its outputs come later."""
-    manifest = new_manifest("impruver-gguf", resolved(recipe, absolute=True))
+    manifest = build_manifest("impruver-gguf", resolve_recipe(recipe, absolute=True))
     manifest |= {name: training[name] for name in ("tokenizer", "template", "end_of_turn") if name in training}
     weights = sorted(path for path in output_dir.glob("*.safetensors") if path.is_file())
-    manifest["inputs"] = [describe(path) for path in weights]
+    manifest["inputs"] = [describe_file(path) for path in weights]
     manifest["counts"] = {"tensors": len(conversion.shapes)}
     return manifest
 
 
 def _tell_plan(folder: Path, sizes: dict[Path, int]) -> None:
     if not any(sizes.values()):
-        result("how large its files will be is told once its weights are on this disk")
+        print_result("how large its files will be is told once its weights are on this disk")
         return
     rows = [(path.name, f"{size / 1e6:,.1f}") for path, size in sizes.items()]
-    result(table(("FILE", "MB, ABOUT"), rows))
-    result(f"nothing was written; without --dry_run these files and their Modelfiles come into {folder}")
+    print_result(format_table(("FILE", "MB, ABOUT"), rows))
+    print_result(f"nothing was written; without --dry_run these files and their Modelfiles come into {folder}")
 
 
 def _tell(files: dict[str, Path]) -> None:
-    result(table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files.values()]))
+    print_result(
+        format_table(("FILE", "MB"), [(path.name, f"{path.stat().st_size / 1e6:,.1f}") for path in files.values()])
+    )
 
 
 def _tell_next(files: dict[str, Path], best: str | None) -> None:
     """The last line; without a recommended level the first one is named."""
     level = best or next(iter([*files][1:]), next(iter(files)))
     folder = files[level].parent
-    result(
+    print_result(
         f"wrote {len(files)} GGUF files and their Modelfiles to {folder}; next: "
         f"ollama create NAME -f {folder / f'Modelfile.{level}'}"
     )

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from impruver_core.recipe.schema import key
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
 from impruver_gguf.quantization.quant_types import DEFAULT_LEVELS, LEVELS, NOT_QUANTIZED, WITH_IMATRIX
 
@@ -72,7 +72,7 @@ def _check_level(level: str) -> None:
     if level in NOT_QUANTIZED:
         raise ValueError(f"{level} quantizes nothing: it is a type for gguf.outtype", "quantization_levels")
     if level not in LEVELS:
-        known = nearest(level, LEVELS) or f" (valid: {', '.join(LEVELS)})"
+        known = suggest(level, LEVELS) or f" (valid: {', '.join(LEVELS)})"
         raise ValueError(f"{level} is no level{known}", "quantization_levels")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from impruver_core.cli.console import say, set_mute
-from impruver_core.cli.runner import STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL, Terminated
+from impruver_core.cli.console import log_info, set_mute
+from impruver_core.cli.runner import STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL, TerminationSignal
 from impruver_core.errors import ImpruverError
 
 WAITS = 10.0  # seconds in which a launcher ends the others once the first has told what happened
@@ -35,8 +35,8 @@ def one_voice() -> Iterator[None]:
     set_mute(True)
     try:
         yield
-    except (KeyboardInterrupt, Terminated) as stop:
-        raise SystemExit(STOPPED_BY_SIGNAL if isinstance(stop, Terminated) else STOPPED_BY_KEYBOARD) from None
+    except (KeyboardInterrupt, TerminationSignal) as stop:
+        raise SystemExit(STOPPED_BY_SIGNAL if isinstance(stop, TerminationSignal) else STOPPED_BY_KEYBOARD) from None
     except BaseException:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(WAITS)
@@ -114,7 +114,7 @@ def check(arguments: Any, token_rows: bool, dry_run: bool) -> None:
         told = "trainer.fsdp shards the model over several processes: impruver run --nproc_per_node N finetune …"
         if not dry_run:
             raise ImpruverError(f"{told}; this is one. Start it so, or leave trainer.fsdp out")
-        say(f"note: {told}")
+        log_info(f"note: {told}")
 
 
 def check_zero3(config: Any, token_rows: bool) -> None:

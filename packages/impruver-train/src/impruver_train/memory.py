@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from impruver_core.io.disk_space import size_text
+from impruver_core.io.disk_space import format_size
 
 from impruver_train import distributed as sharding
 from impruver_train.modeling.chunked_loss import PIECE
@@ -161,7 +161,7 @@ def memory_advice(plan: Any, places: Places, bits: int | None) -> list[str]:
     options = [(now - left, text) for left, text in ways_out(plan, places, bits)] if now is not None else []
     options.sort(reverse=True)
     worth = [(saved, text) for saved, text in options if saved > WORTH * options[0][0]]
-    told = [f"{text} (about {size_text(saved)} less)" for saved, text in worth]
+    told = [f"{text} (about {format_size(saved)} less)" for saved, text in worth]
     return told or ["smaller batches, trainer.gradient_checkpointing: true, shorter rows"]
 
 

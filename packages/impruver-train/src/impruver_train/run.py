@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from impruver_core.chat_template.selection import ends_of
-from impruver_core.cli.console import result, say
+from impruver_core.chat_template.selection import get_end_of_turn
+from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import sha256
-from impruver_core.recipe.loading import Recipe, resolved, save_recipe
+from impruver_core.io.atomic import hash_file
+from impruver_core.recipe.loading import Recipe, resolve_recipe, save_recipe
 from impruver_core.recipe.paths import find_local
 
 from impruver_train import distributed as sharding
@@ -49,13 +49,13 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     output_dir = Path(recipe.output_dir).expanduser()
     inputs = find_inputs(recipe.train_path, recipe.val_path, recipe.path, dry_run)
     build.check_method(recipe.model, recipe.lora)
-    digests = {name: sha256(path) for name, path in inputs.items()} | place.base_digest(recipe.model.name)
-    whole = resolved(recipe, absolute=True)
+    digests = {name: hash_file(path) for name, path in inputs.items()} | place.base_digest(recipe.model.name)
+    whole = resolve_recipe(recipe, absolute=True)
     place.check_apart(output_dir, find_local(recipe.model.name, recipe.base_dir) if recipe.model.name else None)
     found = place.look(output_dir, whole, digests, overwrite or trial_steps > 0)  # a trial writes nothing there
     if found == place.DONE:
         checkpoints.discard_stopped(output_dir)
-        result(f"{output_dir} holds this very run, finished: nothing to do (--overwrite trains anew)")
+        print_result(f"{output_dir} holds this very run, finished: nothing to do (--overwrite trains anew)")
         return
     given, unfinished = recipe.trainer.get("resume_from_checkpoint"), found == place.GOES_ON
     start, began = resume.find_start(output_dir, given, whole, digests, unfinished, overwrite)
@@ -67,12 +67,12 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
         return
     if trial_steps:
         for line in try_out(recipe, ready.plan, ready.rows["train"], ready.layout.sizes, trial_steps):
-            result(line)
+            print_result(line)
         return
     with redirect_stdout(sys.stderr), signals.ending_at_once():
         fit(ready, overwrite)
     if ready.plan.arguments.process_index == 0:
-        result(finish.last_line(output_dir, recipe.lora is not None))
+        print_result(finish.last_line(output_dir, recipe.lora is not None))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prepare(
     sharding.check(plan.arguments, bool(token_rows), dry_run)
     data_manifest = validation.check_data_manifest(inputs.get("train"), plan.tokenizer)
     facts, rows, layout = read_rows(recipe, inputs, digests, plan, map_rows=not dry_run)
-    ends = list(data_manifest.get("end_of_turn") or ends_of(plan.tokenizer))
+    ends = list(data_manifest.get("end_of_turn") or get_end_of_turn(plan.tokenizer))
     return Ready(
         recipe, whole, output_dir, inputs, digests, facts, rows, layout, plan, data_manifest, ends, start, began
     )
@@ -125,7 +125,7 @@ def tell(ready: Ready, dry_run: bool) -> None:
     bits = build.bits_of(model)
     text = plan.config.get_text_config()
     for line in estimate.lines(plan.size, text, ready.facts.get("train"), layout, plan.arguments, plan.precision, bits):
-        (result if dry_run else say)(line)
+        (print_result if dry_run else log_info)(line)
     steps = estimate.steps(len(layout.sizes), plan.arguments) if layout is not None else None
     resume.tell_start(ready.start, plan.arguments.world_size, plan.arguments, steps[1] if steps else None)
     if steps is not None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from impruver_core.cli.console import say
-from impruver_core.cli.runner import Terminated
+from impruver_core.cli.console import log_info
+from impruver_core.cli.runner import TerminationSignal
 
 from impruver_train.distributed import first_on_machine, together
 
@@ -66,7 +66,7 @@ class Noted:
             return
         if not self.number:
             self.number, self.at = number, time.monotonic()
-            say("stopping: what runs is finished and saved; the same signal again ends at once")
+            log_info("stopping: what runs is finished and saved; the same signal again ends at once")
         elif time.monotonic() - self.at > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -102,7 +102,7 @@ def stopped(number: int, saved: str, tells: bool) -> BaseException:
     if not tells:
         return SystemExit(128 + number)
     text = f"{saved}; the same command goes on from there"
-    return KeyboardInterrupt(text) if number == signal.SIGINT else Terminated(text)
+    return KeyboardInterrupt(text) if number == signal.SIGINT else TerminationSignal(text)
 
 
 def shielded(collator: Any) -> Any:

@@ -14,13 +14,13 @@ from impruver_core.chat_template.analysis.prober import (
     THOUGHT,
     TOOL,
     USER,
-    Probe,
+    TemplateProber,
     call,
 )
-from impruver_core.chat_template.analysis.template_format import Junction, Shape
+from impruver_core.chat_template.analysis.template_format import TemplateFormat, TurnBoundary
 
 
-def probe_junctions(probe: Probe, shape: Shape) -> None:
+def find_turn_boundaries(probe: TemplateProber, shape: TemplateFormat) -> None:
     """For each role that may stand before an answer, what stands between its text and the answer's."""
     called = call(shape.arguments_as_text)
     histories = {
@@ -32,7 +32,7 @@ def probe_junctions(probe: Probe, shape: Shape) -> None:
     }
     answers = [ANSWER, THOUGHT, *([called] if shape.renders_calls else [])]
     for role, conversations in histories.items():
-        found = [_junction(probe, history, answers) for history in conversations]
+        found = [_find_boundary(probe, history, answers) for history in conversations]
         shape.junctions[role] = list(dict.fromkeys(junction for junction in found if junction))
     closed, open_ = probe(USER), probe(USER, prompt=True)
     if closed and open_:
@@ -40,7 +40,7 @@ def probe_junctions(probe: Probe, shape: Shape) -> None:
         shape.trailing += [closed.text[closed.spans[0][1] :]] if closed.text == open_.text else []
 
 
-def _junction(probe: Probe, history: list[dict], answers: list[dict]) -> Junction | None:
+def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dict]) -> TurnBoundary | None:
     closed, open_ = probe(*history), probe(*history, prompt=True)
     if closed is None or open_ is None or open_.spans[-1] != max(open_.spans):
         return None
@@ -64,16 +64,16 @@ def _junction(probe: Probe, history: list[dict], answers: list[dict]) -> Junctio
                 header = glue[len(tail) :]
     if not shares:
         return None
-    return Junction(tail, prompt, prompt[: min(shares)], header if header.strip() and not always else "")
+    return TurnBoundary(tail, prompt, prompt[: min(shares)], header if header.strip() and not always else "")
 
 
-def _before_a_user(probe: Probe) -> str:
+def _before_a_user(probe: TemplateProber) -> str:
     """What stands between an answer and the next user's text."""
     layout = probe(USER, ANSWER, AGAIN)
     return layout.text[layout.spans[1][1] : layout.spans[2][0]] if layout else ""
 
 
-def _share(probe: Probe, glue: str, rest: str, tail: str, prompt: str) -> int | None:
+def _share(probe: TemplateProber, glue: str, rest: str, tail: str, prompt: str) -> int | None:
     """How much of `prompt` the turn in `rest` starts with; None where its header is another one."""
     if not prompt:
         return 0 if glue.startswith(tail) else None
@@ -82,7 +82,7 @@ def _share(probe: Probe, glue: str, rest: str, tail: str, prompt: str) -> int | 
         return share
     for length in range(len(prompt), 0, -1):  # the turn's tail differs: blanks, or a token that only one of them has
         piece = prompt[:length]
-        whole = probe.specials.straddling(prompt, length)[0] == length
+        whole = probe.specials.token_across(prompt, length)[0] == length
         if whole and glue.count(piece) == 1 and (length == len(prompt) or probe.specials.any_in(piece)):
             return length
     return 0 if glue.startswith(tail) and not glue[len(tail) :].strip() else None

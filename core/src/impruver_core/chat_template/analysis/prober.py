@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 
-from impruver_core.chat_template.rendering.renderer import render
-from impruver_core.chat_template.rendering.text_spans import places_of
-from impruver_core.chat_template.rendering.traced_string import runs_of, trace_messages
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.chat_template.rendering.text_spans import find_message_spans
+from impruver_core.chat_template.rendering.traced_string import get_runs, trace_messages
 from impruver_core.errors import RefusedError
 
 USER = {"role": "user", "content": "probe question one"}
@@ -57,29 +57,31 @@ def probe_schema() -> dict:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProbeRendering:
     """A rendered text; `spans[i]` is where the texts of message i stand in it."""
 
     text: str
     spans: list[tuple[int, int]]
 
 
-class Probe:
+class TemplateProber:
     """Renders probe conversations of one template; None for those that it refuses or renders in part."""
 
     def __init__(self, template, variables, specials, with_tools):
         self.template, self.variables, self.specials = template, variables, specials
         self.tools = [probe_schema()] if with_tools else None
 
-    def __call__(self, *messages, prompt=False) -> Layout | None:
+    def __call__(self, *messages, prompt=False) -> ProbeRendering | None:
         for opening in ((), (SYSTEM,)):  # some templates want a system message
             traced = trace_messages([*opening, *messages])
             try:
-                text = render(self.template, traced, self.tools, add_generation_prompt=prompt, variables=self.variables)
+                text = render_template(
+                    self.template, traced, self.tools, add_generation_prompt=prompt, variables=self.variables
+                )
             except RefusedError:
                 continue
-            places = places_of(runs_of(text), len(text))
+            places = find_message_spans(get_runs(text), len(text))
             if all(number in places for number in range(len(opening), len(traced))):
                 spans = [(places[number].start, places[number].end) for number in range(len(opening), len(traced))]
-                return Layout(str.__str__(text), spans)
+                return ProbeRendering(str.__str__(text), spans)
         return None

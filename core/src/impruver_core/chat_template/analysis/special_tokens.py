@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 
-class Specials:
+class SpecialTokens:
     """The special tokens of a tokenizer: what no border may run through, and where turns end."""
 
     def __init__(self, tokens: Iterable[str]):
@@ -15,7 +15,7 @@ class Specials:
                 self._by_pair[pair].append(token)
         self._ended: dict[str, str] = {}
 
-    def straddling(self, text: str, at: int) -> tuple[int, int]:
+    def token_across(self, text: str, at: int) -> tuple[int, int]:
         """Where the special token starts and ends that stands across position `at`; (at, at) where none does."""
         for token in self._by_pair.get(text[at - 1 : at + 1], ()) if at else ():
             start = text.find(token, max(0, at - len(token) + 1), at + len(token) - 1)
@@ -27,9 +27,9 @@ class Specials:
         """The length of the longest common prefix that cuts no special token of either text in two."""
         pairs = enumerate(zip(one, other, strict=False))
         length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-        return min(self.straddling(text, length)[0] for text in (one, other))
+        return min(self.token_across(text, length)[0] for text in (one, other))
 
-    def ended(self, literal: str) -> str:
+    def through_last_token(self, literal: str) -> str:
         """`literal` through its last special token, or, without one, less its trailing blanks."""
         if literal not in self._ended:
             ends = [literal.rfind(token) + len(token) for token in self.tokens if token in literal]

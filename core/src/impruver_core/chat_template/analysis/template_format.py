@@ -7,11 +7,11 @@ one ends and the other begins.
 
 from dataclasses import dataclass, field
 
-from impruver_core.chat_template.analysis.special_tokens import Specials
+from impruver_core.chat_template.analysis.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True)
-class Junction:
+class TurnBoundary:
     """What stands between a text and the answer that follows: `tail` ends the one's turn, `prompt` opens the other's.
 
     `shared` is how much of the generation prompt every probed answer's turn starts with; `header` is what stands
@@ -25,12 +25,12 @@ class Junction:
 
 
 @dataclass
-class Shape:
+class TemplateFormat:
     """What is known of a template for given arguments and special tokens."""
 
-    specials: Specials
+    specials: SpecialTokens
     eos: str | None = None
-    junctions: dict[str, list[Junction]] = field(default_factory=dict)  # by the role of the text before
+    junctions: dict[str, list[TurnBoundary]] = field(default_factory=dict)  # by the role of the text before
     ends: dict[tuple[str, bool], str] = field(default_factory=dict)  # ("answer" or "calls", last turn?) → end of turn
     trailing: list[str] = field(default_factory=list)  # headers: the user's, and a prompt that is always there
     stops: list[str] = field(default_factory=list)  # the end-of-turn tokens
@@ -47,7 +47,7 @@ class Shape:
         """
         key = (closing, kind)
         if key not in self._last_ends:
-            literal = self.specials.ended(closing)
+            literal = self.specials.through_last_token(closing)
             middle = self.ends.get((kind, False))
             if middle is not None and closing.startswith(middle):
                 rest = closing[len(middle) :].strip()

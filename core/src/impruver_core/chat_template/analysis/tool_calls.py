@@ -9,16 +9,16 @@ from impruver_core.chat_template.analysis.prober import (
     FUNCTION_RESPONSE,
     TOOL,
     USER,
-    Probe,
+    TemplateProber,
     call,
     probe_schema,
 )
-from impruver_core.chat_template.analysis.template_format import Shape
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.analysis.template_format import TemplateFormat
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import RefusedError
 
 
-def probe_calls(probe: Probe, shape: Shape) -> None:
+def find_tool_call_format(probe: TemplateProber, shape: TemplateFormat) -> None:
     """Notes in `shape` which forms of a call the template renders, and whether it renders tools."""
     as_role = probe(USER, FUNCTION_CALL, FUNCTION_RESPONSE, ANSWER)
     shape.renders_function_roles = as_role is not None
@@ -32,5 +32,5 @@ def probe_calls(probe: Probe, shape: Shape) -> None:
             shape.renders_calls, shape.arguments_as_text = True, as_text
             break
     with suppress(RefusedError):
-        with_tools = render(probe.template, [USER], [probe_schema()], variables=probe.variables)
+        with_tools = render_template(probe.template, [USER], [probe_schema()], variables=probe.variables)
         shape.renders_tools = "probe_tool" in with_tools

@@ -1,10 +1,10 @@
 """What ends an assistant's turn: what follows it at the end of a conversation, or stands before the next header."""
 
-from impruver_core.chat_template.analysis.prober import AGAIN, ANSWER, THOUGHT, TOOL, USER, Probe, call
-from impruver_core.chat_template.analysis.template_format import Shape
+from impruver_core.chat_template.analysis.prober import AGAIN, ANSWER, THOUGHT, TOOL, USER, TemplateProber, call
+from impruver_core.chat_template.analysis.template_format import TemplateFormat
 
 
-def probe_ends(probe: Probe, shape: Shape) -> None:
+def find_turn_endings(probe: TemplateProber, shape: TemplateFormat) -> None:
     """The literal that ends an assistant's turn, by what it ends in (an answer, calls) and whether it is the last."""
     tails = [junction.tail for junction in shape.junctions["user"] if junction.tail]
     kinds = [
@@ -19,7 +19,7 @@ def probe_ends(probe: Probe, shape: Shape) -> None:
             header = middle.text[: middle.spans[0][0]]
             stop = shape.ends.get(("answer", False), "") if kind == "calls" else ""
             rest = _less_header(probe, between, header, closing, tails, stop, kind)
-            shape.ends[kind, False] = probe.specials.ended(rest)
+            shape.ends[kind, False] = probe.specials.through_last_token(rest)
         if closing is not None:
             shape.ends[kind, True] = shape.last_end(closing, kind)[0]
     found = [(stop, kind) for (kind, _), end in shape.ends.items() if (stop := _stop(probe, end))]
@@ -33,7 +33,7 @@ def _less_header(probe, between: str, header: str, last: str | None, tails: list
     cut = len(between)  # what also stands before the first user's text is header
     while cut and between[cut - 1 :] == header[-(len(between) - cut + 1) :]:
         cut -= 1
-    less_suffix = between[: probe.specials.straddling(between, cut)[1]]
+    less_suffix = between[: probe.specials.token_across(between, cut)[1]]
     headed = bool(between[len(less_suffix) :].strip())
     if last and last.strip() and between.startswith(last) and (between[len(last) :].strip() or not headed):
         return last
@@ -50,11 +50,11 @@ def _less_header(probe, between: str, header: str, last: str | None, tails: list
     return next((literal for literal in either if literal.strip()), "")
 
 
-def _stop(probe: Probe, end: str) -> str:
+def _stop(probe: TemplateProber, end: str) -> str:
     return probe.specials.last(end) or end.strip()
 
 
-def _inside_a_turn(probe: Probe, shape: Shape) -> str:
+def _inside_a_turn(probe: TemplateProber, shape: TemplateFormat) -> str:
     """What stands inside a turn, between reasoning and answer and between two calls: a token in it ends no turn."""
     turns = [THOUGHT, *([call(shape.arguments_as_text, 2)] if shape.renders_calls else [])]
     layouts = [layout for turn in turns if (layout := probe(USER, turn)) is not None]

@@ -9,14 +9,14 @@ character of a learned span. What can't be found exactly is refused.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from impruver_core.chat_template.masking.loss_spans import Spans, learned_spans
-from impruver_core.chat_template.masking.message_normalization import prepare
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.masking.loss_spans import LossSpans, find_loss_spans
+from impruver_core.chat_template.masking.message_normalization import normalize_messages
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import trace_messages
-from impruver_core.chat_template.selection import Templates
+from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError, RefusedError
-from impruver_core.labels import UNLEARNED
-from impruver_core.tokenizer import plain_encoding, starts_with_bos
+from impruver_core.labels import IGNORE_INDEX
+from impruver_core.tokenizer import plain_encoder, starts_with_bos
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ def encode_chats(
     with `"train": false` is not learned; `only_target_loss=False` learns everything. ImpruverError for a tokenizer
     that is not fast or a template that does not parse.
     """
-    require_fast(tokenizer)
+    check_fast_tokenizer(tokenizer)
     none = [None] * len(conversations)
     rows = zip(conversations, tools or none, chat_template_kwargs or none, strict=True)
-    templates = Templates(tokenizer)
+    templates = TemplateSelector(tokenizer)
     rendered = [_rendered(templates, *row) for row in rows]
     texts = [row.text for row in rendered if isinstance(row, _Rendered)]
-    with plain_encoding(tokenizer) as encode:
+    with plain_encoder(tokenizer) as encode:
         encodings = iter(encode(texts))
     ends = _ends(tokenizer, add_bos, add_eos)
     return [
@@ -92,16 +92,18 @@ def encode_chat(tokenizer, messages, tools=None, *, chat_template_kwargs=None, *
 
 def encode_prompt(tokenizer, messages, tools=None, *, add_bos: bool = True, chat_template_kwargs=None) -> list[int]:
     """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
-    require_fast(tokenizer)
-    template, variables, shape = Templates(tokenizer).pick(tools, chat_template_kwargs)
-    text = render(template, prepare(messages, shape), tools, add_generation_prompt=True, variables=variables)
-    with plain_encoding(tokenizer) as encode:
+    check_fast_tokenizer(tokenizer)
+    template, variables, shape = TemplateSelector(tokenizer).pick(tools, chat_template_kwargs)
+    text = render_template(
+        template, normalize_messages(messages, shape), tools, add_generation_prompt=True, variables=variables
+    )
+    with plain_encoder(tokenizer) as encode:
         (encoding,) = encode([str.__str__(text)])
     bos, _ = _ends(tokenizer, add_bos, False)
     return [bos, *encoding.ids] if bos is not None and encoding.ids[:1] != [bos] else encoding.ids
 
 
-def require_fast(tokenizer) -> None:
+def check_fast_tokenizer(tokenizer) -> None:
     """ImpruverError for a tokenizer without a `tokenizers` backend, whose characters can't be followed."""
     if not getattr(tokenizer, "is_fast", False):
         raise ImpruverError(
@@ -110,18 +112,18 @@ def require_fast(tokenizer) -> None:
         )
 
 
-def render_chat(templates: Templates, messages, tools=None, kwargs=None) -> tuple[str, list[dict], Spans]:
+def render_chat(templates: TemplateSelector, messages, tools=None, kwargs=None) -> tuple[str, list[dict], LossSpans]:
     """A conversation rendered (what it knows of its texts kept), its messages as traced, and what is learned of it.
 
     RefusedError where it can't be encoded exactly.
     """
     template, variables, shape = templates.pick(tools, kwargs)
-    traced = trace_messages(prepare(messages, shape))
-    text = render(template, traced, tools, variables=variables)
-    return text, traced, learned_spans(text, traced, shape)
+    traced = trace_messages(normalize_messages(messages, shape))
+    text = render_template(template, traced, tools, variables=variables)
+    return text, traced, find_loss_spans(text, traced, shape)
 
 
-def _rendered(templates: Templates, messages, tools, kwargs) -> _Rendered | Refused:
+def _rendered(templates: TemplateSelector, messages, tools, kwargs) -> _Rendered | Refused:
     try:
         text, _, spans = render_chat(templates, messages, tools, kwargs)
     except RefusedError as error:
@@ -144,7 +146,7 @@ def _labelled(encoding, row: _Rendered, ends: tuple[int | None, int | None], onl
     spans = list(row.spans)
     if with_eos and row.eos:  # what stands between the last answer and its EOS is learned, too
         spans[-1] = (spans[-1][0], len(row.text))
-    labels = [UNLEARNED] * len(ids)
+    labels = [IGNORE_INDEX] * len(ids)
     for start, stop in spans:
         first, last = _tokens(encoding, start, stop)
         labels[first:last] = ids[first:last]
@@ -154,10 +156,10 @@ def _labelled(encoding, row: _Rendered, ends: tuple[int | None, int | None], onl
     ranges = ((number, *_tokens(encoding, *span)) for number, span in row.texts)
     texts = [(number, first + shift, last + shift) for number, first, last in ranges if first < last]
     if shift:
-        ids, labels = [bos, *ids], [UNLEARNED if only_target_loss else bos, *labels]
+        ids, labels = [bos, *ids], [IGNORE_INDEX if only_target_loss else bos, *labels]
     if with_eos:
-        ids, labels = [*ids, eos], [*labels, eos if row.eos or not only_target_loss else UNLEARNED]
-    return Encoded(ids, labels, texts, row.ended or (with_eos and labels[-1] != UNLEARNED))
+        ids, labels = [*ids, eos], [*labels, eos if row.eos or not only_target_loss else IGNORE_INDEX]
+    return Encoded(ids, labels, texts, row.ended or (with_eos and labels[-1] != IGNORE_INDEX))
 
 
 def _tokens(encoding, start: int, stop: int) -> tuple[int, int]:

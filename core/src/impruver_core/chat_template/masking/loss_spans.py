@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from impruver_core.chat_template.analysis.template_format import Junction, Shape
-from impruver_core.chat_template.masking.completeness import require_whole, shown
-from impruver_core.chat_template.rendering.text_spans import Place, places_of
-from impruver_core.chat_template.rendering.traced_string import runs_of
+from impruver_core.chat_template.analysis.template_format import TemplateFormat, TurnBoundary
+from impruver_core.chat_template.masking.completeness import check_completeness, truncate_text
+from impruver_core.chat_template.rendering.text_spans import MessageSpan, find_message_spans
+from impruver_core.chat_template.rendering.traced_string import get_runs
 from impruver_core.errors import RefusedError
-from impruver_core.labels import LEARNED_ROLES
+from impruver_core.labels import TRAINED_ROLES
 
 WORD = re.compile(r"[^\W\d_]{2,}")
 
@@ -18,7 +18,7 @@ MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a
 
 
 @dataclass
-class Spans:
+class LossSpans:
     """(message, (start, end), whether an end of turn stands in it) of each learned turn.
 
     `open_end`: the text ends in a turn without an end token. `texts`: where the texts of each message stand, but for
@@ -30,19 +30,19 @@ class Spans:
     open_end: bool = False
 
 
-def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
+def find_loss_spans(text: str, messages: Sequence[dict], shape: TemplateFormat) -> LossSpans:
     """The characters to learn in `text`, rendered from the traced `messages`.
 
     RefusedError: `template_lost_text` where text of a message is missing, `mask_refused` where a border can't be told.
     """
-    runs, text = runs_of(text), str.__str__(text)
-    places = places_of(runs, len(text))
-    last_turn = max((n for n, message in enumerate(messages) if message["role"] in LEARNED_ROLES), default=-1)
-    require_whole(text, runs, messages, last_turn, {n: (place.after, place.before) for n, place in places.items()})
+    runs, text = get_runs(text), str.__str__(text)
+    places = find_message_spans(runs, len(text))
+    last_turn = max((n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES), default=-1)
+    check_completeness(text, runs, messages, last_turn, {n: (place.after, place.before) for n, place in places.items()})
     spoken = [n for n, message in enumerate(messages) if message["role"] != "system" and n in places]
-    spans = Spans([(number, (places[number].start, places[number].end)) for number in spoken])
+    spans = LossSpans([(number, (places[number].start, places[number].end)) for number in spoken])
     for number, message in enumerate(messages):
-        if message["role"] not in LEARNED_ROLES or number not in places:
+        if message["role"] not in TRAINED_ROLES or number not in places:
             continue
         place = places[number]
         if place.mixed:
@@ -62,10 +62,10 @@ def learned_spans(text: str, messages: Sequence[dict], shape: Shape) -> Spans:
 def _require_markers(number: int, literal: str) -> None:
     """RefusedError where the template says more around a turn's text than markers."""
     if len(WORD.findall(literal)) > MOST_WORDS:
-        raise RefusedError("mask_refused", f"the template adds prose to message {number}: {shown(literal)}")
+        raise RefusedError("mask_refused", f"the template adds prose to message {number}: {truncate_text(literal)}")
 
 
-def _start(text: str, number: int, place: Place, messages, shape: Shape) -> int:
+def _start(text: str, number: int, place: MessageSpan, messages, shape: TemplateFormat) -> int:
     """Where a turn's learned part begins: behind what it shares with the generation prompt."""
     glue, role = text[place.after : place.start], messages[number]["role"]
     before = messages[place.neighbour]["role"] if place.neighbour is not None else ""
@@ -82,17 +82,17 @@ def _start(text: str, number: int, place: Place, messages, shape: Shape) -> int:
         for junction in junctions:  # an unusual tail (tools, a date): the prompt may still stand there, once
             if junction.shared.strip() and glue.count(junction.shared) == 1:
                 return _shared_end(text, place.after + glue.index(junction.shared), role, junction, shape)
-    raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {shown(glue)}")
+    raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {truncate_text(glue)}")
 
 
-def _shared_end(text: str, start: int, role: str, junction: Junction, shape: Shape) -> int | None:
+def _shared_end(text: str, start: int, role: str, junction: TurnBoundary, shape: TemplateFormat) -> int | None:
     opening = junction.prompt or junction.header
     shared = shape.specials.common_prefix(text[start : start + len(opening) + 64], opening) if opening else 0
     needed = len(junction.shared) if junction.prompt else len(junction.header)
     return start + shared if role != "assistant" or shared >= needed else None
 
 
-def _end(text: str, place: Place, is_last: bool, shape: Shape) -> tuple[int, bool]:
+def _end(text: str, place: MessageSpan, is_last: bool, shape: TemplateFormat) -> tuple[int, bool]:
     """Where a turn's learned part ends, and whether a special token ends it."""
     glue = text[place.end : place.before]
     kind = "calls" if place.path.startswith("tool_calls") else "answer"

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Sequence
 
-from impruver_core.chat_template.analysis.template_format import Shape
+from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
 from impruver_core.errors import RefusedError
 
 
-def prepare(messages: Sequence[dict], shape: Shape) -> list[dict]:
+def normalize_messages(messages: Sequence[dict], shape: TemplateFormat) -> list[dict]:
     """The messages as the template is to get them; RefusedError("bad_row") where they are no messages.
 
     `function_call` and `function_response` become `tool_calls` and `tool` unless the template renders these roles;

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from os.path import commonprefix
 
-from impruver_core.labels import UNLEARNED
+from impruver_core.labels import IGNORE_INDEX
 
 TORN = "\ufffd"  # what a decoder writes for bytes that are no character
 
@@ -12,7 +12,7 @@ TORN = "\ufffd"  # what a decoder writes for bytes that are no character
 BYTES = 4  # of the longest character: a token each at most
 
 
-def pieces(tokenizer, input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
+def decode_segments(tokenizer, input_ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
     """(text, learned) of each run of tokens, special tokens as text; joined they are what all tokens say.
 
     A character whose tokens stand on both sides of a border goes to the later run, whole.
@@ -24,7 +24,7 @@ def pieces(tokenizer, input_ids: Sequence[int], labels: Sequence[int]) -> list[t
     everything, found = decode(0, len(input_ids)), []
     start, told = 0, 0
     window, before, clean = 0, 0, True  # each run is decoded behind the one before: alone it would lose a blank
-    for learned, run in groupby(label != UNLEARNED for label in labels):
+    for learned, run in groupby(label != IGNORE_INDEX for label in labels):
         end = start + sum(1 for _ in run)
         text = decode(window, end)
         rest = everything[before : before + len(text)]

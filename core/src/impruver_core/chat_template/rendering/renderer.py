@@ -19,7 +19,7 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
-from impruver_core.chat_template.rendering.traced_string import Traced, joined, recast
+from impruver_core.chat_template.rendering.traced_string import TracedStr, join_traced, trace_transformed
 from impruver_core.errors import ImpruverError, RefusedError
 
 TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now tells; no template sees it
@@ -52,11 +52,11 @@ class _Generation(jinja2.ext.Extension):
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
-    concat = staticmethod(joined)
-    joined = staticmethod(joined)
+    concat = staticmethod(join_traced)
+    joined = staticmethod(join_traced)
 
     def getattr(self, obj, attribute):
-        return super().getattr(Traced(obj) if type(obj) is str else obj, attribute)
+        return super().getattr(TracedStr(obj) if type(obj) is str else obj, attribute)
 
 
 class _Dict:
@@ -88,21 +88,21 @@ def _raise(message):
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return recast(text, value)
+    return trace_transformed(text, value)
 
 
 @jinja2.pass_environment
 def _join(environment, value, d="", attribute=None):
     if attribute is not None:
         value = map(jinja2.filters.make_attrgetter(environment, attribute), value)
-    return joined(map(str, value), str(d))
+    return join_traced(map(str, value), str(d))
 
 
 def _indent(s, width=4, first=False, blank=False):
     indention = width if isinstance(width, str) else " " * width
-    head, *rest = joined((s, "\n")).splitlines()
+    head, *rest = join_traced((s, "\n")).splitlines()
     lines = [head, *(indention + line if line or blank else line for line in rest)]
-    return joined((indention if first else "", joined(lines, "\n")))
+    return join_traced((indention if first else "", join_traced(lines, "\n")))
 
 
 @lru_cache(maxsize=256)
@@ -117,7 +117,7 @@ def compile_template(template: str) -> jinja2.Template:
         raise ImpruverError(f"the chat template does not parse, line {error.lineno}: {error.message}") from None
 
 
-def render(
+def render_template(
     template: str,
     messages: Sequence[Mapping],
     tools: Sequence[Mapping] | None = None,

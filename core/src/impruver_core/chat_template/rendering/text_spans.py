@@ -3,20 +3,20 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from impruver_core.chat_template.rendering.traced_string import Run, Source
+from impruver_core.chat_template.rendering.traced_string import TextRun, TextSource
 
 
-def reach(run: Run) -> tuple[int, int]:
+def find_source_range(run: TextRun) -> tuple[int, int]:
     """Which characters of its source a run holds."""
     start, end, source, offset = run
     return (offset, offset + end - start) if offset >= 0 else (0, len(source.text))
 
 
-def first_runs(runs: Iterable[Run]) -> Iterator[tuple[int, Run]]:
+def find_first_runs(runs: Iterable[TextRun]) -> Iterator[tuple[int, TextRun]]:
     """(index, run) of the runs of a rendered text, but for what repeats characters that were rendered before."""
-    seen: dict[Source, list[tuple[int, int]]] = {}
+    seen: dict[TextSource, list[tuple[int, int]]] = {}
     for index, run in enumerate(runs):
-        low, high = reach(run)
+        low, high = find_source_range(run)
         covered = seen.setdefault(run[2], [])
         if covered and low < covered[-1][1] and any(low < b and a < high for a, b in covered):
             continue
@@ -27,7 +27,7 @@ def first_runs(runs: Iterable[Run]) -> Iterator[tuple[int, Run]]:
 
 
 @dataclass
-class Place:
+class MessageSpan:
     """Where the texts of one message stand, and between which other texts."""
 
     start: int
@@ -41,13 +41,13 @@ class Place:
     mixed: bool = False  # texts of other messages stand in between
 
 
-def places_of(runs: Sequence[Run], length: int) -> dict[int, Place]:
+def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, MessageSpan]:
     """The place of each message that has text in the rendering."""
-    places: dict[int, Place] = {}
-    for index, (start, end, source, _) in first_runs(runs):
+    places: dict[int, MessageSpan] = {}
+    for index, (start, end, source, _) in find_first_runs(runs):
         place = places.get(source.message)
         if place is None or place.start == place.end:
-            places[source.message] = Place(start, end, source.path, index, index)
+            places[source.message] = MessageSpan(start, end, source.path, index, index)
         elif start < end:  # an empty text beside others says nothing
             place.last_run = index
             if end >= place.end:

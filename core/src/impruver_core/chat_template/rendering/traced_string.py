@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(eq=False, slots=True)
-class Source:
+class TextSource:
     """A text of a conversation: `path` names the field of message number `message` that holds it."""
 
     message: int
@@ -20,19 +20,19 @@ class Source:
 
 # (start, end, source, offset): characters start..end of the string are those from `offset` on of the source's text;
 # offset -1: the whole source, in another form (JSON, another case). An empty run says where an empty text stands.
-Run = tuple[int, int, Source, int]
+TextRun = tuple[int, int, TextSource, int]
 
 
-def _recasting(method: Callable[[str], str]) -> Callable[["Traced"], str]:
+def _recasting(method: Callable[[str], str]) -> Callable[["TracedStr"], str]:
     return lambda self: self._recast(method(self))
 
 
-class Traced(str):
+class TracedStr(str):
     """A string with the runs of its characters that came from the texts of a conversation."""
 
     __slots__ = ("_runs",)
 
-    def __new__(cls, text: str, runs: Iterable[Run] = ()) -> "Traced":
+    def __new__(cls, text: str, runs: Iterable[TextRun] = ()) -> "TracedStr":
         self = super().__new__(cls, text)
         self._runs = tuple(runs)
         return self
@@ -43,10 +43,10 @@ class Traced(str):
     def __add__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        return Traced(str.__add__(self, other), [*self._runs, *_moved(runs_of(other), len(self))])
+        return TracedStr(str.__add__(self, other), [*self._runs, *_moved(get_runs(other), len(self))])
 
     def __radd__(self, other: str) -> str:
-        return Traced(str.__add__(other, self), _moved(self._runs, len(other)))
+        return TracedStr(str.__add__(other, self), _moved(self._runs, len(other)))
 
     def __getitem__(self, key: int | slice) -> str:
         if isinstance(key, slice):
@@ -59,15 +59,15 @@ class Traced(str):
     def __iter__(self) -> Iterator[str]:
         return (self._cut(i, i + 1) for i in range(len(self)))
 
-    def _cut(self, start: int, stop: int) -> "Traced":
-        runs: list[Run] = []
+    def _cut(self, start: int, stop: int) -> "TracedStr":
+        runs: list[TextRun] = []
         for run_start, run_end, source, offset in self._runs:
             first, last = max(run_start, start), min(run_end, stop)
             if first < last or (run_start == run_end and start <= run_start <= stop):
                 runs.append((first - start, last - start, source, offset + first - run_start if offset >= 0 else -1))
         if start == stop and not runs and self._runs:  # all of it trimmed away: an empty text keeps its place
             runs = [(0, 0, self._runs[0][2], 0)]
-        return Traced(str.__getitem__(self, slice(start, stop)), runs)
+        return TracedStr(str.__getitem__(self, slice(start, stop)), runs)
 
     def _pieces(self, parts: list[str], gap: int) -> list[str]:
         pieces, at = [], 0
@@ -117,79 +117,81 @@ class Traced(str):
         return tuple(self._pieces(list(str.rpartition(self, sep)), 0))
 
     def replace(self, old: str, new: str, count: int = -1, /) -> str:
-        return joined(self.split(old, count), new) if old else self._recast(str.replace(self, old, new, count))
+        return join_traced(self.split(old, count), new) if old else self._recast(str.replace(self, old, new, count))
 
     def join(self, parts: Iterable[str], /) -> str:
-        return joined(parts, self)
+        return join_traced(parts, self)
 
     def _recast(self, text: str) -> str:
         if len(text) == len(self):
-            return Traced(text, self._runs)
-        return Traced(text, [(0, len(text), source, -1) for _, _, source, _ in self._runs])
+            return TracedStr(text, self._runs)
+        return TracedStr(text, [(0, len(text), source, -1) for _, _, source, _ in self._runs])
 
     upper, lower, capitalize, title = map(_recasting, (str.upper, str.lower, str.capitalize, str.title))
 
 
-def _moved(runs: Iterable[Run], by: int) -> list[Run]:
+def _moved(runs: Iterable[TextRun], by: int) -> list[TextRun]:
     return [(start + by, end + by, source, offset) for start, end, source, offset in runs]
 
 
-def joined(parts: Iterable[str], separator: str = "") -> str:
+def join_traced(parts: Iterable[str], separator: str = "") -> str:
     """The parts as one string that keeps what they know; plain where none of them knows anything."""
     parts = [part if isinstance(part, str) else str(part) for part in parts]
     if separator:
         parts = [piece for part in parts for piece in (separator, part)][1:]
     text = "".join(parts)
-    runs: list[Run] = []
+    runs: list[TextRun] = []
     at = 0
     for part in parts:
-        if type(part) is Traced:
+        if type(part) is TracedStr:
             runs += _moved(part._runs, at)
         at += len(part)
-    return Traced(text, runs) if runs else text
+    return TracedStr(text, runs) if runs else text
 
 
-def recast(text: str, value) -> str:
+def trace_transformed(text: str, value) -> str:
     """`text`, a form of `value` in which no single character can be followed, as one run of each text in it."""
-    sources = list(dict.fromkeys(sources_of(value)))
-    return Traced(text, [(0, len(text), source, -1) for source in sources]) if sources else text
+    sources = list(dict.fromkeys(find_sources(value)))
+    return TracedStr(text, [(0, len(text), source, -1) for source in sources]) if sources else text
 
 
-def sources_of(value) -> Iterator[Source]:
+def find_sources(value) -> Iterator[TextSource]:
     """The texts that are in a value of plain JSON types."""
-    if isinstance(value, Traced):
+    if isinstance(value, TracedStr):
         yield from (run[2] for run in value._runs)
     elif isinstance(value, (dict, list, tuple)):
         for item in value.items() if isinstance(value, dict) else value:
-            yield from sources_of(item)
+            yield from find_sources(item)
 
 
 def trace_messages(messages: Iterable[dict]) -> list[dict]:
     """The messages, each text in them traced back to its message and field."""
     return [
-        {key: value if key == "role" else trace(value, number, key) for key, value in message.items()}
+        {key: value if key == "role" else trace_value(value, number, key) for key, value in message.items()}
         for number, message in enumerate(messages)
     ]
 
 
-def trace(value, message: int, path: str):
+def trace_value(value, message: int, path: str):
     """A copy of a message's `value` of plain JSON types, each text in it traced back to `message` and `path`.
 
     Roles and types stay ordinary strings: templates compare them, and where they are printed they are header.
     """
     if isinstance(value, str):
         text = str.__str__(value)
-        return Traced(text, [(0, len(text), Source(message, path, text), 0)])
+        return TracedStr(text, [(0, len(text), TextSource(message, path, text), 0)])
     if isinstance(value, dict):
         return {
-            key: item if key in ("role", "type") and isinstance(item, str) else trace(item, message, f"{path}.{key}")
+            key: item
+            if key in ("role", "type") and isinstance(item, str)
+            else trace_value(item, message, f"{path}.{key}")
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [trace(item, message, path) for item in value]
+        return [trace_value(item, message, path) for item in value]
     return value
 
 
-def runs_of(text: str) -> tuple[Run, ...]:
+def get_runs(text: str) -> tuple[TextRun, ...]:
     """What is known of a rendered text: its runs in the order of the text."""
-    return text._runs if isinstance(text, Traced) else ()
+    return text._runs if isinstance(text, TracedStr) else ()

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from impruver_core.cli.console import progress, silence, warn
+from impruver_core.cli.console import open_progress, silence_stream, warn
 from impruver_core.io import jsonl
-from impruver_core.io.atomic import staged, synced
+from impruver_core.io.atomic import get_staged_path, open_synced
 
 from impruver_chat.backends.base import Answer, Backend, Prompt
 from impruver_chat.batch.questions import Question
@@ -89,7 +89,7 @@ def answered(
     `marks` are what tells reasoning and calls from the text of an answer.
     """
     ready: dict[int, Answer] = {}
-    with progress(len(questions), "answers") as bar:
+    with open_progress(len(questions), "answers") as bar:
         for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
             counts.rows += 1
             if isinstance(prompt, Question):
@@ -134,9 +134,9 @@ def _scored(question: Question, answer: str, counts: Counts) -> dict:
 
 def write_rows(output: Path, rows: Iterable[dict]) -> Path:
     """The finished file, beside `output` and not yet in its place. Nothing is left where it is stopped."""
-    path = staged(output)
+    path = get_staged_path(output)
     try:
-        with synced(path) as file:
+        with open_synced(path) as file:
             jsonl.write_rows(file, rows)
     except BaseException:
         with suppress(OSError):
@@ -149,7 +149,7 @@ def print_rows(rows: Iterable[dict]) -> None:
     """Each row on stdout as soon as it is answered; a reader that leaves ends the work."""
     try:
         for row in rows:
-            sys.stdout.buffer.write(jsonl.dumps(row).encode() + b"\n")
+            sys.stdout.buffer.write(jsonl.format_row(row).encode() + b"\n")
             sys.stdout.buffer.flush()
     except BrokenPipeError:
-        silence(sys.stdout)
+        silence_stream(sys.stdout)

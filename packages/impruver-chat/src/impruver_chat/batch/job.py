@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import result, say
-from impruver_core.cli.runner import Terminated
+from impruver_core.cli.console import log_info, print_result
+from impruver_core.cli.runner import TerminationSignal
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_folder
-from impruver_core.io.manifest import check_replaceable, describe, new_manifest, publish, recover
-from impruver_core.recipe.loading import Recipe, resolved
+from impruver_core.io.manifest import build_manifest, check_replaceable, describe_file, publish, recover
+from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_chat.backends.base import Backend
 from impruver_chat.batch import answers as batch
@@ -83,7 +83,7 @@ def answer_files(
         of, journal = fingerprint(prompts, chosen, model), journal_of(files.answers)
         known = {} if files.overwrite else take_up(journal, of)
         if known:
-            say(f"note: {len(known):,} answers are those of the run that was stopped ({journal})")
+            log_info(f"note: {len(known):,} answers are those of the run that was stopped ({journal})")
         given = noted(journal, of, known, batch.answers(prompts, backend, chosen, size, known))
         with keeping(journal, of, len(prompts)):
             path = write(given, lambda rows: batch.write_rows(files.answers, rows))
@@ -101,7 +101,7 @@ def keeping(journal: Path, of: str, total: int) -> Iterator[None]:
         kept = len(take_up(journal, of))
         if not kept:
             journal.unlink(missing_ok=True)
-        elif isinstance(stop, (KeyboardInterrupt, Terminated)):
+        elif isinstance(stop, (KeyboardInterrupt, TerminationSignal)):
             told = f"{kept:,} of {total:,} answers are kept; the same command goes on from there"
             raise type(stop)(told) from None
         raise
@@ -109,25 +109,25 @@ def keeping(journal: Path, of: str, total: int) -> Iterator[None]:
 
 def manifest(files: Files, written: Path, counts: batch.Counts, recipe: Recipe) -> dict:
     """What the answers were made from, and how they ended; `written` is not yet in its place."""
-    questions, made = files.questions, new_manifest("impruver-chat", resolved(recipe, absolute=True))
+    questions, made = files.questions, build_manifest("impruver-chat", resolve_recipe(recipe, absolute=True))
     is_kept = questions.is_file()  # what came through a pipe is gone
     made["inputs"] = [
-        describe(questions, counts.rows, digest=True) if is_kept else {"path": str(questions), "rows": counts.rows}
+        describe_file(questions, counts.rows, digest=True) if is_kept else {"path": str(questions), "rows": counts.rows}
     ]
-    made["outputs"] = [describe(written, rows=counts.rows, digest=True) | {"path": files.answers.name}]
+    made["outputs"] = [describe_file(written, rows=counts.rows, digest=True) | {"path": files.answers.name}]
     return made | {"counts": vars(counts)}
 
 
 def tell_counts(counts: batch.Counts, files: Files) -> None:
     """What became of the rows; on stderr where stdout holds them."""
-    tell = say if files.answers is None else result
+    tell = log_info if files.answers is None else print_result
     if counts.cut_off:
-        say(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
+        log_info(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
     if counts.replaced:
-        say(f"note: {counts.replaced:,} rows had an error, reference or match of their own, which ours replaced")
+        log_info(f"note: {counts.replaced:,} rows had an error, reference or match of their own, which ours replaced")
     if files.expect:
         if unscored := counts.rows - counts.failed - counts.scored:
-            say(f"note: {unscored:,} of the answers have no reference that is a text, and are not scored")
+            log_info(f"note: {unscored:,} of the answers have no reference that is a text, and are not scored")
         tell(scoring.share(counts.right, counts.scored))
     failed = f", {counts.failed:,} of them with an error" if counts.failed else ""
     tell(f"wrote {counts.rows:,} rows to {files.target}{failed}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, make_folder
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 
 from impruver_chat.backends.base import Answer, Prompt
 from impruver_chat.generation.parameters import Sampling
@@ -65,7 +65,7 @@ def noted(journal: Path, of: str, known: dict[int, Answer], given: Iterable) -> 
     """Passes (place, answer) on, each written down before; what is `known` stands there from the start."""
     make_folder(journal.parent)
     with atomic_write(journal) as file:
-        file.write(dumps({"answers_of": of}) + "\n")
+        file.write(format_row({"answers_of": of}) + "\n")
         file.writelines(line_of(place, answer) for place, answer in known.items())
     with journal.open("ab", buffering=0) as file:  # each line is written at once, or not at all
         for place, answer in given:
@@ -76,4 +76,4 @@ def noted(journal: Path, of: str, known: dict[int, Answer], given: Iterable) -> 
 
 def line_of(place: int, answer: Answer) -> str:
     """An answer as a line of the journal."""
-    return dumps({"place": place} | asdict(answer)) + "\n"
+    return format_row({"place": place} | asdict(answer)) + "\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError, RefusedError
-from impruver_core.io.jsonl import BLANKS, dumps, numbered_rows
+from impruver_core.io.jsonl import BLANKS, format_row, read_numbered_rows
 
 from impruver_chat.backends.base import Backend, Prompt
 from impruver_chat.conversation import ANSWERS, RESPONSES, NoAnswer, room_for, with_system
@@ -36,9 +36,9 @@ def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
     """The questions of a JSONL file; ImpruverError with the line for what is no JSON, no object or no UTF-8."""
     questions = []
     opened = sys.stdin.buffer if path == STDIN else None  # its beginning was looked at
-    for line, row in numbered_rows(path, opened):
+    for line, row in read_numbered_rows(path, opened):
         try:
-            dumps(row).encode()
+            format_row(row).encode()
         except UnicodeEncodeError:
             raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
         except ValueError:

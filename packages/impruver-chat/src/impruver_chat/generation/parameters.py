@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from impruver_core.cli.flags import boolean
+from impruver_core.cli.flags import parse_boolean
 from impruver_core.errors import ImpruverError
 
 from impruver_chat.model_dir import read_json
@@ -68,7 +68,7 @@ def value_of(name: str, text: str) -> Any:
     """What a text says that `name` is to be; ImpruverError where it can't be."""
     wanted = TYPES[name]
     try:
-        value = boolean(text) if wanted is bool else wanted(text)
+        value = parse_boolean(text) if wanted is bool else wanted(text)
     except (ValueError, ArgumentTypeError):
         raise ImpruverError(f"{name}: {text[:40]!r} is not {SHOWN[wanted]}") from None
     for fault in out_of_range({name: value}).values():

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from impruver_core.chat_template.analysis.prober import ANSWER, FUNCTION_CALL, THOUGHT, USER, Probe, call
-from impruver_core.chat_template.analysis.template_format import Shape
-from impruver_core.chat_template.selection import Templates
+from impruver_core.chat_template.analysis.prober import ANSWER, FUNCTION_CALL, THOUGHT, USER, TemplateProber, call
+from impruver_core.chat_template.analysis.template_format import TemplateFormat
+from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
 
 from impruver_chat.responses.tool_call_parser import ARGUMENTS, NAME, CallForm, form_of
@@ -42,14 +42,14 @@ class Marks:
 def marks_of_tokenizer(tokenizer, chat_template_kwargs: dict) -> Marks:
     """The marks of a tokenizer's template with these arguments."""
     try:
-        return marks_of(*Templates(tokenizer).pick(None, chat_template_kwargs))
+        return marks_of(*TemplateSelector(tokenizer).pick(None, chat_template_kwargs))
     except ImpruverError:  # no template: encoding tells that
         return Marks()
 
 
-def marks_of(template: str, variables: Mapping, shape: Shape) -> Marks:
+def marks_of(template: str, variables: Mapping, shape: TemplateFormat) -> Marks:
     """The marks of a template, by what it renders of a thought and of a call behind its generation prompt."""
-    probe = Probe(template, variables, shape.specials, False)
+    probe = TemplateProber(template, variables, shape.specials, False)
     asked = probe(USER, prompt=True)
     prompt = asked.text if asked else ""
     opens, closes, as_field = _reasoning(probe, prompt)
@@ -69,7 +69,7 @@ def marks_of(template: str, variables: Mapping, shape: Shape) -> Marks:
     return Marks(opens, closes, before, inside, as_field, calls, *takes, kept)
 
 
-def _reasoning(probe: Probe, prompt: str) -> tuple[str, str, bool]:
+def _reasoning(probe: TemplateProber, prompt: str) -> tuple[str, str, bool]:
     """(what opens reasoning, what closes it, whether the template takes it as a field)."""
     turn, layout = _turn(probe, prompt, THOUGHT), probe(USER, THOUGHT)
     thought, answer = THOUGHT["reasoning_content"], THOUGHT["content"]
@@ -92,7 +92,7 @@ def _calling(as_text: bool, times: int) -> dict:
     return message | {"tool_calls": calls}
 
 
-def _turn(probe: Probe, prompt: str, message: dict) -> str:
+def _turn(probe: TemplateProber, prompt: str, message: dict) -> str:
     """What of a turn the model has to say itself: the text behind the prompt; "" where its header is another one."""
     layout = probe(USER, message)
     if layout is None or not prompt:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from impruver_core.cli.console import say, tell, warn
+from impruver_core.cli.console import log_always, log_info, warn
 from impruver_core.errors import RefusedError
 
 from impruver_chat.backends.base import Backend, Prompt
@@ -42,20 +42,20 @@ def answer(talk: Talk) -> None:
     session = talk.session
     prompt = prompt_of(talk)
     if prompt and talk.compare:
-        tell("with the adapter:")
+        log_always("with the adapter:")
     message, stopped = shown(talk, prompt) if prompt else (None, False)
     if message is None:
         session.take_last()
         return
     session.answer(message)
     for call in calls_of(message):
-        tell(f"function call: {described(call)}")
+        log_always(f"function call: {described(call)}")
     if talk.compare and not stopped:
-        tell("without it:")
+        log_always("without it:")
         with talk.backend.without_adapter():
             shown(talk, prompt)
     if session.waiting():
-        tell("/result TEXT gives the function's response")
+        log_always("/result TEXT gives the function's response")
 
 
 def prompt_of(talk: Talk) -> Prompt | None:
@@ -69,7 +69,7 @@ def prompt_of(talk: Talk) -> Prompt | None:
         return None
     tell_trimmed(asked, session, backend.context)
     if asked.room < wanted:
-        say(f"note: the context leaves {asked.room} tokens for the answer")
+        log_info(f"note: the context leaves {asked.room} tokens for the answer")
     return Prompt(asked.ids, asked.room, seed)
 
 
@@ -89,9 +89,9 @@ def shown(talk: Talk, prompt: Prompt) -> tuple[dict | None, bool]:
         message = speech.end()
         talk.screen.end()
     if stopped:
-        tell("(stopped)" if told else "(stopped before the first word: the question is taken back)")
+        log_always("(stopped)" if told else "(stopped before the first word: the question is taken back)")
     elif not told:
-        tell("(the model said nothing)")
+        log_always("(the model said nothing)")
     return (message if told or not stopped else None), stopped
 
 
@@ -103,4 +103,4 @@ def tell_trimmed(asked: Asked, session: Session, context: int | None) -> None:
     ]
     for count, reason in reasons:
         if count:
-            say(f"note: the {count} oldest messages are forgotten: {reason}")
+            log_info(f"note: the {count} oldest messages are forgotten: {reason}")

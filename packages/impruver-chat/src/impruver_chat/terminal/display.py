@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from impruver_core.cli.console import write
+from impruver_core.cli.console import write_stream
 
 from impruver_chat.responses.stream_parser import REASONING
 from impruver_chat.terminal.ansi_text import behind, ink, width, without_blank
@@ -42,17 +42,17 @@ class Plain:
         """Shows a piece of REASONING or TEXT."""
         stream = sys.stderr if kind == REASONING else sys.stdout
         if self._kind == REASONING != kind:
-            write(sys.stderr, "\n")
+            write_stream(sys.stderr, "\n")
         self._kind = kind
         if stream.isatty():
             piece = clean(piece)
             piece = f"{DIM}{piece}{NORMAL}" if kind == REASONING and os.environ.get("TERM") != "dumb" else piece
-        write(stream, piece)
+        write_stream(stream, piece)
 
     def end(self) -> None:
         """Nothing more comes; the next line is free."""
         if self._kind:
-            write(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
+            write_stream(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
         self._kind = ""
 
 
@@ -120,7 +120,7 @@ class Page:
         self._size = size()
         fits = width(self._live[-1]) < self._size.columns
         if not fits:
-            write(sys.stdout, "\n")
+            write_stream(sys.stdout, "\n")
         self._above += ink("".join(self._drawn[: len(self._drawn) - fits]))
         self._live, self._drawn, self._fixed = self._live[-1:] if fits else [""], [], 0
 
@@ -157,7 +157,7 @@ class Page:
         # are cleared one by one: some terminals keep a copy of a screen that is cleared as a whole.
         fixed = "".join(f"{CLEAR_LINE}{line}\n" for line in settled)
         lines = "\n".join(CLEAR_LINE + line for line in live[same:])
-        write(sys.stdout, f"{back}{fixed}{NO_WRAP}{lines}{below}{WRAP}")
+        write_stream(sys.stdout, f"{back}{fixed}{NO_WRAP}{lines}{below}{WRAP}")
 
 
 def size() -> os.terminal_size:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from impruver_core.cli.runner import Terminated
+from impruver_core.cli.runner import TerminationSignal
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def leaving(app: Any) -> Iterator[Callable[[], None]]:
     finally:
         signal.signal(signal.SIGTERM, before)
         if came:
-            raise Terminated
+            raise TerminationSignal
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from impruver_core.cli.console import warn, write
+from impruver_core.cli.console import warn, write_stream
 from impruver_core.errors import ImpruverError
 from impruver_core.io.cache_dir import cache_dir
 
@@ -59,13 +59,13 @@ def piped(mark: str = "") -> str | None:
 
 
 def _line(mark: str) -> str | None:
-    write(sys.stderr, mark)
+    write_stream(sys.stderr, mark)
     try:
         line = sys.stdin.buffer.readline()
     except KeyboardInterrupt:
         line = b""
     if not line:
-        write(sys.stderr, "\n" if mark else "")
+        write_stream(sys.stderr, "\n" if mark else "")
         return None
     try:
         return line.decode("utf-8").rstrip("\r\n")

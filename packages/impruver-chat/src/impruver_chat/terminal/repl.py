@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from io import TextIOWrapper
 
-from impruver_core.cli.console import say
+from impruver_core.cli.console import log_info
 
 from impruver_chat.backends.base import Backend
 from impruver_chat.conversation import Session
@@ -20,7 +20,7 @@ COMMAND = re.compile(r"(/[A-Za-z_]+(?!\S)|/[/\s]*\Z)(.*)", re.DOTALL)  # neither
 
 def converse(session: Session, backend: Backend, sampling: Sampling, seed: int, plain: bool, compare: bool) -> None:
     """Asks and answers until the input ends or Ctrl+C comes at the prompt; Ctrl+C while it answers stops the answer."""
-    say("Ctrl+D leaves, /help lists the commands")
+    log_info("Ctrl+D leaves, /help lists the commands")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
     talk = Talk(session, backend, sampling, seed, screen(plain), compare)

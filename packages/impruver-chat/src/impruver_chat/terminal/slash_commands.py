@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from impruver_core.cli.console import tell, warn
+from impruver_core.cli.console import log_always, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 
 from impruver_chat.generation.parameters import changed, described, near, value_of
 from impruver_chat.terminal.chat_turn import Command, Talk, answer
@@ -35,20 +35,20 @@ def help_(talk: Talk, rest: str) -> None:
     lines = [f"{usage:{width}}  {command.__doc__}" for usage, command in USAGES.items()]
     lines += ["A new line in a question: Alt+Enter (Esc, then Enter), or \\ and then Enter."]
     lines += ["Ctrl+C stops an answer; at the prompt it leaves, as Ctrl+D does."]
-    tell("\n".join(lines))
+    log_always("\n".join(lines))
 
 
 def reset(talk: Talk, rest: str) -> None:
     """Forgets all that was said, but for the system prompt."""
     talk.session.reset()
-    tell("forgotten")
+    log_always("forgotten")
 
 
 def system(talk: Talk, rest: str) -> None:
     """Shows or sets the system prompt; - removes it."""
     if rest:
         talk.session.system_prompt = None if rest == NONE else rest
-    tell(f"system prompt: {talk.session.system_prompt or 'none'}")
+    log_always(f"system prompt: {talk.session.system_prompt or 'none'}")
 
 
 def retry(talk: Talk, rest: str) -> None:
@@ -59,7 +59,7 @@ def retry(talk: Talk, rest: str) -> None:
 
 def undo(talk: Talk, rest: str) -> None:
     """Takes the last question and its answer back."""
-    tell(f"taken back: {talk.session.take_back()}")
+    log_always(f"taken back: {talk.session.take_back()}")
 
 
 def set_(talk: Talk, rest: str) -> None:
@@ -67,11 +67,11 @@ def set_(talk: Talk, rest: str) -> None:
     name, _, value = rest.partition(" ")
     if name == "history_limit":
         talk.session.history_limit = value_of(name, value)
-        tell(f"history_limit {talk.session.history_limit}")
+        log_always(f"history_limit {talk.session.history_limit}")
         return
     if rest:
         talk.sampling = changed(talk.sampling, name, value.strip())
-    tell(described(talk.sampling))
+    log_always(described(talk.sampling))
 
 
 def save(talk: Talk, rest: str) -> None:
@@ -80,7 +80,7 @@ def save(talk: Talk, rest: str) -> None:
         raise ImpruverError("name a file: /save FILE")
     if not talk.session.messages:
         raise ImpruverError("nothing was said yet")
-    path, row = Path(rest), dumps({"messages": talk.session.whole()}) + "\n"
+    path, row = Path(rest), format_row({"messages": talk.session.whole()}) + "\n"
     try:
         path = path.expanduser()
         with path.open("a+b") as file:
@@ -89,7 +89,7 @@ def save(talk: Talk, rest: str) -> None:
             file.write((row if ends else f"\n{row}").encode())
     except (OSError, RuntimeError, ValueError) as error:  # no home, no name, nothing that can be appended to
         raise ImpruverError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    tell(f"appended {len(talk.session.whole())} messages to {path}")
+    log_always(f"appended {len(talk.session.whole())} messages to {path}")
 
 
 def compare(talk: Talk, rest: str) -> None:
@@ -97,7 +97,7 @@ def compare(talk: Talk, rest: str) -> None:
     if talk.backend.alone:
         raise ImpruverError(talk.backend.alone)
     talk.compare = not talk.compare
-    tell("answers with the adapter and without it" if talk.compare else "answers with the adapter alone")
+    log_always("answers with the adapter and without it" if talk.compare else "answers with the adapter alone")
 
 
 def result(talk: Talk, rest: str) -> None:
@@ -106,7 +106,7 @@ def result(talk: Talk, rest: str) -> None:
         raise ImpruverError("give the response, too: /result TEXT")
     left = talk.session.respond(rest)
     if left:
-        tell(f"{left} more of the calls wait for a response")
+        log_always(f"{left} more of the calls wait for a response")
         return
     answer(talk)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from impruver_core.errors import RefusedError
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 
 
 class Conversation(NamedTuple):
@@ -51,7 +51,7 @@ def _as_json(conversation: Conversation) -> Conversation:
     """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
     try:
         _require_names(conversation.messages)
-        return conversation._replace(as_json=dumps(conversation.as_row()).encode())
+        return conversation._replace(as_json=format_row(conversation.as_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
 

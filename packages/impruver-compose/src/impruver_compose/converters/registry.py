@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
 from impruver_compose.converters import builtin
 
@@ -64,7 +64,7 @@ def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str)
     _, needed, further = BUILTIN.get(name, (None, (), tuple(mapping)))
     for field in mapping:
         if field not in (*needed, *further):
-            raise ImpruverError(f"{where}.mapping: {name} has no field {field}{nearest(field, (*needed, *further))}")
+            raise ImpruverError(f"{where}.mapping: {name} has no field {field}{suggest(field, (*needed, *further))}")
     wanted = {field: field for field in needed} | mapping
     missing = [f"{field}: {column}" for field, column in wanted.items() if column not in ("_", *columns)]
     if missing:

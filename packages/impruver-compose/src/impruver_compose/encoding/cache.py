@@ -15,7 +15,7 @@ from pathlib import Path
 
 from impruver_core.io.atomic import atomic_write, make_folder
 from impruver_core.io.cache_dir import cache_dir
-from impruver_core.tokenizer import special_tokens
+from impruver_core.tokenizer import get_special_tokens
 
 from impruver_compose.encoding.job import Job
 from impruver_compose.storage.shard_file import ROWS, is_whole
@@ -75,7 +75,7 @@ def forget_old() -> None:
 def _settings(job: Job) -> list:
     return [
         [job.key, job.mapping, _source(job.converter)],
-        [job.tokenizer.chat_template, special_tokens(job.tokenizer), job.template_kwargs],
+        [job.tokenizer.chat_template, get_special_tokens(job.tokenizer), job.template_kwargs],
         [job.options, job.limit, job.turns, job.trim, job.prompts_only, job.num_perm, ROWS],
     ]
 

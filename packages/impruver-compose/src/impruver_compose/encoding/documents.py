@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused
-from impruver_core.io.jsonl import dumps
-from impruver_core.labels import UNLEARNED
+from impruver_core.io.jsonl import format_row
+from impruver_core.labels import IGNORE_INDEX
 
 from impruver_compose.encoding.job import Job
 from impruver_compose.records import Kept, digest, line_of
@@ -18,12 +18,12 @@ def document(job: Job, row: int, at: int, text: str, encoding) -> Kept | Refused
     ids, starts = _with_ends(job, encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])], len(text))
     labels = list(ids)
     if ids[0] == job.tokenizer.bos_token_id:
-        labels[0] = UNLEARNED
+        labels[0] = IGNORE_INDEX
     lines = []
     for start, stop in pairwise(_borders(len(ids), job.limit)):
         ended = stop == len(ids) and stop - start > 1 and ids[-1] == job.tokenizer.eos_token_id
         encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
-        lines.append(line_of(encoded, dumps({"text": text[starts[start] : starts[stop]]}).encode()))
+        lines.append(line_of(encoded, format_row({"text": text[starts[start] : starts[stop]]}).encode()))
     if not any(line.learned for line in lines):
         return Refused("nothing_to_learn", "no piece has two tokens")
     whole = digest(np.asarray(ids, np.uint32))

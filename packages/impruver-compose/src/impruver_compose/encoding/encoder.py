@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
 from impruver_core.errors import RefusedError
-from impruver_core.io.jsonl import dumps
-from impruver_core.tokenizer import plain_encoding
+from impruver_core.io.jsonl import format_row
+from impruver_core.tokenizer import plain_encoder
 
 from impruver_compose.converters.conversation import Conversation, convert
 from impruver_compose.dedup.minhash import signatures
@@ -75,7 +75,7 @@ def _encode(job: Job, conversations: list[Placed], shard: Shard) -> None:
     chats = [chat for _, _, chat in conversations if chat.text is None]
     whole = encode_all(job, chats, [chat.messages for chat in chats])
     lines = iter(zip(whole, _lines(job, chats, whole), strict=True))
-    with plain_encoding(job.tokenizer) as encode:
+    with plain_encoder(job.tokenizer) as encode:
         documents = iter(encode([chat.text for _, _, chat in conversations if chat.text is not None]))
     for row, at, chat in conversations:
         if chat.text is not None:
@@ -143,7 +143,7 @@ def _leading(chat: Conversation, count: int) -> bytes:
     """What a line of the first `count` messages carries besides in val.jsonl."""
     if count == len(chat.messages):
         return chat.as_json
-    return dumps(chat._replace(messages=chat.messages[:count]).as_row()).encode()
+    return format_row(chat._replace(messages=chat.messages[:count]).as_row()).encode()
 
 
 def _asked(messages: list[dict]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.chat_template.rendering.renderer import TODAY
-from impruver_core.cli.console import say
+from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.converters.conversation import Conversation
@@ -64,7 +64,7 @@ def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tupl
         name, converter, mapping = find_converter(
             section, source.rows.columns, source.rows.batch(0, 1)[0], where, recipe.base_dir
         )
-        say(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
+        log_info(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
         jobs.append(_job(recipe, index, source, converter, mapping, tokenizer, limit))
         inputs += source.inputs
     return jobs, inputs

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from impruver_core.cli.console import say
-from impruver_core.recipe.paths import find_local, looks_local
+from impruver_core.cli.console import log_info
+from impruver_core.recipe.paths import find_local, is_local_path
 
 UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer that knows no limit
 
@@ -19,7 +19,7 @@ def row_limit(recipe, tokenizer) -> int | None:
     limits = (tokenizer.model_max_length, _model_limit(recipe.model, recipe.base_dir))
     known = [limit for limit in limits if limit and limit < UNLIMITED]
     if not known:
-        say("neither tokenizer nor model tells a longest row: none is dropped for its length")
+        log_info("neither tokenizer nor model tells a longest row: none is dropped for its length")
     return min(known, default=None)
 
 
@@ -37,11 +37,11 @@ def _config_of(name: str, recipe_dir: Path) -> dict:
     found = find_local(name, recipe_dir)
     path = (found or Path(name)) / "config.json"
     try:
-        if found is None and not looks_local(name):
+        if found is None and not is_local_path(name):
             from huggingface_hub import hf_hub_download
 
             path = Path(hf_hub_download(name, "config.json"))
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except Exception as error:  # offline, gated, misspelt, broken: whoever loads the model tells
-        say(f"the longest row of {name} is not known ({type(error).__name__}): the tokenizer's limit counts")
+        log_info(f"the longest row of {name} is not known ({type(error).__name__}): the tokenizer's limit counts")
         return {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused
-from impruver_core.labels import LEARNED_ROLES
+from impruver_core.labels import TRAINED_ROLES
 
 Encode = Callable[[list[list[dict]]], list[Encoded | Refused]]
 
@@ -26,7 +26,7 @@ def part(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
 
 def learned_turns(messages: Sequence[dict]) -> list[int]:
     """The numbers of the messages that are learned."""
-    return [n for n, m in enumerate(messages) if m["role"] in LEARNED_ROLES and m.get("train") is not False]
+    return [n for n, m in enumerate(messages) if m["role"] in TRAINED_ROLES and m.get("train") is not False]
 
 
 def fitting(

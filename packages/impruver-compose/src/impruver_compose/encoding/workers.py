@@ -12,9 +12,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from impruver_core.cli.console import progress
+from impruver_core.cli.console import open_progress
 from impruver_core.errors import ImpruverError
-from impruver_core.io.disk_space import room_for
+from impruver_core.io.disk_space import reserve_space
 
 from impruver_compose.encoding.cache import Entry
 from impruver_compose.encoding.encoder import encode_rows
@@ -48,7 +48,7 @@ def encode_missing(jobs: Sequence[Job], entries: Sequence[Entry], num_proc: int)
         return
     rows = sum(stop - start for start, stop in (entries[index].stretch(number) for index, number in tasks))
     needed = sum(_bytes(jobs[index], *entries[index].stretch(number)) for index, number in tasks)
-    with room_for(entries[0].folder, needed), progress(rows, "encode") as bar:
+    with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as bar:
         if min(num_proc, len(tasks)) == 1 or sys.platform != "linux":
             for index, number in tasks:
                 bar.update(_encode(jobs[index], entries[index], number))

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from operator import itemgetter
 from typing import NamedTuple
 
-from impruver_core.cli.console import result, warn
+from impruver_core.cli.console import print_result, warn
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.jsonl import read_rows
 from impruver_core.io.manifest import read_manifest
@@ -94,18 +94,18 @@ def _job_of(jobs: Sequence[Job], place: Place) -> Job:
 def _tell(jobs: Sequence[Job], past: Past, place: tuple[int, int, int], own: Conversation | None) -> None:
     line = past.ledger.get(place)
     if line is None and own is None:
-        result(f"{_named(jobs, place)}: gives no conversation, and the ledger does not tell of it")
+        print_result(f"{_named(jobs, place)}: gives no conversation, and the ledger does not tell of it")
     elif line is None:
-        result(f"{_named(jobs, place)}: kept")
+        print_result(f"{_named(jobs, place)}: kept")
         for other in past.repeats(place):
-            result(f"  {':'.join(map(str, place_of(other)))} repeats it, similarity {other['similarity']}")
+            print_result(f"  {':'.join(map(str, place_of(other)))} repeats it, similarity {other['similarity']}")
     elif "kept" not in line:
         detail = f": {line['detail']}" if line["detail"] else ""
-        result(f"{_named(jobs, place)}: dropped, {line['reason']}{detail}")
+        print_result(f"{_named(jobs, place)}: dropped, {line['reason']}{detail}")
     else:
         kept = place_of(line["kept"])
-        result(f"{_named(jobs, place)}: dropped, {line['reason']}, similarity {line['similarity']}")
-        result(f"kept was {_named(jobs, kept)}")
+        print_result(f"{_named(jobs, place)}: dropped, {line['reason']}, similarity {line['similarity']}")
+        print_result(f"kept was {_named(jobs, kept)}")
         _compare(own, _conversation(jobs, kept))
 
 
@@ -125,18 +125,18 @@ def _conversation(jobs: Sequence[Job], place: tuple[int, int, int]) -> Conversat
 def _compare(dropped: Conversation | None, kept: Conversation | None) -> None:
     """Prints both role by role, what differs marked: [-in the dropped one-], {+in the kept one+}."""
     if dropped is None or kept is None:
-        result("  the data no longer holds both")
+        print_result("  the data no longer holds both")
         return
     less, more = mark(RED, "[-", "-]"), mark(GREEN, "{+", "+}")
     for one, other in zip_longest(_said(dropped), _said(kept), fillvalue=("", "")):
         if one == other:
-            result(f"{one[0]}, both:\n{_indented(readable(one[1]))}")
+            print_result(f"{one[0]}, both:\n{_indented(readable(one[1]))}")
             continue
         found = list(pieces(readable(one[1]), readable(other[1])))
         for name, role, marked, side in (("dropped", one[0], less, 0), ("kept", other[0], more, 1)):
             texts = ((piece[side], piece[0] == piece[1]) for piece in found)
             text = "".join(text if same or not text else marked(text) for text, same in texts)
-            result(f"{role or 'nothing'}, {name}:\n{_indented(text)}")
+            print_result(f"{role or 'nothing'}, {name}:\n{_indented(text)}")
 
 
 def _said(conversation: Conversation) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,7 @@ def page(
     names = [f"{job.index} {PurePath(job.name).name}" for job in jobs]
     written = np.concatenate([np.asarray(each, np.int64) for each in lines])
     sections = [
-        html.section("", "", _facts(counts)),
+        html.build_section("", "", _facts(counts)),
         _datasets(names, jobs, counts),
         _lengths(corpus.tokens[written], jobs, counts),
         _dropped(names, jobs, counts, paths.ledger.name),
@@ -40,14 +40,14 @@ def page(
         closest_pairs(corpus, duplicates),
     ]
     lead = f"What impruver-compose made of {len(jobs)} data set{'s' * (len(jobs) > 1)}; beside it {paths.val.name}."
-    return html.page(paths.train.name, lead, [section for section in sections if section])
+    return html.render_page(paths.train.name, lead, [section for section in sections if section])
 
 
 def _facts(counts: Sequence[Counts]) -> dict:
     def total(name: str) -> int:
         return sum(getattr(each, name) for each in counts)
 
-    return html.facts(
+    return html.build_facts(
         {
             "rows to train": total("train_rows"),
             "rows to validate": total("val_rows"),
@@ -61,12 +61,12 @@ def _facts(counts: Sequence[Counts]) -> dict:
 def _datasets(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts]) -> dict:
     rows = {name: (each.train_rows + each.val_rows, each.val_rows) for name, each in zip(names, counts, strict=True)}
     tokens = {name: (each.tokens, each.learned) for name, each in zip(names, counts, strict=True)}
-    return html.section(
+    return html.build_section(
         "Data sets",
         "Rows and tokens as they are written: unfolded and repeated where the recipe asks for it.",
-        charts.bars("Rows by data set", rows, ("train", "val")),
-        charts.bars("Tokens by data set", tokens, ("not learned", "learned")),
-        html.table(*brought(jobs, counts)),
+        charts.render_bars("Rows by data set", rows, ("train", "val")),
+        charts.render_bars("Tokens by data set", tokens, ("not learned", "learned")),
+        html.build_table(*brought(jobs, counts)),
     )
 
 
@@ -86,8 +86,8 @@ def _lengths(tokens: np.ndarray, jobs: Sequence[Job], counts: Sequence[Counts]) 
     note += f" Longer than its limit, and dropped: {too_long:,}." if limits else " No limit is known."
     trimmed = sum(each.trimmed for each in counts)
     note += f" Trimmed: {trimmed:,}." if trimmed else ""
-    chart = charts.histogram("Rows by their tokens", edges.tolist(), found.tolist(), near, "tokens", "rows")
-    return html.section("Lengths", note, chart)
+    chart = charts.render_histogram("Rows by their tokens", edges.tolist(), found.tolist(), near, "tokens", "rows")
+    return html.build_section("Lengths", note, chart)
 
 
 def _dropped(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts], ledger: str) -> dict:
@@ -95,12 +95,12 @@ def _dropped(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts]
     for each in counts:
         reasons.update(each.rows_dropped + each.dropped)
     if not reasons:
-        return html.section("Dropped", "Nothing was dropped.")
-    return html.section(
+        return html.build_section("Dropped", "Nothing was dropped.")
+    return html.build_section(
         "Dropped",
         f"Each with its data set, row and detail is in {ledger}.",
-        charts.bars("Dropped, by reason", {reason: [number] for reason, number in reasons.most_common()}),
-        html.table(*dropped(jobs, counts)),
+        charts.render_bars("Dropped, by reason", {reason: [number] for reason, number in reasons.most_common()}),
+        html.build_table(*dropped(jobs, counts)),
     )
 
 
@@ -113,10 +113,10 @@ def _gate(entries: Sequence[dict]) -> dict:
         for each in entries
         if each["warnings"]
     ]
-    return html.section(
+    return html.build_section(
         "The gate",
         note,
-        html.table(*gated(entries)),
-        html.texts(warnings) if warnings else None,
+        html.build_table(*gated(entries)),
+        html.build_texts(warnings) if warnings else None,
         parted(entries),
     )

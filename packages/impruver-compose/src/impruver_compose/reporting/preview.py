@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from impruver_core.chat_template.masking.segments import pieces
-from impruver_core.cli.console import result
+from impruver_core.chat_template.masking.segments import decode_segments
+from impruver_core.cli.console import print_result
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.encoding.encoder import BATCH, encode_rows
@@ -22,17 +22,17 @@ def show(jobs: Sequence[Job], count: int) -> None:
     if count < 1:
         raise ImpruverError(f"--show must be at least 1, not {count}")
     learned, other = mark(GREEN, LEFT, RIGHT)("learned"), mark(GREY)("not learned")
-    result(f"{learned}, {other if in_colour() else 'all else is not'}")
+    print_result(f"{learned}, {other if in_colour() else 'all else is not'}")
     for job in jobs:
         reasons: Counter[str] = Counter()
         rows = list(islice(_rows(job, count, reasons), count))
         for kept, line in rows:
             place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
             title = f"{place}: {line.tokens} tokens, {line.learned} learned"
-            result(f"\n{title}\n{_painted(job, line)}".removesuffix("\n"))
+            print_result(f"\n{title}\n{_painted(job, line)}".removesuffix("\n"))
         if len(rows) < count:
             told = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
-            result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{told}")
+            print_result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{told}")
 
 
 def _rows(job: Job, count: int, reasons: Counter[str]) -> Iterator[tuple[Kept, Line]]:
@@ -48,5 +48,5 @@ def _painted(job: Job, line: Line) -> str:
     row = json.loads(line.content)
     painters = mark(GREY), mark(GREEN, LEFT, RIGHT)
     reserved = "" if in_colour() else LEFT + RIGHT
-    found = pieces(job.tokenizer, row["input_ids"], row["labels"])
+    found = decode_segments(job.tokenizer, row["input_ids"], row["labels"])
     return "".join(painters[learned](readable(text, reserved)) for text, learned in found)

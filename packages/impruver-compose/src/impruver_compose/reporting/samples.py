@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
-from impruver_core.chat_template.masking.segments import pieces
+from impruver_core.chat_template.masking.segments import decode_segments
 from impruver_core.reporting import html
 
 from impruver_compose.dedup.near_duplicates import Duplicate
@@ -33,20 +33,22 @@ def samples(corpus: Corpus, jobs: Sequence[Job], train: np.ndarray) -> dict:
         short = own[corpus.tokens[own] <= LONG_SAMPLE]
         first = dict.fromkeys((short if len(short) else own)[: each * 2].tolist())
         taken += [(index, line) for line in [*first][:each]]
-    return html.section(
+    return html.build_section(
         "Sample rows",
         "Learned text on green; the rest is read and not learned. Special tokens in violet.",
-        html.texts(_sample(corpus, jobs[index], line) for index, line in taken[: 2 * SAMPLES]),
+        html.build_texts(_sample(corpus, jobs[index], line) for index, line in taken[: 2 * SAMPLES]),
     )
 
 
 def _sample(corpus: Corpus, job: Job, line: int) -> tuple[str, list]:
     row = json.loads(corpus.text("content", line))
     ids, labels = (row[name][:LONG_SAMPLE] for name in ("input_ids", "labels"))
-    spans = [(text, "learned" if learned else "") for text, learned in pieces(job.tokenizer, ids, labels)]
+    spans = [(text, "learned" if learned else "") for text, learned in decode_segments(job.tokenizer, ids, labels)]
     special = [token.content for token in job.tokenizer.added_tokens_decoder.values() if token.special]
     caption = f"{_place(corpus.origin(corpus.conversation_of(line)))}: {corpus.tokens[line]:,} tokens"
-    return f"{caption}, {corpus.learned[line]:,} learned", html.marked(html.shown(spans, CHARACTERS), special)
+    return f"{caption}, {corpus.learned[line]:,} learned", html.mark_strings(
+        html.truncate_spans(spans, CHARACTERS), special
+    )
 
 
 def closest_pairs(corpus: Corpus, duplicates: Sequence[Duplicate]) -> dict | None:
@@ -57,14 +59,16 @@ def closest_pairs(corpus: Corpus, duplicates: Sequence[Duplicate]) -> dict | Non
     items = []
     for each in closest:
         texts = differences(_text(corpus, each.kept), _text(corpus, each.number))
-        left, right = (html.shown(text, CHARACTERS) for text in texts)
+        left, right = (html.truncate_spans(text, CHARACTERS) for text in texts)
         sides = [(f"kept: {_place(corpus.origin(each.kept))}", left)]
         sides += [(f"dropped: {_place(corpus.origin(each.number))}", right)]
         items.append((f"{'exact duplicate' if each.exact else f'similarity {each.similarity:.4f}'}", *sides))
     note = (
         f"The {len(items)} closest of {len(duplicates):,} pairs, near-duplicates ({len(duplicates) - exact:,}) first; "
     )
-    return html.section("Duplicates", note + f"exact: {exact:,}. Differences are marked.", html.pairs(items))
+    return html.build_section(
+        "Duplicates", note + f"exact: {exact:,}. Differences are marked.", html.build_pairs(items)
+    )
 
 
 def parted(entries: Sequence[dict]) -> dict | None:
@@ -76,7 +80,7 @@ def parted(entries: Sequence[dict]) -> dict | None:
             trained, asked = differences(example["trained"], example["prompt"])
             caption = f"data set {entry['dataset_index']}, row {example['row']}, before the last answer"
             items.append((caption, ("in training", trained), ("at inference", asked)))
-    return html.pairs(items) if items else None
+    return html.build_pairs(items) if items else None
 
 
 def _text(corpus: Corpus, number: int) -> str:

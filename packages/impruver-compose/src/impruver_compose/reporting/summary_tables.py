@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from impruver_core.cli.console import result, say, table
+from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.ledger import Counts, Ledger
@@ -57,11 +57,11 @@ def share(part: int, whole: int) -> str:
 
 def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger) -> None:
     """The tables, and the last line: what was written, and what comes next."""
-    say(table(*brought(jobs, counts)))
+    log_info(format_table(*brought(jobs, counts)))
     train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
     if ledger.lines:
-        say(table(*dropped(jobs, counts)))
-    result(
+        log_info(format_table(*dropped(jobs, counts)))
+    print_result(
         f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}; "
         f"to look at: {paths.report}. Next: impruver-train with the same --config"
     )
@@ -75,9 +75,9 @@ def report_estimate(jobs, counts: Sequence[Counts]) -> None:
         usable = each.conversations - each.dropped.total()
         learned = share(each.learned, each.tokens)
         rows.append([job.index, job.name, len(job.rows), round(usable * times), round(each.tokens * times), learned])
-    say(table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
+    log_info(format_table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
     if any(each.dropped or each.rows_dropped for each in counts):
-        say(table(*dropped(jobs, counts)))
+        log_info(format_table(*dropped(jobs, counts)))
     if not any(each.conversations - each.dropped.total() for each in counts):
         raise ImpruverError("none of the first rows is usable")
-    result("the data can be composed; nothing was written")
+    print_result("the data can be composed; nothing was written")

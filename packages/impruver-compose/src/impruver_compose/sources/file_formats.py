@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import refuse_pointer
+from impruver_core.io.git_lfs import check_no_lfs_pointer
 
 KINDS = {
     "json": (".jsonl", ".ndjson", ".json"),
@@ -38,7 +38,7 @@ def files_of(found: Path, where: str) -> list[Path]:
     if all(path.stat().st_size == 0 for path in files):
         raise ImpruverError(f"{where}: {files[0]} is empty")
     for path in files:
-        refuse_pointer(path)
+        check_no_lfs_pointer(path)
     return files
 
 

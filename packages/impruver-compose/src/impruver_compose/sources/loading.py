@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from impruver_core.cli.console import say, warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.cache_dir import cache_dir
-from impruver_core.io.disk_space import room_for
-from impruver_core.io.jsonl import BLANKS, opened
-from impruver_core.io.manifest import describe
-from impruver_core.recipe.paths import find_local, require_hub_id
+from impruver_core.io.disk_space import reserve_space
+from impruver_core.io.jsonl import BLANKS, open_compressed
+from impruver_core.io.manifest import describe_file
+from impruver_core.recipe.paths import check_hub_id, find_local
 
 from impruver_compose.sources.file_formats import as_written, files_of, kind_of, refuse_written
 from impruver_compose.sources.row_table import Rows, as_lines, scan
@@ -42,13 +42,13 @@ def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) 
     if found is not None:
         files = files_of(found, where)
         refuse_written(files, found, written, f"{where}: {section.name}")
-        inputs = [describe(path, digest=True) for path in files]
+        inputs = [describe_file(path, digest=True) for path in files]
         cache = _cache_of(inputs)
-        with room_for(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+        with reserve_space(cache_dir(), sum(entry["bytes"] for entry in inputs)):
             rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return Source(rows, inputs, key)
-    require_hub_id(section.name, where)
+    check_hub_id(section.name, where)
     table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
     entry["fingerprint"] = table._fingerprint
@@ -83,7 +83,7 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
 
 
 def _warn_of_json(path: Path, where: str) -> None:
-    with opened(path) as file:
+    with open_compressed(path) as file:
         if ROWS.match(file.read(1000)):
             warn(f"{where}: {path} is read as plain text, line by line, and looks like JSON: name it .json or .jsonl")
 
@@ -158,5 +158,7 @@ def _load_hub(section, where: str):
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error) or section.revision:
                 raise
-            say(f"{section.name} is a script, which `datasets` no longer runs: reading the hub's Parquet copy of it")
+            log_info(
+                f"{section.name} is a script, which `datasets` no longer runs: reading the hub's Parquet copy of it"
+            )
             return datasets.load_dataset(section.name, revision="refs/convert/parquet", **options)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, sha256
-from impruver_core.io.jsonl import BROKEN, broken, numbered_rows, opened
+from impruver_core.io.atomic import atomic_write, hash_file
+from impruver_core.io.jsonl import BROKEN, build_read_error, open_compressed, read_numbered_rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def scan(paths: Sequence[Path], kept: Path) -> tuple[list[str], int]:
         return tuple(json.loads(kept.read_text(encoding="utf-8")))
     columns, rows = {}, 0
     for path in paths:
-        for _, row in numbered_rows(path):
+        for _, row in read_numbered_rows(path):
             columns |= dict.fromkeys(row)
             rows += 1
     with atomic_write(kept) as file:
@@ -72,7 +72,7 @@ def as_lines(path: Path, cache: Path) -> Path:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {type(row).__name__}")
-    made = cache / "json" / f"{sha256(path)}.jsonl"
+    made = cache / "json" / f"{hash_file(path)}.jsonl"
     if not made.exists():
         with atomic_write(made) as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)  # escaped: half a surrogate pair can't be written
@@ -82,7 +82,7 @@ def as_lines(path: Path, cache: Path) -> Path:
 def _listed(path: Path) -> list | None:
     """The list that a JSON file holds; None for lines of JSON."""
     try:
-        with opened(path) as file:
+        with open_compressed(path) as file:
             start = file.read(1 << 16)
             if not start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
                 return None
@@ -94,4 +94,4 @@ def _listed(path: Path) -> list | None:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         raise ImpruverError(f"{path}: can't be read: {error}") from None
     except BROKEN as error:
-        raise broken(str(path), error) from None
+        raise build_read_error(str(path), error) from None

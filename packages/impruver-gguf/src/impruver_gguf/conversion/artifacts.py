@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import say, warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import make_folder, sha256, staged
-from impruver_core.io.manifest import describe, read_manifest
+from impruver_core.io.atomic import get_staged_path, hash_file, make_folder
+from impruver_core.io.manifest import describe_file, read_manifest
 
 from impruver_gguf.conversion.plan import Conversion
 from impruver_gguf.quantization import quantize
@@ -29,16 +29,16 @@ def kept(
     (_, source), *targets = files.items()
     known = source.name in {entry["path"] for entry in before} and source.is_file()
     if known and not conversion.there and conversion.same(source):
-        say(f"{source.name}: there already, the same byte for byte, and kept")
+        log_info(f"{source.name}: there already, the same byte for byte, and kept")
         conversion = replace(conversion, there=True)
     if not conversion.there:
         return conversion, set()
-    conversion = replace(conversion, digest=sha256(source))
+    conversion = replace(conversion, digest=hash_file(source))
     how = {"source": conversion.digest, "quantizer": quantizer(program)}
     alike = {entry["path"] for entry in before if how.items() <= entry.items()}
     done = {level: path for level, path in targets if path.name in alike and path.is_file()}
     if done:
-        say(f"{', '.join(done)}: there already, made from the same file, and kept")
+        log_info(f"{', '.join(done)}: there already, made from the same file, and kept")
     return conversion, set(done.values())
 
 
@@ -59,13 +59,13 @@ def make(
     make_folder(source.parent)
     levels = [path for _, path in targets]
     new = [*([] if conversion.there else [source]), *(path for path in levels if path not in done), *modelfiles]
-    made = {path: staged(path) for path in new}
+    made = {path: get_staged_path(path) for path in new}
     _discard(made)  # a killed run's: whoever still writes into one writes nowhere
     try:
         if not conversion.there:
             conversion.write(made[source])
         now = made.get(source, source)
-        how = {"source": conversion.digest or sha256(now), "quantizer": quantizer(program)}
+        how = {"source": conversion.digest or hash_file(now), "quantizer": quantizer(program)}
         quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
         for path, text in modelfiles.items():
             made[path].write_text(text, encoding="utf-8", newline="\n")
@@ -113,7 +113,7 @@ def _outputs(
     if stale:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     now = [
-        describe(path, digest=True) | {"path": final.name} | (how if final in levels else {})
+        describe_file(path, digest=True) | {"path": final.name} | (how if final in levels else {})
         for final, path in made.items()
     ]
     return [*kept, *now]

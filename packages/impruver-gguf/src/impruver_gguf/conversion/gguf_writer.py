@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from impruver_core.cli.console import progress
-from impruver_core.errors import CheckFailed
+from impruver_core.cli.console import open_progress
+from impruver_core.errors import CheckFailedError
 
 from impruver_gguf.architectures.registry import is_float32
 from impruver_gguf.conversion.tensor_types import Encoding, EncodingError, encoding_of
@@ -75,7 +75,7 @@ def is_gguf(path: Path, header: bytes, tensors: dict[str, Tensor], types: dict[s
 def _content(
     header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding], doing: str
 ) -> Iterator[bytes | memoryview]:
-    with progress(len(tensors), doing) as bar:
+    with open_progress(len(tensors), doing) as bar:
         yield header.ljust(_padded(len(header)), b"\0")
         for piece, data in encoded(tensors, types):
             yield data.data.cast("B")
@@ -109,7 +109,7 @@ def _encode(piece: Piece) -> np.ndarray:
     try:
         return piece.encoding.encode(piece.tensor.rows(piece.start, piece.stop))
     except EncodingError as error:
-        raise CheckFailed(f"{piece.name} {error}: no GGUF is written") from None
+        raise CheckFailedError(f"{piece.name} {error}: no GGUF is written") from None
 
 
 def size_of(header: bytes, tensors: dict[str, Tensor], types: dict[str, Encoding]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from impruver_core.cli.console import say
+from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.worker_process import last_lines
@@ -83,7 +83,7 @@ def _usable(path: Path, flag: str) -> str:
 
 def convert(script: str, folder: Path, target: Path, outtype: str) -> None:
     """Runs llama.cpp's converter on a model's folder; ImpruverError with its last words where it fails."""
-    say(f"running {script}")
+    log_info(f"running {script}")
     command = [*_launcher(script), script, str(folder), "--outfile", str(target), "--outtype", outtype]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not target.is_file():

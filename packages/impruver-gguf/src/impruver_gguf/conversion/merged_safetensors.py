@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from impruver_core.io.atomic import synced
+from impruver_core.io.atomic import open_synced
 
 from impruver_gguf.conversion.gguf_writer import encoded
 from impruver_gguf.conversion.tensor_types import ENCODINGS, Encoding
@@ -50,7 +50,7 @@ def write_shards(tensors: Mapping[str, Tensor], source: Path, folder: Path, outt
         file = f"model-{number:05d}.safetensors"
         mapped.update(dict.fromkeys(names, file))
         _write(folder / file, {name: tensors[name] for name in names}, kinds)
-    with synced(folder / "model.safetensors.index.json") as file:
+    with open_synced(folder / "model.safetensors.index.json") as file:
         json.dump({"metadata": {}, "weight_map": mapped}, file)
 
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from impruver_core.chat_template.analysis.analyzer import shape_of
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.analysis.analyzer import analyze_template
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import RefusedError
 
 DAY = re.compile(r"\b(strftime_now|date_string)\b")  # what they render is another text tomorrow
@@ -51,11 +51,11 @@ def go_template(template: str, named: Mapping[str, object], bos_added: str | Non
     if DAY.search(template):
         return None
     texts = [text for value in named.values() for text in (value if isinstance(value, list) else [value])]
-    if shape_of(template, named, [text for text in texts if text], True).renders_tools:
+    if analyze_template(template, named, [text for text in texts if text], True).renders_tools:
         return None
 
     def rendering(messages: Sequence[dict[str, str]], prompt: bool = True) -> str:
-        text = render(template, messages, add_generation_prompt=prompt, variables=named)
+        text = render_template(template, messages, add_generation_prompt=prompt, variables=named)
         return str.__str__(text).removeprefix(bos_added or "")
 
     try:

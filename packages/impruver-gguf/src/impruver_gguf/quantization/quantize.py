@@ -1,6 +1,6 @@
 """Quantizes a GGUF file: with cyllama's llama.cpp in a process of its own, or with a llama-quantize at hand.
 
-    python -m impruver_gguf.quantize SOURCE THREADS FTYPE=TARGET …
+    python -m impruver_gguf.quantization.quantize SOURCE THREADS FTYPE=TARGET …
 
 A process of its own can be stopped at any time, and what llama.cpp aborts on takes nobody with it.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from subprocess import CalledProcessError
 
 import numpy as np
-from impruver_core.cli.console import progress, say
-from impruver_core.errors import CheckFailed, ImpruverError
-from impruver_core.system import threads
+from impruver_core.cli.console import log_info, open_progress
+from impruver_core.errors import CheckFailedError, ImpruverError
+from impruver_core.system import available_cpus
 
 from impruver_gguf.gguf_reader import tensor_types
 from impruver_gguf.quantization.quant_types import LEVELS
@@ -34,7 +34,7 @@ def tell_fallbacks(level: str, path: Path) -> None:
             found[f"{re.sub(r'[.][0-9]+[.]', '.*.', name)} ({shape[0]} values a row)"] = kind.lower()
     if found:
         named = ", ".join(f"{name}: {kind}" for name, kind in found.items())
-        say(f"{level}: its blocks of {block} values do not fit these tensors, which fall back: {named}")
+        log_info(f"{level}: its blocks of {block} values do not fit these tensors, which fall back: {named}")
 
 
 KEPT_FINE = ("token_embd.weight", "output.weight")  # llama.cpp gives these more bits
@@ -66,11 +66,11 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
     if not targets:
         return
     if program:
-        commands = [[program, str(source), str(path), level, str(threads())] for level, path in targets.items()]
+        commands = [[program, str(source), str(path), level, str(available_cpus())] for level, path in targets.items()]
     else:
         pairs = [f"{LEVELS[level].ftype}={path}" for level, path in targets.items()]
-        commands = [[sys.executable, "-m", __name__, str(source), str(threads()), *pairs]]
-    with progress(len(targets), "levels quantized") as bar:
+        commands = [[sys.executable, "-m", __name__, str(source), str(available_cpus()), *pairs]]
+    with open_progress(len(targets), "levels quantized") as bar:
         for command in commands:
             _run(command, source, bar if program is None else None)
             if program:
@@ -91,7 +91,7 @@ def _run(command: list[str], source: Path, bar) -> None:
     except CalledProcessError as ended:
         tensor = _not_finite(source) if NOT_FINITE.search(ended.stderr) else None
         if tensor:
-            raise CheckFailed(f"{source}: {tensor} holds NaN or infinity: no level is made of it") from None
+            raise CheckFailedError(f"{source}: {tensor} holds NaN or infinity: no level is made of it") from None
         raise ImpruverError(f"quantizing failed (exit {ended.returncode}): {last_lines(ended.stderr)}") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from impruver_core.chat_template.rendering.renderer import render
+from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.cli.console import warn
 
 from impruver_gguf.verification.heldout import HeldOut, Row
@@ -60,7 +60,7 @@ def _other_template(templates: dict[str, str], held: HeldOut, tokenizer: SavedTo
         if not row.chat or there.get(row.chat["template"], row.chat["template"]) == row.chat["template"]:
             continue
         chat = row.chat
-        found = render(there[chat["template"]], chat["messages"], chat["tools"], variables=chat["variables"])
+        found = render_template(there[chat["template"]], chat["messages"], chat["tools"], variables=chat["variables"])
         if found != row.text:
             return f"its template renders {row.where} otherwise: {found!r}; the tokenizer's: {row.text!r}"
     return None

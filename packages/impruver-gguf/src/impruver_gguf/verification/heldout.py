@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.chat_template.masking.loss_mask import encode_chat
-from impruver_core.chat_template.masking.message_normalization import prepare
-from impruver_core.chat_template.rendering.renderer import render
-from impruver_core.chat_template.selection import Templates
+from impruver_core.chat_template.masking.message_normalization import normalize_messages
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.json_schema import OBJECT, TEXT, WHOLE, check_keys, list_of
-from impruver_core.io.jsonl import numbered_rows
-from impruver_core.labels import UNLEARNED
-from impruver_core.tokenizer import plain_encoding
+from impruver_core.io.jsonl import read_numbered_rows
+from impruver_core.labels import IGNORE_INDEX
+from impruver_core.tokenizer import plain_encoder
 
 from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 
@@ -55,7 +55,7 @@ class Row:
     @property
     def learned(self) -> list[int]:
         """The positions whose logits foretell a learned token."""
-        return [at - 1 for at, label in enumerate(self.labels) if at and label != UNLEARNED]
+        return [at - 1 for at, label in enumerate(self.labels) if at and label != IGNORE_INDEX]
 
 
 @dataclass
@@ -71,8 +71,8 @@ class HeldOut:
 def read_heldout(output_dir: Path, tokenizer: SavedTokenizer, kwargs: dict[str, Any], longest: int | None) -> HeldOut:
     """The rows for a model whose context holds `longest` tokens; `kwargs` are the recipe's chat_template_kwargs."""
     path = output_dir / "heldout.jsonl"
-    lines = list(numbered_rows(path)) if path.is_file() else []
-    found = _encoded(lines or numbered_rows(BUILT_IN), path if lines else None, tokenizer, kwargs)
+    lines = list(read_numbered_rows(path)) if path.is_file() else []
+    found = _encoded(lines or read_numbered_rows(BUILT_IN), path if lines else None, tokenizer, kwargs)
     if lines and not found.rows:
         raise ImpruverError(f"no row can be used: {found.refused[0]}; move the file away to use the built-in set")
     tokens = learned = 0
@@ -91,7 +91,7 @@ def read_heldout(output_dir: Path, tokenizer: SavedTokenizer, kwargs: dict[str, 
 
 
 def _encoded(lines: Iterable, path: Path | None, tokenizer: SavedTokenizer, kwargs: dict[str, Any]) -> HeldOut:
-    found, templates = HeldOut(), Templates(tokenizer)
+    found, templates = HeldOut(), TemplateSelector(tokenizer)
     for number, line in lines:
         where = f"{path}, line {number}" if path else f"the built-in set, line {number}"
         _check_text(line, where)
@@ -117,7 +117,9 @@ def _check_text(line: dict, where: str) -> None:
         raise ImpruverError(f"{where}: half a character (a lone surrogate); mend the row or take it out") from None
 
 
-def _rows(line: dict, where: str, tokenizer, templates: Templates, kwargs: dict, built_in: bool) -> Iterator[Row]:
+def _rows(
+    line: dict, where: str, tokenizer, templates: TemplateSelector, kwargs: dict, built_in: bool
+) -> Iterator[Row]:
     if "messages" in line and (tokenizer.chat_template or not built_in):
         yield _chat(line, where, tokenizer, templates, kwargs)
     elif "messages" in line:  # a model without a chat template has seen no chats
@@ -126,14 +128,14 @@ def _rows(line: dict, where: str, tokenizer, templates: Templates, kwargs: dict,
         yield _document(line, where, tokenizer)
 
 
-def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: Templates, kwargs: dict) -> Row:
+def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: TemplateSelector, kwargs: dict) -> Row:
     messages, tools = line["messages"], line.get("tools")
     named = {**kwargs, **(line.get("chat_template_kwargs") or {})}
     template, variables, shape = templates.pick(tools, named)
-    prepared = prepare(messages, shape)
+    prepared = normalize_messages(messages, shape)
     chat = {"messages": prepared, "tools": tools, "template": template, "variables": variables, "kwargs": named}
     chat["before"], chat["prompt"] = _asked(chat)
-    text = str.__str__(render(template, prepared, tools, variables=variables))
+    text = str.__str__(render_template(template, prepared, tools, variables=variables))
     trained = _trained(line, where, tokenizer)
     if trained is None:
         encoded = encode_chat(tokenizer, messages, tools, chat_template_kwargs=named)
@@ -152,7 +154,9 @@ def _asked(chat: dict[str, Any]) -> tuple[list[dict] | None, str | None]:
     if not last:
         return None, None
     try:
-        text = render(chat["template"], prepared[:last], chat["tools"], add_generation_prompt=True, variables=variables)
+        text = render_template(
+            chat["template"], prepared[:last], chat["tools"], add_generation_prompt=True, variables=variables
+        )
     except RefusedError:
         return None, None
     return prepared[:last], str.__str__(text)
@@ -160,7 +164,7 @@ def _asked(chat: dict[str, Any]) -> tuple[list[dict] | None, str | None]:
 
 def _document(line: dict, where: str, tokenizer: SavedTokenizer) -> Row:
     text_ids = _ids(tokenizer, line["text"])
-    ids, labels = _trained(line, where, tokenizer) or (text_ids, [UNLEARNED, *text_ids[1:]])
+    ids, labels = _trained(line, where, tokenizer) or (text_ids, [IGNORE_INDEX, *text_ids[1:]])
     return Row(where, line["text"], text_ids, ids, labels)
 
 
@@ -169,7 +173,7 @@ def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[in
     ids, labels = line.get("input_ids"), line.get("labels")
     if ids is None or labels is None:
         return None
-    numbers = [*ids, *(set(labels) - {UNLEARNED})]
+    numbers = [*ids, *(set(labels) - {IGNORE_INDEX})]
     if len(ids) != len(labels) or not all(0 <= number < tokenizer.size for number in numbers):
         raise ImpruverError(
             f"{where}: input_ids and labels are not this tokenizer's, or of two lengths; take the heldout.jsonl that "
@@ -179,5 +183,5 @@ def _trained(line: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[in
 
 
 def _ids(tokenizer: SavedTokenizer, text: str) -> list[int]:
-    with plain_encoding(tokenizer) as encode:
+    with plain_encoder(tokenizer) as encode:
         return list(encode([text])[0].ids)

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
-from impruver_core.system import threads
+from impruver_core.system import available_cpus
 
 BATCH = 128  # tokens that are computed at once; llama.cpp holds the logits of as many
 
@@ -45,7 +45,7 @@ class Engine:
         settings = llama_cpp.LlamaContextParams()
         settings.n_ctx, settings.n_seq_max = -(-room // PAGE) * PAGE, sequences
         settings.n_batch = settings.n_ubatch = BATCH
-        settings.n_threads = settings.n_threads_batch = workers or threads()
+        settings.n_threads = settings.n_threads_batch = workers or available_cpus()
         settings.kv_unified = True  # the room belongs to all sequences together
         self._context = llama_cpp.LlamaContext(model=model, params=settings)
         self._size = model.n_vocab

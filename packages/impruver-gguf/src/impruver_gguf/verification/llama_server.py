@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from impruver_core.chat_template.rendering.renderer import render
-from impruver_core.cli.console import say, warn
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.cli.console import log_info, warn
 
 from impruver_gguf.ollama.go_template import DAY
 from impruver_gguf.verification.heldout import Row
@@ -66,7 +66,7 @@ def other_rendering(program: str, model: Path, rows: Sequence[Row], bos: str | N
     if needed:
         told = " or ".join(f"--chat-template-kwargs '{variables}'" for variables in needed)
         warn(f"llama-server asks as training did only when it is started with {told}")
-    say(f"{program} renders {len(asked)} conversations as the tokenizer's template does")
+    log_info(f"{program} renders {len(asked)} conversations as the tokenizer's template does")
     return None
 
 
@@ -80,7 +80,9 @@ def _compared(address: str, row: Row, bos: str) -> tuple[str | None, dict[str, A
     today = [{"date_string": day}] if DAY.search(chat["template"]) else []
     for shared in ({}, *today):
         known = chat["variables"] | shared
-        text = render(chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=known)
+        text = render_template(
+            chat["template"], chat["before"], chat["tools"], add_generation_prompt=True, variables=known
+        )
         ours = str.__str__(text).removeprefix(bos)
         for further in ({}, *(named | variables for variables in SERVERS_OWN)):
             theirs = _asked(address, chat, further | shared).removeprefix(bos)

@@ -1,6 +1,6 @@
 """Measures GGUF files with llama.cpp, in a process of its own: what llama.cpp aborts on takes nobody with it.
 
-    python -m impruver_gguf.measure < task.json
+    python -m impruver_gguf.verification.measure_worker < task.json
 
 A line of JSON for each file, the one that the others are compared with first.
 """
@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
-from impruver_core.system import threads
+from impruver_core.system import available_cpus
 
 from impruver_gguf.verification.llama_runtime import Engine, open_model
 from impruver_gguf.worker_process import own_channel
@@ -64,10 +64,10 @@ def _compared(model: Any, rows: list[dict[str, Any]], reference: BinaryIO, first
 
     Rows are computed side by side, each by few threads: those of one decoding wait for one another, and for Python.
     """
-    count = min(threads(), MOST_AT_ONCE)
+    count = min(available_cpus(), MOST_AT_ONCE)
     room, idle, alone = max(len(row["ids"]) for row in rows), SimpleQueue(), Lock()
     for _ in range(count):
-        idle.put(Engine(model, room, workers=max(1, threads() // count)))
+        idle.put(Engine(model, room, workers=max(1, available_cpus() // count)))
     size = 4 * model.n_vocab
     starts = accumulate((size * len(row["wanted"]) for row in rows), initial=0)
 

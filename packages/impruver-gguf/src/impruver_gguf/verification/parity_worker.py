@@ -1,6 +1,6 @@
 """The unquantized file against the merged model in transformers, in a process of its own that alone imports torch.
 
-    python -m impruver_gguf.parity < task.json
+    python -m impruver_gguf.verification.parity_worker < task.json
 
 What float16 may do is measured, not guessed: the same model once more, each matrix and what goes into it rounded to the
 file's type as llama.cpp does. llama.cpp may be SLACK times as far from float32 as that, for what it rounds besides (the
@@ -26,10 +26,10 @@ SLACK = 4.0
 def compared(task: dict[str, Any]) -> dict[str, Any]:
     """Distances of the logits from float32, root mean square: `file` and `rounded`; `other`: a token that differs."""
     import torch
-    from impruver_core.system import threads
+    from impruver_core.system import available_cpus
 
     theirs = _file_logits(task["file"], task["rows"])
-    torch.set_num_threads(threads())
+    torch.set_num_threads(available_cpus())
     model = _merged(task)
     with torch.no_grad():
         exact = _logits(model, task["rows"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any
 
-from impruver_core.cli.console import table
+from impruver_core.cli.console import format_table
 
 QUALITY = "quality.jsonl"
 
@@ -50,7 +50,7 @@ def _within(row: dict[str, Any], first: dict[str, Any], kl: float, top1: float) 
 
 def quality_table(rows: Sequence[dict[str, Any]], failed: set[str]) -> str:
     """The rows as people read them."""
-    return table(COLUMNS, [_cells(row, row["level"] in failed) for row in rows])
+    return format_table(COLUMNS, [_cells(row, row["level"] in failed) for row in rows])
 
 
 def _cells(row: dict[str, Any], failed: bool) -> tuple[str, ...]:

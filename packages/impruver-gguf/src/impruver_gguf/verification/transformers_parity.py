@@ -10,8 +10,8 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
-from impruver_core.cli.console import say, warn
-from impruver_core.io.disk_space import size_text
+from impruver_core.cli.console import log_info, warn
+from impruver_core.io.disk_space import format_size
 
 from impruver_gguf.gguf_reader import tensor_types
 from impruver_gguf.verification.heldout import HeldOut
@@ -44,9 +44,11 @@ def other_than_merged(outtype: str, path: Path, proof: Proof, held: HeldOut, tra
     task["rows"] = [{"ids": row.ids, "wanted": row.learned} for row in rows]
     needed, free = int(GROWTH * 32 / proof.rows[0]["bits_per_weight"] * path.stat().st_size), _free_memory()
     if free is not None and needed > free:
-        say(f"not compared with transformers: that takes {size_text(needed)} of memory, {size_text(free)} are free")
+        log_info(
+            f"not compared with transformers: that takes {format_size(needed)} of memory, {format_size(free)} are free"
+        )
         return None
-    say("comparing with the merged model in transformers")
+    log_info("comparing with the merged model in transformers")
     return _judged(_asked(task), proof)
 
 
@@ -95,7 +97,7 @@ def _judged(told: dict[str, Any], proof: Proof) -> str | None:
             f"its greedy answer number {number + 1} has token {token} at place {place}, the merged model in "
             f"transformers {wanted}: {proof.answers[number]}"
         )
-    say(
+    log_info(
         f"as the merged model in transformers: {told['tokens']} greedy tokens are the same; logits at "
         f"{told['positions']} learned tokens are {told['file']:.2g} away, 16 bits alone {told['rounded']:.2g}"
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
-from impruver_core.cli.console import progress, result, say, warn
-from impruver_core.errors import CheckFailed, ImpruverError
-from impruver_core.io.atomic import staged, synced
-from impruver_core.io.disk_space import need_room
+from impruver_core.cli.console import log_info, open_progress, print_result, warn
+from impruver_core.errors import CheckFailedError, ImpruverError
+from impruver_core.io.atomic import get_staged_path, open_synced
+from impruver_core.io.disk_space import check_free_space
 from impruver_core.io.jsonl import write_rows
-from impruver_core.io.manifest import describe, publish
-from impruver_core.labels import UNLEARNED
+from impruver_core.io.manifest import describe_file, publish
+from impruver_core.labels import IGNORE_INDEX
 
 from impruver_gguf.ollama.model_defaults import context_length
 from impruver_gguf.sections import LimitsSection
@@ -51,7 +51,7 @@ def verify(ground: Ground, files: Mapping[str, Path], limits: LimitsSection, ser
     _tell_rows(held)
     first, path = next(iter(files.items()))
     learned = sum(len(row.learned) for row in held.measured)
-    need_room(path.parent, 4 * learned * tokenizer.size)  # the unquantized file's logits
+    check_free_space(path.parent, 4 * learned * tokenizer.size)  # the unquantized file's logits
     for (level, file), told in zip(files.items(), _measure(_task(files, ground)), strict=True):
         failure, equal = failure_of(told, held, tokenizer)
         if failure:
@@ -87,7 +87,9 @@ def _judge(proof: Proof, files: Mapping[str, Path], limits: LimitsSection) -> No
 def _tell_rows(held: HeldOut) -> None:
     named = held.rows[0].where.rpartition(", line")[0] if held.rows else "heldout.jsonl"
     learned = sum(len(row.learned) for row in held.measured)
-    say(f"verifying on {len(held.rows)} rows of {named}; logits at {learned:,} learned tokens of {len(held.measured)}")
+    log_info(
+        f"verifying on {len(held.rows)} rows of {named}; logits at {learned:,} learned tokens of {len(held.measured)}"
+    )
     if held.refused:
         warn(f"{len(held.refused)} rows are left out: {held.refused[0]}")
     if not learned:
@@ -107,13 +109,13 @@ def _task(files: Mapping[str, Path], ground: Ground) -> dict[str, Any]:
 
 
 def _learned(row: Row) -> list[int]:
-    return [label for label in row.labels[1:] if label != UNLEARNED]
+    return [label for label in row.labels[1:] if label != IGNORE_INDEX]
 
 
 def _measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the process of its own tells of each file; an `error` where it did not come to it."""
     count, told = len(task["files"]), 0
-    with progress(count, "verified") as bar:
+    with open_progress(count, "verified") as bar:
         try:
             for line in lines_of([sys.executable, "-m", "impruver_gguf.verification.measure_worker"], json.dumps(task)):
                 yield json.loads(line)
@@ -148,16 +150,18 @@ def prove(
         if failure:
             fail(proof, files, failure, limits)
     _keep(proof, manifest_path, manifest)
-    result(quality_table(proof.rows, set(proof.failures)))
+    print_result(quality_table(proof.rows, set(proof.failures)))
     if proof.failures:
-        raise CheckFailed(
+        raise CheckFailedError(
             f"{len(proof.failures)} of {len(files)} files failed the proof and are not to be used; they stay in "
             f"{manifest_path.parent} to be looked at:\n  " + "\n  ".join(proof.failures.values())
         )
     if proof.rows[0]["kl"] is None:
-        result("none is recommended: nothing could be measured on these rows")
+        print_result("none is recommended: nothing could be measured on these rows")
     elif proof.recommended is not None:
-        result(f"recommended: {proof.recommended}, the smallest within KL {limits.kl:g} and top 1 {limits.top1:.0%}")
+        print_result(
+            f"recommended: {proof.recommended}, the smallest within KL {limits.kl:g} and top 1 {limits.top1:.0%}"
+        )
     return proof.recommended
 
 
@@ -165,11 +169,11 @@ def _keep(proof: Proof, manifest_path: Path, manifest: dict[str, Any]) -> None:
     """Puts quality.jsonl in place, and into the manifest with it."""
     path = manifest_path.parent / QUALITY
     try:
-        with synced(staged(path)) as file:
+        with open_synced(get_staged_path(path)) as file:
             write_rows(file, proof.rows)
-        entry = describe(staged(path), rows=len(proof.rows), digest=True) | {"path": QUALITY}
+        entry = describe_file(get_staged_path(path), rows=len(proof.rows), digest=True) | {"path": QUALITY}
         failed = sorted(proof.failures)
         known = {**manifest, "outputs": [*manifest["outputs"], entry], **({"failed": failed} if failed else {})}
-        publish(manifest_path, {path: staged(path)}, known)
+        publish(manifest_path, {path: get_staged_path(path)}, known)
     finally:
-        staged(path).unlink(missing_ok=True)
+        get_staged_path(path).unlink(missing_ok=True)

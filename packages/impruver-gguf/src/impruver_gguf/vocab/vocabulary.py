@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.json_schema import FLAG, INDEX, OBJECT, TEXT, Kind, by_name, either, list_of, read_json, read_text
+from impruver_core.io.json_schema import (
+    FLAG,
+    INDEX,
+    OBJECT,
+    TEXT,
+    JsonType,
+    by_name,
+    either,
+    list_of,
+    read_json,
+    read_text,
+)
 from impruver_core.tokenizer import NAMED_TOKENS
 
 from impruver_gguf.vocab.byte_level_bpe import byte_level_vocabulary, is_byte_level
@@ -19,15 +30,17 @@ from impruver_gguf.vocab.token_types import Vocabulary, named_tokens
 FILES = ("tokenizer.json", "tokenizer_config.json", MODEL, "added_tokens.json", "chat_template.jinja")
 
 
-TOKEN = Kind("an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content")))
+TOKEN = JsonType(
+    "an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content"))
+)
 
 
-NUMBERED = Kind(
+NUMBERED = JsonType(
     "an object with a text as content and an id", lambda value: TOKEN.holds(value) and INDEX.holds(value.get("id"))
 )
 
 
-IDENTIFIER = Kind("a number in digits", str.isdecimal)
+IDENTIFIER = JsonType("a number in digits", str.isdecimal)
 
 
 CONFIG_KEYS = {

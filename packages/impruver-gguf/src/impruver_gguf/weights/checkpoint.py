@@ -9,7 +9,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import TEXT, list_of, read_json
-from impruver_core.recipe.paths import find_local, looks_local
+from impruver_core.recipe.paths import find_local, is_local_path
 
 from impruver_gguf.weights.lazy_tensor import Tensor
 from impruver_gguf.weights.peft_adapter import ADAPTER_CONFIG, Adapter, read_adapter
@@ -96,7 +96,7 @@ def local_or_downloaded(name: str, recipe_dir: Path | None, wanted: Sequence[str
     local = find_local(name, recipe_dir)
     if local is not None:
         return local
-    if looks_local(name) or name.count("/") > 1:
+    if is_local_path(name) or name.count("/") > 1:
         raise FileNotFoundError(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

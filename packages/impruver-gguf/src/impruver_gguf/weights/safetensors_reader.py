@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import refuse_pointer
+from impruver_core.io.git_lfs import check_no_lfs_pointer
 
 from impruver_gguf.weights.lazy_tensor import Tensor
 
@@ -25,7 +25,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LARGEST_HEADER):
-            refuse_pointer(path)
+            check_no_lfs_pointer(path)
             raise ImpruverError(f"{path}: cut off, or no safetensors file; copy or download it again")
         try:
             header = json.loads(file.read(length))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.io.atomic import atomic_write, sync_folder
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import read_manifest
 
 MARKER = "impruver.json"
@@ -66,7 +66,7 @@ def mark(folder: Path, about: dict[str, Any]) -> None:
     sync_folder(folder.parent)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in inside if path.is_file()}
     with atomic_write(folder / MARKER) as file:
-        file.write(dumps(about | {"files": sizes}) + "\n")
+        file.write(format_row(about | {"files": sizes}) + "\n")
 
 
 def discard(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.disk_space import need_room, size_text
+from impruver_core.io.disk_space import check_free_space, format_size
 
 from impruver_train.memory import STATE
 
@@ -35,9 +35,9 @@ def check_disk(output_dir: Path, plan: Any, steps: tuple[int, int], start: Path 
     count = saves(arguments, *steps)
     there = sum(path.stat().st_size for path in output_dir.glob("*-*/**/*") if path.is_file()) if start else 0
     try:
-        need_room(output_dir, max(checkpoint, count * checkpoint - there) + weights)
+        check_free_space(output_dir, max(checkpoint, count * checkpoint - there) + weights)
     except ImpruverError as error:
         raise ImpruverError(
-            f"{error}: {count} checkpoints of {size_text(checkpoint)} and the result. Make room, set "
+            f"{error}: {count} checkpoints of {format_size(checkpoint)} and the result. Make room, set "
             "trainer.save_total_limit: 1 or a larger trainer.save_steps, or name another output_dir"
         ) from None

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import say, warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import FORMAT, read_manifest
 
 from impruver_train.checkpointing import checkpoints
@@ -35,7 +35,7 @@ def about_run(recipe: dict[str, Any], digests: dict[str, str], processes: int) -
 def note_start(output_dir: Path, about: dict[str, Any], start: Path | None) -> None:
     """Notes beside recipe.yaml which run it is, and the given checkpoint from outside or within that it began at."""
     with atomic_write(output_dir / UNFINISHED) as file:
-        file.write(dumps(about | ({"start": str(start)} if start else {})) + "\n")
+        file.write(format_row(about | ({"start": str(start)} if start else {})) + "\n")
 
 
 def find_start(
@@ -118,7 +118,7 @@ def tell_start(start: Path | None, processes: int, arguments: Any, steps: int | 
             f"trainer.resume_from_checkpoint: {start} is after step {state['global_step']}, and this run has {steps}; "
             "set a higher trainer.max_steps or trainer.num_train_epochs"
         )
-    say(f"goes on from {start}, after step {state['global_step']}")
+    log_info(f"goes on from {start}, after step {state['global_step']}")
     before = (checkpoints.marker_of(start) or {}).get("processes", processes)
     if before != processes:
         warn(f"{before} processes then, {processes} now: what follows differs from a run that was never stopped")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.validation import nearest
+from impruver_core.recipe.validation import suggest
 
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
 
@@ -100,7 +100,7 @@ def faults(values: dict[str, Any], fields: dict[str, str], more: Iterable[str] =
             quoted = isinstance(value, str) and value.replace("e-", "", 1).replace(".", "", 1).isdecimal()
             yield name, f"{value!r} is not of type {fields[name]}{'; take the quotes away' if quoted else ''}"
         elif name not in fields and name not in more:
-            yield name, f"no such argument{nearest(name, [*fields, *more])}"
+            yield name, f"no such argument{suggest(name, [*fields, *more])}"
 
 
 def out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError
-from impruver_core.suggestions import nearest
+from impruver_core.suggestions import suggest
 
 from impruver_train.config.argument_fields import OURS, training_fields, translate
 
@@ -155,4 +155,4 @@ def _refused(values: dict[str, Any], told: str) -> str:
         return f": {told}"
     found = re.findall("'(.*?)'", choices)
     longer = [each for each in found if each.startswith(value.lower())]
-    return f".{name}: there is no {value}{nearest(value, longer[:1] or found)}"
+    return f".{name}: there is no {value}{suggest(value, longer[:1] or found)}"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from impruver_core.cli.console import say
+from impruver_core.cli.console import log_info
 
 IGNORED = -100
 
@@ -28,7 +28,7 @@ def make_collator(
     padding.padding_side = "right"
     if padding.pad_token is None:
         padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
-        say(f"note: the tokenizer has no pad token; batches are padded with {padding.pad_token!r}, masked")
+        log_info(f"note: the tokenizer has no pad token; batches are padded with {padding.pad_token!r}, masked")
     plain = DataCollatorForTokenClassification(padding, pad_to_multiple_of=MULTIPLE, label_pad_token_id=IGNORED)
 
     def collate(features: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, sha256
+from impruver_core.io.atomic import atomic_write, hash_file
 from impruver_core.io.cache_dir import cache_dir
-from impruver_core.io.jsonl import numbered_rows
-from impruver_core.io.locking import alone_in
+from impruver_core.io.jsonl import read_numbered_rows
+from impruver_core.io.locking import lock_folders
 
 from impruver_train.data.collator import IGNORED
 
@@ -92,7 +92,7 @@ def row_lengths(rows: Any) -> Any:
 
 def cached(path: Path, digest: str | None) -> Path:
     """Where the checked rows of `path` stand, or will."""
-    return cache_dir() / "tokens" / f"{digest or sha256(path)}-{FORMAT}"
+    return cache_dir() / "tokens" / f"{digest or hash_file(path)}-{FORMAT}"
 
 
 def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
@@ -103,7 +103,7 @@ def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
     noted = folder / "facts.json"
     if not noted.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with alone_in([folder]):  # of several processes the first makes it
+        with lock_folders([folder]):  # of several processes the first makes it
             if not noted.exists():
                 build(path, folder / "rows.arrow", noted)
     facts = Facts(**json.loads(noted.read_text(encoding="utf-8")))
@@ -137,7 +137,7 @@ def write_arrow(path: Path, target: Path) -> Facts:
 
 def learnable(path: Path, facts: Facts) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """Checked rows of `path`, less those with nothing to learn; counts all in `facts`."""
-    for line, row in numbered_rows(path):
+    for line, row in read_numbered_rows(path):
         values = checked(row, path, line)
         if facts.add(line, *values):
             yield values

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import say
+from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 from impruver_core.io.manifest import read_manifest
-from impruver_core.tokenizer import fingerprint, template_fingerprint
+from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
 
 from impruver_train.data.token_dataset import Facts
 
@@ -44,9 +44,9 @@ def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
     """The manifest of the rows in `path`, {} without one; another tokenizer or template is an ImpruverError."""
     manifest = read_manifest(path.with_name(f"{path.name}.manifest.json")) if path is not None else {}
     if manifest is None:
-        say(f"note: {path} has no manifest: whether this tokenizer and template made its rows can't be checked")
+        log_info(f"note: {path} has no manifest: whether this tokenizer and template made its rows can't be checked")
         return {}
-    ours = {"tokenizer": fingerprint(tokenizer), "template": template_fingerprint(tokenizer)}
+    ours = {"tokenizer": compute_fingerprint(tokenizer), "template": compute_template_fingerprint(tokenizer)}
     for part, name in (("tokenizer", "tokenizer"), ("template", "chat template")):
         made = (manifest.get(part) or {}).get("fingerprint")
         if made is not None and made != ours[part]:

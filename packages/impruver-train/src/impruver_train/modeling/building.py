@@ -7,7 +7,13 @@ from typing import Any
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
-from impruver_core.modeling.loading import grow_embeddings, load_config, load_model, new_model, undeclared
+from impruver_core.modeling.loading import (
+    build_new_model,
+    find_unknown_config_keys,
+    load_config,
+    load_model,
+    resize_embeddings_if_needed,
+)
 from impruver_core.recipe.paths import find_local
 from impruver_core.tokenizer import load_tokenizer
 
@@ -53,7 +59,7 @@ def config_notes(section: Any, config: Any) -> list[str]:
     """Notes on what of `model.config` has no effect: all beside a base, else names that its class does not declare."""
     if section.name:
         return ["model.config is left out: model.name brings its own"] if section.config else []
-    names = undeclared(config, list(section.config))
+    names = find_unknown_config_keys(config, list(section.config))
     return [f"model.config.{name}: {type(config).__name__} does not declare it; it is kept, unused" for name in names]
 
 
@@ -89,7 +95,7 @@ def measure(
     import torch
 
     with torch.device("meta"):
-        model = new_model(section, deepcopy(config), torch.float32, recipe_dir)
+        model = build_new_model(section, deepcopy(config), torch.float32, recipe_dir)
         if model.get_output_embeddings() is None and not model.can_generate():
             raise ImpruverError(
                 f"model.class: {section.class_} is no causal language model; set transformers.AutoModelForCausalLM"
@@ -128,12 +134,12 @@ def build_model(
     set_seed(arguments.seed)
     quantized = section.load_in_4bit or section.load_in_8bit
     if not section.name:
-        model = new_model(section, config, precision.trained, recipe_dir)
+        model = build_new_model(section, config, precision.trained, recipe_dir)
     else:
         held = precision.trained if lora is None else precision.frozen
         device = str(arguments.device) if quantized else None  # Trainer moves the others itself
         model = load_model(section, held, device=device, search_dir=recipe_dir)
-    grow_embeddings(model, vocabulary)
+    resize_embeddings_if_needed(model, vocabulary)
     checkpointing = bool(getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing)
     if quantized:
         from peft import prepare_model_for_kbit_training

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import refuse_pointer
-from impruver_core.recipe.paths import require_folder
+from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.recipe.paths import check_model_folder
 
 
 def check_base(folder: Path | None, name: str) -> None:
     """Refuses a local base that is an adapter, which transformers would put on its own base unsaid, or is pickled."""
     if folder is None:
         return
-    require_folder(folder, "model.name")
+    check_model_folder(folder, "model.name")
     for path in (*folder.glob("*.safetensors"), *folder.glob("tokenizer.*")):
-        refuse_pointer(path)
+        check_no_lfs_pointer(path)
     if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
         raise ImpruverError(
             f"model.name: {name} is an adapter, trained on {base_of(folder)}, and no model; name that base to train a "

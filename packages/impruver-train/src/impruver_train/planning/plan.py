@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import say, warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.modeling.devices import pick_device
-from impruver_core.recipe.catalog import recipes_root
+from impruver_core.modeling.devices import choose_device
+from impruver_core.recipe.catalog import find_recipes_root
 from impruver_core.recipe.loading import Recipe
 
 from impruver_train.config import training_arguments as arguments
@@ -38,7 +38,9 @@ class Plan:
 def recipe_name(file: Path) -> str:
     """`family/name` of an installed recipe, the file's name of another."""
     path = file.absolute()
-    return str(path.relative_to(recipes_root()).with_suffix("")) if recipes_root() in path.parents else path.stem
+    return (
+        str(path.relative_to(find_recipes_root()).with_suffix("")) if find_recipes_root() in path.parents else path.stem
+    )
 
 
 def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
@@ -58,7 +60,7 @@ def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path,
         absent = f"{name}_path: {path} is not there; impruver-compose --config {recipe_path} makes it"
         if not dry_run:
             raise ImpruverError(absent)
-        say(f"note: {absent}")
+        log_info(f"note: {absent}")
         del inputs[name]
     return inputs
 
@@ -72,7 +74,7 @@ def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
     config, vocabulary = build.model_config(model, tokenizer, recipe_dir)
     new_ids = build.new_token_ids(recipe.tokenizer, tokenizer, model, config, recipe_dir)
     values, notes = arguments.argument_values(given)
-    device = "cpu" if values.get("use_cpu") else pick_device()
+    device = "cpu" if values.get("use_cpu") else choose_device()
     precision, warnings = choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
         raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
@@ -90,7 +92,7 @@ def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
     if not own_trainer:
         arguments.check_metric(training)
     for text in [*notes, *build.config_notes(model, config)]:
-        say(f"note: {text}")
+        log_info(f"note: {text}")
     for text in [*warnings, *checks.merge_warnings(lora)]:
         warn(text)
     chooses = size.chooses and may_choose(training, own_trainer)
@@ -115,7 +117,7 @@ def read_rows(
             facts[name], lengths = data.read_facts(path, digests[name])
         if name == "train" or facts[name].rows:
             for text in validation.check_rows(facts[name], path, plan.vocabulary, positions):
-                say(f"note: {text}")
+                log_info(f"note: {text}")
         if name == "train":
             lengths = data.row_lengths(rows[name]) if map_rows else lengths
             layout = pack_rows(lengths, facts[name], path, plan, recipe.tokenizer.max_tokens_count)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import duration
+from impruver_core.cli.console import format_duration
 
 from impruver_train import memory
 from impruver_train.planning import run_estimate as estimate
@@ -114,4 +114,4 @@ def report(watch: list[float], items: list[int], sizes: Any, arguments: Any, tak
     lines = [f"trial: {len(watch)} steps took {shown} s (the first warms up)"]
     if taken is not None:
         lines.append(f"memory: {max(taken, 0) / memory.MIB:,.0f} MiB at its peak, measured on the longest batch")
-    return [*lines, f"the whole run: {whole:,} steps, about {duration(run)}, without evaluation and saving"]
+    return [*lines, f"the whole run: {whole:,} steps, about {format_duration(run)}, without evaluation and saving"]

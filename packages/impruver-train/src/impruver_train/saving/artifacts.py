@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from impruver_core.chat_template.selection import template_of
+from impruver_core.chat_template.selection import get_template
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
 from impruver_core.io.jsonl import read_rows, write_rows
-from impruver_core.io.manifest import describe, new_manifest, publish
-from impruver_core.tokenizer import fingerprint, template_fingerprint
+from impruver_core.io.manifest import build_manifest, describe_file, publish
+from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
 
 from impruver_train.checkpointing.output_dir import MANIFEST, made
 from impruver_train.saving import transformers4_compat as older
@@ -58,7 +58,7 @@ def save_adapter(model: Any, weights: dict[str, Any] | None, output_dir: Path, n
 def save_tokenizer(tokenizer: Any, source: str | None, output_dir: Path) -> None:
     """The tokenizer with the template it was trained with, and the vocabulary file of `source` (folder or hub id)."""
     with suppress(ImpruverError):  # text alone needs no template
-        tokenizer.chat_template = tokenizer.chat_template or template_of(tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template or get_template(tokenizer)
     tokenizer.save_pretrained(output_dir)
     older.widen_tokenizer(output_dir / "tokenizer_config.json")
     for name in VOCABULARY_FILES if source else ():
@@ -88,7 +88,7 @@ def describe_inputs(
     inputs: dict[str, Path], facts: dict[str, Any], digests: dict[str, str], base: str | None
 ) -> list[dict[str, Any]]:
     """The manifest's inputs: token files and a local base, each with the hash that tells a changed one."""
-    described = [describe(path, rows=facts[name].rows) | {"role": name} for name, path in inputs.items()]
+    described = [describe_file(path, rows=facts[name].rows) | {"role": name} for name, path in inputs.items()]
     if "base" in digests:
         described.append({"path": base, "role": "base"})
     return [part | {"sha256": digests[part["role"]]} for part in described]
@@ -105,11 +105,13 @@ def write_manifest(
     """impruver.json, last of all: its presence means that the rest is whole. `more`: fields beside the usual ones."""
     files = sorted(path for path in made(output_dir) if path.is_file())
     carried = {name: data_manifest[name] for name in CARRIED if name in data_manifest}
-    manifest = new_manifest("impruver-train", recipe) | carried | more
-    manifest["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
-    manifest["template"] = {"fingerprint": template_fingerprint(tokenizer)}
+    manifest = build_manifest("impruver-train", recipe) | carried | more
+    manifest["tokenizer"] = {"fingerprint": compute_fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+    manifest["template"] = {"fingerprint": compute_template_fingerprint(tokenizer)}
     manifest["inputs"] = inputs
-    manifest["outputs"] = [describe(path, beside=output_dir) for path in files if not path.name.startswith(MANIFEST)]
+    manifest["outputs"] = [
+        describe_file(path, beside=output_dir) for path in files if not path.name.startswith(MANIFEST)
+    ]
     publish(output_dir / MANIFEST, {}, manifest)
 
 

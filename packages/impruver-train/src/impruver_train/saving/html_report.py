@@ -5,9 +5,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from impruver_core.cli.console import duration
+from impruver_core.cli.console import format_duration
 from impruver_core.io.atomic import atomic_write
-from impruver_core.io.disk_space import size_text
+from impruver_core.io.disk_space import format_size
 from impruver_core.reporting import charts, html
 
 from impruver_train.training.callbacks.throughput import NAME as SPEED
@@ -21,18 +21,20 @@ def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any
     rates = [row | {"tokens a second": row["tokens"] / row["seconds"]} for row in speed if row["seconds"]]
     held = [row | {"memory, MB": row["memory"] / 1e6} for row in speed]
     sections = [
-        html.section("", "", html.facts(_facts(metrics, speed))),
-        html.section("Loss", "Of each optimizer step, and of each evaluation.", _line(metrics, "loss", "eval_loss")),
-        html.section("Learning rate", "", _line(metrics, "learning_rate")),
-        html.section("Gradient norm", "Before it is clipped.", _line(metrics, "grad_norm")),
-        html.section("Speed", "Tokens a second in each step, padding aside.", _line(rates, "tokens a second")),
-        html.section(
+        html.build_section("", "", html.build_facts(_facts(metrics, speed))),
+        html.build_section(
+            "Loss", "Of each optimizer step, and of each evaluation.", _line(metrics, "loss", "eval_loss")
+        ),
+        html.build_section("Learning rate", "", _line(metrics, "learning_rate")),
+        html.build_section("Gradient norm", "Before it is clipped.", _line(metrics, "grad_norm")),
+        html.build_section("Speed", "Tokens a second in each step, padding aside.", _line(rates, "tokens a second")),
+        html.build_section(
             "Memory", "In MB: of a GPU the most so far, else what the process holds.", _line(held, "memory, MB")
         ),
-        html.section("Run", "", html.table(["", ""], _about(recipe, counts))),
+        html.build_section("Run", "", html.build_table(["", ""], _about(recipe, counts))),
     ]
     with atomic_write(output_dir / "report.html") as file:
-        file.write(html.page(output_dir.name, "How training went.", sections))
+        file.write(html.render_page(output_dir.name, "How training went.", sections))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +47,7 @@ def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
 
 def _line(rows: list[dict[str, Any]], *names: str) -> dict | None:
     series = {name.replace("_", " "): _points(rows, name) for name in names}
-    return charts.lines(", ".join(series), series)
+    return charts.render_lines(", ".join(series), series)
 
 
 def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,8 +61,8 @@ def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[s
     if speed:
         rates = [row["tokens"] / row["seconds"] for row in speed if row["seconds"]]
         facts["tokens a second"] = round(median(rates)) if rates else None
-        facts["time in steps"] = duration(sum(row["seconds"] for row in speed))
-        facts["most memory"] = size_text(max(row["memory"] for row in speed))
+        facts["time in steps"] = format_duration(sum(row["seconds"] for row in speed))
+        facts["most memory"] = format_size(max(row["memory"] for row in speed))
     return facts
 
 

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from impruver_core.chat_template.analysis.analyzer import shape_of
-from impruver_core.chat_template.analysis.template_format import Shape
-from impruver_core.chat_template.masking.message_normalization import prepare
-from impruver_core.chat_template.rendering.renderer import render
-from impruver_core.cli.console import say
+from impruver_core.chat_template.analysis.analyzer import analyze_template
+from impruver_core.chat_template.analysis.template_format import TemplateFormat
+from impruver_core.chat_template.masking.message_normalization import normalize_messages
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
 from impruver_chat.backends.base import Answer, Prompt, Reply
@@ -64,13 +64,13 @@ def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str,
             marks = marks_of_tokenizer(fast, options["chat_template_kwargs"])
             encode, decode = partial(transformers.encode, fast, options), transformers.decoder(fast, marks)
             return Gguf(model, encode, stops, decode, marks)
-        say(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
+        log_info(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
     template = model.metadata().get("tokenizer.chat_template")
     if not template:
         raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
     variables, specials = special_texts(vocab)
     named = {**variables, **options["chat_template_kwargs"]}
-    shape = shape_of(template, named, specials)
+    shape = analyze_template(template, named, specials)
     marks = marks_of(template, named, shape)
     stops = find_stops(shape.stops, own_ends(vocab), token_finder(vocab))
     encode = own_encoder(template, shape, variables, specials, vocab, options)
@@ -101,14 +101,16 @@ def require_cyllama() -> None:
 
 
 def own_encoder(
-    template: str, shape: Shape, variables: dict, specials: list[str], vocab: Any, options: dict
+    template: str, shape: TemplateFormat, variables: dict, specials: list[str], vocab: Any, options: dict
 ) -> Callable[..., list[int]]:
     """Encodes with the GGUF's own chat template and tokens."""
 
     def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
         named = {**variables, **options["chat_template_kwargs"], **(kwargs or {})}
-        own = shape_of(template, named, specials, bool(tools)) if tools or kwargs else shape
-        text = render(template, prepare(messages, own), tools, add_generation_prompt=True, variables=named)
+        own = analyze_template(template, named, specials, bool(tools)) if tools or kwargs else shape
+        text = render_template(
+            template, normalize_messages(messages, own), tools, add_generation_prompt=True, variables=named
+        )
         ids = vocab.tokenize(str.__str__(text), add_special=False, parse_special=True)
         bos = vocab.token_bos() if options["add_bos"] and vocab.get_add_bos() else None
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core import encode_prompt, end_of_turn, load_tokenizer
-from impruver_core.chat_template.selection import template_of
+from impruver_core.chat_template.selection import get_template
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
-from impruver_core.modeling.devices import has_bf16, pick_device, resolve_dtype
-from impruver_core.modeling.loading import explained, load_adapter, load_model
-from impruver_core.tokenizer import special_tokens
+from impruver_core.modeling.devices import choose_device, has_bf16, resolve_dtype
+from impruver_core.modeling.loading import load_adapter, load_model, loading_errors_as_user_errors
+from impruver_core.tokenizer import get_special_tokens
 
 from impruver_chat.backends.base import Answer, Prompt, Reply
 from impruver_chat.backends.transformers import batching as together
@@ -96,7 +96,7 @@ def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], reci
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         fast = load_saved_tokenizer(found.output_dir, tokenizer)
         stops = stops_of(fast, found.output_dir)
-        device = pick_device()
+        device = choose_device()
         dtype = resolve_dtype(model.dtype, device)
         if model.dtype == "bf16" and not has_bf16(device):
             warn(f"model.dtype: bf16 is emulated on this {device}, some 30 times slower; --set model.dtype=fp32")
@@ -137,7 +137,7 @@ def stops_of(tokenizer: Any, output_dir: Path) -> Stops:
     texts = saved_ends(output_dir)
     if texts is None:
         try:
-            texts = end_of_turn(template_of(tokenizer), special_tokens(tokenizer))
+            texts = end_of_turn(get_template(tokenizer), get_special_tokens(tokenizer))
         except ImpruverError:
             texts = []
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
@@ -150,7 +150,7 @@ def check_generation_config(folder: Path) -> None:
 
     path = folder / "generation_config.json"
     if path.is_file():
-        with explained("model.name", str(path)):
+        with loading_errors_as_user_errors("model.name", str(path)):
             GenerationConfig.from_pretrained(folder)
 
 

@@ -5,7 +5,7 @@ Sums of another shape differ in the last bits. Where they may decide, the choice
 
 from typing import Any
 
-from impruver_core.errors import CheckFailed
+from impruver_core.errors import CheckFailedError
 
 from impruver_chat.generation.parameters import Sampling
 
@@ -15,7 +15,7 @@ SLIP = 5e-5  # how far fp32 scores may be off, as a share of the largest; seen: 
 def refuse_nan(ids: Any, scores: Any) -> Any:
     """As a logits processor: CheckFailed where the model's scores are no numbers; else the likeliest would be any."""
     if scores.isnan().any():
-        raise CheckFailed(
+        raise CheckFailedError(
             "the model computes NaN, so it has no answer: its weights are broken, or too large for its precision "
             "(--set model.dtype=fp32)"
         )

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from impruver_core.cli.console import progress, say
+from impruver_core.cli.console import log_info, open_progress
 from impruver_core.io.atomic import atomic_write
 
 COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
@@ -26,7 +26,7 @@ class EachStep:
     def on_train_begin(self, args, state, control, **_):
         if state.is_world_process_zero:
             cut_after(self.path, state.global_step)
-            self.bar = progress(state.max_steps, "training")
+            self.bar = open_progress(state.max_steps, "training")
             self.bar.update(state.global_step)
 
     def on_step_end(self, args, state, control, **_):
@@ -44,7 +44,7 @@ class EachStep:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
             if self.due or "eval_loss" in row:
-                say(told(row, state.max_steps))
+                log_info(told(row, state.max_steps))
 
     def on_train_end(self, args, state, control, **_):
         if self.bar is not None:

@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from impruver_core.errors import CheckFailed
-from impruver_core.io.jsonl import numbered_rows
+from impruver_core.errors import CheckFailedError
+from impruver_core.io.jsonl import read_numbered_rows
 
 from impruver_train.checkpointing import checkpoints
 
@@ -50,10 +50,10 @@ class Finite:
 
     on_train_end = on_save
 
-    def not_finite(self, what: str, step: int) -> CheckFailed:
+    def not_finite(self, what: str, step: int) -> CheckFailedError:
         lines = ", ".join(map(str, lines_of(self.train_path, self.batches)))
         good = checkpoints.whole(self.output_dir, to_go_on=True)
-        return CheckFailed(
+        return CheckFailedError(
             f"{what} after step {step}, on lines {lines} of {self.train_path}: training stopped, nothing of it was "
             f"saved; the last good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a "
             "lower trainer.max_grad_norm, or model.dtype: fp32, is what helps most often"
@@ -64,7 +64,7 @@ def lines_of(path: Path, batches: list[dict[str, Any]]) -> list[int]:
     """The lines of the JSONL at `path` whose rows are in `batches`; of equal rows the first."""
     wanted = {ids for batch in batches for ids in rows_of(batch)}
     found = []
-    for line, row in numbered_rows(path):
+    for line, row in read_numbered_rows(path):
         if not wanted:
             break
         ids = tuple(row["input_ids"])

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from impruver_core.io.jsonl import dumps
+from impruver_core.io.jsonl import format_row
 
 from impruver_train.training.callbacks.metrics_logger import cut_after
 
@@ -37,7 +37,7 @@ class Speed:
         tokens = args.world_size * sum(map(tokens_of, self.batches))
         with self.path.open("a", encoding="utf-8") as file:
             row = {"step": state.global_step, "seconds": seconds, "tokens": tokens, "memory": memory()}
-            file.write(dumps(row) + "\n")
+            file.write(format_row(row) + "\n")
 
 
 def tokens_of(batch: dict[str, Any]) -> int:
