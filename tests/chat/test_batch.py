@@ -3,6 +3,7 @@
 import json
 
 from impruver_chat.batch.questions import question_of
+from support.chat_models import WORDS
 
 
 def turn(word, answer=None):
@@ -10,22 +11,22 @@ def turn(word, answer=None):
     return [*messages, {"role": "assistant", "content": answer}] if answer is not None else messages
 
 
-def test_answers_rows_in_their_order_and_everything_else_passed_through(answers, recipe, tiny):
+def test_answers_rows_in_their_order_and_everything_else_passed_through(answers, recipe):
     rows = [
         {"prompt": "green", "id": 7, "tags": ["a", None]},
         {"messages": turn("red"), "source": "x"},
         {"messages": turn("blue", "is not asked with it")},
     ]
     got, out, err = answers(recipe(), rows)
-    assert got[0] == rows[0] | {"messages": turn("green", tiny.words["green"])}
-    assert got[1] == rows[1] | {"messages": turn("red", tiny.words["red"])}
-    assert got[2] == {"messages": turn("blue", tiny.words["blue"])}
+    assert got[0] == rows[0] | {"messages": turn("green", WORDS["green"])}
+    assert got[1] == rows[1] | {"messages": turn("red", WORDS["red"])}
+    assert got[2] == {"messages": turn("blue", WORDS["blue"])}
     assert out.endswith("answers.jsonl\n")
     assert out.startswith("wrote 3 rows to ")
     assert "the likeliest token each time, at most 200 new tokens" in err
 
 
-def test_expect_scores_against_the_rows_own_answer_or_reference(answers, recipe, tiny):
+def test_expect_scores_against_the_rows_own_answer_or_reference(answers, recipe):
     rows = [
         {"messages": turn("green", " ЗЕЛЁНЫЙ! ")},
         {"messages": turn("red", "rouge")},
@@ -42,15 +43,15 @@ def test_expect_scores_against_the_rows_own_answer_or_reference(answers, recipe,
     assert out.splitlines()[0] == "right: 2 of 3 (66.7%)"
 
 
-def test_fields_that_are_ours_win_and_that_is_said(answers, recipe, tiny):
+def test_fields_that_are_ours_win_and_that_is_said(answers, recipe):
     own = {"error": "E1", "match": "near", "reference": 5}
-    rows = [{"prompt": "red", **own}, {"messages": turn("red", tiny.words["red"]), **own}, {"id": 1, **own}]
+    rows = [{"prompt": "red", **own}, {"messages": turn("red", WORDS["red"]), **own}, {"id": 1, **own}]
     got, _, err = answers(recipe(), rows)
-    said = {"messages": turn("red", tiny.words["red"])}
+    said = {"messages": turn("red", WORDS["red"])}
     assert got == [rows[0] | said, own | said, {"id": 1, **own, "error": "neither messages nor a prompt"}]
     assert "note: 1 rows had an error, reference or match of their own, which ours replaced" in err
     got, _, err = answers(recipe(), rows, "--expect")
-    assert got[:2] == [rows[0] | said, own | said | {"reference": tiny.words["red"], "match": True}]
+    assert got[:2] == [rows[0] | said, own | said | {"reference": WORDS["red"], "match": True}]
     assert "note: 2 rows had an error, reference or match of their own" in err
     assert "note: 1 of the answers have no reference that is a text, and are not scored" in err
 

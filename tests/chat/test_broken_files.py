@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.chat_models import WORDS, make_model
 
 
 def change(path, content):
@@ -82,7 +83,7 @@ def test_output_dir_is_a_file(recipe, refused, tmp_path):
     assert f"output_dir: {tmp_path / 'file'} is a file" in refused("--config", recipe(tmp_path / "file"))
 
 
-def test_a_tensor_without_a_place_is_told_unless_it_does_no_harm(answers, recipe, refused, copy, tiny):
+def test_a_tensor_without_a_place_is_told_unless_it_does_no_harm(answers, recipe, refused, copy):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -91,17 +92,17 @@ def test_a_tensor_without_a_place_is_told_unless_it_does_no_harm(answers, recipe
     harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "score.weight": torch.ones(2, 64)}
     save_file(weights | harmless, folder / "model.safetensors", {"format": "pt"})
     rows, _, _ = answers(recipe(folder), [{"prompt": "red"}])
-    assert rows[0]["messages"][-1]["content"] == tiny.words["red"]
+    assert rows[0]["messages"][-1]["content"] == WORDS["red"]
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}
     save_file(weights | bias, folder / "model.safetensors", {"format": "pt"})
     assert "no place for 1 tensor (model.layers.0.self_attn.q_proj.bias)" in refused("--config", recipe(folder))
 
 
-def test_a_head_that_is_saved_though_it_is_tied(answers, recipe, copy, tiny):
+def test_a_head_that_is_saved_though_it_is_tied(answers, recipe, copy):
     from safetensors.torch import load_file, save_file
 
     folder = copy("babbler")
-    tiny.make_model(tie_word_embeddings=True).save_pretrained(folder)
+    make_model(tie_word_embeddings=True).save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     assert "lm_head.weight" not in weights
     plain, _, _ = answers(recipe(folder), [{"prompt": "red"}])
@@ -110,9 +111,9 @@ def test_a_head_that_is_saved_though_it_is_tied(answers, recipe, copy, tiny):
     assert answers(recipe(folder), [{"prompt": "red"}])[0] == plain
 
 
-def test_a_model_that_computes_nan_fails(chat, recipe, copy, tiny, write_jsonl, tmp_path):
+def test_a_model_that_computes_nan_fails(chat, recipe, copy, write_jsonl, tmp_path):
     folder = copy("full")
-    model = tiny.make_model()
+    model = make_model()
     model.lm_head.weight.data[5] = float("nan")
     model.save_pretrained(folder)
     paths = ["--input", write_jsonl([{"prompt": "red"}]), "--output", tmp_path / "a.jsonl"]

@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from chat_models import ASKED, THOUGHT, user
 from impruver_core import encode_chat, encode_prompt
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from support.chat_models import ASKED, OTHER_WORDS, THOUGHT, WORDS
+from support.jsonl import read_jsonl
+from support.messages import user
 
 
 @pytest.fixture
@@ -37,14 +35,14 @@ def test_help_names_each_command_and_unknown_ones_the_nearest(talk, recipe):
 def test_a_path_or_a_line_of_code_is_a_question(talk, recipe, tmp_path):
     asked = ["/etc/passwd", "// a comment", "/2", "a /help"]
     talk(recipe(), *asked, f"/save {tmp_path / 'a'}", flags=["--max_new_tokens", "2"])
-    assert [message["content"] for message in read(tmp_path / "a")[0]["messages"][::2]] == asked
+    assert [message["content"] for message in read_jsonl(tmp_path / "a")[0]["messages"][::2]] == asked
 
 
 def test_history_grows_is_cut_at_its_limit_and_the_system_prompt_stays(talk, recipe, given, tokenizer, tmp_path):
     path = tmp_path / "saved.jsonl"
     lines = ["red", "green", "blue", f"/save {path}", "/reset", "white"]
     out, err = talk(recipe(chat={"history_limit": 3, "system_prompt": "be brief"}), *lines, flags=["--quiet"])
-    (row,) = read(path)
+    (row,) = read_jsonl(path)
     system, *said = row["messages"]
     assert system == {"role": "system", "content": "be brief"}
     assert [message["content"] for message in said[::2]] == ["red", "green", "blue"]
@@ -84,7 +82,7 @@ def test_the_prompt_is_what_training_had_before_the_answer(template, talk, recip
         shutil.copy(Path(templates.__path__[0]) / f"{template}.jinja", folder / "chat_template.jinja")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     talk(recipe(folder), "red", "green", f"/save {tmp_path / 'a'}", flags=["--max_new_tokens", "20"])
-    (row,) = read(tmp_path / "a")
+    (row,) = read_jsonl(tmp_path / "a")
     assert given == [encode_prompt(tokenizer, row["messages"][:count]) for count in (1, 3)]
     trained = encode_chat(tokenizer, row["messages"]).input_ids
     assert trained[: len(given[1])] == given[1]
@@ -141,7 +139,7 @@ def test_save_appends_rows_that_compose_reads(talk, recipe, thinker, tmp_path, c
     assert "warning: name a file: /save FILE" in err
     assert "warning: nothing was said yet" in err
     assert f"warning: {tmp_path}: Is a directory" in err
-    rows = read(path)
+    rows = read_jsonl(path)
     assert rows[1]["messages"][1] == THOUGHT
     assert [message["role"] for message in rows[2]["messages"]] == [
         *("user", "function_call", "function_response", "assistant")
@@ -149,13 +147,13 @@ def test_save_appends_rows_that_compose_reads(talk, recipe, thinker, tmp_path, c
     assert len(composed(path, thinker)) == 3
 
 
-def test_compare_asks_with_the_adapter_and_without(talk, recipe, tiny, chat, monkeypatch):
+def test_compare_asks_with_the_adapter_and_without(talk, recipe, chat, monkeypatch):
     from transformers import LlamaForCausalLM
 
     loaded, load = [], LlamaForCausalLM.from_pretrained
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(a) or load(*a, **k))
     out, err = talk(recipe("adapter"), "red", "/reset", "/compare", "green", flags=["--compare"])
-    assert out.splitlines() == [tiny.other_words["red"], tiny.words["red"], tiny.other_words["green"]]
+    assert out.splitlines() == [OTHER_WORDS["red"], WORDS["red"], OTHER_WORDS["green"]]
     assert len(loaded) == 1
     assert err.index("with the adapter:") < err.index("without it:")
     assert "answers with the adapter alone" in err
@@ -198,7 +196,7 @@ def test_reasoning_goes_back_only_where_the_template_keeps_it(kept, talk, recipe
 
 def test_questions_of_several_lines_through_a_pipe(talk, recipe, tmp_path):
     talk(recipe(), "red\\", "green", f"/save {tmp_path / 'a'}")
-    assert read(tmp_path / "a")[0]["messages"][0] == user("red\ngreen")
+    assert read_jsonl(tmp_path / "a")[0]["messages"][0] == user("red\ngreen")
 
 
 def test_a_line_that_is_no_utf8_ends_the_work(chat, recipe, monkeypatch):
@@ -216,10 +214,10 @@ def test_a_closed_stdin_is_the_end_of_input(monkeypatch, chat, recipe):
     assert chat("--config", recipe())[0] == 0
 
 
-def test_a_pipe_of_the_real_program(as_process, recipe, tiny):
+def test_a_pipe_of_the_real_program(as_process, recipe):
     done = as_process("--config", recipe(), "--temperature", "0", input=b"red\n\nwhite")
     assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.decode().splitlines()[0] == tiny.words["red"]  # answers alone
+    assert done.stdout.decode().splitlines()[0] == WORDS["red"]  # answers alone
     assert len(done.stdout.decode().splitlines()) == 2
     assert b"/help lists" in done.stderr
 

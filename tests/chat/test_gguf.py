@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from chat_models import OPTIONS, ask, user
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.llama_cpp import context as contexts
@@ -12,24 +11,26 @@ from impruver_chat.backends.llama_cpp.vocab import decoder
 from impruver_chat.generation.parameters import GREEDY, Sampling
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
+from support.chat_models import OPTIONS, ask
+from support.messages import user
 
 HI = [user("Hi")]
 ANSWER = "Hello! How can I assist you today?"
 
 
 @pytest.fixture(scope="module")
-def backend(smollm2):
-    return gguf.load(smollm2, None, TokenizerSection(), OPTIONS)
+def backend(smollm2_gguf):
+    return gguf.load(smollm2_gguf, None, TokenizerSection(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
-def saved(smollm2, tmp_path_factory):
+def saved(smollm2_gguf, tmp_path_factory):
     """A folder with the tokenizer of that model, without weights."""
     from importlib.machinery import SourceFileLoader
 
     tool = Path(__file__).resolve().parents[2] / "tools/unpack_smollm2.py"
     folder = tmp_path_factory.mktemp("tokenizer")
-    SourceFileLoader("unpack_smollm2", str(tool)).load_module().write_tokenizer(smollm2, folder, 8192)
+    SourceFileLoader("unpack_smollm2", str(tool)).load_module().write_tokenizer(smollm2_gguf, folder, 8192)
     return folder
 
 
@@ -42,8 +43,8 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
 
 
 @pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
-def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2, saved):
-    with_tokenizer = gguf.load(smollm2, saved, TokenizerSection(), OPTIONS)
+def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2_gguf, saved):
+    with_tokenizer = gguf.load(smollm2_gguf, saved, TokenizerSection(), OPTIONS)
     ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
     assert backend.decode(ids) == with_tokenizer.decode(ids) == text
     assert backend.decode([2, *ids, 1]) == text  # control tokens are no text
@@ -73,7 +74,7 @@ def test_a_context_without_room_is_told(backend):
     assert ask(backend, HI).text == ANSWER
 
 
-def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smollm2, saved, monkeypatch):
+def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, saved, monkeypatch):
     from cyllama.llama import llama_cpp
     from impruver_core import encode_prompt
     from transformers import AutoTokenizer
@@ -85,11 +86,12 @@ def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smo
         {"role": "user", "content": "Привет, 😀 <|im_end|> naïve\n  x"},
     ]
     wanted = encode_prompt(AutoTokenizer.from_pretrained(saved), messages)
-    with_tokenizer = gguf.load(smollm2, saved, TokenizerSection(), OPTIONS)
+    with_tokenizer = gguf.load(smollm2_gguf, saved, TokenizerSection(), OPTIONS)
     given = []
     one = llama_cpp.llama_batch_get_one
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
-    for each in (with_tokenizer, gguf.load(smollm2, None, TokenizerSection(), OPTIONS)):  # nothing is kept of earlier
+    alone = gguf.load(smollm2_gguf, None, TokenizerSection(), OPTIONS)  # nothing is kept of earlier prompts
+    for each in (with_tokenizer, alone):
         given.clear()
         ids = each.encode(messages)
         ask(each, ids, room=1)
@@ -98,8 +100,8 @@ def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smo
     assert backend.stops.ids >= {2}
 
 
-def test_another_models_tokenizer_is_not_used(smollm2, models, capfd):
-    other = gguf.load(smollm2, models / "full", TokenizerSection(), OPTIONS)
+def test_another_models_tokenizer_is_not_used(smollm2_gguf, models, capfd):
+    other = gguf.load(smollm2_gguf, models / "full", TokenizerSection(), OPTIONS)
     assert "its own chat template is used" in capfd.readouterr().err
     assert ask(other, HI).text == ANSWER
 
@@ -111,8 +113,9 @@ def test_a_context_that_grows_and_is_used_again(backend):
     assert second.text == ANSWER
 
 
-def test_a_prompt_in_several_batches(smollm2, monkeypatch):
-    backend = gguf.load(smollm2, None, TokenizerSection(), OPTIONS)  # its own: a context keeps the size of its batches
+def test_a_prompt_in_several_batches(smollm2_gguf, monkeypatch):
+    # Its own backend: a context keeps the size of its batches.
+    backend = gguf.load(smollm2_gguf, None, TokenizerSection(), OPTIONS)
     ids = backend.encode(HI)
     assert len(ids) > 16
     monkeypatch.setattr(contexts, "BATCH", 7)
@@ -131,9 +134,9 @@ def test_repetition_counts_the_prompt(backend):
     assert plain != punished
 
 
-def test_through_the_command(answers, recipe, smollm2, tmp_path):
+def test_through_the_command(answers, recipe, smollm2_gguf, tmp_path):
     rows = [{"messages": [*HI, {"role": "assistant", "content": ANSWER}]}, {"id": 1}]
-    got, out, err = answers(recipe(tmp_path / "no_model_needed"), rows, "--gguf", smollm2, "--expect")
+    got, out, err = answers(recipe(tmp_path / "no_model_needed"), rows, "--gguf", smollm2_gguf, "--expect")
     assert got[0]["match"] is True
     assert got[1]["error"]
     assert "right: 1 of 1 (100.0%)" in out

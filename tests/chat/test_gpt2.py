@@ -3,22 +3,23 @@
 import shutil
 
 import pytest
+from support.chat_models import make_tokenizer, teach
 
 WORDS = {"red": "  красный ,  🍎 !", "green": "do n't", "blue": "синий\n\n  👩‍👧"}
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory, tiny):
+def gpt2(tmp_path_factory):
     """The folder, with gguf/model-f16.gguf in it."""
     import torch
     from impruver_gguf.cli import main
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("gpt2") / "model"
-    tokenizer = tiny.make_tokenizer(folder)
+    tokenizer = make_tokenizer(folder)
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=290, n_embd=64, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2)
-    tiny.teach(GPT2LMHeadModel(config), tokenizer, WORDS, steps=200).save_pretrained(folder)
+    teach(GPT2LMHeadModel(config), tokenizer, WORDS, steps=200).save_pretrained(folder)
     (folder / "recipe.yaml").write_text(f"output_dir: {folder}\nmodel: {{dtype: fp32}}\n")
     assert main(["--output_dir", str(folder), "--set", "gguf.quantization_levels=[]"]) == 0
     return folder

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from chat_models import OPTIONS, ask, backend_of, user
 from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.transformers.backend import Transformers, stops_of
 from impruver_core.recipe.sections import TokenizerSection
+from support.chat_models import OPTIONS, ask, backend_of
+from support.messages import user
 
 FIRST = [user("what is red")]
 SECOND = [*FIRST, {"role": "assistant", "content": "it is {}"}, {"role": "user", "content": "and green"}]
@@ -91,10 +92,10 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
         assert said(backend, with_answer(text)) == said(fresh(), with_answer(text))
 
 
-def test_gguf_keeps_the_prefix_too(smollm2, monkeypatch):
+def test_gguf_keeps_the_prefix_too(smollm2_gguf, monkeypatch):
     from cyllama.llama import llama_cpp
 
-    backend, other = (gguf.load(smollm2, None, TokenizerSection(), OPTIONS) for _ in range(2))
+    backend, other = (gguf.load(smollm2_gguf, None, TokenizerSection(), OPTIONS) for _ in range(2))
     one, given = llama_cpp.llama_batch_get_one, []
     first = said(backend, FIRST)
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]

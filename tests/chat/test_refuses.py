@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.chat_models import make_model
 
 
 def test_no_model_in_output_dir(recipe, refused, tmp_path):
@@ -53,8 +54,8 @@ def test_adapter_whose_base_is_missing(recipe, refused, copy, models):
     ],
     ids=["wider", "deeper", "flatter"],
 )
-def test_adapter_of_another_base(changes, told, recipe, refused, tiny, tmp_path):
-    tiny.make_model(**changes).save_pretrained(tmp_path / "other")
+def test_adapter_of_another_base(changes, told, recipe, refused, tmp_path):
+    make_model(**changes).save_pretrained(tmp_path / "other")
     message = refused("--config", recipe("adapter", model={"name": str(tmp_path / "other"), "dtype": "fp32"}))
     assert "another base" in message
     assert all(part in message for part in told), message

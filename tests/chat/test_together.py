@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from chat_models import backend_of, user
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.transformers import batching as together
 from impruver_chat.backends.transformers.batch_sampling import choose
 from impruver_chat.generation.parameters import GREEDY, Sampling
+from support.chat_models import backend_of
+from support.messages import user
 
 WAYS = {
     "greedy": GREEDY,

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 from impruver_compose.reporting.html_report import _gate
 from impruver_compose.reporting.text_diff import differences
 from impruver_core.reporting.html import render_page
+from support.oracles import require_chromium
 
 REPORT = Path("out/train.report.html")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
 
 
@@ -161,7 +160,7 @@ def seen(html, folder, *flags):
     copy = folder / "copy.html"
     copy.write_text(re.sub("<meta http-equiv.*?>", "", html).replace("</body>", PROBE), encoding="utf-8")
     own = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}", *flags]
-    command = [CHROMIUM, *own, "--dump-dom", copy.as_uri()]
+    command = [require_chromium(), *own, "--dump-dom", copy.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     return json.loads(unescape(re.search(r"<body>(.*)</body>", dom, re.DOTALL)[1]))
 
@@ -170,7 +169,6 @@ def light_of(colour):
     return sum(int(number) for number in re.findall(r"\d+", colour)[:3])
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium)")
 def test_in_a_browser(report, tmp_path):
     html = report[1]
     found = seen(html, tmp_path, "--window-size=1200,900", "--blink-settings=preferredColorScheme=1")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
 from impruver_gguf.vocab.pre_tokenizers import LLAMA3, QWEN2, TEKKEN
-from make_models import FAMILIES, OLD_NAMES, edit_json
+from support.gguf_cases import FAMILIES, OLD_NAMES
+from support.models import edit_json
 from tokenizers import Tokenizer
 
 TEXTS = [

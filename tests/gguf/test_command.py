@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from make_models import write_recipe
 from safetensors.numpy import save_file
+from support.recipes import write_adapter_recipe
 
 LIGHT = """
 import sys
@@ -88,7 +88,7 @@ def large(tmp_path_factory, smollm2):
         folder / "adapter" / "adapter_model.safetensors",
     )
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 8}), encoding="utf-8")
-    write_recipe(folder / "adapter", folder / "base")
+    write_adapter_recipe(folder / "adapter", folder / "base")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(smollm2 / name, folder / "adapter" / name)
     return folder / "adapter"

@@ -5,9 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from make_models import (
-    EXACT,
-    GEMMA3,
+from support.gguf_cases import EXACT, GEMMA3
+from support.models import (
     QUICKSTART,
     edit_json,
     edit_weights,
@@ -16,8 +15,8 @@ from make_models import (
     make_model,
     merge_with_peft,
     save_adapter,
-    write_recipe,
 )
+from support.recipes import write_adapter_recipe
 
 LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
 
@@ -281,7 +280,7 @@ def test_lora_on_tied_embeddings_alone_is_told(gguf, tmp_path):
     base = tmp_path / "base"
     make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True)
     save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
-    write_recipe(tmp_path / "adapter", base)
+    write_adapter_recipe(tmp_path / "adapter", base)
     _, _, told = gguf("--output_dir", tmp_path / "adapter")
     assert "LoRA on model.embed_tokens alone is merged into the tied output too" in told
 

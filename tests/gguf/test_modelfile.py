@@ -7,7 +7,7 @@ from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import ImpruverError
 from impruver_gguf.ollama.go_template import go_template
 from impruver_gguf.ollama.modelfile import modelfile
-from make_models import edit_json
+from support.models import edit_json
 
 
 def read(text: str) -> list[tuple[str, str]]:

@@ -12,17 +12,10 @@ from pathlib import Path
 
 import pytest
 from impruver_gguf.conversion.plan import existing
-from make_models import (
-    QUICKSTART,
-    edit_json,
-    edit_weights,
-    make_gpt2,
-    make_llama,
-    save_adapter,
-    write_program,
-    write_recipe,
-)
 from safetensors import safe_open
+from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
+from support.oracles import write_program
+from support.recipes import write_adapter_recipe
 
 ALL = ["f16", "q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
 
@@ -458,7 +451,7 @@ def test_a_head_that_training_unties_and_other_outtypes_for_the_script(tmp_path,
     save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["lm_head"])
     for name in ("base", "adapter"):
         edit_json(tmp_path / name / "config.json", architectures=["NewForCausalLM"])
-    write_recipe(tmp_path / "adapter", tmp_path / "base")
+    write_adapter_recipe(tmp_path / "adapter", tmp_path / "base")
     (tmp_path / "convert_hf_to_gguf.py").write_text(KEEPS, encoding="utf-8")
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     for outtype, kind in (("bf16", "BF16"), ("f32", "F32"), ("q8_0", "F16")):
@@ -508,7 +501,7 @@ def test_tensors_that_a_level_does_not_fit_are_named(tiny, gguf):
 def wide_f16(tmp_path_factory):
     """A model whose rows fit every level."""
     from impruver_gguf.cli import main
-    from make_models import QUICKSTART, make_llama
+    from support.models import QUICKSTART, make_llama
 
     folder = tmp_path_factory.mktemp("wide") / "wide"
     make_llama(folder, QUICKSTART, vocab_size=2048, hidden_size=256, intermediate_size=512)

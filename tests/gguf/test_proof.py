@@ -5,24 +5,15 @@ import struct
 import sys
 
 import pytest
-from make_models import QUICKSTART, edit_json, make_llama, save_adapter, write_program, write_recipe
+from support.gguf_cases import read_quality
+from support.jsonl import write_jsonl
+from support.messages import conversation
+from support.models import QUICKSTART, edit_json, make_llama, save_adapter
+from support.oracles import write_program
+from support.recipes import write_adapter_recipe
 
 FIELDS = ["level", "bytes", "bits_per_weight", "ids_equal", "perplexity", "kl", "top1", "stops", "recommended"]
 CHATS = [("What is 2 + 2?", "It is four."), ("Say “hi”.", "hi\n\n  there"), ("Столица?", "Москва.")]
-
-
-def chat(question: str, answer: str) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def write_heldout(folder, rows) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "heldout.jsonl").write_text(lines, encoding="utf-8")
-
-
-def rows_of(folder) -> dict[str, dict]:
-    lines = (folder / "gguf/quality.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["level"]: row for row in map(json.loads, lines)}
 
 
 def swap(path, one: bytes, other: bytes, after: bytes = b"") -> None:
@@ -37,11 +28,11 @@ def swap(path, one: bytes, other: bytes, after: bytes = b"") -> None:
 
 
 def test_every_level_is_measured_and_kept(tiny, proven):
-    write_heldout(tiny, [chat(*pair) for pair in CHATS])
+    write_jsonl(tiny / "heldout.jsonl", [conversation(*pair) for pair in CHATS])
     code, out, told = proven("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")
     assert code == 0, told
     assert f"3 rows of {tiny / 'heldout.jsonl'}" in told
-    rows = rows_of(tiny)
+    rows = read_quality(tiny)
     assert list(rows) == ["f16", "q8_0", "q4_0"]
     assert all(list(row) == FIELDS for row in rows.values())
     assert all(row["ids_equal"] is True for row in rows.values())
@@ -56,7 +47,7 @@ def test_every_level_is_measured_and_kept(tiny, proven):
     again, _, told = proven("--output_dir", tiny, "--quantization_levels", "q8_0")
     assert again == 0, told
     assert "q8_0: there already" in told
-    assert list(rows_of(tiny)) == ["f16", "q8_0"]
+    assert list(read_quality(tiny)) == ["f16", "q8_0"]
 
 
 def test_the_figures_are_those_of_transformers(tiny, proven):
@@ -66,7 +57,7 @@ def test_the_figures_are_those_of_transformers(tiny, proven):
     from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
     from transformers import AutoModelForCausalLM
 
-    write_heldout(tiny, [chat(*pair) for pair in CHATS])
+    write_jsonl(tiny / "heldout.jsonl", [conversation(*pair) for pair in CHATS])
     assert proven("--output_dir", tiny, "--quantization_levels", "q4_0")[0] == 0
     held = read_heldout(tiny, SavedTokenizer(tiny), {}, None).measured
     labels = torch.tensor([row.labels[at + 1] for row in held for at in row.learned])
@@ -77,7 +68,7 @@ def test_the_figures_are_those_of_transformers(tiny, proven):
             return torch.cat([model(torch.tensor([row.ids])).logits[0, row.learned].log_softmax(-1) for row in held])
 
     exact, level = logs(), logs(gguf_file="gguf/model-q4_0.gguf")
-    rows = rows_of(tiny)
+    rows = read_quality(tiny)
     for name, found in (("f16", exact), ("q4_0", level)):
         perplexity = (-found.gather(1, labels[:, None]).mean()).exp().item()
         assert rows[name]["perplexity"] == pytest.approx(perplexity, rel=5e-3)
@@ -91,7 +82,7 @@ def test_the_built_in_set_stands_in(tiny, proven):
     code, out, told = proven("--output_dir", tiny)
     assert code == 0, told
     assert "the built-in set" in told
-    assert rows_of(tiny)["f16"]["recommended"] is True
+    assert read_quality(tiny)["f16"]["recommended"] is True
     assert "recommended: f16" in out
 
 
@@ -107,13 +98,13 @@ def test_a_proof_can_be_left_out_and_an_old_one_goes(tiny, proven):
 def test_limits_pick_the_recommended_level(tiny, proven):
     levels = ("--quantization_levels", "q8_0", "q4_0")
     assert proven("--output_dir", tiny, *levels)[0] == 0
-    between = rows_of(tiny)["q8_0"]["kl"] * 1.01
+    between = read_quality(tiny)["q8_0"]["kl"] * 1.01
     for kl, best in ((0, "f16"), (between, "q8_0"), (9, "q4_0")):
         flags = ("--set", f"gguf.limits.kl={kl}", "--set", "gguf.limits.top1=0")
         code, out, told = proven("--output_dir", tiny, *levels, *flags)
         assert code == 0, told
         assert f"recommended: {best}" in out
-        assert [level for level, row in rows_of(tiny).items() if row["recommended"]] == [best]
+        assert [level for level, row in read_quality(tiny).items() if row["recommended"]] == [best]
         assert f"Modelfile.{best}" in out.splitlines()[-1]
 
 
@@ -127,21 +118,21 @@ def test_limits_that_are_none(limits, tiny, proven):
 def test_plain_text_and_a_model_without_a_template(tiny, proven):
     edit_json(tiny / "tokenizer_config.json", chat_template=None)
     (tiny / "chat_template.jinja").unlink(missing_ok=True)
-    write_heldout(tiny, [{"text": "The river was wide. Nobody crossed it."}, {"text": "Ещё строка."}])
+    write_jsonl(tiny / "heldout.jsonl", [{"text": "The river was wide. Nobody crossed it."}, {"text": "Ещё строка."}])
     code, _, told = proven("--output_dir", tiny)
     assert code == 0, told
-    row = rows_of(tiny)["q8_0"]
+    row = read_quality(tiny)["q8_0"]
     assert row["ids_equal"] is True
     assert row["perplexity"] > 1
     assert row["stops"] is None
 
 
 def test_nothing_learned_is_said(tiny, proven):
-    write_heldout(tiny, [chat("Hi", "Ho") | {"input_ids": [5, 6, 7], "labels": [-100] * 3}])
+    write_jsonl(tiny / "heldout.jsonl", [conversation("Hi", "Ho") | {"input_ids": [5, 6, 7], "labels": [-100] * 3}])
     code, out, told = proven("--output_dir", tiny)
     assert code == 0, told
     assert "no row has a learned token" in told
-    assert rows_of(tiny)["q8_0"]["kl"] is None
+    assert read_quality(tiny)["q8_0"]["kl"] is None
     assert "nothing could be measured" in out
     assert "within KL" not in out
 
@@ -158,7 +149,7 @@ def test_a_template_that_refuses_all_proves_no_ids(tiny, proven):
     (tiny / "chat_template.jinja").unlink(missing_ok=True)
     code, out, told = proven("--output_dir", tiny, "--quantization_levels")
     assert code == 0, told
-    assert rows_of(tiny)["f16"]["ids_equal"] is None
+    assert read_quality(tiny)["f16"]["ids_equal"] is None
     assert "nothing could be measured" in out
 
 
@@ -181,7 +172,7 @@ def test_a_template_that_refuses_all_proves_no_ids(tiny, proven):
     ],
 )
 def test_rows_that_can_not_be_used(row, words, tiny, proven):
-    write_heldout(tiny, [row])
+    write_jsonl(tiny / "heldout.jsonl", [row])
     code, _, told = proven("--output_dir", tiny)
     assert "Traceback" not in told
     assert code == 2
@@ -191,7 +182,7 @@ def test_rows_that_can_not_be_used(row, words, tiny, proven):
 
 
 def test_other_tokens_fail(tiny, proven, gguf):
-    write_heldout(tiny, [chat("the end and the start", "the and the")])
+    write_jsonl(tiny / "heldout.jsonl", [conversation("the end and the start", "the and the")])
     assert gguf("--output_dir", tiny, "--quantization_levels")[0] == 0
     swap(tiny / "gguf/model-f16.gguf", " the".replace(" ", "Ġ").encode(), " and".replace(" ", "Ġ").encode())
     code, out, told = proven("--output_dir", tiny, "--only_quantize")
@@ -200,8 +191,8 @@ def test_other_tokens_fail(tiny, proven, gguf):
     assert "heldout.jsonl, line 1" in told
     assert "the end and the start" in told
     assert "FAILED" in out
-    assert rows_of(tiny)["q8_0"]["ids_equal"] is False
-    assert not any(row["recommended"] for row in rows_of(tiny).values())
+    assert read_quality(tiny)["q8_0"]["ids_equal"] is False
+    assert not any(row["recommended"] for row in read_quality(tiny).values())
 
 
 def test_another_template_fails(tiny, proven, gguf):
@@ -254,7 +245,7 @@ def test_a_level_that_is_broken_fails(how, tiny, proven, tmp_path):
     assert "1 of 2 files failed the proof" in told
     assert "model-q8_0.gguf: llama.cpp" in told
     assert "Traceback" not in told
-    rows = rows_of(tiny)
+    rows = read_quality(tiny)
     assert rows["f16"]["ids_equal"] is True
     assert rows["q8_0"]["ids_equal"] is None
     assert rows["f16"]["recommended"] is True
@@ -263,7 +254,7 @@ def test_a_level_that_is_broken_fails(how, tiny, proven, tmp_path):
 
 
 def test_the_file_is_compared_with_the_merged_model(adapter, tiny, compared, gguf):
-    write_heldout(adapter, [chat(*pair) for pair in CHATS])
+    write_jsonl(adapter / "heldout.jsonl", [conversation(*pair) for pair in CHATS])
     code, _, told = compared("--output_dir", adapter)
     assert code == 0, told
     assert "as the merged model in transformers" in told
@@ -281,8 +272,8 @@ def test_tied_ends_that_were_trained_are_those_of_the_model_in_training(ends, as
     base, folder = tmp_path / "base", tmp_path / "adapter"
     make_llama(base, QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
     save_adapter(base, folder, target_modules=ends, ensure_weight_tying=as_one)
-    write_recipe(folder, base)
-    write_heldout(folder, [chat(*pair) for pair in CHATS])
+    write_adapter_recipe(folder, base)
+    write_jsonl(folder / "heldout.jsonl", [conversation(*pair) for pair in CHATS])
     code, _, told = compared("--output_dir", folder)
     assert code == 0, told
     assert "as the merged model in transformers" in told

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from make_models import edit_json, edit_weights, make_llama, sentencepiece
+from support.gguf_cases import train_sentencepiece
+from support.models import edit_json, edit_weights, make_llama
 
 CONFIG = "adapter_config.json"
 
@@ -139,7 +140,7 @@ def test_a_broken_tokenizer(tiny, refused):
 
 def test_sentencepiece_without_its_model(tmp_path, tiny, refused, gguf):
     """As transformers 5 leaves a folder; with the base's model it is converted."""
-    pieces = sentencepiece(tmp_path / "pieces")
+    pieces = train_sentencepiece(tmp_path / "pieces")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(pieces / name, tiny / name)
     refused(tiny, "tokenizer.json: no byte-level BPE but a SentencePiece vocabulary", "copy the base's tokenizer.model")
@@ -158,7 +159,7 @@ def test_sentencepiece_without_its_model(tmp_path, tiny, refused, gguf):
 
 def test_pieces_and_added_tokens_beyond_the_model(tmp_path, refused):
     folder = tmp_path / "llama"
-    make_llama(folder, sentencepiece(tmp_path / "pieces"), vocab_size=601)
+    make_llama(folder, train_sentencepiece(tmp_path / "pieces"), vocab_size=601)
     (folder / "recipe.yaml").write_text("seed: 1\n", encoding="utf-8")
     refused(folder, "ids up to 601, the model 601 embedding rows")
 

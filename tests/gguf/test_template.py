@@ -6,8 +6,11 @@ import sys
 import pytest
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_gguf.vocab.chat_template_export import without_generation
-from make_models import edit_json, write_program
-from test_proof import chat, rows_of, write_heldout
+from support.gguf_cases import read_quality
+from support.jsonl import write_jsonl
+from support.messages import conversation
+from support.models import edit_json
+from support.oracles import write_program
 
 BODY = "{{ message['content'] }}<|im_end|>"
 FORMS = [
@@ -24,7 +27,7 @@ AROUND = (
     "{% if message['role'] == 'assistant' %}{FORM}{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MESSAGES = chat("Hi", "  Ho\n")["messages"] * 2
+MESSAGES = conversation("Hi", "  Ho\n")["messages"] * 2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -65,7 +68,7 @@ def template_in(folder) -> str:
 def test_what_stands_in_the_file(tiny, proven):
     (tiny / "chat_template.jinja").write_text(AROUND.replace("{FORM}", FORMS[3]), encoding="utf-8")
     edit_json(tiny / "tokenizer_config.json", chat_template=None)
-    write_heldout(tiny, [chat("Hi", "Ho")])
+    write_jsonl(tiny / "heldout.jsonl", [conversation("Hi", "Ho")])
     code, _, told = proven("--output_dir", tiny)
     assert code == 0, told
     assert template_in(tiny) == without_generation(AROUND.replace("{FORM}", FORMS[3]))
@@ -139,13 +142,13 @@ def test_llama_cpps_own_engine_is_asked_where_it_is_there(how, tiny, proven, tmp
     write_program(folder / "llama-server", f'#!/bin/sh\nexec "{program}" "$@"\n')
     (tiny / "chat_template.jinja").write_text(AROUND.replace("{FORM}", FORMS[0]), encoding="utf-8")
     edit_json(tiny / "tokenizer_config.json", chat_template=None)
-    write_heldout(tiny, [chat("Hi  there  ", "Ho")])
+    write_jsonl(tiny / "heldout.jsonl", [conversation("Hi  there  ", "Ho")])
     code, _, told = proven("--output_dir", tiny, "--llama_cpp", tmp_path / "llama.cpp")
     wanted, *words = ENDS[how]
     assert code == wanted, told
     for word in words:
         assert word in told, told
-    assert list(rows_of(tiny)) == ["f16", "q8_0"]
+    assert list(read_quality(tiny)) == ["f16", "q8_0"]
     failed = json.loads((tiny / "gguf/impruver.json").read_text(encoding="utf-8")).get("failed")
     assert failed == (["f16", "q8_0"] if wanted else None)  # the level is made from it
 
@@ -184,10 +187,13 @@ def test_llama_cpps_real_engine_renders_alike(how, tiny, proven, llama_cpp):
     template, kwargs, needed = ASKED[how]
     (tiny / "chat_template.jinja").write_text(template, encoding="utf-8")
     edit_json(tiny / "tokenizer_config.json", chat_template=None)
-    rows = [chat("Hi  there {{ x }} ", 'Ho "'), {"messages": [{"role": "system", "content": " s\n"}, *MESSAGES]}]
+    rows = [
+        conversation("Hi  there {{ x }} ", 'Ho "'),
+        {"messages": [{"role": "system", "content": " s\n"}, *MESSAGES]},
+    ]
     if template == THINKS:
         rows.append({"messages": CALLED, "tools": [{"type": "function", "function": TOOL}]})
-    write_heldout(tiny, [row | {"chat_template_kwargs": kwargs} for row in rows])
+    write_jsonl(tiny / "heldout.jsonl", [row | {"chat_template_kwargs": kwargs} for row in rows])
     code, _, told = proven("--output_dir", tiny, "--llama_cpp", llama_cpp)
     assert code == 0, told
     assert f"renders {len(rows)} conversations as the tokenizer's template does" in told
@@ -199,7 +205,7 @@ def test_what_llama_cpps_real_engine_renders_otherwise(tiny, proven, llama_cpp):
     template = THINKS.replace("{% if enable_thinking %}", "{% if enable_thinking is defined %}")
     (tiny / "chat_template.jinja").write_text(template, encoding="utf-8")
     edit_json(tiny / "tokenizer_config.json", chat_template=None)
-    write_heldout(tiny, [chat("Hi", "Ho")])
+    write_jsonl(tiny / "heldout.jsonl", [conversation("Hi", "Ho")])
     code, _, told = proven("--output_dir", tiny, "--llama_cpp", llama_cpp)
     assert code == 3
     assert "llama.cpp's engine renders" in told

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 
 def files(folder):
@@ -39,11 +40,11 @@ def test_another_recipe_is_refused_with_the_differences_and_overwrite_starts_ane
 
 
 def test_other_rows_are_another_run(recipe, impruver_train, parts, tmp_path, tiny):
-    rows = tiny.read_jsonl(parts / "train.jsonl")
-    data = tiny.write_jsonl(tmp_path / "data.jsonl", rows)
+    rows = read_jsonl(parts / "train.jsonl")
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
     path = recipe(train_path=str(data))
     assert impruver_train(path)[0] == 0
-    tiny.write_jsonl(data, rows[:-1])
+    write_jsonl(data, rows[:-1])
     code, _, err = impruver_train(path)
     assert code == 2
     assert "train: another content" in err
@@ -65,7 +66,7 @@ def test_unfinished_work_of_another_run_is_refused_with_the_differences(
     recipe, impruver_train, unfinished, parts, tmp_path, tiny
 ):
     before = files(tmp_path / "out")
-    data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.read_jsonl(parts / "train.jsonl")[1:])
+    data = write_jsonl(tmp_path / "data.jsonl", read_jsonl(parts / "train.jsonl")[1:])
     path = recipe(**unfinished, train_path=str(data), lora={"r": 2})
     code, _, err = impruver_train(path)
     assert code == 2
@@ -91,7 +92,7 @@ def test_nothing_saved_yet_is_begun_again(recipe, impruver_train, unfinished, tm
         (path / "impruver.json").unlink()  # as if it had been killed amid the first one
     assert impruver_train(recipe(lora={"r": 2}))[0] == 2  # steps were done, and are told of
     assert impruver_train(recipe(**unfinished))[0] == 0
-    assert [row["step"] for row in tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3, 4]
     assert {path.name for path in (tmp_path / "out").glob("*-*")} == {"checkpoint-2", "checkpoint-4"}
 
 
@@ -124,7 +125,7 @@ def test_a_given_checkpoint(recipe, impruver_train, unfinished, tmp_path, tiny, 
     code, _, err = given(out / "checkpoint-2", **other)
     assert code == 0
     assert "goes on from" in err
-    assert [row["step"] for row in tiny.read_jsonl(tmp_path / "other" / "metrics.jsonl")] == [3, 4]
+    assert [row["step"] for row in read_jsonl(tmp_path / "other" / "metrics.jsonl")] == [3, 4]
     monkeypatch.setenv("STOP", "3")
     for _ in range(2):  # what came after it is done again; the same command then goes on from what that left
         code, _, err = given(out / "checkpoint-2")
@@ -166,7 +167,7 @@ def test_dry_run_agrees_with_the_run(recipe, impruver_train, tmp_path, tiny):
     counts = json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]
     assert f"{counts['steps']} in all" in stdout
     assert f"{counts['tokens']:,}, {counts['learned_tokens']:,} learned" in stdout
-    assert len(tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")) == counts["steps"]
+    assert len(read_jsonl(tmp_path / "out" / "metrics.jsonl")) == counts["steps"]
 
 
 def test_dry_run_before_compose_is_a_note(recipe, impruver_train, tmp_path):
@@ -177,9 +178,9 @@ def test_dry_run_before_compose_is_a_note(recipe, impruver_train, tmp_path):
 
 
 def test_rows_that_teach_nothing_are_left_out_and_told(recipe, impruver_train, parts, tmp_path, tiny):
-    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows = read_jsonl(parts / "train.jsonl")
     rows[3]["labels"] = [-100] * len(rows[3]["labels"])
-    data = tiny.write_jsonl(tmp_path / "data.jsonl", rows)
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
     code, _, err = impruver_train(recipe(train_path=str(data)))
     assert code == 0
     assert "1 rows teach nothing and are left out (the first is line 4)" in err
@@ -220,7 +221,7 @@ def test_carried_from_the_data_manifest(recipe, impruver_train, parts, tmp_path,
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(parts / "base")
-    data = tiny.write_jsonl(tmp_path / "train.jsonl", tiny.read_jsonl(parts / "train.jsonl"))
+    data = write_jsonl(tmp_path / "train.jsonl", read_jsonl(parts / "train.jsonl"))
     made = {
         "impruver": 1,
         "tool": "impruver-compose",

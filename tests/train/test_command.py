@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.jsonl import read_jsonl
 
 
 def test_help_and_faults_are_quick_and_import_nothing_heavy(recipe, tmp_path):
@@ -72,7 +73,7 @@ def test_wandb_offline_is_read_back(recipe, as_process, tmp_path, tiny):
             if "train/loss" in row:
                 history[row["train/global_step"]] = row["train/loss"]
     assert (name, project) == ("my_run", "impruver")
-    losses = [row["loss"] for row in tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")]
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
     # logging_steps is 2: wandb gets the mean of each two steps
     assert history == pytest.approx({2: sum(losses[:2]) / 2, 4: sum(losses[2:]) / 2}, abs=1e-6)
 
@@ -85,7 +86,7 @@ def test_tensorboard_is_read_back(recipe, impruver_train, tmp_path, tiny, monkey
     assert code == 0, err
     board = EventAccumulator(str(tmp_path / "board"))
     board.Reload()
-    losses = [row["loss"] for row in tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")]
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
     assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(losses)
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.jsonl import read_jsonl
 
 HERE = Path(sys.executable).parent
 IMPRUVER_RUN = [HERE / "impruver", "run", "--nproc_per_node", "2", "finetune"]
@@ -54,9 +55,7 @@ def test_launched_losses_are_those_of_one_process(launcher, recipe, impruver_tra
     assert "reducer.cpp" not in err
     code, _, err = impruver_train(written("alone", 4))
     assert code == 0, err
-    losses = [
-        [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("alone", "launched")
-    ]
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("alone", "launched")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert len(losses[0]) == 3
     caches = list((tmp_path / "cache" / "tokens").iterdir())

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 LLAMA = {
     "hidden_size": 256,
@@ -38,7 +39,7 @@ def wide(tmp_path_factory, tiny):
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(folder / "base")
     ids = [[3 + (row * 7 + place) % 390 for place in range(200 + row % 57)] for row in range(64)]
-    tiny.write_jsonl(folder / "train.jsonl", [{"input_ids": row, "labels": row} for row in ids])
+    write_jsonl(folder / "train.jsonl", [{"input_ids": row, "labels": row} for row in ids])
     return folder
 
 
@@ -127,7 +128,7 @@ def test_the_dry_run_tells_it_all_and_writes_nothing(recipe, impruver_train, tmp
 def test_length_grouping_takes_the_lengths_without_the_tokens(recipe, impruver_train, tmp_path, tiny):
     """Steps see the batches that transformers' own sampler makes of the rows."""
     rows = [{"input_ids": [5 + n % 9] * (3 + n % 40), "labels": [5 + n % 9] * (3 + n % 40)} for n in range(64)]
-    data = tiny.write_jsonl(tmp_path / "mixed.jsonl", rows)
+    data = write_jsonl(tmp_path / "mixed.jsonl", rows)
     (tmp_path / "seen.py").write_text(
         "import json\n"
         "from transformers import Trainer\n"
@@ -140,7 +141,7 @@ def test_length_grouping_takes_the_lengths_without_the_tokens(recipe, impruver_t
     trainer = {"train_sampling_strategy": "group_by_length", "class": "seen.Seen", "max_steps": 16}
     code, _, err = impruver_train(recipe(train_path=str(data), trainer=trainer))
     assert code == 0, err
-    batches = tiny.read_jsonl(tmp_path / "seen.jsonl")
+    batches = read_jsonl(tmp_path / "seen.jsonl")
     assert sorted(length for batch in batches for length in batch) == sorted(len(row["input_ids"]) for row in rows)
     assert all(batch == sorted(batch, reverse=True) for batch in batches[1:])
     assert max(batches[0]) == 42

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.jsonl import read_jsonl
 
 FOREIGN = (
     *("README.md", "model-merged.safetensors", "vocab.json", "merges.txt", "checkpoint-keep.txt"),
@@ -65,11 +66,11 @@ def test_a_given_checkpoint_goes_on_with_the_settings_of_the_recipe(recipe, impr
     def rows(**trainer):
         (code, _, err), out = goes_on(recipe, impruver_train, checkpoint, tmp_path, **trainer)
         assert code == 0, err
-        return tiny.read_jsonl(out / "metrics.jsonl")
+        return read_jsonl(out / "metrics.jsonl")
 
     same = rows()
     assert [row["learning_rate"] for row in same] == pytest.approx([0.005, 0.0025])
-    assert same == tiny.read_jsonl(tmp_path / "out/metrics.jsonl")[2:]
+    assert same == read_jsonl(tmp_path / "out/metrics.jsonl")[2:]
     faster = rows(learning_rate=0.1)
     assert [row["learning_rate"] for row in faster] == pytest.approx([0.05, 0.025])
     assert rows(weight_decay=0.9)[-1]["loss"] != same[-1]["loss"]

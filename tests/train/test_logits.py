@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from support.jsonl import read_jsonl
 
 IGNORED = -100
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "smollm3", "gpt2", "mixtral", "olmo2"]
@@ -206,7 +207,7 @@ def test_what_a_batch_goes_through_leaves_losses_alone(more, recipe, impruver_tr
     for name, keys in (("plain", {}), ("more", more)):
         code, _, err = impruver_train(recipe(output_dir=str(tmp_path / name), lora=None, **keys))
         assert code == 0, err
-        losses[name] = [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")]
+        losses[name] = [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
     assert losses["more"] == pytest.approx(losses["plain"], rel=1e-4)
 
 
@@ -241,7 +242,7 @@ def test_a_trainer_of_ones_own_sees_all_logits_and_the_same_losses(recipe, impru
     for name, more in (("plain", {}), ("own", {"class": "looks.Looks"})):
         code, _, err = impruver_train(recipe(output_dir=str(tmp_path / name), trainer=more))
         assert code == 0, err
-        rows = tiny.read_jsonl(tmp_path / name / "metrics.jsonl")
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
         losses[name] = [row.get("loss", row.get("eval_loss")) for row in rows]
     assert losses["own"] == pytest.approx(losses["plain"], rel=1e-4)
 
@@ -368,4 +369,4 @@ def test_smoothed_labels_train(recipe, impruver_train, parts, tmp_path, tiny):
     smoothed = {"label_smoothing_factor": 0.1, "eval_strategy": "steps", "eval_steps": 1}
     code, _, err = impruver_train(recipe(trainer=smoothed, val_path=str(parts / "val.jsonl")))
     assert code == 0, err
-    assert all(row.get("loss", 1.0) > 0 for row in tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl"))
+    assert all(row.get("loss", 1.0) > 0 for row in read_jsonl(tmp_path / "out" / "metrics.jsonl"))

@@ -1,17 +1,14 @@
 """What training leaves loads in transformers 4.57, too, and says the same there."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
+from support.cli import run_as_process
+from support.oracles import require_transformers_4
 
-UV = ["uv", "run", "-q", "--isolated", "--no-project", "--python", "3.11"]
-PACKAGES = ("transformers==4.57.*", "peft==0.17.*", f"torch=={version('torch')}")
-OLDER = [*UV, *(word for package in PACKAGES for word in ("--with", package)), "python"]
 MESSAGES = [{"role": "user", "content": "the colour of a hedgehog, ёж 🦔"}]
 SHAPE = {
     "vocab_size": 400,
@@ -64,14 +61,8 @@ for case in json.load(open(sys.argv[1])):
 @pytest.fixture
 def older():
     """Runs Python with transformers 4.57, in an environment of its own."""
-
-    def run(*words):
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        return subprocess.run([*OLDER, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300)
-
-    if shutil.which("uv") is None or run("-c", "import transformers, peft, torch").returncode:
-        pytest.skip("no environment with transformers 4.57 can be had here")
-    return run
+    command = require_transformers_4()
+    return lambda *words: run_as_process(*command, *words, environment={"HF_HUB_OFFLINE": "1"})
 
 
 def test_transformers_4_57_loads_it_and_says_the_same(older, recipe, impruver_train, parts, tmp_path):

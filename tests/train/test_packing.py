@@ -5,6 +5,7 @@ import json
 
 import numpy
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 IGNORED = -100
 
@@ -16,7 +17,7 @@ def write_mixed(tiny, parts, path, count=40):
         length = 3 + (number * 17) % 58
         ids = [3 + (number * 31 + place * 7) % 390 for place in range(length)]
         rows.append({"input_ids": ids, "labels": ids if number % 3 else [IGNORED, *ids[1:]]})
-    return tiny.write_jsonl(path, rows)
+    return write_jsonl(path, rows)
 
 
 def row_losses(model, batch):
@@ -200,7 +201,7 @@ def test_one_step_over_everything_is_the_step_without_packing(name, recipe, impr
         code, _, err = impruver_train(path)
         assert code == 0, err
         assert ("packs:" in err) == packing
-        said[packing] = tiny.read_jsonl(tmp_path / f"out{packing}" / "metrics.jsonl")
+        said[packing] = read_jsonl(tmp_path / f"out{packing}" / "metrics.jsonl")
     assert len(said[True]) == 4
     for packed, plain in zip(said[True], said[False], strict=True):
         assert {key: value for key, value in packed.items() if key != "epoch"} == pytest.approx(
@@ -257,7 +258,7 @@ def test_a_leak_that_no_rule_foresees_is_found_in_the_loaded_model(recipe, impru
 
 def test_rows_whose_mask_hides_tokens_are_not_packed(recipe, impruver_train, tiny, tmp_path):
     rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7], "attention_mask": [1, 1, part]} for part in (1, 0)]
-    data = tiny.write_jsonl(tmp_path / "masked.jsonl", rows)
+    data = write_jsonl(tmp_path / "masked.jsonl", rows)
     code, _, err = impruver_train(recipe(train_path=str(data), trainer={"packing": True}), "--dry_run")
     assert code == 2
     assert "line 2" in err
@@ -280,7 +281,7 @@ def test_the_lines_of_packed_rows_are_found(parts, tiny):
     from impruver_train.training.callbacks.nan_guard import lines_of
     from transformers import AutoTokenizer
 
-    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows = read_jsonl(parts / "train.jsonl")
     packs = [
         {"input_ids": [*one["input_ids"], *other["input_ids"]], "labels": [*one["labels"], *other["labels"]]}
         | {"position_ids": [*range(len(one["input_ids"])), *range(len(other["input_ids"]))]}

@@ -3,6 +3,7 @@
 import re
 
 from impruver_train.saving.html_report import write_report
+from support.jsonl import read_jsonl, write_jsonl
 
 
 def test_a_run_leaves_its_report(recipe, impruver_train, tmp_path, parts, tiny):
@@ -14,20 +15,20 @@ def test_a_run_leaves_its_report(recipe, impruver_train, tmp_path, parts, tiny):
     for label in ("loss, eval loss", "learning rate", "grad norm", "tokens a second", "memory, MB"):
         assert f'aria-label="{label}"' in html
     assert "://" not in re.sub(r'xmlns="[^"]*"', "", html)
-    speed = tiny.read_jsonl(out / "speed.jsonl")
+    speed = read_jsonl(out / "speed.jsonl")
     assert [row["step"] for row in speed] == [1, 2, 3, 4, 5, 6]
-    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows = read_jsonl(parts / "train.jsonl")
     lengths = sorted(len(row["input_ids"]) for row in rows)
     for row in speed:  # four rows a step
         assert sum(lengths[:4]) <= row["tokens"] <= sum(lengths[-4:])
         assert row["seconds"] > 0
         assert row["memory"] > 10**6
-    evaluated = [row["eval_loss"] for row in tiny.read_jsonl(out / "metrics.jsonl") if "eval_loss" in row]
+    evaluated = [row["eval_loss"] for row in read_jsonl(out / "metrics.jsonl") if "eval_loss" in row]
     assert f"{min(evaluated):.4g}" in html
 
 
 def test_a_report_of_odd_figures(tmp_path, tiny):
-    tiny.write_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}])
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}])
     recipe = {"model": {"name": "<script>alert(1)</script>"}, "trainer": {"optim": "sgd"}}
     write_report(tmp_path, recipe, {"steps": 2})
     html = (tmp_path / "report.html").read_text(encoding="utf-8")

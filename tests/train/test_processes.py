@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 TRAINER = {
     "class": "stopper.StopTrainer",
@@ -75,7 +76,7 @@ def test_signals_and_a_kill_then_the_same_result(recipe, start, impruver_train, 
     code, stdout, err = ended(process)
     assert (code, stdout) == (143, ""), err
     assert f"saved after step 2 in {out / 'stopped-2'}; the same command goes on from there" in err
-    metrics = [row["step"] for row in tiny.read_jsonl(out / "metrics.jsonl")]
+    metrics = [row["step"] for row in read_jsonl(out / "metrics.jsonl")]
     assert metrics == [1, 2]
 
     process = start(config, WAIT="6", WAIT_IN="save")  # the second checkpoint that the recipe asks for
@@ -140,7 +141,7 @@ def test_a_terminal_that_goes_away_loses_nothing(recipe, start, impruver_train, 
     assert process.wait(120) == 143
     assert (tmp_path / "out/stopped-2/impruver.json").exists()
     assert impruver_train(config)[0] == 0
-    assert [row["step"] for row in tiny.read_jsonl(tmp_path / "out/metrics.jsonl")] == list(range(1, 9))
+    assert [row["step"] for row in read_jsonl(tmp_path / "out/metrics.jsonl")] == list(range(1, 9))
 
 
 def test_no_number_names_step_rows_and_the_last_good_checkpoint(recipe, start, parts, tmp_path, tiny):
@@ -152,16 +153,16 @@ def test_no_number_names_step_rows_and_the_last_good_checkpoint(recipe, start, p
     assert f"the last good checkpoint is {out / 'checkpoint-2'}" in err
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
     lines = [int(number) for number in err.partition("on lines ")[2].partition(" of ")[0].split(",")]
-    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows = read_jsonl(parts / "train.jsonl")
     seen = sorted(json.loads(line) for line in Path("seen").read_text().splitlines())
     assert sorted(rows[line - 1]["input_ids"] for line in lines) == seen
     assert len(seen) == 6
-    assert tiny.read_jsonl(out / "metrics.jsonl")[-1]["loss"] is None
+    assert read_jsonl(out / "metrics.jsonl")[-1]["loss"] is None
 
 
 def test_memory_that_is_not_enough_tells_what_to_change(recipe, start, parts, tmp_path, tiny):
     rows = [{"input_ids": [5 + n % 300] * 64, "labels": [7] * 64} for n in range(256)]
-    data = tiny.write_jsonl(tmp_path / "long.jsonl", rows)
+    data = write_jsonl(tmp_path / "long.jsonl", rows)
     trainer = TRAINER | {"per_device_train_batch_size": 256, "max_steps": 2}
     code, stdout, err = ended(start(recipe(train_path=str(data), trainer=trainer), MEMORY="1"))
     assert (code, stdout) == (2, ""), err
@@ -222,4 +223,4 @@ def test_a_tracker_that_is_away_never_stops_training(recipe, start, tmp_path, ti
     assert code == 0, err
     assert stdout.startswith("wrote the adapter to")
     assert "WandbCallback failed" in err
-    assert len(tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")) == 8
+    assert len(read_jsonl(tmp_path / "out" / "metrics.jsonl")) == 8

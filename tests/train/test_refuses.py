@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 GOOD = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
 
@@ -64,7 +65,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_rows(name, recipe, refused, tmp_path, tiny):
     rows, *wanted = BAD_ROWS[name]
-    data = tiny.write_jsonl(tmp_path / "bad.jsonl", rows)
+    data = write_jsonl(tmp_path / "bad.jsonl", rows)
     for flags in ([], ["--dry_run"]):
         message = refused(recipe(train_path=str(data)), *flags)
         assert str(data) in message
@@ -79,7 +80,7 @@ def test_malformed_line(recipe, refused, tmp_path):
 
 
 def test_a_bad_row_leaves_no_cache_that_hides_it(recipe, refused, tmp_path, tiny):
-    data = tiny.write_jsonl(tmp_path / "bad.jsonl", [GOOD, {"input_ids": [5], "labels": []}])
+    data = write_jsonl(tmp_path / "bad.jsonl", [GOOD, {"input_ids": [5], "labels": []}])
     assert refused(recipe(train_path=str(data))) == refused(recipe(train_path=str(data)))
 
 
@@ -170,7 +171,7 @@ def test_the_same_is_told_by_the_dry_run_before_weights(recipe, refused, parts, 
     """No weights are there to be loaded: what is told is told without them."""
     shutil.copytree(parts / "base", tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").write_bytes(b"")
-    beyond = tiny.write_jsonl(tmp_path / "beyond.jsonl", [{"input_ids": [5, 999], "labels": [-100, 5]}])
+    beyond = write_jsonl(tmp_path / "beyond.jsonl", [{"input_ids": [5, 999], "labels": [-100, 5]}])
     cases = [
         ({"train_path": str(beyond)}, "vocabulary of 400"),
         ({"lora": {"target_modules": ["q_pro"]}}, "q_proj"),
@@ -256,7 +257,7 @@ def test_loss_that_is_not_a_number_is_a_failed_check(recipe, impruver_train, tin
     code, stdout, err = impruver_train(path)
     assert (code, stdout) == (3, ""), err
     assert "is nan after step" in err or "is inf after step" in err or "no finite number after step" in err
-    assert tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")[-1]["loss"] is None
+    assert read_jsonl(tmp_path / "out" / "metrics.jsonl")[-1]["loss"] is None
 
 
 def test_trial_steps_below_none(recipe, refused):

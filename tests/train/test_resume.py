@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.jsonl import read_jsonl
 
 EPOCHS = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 DROPOUT = {"lora_dropout": 0.2}
@@ -83,7 +84,7 @@ def ran(recipe, impruver_train, parts, tmp_path, monkeypatch, tiny):
         assert not stops or f"goes on from {tmp_path / name}" in err
         out = tmp_path / name
         weights = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
-        return tiny.read_jsonl(out / "metrics.jsonl"), weights, {path.name for path in out.iterdir()}
+        return read_jsonl(out / "metrics.jsonl"), weights, {path.name for path in out.iterdir()}
 
     return run
 

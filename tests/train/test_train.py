@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.jsonl import read_jsonl, write_jsonl
 
 SCRATCH = {"name": None, "class": "transformers.LlamaForCausalLM", "config_class": "transformers.LlamaConfig"}
 METHODS = {
@@ -96,7 +97,7 @@ def test_an_evaluation_changes_nothing_of_a_4_bit_training(recipe, impruver_trai
         )
         code, _, err = impruver_train(config)
         assert code == 0, err
-        return [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl") if "loss" in row]
+        return [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl") if "loss" in row]
 
     assert losses("evaluated", eval_strategy="steps", eval_steps=2) == losses("not")
 
@@ -119,7 +120,7 @@ def test_output_dir_of_an_adapter(recipe, impruver_train, parts, tmp_path, tiny)
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"),
     }
     assert (out / "tokenizer.model").read_bytes() == b"a vocabulary"
-    assert tiny.read_jsonl(out / "heldout.jsonl") == tiny.read_jsonl(parts / "val.jsonl")
+    assert read_jsonl(out / "heldout.jsonl") == read_jsonl(parts / "val.jsonl")
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [5, 2]  # <|end|>, then </s>
     assert json.loads((out / "config.json").read_text())["use_cache"] is True
     assert (
@@ -153,7 +154,7 @@ def test_manifest_and_recipe(recipe, impruver_train, parts, tmp_path, monkeypatc
 def test_metrics_have_every_step_whatever_logging_steps_says(recipe, impruver_train, parts, tmp_path, tiny):
     trainer = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 3}
     assert impruver_train(recipe(val_path=str(parts / "val.jsonl"), trainer=trainer))[0] == 0
-    rows = tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(set(row) == {"step", "loss", "epoch", "learning_rate", "grad_norm"} for row in steps)
@@ -168,7 +169,7 @@ def test_first_loss_is_the_models_own(recipe, impruver_train, parts, tmp_path, t
     import torch
     from transformers import AutoModelForCausalLM
 
-    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows = read_jsonl(parts / "train.jsonl")
     assert impruver_train(recipe(lora=None, trainer={"per_device_train_batch_size": len(rows), "max_steps": 1}))[0] == 0
     model = AutoModelForCausalLM.from_pretrained(parts / "base")
     lost, learned = 0.0, 0
@@ -177,7 +178,7 @@ def test_first_loss_is_the_models_own(recipe, impruver_train, parts, tmp_path, t
         labels = torch.tensor(row["labels"])[1:]
         lost += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100).item()
         learned += int((labels != -100).sum())
-    assert tiny.read_jsonl(tmp_path / "out" / "metrics.jsonl")[0]["loss"] == pytest.approx(lost / learned, abs=1e-5)
+    assert read_jsonl(tmp_path / "out" / "metrics.jsonl")[0]["loss"] == pytest.approx(lost / learned, abs=1e-5)
 
 
 def test_from_scratch_takes_the_tokenizers_vocabulary(recipe, impruver_train, parts, tmp_path, tiny):
@@ -198,7 +199,7 @@ def test_two_runs_have_equal_losses(recipe, impruver_train, tmp_path, tiny):
         seed = ["--seed", "7"] if name == "c" else []
         path = recipe(output_dir=str(tmp_path / name), lora={"lora_dropout": 0.1}, trainer=trainer)
         assert impruver_train(path, *seed)[0] == 0
-    losses = {name: [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")] for name in "abc"}
+    losses = {name: [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in "abc"}
     assert losses["a"] == losses["b"]
     assert losses["a"] != losses["c"]
     same = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
@@ -234,9 +235,9 @@ def test_new_special_tokens_are_trained_and_saved(probed, parts, tmp_path, tiny)
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    rows = tiny.read_jsonl(parts / "train.jsonl")
+    rows = read_jsonl(parts / "train.jsonl")
     rows = [{"input_ids": row["input_ids"] + [400], "labels": row["labels"] + [400]} for row in rows]
-    data = tiny.write_jsonl(tmp_path / "new.jsonl", rows)
+    data = write_jsonl(tmp_path / "new.jsonl", rows)
     special = {"additional_special_tokens": ["<|stop|>"]}
     out, kept = probed(train_path=str(data), tokenizer={"special_tokens": special})
     assert any("trainable_tokens" in name for name in kept["moved"])
@@ -262,7 +263,7 @@ def test_the_best_checkpoint_is_left(probed, parts, tmp_path, tiny):
         "lr_scheduler_type": "constant",
     }
     out, _ = probed(lora=None, val_path=str(parts / "val.jsonl"), trainer=trainer)
-    losses = {row["step"]: row["eval_loss"] for row in tiny.read_jsonl(out / "metrics.jsonl") if "eval_loss" in row}
+    losses = {row["step"]: row["eval_loss"] for row in read_jsonl(out / "metrics.jsonl") if "eval_loss" in row}
     best = min(losses, key=losses.get)
     assert best != 6
     assert torch.equal(says(reload(out, parts), tokens()), says(reload(out / f"checkpoint-{best}", parts), tokens()))
@@ -272,7 +273,7 @@ def test_gradient_checkpointing_under_lora_gives_the_same_losses(recipe, impruve
     for name, on in (("a", False), ("b", True)):
         path = recipe(output_dir=str(tmp_path / name), trainer={"gradient_checkpointing": on})
         assert impruver_train(path)[0] == 0
-    losses = [[row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")] for name in "ab"]
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in "ab"]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
@@ -290,7 +291,7 @@ def test_the_default_template_is_saved_where_the_tokenizer_has_none(recipe, impr
 
 def test_padding_stays_within_the_positions_a_model_has(recipe, impruver_train, parts, tmp_path, tiny):
     """61 positions are no multiple of 8, and GPT-2 learns each of its own."""
-    data = tiny.write_jsonl(tmp_path / "long.jsonl", [{"input_ids": [5] * 60, "labels": [6] * 60}] * 4)
+    data = write_jsonl(tmp_path / "long.jsonl", [{"input_ids": [5] * 60, "labels": [6] * 60}] * 4)
     config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "n_positions": 61}
     model = {"name": None, "class": "transformers.GPT2LMHeadModel", "config_class": "transformers.GPT2Config"}
     keys = {"model": model | {"config": config}, "tokenizer": {"name": str(parts / "base")}, "lora": None}

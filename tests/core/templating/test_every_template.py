@@ -4,7 +4,8 @@ import re
 
 import pytest
 from impruver_core import Refused, encode_chats
-from stock import NAMES, assistant, learned_runs, stock, system, tokenizer_for, user
+from support.messages import assistant, system, user
+from support.tokenizers import STOCK_NAMES, stock_template, target_runs, tokenizer_for
 
 CHATS = {
     "two": [user("What is the capital of France?"), assistant("Paris it is."), user("And Italy?"), assistant("Rome.")],
@@ -21,8 +22,8 @@ CLOSING = re.compile(r"</assistant>|<\|(?:/assistant|assistant_end)\|>|<｜hy_As
 @pytest.mark.parametrize("shard", range(8))
 def test_exact_or_refused(shard):
     rendered = encoded = 0
-    for name in NAMES[shard::8]:
-        tokenizer = tokenizer_for(stock(name))
+    for name in STOCK_NAMES[shard::8]:
+        tokenizer = tokenizer_for(stock_template(name))
         chats = list(CHATS.values())
         for messages, row in zip(chats, encode_chats(tokenizer, chats, add_bos=False, add_eos=False), strict=True):
             try:
@@ -37,7 +38,7 @@ def test_exact_or_refused(shard):
             encoded += 1
             expected = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             assert row.input_ids == expected["input_ids"], name
-            runs = learned_runs(tokenizer, row)
+            runs = target_runs(tokenizer, row)
             answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
             assert len(runs) == len(answers), (name, runs)
             assert all(answer in run for answer, run in zip(answers, runs, strict=True)), (name, runs)

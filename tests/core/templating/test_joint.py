@@ -4,7 +4,8 @@ import pytest
 from impruver_core.chat_template.masking.prompt_consistency import compare_prompt
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
-from stock import NAMES, assistant, stock, system, tokenizer_for, user
+from support.messages import assistant, system, user
+from support.tokenizers import STOCK_NAMES, stock_template, tokenizer_for
 
 SMOL, QWEN3 = "HuggingFaceTB-SmolLM2-135M-Instruct", "Qwen-Qwen3-0.6B"
 CHATS = [
@@ -22,8 +23,8 @@ ALL_THOUGHTS = (  # takes the tags away and writes its own
 @pytest.mark.parametrize("part", range(4))
 def test_both_texts_are_those_of_transformers(part):
     found = 0
-    for name in NAMES[part::24]:
-        tokenizer = tokenizer_for(stock(name))
+    for name in STOCK_NAMES[part::24]:
+        tokenizer = tokenizer_for(stock_template(name))
         for messages in CHATS:
             try:
                 met = compare_prompt(TemplateSelector(tokenizer), messages)
@@ -38,7 +39,7 @@ def test_both_texts_are_those_of_transformers(part):
 
 
 def test_the_last_answer_that_is_learned():
-    templates = TemplateSelector(tokenizer_for(stock(SMOL)))
+    templates = TemplateSelector(tokenizer_for(stock_template(SMOL)))
     messages = [*CHATS[0], user("And that?"), assistant("A river.", train=False)]
     assert compare_prompt(templates, messages).number == 1
     assert compare_prompt(templates, messages[:2]).trained == compare_prompt(templates, messages).trained
@@ -49,8 +50,8 @@ def test_the_last_answer_that_is_learned():
 def test_reasoning_of_earlier_turns():
     tagged = [user("a"), assistant("<think>\nwhy\n</think>\n\nb"), user("c"), assistant("<think>how</think>d")]
     field = [user("a"), assistant("b", reasoning_content="why"), user("c"), assistant("d")]
-    for template, lost in ((stock(QWEN3), True), (stock(SMOL), False), (ALL_THOUGHTS, False)):
+    for template, lost in ((stock_template(QWEN3), True), (stock_template(SMOL), False), (ALL_THOUGHTS, False)):
         templates = TemplateSelector(tokenizer_for(template))
         assert compare_prompt(templates, tagged).strips_reasoning == lost
         assert not compare_prompt(templates, tagged[2:]).strips_reasoning
-    assert compare_prompt(TemplateSelector(tokenizer_for(stock(QWEN3))), field).strips_reasoning
+    assert compare_prompt(TemplateSelector(tokenizer_for(stock_template(QWEN3))), field).strips_reasoning

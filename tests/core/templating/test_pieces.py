@@ -5,17 +5,16 @@ import random
 import pytest
 from impruver_core import encode_chat
 from impruver_core.chat_template.masking.segments import decode_segments
-from stock import assistant, byte_level, stock, tokenizer_for, user
-from test_tokens import sentencepiece_like
+from support.messages import assistant, user
+from support.tokenizers import SMOLLM2_TEMPLATE, byte_level, sentencepiece_like, tokenizer_for
 
 BACKENDS = {"byte-level": byte_level, "sentencepiece": sentencepiece_like}
-CHATML = stock("HuggingFaceTB-SmolLM2-135M-Instruct")
 SAID = "Привет, 👩‍🚀 — a  b\n中文 \ufffd x é 🍏"
 
 
 @pytest.fixture(params=BACKENDS)
 def tokenizer(request):
-    return tokenizer_for(CHATML, BACKENDS[request.param]())
+    return tokenizer_for(SMOLLM2_TEMPLATE, BACKENDS[request.param]())
 
 
 def test_a_row_is_cut_where_learning_starts_and_ends(tokenizer):

@@ -5,7 +5,8 @@ from impruver_core.chat_template.analysis.prober import probe_schema
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import trace_messages
 from impruver_core.errors import ImpruverError, RefusedError
-from stock import NAMES, assistant, stock, system, tokenizer_for, user
+from support.messages import assistant, system, user
+from support.tokenizers import STOCK_NAMES, stock_template, tokenizer_for
 
 CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "Paris", "days": 2}}}
 CHATS = [
@@ -27,8 +28,8 @@ CHATS = [
 @pytest.mark.parametrize("shard", range(8))
 def test_render_equals_apply_chat_template(shard):
     refused = 0
-    for name in NAMES[shard::8]:
-        template = stock(name)
+    for name in STOCK_NAMES[shard::8]:
+        template = stock_template(name)
         tokenizer = tokenizer_for(template)
         for messages, tools, prompt in CHATS:
             options = {"tools": tools, "add_generation_prompt": prompt}
@@ -41,7 +42,7 @@ def test_render_equals_apply_chat_template(shard):
                 continue
             assert _render(template, messages, tokenizer, **options) == expected, name
             assert _render(template, trace_messages(messages), tokenizer, **options) == expected, name
-    assert refused < len(NAMES[shard::8])
+    assert refused < len(STOCK_NAMES[shard::8])
 
 
 def _render(template, messages, tokenizer, tools, add_generation_prompt):

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 import pytest
 from impruver_core import ImpruverError, encode_chat, load_recipe, load_tokenizer
 from impruver_core.tokenizer import compute_template_fingerprint, get_special_tokens
-from stock import assistant, learned_runs, stock, tokenizer_for, user
-
-CHATML = stock("HuggingFaceTB-SmolLM2-135M-Instruct")
+from support.messages import assistant, user
+from support.tokenizers import SMOLLM2_TEMPLATE, target_runs, tokenizer_for
 
 
 @pytest.fixture
 def folder(tmp_path):
-    tokenizer_for(CHATML, pad_token="<pad>").save_pretrained(tmp_path / "base")
+    tokenizer_for(SMOLLM2_TEMPLATE, pad_token="<pad>").save_pretrained(tmp_path / "base")
     return tmp_path
 
 
@@ -25,8 +24,8 @@ def loaded(folder, text: str):
 
 def test_the_models_own_beside_the_recipe(folder):
     tokenizer = loaded(folder, "  max_tokens_count: 10\n")
-    assert tokenizer.chat_template == CHATML
-    assert learned_runs(tokenizer, encode_chat(tokenizer, [user("a"), assistant("b")])) == ["b<|im_end|>"]
+    assert tokenizer.chat_template == SMOLLM2_TEMPLATE
+    assert target_runs(tokenizer, encode_chat(tokenizer, [user("a"), assistant("b")])) == ["b<|im_end|>"]
 
 
 def test_the_text_of_a_special_token_counts(folder, capsys):

@@ -5,30 +5,23 @@ import unicodedata
 import pytest
 from impruver_core import encode_chat
 from impruver_core.tokenizer import compute_fingerprint, plain_encoder
-from stock import assistant, byte_level, learned_runs, stock, tokenizer_for, user
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from support.messages import assistant, user
+from support.tokenizers import (
+    SMOLLM2_TEMPLATE,
+    byte_level,
+    sentencepiece_like,
+    stock_template,
+    target_runs,
+    tokenizer_for,
+)
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WORDS = ["What is the capital of France? Paris it is, user and assistant. ", "Привет, как дела? "] * 30
-CHATML = stock("HuggingFaceTB-SmolLM2-135M-Instruct")
 BARE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 EMOJI = "👩‍🚀 e\u0301 ﬁ 𝕏 中文"
-
-
-def sentencepiece_like() -> str:
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer.train_from_iterator(
-        WORDS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
-    )
-    return tokenizer.to_str()
 
 
 def with_pieces(**pieces) -> str:
@@ -49,16 +42,16 @@ BACKENDS = {
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("template", [CHATML, BARE], ids=["chatml", "bare"])
+@pytest.mark.parametrize("template", [SMOLLM2_TEMPLATE, BARE], ids=["chatml", "bare"])
 @pytest.mark.parametrize("answer", [EMOJI, "Paris", " Paris \n", "", "assistant: user:"])
 def test_learned_tokens_are_those_that_hold_a_learned_character(backend, template, answer):
     tokenizer = tokenizer_for(template, BACKENDS[backend]())
     messages = [user(f"Ask {EMOJI}"), assistant(answer), user(" x "), assistant("last " + answer)]
     row = encode_chat(tokenizer, messages, add_bos=False, add_eos=False)
     assert row.input_ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    runs = [unicodedata.normalize("NFKC", run) for run in learned_runs(tokenizer, row)]
+    runs = [unicodedata.normalize("NFKC", run) for run in target_runs(tokenizer, row)]
     wanted = [unicodedata.normalize("NFKC", text.strip()) for text in (answer, "last " + answer)]
-    if template is CHATML:
+    if template is SMOLLM2_TEMPLATE:
         assert [run.removesuffix("<|im_end|>").strip() for run in runs] == wanted
         assert all(run.endswith("<|im_end|>") for run in runs)
     elif answer != "":
@@ -66,7 +59,7 @@ def test_learned_tokens_are_those_that_hold_a_learned_character(backend, templat
 
 
 def test_the_tokenizer_is_left_as_it_was():
-    tokenizer = tokenizer_for(CHATML, BACKENDS["trimmed offsets"]())
+    tokenizer = tokenizer_for(SMOLLM2_TEMPLATE, BACKENDS["trimmed offsets"]())
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding(length=9)
     before = tokenizer.backend_tokenizer.to_str()
@@ -78,7 +71,7 @@ def test_the_tokenizer_is_left_as_it_was():
 
 
 def test_a_fingerprint_knows_the_vocabulary_and_not_the_padding():
-    tokenizer = tokenizer_for(CHATML, pad_token="<pad>")
+    tokenizer = tokenizer_for(SMOLLM2_TEMPLATE, pad_token="<pad>")
     print_before = compute_fingerprint(tokenizer)
     tokenizer(["a", "longer text"], padding=True, truncation=True, max_length=4)
     assert compute_fingerprint(tokenizer) == print_before
@@ -96,10 +89,10 @@ def test_200_turns_are_linear_in_renderings(monkeypatch):
     )
     from impruver_core.chat_template.rendering.renderer import render_template
 
-    tokenizer = tokenizer_for(stock("Qwen-Qwen3-0.6B"))
+    tokenizer = tokenizer_for(stock_template("Qwen-Qwen3-0.6B"))
     messages = [message for turn in range(200) for message in (user(f"q{turn}"), assistant(f"a{turn}"))]
     row = encode_chat(tokenizer, messages)
-    assert len(learned_runs(tokenizer, row)) == 200
+    assert len(target_runs(tokenizer, row)) == 200
     assert len(calls) == 1
 
 
@@ -114,6 +107,6 @@ def test_a_tokenizer_of_another_making():
     for declare in declared:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_level()))
         declare(tokenizer)
-        tokenizer.chat_template = CHATML
+        tokenizer.chat_template = SMOLLM2_TEMPLATE
         row = encode_chat(tokenizer, [user("a"), assistant("b"), user("c"), assistant("d")], add_eos=False)
-        assert learned_runs(tokenizer, row) == ["b<|im_end|>", "d<|im_end|>"]
+        assert target_runs(tokenizer, row) == ["b<|im_end|>", "d<|im_end|>"]

@@ -1,83 +1,10 @@
-"""Small random models and adapters in transformers' and peft's own files."""
+"""Models of every family that impruver-gguf knows, and a file of each for comparison with llama.cpp's own script."""
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs/impruver_configs/quickstart/tokenizer"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "added_tokens.json")
-BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def make_llama(folder: Path, tokenizer: Path, dtype: str = "float32", shards: str = "5GB", **config) -> None:
-    """A LlamaForCausalLM of random weights (biases and norms too) with a tokenizer's files."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    _save(
-        LlamaForCausalLM(LlamaConfig(**BLOCKS | {"num_key_value_heads": 2} | config)), folder, tokenizer, dtype, shards
-    )
-
-
-def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat16", **config) -> None:
-    """A small model of another family likewise."""
-    import transformers
-
-    configuration = getattr(transformers, f"{family.replace('Gemma3', 'Gemma3Text')}Config")
-    sizes = BLOCKS | {"num_key_value_heads": 2, "vocab_size": 2050, "pad_token_id": None} | config
-    _save(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
-
-
-def make_gpt2(folder: Path, tokenizer: Path, dtype: str = "float32", **config) -> None:
-    """A GPT2LMHeadModel likewise; llama.cpp's script asks for n_ctx, which transformers 5 writes no more."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
-    _save(GPT2LMHeadModel(GPT2Config(**sizes | config)), folder, tokenizer, dtype, "5GB")
-    edit_json(folder / "config.json", n_ctx=128)
-
-
-def _save(model, folder: Path, tokenizer: Path, dtype: str, shards: str) -> None:
-    import torch
-
-    torch.manual_seed(0)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.05)
-    model.tie_weights()
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shards)
-    _copy_tokenizer(tokenizer, folder)
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for name in TOKENIZER:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def edit_json(path: Path, **changes) -> None:
-    """Sets keys of a JSON file; None removes."""
-    content = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
-
-
-def edit_weights(path: Path, change: Callable[[dict], object]) -> None:
-    """Has `change` work on the tensors of a safetensors file: numpy's arrays by name."""
-    from safetensors.numpy import load_file, save_file
-
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, {"format": "pt"})
-
-
-def write_recipe(folder: Path, base: Path) -> None:
-    """The recipe of an adapter on `base`, without levels."""
-    recipe = {"model": {"name": str(base)}, "gguf": {"quantization_levels": []}}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    path.chmod(0o755)
+from support.jsonl import read_jsonl
+from support.models import QUICKSTART, edit_json, make_gpt2, make_llama, make_model
 
 
 def llama_bf16(folder: Path, smollm2: Path) -> None:
@@ -120,7 +47,7 @@ def odd_rows(folder: Path, tokenizer: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def byte_level(folder: Path) -> Path:
+def save_byte_level(folder: Path) -> Path:
     """The quickstart's tokenizer with a token that transformers adds to some families' where it is not there."""
     from transformers import AutoTokenizer
 
@@ -130,15 +57,15 @@ def byte_level(folder: Path) -> Path:
     return folder
 
 
-def sentencepiece(folder: Path, *, hub: bool = True) -> Path:
+def train_sentencepiece(folder: Path, *, hub: bool = True) -> Path:
     """A small SentencePiece tokenizer as a base has it on the hub, or as transformers 5 saves it again (no model)."""
     from sentencepiece import SentencePieceTrainer
     from transformers import AutoTokenizer
 
     folder.mkdir(parents=True)
-    lines = (line.strip() for line in Path(__file__).read_text(encoding="utf-8").splitlines())
+    lines = (QUICKSTART.parent / "countries.jsonl").read_text(encoding="utf-8").splitlines()
     SentencePieceTrainer.train(
-        sentence_iterator=iter([line for line in lines if line]),
+        sentence_iterator=iter(lines),
         model_prefix=str(folder / "tokenizer"),
         vocab_size=600,
         model_type="bpe",
@@ -260,6 +187,11 @@ def make_family(name: str, folder: Path, tokenizers: dict[str, Path]) -> None:
     make_model(family, folder, tokenizers[tokenizer], dtype, **config)
 
 
+def read_quality(folder: Path) -> dict[str, dict]:
+    """The rows of an export's quality.jsonl by their level."""
+    return {row["level"]: row for row in read_jsonl(folder / "gguf/quality.jsonl")}
+
+
 CASES = {
     "llama-bf16": llama_bf16,
     "Tiny-Llama-3.2-1B-Instruct": llama3,
@@ -277,40 +209,3 @@ EXACT = [
     ("gemma3-sp", "q8_0"),
     ("phi-long", "bf16"),
 ]
-
-
-def save_adapter(base: Path, folder: Path, **settings) -> None:
-    """A LoRA of random A and B on a base, in peft's files, with the base's tokenizer and configuration."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    rows, embeddings = settings.pop("grown_to", None), settings.pop("save_embedding_layers", False)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if rows:
-        model.resize_token_embeddings(rows)
-    settings = {"r": 4, "lora_alpha": 16, "task_type": "CAUSAL_LM", "init_lora_weights": False} | settings
-    model = get_peft_model(model, LoraConfig(**settings))
-    for weight in model.parameters():
-        if weight.requires_grad:
-            torch.nn.init.normal_(weight, std=0.05)
-    model.save_pretrained(folder, save_embedding_layers=embeddings)
-    model.config.save_pretrained(folder)
-    _copy_tokenizer(base, folder)
-
-
-def merge_with_peft(base: Path, adapter: Path, folder: Path, grown_to: int | None = None) -> None:
-    """peft's own merge of the base loaded in fp32, saved as a whole model."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if grown_to:
-        model.resize_token_embeddings(grown_to)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    apart = merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight
-    merged.config.tie_word_embeddings = not apart
-    merged.save_pretrained(folder)
-    _copy_tokenizer(base, folder)

@@ -1,9 +1,8 @@
-"""Tiny real models: some know five words, one thinks and calls a function."""
+"""Tiny real models for impruver-chat: some know five words, one thinks and calls a function."""
 
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+from support.messages import assistant, user
+from support.tokenizers import ROLE_TAGS, train_bpe_tokenizer
+
 # Reasoning and calls, as many templates write them: reasoning of the last message alone is rendered.
 THINKING = (
     "{% for m in messages %}"
@@ -44,24 +43,11 @@ MARKS = ["<|tool|>", "<think>", "</think>", "<call>", "</call>"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 
 
-def make_tokenizer(folder, template=TEMPLATE, special=SPECIAL):
+def make_tokenizer(folder, template=ROLE_TAGS, special=SPECIAL):
     """A byte-level BPE of 290 tokens with chat markers; Cyrillic letters and emoji take several tokens each."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(["what is red", "green and blue", "black or white"] * 9, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=template
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    texts = ["what is red", "green and blue", "black or white"] * 9
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return train_bpe_tokenizer(folder, texts, VOCABULARY, special, template, **names)
 
 
 def make_model(**changes):
@@ -75,10 +61,7 @@ def make_model(**changes):
 
 def teach(model, tokenizer, words, steps=120, rate=3e-3):
     """Trains what requires gradients until the model answers each word with its translation."""
-    chats = [
-        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        for question, answer in words.items()
-    ]
+    chats = [[user(question), assistant(answer)] for question, answer in words.items()]
     return teach_chats(model, tokenizer, chats, steps, rate)
 
 
@@ -97,10 +80,6 @@ def teach_chats(model, tokenizer, chats, steps=150, rate=3e-3):
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
-
-
-def user(text):
-    return {"role": "user", "content": text}
 
 
 def backend_of(folder, adapter=None, **changes):
