@@ -79,9 +79,9 @@ def encode_batch(tokenizer_folder: str, data: Path) -> dict:
 
 def compose(tokenizer_folder: str, data: Path) -> dict:
     """All of impruver-compose but its imports."""
-    from impruver_compose.torch_guard import import_libraries, without_torch
+    from impruver_compose.torch_guard import hide_torch, import_libraries
 
-    without_torch()
+    hide_torch()
     import_libraries()
     from impruver_compose.pipeline import compose
     from impruver_core.recipe.loading import load_recipe
