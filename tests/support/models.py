@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs/impruver_configs/quickstart/tokenizer"
+from support import ROOT
+
+QUICKSTART = ROOT / "configs/impruver_configs/quickstart/tokenizer"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model", "added_tokens.json")
 BLOCKS = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from support.jsonl import read_jsonl, write_jsonl
+from support.trainers import put_beside_recipe
 
 
 def files(folder):
@@ -53,7 +53,7 @@ def test_other_rows_are_another_run(recipe, impruver_train, parts, tmp_path, tin
 @pytest.fixture
 def unfinished(recipe, impruver_train, tmp_path, monkeypatch):
     """A run of four steps, checkpoints after each second one, stopped after the third; its keyword arguments."""
-    shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
+    put_beside_recipe("stopper", tmp_path)
     trainer = {"class": "stopper.StopTrainer", "save_strategy": "steps", "save_steps": 2}
     monkeypatch.setenv("STOP", "3")
     assert impruver_train(recipe(trainer=trainer))[0] == 143

@@ -1,6 +1,5 @@
 """GGUF as the backend: SmolLM2's file out of its package, as it is."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ from impruver_chat.backends.llama_cpp.vocab import decoder
 from impruver_chat.generation.parameters import GREEDY, Sampling
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
+from support import ROOT
 from support.chat_models import OPTIONS, ask
 from support.messages import user
 
@@ -28,7 +28,7 @@ def saved(smollm2_gguf, tmp_path_factory):
     """A folder with the tokenizer of that model, without weights."""
     from importlib.machinery import SourceFileLoader
 
-    tool = Path(__file__).resolve().parents[2] / "tools/unpack_smollm2.py"
+    tool = ROOT / "tools/unpack_smollm2.py"
     folder = tmp_path_factory.mktemp("tokenizer")
     SourceFileLoader("unpack_smollm2", str(tool)).load_module().write_tokenizer(smollm2_gguf, folder, 8192)
     return folder

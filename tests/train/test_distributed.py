@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.jsonl import read_jsonl
+from support.trainers import put_beside_recipe
 
 HERE = Path(sys.executable).parent
 IMPRUVER_RUN = [HERE / "impruver", "run", "--nproc_per_node", "2", "finetune"]
@@ -66,7 +66,7 @@ def test_launched_losses_are_those_of_one_process(launcher, recipe, impruver_tra
 
 
 def test_stopped_and_gone_on_with_two_processes_equal_unstopped_ones(recipe, tmp_path):
-    shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
+    put_beside_recipe("stopper", tmp_path)
     trainer = {"class": "stopper.StopTrainer", "max_steps": 6, "per_device_train_batch_size": 2}
 
     def run(name, **environment):

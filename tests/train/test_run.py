@@ -4,6 +4,7 @@ import json
 
 import pytest
 from support.jsonl import read_jsonl, write_jsonl
+from support.trainers import put_beside_recipe
 
 SCRATCH = {"name": None, "class": "transformers.LlamaForCausalLM", "config_class": "transformers.LlamaConfig"}
 METHODS = {
@@ -17,13 +18,11 @@ METHODS = {
 @pytest.fixture
 def probed(recipe, impruver_train, tmp_path, monkeypatch):
     """Trains with the probe as Trainer; (output_dir, what the probe kept)."""
-    import shutil
-    from pathlib import Path
 
     import torch
 
     def run(*flags, trainer=None, **keys):
-        shutil.copy(Path(__file__).with_name("probe.py"), tmp_path / "probe.py")
+        put_beside_recipe("probe", tmp_path)
         monkeypatch.setenv("PROBE", str(tmp_path / "probe.pt"))
         config = recipe(trainer={"class": "probe.ProbeTrainer"} | (trainer or {}), **keys)
         code, _, err = impruver_train(config, *flags)

@@ -9,12 +9,12 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from impruver_core.commands.installed_tools import TOOLS
 from impruver_core.commands.run import build_launch_command
 from impruver_core.recipe.catalog import list_recipes
+from support import ROOT
 
 IMPRUVER = "import sys; from impruver_core.commands.main import main; sys.exit(main())"
 
@@ -84,7 +84,7 @@ def test_ls_tells_recipes_and_tools(alone):
 
 def test_ls_names_what_installs_an_absent_tool(alone, tmp_path):
     python, environment = alone
-    core = Path(__file__).parents[2]
+    core = ROOT
     environment["PYTHONPATH"] = os.pathsep.join([str(core / "core" / "src"), str(core / "configs")])
     done = impruver("ls", python=python, env=environment)
     for package in TOOLS:

@@ -1,10 +1,8 @@
 """A run that was stopped and gone on with equals one that never was, number for number."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 from support.jsonl import read_jsonl
+from support.trainers import put_beside_recipe
 
 EPOCHS = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 DROPOUT = {"lora_dropout": 0.2}
@@ -63,7 +61,7 @@ CASES = {
 @pytest.fixture
 def ran(recipe, impruver_train, parts, tmp_path, monkeypatch, tiny):
     """Trains with a stop at each of some steps; metrics, the weights' bytes, the names of what is left."""
-    shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
+    put_beside_recipe("stopper", tmp_path)
 
     def run(name, keys, stops=()):
         if (keys.get("model") or {}).get("config"):

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 from support.jsonl import read_jsonl
 from support.oracles import require_program
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 ALPACA = ROOT.parent / "shared/data/alpaca_en.jsonl"  # beside some checkouts
 FRANCE = {"role": "assistant", "content": "The capital of France is Paris."}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.jsonl import read_jsonl, write_jsonl
+from support.trainers import put_beside_recipe
 
 TRAINER = {
     "class": "stopper.StopTrainer",
@@ -28,7 +29,7 @@ def start(parts, recipe, tmp_path, monkeypatch):
 
     `terminal`: a pseudo-terminal's end that becomes the process's own, in place of pipes.
     """
-    shutil.copy(Path(__file__).with_name("stopper.py"), tmp_path / "stopper.py")
+    put_beside_recipe("stopper", tmp_path)
     monkeypatch.chdir(tmp_path)
 
     def run(config, *flags, terminal=None, **environment):
