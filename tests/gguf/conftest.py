@@ -1,7 +1,6 @@
 """Models for the tests, made once for all workers: SmolLM2, small random ones, and llama.cpp's own files of them."""
 
 import shutil
-import subprocess
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -139,22 +138,6 @@ def free_room(monkeypatch):
         monkeypatch.setattr("impruver_core.io.disk_space.shutil.disk_usage", lambda path: usage(10**9, 0, count))
 
     return told
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a disk of so many megabytes; skipped where that is not allowed."""
-    folder = tmp_path / "disk"
-
-    def mounted(megabytes: float) -> Path:
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1e6)}", "none", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            pytest.skip("no right to mount a small disk")
-        return folder
-
-    yield mounted
-    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
 
 
 @pytest.fixture

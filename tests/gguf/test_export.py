@@ -321,7 +321,7 @@ def test_room_is_checked_first(tiny, gguf, free_room):
 @pytest.mark.parametrize("megabytes", [0.02, 0.5, 1.0])
 def test_a_full_disk_leaves_nothing(megabytes, tiny, gguf, small_disk, free_room):
     """Full in the header, in the tensors, while quantizing: another program took the room that was there."""
-    (tiny / "gguf").symlink_to(small_disk(megabytes))
+    (tiny / "gguf").symlink_to(small_disk(int(megabytes * 1e6)))
     free_room(10**9)
     code, _, told = gguf("--output_dir", tiny)
     assert code == 2, told

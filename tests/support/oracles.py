@@ -64,12 +64,6 @@ def require_program(*names: str, advice: str = "") -> Path:
     report_missing(f"{names[0]} is not on PATH{advice}")
 
 
-def require_chromium() -> Path:
-    return require_program(
-        "chromium", "chromium-browser", "google-chrome", advice=" (Debian: apt-get install chromium)"
-    )
-
-
 def require_installed(folder: Path, package: str) -> Path:
     """Python of an environment in `folder` with nothing but a package."""
     uv = require_program("uv")

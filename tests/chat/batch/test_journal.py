@@ -4,8 +4,9 @@ import json
 
 import pytest
 from impruver_chat.backends.transformers.backend import Transformers
+from support.chat_models import WORDS
 
-WORDS = ["red", "white", "blue", "green", "black"]
+QUESTIONS = ["red", "white", "blue", "green", "black"]
 
 
 @pytest.fixture
@@ -30,11 +31,11 @@ def asked(monkeypatch):
 
 @pytest.fixture
 def command(chat, recipe, write_jsonl, tmp_path):
-    """Runs the command on WORDS, or other rows, with further flags; (exit code, stdout, stderr)."""
+    """Runs the command on QUESTIONS, or other rows, with further flags; (exit code, stdout, stderr)."""
     output = tmp_path / "out" / "a.jsonl"
 
     def run(*flags, rows=None, folder="full"):
-        path = write_jsonl(rows or [{"prompt": word} for word in WORDS])
+        path = write_jsonl(rows or [{"prompt": word} for word in QUESTIONS])
         return chat("--config", recipe(folder), "--input", path, "--output", output, *flags)
 
     return run
@@ -75,7 +76,7 @@ def test_it_goes_on_where_it_stopped(stop, code, command, asked, tmp_path):
         {"flags": ["--seed", "1"]},
         {"flags": ["--system_prompt", "be brief"]},
         {"flags": ["--overwrite"]},
-        {"rows": [{"prompt": word} for word in reversed(WORDS)]},
+        {"rows": [{"prompt": word} for word in reversed(QUESTIONS)]},
         {"folder": "babbler"},
     ],
     ids=str,
@@ -86,9 +87,9 @@ def test_of_another_input_model_or_setting_nothing_is_taken_up(changed, command,
 
 
 def test_other_fields_may_change(command, asked, stopped, tmp_path):
-    assert command("--batch_size", "2", rows=[{"prompt": word, "id": word} for word in WORDS])[0] == 0
+    assert command("--batch_size", "2", rows=[{"prompt": word, "id": word} for word in QUESTIONS])[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == WORDS
+    assert [row["id"] for row in rows] == QUESTIONS
     assert asked == [3]
 
 
@@ -99,7 +100,7 @@ def test_a_journal_that_is_torn_does_no_harm(cut, command, stopped, tmp_path):
     code, _, err = command()
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
-    assert [row["messages"][-1]["content"] for row in rows] == [WORDS[word] for word in WORDS]
+    assert [row["messages"][-1]["content"] for row in rows] == [WORDS[word] for word in QUESTIONS]
 
 
 def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_path):
@@ -112,7 +113,7 @@ def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_p
 
 
 def test_rows_leave_a_pipe_batch_by_batch_and_a_file_is_sorted_further(chat, recipe, write_jsonl, asked, tmp_path):
-    path = write_jsonl([{"prompt": word} for word in WORDS])
+    path = write_jsonl([{"prompt": word} for word in QUESTIONS])
     flags = ["--config", recipe(), "--input", path, "--batch_size", "2", "--output"]
     code, out, _ = chat(*flags, "-")
     assert (code, asked, len(out.splitlines())) == (0, [2, 2, 1], 5)

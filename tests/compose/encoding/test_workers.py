@@ -178,32 +178,25 @@ def test_entries_that_nobody_used_for_long_go(sets, composed):
     assert old not in set(Path("cache/compose").iterdir())
 
 
-def test_a_full_disk_is_told_with_what_is_needed(sets, composed, as_process, recipe, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no right to mount a small disk")
-    try:
-        composed(datasets=sets[1:])
-        before = contents("out")
-        config = recipe(datasets=sets)
-        run = as_process("--config", config, "--num_proc", "2", IMPRUVER_CACHE=str(small))
-        assert (run.returncode, run.stdout) == (2, "")
-        assert "B are needed" in run.stderr
-        assert "Traceback" not in run.stderr
-        assert contents("out") == before
-        run = as_process("--config", recipe(datasets=sets, train_path=f"{small}/train.jsonl", val_path="out2/val"))
-        assert (run.returncode, run.stdout) == (2, "")
-        assert "B are needed" in run.stderr
-        assert [path.name for path in small.iterdir() if "train" in path.name] == []
-        keys = {"split": {"val_ratio": 0.9}, "train_path": "3/t", "val_path": f"{small}/val.jsonl"}
-        run = as_process("--config", recipe(datasets=sets, **keys))
-        assert (run.returncode, run.stdout) == (2, "")
-        assert f"{small}: " in run.stderr  # not the folder that has room
-        assert [*small.glob("*val*"), *Path("3").iterdir()] == []
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
+def test_a_full_disk_is_told_with_what_is_needed(sets, composed, as_process, recipe, small_disk):
+    small = small_disk(1 << 20)
+    composed(datasets=sets[1:])
+    before = contents("out")
+    config = recipe(datasets=sets)
+    run = as_process("--config", config, "--num_proc", "2", IMPRUVER_CACHE=str(small))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "B are needed" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert contents("out") == before
+    run = as_process("--config", recipe(datasets=sets, train_path=f"{small}/train.jsonl", val_path="out2/val"))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "B are needed" in run.stderr
+    assert [path.name for path in small.iterdir() if "train" in path.name] == []
+    keys = {"split": {"val_ratio": 0.9}, "train_path": "3/t", "val_path": f"{small}/val.jsonl"}
+    run = as_process("--config", recipe(datasets=sets, **keys))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert f"{small}: " in run.stderr  # not the folder that has room
+    assert [*small.glob("*val*"), *Path("3").iterdir()] == []
 
 
 def test_the_day_of_the_first_run_is_kept(composed, files, tokenizer):

@@ -10,7 +10,6 @@ import pytest
 from impruver_compose.reporting.html_report import _build_template_checks
 from impruver_compose.reporting.text_diff import build_diff_spans
 from impruver_core.reporting.html import render_page
-from support.oracles import require_chromium
 
 REPORT = Path("out/train.report.html")
 EVIL = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
@@ -155,12 +154,12 @@ document.body.textContent = JSON.stringify(told);
 </script></body>"""
 
 
-def seen(html, folder, *flags):
+def seen(chromium, html, folder, *flags):
     """What a browser makes of the page."""
     copy = folder / "copy.html"
     copy.write_text(re.sub("<meta http-equiv.*?>", "", html).replace("</body>", PROBE), encoding="utf-8")
     own = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}", *flags]
-    command = [require_chromium(), *own, "--dump-dom", copy.as_uri()]
+    command = [chromium, *own, "--dump-dom", copy.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     return json.loads(unescape(re.search(r"<body>(.*)</body>", dom, re.DOTALL)[1]))
 
@@ -169,9 +168,9 @@ def light_of(colour):
     return sum(int(number) for number in re.findall(r"\d+", colour)[:3])
 
 
-def test_in_a_browser(report, tmp_path):
+def test_in_a_browser(report, chromium, tmp_path):
     html = report[1]
-    found = seen(html, tmp_path, "--window-size=1200,900", "--blink-settings=preferredColorScheme=1")
+    found = seen(chromium, html, tmp_path, "--window-size=1200,900", "--blink-settings=preferredColorScheme=1")
     assert (found["title"], found["loaded"]) == ("train.jsonl", 0)
     assert EVIL in found["text"]
     for text in ("Data sets", "0 data.jsonl", "near_duplicate", "max_tokens_count 300", "<|im_end|>", "similarity 0."):
@@ -187,7 +186,7 @@ def test_in_a_browser(report, tmp_path):
     for (left, top, width), (other, other_top, _) in found["sides"]:
         assert top == other_top
         assert left + width < other
-    dark = seen(html, tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
+    dark = seen(chromium, html, tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
     assert light_of(dark["paper"]) < 300 < 500 < light_of(dark["ink"])
     for each in (found, dark):
         assert each["wide"] <= each["window"]  # on a narrow screen, too, nothing stands out

@@ -59,13 +59,13 @@ for case in json.load(open(sys.argv[1])):
 
 
 @pytest.fixture
-def older():
+def transformers_4():
     """Runs Python with transformers 4.57, in an environment of its own."""
     command = require_transformers_4()
     return lambda *words: run_as_process(*command, *words, environment={"HF_HUB_OFFLINE": "1"})
 
 
-def test_transformers_4_57_loads_it_and_says_the_same(older, recipe, impruver_train, parts, tmp_path):
+def test_transformers_4_57_loads_it_and_says_the_same(transformers_4, recipe, impruver_train, parts, tmp_path):
     import torch
     import transformers
 
@@ -92,7 +92,7 @@ def test_transformers_4_57_loads_it_and_says_the_same(older, recipe, impruver_tr
     todo, script = tmp_path / "cases.json", tmp_path / "ask.py"
     todo.write_text(json.dumps(cases), encoding="utf-8")
     script.write_text(ASK, encoding="utf-8")
-    run = older(script, todo, ".older")
+    run = transformers_4(script, todo, ".older")
     assert run.returncode == 0, run.stderr
     run = subprocess.run([sys.executable, script, todo, ".newer"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
