@@ -9,11 +9,7 @@ from impruver_core.errors import ImpruverError
 from impruver_chat.responses.stream_parser import get_tool_calls
 
 ANSWER_ROLES = ("assistant", "function_call")
-
-
 RESPONSE_ROLES = ("tool", "function_response")
-
-
 EncodePrompt = Callable[[list[dict]], list[int]]
 
 

@@ -11,8 +11,6 @@ from impruver_core.io.manifest import read_manifest
 from impruver_core.recipe.paths import find_local, is_local_path
 
 CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
-
-
 SHOWN = {str: "text", list: "a list", dict: "an object"}
 
 
@@ -69,13 +67,8 @@ def read_vocab_size(folder: Path) -> int | None:
 
 
 PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
-
-
 TOKENIZER = "tokenizer.json"
-
-
 GGUF_MAGIC = b"GGUF"
-
 
 GGUF_NO_COMPARISON = (
     "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "

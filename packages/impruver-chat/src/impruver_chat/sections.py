@@ -7,10 +7,7 @@ from typing import Any
 from impruver_core.recipe.schema import key
 
 FROM_MODEL = "left out: generation_config.json's, else"
-
-
 INT32_MAX = 2**31 - 1  # llama.cpp takes no larger whole number
-
 
 # Beyond 1e-4 and 1e4 the probabilities of a model may be no numbers any more.
 RANGES = {

@@ -18,8 +18,6 @@ from impruver_chat.backends.base import Answer, Prompt
 from impruver_chat.generation.parameters import SamplingParams
 
 HEAD = b'{"answers_of"'
-
-
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 

@@ -19,11 +19,7 @@ from impruver_chat.conversation import (
 from impruver_chat.generation.parameters import SamplingParams
 
 STDIN = Path("/dev/stdin")
-
-
 SPOKEN = ("system", "developer", "user", "assistant")
-
-
 ROLES = (*SPOKEN[:3], *RESPONSE_ROLES, *ANSWER_ROLES)
 
 

@@ -14,8 +14,6 @@ from impruver_chat.model_dir import read_json
 from impruver_chat.sections import ChatSection, find_out_of_range
 
 SAMPLING_NAMES = ("temperature", "top_p", "top_k")
-
-
 SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -32,11 +30,7 @@ class SamplingParams:
 
 
 NAMES = tuple(get_type_hints(SamplingParams))
-
-
 TYPES = get_type_hints(SamplingParams) | {"history_limit": int}
-
-
 GREEDY = replace(SamplingParams(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
 
 

@@ -8,8 +8,6 @@ from impruver_chat.responses.template_markers import TemplateMarkers
 from impruver_chat.responses.tool_call_parser import ToolCallFormat, parse_tool_calls
 
 REASONING, TEXT, CALL = "reasoning", "text", "call"
-
-
 START = "start"
 
 

@@ -13,8 +13,6 @@ from impruver_core.errors import ImpruverError
 from impruver_chat.responses.tool_call_parser import ARGUMENTS, NAME, ToolCallFormat, infer_tool_call_format
 
 USUAL = ("<think>", "</think>")  # where a template has no marks of its own for reasoning
-
-
 TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*$")
 
 

@@ -7,11 +7,7 @@ from os.path import commonprefix
 from typing import Any
 
 NAME, ID = "probe_tool", "call00001"  # of the probe's call
-
-
 ARGUMENTS = {"probe_one": "probe value", "probe_two": "another value"}
-
-
 WORD = re.compile(r"[\w.:/-]+")
 
 

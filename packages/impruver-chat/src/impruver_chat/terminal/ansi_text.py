@@ -4,14 +4,8 @@ import re
 from os.path import commonprefix
 
 COLOUR = r"\x1b\[[0-9;]*m"
-
-
 UNREAD = re.compile(rf"{COLOUR}|[\s\u2500-\u257f*_`~|#•-]+")
-
-
 PIECE = re.compile(rf"{COLOUR}|.")
-
-
 MARGIN = re.compile(rf"((?:{COLOUR})*)\s+")
 
 

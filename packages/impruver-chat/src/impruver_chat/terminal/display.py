@@ -18,17 +18,9 @@ from impruver_chat.terminal.markdown import (
 )
 
 FASTEST, SLOWEST = 0.05, 0.5  # seconds between two drawings
-
-
 SHARE = 80  # drawing may take one part in so many of the time
-
-
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
-
-
 CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
-
-
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 
 

@@ -6,17 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-
-
 CONTROLS[ord("\r")] = ""
-
-
 LISTS = ("ordered_list_open", "bullet_list_open")
-
-
 MARKER = re.compile(r" {0,3}(\d{1,9}[.)]?|[-+*])\s*")  # or the beginning of one
-
-
 CODE_THEME = "ansi_dark"  # the terminal's own colours, on its own background
 
 

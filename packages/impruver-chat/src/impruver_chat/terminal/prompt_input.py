@@ -13,11 +13,7 @@ from impruver_core.io.cache_dir import cache_dir
 from impruver_chat.terminal.interrupts import exiting_on_sigterm, without_echo
 
 MARK = "> "
-
-
 NOT_TEXT = "not asked: this line is not UTF-8"
-
-
 MORE = "\\"  # at a line's end: the question goes on in the next
 
 

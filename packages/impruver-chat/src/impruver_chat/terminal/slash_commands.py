@@ -129,5 +129,4 @@ USAGES: dict[str, Command] = {
     "/quit": request_quit,
 }
 
-
 COMMANDS = {usage.split()[0]: command for usage, command in USAGES.items()}

@@ -11,11 +11,7 @@ from impruver_chat.backends.base import Prompt
 from impruver_chat.generation.parameters import SamplingParams
 
 BATCH_TOKENS = 512  # tokens of a prompt that are computed at once
-
-
 PAGE_TOKENS = 256  # contexts grow by this many tokens
-
-
 INITIAL_TOKENS = 2048  # tokens of a conversation's first context
 
 

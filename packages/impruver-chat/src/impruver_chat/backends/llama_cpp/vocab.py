@@ -4,19 +4,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
-
-
 SENTENCEPIECE, BYTE_LEVEL = 1, 2  # llama.cpp's vocab_type
-
-
 NORMAL, USER_DEFINED, BYTE = 4, 16, 32  # its token attributes
-
-
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as themselves,
-
-
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]  # and these as the characters from 256 on
-
 
 BYTE_OF_CHARACTER = {chr(byte): bytes([byte]) for byte in PRINTABLE} | {
     chr(256 + n): bytes([b]) for n, b in enumerate(OTHERS)

@@ -8,8 +8,6 @@ from impruver_chat.backends.transformers.batch_sampling import check_no_nan, cho
 from impruver_chat.generation.parameters import SamplingParams
 
 MAX_BATCH_TOKENS = 32_768  # tokens of prompts and answers at once; their cache is a few GB with a model of 7 B
-
-
 IndexedPrompt = tuple[int, Prompt]  # a prompt behind its place
 
 
