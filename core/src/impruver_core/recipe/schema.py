@@ -23,6 +23,9 @@ from typing import Any
 REQUIRED = MISSING
 
 
+OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
+
+
 def key(default: Any, help: str, choices: Collection | None = None, *, local: bool = False) -> Any:
     """A field of a section. `REQUIRED` as default: it must be given. `local`: it may name a local file or folder."""
     metadata = {"help": help, "choices": choices, "local": local}
