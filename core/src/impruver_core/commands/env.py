@@ -17,7 +17,6 @@ from impruver_core.system import get_total_memory
 
 OURS = ("impruver-core", "impruver-configs", *TOOLS)
 
-
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "datasets", "peft", "accelerate", "bitsandbytes", "safetensors"),
     *("torchao", "datasketch", "gguf", "cyllama", "jinja2", "pyyaml", "argparse-dataclass", "numpy", "wandb"),
