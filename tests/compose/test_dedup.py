@@ -4,7 +4,15 @@ import random
 
 import numpy as np
 import pytest
-from impruver_compose.dedup.minhash import WEIGHTS, band_keys, bands, jaccard, shingles, shingles_of_all, signatures
+from impruver_compose.dedup.minhash import (
+    WEIGHTS,
+    choose_bands,
+    compute_all_shingles,
+    compute_band_keys,
+    compute_jaccard,
+    compute_shingles,
+    compute_signatures,
+)
 
 
 def ids(count, seed=0):
@@ -16,11 +24,11 @@ def test_signatures_are_datasketchs(num_perm):
     from datasketch import MinHash
 
     texts = [ids(count, count) for count in (5, 1, 40, 4, 5, 3000, 6, 2)]
-    ours = signatures(texts, num_perm)
+    ours = compute_signatures(texts, num_perm)
     assert ours.dtype == np.uint32
     for text, own in zip(texts, ours, strict=True):
         theirs = MinHash(num_perm, hashfunc=int, scheme="affine32")
-        for hash_ in shingles(text).astype(np.uint32):
+        for hash_ in compute_shingles(text).astype(np.uint32):
             theirs.update(int(hash_))
         assert np.array_equal(own, theirs.hashvalues)
 
@@ -28,9 +36,9 @@ def test_signatures_are_datasketchs(num_perm):
 def test_shingles_in_bulk_are_those_of_each():
     texts = [ids(count, count) for count in (3, 5, 9, 1, 5, 200)]
     texts.append(np.concatenate([texts[2], texts[2]]))
-    hashes, starts = shingles_of_all(texts)
+    hashes, starts = compute_all_shingles(texts)
     for text, part in zip(texts, np.split(hashes, starts[1:]), strict=True):
-        assert np.array_equal(np.unique(part), shingles(text))
+        assert np.array_equal(np.unique(part), compute_shingles(text))
 
 
 def test_datasketchs_own_default_gives_the_same_signatures():
@@ -38,9 +46,9 @@ def test_datasketchs_own_default_gives_the_same_signatures():
 
     text = ids(60)
     theirs = MinHash(128, hashfunc=int)
-    for hash_ in shingles(text).astype(np.uint32):
+    for hash_ in compute_shingles(text).astype(np.uint32):
         theirs.update(int(hash_))
-    assert np.array_equal(signatures([text], 128)[0], theirs.hashvalues)
+    assert np.array_equal(compute_signatures([text], 128)[0], theirs.hashvalues)
 
 
 @pytest.mark.parametrize(("threshold", "num_perm"), [(0.8, 128), (0.5, 128), (0.9, 64), (0.95, 16), (0.7, 200)])
@@ -48,14 +56,14 @@ def test_bands_are_those_of_minhashlsh(threshold, num_perm):
     from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=WEIGHTS)
-    assert bands(threshold, num_perm) == (index.b, index.r)
+    assert choose_bands(threshold, num_perm) == (index.b, index.r)
     assert index.b * index.r <= num_perm
 
 
 @pytest.mark.parametrize("num_perm", [16, 128])
 def test_any_threshold_has_bands(num_perm):
     for threshold in (0.01, 0.96, 0.99, 1.0):
-        count, width = bands(threshold, num_perm)
+        count, width = choose_bands(threshold, num_perm)
         assert 1 < count * width <= num_perm
 
 
@@ -68,17 +76,17 @@ def test_candidates_are_those_of_minhashlsh():
         row = base.copy()
         row[:changed] = ids(120, changed + 1)[:changed]
         rows.append(row)
-    count, width = bands(0.8, 128)
-    found = signatures(rows, 128)
+    count, width = choose_bands(0.8, 128)
+    found = compute_signatures(rows, 128)
     index = MinHashLSH(num_perm=128, params=(count, width))
     for number, row in enumerate(rows):
         theirs = MinHash(128, hashfunc=int)
-        for hash_ in shingles(row).astype(np.uint32):
+        for hash_ in compute_shingles(row).astype(np.uint32):
             theirs.update(int(hash_))
         index.insert(number, theirs)
         if number == 0:
             first = theirs
-    keys = band_keys(found, count, width)
+    keys = compute_band_keys(found, count, width)
     ours = {number for number in range(len(rows)) if (keys[number] == keys[0]).any()}
     assert ours == set(index.query(first))
     assert 1 < len(ours) < len(rows)
@@ -87,22 +95,22 @@ def test_candidates_are_those_of_minhashlsh():
 def test_shingles():
     words = ids(9)
     grams = {tuple(words[at : at + 5]) for at in range(5)}
-    assert len(shingles(words)) == len(grams)
-    assert len(shingles(np.concatenate([words, words[:4]]))) == 9
-    assert list(shingles(ids(3))) == list(shingles(ids(3)))
-    assert len(shingles(ids(3))) == 1
-    assert shingles(ids(3)) != shingles(ids(4)[:4])
-    assert len(shingles(ids(0))) == 0
-    zeros = [shingles(np.zeros(count, np.uint32))[0] for count in range(1, 6)]
+    assert len(compute_shingles(words)) == len(grams)
+    assert len(compute_shingles(np.concatenate([words, words[:4]]))) == 9
+    assert list(compute_shingles(ids(3))) == list(compute_shingles(ids(3)))
+    assert len(compute_shingles(ids(3))) == 1
+    assert compute_shingles(ids(3)) != compute_shingles(ids(4)[:4])
+    assert len(compute_shingles(ids(0))) == 0
+    zeros = [compute_shingles(np.zeros(count, np.uint32))[0] for count in range(1, 6)]
     assert len(set(zeros)) == 5
 
 
 def test_jaccard():
     one, other = np.array([1, 2, 3, 4], np.uint64), np.array([3, 4, 5, 6], np.uint64)
-    assert jaccard(one, other) == 2 / 6
-    assert jaccard(one, one) == 1.0
-    assert jaccard(one, np.zeros(0, np.uint64)) == 0.0
-    assert jaccard(one[:0], one[:0]) == 1.0
+    assert compute_jaccard(one, other) == 2 / 6
+    assert compute_jaccard(one, one) == 1.0
+    assert compute_jaccard(one, np.zeros(0, np.uint64)) == 0.0
+    assert compute_jaccard(one[:0], one[:0]) == 1.0
 
 
 def test_exact_duplicates_and_their_ledger(composed, files):
@@ -178,7 +186,10 @@ def test_planted_near_duplicates_are_found_and_unlike_rows_kept(threshold, compo
                  + tokenizer(text, add_special_tokens=False)["input_ids"], np.uint32)
         for at, text in enumerate(texts)
     ]  # fmt: skip
-    similar = {second: jaccard(shingles(said[first]), shingles(said[second])) for first, second in twins}
+    similar = {
+        second: compute_jaccard(compute_shingles(said[first]), compute_shingles(said[second]))
+        for first, second in twins
+    }
     lines = {line["row"]: line for line in done.dropped}
     for row, line in lines.items():
         assert line["reason"] == "near_duplicate"
@@ -208,7 +219,7 @@ def test_no_chain_of_neighbours_drags_unlike_rows_along(composed, files, tokeniz
     for line in done.dropped:
         kept = line["kept"]["row"]
         assert kept not in gone
-        assert jaccard(shingles(said[line["row"]]), shingles(said[kept])) >= 0.8
+        assert compute_jaccard(compute_shingles(said[line["row"]]), compute_shingles(said[kept])) >= 0.8
     assert len(done.train) > 2
 
 

@@ -8,8 +8,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from impruver_compose.reporting.html_report import _gate
-from impruver_compose.reporting.text_diff import differences
+from impruver_compose.reporting.html_report import _build_template_checks
+from impruver_compose.reporting.text_diff import build_diff_spans
 from impruver_core.reporting.html import render_page
 
 REPORT = Path("out/train.report.html")
@@ -92,7 +92,7 @@ def test_the_gate_is_shown_where_there_is_one():
     entry = {"dataset_index": 1, "dataset": "d", "learned_share": 0.5, "nothing_to_learn": 3, "ended": 7, "rows": 9}
     entry |= {"unlike_prompt": 2, "probed": 100, "reasoning_stripped": 4, "warnings": [f"why {EVIL}"]}
     entry["example"] = {"row": 5, "part": 0, "trained": "assistant\n<think>\n", "prompt": "assistant\n"}
-    html = render_page("t", "", [_gate([entry, entry | {"example": None, "warnings": []}])])
+    html = render_page("t", "", [_build_template_checks([entry, entry | {"example": None, "warnings": []}])])
     told = sections(html)["The gate"]
     for text in ("50%", "7 of 9", "2 of 100", "4 of 100", f"why {EVIL}", "data set 1, row 5", "in training"):
         assert text in told
@@ -124,7 +124,7 @@ def test_val_path_where_the_report_goes(refused, files):
 
 def test_differences_keep_both_texts():
     left, right = "the red fox  runs\nhome", "the blue fox  runs home, 我们走"
-    spans = differences(left, right)
+    spans = build_diff_spans(left, right)
     assert tuple("".join(text for text, _ in side) for side in spans) == (left, right)
     assert [text for text, kind in spans[0] if kind] == ["red", "\n"]
     assert [text for text, kind in spans[1] if kind] == ["blue", " ", ", 我们走"]
@@ -132,7 +132,7 @@ def test_differences_keep_both_texts():
 
 def test_what_is_long_and_the_same_is_told_in_short():
     same = " ".join(f"w{at}" for at in range(1000))
-    for side in differences(f"a {same}", f"b {same}"):
+    for side in build_diff_spans(f"a {same}", f"b {same}"):
         assert sum(len(text) for text, _ in side) < len(same) / 3
         assert "words, the same on both sides" in side[2][0]
 

@@ -1,7 +1,7 @@
 """Which conversations go to val."""
 
 import pytest
-from impruver_compose.selection import split
+from impruver_compose.selection import split_train_val
 
 
 def prompts(rows):
@@ -74,7 +74,7 @@ def test_the_seed_decides(composed, files):
 
 
 def test_train_and_val_are_shuffled():
-    train, val = split(range(200), [bytes([number]) for number in range(200)], 0.5, None, 42)
+    train, val = split_train_val(range(200), [bytes([number]) for number in range(200)], 0.5, None, 42)
     assert sorted(train + val) == list(range(200))
     assert train != sorted(train)
     assert val != sorted(val)

@@ -1,5 +1,7 @@
 """What compose leaves behind: train, val, ledger, report and manifest, and what it says of them."""
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
@@ -17,10 +19,10 @@ from impruver_core.tokenizer import compute_template_fingerprint
 from impruver_compose.ledger import Ledger
 from impruver_compose.sources.file_formats import COMPRESSED
 from impruver_compose.storage.corpus import Corpus
-from impruver_compose.storage.corpus_writer import _sizes, write_lines
+from impruver_compose.storage.corpus_writer import compute_row_sizes, write_token_rows
 
 
-class Paths(NamedTuple):
+class OutputPaths(NamedTuple):
     """Where everything goes: ledger, report and manifest beside train."""
 
     train: Path
@@ -30,7 +32,7 @@ class Paths(NamedTuple):
     manifest: Path
 
     @classmethod
-    def of(cls, recipe) -> "Paths":
+    def resolve(cls, recipe) -> OutputPaths:
         """Of a recipe; ImpruverError where a path is missing or both are one."""
         missing = [name for name in ("train_path", "val_path") if not getattr(recipe, name)]
         if missing:
@@ -56,7 +58,7 @@ class Paths(NamedTuple):
         return [self.train, self.val, self.ledger, self.report]
 
 
-def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
+def build_output_manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
     """The manifest but for its outputs; `fingerprint` is the tokenizer's."""
     return build_manifest("impruver-compose", recipe) | {
         "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
@@ -66,30 +68,34 @@ def manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
     }
 
 
-def write(
-    paths: Paths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, page: str, manifest: dict
+def write_outputs(
+    paths: OutputPaths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, page: str, manifest: dict
 ) -> None:
     """Writes all files beside their places, then puts them there with the manifest last.
 
     `train` and `val` are numbers of lines, in the order in which they go into the file.
     """
-    for_val = int(_sizes(corpus, val, True).sum())
-    needed = int(_sizes(corpus, train, False).sum()) + len(page) + (for_val if _beside(paths.val, paths) else 0)
+    for_val = int(compute_row_sizes(corpus, val, True).sum())
+    needed = (
+        int(compute_row_sizes(corpus, train, False).sum())
+        + len(page)
+        + (for_val if _is_beside(paths.val, paths) else 0)
+    )
     places = {path: get_staged_path(path) for path in paths.outputs()}
     rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
     try:
         with reserve_space(paths.train.parent, needed):
             with open_synced(places[paths.train], "wb") as file:
-                write_lines(file, corpus, train)
+                write_token_rows(file, corpus, train)
             with reserve_space(paths.val.parent, for_val), open_synced(places[paths.val], "wb") as file:
-                write_lines(file, corpus, val, with_extra=True)
+                write_token_rows(file, corpus, val, with_extra=True)
             with open_synced(places[paths.ledger]) as file:
-                write_rows(file, ledger.sorted_lines())
+                write_rows(file, ledger.get_sorted_lines())
             with open_synced(places[paths.report]) as file:
                 file.write(page)
         outputs = [
             describe_file(place, rows.get(path), digest=True)
-            | {"path": str(path.name if _beside(path, paths) else path.absolute())}
+            | {"path": str(path.name if _is_beside(path, paths) else path.absolute())}
             for path, place in places.items()
         ]
         publish(paths.manifest, places, manifest | {"outputs": outputs})
@@ -99,12 +105,12 @@ def write(
                 place.unlink(missing_ok=True)
 
 
-def stand(paths: Paths, manifest: dict) -> bool:
+def outputs_up_to_date(paths: OutputPaths, manifest: dict) -> bool:
     """Whether the outputs are there and were made just so: what a manifest describes was not touched since."""
     before = read_manifest(paths.manifest) or {}
     before.pop("outputs", None)
     return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.outputs())
 
 
-def _beside(path: Path, paths: Paths) -> bool:
+def _is_beside(path: Path, paths: OutputPaths) -> bool:
     return path.absolute().parent == paths.manifest.absolute().parent

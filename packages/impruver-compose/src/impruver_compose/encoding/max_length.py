@@ -12,27 +12,27 @@ UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer that knows no li
 CONFIG_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
-def row_limit(recipe, tokenizer) -> int | None:
+def resolve_max_length(recipe, tokenizer) -> int | None:
     """tokenizer.max_tokens_count, else the smaller of the tokenizer's and the model's limit; None: none is known."""
     if recipe.tokenizer.max_tokens_count is not None:
         return recipe.tokenizer.max_tokens_count
-    limits = (tokenizer.model_max_length, _model_limit(recipe.model, recipe.base_dir))
+    limits = (tokenizer.model_max_length, _get_context_length(recipe.model, recipe.base_dir))
     known = [limit for limit in limits if limit and limit < UNLIMITED]
     if not known:
         log_info("neither tokenizer nor model tells a longest row: none is dropped for its length")
     return min(known, default=None)
 
 
-def _model_limit(section, recipe_dir: Path) -> int | None:
+def _get_context_length(section, recipe_dir: Path) -> int | None:
     config = section.config
     if section.name:
-        config = _config_of(section.name, recipe_dir)
+        config = _load_config(section.name, recipe_dir)
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     values = [part.get(name) for part in parts for name in CONFIG_NAMES]
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
-def _config_of(name: str, recipe_dir: Path) -> dict:
+def _load_config(name: str, recipe_dir: Path) -> dict:
     """The config.json of a folder or hub id; {} where it can't be had: a limit is no reason to stop."""
     found = find_local(name, recipe_dir)
     path = (found or Path(name)) / "config.json"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """A figure as tools/figures.py records it, what is asked of it, and why it is missed where it is."""
+    """A figure as results.py records it, what is asked of it, and why it is missed where it is."""
 
     name: str
     what: str
@@ -82,7 +82,7 @@ BENCHMARKS = {
             Target("lora", "a step of SmolLM2 LoRA against the same", 1.05, form=".3f"),
             Target(
                 "packing",
-                "learned tokens a second, packed against plain padding",
+                "target tokens a second, packed against plain padding",
                 1.8,
                 least=True,
                 why="with a share p of padding packing gains 1 / (1 - p) times, and what attention between rows cost",

@@ -1,4 +1,6 @@
-"""Against TRL: `uv run --with trl python tools/bench_trl.py TOKENIZER_FOLDER ROWS.jsonl [--liger] [--hidden 2048 …]`.
+"""Compare impruver-train with TRL's SFTTrainer on a GPU.
+
+    uv run --with trl python tools/benchmarks/bench_trl.py TOKENIZER_FOLDER ROWS.jsonl [--liger] [--hidden 2048 …]
 
 The real impruver-train and TRL's SFTTrainer, each in a process of its own, on one model made from its config (Llama of
 the 1B class by default; --hidden and --layers for a smaller one), the same token rows, batch, length, padding to a
@@ -13,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from figures import record
+from results import record
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 THEIRS = """

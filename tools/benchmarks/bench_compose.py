@@ -1,4 +1,6 @@
-"""What composing costs: `uv run python tools/bench_compose.py TOKENIZER_FOLDER DATA_FOLDER [--rows 100000 400000]`.
+"""Benchmark impruver-compose.
+
+    uv run python tools/benchmarks/bench_compose.py TOKENIZER_FOLDER DATA_FOLDER [--rows 100000 400000]
 
 Rows of the folder's JSONL (instruction, input, output or response) are varied to so many, none a near-duplicate of
 another: four words of ten are drawn from the file they stand in. For each number of rows, every part in a process of
@@ -22,7 +24,7 @@ import threading
 import time
 from pathlib import Path
 
-from figures import record
+from results import record
 from workload import chat, questions
 
 KEPT = 0.6  # of the words
@@ -77,9 +79,9 @@ def encode_batch(tokenizer_folder: str, data: Path) -> dict:
 
 def compose(tokenizer_folder: str, data: Path) -> dict:
     """All of impruver-compose but its imports."""
-    from impruver_compose.torch_guard import import_libraries, without_torch
+    from impruver_compose.torch_guard import hide_torch, import_libraries
 
-    without_torch()
+    hide_torch()
     import_libraries()
     from impruver_compose.pipeline import compose
     from impruver_core.recipe.loading import load_recipe

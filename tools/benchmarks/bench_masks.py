@@ -1,4 +1,6 @@
-"""What exact masks cost: `uv run python tools/bench_masks.py TOKENIZER_FOLDER [ROWS.jsonl …]`, ratios of one run.
+"""Measure what exact loss masks cost, as ratios within one run.
+
+    uv run python tools/benchmarks/bench_masks.py TOKENIZER_FOLDER [ROWS.jsonl …]
 
 Rows (instruction and output or response; default: the quickstart's) against one `encode_batch` of the same rendered
 texts; and 200 turns against rendering and tokenizing them plainly. Each is the best of three.
@@ -8,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from figures import record
 from impruver_core import Encoded, encode_chats
 from impruver_core.recipe.catalog import find_recipes_root
+from results import record
 from workload import chat, questions
 
 

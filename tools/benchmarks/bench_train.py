@@ -1,11 +1,13 @@
-"""What training costs: `uv run python tools/bench_train.py MODEL_FOLDER ROWS.jsonl [--parts step lora packing start]`.
+"""Benchmark impruver-train.
+
+    uv run python tools/benchmarks/bench_train.py MODEL_FOLDER ROWS.jsonl [--parts step lora packing start]
 
 MODEL_FOLDER: SmolLM2; ROWS.jsonl: token rows of mixed length made by impruver-compose with its tokenizer. Pairs of one
 run, taking turns, the best of each:
 
 - step, lora: a step of the Trainer that a recipe gets (quickstart's model; LoRA on MODEL_FOLDER) against a bare PyTorch
   loop over the same batches, with the same optimizer, clipping and schedule;
-- packing: learned tokens a second, packed and with plain padding, and the padding of both;
+- packing: target tokens a second, packed and with plain padding, and the padding of both;
 - start: the command's start to its first step on 100,000 rows whose cache is there, against importing and loading.
 """
 
@@ -17,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from figures import record
 from impruver_train.training.callbacks import nan_guard, trackers
+from results import record
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 LOADING = (
@@ -122,7 +124,7 @@ def compare_steps(name: str, path: str, overrides: list[str], steps: int, turns:
 
 
 def compare_packing(recipe_path: str, steps: int) -> None:
-    """Prints learned tokens a second with plain padding and packed."""
+    """Prints target tokens a second with plain padding and packed."""
     from impruver_train.planning import run_estimate as estimate
 
     speeds = {}
@@ -136,8 +138,8 @@ def compare_packing(recipe_path: str, steps: int) -> None:
         sample = draw(rows["train"], layout.sizes, batch, steps, width)
         seconds = ours(recipe, made, {"train": sample}, steps)
         speeds[packing] = learned * batch / seconds
-        print(f"packing {packing}: {speeds[packing]:.1f} learned tokens a second, {waste:.1%} padding, {seconds:.1f} s")
-    print(f"packing: {speeds[True] / speeds[False]:.2f} times the learned tokens a second")
+        print(f"packing {packing}: {speeds[packing]:.1f} target tokens a second, {waste:.1%} padding, {seconds:.1f} s")
+    print(f"packing: {speeds[True] / speeds[False]:.2f} times the target tokens a second")
     record("packing", speeds[True] / speeds[False])
     record("padding", waste)
 

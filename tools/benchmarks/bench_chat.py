@@ -1,4 +1,4 @@
-"""What chatting costs: `uv run python tools/bench_chat.py MODEL_FOLDER [--parts stream batch gguf turns …]`.
+"""What chatting costs: `uv run python tools/benchmarks/bench_chat.py MODEL_FOLDER [--parts stream batch gguf turns …]`.
 
 MODEL_FOLDER: SmolLM2 with its tokenizer. Pairs of one run, taking turns, on a CPU in fp32; the best of each:
 
@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from figures import record
 from impruver_chat.backends.base import Prompt
 from impruver_chat.generation.detokenizer import StopCriteria
 from impruver_chat.generation.parameters import GREEDY
+from results import record
 from workload import run_tool
 
 QUESTION = "Tell me a long story about a fisherman who finds a lamp on the beach."
