@@ -3,7 +3,7 @@
 import pytest
 import torch
 from impruver_chat.backends.llama_cpp import backend as gguf
-from impruver_chat.backends.transformers.backend import Transformers, stops_of
+from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
 from impruver_core.recipe.sections import TokenizerSection
 from support.chat_models import OPTIONS, ask, backend_of
 from support.messages import user
@@ -85,7 +85,7 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
     model, tokenizer = MistralForCausalLM(config).eval(), AutoTokenizer.from_pretrained(models / "full")
 
     def fresh():
-        return Transformers(model, tokenizer, stops_of(tokenizer, models / "full"), OPTIONS)
+        return TransformersBackend(model, tokenizer, find_stop_criteria(tokenizer, models / "full"), OPTIONS)
 
     backend = fresh()
     for text in ("it", "quite another text", "it is it"):
@@ -95,7 +95,7 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
 def test_gguf_keeps_the_prefix_too(smollm2_gguf, monkeypatch):
     from cyllama.llama import llama_cpp
 
-    backend, other = (gguf.load(smollm2_gguf, None, TokenizerSection(), OPTIONS) for _ in range(2))
+    backend, other = (gguf.load_backend(smollm2_gguf, None, TokenizerSection(), OPTIONS) for _ in range(2))
     one, given = llama_cpp.llama_batch_get_one, []
     first = said(backend, FIRST)
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.io.model_files import CONVERT_PICKLED
 from impruver_core.modeling.checkpoint_checks import (
     check_adapter_fits,
     check_weights_complete,
@@ -20,11 +21,8 @@ from impruver_core.recipe.paths import resolve_model_path
 
 BITNET = "custom.llama."
 
-
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
-
-
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
@@ -169,8 +167,8 @@ def loading_errors_as_user_errors(key: str, name: str):
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
         elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
             message = (
-                "it has no weights in safetensors; pickled ones run code when they are loaded and are refused. If you "
-                "trust them, convert them once (from_pretrained, then save_pretrained) and name the new folder"
+                "it has no weights in safetensors; pickled weights run code when they are loaded and are refused; "
+                + CONVERT_PICKLED
             )
         else:
             message = describe_error(error)
