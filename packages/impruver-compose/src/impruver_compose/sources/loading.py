@@ -11,7 +11,7 @@ from pathlib import Path
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import get_cache_dir
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import BLANKS, open_compressed
 from impruver_core.io.manifest import describe_file
@@ -44,7 +44,7 @@ def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path])
         check_not_output(files, found, written, f"{where}: {section.name}")
         inputs = [describe_file(path, digest=True) for path in files]
         cache = _get_table_cache(inputs)
-        with reserve_space(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+        with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)):
             rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return LoadedDataset(rows, inputs, key)
@@ -66,7 +66,7 @@ def quiet_datasets() -> None:
 def _get_table_cache(inputs: list[dict]) -> Path:
     """Where what `datasets` makes of these files is kept: by their content, which it would tell by name and time."""
     told = hashlib.sha256("".join(entry["sha256"] for entry in inputs).encode()).hexdigest()
-    return cache_dir() / "datasets" / told[:32]
+    return get_cache_dir() / "datasets" / told[:32]
 
 
 def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
@@ -90,7 +90,7 @@ def _warn_if_json(path: Path, where: str) -> None:
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
     """JSON as lines of text, every line checked; blank ones are no rows."""
-    lines = [resolve_json_lines(path, cache_dir()) for path in files]
+    lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
     columns, rows = scan_json_lines(lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
@@ -151,7 +151,7 @@ def _get_root_message(error: BaseException) -> str:
 def _load_hub(section, where: str):
     import datasets
 
-    options = {"name": section.subset, "split": section.split, "cache_dir": str(cache_dir() / "datasets")}
+    options = {"name": section.subset, "split": section.split, "cache_dir": str(get_cache_dir() / "datasets")}
     with _loading_errors_as_user_errors(
         f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"
     ):
