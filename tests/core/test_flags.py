@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Optional
 
 import pytest
-from impruver_core.cli.flags import CommonFlags, flag, from_recipe, list_recipe_flags
-from impruver_core.cli.parser import Parser
+from impruver_core.cli.flags import CommonFlags, FlagParser, flag, from_recipe, list_recipe_flags
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Flags(CommonFlags):
 
 
 def parse(*argv):
-    parser = Parser(Flags, "impruver-test")
+    parser = FlagParser(Flags, "impruver-test")
     return parser.parse(argv), parser.overrides
 
 
@@ -116,7 +115,7 @@ def test_help_shows_defaults_and_percent_signs(capsys):
 
 def test_version_names_program_and_packages(capsys):
     with pytest.raises(SystemExit) as caught:
-        Parser(Flags, "impruver-core").parse(["--version"])
+        FlagParser(Flags, "impruver-core").parse(["--version"])
     assert caught.value.code == 0
     assert re.match(r"impruver-core \d+\.\d+\.\d+ \(impruver-core \d", capsys.readouterr().out)
 
@@ -160,7 +159,7 @@ def test_a_recipes_list_as_several_words():
 
         names: Optional[list] = from_recipe("tokenizer.name", type=str, nargs="*")
 
-    parser = Parser(Lists, "impruver-test")
+    parser = FlagParser(Lists, "impruver-test")
     assert list_recipe_flags(parser.parse(["--names", "a", "b"])) == [("tokenizer.name", ["a", "b"], "--names")]
     assert list_recipe_flags(parser.parse(["--names"])) == [("tokenizer.name", [], "--names")]
     assert list_recipe_flags(parser.parse([])) == []

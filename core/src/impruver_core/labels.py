@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 TRAINED_ROLES = ("assistant", "function_call")
-
-
 IGNORE_INDEX = -100  # the label of a token that is not trained on; torch's cross entropy passes over it
 
 

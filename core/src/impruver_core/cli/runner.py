@@ -18,8 +18,6 @@ from impruver_core.cli.console import open_streams, set_quiet, silence_stream
 from impruver_core.errors import ImpruverError, RecipeError
 
 STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
-
-
 NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 
 
@@ -45,11 +43,10 @@ def run_tool(
     """
 
     def work() -> int | None:
-        from impruver_core.cli.flags import list_recipe_flags
-        from impruver_core.cli.parser import Parser
+        from impruver_core.cli.flags import FlagParser, list_recipe_flags
         from impruver_core.recipe.loading import load_recipe
 
-        parser = Parser(flags_type, program, inspect.getdoc(flags_type))
+        parser = FlagParser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
         set_quiet(flags.quiet)
         config = flags.config or (_trained_recipe(flags.output_dir) if config_from_output_dir else None)

@@ -22,7 +22,6 @@ class JsonType:
 
 Keys = Mapping[str, "JsonType | Keys"]
 
-
 TYPE_WORDS = {
     str: "text",
     int: "a whole number",
@@ -47,29 +46,13 @@ def _compiles(text: str) -> bool:
 
 
 COUNT = JsonType("a whole number from 1", lambda value: type(value) is int and 0 < value < 1 << 31)
-
-
 INDEX = JsonType("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
-
-
 WHOLE = JsonType(describe_type(int), lambda value: type(value) is int and abs(value) < 1 << 31)
-
-
 NUMBER = JsonType(describe_type(float), lambda value: type(value) in (int, float) and abs(value) < 1e38)
-
-
 POSITIVE = JsonType("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
-
-
 FLAG = JsonType(describe_type(bool), lambda value: isinstance(value, bool))
-
-
 TEXT = JsonType("a text", lambda value: isinstance(value, str))
-
-
 OBJECT = JsonType("an object", lambda value: isinstance(value, dict))
-
-
 PATTERN = JsonType("a text that is a regular expression", lambda value: isinstance(value, str) and _compiles(value))
 
 

@@ -15,11 +15,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.git_lfs import MARK
 
 BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
-
-
 LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
-
-
 BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
 
 

@@ -12,13 +12,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.git_lfs import check_no_lfs_pointer
 
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
-
-
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-
-
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
-
 
 CONVERT_PICKLED = (
     "if you trust them, convert them to safetensors once (from_pretrained, then save_pretrained) and name the new "

@@ -21,11 +21,8 @@ from impruver_core.recipe.paths import resolve_model_path
 
 BITNET = "custom.llama."
 
-
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
-
-
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 

@@ -10,8 +10,6 @@ from impruver_core.recipe.validation import REMOVED, describe_value
 from impruver_core.recipe.yaml_document import Document, parse_text
 
 SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
-
-
 ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others too
 
 

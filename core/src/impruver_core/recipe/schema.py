@@ -21,8 +21,6 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 REQUIRED = MISSING
-
-
 OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
 
 

@@ -14,8 +14,6 @@ from impruver_core.recipe.schema import OLD_BOOLEANS, ListOf, OpenMapping, Scala
 from impruver_core.suggestions import suggest
 
 FaultReport = Callable[[tuple, str], None]  # takes a key path and what is wrong there
-
-
 REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it never stood there
 
 

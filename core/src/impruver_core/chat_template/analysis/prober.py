@@ -9,32 +9,14 @@ from impruver_core.chat_template.rendering.traced_string import get_runs, trace_
 from impruver_core.errors import RefusedError
 
 USER = {"role": "user", "content": "probe question one"}
-
-
 ANSWER = {"role": "assistant", "content": "probe answer two"}
-
-
 SYSTEM = {"role": "system", "content": "probe system three"}
-
-
 AGAIN = {"role": "user", "content": "probe question four"}
-
-
 LAST = {"role": "assistant", "content": "probe answer nine"}
-
-
 THOUGHT = {"role": "assistant", "content": "probe answer five", "reasoning_content": "probe thought six"}
-
-
 TOOL = {"role": "tool", "name": "probe_tool", "tool_call_id": "call00001", "content": "probe result seven"}
-
-
 FUNCTION_CALL = {"role": "function_call", "content": '{"name": "probe_tool", "arguments": {"key": "probe value"}}'}
-
-
 FUNCTION_RESPONSE = {"role": "function_response", "content": "probe result eight"}
-
-
 ARGUMENTS = {"key": "probe value"}
 
 

@@ -12,8 +12,6 @@ from impruver_core.errors import RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 WORD = re.compile(r"[^\W\d_]{2,}")
-
-
 MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
 
 
