@@ -106,14 +106,14 @@ def user(text):
 def backend_of(folder, adapter=None, **changes):
     """transformers as the backend: a folder's model in fp32, with changes of its configuration, under an adapter."""
     import torch
-    from impruver_chat.backends.transformers.backend import Transformers, stops_of
+    from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes)
     model = PeftModel.from_pretrained(model, adapter) if adapter else model
-    return Transformers(model.eval(), tokenizer, stops_of(tokenizer, folder), OPTIONS)
+    return TransformersBackend(model.eval(), tokenizer, find_stop_criteria(tokenizer, folder), OPTIONS)
 
 
 def ask(backend, asked, sampling=None, seed=0, room=40, emit=lambda _: None):
@@ -123,4 +123,4 @@ def ask(backend, asked, sampling=None, seed=0, room=40, emit=lambda _: None):
 
     asked = [user(asked)] if isinstance(asked, str) else asked
     ids = backend.encode(asked) if isinstance(asked[0], dict) else asked
-    return backend.stream(Prompt(ids, room, seed), sampling or GREEDY, emit)
+    return backend.stream_answer(Prompt(ids, room, seed), sampling or GREEDY, emit)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from chat_models import OPTIONS, ask, user
-from impruver_chat.backends.transformers.backend import load, stops_of
-from impruver_chat.generation.parameters import Sampling
+from impruver_chat.backends.transformers.backend import find_stop_criteria, load_backend
+from impruver_chat.generation.parameters import SamplingParams
 from impruver_chat.model_dir import find_model
 from impruver_core import encode_prompt
 from impruver_core.recipe.loading import load_recipe
@@ -20,7 +20,7 @@ def loaded(recipe):
     def load_one(folder="full", options=OPTIONS, **keys):
         config = load_recipe(recipe(folder, **keys))
         found = find_model(Path(config.output_dir), config.model.name, config.base_dir)
-        return load(found, config.model, config.tokenizer, options, config.base_dir)
+        return load_backend(found, config.model, config.tokenizer, options, config.base_dir)
 
     return load_one
 
@@ -109,10 +109,10 @@ def test_it_stops_at_each_end_of_turn(models, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(models / "full")
-    assert stops_of(tokenizer, models / "full").ids == {2, 6}  # EOS, and what the template shows
+    assert find_stop_criteria(tokenizer, models / "full").ids == {2, 6}  # EOS, and what the template shows
     (tmp_path / "impruver.json").write_text('{"impruver": 1, "end_of_turn": ["<|user|>", "\\n###"]}')
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 4}')
-    stops = stops_of(tokenizer, tmp_path)
+    stops = find_stop_criteria(tokenizer, tmp_path)
     assert (stops.ids, stops.texts) == ({2, 3, 4}, ("\n###",))
 
 
@@ -132,7 +132,7 @@ def test_what_is_streamed_is_the_answer_and_comes_in_pieces(loaded, tiny):
 
 
 def test_the_seed_decides_what_is_drawn(loaded):
-    backend, drawn = loaded("babbler"), Sampling(temperature=2.0, top_p=1.0, top_k=0)
+    backend, drawn = loaded("babbler"), SamplingParams(temperature=2.0, top_p=1.0, top_k=0)
     first, again, other = (ask(backend, "red", drawn, seed).text for seed in (1, 1, 2))
     assert first == again != other
     assert not ask(backend, "red", drawn, room=3).ended
@@ -153,7 +153,7 @@ def test_repetition_is_punished_as_transformers_does(loaded):
     out = backend.model.generate(
         input_ids=torch.tensor([ids]), do_sample=False, repetition_penalty=1.5, max_new_tokens=9, eos_token_id=2
     )
-    answer = ask(backend, ids, Sampling(do_sample=False, repetition_penalty=1.5), room=9)
+    answer = ask(backend, ids, SamplingParams(do_sample=False, repetition_penalty=1.5), room=9)
     # cut off at its room: half a character is not shown
     assert answer.text == backend.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).rstrip("�")
 

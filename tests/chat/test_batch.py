@@ -2,7 +2,7 @@
 
 import json
 
-from impruver_chat.batch.questions import question_of
+from impruver_chat.batch.questions import parse_question
 
 
 def turn(word, answer=None):
@@ -90,14 +90,14 @@ def test_tools_and_template_arguments_of_a_row_reach_the_template(answers, recip
 
 
 def test_the_system_prompt_stands_before_prompts_and_never_changes_messages():
-    by_prompt = question_of(1, {"prompt": "hi"}, "be brief")
+    by_prompt = parse_question(1, {"prompt": "hi"}, "be brief")
     assert by_prompt.messages == [{"role": "system", "content": "be brief"}, *turn("hi")]
-    assert question_of(1, {"messages": turn("hi")}, "be brief").messages == turn("hi")
+    assert parse_question(1, {"messages": turn("hi")}, "be brief").messages == turn("hi")
 
 
 def test_a_function_call_is_an_answer_too():
     call = {"role": "function_call", "content": '{"name": "f", "arguments": {}}'}
-    question = question_of(1, {"messages": [*turn("hi"), call]}, None)
+    question = parse_question(1, {"messages": [*turn("hi"), call]}, None)
     assert (question.messages, question.reference) == (turn("hi"), call["content"])
 
 

@@ -88,8 +88,8 @@ def test_programs(program, recipe):
 
 
 def test_bos_is_as_the_rows_had_it():
-    from impruver_chat.app import wants_bos
+    from impruver_chat.app import has_bos
 
-    assert wants_bos(None)
-    assert wants_bos([{"name": "a"}, {"name": "b", "add_global_bos": False}])
-    assert not wants_bos([{"name": "a", "add_global_bos": False}])
+    assert has_bos(None)
+    assert has_bos([{"name": "a"}, {"name": "b", "add_global_bos": False}])
+    assert not has_bos([{"name": "a", "add_global_bos": False}])

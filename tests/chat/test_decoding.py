@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from impruver_chat.generation.detokenizer import Stops, TextStream, find_stops
+from impruver_chat.generation.detokenizer import StopCriteria, StreamingDetokenizer, make_stop_criteria
 
 TEXT = "Привет, 世界! 👩‍👩‍👧 naïve — 12,5 €\n"
 
@@ -11,10 +11,12 @@ TEXT = "Привет, 世界! 👩‍👩‍👧 naïve — 12,5 €\n"
 def stream(pieces, stops):
     """Feeds pieces of bytes as tokens 0, 1, …; (what was emitted, the whole, stopped)."""
     out = []
-    text = TextStream(lambda ids: b"".join(pieces[n] for n in ids).decode("utf-8", "replace"), stops, out.append)
+    text = StreamingDetokenizer(
+        lambda ids: b"".join(pieces[n] for n in ids).decode("utf-8", "replace"), stops, out.append
+    )
     for number in range(len(pieces)):
-        text.put(number)
-    whole = text.end()
+        text.add_token(number)
+    whole = text.finish()
     return out, whole, text.stopped
 
 
@@ -26,7 +28,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(seed):
         size = chance.randint(1, 6)
         pieces.append(data[:size])
         data = data[size:]
-    out, whole, stopped = stream(pieces, Stops(frozenset()))
+    out, whole, stopped = stream(pieces, StopCriteria(frozenset()))
     assert "".join(out) == whole == TEXT * 3
     assert "�" not in whole
     assert not stopped
@@ -34,11 +36,11 @@ def test_pieces_are_whole_characters_and_join_to_the_text(seed):
 
 
 def test_an_answer_cut_off_within_a_character_ends_before_it():
-    assert stream([b"a", "я".encode()[:1]], Stops(frozenset()))[1] == "a"
+    assert stream([b"a", "я".encode()[:1]], StopCriteria(frozenset()))[1] == "a"
 
 
 def test_a_stop_token_ends_and_what_follows_is_ignored():
-    assert stream([b"a", b"b", b"<end>", b"c"], Stops(frozenset({2}))) == (["a", "b"], "ab", True)
+    assert stream([b"a", b"b", b"<end>", b"c"], StopCriteria(frozenset({2}))) == (["a", "b"], "ab", True)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +54,23 @@ def test_a_stop_token_ends_and_what_follows_is_ignored():
     ],
 )
 def test_a_stop_text_over_several_tokens_is_never_shown(pieces, emitted):
-    out, whole, stopped = stream(pieces, Stops(frozenset(), ("\n### User",)))
+    out, whole, stopped = stream(pieces, StopCriteria(frozenset(), ("\n### User",)))
     assert "".join(out) == whole == emitted
     assert stopped == (b"User" in b"".join(pieces))
 
 
 def test_ends_of_turn_are_tokens_where_there_are_such():
-    assert find_stops(["<|end|>", "\n###", ""], [2, None], {"<|end|>": 6}.get) == Stops(frozenset({2, 6}), ("\n###",))
+    assert make_stop_criteria(["<|end|>", "\n###", ""], [2, None], {"<|end|>": 6}.get) == StopCriteria(
+        frozenset({2, 6}), ("\n###",)
+    )
 
 
 def test_sentencepiece_blanks_survive():
     words = ["▁Hello", "▁there", ",", "▁you"]
     out = []
-    text = TextStream(lambda ids: "".join(words[n] for n in ids).replace("▁", " ")[1:], Stops(frozenset()), out.append)
+    text = StreamingDetokenizer(
+        lambda ids: "".join(words[n] for n in ids).replace("▁", " ")[1:], StopCriteria(frozenset()), out.append
+    )
     for number in range(4):
-        text.put(number)
-    assert text.end() == "".join(out) == "Hello there, you"
+        text.add_token(number)
+    assert text.finish() == "".join(out) == "Hello there, you"

@@ -8,8 +8,8 @@ from chat_models import OPTIONS, ask, user
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.llama_cpp import context as contexts
-from impruver_chat.backends.llama_cpp.vocab import decoder
-from impruver_chat.generation.parameters import GREEDY, Sampling
+from impruver_chat.backends.llama_cpp.vocab import make_decoder
+from impruver_chat.generation.parameters import GREEDY, SamplingParams
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 
@@ -19,7 +19,7 @@ ANSWER = "Hello! How can I assist you today?"
 
 @pytest.fixture(scope="module")
 def backend(smollm2):
-    return gguf.load(smollm2, None, TokenizerSection(), OPTIONS)
+    return gguf.load_backend(smollm2, None, TokenizerSection(), OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +43,30 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
 
 @pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
 def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2, saved):
-    with_tokenizer = gguf.load(smollm2, saved, TokenizerSection(), OPTIONS)
+    with_tokenizer = gguf.load_backend(smollm2, saved, TokenizerSection(), OPTIONS)
     ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
     assert backend.decode(ids) == with_tokenizer.decode(ids) == text
     assert backend.decode([2, *ids, 1]) == text  # control tokens are no text
 
 
 def test_every_token_has_the_bytes_of_the_tokenizer(backend):
-    from impruver_chat.backends.llama_cpp.vocab import BYTES, piece
+    from impruver_chat.backends.llama_cpp.vocab import BYTE_OF_CHARACTER, get_token_bytes
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    assert {character: byte[0] for character, byte in BYTES.items()} == {v: k for k, v in bytes_to_unicode().items()}
+    assert {character: byte[0] for character, byte in BYTE_OF_CHARACTER.items()} == {
+        v: k for k, v in bytes_to_unicode().items()
+    }
     text = "".join(map(chr, range(0x20, 0x2000)))
     ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
-    assert b"".join(piece(backend.model.get_vocab(), number) for number in ids) == text.encode()
+    assert b"".join(get_token_bytes(backend.model.get_vocab(), number) for number in ids) == text.encode()
 
 
 def test_sentencepiece_pieces():
     texts = [("▁Hello", 4), ("▁", 4), (",", 4), ("<0xD0>", 32), ("<0xAF>", 32), ("</s>", 8), ("<tool>", 16), ("▁a", 4)]
     vocab = SimpleNamespace(vocab_type=1, get_text=lambda n: texts[n][0], get_attr=lambda n: texts[n][1])
-    assert decoder(vocab, True)(range(8)) == "Hello ,Я<tool> a"
-    assert decoder(vocab, False)(range(8)) == " Hello ,Я<tool> a"
-    assert decoder(vocab, True)([3]) == "�"
+    assert make_decoder(vocab, True)(range(8)) == "Hello ,Я<tool> a"
+    assert make_decoder(vocab, False)(range(8)) == " Hello ,Я<tool> a"
+    assert make_decoder(vocab, True)([3]) == "�"
 
 
 def test_a_context_without_room_is_told(backend):
@@ -85,11 +87,14 @@ def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smo
         {"role": "user", "content": "Привет, 😀 <|im_end|> naïve\n  x"},
     ]
     wanted = encode_prompt(AutoTokenizer.from_pretrained(saved), messages)
-    with_tokenizer = gguf.load(smollm2, saved, TokenizerSection(), OPTIONS)
+    with_tokenizer = gguf.load_backend(smollm2, saved, TokenizerSection(), OPTIONS)
     given = []
     one = llama_cpp.llama_batch_get_one
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
-    for each in (with_tokenizer, gguf.load(smollm2, None, TokenizerSection(), OPTIONS)):  # nothing is kept of earlier
+    for each in (
+        with_tokenizer,
+        gguf.load_backend(smollm2, None, TokenizerSection(), OPTIONS),
+    ):  # nothing is kept of earlier
         given.clear()
         ids = each.encode(messages)
         ask(each, ids, room=1)
@@ -99,7 +104,7 @@ def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smo
 
 
 def test_another_models_tokenizer_is_not_used(smollm2, models, capfd):
-    other = gguf.load(smollm2, models / "full", TokenizerSection(), OPTIONS)
+    other = gguf.load_backend(smollm2, models / "full", TokenizerSection(), OPTIONS)
     assert "its own chat template is used" in capfd.readouterr().err
     assert ask(other, HI).text == ANSWER
 
@@ -112,21 +117,23 @@ def test_a_context_that_grows_and_is_used_again(backend):
 
 
 def test_a_prompt_in_several_batches(smollm2, monkeypatch):
-    backend = gguf.load(smollm2, None, TokenizerSection(), OPTIONS)  # its own: a context keeps the size of its batches
+    backend = gguf.load_backend(
+        smollm2, None, TokenizerSection(), OPTIONS
+    )  # its own: a context keeps the size of its batches
     ids = backend.encode(HI)
     assert len(ids) > 16
-    monkeypatch.setattr(contexts, "BATCH", 7)
+    monkeypatch.setattr(contexts, "BATCH_TOKENS", 7)
     assert ask(backend, ids).text == ANSWER
 
 
 def test_the_seed_decides_what_is_drawn(backend):
-    drawn = Sampling(temperature=1.5, top_p=1.0, top_k=0)
+    drawn = SamplingParams(temperature=1.5, top_p=1.0, top_k=0)
     first, again, other = (ask(backend, HI, drawn, seed, room=12).text for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_repetition_counts_the_prompt(backend):
-    ways = (Sampling(do_sample=False, repetition_penalty=value) for value in (1.0, 5.0))
+    ways = (SamplingParams(do_sample=False, repetition_penalty=value) for value in (1.0, 5.0))
     plain, punished = (ask(backend, "Repeat: one one one one", way, room=12).text for way in ways)
     assert plain != punished
 
@@ -141,13 +148,13 @@ def test_through_the_command(answers, recipe, smollm2, tmp_path):
 
 
 def test_characters_of_several_tokens_come_whole(backend):
-    from impruver_chat.generation.detokenizer import Stops, TextStream
+    from impruver_chat.generation.detokenizer import StopCriteria, StreamingDetokenizer
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
-    stream = TextStream(backend.decode, Stops(frozenset()), out.append)
+    stream = StreamingDetokenizer(backend.decode, StopCriteria(frozenset()), out.append)
     for token in backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False):
-        stream.put(token)
-    assert stream.end() == "".join(out) == text
+        stream.add_token(token)
+    assert stream.finish() == "".join(out) == text
     assert not any("�" in piece for piece in out)
 
 
@@ -158,14 +165,14 @@ def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
     prompts = [Prompt(each, 12 + 3 * place, place) for place, each in enumerate(ids)]
     assert len(ids[2]) > 200
     alone = dict(backend.answer_batch(prompts, GREEDY, 1))
-    monkeypatch.setattr(contexts, "BATCH", 64)
+    monkeypatch.setattr(contexts, "BATCH_TOKENS", 64)
     assert dict(backend.answer_batch(prompts, GREEDY, 3)) == alone
     for place in (0, 1, 3, 5):
-        assert alone[place] == ask(backend, ids[place], room=prompts[place].room)
+        assert alone[place] == ask(backend, ids[place], room=prompts[place].max_new_tokens)
 
 
 def test_drawn_in_parallel_each_has_its_own_seed(backend):
-    drawn = Sampling(temperature=1.5, top_p=0.95, top_k=0, repetition_penalty=1.1)
+    drawn = SamplingParams(temperature=1.5, top_p=0.95, top_k=0, repetition_penalty=1.1)
     ids = backend.encode(HI)
     prompts = [Prompt(ids, 12, seed) for seed in (1, 2, 1, 3)]
     given = dict(backend.answer_batch(prompts, drawn, 4))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from chat_models import OPTIONS, ask, backend_of, user
 from impruver_chat.backends.llama_cpp import backend as gguf
-from impruver_chat.backends.transformers.backend import Transformers, stops_of
+from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
 from impruver_core.recipe.sections import TokenizerSection
 
 FIRST = [user("what is red")]
@@ -84,7 +84,7 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
     model, tokenizer = MistralForCausalLM(config).eval(), AutoTokenizer.from_pretrained(models / "full")
 
     def fresh():
-        return Transformers(model, tokenizer, stops_of(tokenizer, models / "full"), OPTIONS)
+        return TransformersBackend(model, tokenizer, find_stop_criteria(tokenizer, models / "full"), OPTIONS)
 
     backend = fresh()
     for text in ("it", "quite another text", "it is it"):
@@ -94,7 +94,7 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
 def test_gguf_keeps_the_prefix_too(smollm2, monkeypatch):
     from cyllama.llama import llama_cpp
 
-    backend, other = (gguf.load(smollm2, None, TokenizerSection(), OPTIONS) for _ in range(2))
+    backend, other = (gguf.load_backend(smollm2, None, TokenizerSection(), OPTIONS) for _ in range(2))
     one, given = llama_cpp.llama_batch_get_one, []
     first = said(backend, FIRST)
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from impruver_chat.backends.transformers.backend import Transformers
+from impruver_chat.backends.transformers.backend import TransformersBackend
 
 WORDS = ["red", "white", "blue", "green", "black"]
 
@@ -15,7 +15,7 @@ def asked(monkeypatch):
     class Asked(list):
         stop = None
 
-    seen, whole = Asked(), Transformers.answer_batch
+    seen, whole = Asked(), TransformersBackend.answer_batch
 
     def counting(self, prompts, sampling, size):
         seen.append(len(prompts))
@@ -24,7 +24,7 @@ def asked(monkeypatch):
                 raise seen.stop
             yield pair
 
-    monkeypatch.setattr(Transformers, "answer_batch", counting)
+    monkeypatch.setattr(TransformersBackend, "answer_batch", counting)
     return seen
 
 
@@ -106,7 +106,7 @@ def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_p
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Transformers, "answer_batch", stop)
+    monkeypatch.setattr(TransformersBackend, "answer_batch", stop)
     assert command()[0] == 130
     assert list((tmp_path / "out").iterdir()) == []
 

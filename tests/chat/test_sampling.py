@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from impruver_chat.generation.parameters import Sampling, choose, described
+from impruver_chat.generation.parameters import SamplingParams, format_parameters, resolve_parameters
 from impruver_chat.sections import ChatSection
 from impruver_core.errors import ImpruverError
 
@@ -13,14 +13,14 @@ def chosen(tmp_path):
     def choose_from(saved, interactive=True, **given):
         if saved is not None:
             (tmp_path / "generation_config.json").write_text(json.dumps(saved))
-        return choose(ChatSection(**given), tmp_path, interactive)
+        return resolve_parameters(ChatSection(**given), tmp_path, interactive)
 
     return choose_from
 
 
 def test_without_anything_the_first_impruvers_values_at_a_terminal_and_greedy_for_files(chosen):
-    assert chosen(None) == Sampling(200, 1.2, True, 0.5, 0.6, 40)
-    assert chosen(None, interactive=False) == Sampling(200, 1.0, False, 0.5, 0.6, 40)
+    assert chosen(None) == SamplingParams(200, 1.2, True, 0.5, 0.6, 40)
+    assert chosen(None, interactive=False) == SamplingParams(200, 1.0, False, 0.5, 0.6, 40)
 
 
 @pytest.mark.parametrize("interactive", [True, False])
@@ -53,7 +53,10 @@ def test_a_broken_generation_config_is_named(chosen, saved, tmp_path):
 
 
 def test_described():
-    assert described(Sampling(do_sample=False)) == (
+    assert format_parameters(SamplingParams(do_sample=False)) == (
         "the likeliest token each time, repetition_penalty 1.2, at most 200 new tokens"
     )
-    assert described(Sampling(repetition_penalty=1)) == "temperature 0.5, top_p 0.6, top_k 40, at most 200 new tokens"
+    assert (
+        format_parameters(SamplingParams(repetition_penalty=1))
+        == "temperature 0.5, top_p 0.6, top_k 40, at most 200 new tokens"
+    )

@@ -1,7 +1,7 @@
 """What counts as the same answer."""
 
 import pytest
-from impruver_chat.batch.answers import is_match, share
+from impruver_chat.batch.answers import format_share, is_match
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_match(answer, reference, same):
 
 
 def test_share():
-    assert share(10, 12) == "right: 10 of 12 (83.3%)"
+    assert format_share(10, 12) == "right: 10 of 12 (83.3%)"

@@ -9,16 +9,16 @@ import sys, time
 from impruver_chat.terminal import display as screen
 screen.FASTEST = screen.SLOWEST = 0
 text, size = open(sys.argv[1], encoding="utf-8").read(), int(sys.argv[2])
-page = screen.screen(plain=False)
+page = screen.make_display(plain=False)
 for number, part in enumerate(text.split("@")):
     if number:
         print(f"\\x1b]2;{number}\\x07", end="", flush=True)  # as the window's title: how far it is
-        while screen.size() == before:
+        while screen.get_terminal_size() == before:
             time.sleep(0.01)
-    before = screen.size()
+    before = screen.get_terminal_size()
     for at in range(0, len(part), size):
-        page.put(sys.argv[3], part[at:at + size])
-page.end()
+        page.feed(sys.argv[3], part[at:at + size])
+page.finish()
 print("END")
 """
 LONG = (

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from impruver_chat.responses.stream_parser import Speech
-from impruver_chat.responses.template_markers import Marks, marks_of
+from impruver_chat.responses.stream_parser import ResponseStreamParser
+from impruver_chat.responses.template_markers import TemplateMarkers, find_markers
 from impruver_core.chat_template.analysis.analyzer import analyze_template
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
 from impruver_core.chat_template.rendering.renderer import render_template
@@ -28,7 +28,7 @@ class Template:
         self.text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
         self.specials = sorted(set(SPECIAL.findall(self.text)))
         self.shape = analyze_template(self.text, VARIABLES, self.specials)
-        self.marks = marks_of(self.text, VARIABLES, self.shape)
+        self.marks = find_markers(self.text, VARIABLES, self.shape)
 
     def render(self, *messages, prompt=False):
         messages = normalize_messages(messages, self.shape)
@@ -50,10 +50,10 @@ def heard(marks, text, size=1):
     def emit(kind, piece):
         pieces[kind] += piece
 
-    speech = Speech(marks, emit)
+    speech = ResponseStreamParser(marks, emit)
     for at in range(0, len(text), size):
-        speech.put(text[at : at + size])
-    return speech.end(), pieces
+        speech.feed(text[at : at + size])
+    return speech.finish(), pieces
 
 
 THINKING = [
@@ -77,7 +77,7 @@ CALLING = [
 @pytest.mark.parametrize("name", THINKING)
 def test_reasoning_of_stock_templates(name, size):
     template = Template(name)
-    assert template.marks.as_field
+    assert template.marks.has_reasoning_field
     message, pieces = heard(template.marks, template.said(THOUGHT), size)
     assert message == THOUGHT
     assert pieces | {"reasoning": pieces["reasoning"].strip()} == {
@@ -132,19 +132,19 @@ def test_what_is_no_call_is_shown_as_text(broken):
 
 def test_json_alone_is_a_call_where_calls_are_messages_of_a_role_of_their_own():
     template = Template("NousResearch-Meta-Llama-3.1-8B-Instruct")
-    assert template.marks.as_role
+    assert template.marks.supports_function_roles
     text = json.dumps(CALLS[0])
     assert heard(template.marks, text)[0] == {"role": "function_call", "content": text}
     assert heard(template.marks, "{}")[0] == {"role": "assistant", "content": "{}"}
-    assert heard(Marks(), text)[0] == {"role": "assistant", "content": text}
+    assert heard(TemplateMarkers(), text)[0] == {"role": "assistant", "content": text}
 
 
 def test_reasoning_that_the_template_takes_in_the_text_stays_there():
-    message, pieces = heard(Marks(), "<think>hm</think>\n\nyes")
+    message, pieces = heard(TemplateMarkers(), "<think>hm</think>\n\nyes")
     assert message == {"role": "assistant", "content": "<think>hm</think>\n\nyes"}
     assert pieces == {"reasoning": "hm", "text": "yes"}
     opened = Template("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B@56a144").marks
-    assert opened.inside
+    assert opened.starts_in_reasoning
     message, pieces = heard(opened, "hm\n</think>\n\nyes")
     assert message == {"role": "assistant", "content": "hm\n</think>\n\nyes"}
     assert pieces == {"reasoning": "hm\n", "text": "yes"}
@@ -152,6 +152,6 @@ def test_reasoning_that_the_template_takes_in_the_text_stays_there():
 
 @pytest.mark.parametrize("text", ["", "  ", "  a <b", "<", "<thin", "a <think>b</think>", "<think", "\n\na"])
 def test_text_without_marks_comes_as_it_is(text):
-    message, pieces = heard(Marks(), text)
+    message, pieces = heard(TemplateMarkers(), text)
     assert message == {"role": "assistant", "content": text}
     assert pieces == {"reasoning": "", "text": text}

@@ -186,10 +186,10 @@ def test_ctrl_d_typed_into_an_answer_leaves_at_the_next_prompt(started, recipe):
 
 LEAVING = """
 import os, signal
-from impruver_chat.terminal.interrupts import leaving
-from impruver_chat.terminal.prompt_input import editor
-session = editor([])
-with leaving(session.app) as begun:
+from impruver_chat.terminal.interrupts import exiting_on_sigterm
+from impruver_chat.terminal.prompt_input import make_editor
+session = make_editor([])
+with exiting_on_sigterm(session.app) as begun:
     os.kill(os.getpid(), signal.SIGTERM)
     session.prompt("> ", pre_run=begun)
 """
@@ -198,4 +198,4 @@ with leaving(session.app) as begun:
 def test_sigterm_that_comes_before_the_prompt_has_begun_is_not_lost(terminal, tmp_path):
     window = terminal("-c", LEAVING, IMPRUVER_CACHE=str(tmp_path))
     assert window.left() == 1
-    assert "Terminated" in window.text()
+    assert "TerminationSignal" in window.text()

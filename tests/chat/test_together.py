@@ -7,15 +7,15 @@ import torch
 from chat_models import backend_of, user
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.transformers import batching as together
-from impruver_chat.backends.transformers.batch_sampling import choose
-from impruver_chat.generation.parameters import GREEDY, Sampling
+from impruver_chat.backends.transformers.batch_sampling import choose_tokens
+from impruver_chat.generation.parameters import GREEDY, SamplingParams
 
 WAYS = {
     "greedy": GREEDY,
-    "greedy with a penalty": Sampling(do_sample=False, repetition_penalty=1.3),
-    "drawn": Sampling(temperature=1.5, top_p=0.9, top_k=50, repetition_penalty=1.2),
-    "drawn of all": Sampling(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0),
-    "drawn of a share": Sampling(temperature=0.7, top_p=0.8, top_k=0, repetition_penalty=1.0),
+    "greedy with a penalty": SamplingParams(do_sample=False, repetition_penalty=1.3),
+    "drawn": SamplingParams(temperature=1.5, top_p=0.9, top_k=50, repetition_penalty=1.2),
+    "drawn of all": SamplingParams(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0),
+    "drawn of a share": SamplingParams(temperature=0.7, top_p=0.8, top_k=0, repetition_penalty=1.0),
 }
 
 
@@ -49,14 +49,14 @@ def test_64_answers_are_the_same_for_any_size(way, babbler, prompts):
 
 @pytest.mark.parametrize("way", ["greedy", "greedy with a penalty"])
 def test_greedy_answers_are_those_of_stream(way, babbler, prompts):
-    streamed = [babbler.stream(prompt, WAYS[way], lambda _: None) for prompt in prompts]
+    streamed = [babbler.stream_answer(prompt, WAYS[way], lambda _: None) for prompt in prompts]
     assert said(babbler, prompts, WAYS[way], 16) == streamed
 
 
 def test_a_near_tie_is_decided_by_the_prompt_alone(babbler, prompts, monkeypatch):
     """With scores off by far more than fp32 is, but less than what counts as unsure, the answers stay."""
     wanted, asked = said(babbler, prompts, WAYS["drawn"], 16), []
-    generate, alone = babbler.model.generate, babbler.scores_of
+    generate, alone = babbler.model.generate, babbler.compute_scores
     noise = torch.Generator().manual_seed(1)
 
     def disturbed(**options):
@@ -69,7 +69,7 @@ def test_a_near_tie_is_decided_by_the_prompt_alone(babbler, prompts, monkeypatch
         return generate(**options)
 
     monkeypatch.setattr(babbler.model, "generate", disturbed)
-    monkeypatch.setattr(babbler, "scores_of", lambda ids: asked.append(ids.shape) or alone(ids))
+    monkeypatch.setattr(babbler, "compute_scores", lambda ids: asked.append(ids.shape) or alone(ids))
     assert said(babbler, prompts, WAYS["drawn"], 16) == wanted
     assert asked
 
@@ -84,18 +84,18 @@ def test_tokens_come_as_often_as_transformers_would_draw_them(way):
     warpers += [TopPLogitsWarper(sampling.top_p)]
     chances = warpers(None, scores.clone())[0].softmax(-1)
     draws = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    tokens, sure = choose(scores.expand(100_000, 100), sampling, draws)
+    tokens, sure = choose_tokens(scores.expand(100_000, 100), sampling, draws)
     assert torch.allclose(tokens.bincount(minlength=100) / 100_000, chances, atol=1e-4)
     assert sure.double().mean() > 0.9
 
 
 def test_batches_are_of_one_length_and_of_what_memory_holds(prompts):
-    parted = together.batches(list(enumerate(prompts)), 10)
+    parted = together.make_batches(list(enumerate(prompts)), 10)
     lengths = [len(prompt.ids) for batch in parted for _, prompt in batch]
     assert lengths == sorted(lengths, reverse=True)
     assert [len(batch) for batch in parted] == [10] * 6 + [4]
     long = [(place, Prompt([1] * 3000, 1096, 0)) for place in range(20)]
-    assert [len(batch) for batch in together.batches(long, 16)] == [8, 8, 4]
+    assert [len(batch) for batch in together.make_batches(long, 16)] == [8, 8, 4]
 
 
 def test_less_memory_means_smaller_batches(babbler, prompts, monkeypatch):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_chat.backends.base import Prompt
-from impruver_chat.generation.detokenizer import Stops
+from impruver_chat.generation.detokenizer import StopCriteria
 from impruver_chat.generation.parameters import GREEDY
 from results import record
 from workload import run_tool
@@ -41,11 +41,13 @@ OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
 
 def transformers(folder: Path) -> Any:
     """Our backend, as the command loads it."""
-    from impruver_chat.backends.transformers.backend import load
+    from impruver_chat.backends.transformers.backend import load_backend
     from impruver_chat.model_dir import find_model
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
 
-    return load(find_model(folder, None, folder), ModelSection(dtype="fp32"), TokenizerSection(), OPTIONS, folder)
+    return load_backend(
+        find_model(folder, None, folder), ModelSection(dtype="fp32"), TokenizerSection(), OPTIONS, folder
+    )
 
 
 def asked(backend: Any, text: str) -> list[int]:
@@ -58,7 +60,7 @@ def ours(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
     forget(backend)
     with decoded_at(backend) as times:
         start = time.perf_counter()
-        backend.stream(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
+        backend.stream_answer(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
         end = time.perf_counter()
     return times[0] - start, (tokens - 1) / (end - times[0])
 
@@ -74,13 +76,13 @@ def decoded_at(backend: Any) -> Iterator[list[float]]:
 
 def forget(backend: Any) -> None:
     """Drops the cache that is kept between turns."""
-    from impruver_chat.backends.llama_cpp.context import Conversation
-    from impruver_chat.backends.transformers.prompt_cache import Kept
+    from impruver_chat.backends.llama_cpp.context import CachedSequence
+    from impruver_chat.backends.transformers.prompt_cache import PromptCache
 
     if hasattr(backend, "_kept"):
-        backend._kept = Kept()
+        backend._kept = PromptCache()
     else:
-        backend._conversation = Conversation(backend.model)
+        backend._conversation = CachedSequence(backend.model)
 
 
 def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
@@ -107,9 +109,9 @@ def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
 def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
     """The same of cyllama's own calls: decode, sample, detokenize."""
     from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams, llama_batch_get_one
-    from impruver_chat.backends.llama_cpp.context import new_context
+    from impruver_chat.backends.llama_cpp.context import make_context
 
-    context, sampler = new_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
+    context, sampler = make_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
     sampler.add_greedy()
     vocab = backend.model.get_vocab()
     start = time.perf_counter()
@@ -126,7 +128,7 @@ def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, floa
 
 def without_ends(backend: Any) -> Any:
     """The backend with answers that no end of turn cuts short, so that both sides compute the same number of tokens."""
-    backend.stops = Stops(frozenset())
+    backend.stops = StopCriteria(frozenset())
     return backend
 
 
@@ -183,7 +185,7 @@ def compare_turns(part: str, what: str, backend: Any, tokens: int, rounds: int) 
             with decoded_at(backend) as times:
                 start = time.perf_counter()
                 ids = backend.encode(messages)
-                answer = backend.stream(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
+                answer = backend.stream_answer(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
             best[turn] = min(best[turn], times[0] - start)
             messages.append({"role": "assistant", "content": answer.text})
     shown = ", ".join(f"{seconds * 1e3:.0f}" for seconds in best)
@@ -201,7 +203,7 @@ def quantized(folder: Path, scratch: Path) -> Any:
         (scratch / "out" / path.name).symlink_to(path)
     recipe = {"output_dir": str(scratch / "out"), "gguf": {"quantization_levels": ["q4_k_m"]}}
     run_tool("impruver_gguf", recipe, scratch)
-    return gguf.load(scratch / "out/gguf/model-q4_k_m.gguf", folder, TokenizerSection(), OPTIONS)
+    return gguf.load_backend(scratch / "out/gguf/model-q4_k_m.gguf", folder, TokenizerSection(), OPTIONS)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from impruver_core.io.atomic import get_cache_dir
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import BLANKS, open_compressed
 from impruver_core.io.manifest import describe_file
+from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local
 
 from impruver_compose.sources.file_formats import build_csv_options, check_not_output, find_data_files, get_kind
@@ -37,7 +37,7 @@ def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path])
 
     ImpruverError, beginning with `where`, for one that can't be read.
     """
-    quiet_datasets()
+    quiet_libraries("datasets", errors_only=True)  # what it raises is reported by us
     found = find_local(section.name, recipe_dir)
     if found is not None:
         files = find_data_files(found, where)
@@ -53,14 +53,6 @@ def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path])
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
     entry["fingerprint"] = table._fingerprint
     return LoadedDataset(RowTable(table, tuple(table.column_names)), [entry], [entry])
-
-
-def quiet_datasets() -> None:
-    """No progress bars and no log of `datasets`: what it raises is told by us."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
 
 
 def _get_table_cache(inputs: list[dict]) -> Path:
