@@ -1,11 +1,11 @@
 """The recipe table in configs/README.md names every recipe and nothing else, with what `impruver ls` says of it."""
 
 import re
-from pathlib import Path
 
 from impruver_core.commands.ls import read_headline
+from support import ROOT
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def test_readme_names_every_recipe():
