@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from impruver_core import Encoded
 from support.cli import run_as_process, run_in_process, script
 from support.jsonl import read_jsonl, write_jsonl
 from support.messages import conversation
@@ -215,4 +214,4 @@ def texts(tokenizer):
 @pytest.fixture
 def learned(tokenizer):
     """The runs of target tokens of a row, decoded."""
-    return lambda row: target_runs(tokenizer, Encoded(row["input_ids"], row["labels"]))
+    return lambda row: target_runs(tokenizer, row)

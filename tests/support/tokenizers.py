@@ -117,10 +117,11 @@ def tokenizer_for(template: str, backend: str | None = None, **names: object) ->
     return tokenizer
 
 
-def target_runs(tokenizer: "PreTrainedTokenizerFast", row: "Encoded") -> list[str]:
-    """The target tokens of a row as texts, one for each run of them."""
+def target_runs(tokenizer: "PreTrainedTokenizerFast", row: "Encoded | dict") -> list[str]:
+    """The target tokens of a row (of an output file, too) as texts, one for each run of them."""
+    input_ids, labels = (row["input_ids"], row["labels"]) if isinstance(row, dict) else (row.input_ids, row.labels)
     runs: list[list[int]] = [[]]
-    for token, label in zip(row.input_ids, row.labels, strict=True):
+    for token, label in zip(input_ids, labels, strict=True):
         assert label in (-100, token)
         if label != -100:
             runs[-1].append(token)
