@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from impruver_core.io.json_schema import TYPE_WORDS
 from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, yaml_name
 from impruver_core.recipe.sections import OWNERS
-from impruver_core.recipe.validation import EXPECTED
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?<=<!-- made: )(?P<what>[^>]+)(?P<open> -->\n)(?P<made>.*?)(?P<close><!-- /made -->)", re.DOTALL)
@@ -103,7 +103,7 @@ def _type(hint: Any, choices: Any) -> str:
 
 
 def _one_type(hint: Any) -> str:
-    words = EXPECTED[typing.get_origin(hint) or hint].removeprefix("a ")
+    words = TYPE_WORDS[typing.get_origin(hint) or hint].removeprefix("a ")
     inner = typing.get_args(hint)
     return f"{words} of {_one_type(inner[-1])}" if inner else words
 

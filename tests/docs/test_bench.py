@@ -2,24 +2,24 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from impruver_core.recipe.catalog import find_recipes_root
-
-ROOT = Path(__file__).resolve().parents[2]
+from support import ROOT
 
 
 @pytest.fixture
 def targets(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "tools/benchmarks"))
     import targets
 
     return targets
 
 
 def test_every_benchmark_is_run_and_the_quickest_writes_its_section(targets, tmp_path):
-    assert {f"bench_{name}.py" for name in targets.BENCHMARKS} == {path.name for path in ROOT.glob("tools/bench_*.py")}
+    assert {f"bench_{name}.py" for name in targets.BENCHMARKS} == {
+        path.name for path in ROOT.glob("tools/benchmarks/bench_*.py")
+    }
     page = tmp_path / "BENCHMARKS.md"
     page.write_text("# Benchmarks\n\n<!-- bench: masks -->\nof before\n<!-- /bench -->\n\nkept\n", encoding="utf-8")
     command = [sys.executable, ROOT / "tools/bench.py", "--only", "masks", "--out", page]

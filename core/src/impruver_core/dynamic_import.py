@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.suggestions import suggest
 
 _ours: set[str] = set()  # top-level names that came from beside a recipe or the working folder
 
@@ -68,9 +68,8 @@ def _member(module: ModuleType, names: list[str], path: str, what: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            near = difflib.get_close_matches(name, dir(found), 1)
             owner = getattr(found, "__name__", "it")
-            hint = f"; did you mean {owner}.{near[0]}?" if near else ""
+            hint = suggest(name, dir(found), form=f"; did you mean {owner}.{{}}?", list_valid=False)
             raise ImpruverError(f"{what}: {path}: {owner} has no {name}{hint}") from None
         except Exception as error:  # a lazy package imports at this moment
             raise ImpruverError(f"{what}: {path} can't be imported: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-""" "did you mean" for a mistyped name. New leaf."""
+"""The names that a misspelt one is nearest to."""
 
 from __future__ import annotations
 
@@ -7,10 +7,28 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def suggest(name: Any, valid: Iterable[str]) -> str:
-    """ "; did you mean …?" for a misspelt name, else the valid names, else nothing."""
+def find_similar(name: Any, valid: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Up to `count` of the `valid` names like `name`, nearest first; case counts nothing, a dash is an underscore."""
+    folded: dict[str, str] = {}
+    for each in valid:
+        folded.setdefault(_fold(each), each)
+    return [folded[match] for match in difflib.get_close_matches(_fold(name), folded, count, cutoff)]
+
+
+def suggest(
+    name: Any,
+    valid: Iterable[str],
+    *,
+    cutoff: float = 0.6,
+    form: str = "; did you mean {}?",
+    list_valid: bool = True,
+) -> str:
+    """`form` with the valid name nearest to a misspelt one, else (`list_valid`) the valid names, else nothing."""
     valid = list(valid)
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), valid, 1, 0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f" (valid: {', '.join(valid)})" if 0 < len(valid) <= 20 else ""
+    for similar in find_similar(name, valid, 1, cutoff):
+        return form.format(similar)
+    return f" (valid: {', '.join(valid)})" if list_valid and 0 < len(valid) <= 20 else ""
+
+
+def _fold(name: Any) -> str:
+    return str(name).lower().replace("-", "_")

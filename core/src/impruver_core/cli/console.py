@@ -14,11 +14,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 _state = {"quiet": False, "mute": False}
-
-
 LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
-
-
 LOG_SECONDS = 30.0  # and at least this often
 
 

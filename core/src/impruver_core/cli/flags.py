@@ -16,8 +16,9 @@ from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
 from typing import Any
 
+from impruver_core.io.json_schema import describe_type
 from impruver_core.recipe.registry import find_key
-from impruver_core.recipe.validation import EXPECTED, OLD_BOOLEANS
+from impruver_core.recipe.schema import OLD_BOOLEANS
 
 
 def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: Any = None, help: str) -> Any:
@@ -93,7 +94,7 @@ def _number(kind: Callable) -> Callable:
         try:
             return kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {EXPECTED[kind]}, got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected {describe_type(kind)}, got {text!r}") from None
 
     return number
 

@@ -1,7 +1,6 @@
 """The command line of a tool: argparse-dataclass with its traps closed."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ import argparse_dataclass
 from impruver_core.cli.flags import parse_boolean
 from impruver_core.cli.versions import format_version_line
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
+from impruver_core.suggestions import suggest
 
 
 class Parser(argparse_dataclass.ArgumentParser):
@@ -72,8 +72,7 @@ class Parser(argparse_dataclass.ArgumentParser):
         if meant:
             return f"unknown flag {name}; a key of the recipe is set by --set {meant}={value or 'VALUE'}"
         flags = [option.lstrip("-") for option in self._option_string_actions]
-        close = difflib.get_close_matches(bare, flags, 1)
-        return f"unknown flag {name}" + (f"; did you mean --{close[0]}?" if close else "")
+        return f"unknown flag {name}{suggest(bare, flags, form='; did you mean --{}?', list_valid=False)}"
 
 
 def _folded(argv: Sequence[str]) -> list[str]:

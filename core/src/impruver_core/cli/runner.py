@@ -18,8 +18,6 @@ from impruver_core.cli.console import open_streams, set_quiet, silence_stream
 from impruver_core.errors import ImpruverError, RecipeError
 
 STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
-
-
 NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
 
 

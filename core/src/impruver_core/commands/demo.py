@@ -19,13 +19,8 @@ from impruver_core.commands.installed_tools import require_program
 from impruver_core.errors import CheckFailedError, ImpruverError
 
 RECIPE = "quickstart/tiny_full"
-
-
 ASKING = ("--input", "val.quickstart_tiny.jsonl", "--output")
-
-
 MODEL, GGUF = "answers.model.jsonl", "answers.q8_0.jsonl"
-
 
 STEPS = (
     ("impruver-compose",),
@@ -35,13 +30,8 @@ STEPS = (
     ("impruver-chat", "--gguf", "models/quickstart_tiny_full/gguf/model-q8_0.gguf", *ASKING, GGUF, "--expect"),
 )
 
-
 RIGHT_AT_LEAST = 0.8
-
-
 LAST_LINES = 6
-
-
 MARK = ".impruver-demo"
 
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from impruver_core.cli.console import format_table, print_result
 from impruver_core.cli.versions import get_installed_version
 from impruver_core.commands.installed_tools import TOOLS
+from impruver_core.system import get_total_memory
 
 OURS = ("impruver-core", "impruver-configs", *TOOLS)
-
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "datasets", "peft", "accelerate", "bitsandbytes", "safetensors"),
@@ -30,20 +30,12 @@ def main(argv: Sequence[str]) -> int:
         ("python", f"{platform.python_version()} ({platform.python_implementation()})"),
         ("platform", platform.platform()),
         ("processors", f"{os.cpu_count()} ({platform.machine()})"),
-        ("memory", _memory()),
+        ("memory", f"{get_total_memory() / 2**30:.1f} GiB"),
         ("GPU", _gpus()),
         *((package, get_installed_version(package) or "-") for package in (*OURS, *LIBRARIES)),
     ]
     print_result(format_table(("WHAT", "VERSION"), rows))
     return 0
-
-
-def _memory() -> str:
-    try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not on this system
-        return "-"
-    return f"{pages * size / 2**30:.1f} GiB"
 
 
 def _gpus() -> str:

@@ -26,7 +26,6 @@ TOOLS = {
     "impruver-chat": Tool("chat", "chat", "talk to the trained model, or answer a file of questions"),
 }
 
-
 NAMES = {name: package for package, tool in TOOLS.items() for name in (tool.name, tool.short, package)}
 
 

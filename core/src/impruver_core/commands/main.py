@@ -21,7 +21,6 @@ VERBS = {
     "demo": "run the whole chain on a tiny model, offline, into one folder",
 }
 
-
 HELP = """\
 usage: impruver COMMAND …     impruver COMMAND --help tells more
 

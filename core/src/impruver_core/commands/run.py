@@ -17,20 +17,13 @@ from impruver_core.suggestions import suggest
 
 TRAIN = "impruver-train"
 
-
 # With one of these the user arranges the meeting of the processes; without, two jobs would meet on one port.
 MEETING = ("--standalone", "--rdzv", "--master", "--nnodes", "--node-rank")
-
-
 SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--virtual-local-rank")  # take no value
-
-
 MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
-
 
 # Seconds that torchrun leaves its processes after a signal before it kills them: its 30 are too few for a checkpoint.
 SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
-
 
 HELP = """\
 usage: impruver run NAME --config RECIPE [FLAGS]

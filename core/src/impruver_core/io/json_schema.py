@@ -22,6 +22,20 @@ class JsonType:
 
 Keys = Mapping[str, "JsonType | Keys"]
 
+TYPE_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def describe_type(kind: type) -> str:
+    """A type of Python's in the words of messages about values; the class itself where it is none of JSON's."""
+    return TYPE_WORDS.get(kind, str(kind))
+
 
 def _compiles(text: str) -> bool:
     try:
@@ -32,29 +46,13 @@ def _compiles(text: str) -> bool:
 
 
 COUNT = JsonType("a whole number from 1", lambda value: type(value) is int and 0 < value < 1 << 31)
-
-
 INDEX = JsonType("a whole number from 0", lambda value: type(value) is int and 0 <= value < 1 << 31)
-
-
-WHOLE = JsonType("a whole number", lambda value: type(value) is int and abs(value) < 1 << 31)
-
-
-NUMBER = JsonType("a number", lambda value: type(value) in (int, float) and abs(value) < 1e38)
-
-
+WHOLE = JsonType(describe_type(int), lambda value: type(value) is int and abs(value) < 1 << 31)
+NUMBER = JsonType(describe_type(float), lambda value: type(value) in (int, float) and abs(value) < 1e38)
 POSITIVE = JsonType("a number above 0", lambda value: NUMBER.holds(value) and value > 0)
-
-
-FLAG = JsonType("true or false", lambda value: isinstance(value, bool))
-
-
+FLAG = JsonType(describe_type(bool), lambda value: isinstance(value, bool))
 TEXT = JsonType("a text", lambda value: isinstance(value, str))
-
-
 OBJECT = JsonType("an object", lambda value: isinstance(value, dict))
-
-
 PATTERN = JsonType("a text that is a regular expression", lambda value: isinstance(value, str) and _compiles(value))
 
 
@@ -88,8 +86,10 @@ def read_text(path: Path) -> str:
         raise ImpruverError(f"{path}: not UTF-8 (byte {error.start + 1}); copy or download it again") from None
 
 
-def read_json(path: Path, keys: Keys | None = None) -> dict[str, Any]:
-    """A JSON object from a file that must be there; its keys hold what `keys` says."""
+def read_json(path: Path, keys: Keys | None = None, *, missing_ok: bool = False) -> dict[str, Any]:
+    """The JSON object in a file, its keys as `keys` says; of a file that is not there {} if `missing_ok`."""
+    if missing_ok and not path.exists():
+        return {}
     text = read_text(path)
     try:
         content = json.loads(text)

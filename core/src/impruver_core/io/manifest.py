@@ -80,6 +80,11 @@ def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: boo
             raise ImpruverError(f"{path} was changed since Impruver made it: move it away, or use --overwrite")
 
 
+def get_manifest_path(path: Path) -> Path:
+    """Where the manifest of the output at `path` is: beside it, `train.jsonl.manifest.json`."""
+    return path.with_name(f"{path.name}.manifest.json")
+
+
 def get_pending_path(manifest_path: Path) -> Path:
     """Where `publish` notes what it is about to put in place."""
     return Path(f"{manifest_path}.pending")

@@ -3,8 +3,6 @@
 from impruver_core.errors import ImpruverError
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 
 

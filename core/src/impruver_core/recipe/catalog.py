@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from functools import cache
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
+from impruver_core.suggestions import find_similar
 
 
 @cache
@@ -42,9 +42,9 @@ def find_recipe(name: str | Path) -> Path:
 
 def _near(wanted: str) -> list[str]:
     """Up to three names like the wanted one, or with its last part."""
-    names = {name.lower(): name for name in list_recipes()}
-    lower = wanted.lower()
-    ends = {full.rpartition("/")[2]: full for full in names}
-    close = difflib.get_close_matches(lower, names, 3, 0.6)
-    close += [ends[end] for end in difflib.get_close_matches(lower.rpartition("/")[2], ends, 3, 0.75)]
-    return [names[full] for full in dict.fromkeys(close)][:3]
+    names = list_recipes()
+    ends = {name.rpartition("/")[2]: name for name in names}
+    close = find_similar(wanted, names, 3) + [
+        ends[end] for end in find_similar(wanted.rpartition("/")[2], ends, 3, 0.75)
+    ]
+    return list(dict.fromkeys(close))[:3]

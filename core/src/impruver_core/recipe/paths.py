@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
@@ -46,6 +47,25 @@ def resolve_model_path(name: str, recipe_dir: Path | None, key: str) -> str:
         return name
     check_model_folder(found, key)
     return str(found)
+
+
+def find_or_download(name: str, recipe_dir: Path | None, files: Sequence[str], revision: str | None = None) -> Path:
+    """The local folder `name`, else the cached one of a hub repository with those `files` (patterns) downloaded.
+
+    FileNotFoundError for a local one that is not there, another OSError with why the hub's can't be had.
+    """
+    local = find_local(name, recipe_dir)
+    if local is not None:
+        return local
+    if is_local_path(name) or name.count("/") > 1:
+        raise FileNotFoundError(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
+        raise OSError((str(error).strip() or type(error).__name__).splitlines()[0]) from None
 
 
 def check_model_folder(path: Path, key: str) -> None:

@@ -21,6 +21,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 REQUIRED = MISSING
+OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
 
 
 def key(default: Any, help: str, choices: Collection | None = None, *, local: bool = False) -> Any:

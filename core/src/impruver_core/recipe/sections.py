@@ -9,7 +9,6 @@ from impruver_core.recipe.schema import key, scalar
 
 CORE = "impruver-core"
 
-
 OWNERS = {
     "output_dir": CORE,
     "train_path": CORE,

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from typing import Any
 
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of
+from impruver_core.io.json_schema import TYPE_WORDS, describe_type
+from impruver_core.recipe.schema import OLD_BOOLEANS, ListOf, OpenMapping, Scalar, fields_of
 from impruver_core.suggestions import suggest
 
 FaultReport = Callable[[tuple, str], None]  # takes a key path and what is wrong there
-
-
-EXPECTED = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a mapping",
-}
-
-
-OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
-
-
 REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it never stood there
 
 
@@ -99,13 +84,9 @@ def _made(section: type, given: dict, path: tuple, report: FaultReport) -> Any:
 def _checked(hint: Any, value: Any, choices: Collection | None, path: tuple, report: FaultReport) -> Any:
     result = _value(hint, value, path, report)
     if choices is not None and type(value) in (str, int, float) and result is not None and result not in choices:
-        report(path, f"{value!r} is none of {', '.join(map(str, choices))}{_near_choice(value, choices)}")
+        near = suggest(value, map(str, choices), cutoff=0.5, list_valid=False)
+        report(path, f"{value!r} is none of {', '.join(map(str, choices))}{near}")
     return result
-
-
-def _near_choice(value: Any, choices: Collection) -> str:
-    close = difflib.get_close_matches(str(value).lower(), [str(choice) for choice in choices], 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _value(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
@@ -128,7 +109,7 @@ def _value(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     if base is int and type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not base:
-        return report(path, f"expected {EXPECTED.get(base, base)}, found {describe_value(value)}{_advice(base, value)}")
+        return report(path, f"expected {describe_type(base)}, found {describe_value(value)}{_advice(base, value)}")
     return value
 
 
@@ -155,14 +136,14 @@ def _union(arguments: tuple, value: Any, path: tuple, report: FaultReport) -> An
         made = _value(arm, value, path, lambda *fault: faults.append(fault))  # noqa: B023
         if not faults:
             return made
-    names = " or ".join(EXPECTED.get(typing.get_origin(arm) or arm, "a mapping") for arm in arms)
+    names = " or ".join(TYPE_WORDS.get(typing.get_origin(arm) or arm, describe_type(dict)) for arm in arms)
     return report(path, f"expected {names}, found {describe_value(value)}")
 
 
 def describe_value(value: Any) -> str:
     """What a value is, in a fault's words."""
     if isinstance(value, (list, dict)):
-        return EXPECTED[type(value)]
+        return describe_type(type(value))
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "nothing"}[value]
     return f"the text {value!r}" if isinstance(value, str) else f"the number {value}"

@@ -6,23 +6,11 @@ from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 WIDTH = 720
-
-
 BAR, LINES_HEIGHT = 30, 320  # of a chart: for each bar, and whole
-
-
 EDGE = 24  # of leather's own margin (5% of the width) left out
-
-
 NAME = 26  # longest name at a bar
-
-
 POINTS, CROWDED = 1000, 300  # of a line: more can't be told apart; more are drawn thin
-
-
 NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:E[+-]?\d+)?")
-
-
 PLACES = {"d", "x", "y", "x1", "x2", "y1", "y2", "width", "height"}  # attributes of numbers, by leather of 28 digits
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-
-
 Span = tuple[str, str]
 
 

@@ -14,14 +14,14 @@ from impruver_chat import model_dir as found
 from impruver_chat.backends.base import Backend
 from impruver_chat.backends.llama_cpp import backend as llama
 from impruver_chat.backends.transformers import backend as transformers
-from impruver_chat.batch.job import Files, answer_files, prepare
-from impruver_chat.batch.journal import state_of
-from impruver_chat.conversation import Session
+from impruver_chat.batch.job import BatchJob, prepare_batch_job, run_batch_job
+from impruver_chat.batch.journal import describe_model_files
+from impruver_chat.conversation import Conversation
 from impruver_chat.generation import parameters as sampling
 from impruver_chat.terminal import repl as terminal
 
 
-def chat(recipe: Recipe, gguf: str | None, files: Files | None, dry_run: bool, plain: bool, compare: bool) -> None:
+def chat(recipe: Recipe, gguf: str | None, files: BatchJob | None, dry_run: bool, plain: bool, compare: bool) -> None:
     """Talks at a terminal, or answers `files`; `dry_run` ends before weights.
 
     `plain`: without Markdown; `compare`: with the base's answers beside the adapter's.
@@ -29,25 +29,25 @@ def chat(recipe: Recipe, gguf: str | None, files: Files | None, dry_run: bool, p
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
-    chosen = sampling.choose(recipe.chat, output_dir, interactive=files is None)
-    questions = prepare(files, recipe.chat.system_prompt, dry_run) if files else []
-    load, parts = loader(recipe, output_dir, gguf, dry_run, compare)
+    chosen = sampling.resolve_parameters(recipe.chat, output_dir, interactive=files is None)
+    questions = prepare_batch_job(files, recipe.chat.system_prompt, dry_run) if files else []
+    load, parts = find_loader(recipe, output_dir, gguf, dry_run, compare)
     say_or_result = print_result if dry_run else log_info
     if files:
         say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
-    say_or_result(f"generation: {sampling.described(chosen)}")
+    say_or_result(f"generation: {sampling.format_parameters(chosen)}")
     if dry_run:
         return
     backend = load()
     if files is None:
-        session = Session(recipe.chat.system_prompt, recipe.chat.history_limit)
-        terminal.converse(session, backend, chosen, recipe.seed, plain, compare)
+        session = Conversation(recipe.chat.system_prompt, recipe.chat.history_limit)
+        terminal.run_conversation(session, backend, chosen, recipe.seed, plain, compare)
         return
-    model = [asdict(recipe.model), *map(state_of, parts)]
-    answer_files(files, questions, backend, chosen, recipe, model)
+    model = [asdict(recipe.model), *map(describe_model_files, parts)]
+    run_batch_job(files, questions, backend, chosen, recipe, model)
 
 
-def loader(
+def find_loader(
     recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool
 ) -> tuple[Callable[[], Backend] | None, list[Path]]:
     """(what loads the backend, its files and folders); what is to be loaded, and compared, is checked and told at once.
@@ -56,37 +56,37 @@ def loader(
     """
     tell, would = (print_result, "would load") if dry_run else (log_info, "loading")
     options = {
-        "add_bos": wants_bos(recipe.datasets),
+        "add_bos": has_bos(recipe.datasets),
         "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
     }
     if gguf is not None:
-        llama.require_cyllama()
-        require_two(compare, found.GGUF_ALONE)
-        path = found.check_gguf(Path(gguf).expanduser())
+        llama.check_cyllama_installed()
+        check_comparable(compare, found.GGUF_NO_COMPARISON)
+        path = found.check_gguf_file(Path(gguf).expanduser())
         tell(f"{would} {path} (llama.cpp)")
-        return partial(llama.load, path, output_dir, recipe.tokenizer, options), [output_dir, path]
+        return partial(llama.load_backend, path, output_dir, recipe.tokenizer, options), [output_dir, path]
     try:
         there = found.find_model(output_dir, recipe.model.name, recipe.base_dir)
-    except found.NothingThere as absent:
+    except found.ModelNotFoundError as absent:
         if not dry_run:
             raise
         log_info(f"note: {absent}")
         return None, []
-    require_two(compare, there.alone)
-    if not there.finished:
+    check_comparable(compare, there.no_comparison_reason)
+    if not there.is_finished:
         warn(f"{output_dir} holds no impruver.json: its training has not finished")
-    tell(f"{would} {there.described()} ({found.precision(recipe.model)})")
-    load = partial(transformers.load, there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
+    tell(f"{would} {there.describe()} ({found.describe_precision(recipe.model)})")
+    load = partial(transformers.load_backend, there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
     return load, [output_dir, Path(there.base)] if there.base else [output_dir]
 
 
-def require_two(compare: bool, alone: str | None) -> None:
+def check_comparable(compare: bool, alone: str | None) -> None:
     """ImpruverError where answers are to be compared and there is nothing to compare them with."""
     if compare and alone:
         raise ImpruverError(f"--compare: {alone}")
 
 
-def wants_bos(datasets: Any) -> bool:
+def has_bos(datasets: Any) -> bool:
     """Whether the training rows had BOS, as far as the recipe tells (`add_global_bos` of its data sets)."""
     given = [
         each.get("add_global_bos", True) if isinstance(each, dict) else each.add_global_bos for each in datasets or []

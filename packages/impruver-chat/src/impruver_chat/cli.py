@@ -12,9 +12,12 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import SEEDS
 
 
-def seed(text: str) -> int:
-    """A seed; told here once, not by each section of the recipe that has one."""
-    number = int(text)
+def parse_seed(text: str) -> int:
+    """Parse a seed; its range is checked here, since each section of the recipe that has one would report it again."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"invalid seed value: {text!r}") from None
     if number not in SEEDS:
         raise ArgumentTypeError(f"expected {SEEDS[0]} to {SEEDS[-1]}, found {number}")
     return number
@@ -32,7 +35,7 @@ class Flags(CommonFlags):
     compare: bool = flag(bool, False, help="answer with the adapter and without it; the model is loaded once")
     expect: bool = flag(bool, False, help="compare with each row's own last answer, or `reference`; print the share")
     strict: bool = flag(bool, False, help="stop at a row that can't be asked; else it becomes an error row")
-    seed: Optional[int] = from_recipe("seed", type=seed)
+    seed: Optional[int] = from_recipe("seed", type=parse_seed)
     system_prompt: Optional[str] = from_recipe("chat.system_prompt")
     history_limit: Optional[int] = from_recipe("chat.history_limit")
     batch_size: Optional[int] = from_recipe("chat.batch_size")
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("input", "output", "gguf"):
             if getattr(flags, name) == "":
                 raise ImpruverError(f"--{name} is empty: name a file")
-        files = files_of(flags)
+        files = build_batch_job(flags)
         if files is not None and (flags.compare or flags.plain):
             raise ImpruverError("--compare and --plain are for a conversation, not for --input")
         chat(recipe, flags.gguf, files, flags.dry_run, flags.plain, flags.compare)
@@ -61,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)
 
 
-def files_of(flags: Flags) -> Any:
+def build_batch_job(flags: Flags) -> Any:
     """The files of questions and answers, None where there is a conversation to be had."""
-    from impruver_chat.batch.job import Files
-    from impruver_chat.batch.questions import STDIN, stdin_holds_rows
+    from impruver_chat.batch.job import BatchJob
+    from impruver_chat.batch.questions import STDIN, has_rows_on_stdin
 
     given, output = flags.input, flags.output
-    if given is None and not flags.dry_run and stdin_holds_rows():
+    if given is None and not flags.dry_run and has_rows_on_stdin():
         given, output = "-", output or "-"
     if (given is None) != (output is None):
         raise ImpruverError("--input and --output go together (where JSONL comes through a pipe, neither is needed)")
@@ -77,4 +80,4 @@ def files_of(flags: Flags) -> Any:
         return None
     questions = STDIN if given == "-" else Path(given).expanduser()
     answers = None if output == "-" else Path(output).expanduser()
-    return Files(questions, answers, flags.strict, flags.expect, flags.overwrite)
+    return BatchJob(questions, answers, flags.strict, flags.expect, flags.overwrite)

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
 from impruver_core.io.manifest import read_manifest
+from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import find_local, is_local_path
 
 CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
-
-
 SHOWN = {str: "text", list: "a list", dict: "an object"}
 
 
@@ -29,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def saved_ends(output_dir: Path) -> list[str] | None:
+def read_end_of_turn(output_dir: Path) -> list[str] | None:
     """The ends of turn that training wrote into its manifest."""
     path = output_dir / "impruver.json"
     if path.is_file() and not isinstance(read_json(path).get("impruver"), int):
@@ -37,7 +35,7 @@ def saved_ends(output_dir: Path) -> list[str] | None:
     return (read_manifest(path) or {}).get("end_of_turn")
 
 
-def saved_eos(output_dir: Path) -> list[int]:
+def read_eos_token_ids(output_dir: Path) -> list[int]:
     """The tokens that end an answer, by generation_config.json."""
     path = output_dir / "generation_config.json"
     given = read_json(path).get("eos_token_id")
@@ -59,7 +57,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def vocabulary_of(folder: Path) -> int | None:
+def read_vocab_size(folder: Path) -> int | None:
     """Embedding rows, by config.json."""
     config = read_config(folder)
     rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
@@ -69,64 +67,59 @@ def vocabulary_of(folder: Path) -> int | None:
 
 
 PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
-
-
 TOKENIZER = "tokenizer.json"
-
-
 GGUF_MAGIC = b"GGUF"
 
-
-GGUF_ALONE = (
+GGUF_NO_COMPARISON = (
     "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "
     "output_dir is compared with its base"
 )
 
 
-class NothingThere(ImpruverError):
+class ModelNotFoundError(ImpruverError):
     """No model yet: what training would have to make first."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelDirectory:
     """A model in `output_dir`: `base` is its adapter's base (a folder or a hub id), None for a whole model."""
 
     output_dir: Path
     base: str | None
-    vocabulary: int | None
+    vocab_size: int | None
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """False where impruver-train began it and did not come to its end."""
         return not (self.output_dir / "recipe.yaml").exists() or (self.output_dir / "impruver.json").exists()
 
     @property
-    def alone(self) -> str | None:
+    def no_comparison_reason(self) -> str | None:
         """Why there is nothing to compare its answers with; None for an adapter, whose base is at hand."""
         if self.base is not None:
             return None
         return f"nothing to compare with: {self.output_dir} holds a whole model, not an adapter on its base"
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """What it is, for a person."""
         if self.base is None:
             return f"the model in {self.output_dir}"
         return f"the adapter in {self.output_dir} on its base {self.base}"
 
 
-def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> Found:
+def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDirectory:
     """The model in `output_dir`; `base` is the recipe's. ImpruverError for missing, pickled and broken files."""
     if output_dir.is_file():
         raise ImpruverError(f"output_dir: {output_dir} is a file; the folder of a model is wanted")
     if not output_dir.is_dir():
-        raise NothingThere(f"output_dir: {output_dir} is not there; impruver-train makes it")
+        raise ModelNotFoundError(f"output_dir: {output_dir} is not there; impruver-train makes it")
     if (output_dir / "adapter_config.json").is_file():
         check_weights(output_dir, "adapter_model")
         settings = read_json(output_dir / "adapter_config.json")
         named = settings.get("base_model_name_or_path")
         if not isinstance(named, (str, type(None))):
             raise ImpruverError(f"{output_dir / 'adapter_config.json'}: base_model_name_or_path is {named!r}, no name")
-        base = find_base(base or named, output_dir, recipe_dir)
+        base = find_base_model(base or named, output_dir, recipe_dir)
     elif adapter := next(output_dir.glob("adapter_model*"), None):
         raise ImpruverError(
             f"{adapter} is an adapter's weights without their adapter_config.json: copy that from where it was trained"
@@ -136,16 +129,16 @@ def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> Found:
         read_config(output_dir)
         base = None
     else:
-        raise NothingThere(
+        raise ModelNotFoundError(
             f"output_dir: {output_dir} holds no model (neither config.json nor adapter_config.json); "
             "impruver-train makes one"
         )
     if not (output_dir / TOKENIZER).is_file():
         raise ImpruverError(f"output_dir: {output_dir} holds no {TOKENIZER}; copy the base's tokenizer files into it")
-    return Found(output_dir, base, vocabulary_of(output_dir))
+    return ModelDirectory(output_dir, base, read_vocab_size(output_dir))
 
 
-def find_base(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
+def find_base_model(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
     """The folder of an adapter's base, or its hub id; a folder is checked."""
     if not name:
         raise ImpruverError(f"{output_dir} holds an adapter, and nothing names its base: set model.name")
@@ -173,22 +166,22 @@ def check_weights(folder: Path, stem: str) -> None:
         paths = [folder / f"{stem}.safetensors"]
     for path in paths:
         if path.is_file():
-            check_whole(path)
+            check_safetensors_complete(path)
         else:
-            raise _no_weights(folder, path)
+            raise _make_missing_weights_error(folder, path)
 
 
-def _no_weights(folder: Path, path: Path) -> ImpruverError:
+def _make_missing_weights_error(folder: Path, path: Path) -> ImpruverError:
     pickled = next((found for pattern in PICKLED for found in sorted(folder.glob(pattern))), None)
     if pickled is None:
-        return NothingThere(f"{path} is not there: {folder} holds no weights")
+        return ModelNotFoundError(f"{path} is not there: {folder} holds no weights")
     return ImpruverError(
         f"{pickled}: pickled weights run code when they are loaded and are refused; if you trust them, convert them "
         "once (from_pretrained, then save_pretrained) and name the new folder"
     )
 
 
-def check_whole(path: Path) -> None:
+def check_safetensors_complete(path: Path) -> None:
     """ImpruverError for a safetensors file that is not whole, by its header."""
     size = path.stat().st_size
     try:
@@ -205,13 +198,13 @@ def check_whole(path: Path) -> None:
         raise ImpruverError(f"{path}: {what}: {size:,} bytes of {needed:,}; copy or train it again")
 
 
-def precision(section: Any) -> str:
+def describe_precision(section: Any) -> str:
     """How the recipe's model section says that weights are held."""
     bits = "4 bit, " if section.load_in_4bit else "8 bit, " if section.load_in_8bit else ""
     return f"{bits}dtype {section.dtype}"
 
 
-def check_gguf(path: Path) -> Path:
+def check_gguf_file(path: Path) -> Path:
     """`path` if a GGUF file stands there, else ImpruverError."""
     if path.is_dir():
         names = ", ".join(sorted(found.name for found in path.glob("*.gguf"))) or "there is none"

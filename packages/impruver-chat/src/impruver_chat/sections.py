@@ -7,20 +7,17 @@ from typing import Any
 from impruver_core.recipe.schema import key
 
 FROM_MODEL = "left out: generation_config.json's, else"
-
-
-MOST = 2**31 - 1  # llama.cpp takes no larger whole number
-
+INT32_MAX = 2**31 - 1  # llama.cpp takes no larger whole number
 
 # Beyond 1e-4 and 1e4 the probabilities of a model may be no numbers any more.
 RANGES = {
-    "max_new_tokens": (lambda value: 1 <= value <= MOST, f"must be from 1 to {MOST}"),
+    "max_new_tokens": (lambda value: 1 <= value <= INT32_MAX, f"must be from 1 to {INT32_MAX}"),
     "repetition_penalty": (lambda value: 1e-4 <= value <= 1e4, "must be from 0.0001 to 10000"),
     "temperature": (lambda value: value == 0 or 1e-4 <= value <= 1e4, "must be 0, or from 0.0001 to 10000"),
     "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    "top_k": (lambda value: 0 <= value <= MOST, f"must be from 0 to {MOST}"),
+    "top_k": (lambda value: 0 <= value <= INT32_MAX, f"must be from 0 to {INT32_MAX}"),
     "batch_size": (lambda value: 1 <= value <= 4096, "must be from 1 to 4096"),
-    "history_limit": (lambda value: 0 <= value <= MOST, f"must be from 0 to {MOST}"),
+    "history_limit": (lambda value: 0 <= value <= INT32_MAX, f"must be from 0 to {INT32_MAX}"),
 }
 
 
@@ -39,7 +36,7 @@ class ChatSection:
     top_k: int | None = key(None, f"number of the likeliest tokens to draw from, 0 is all; {FROM_MODEL} 40")
 
     def __post_init__(self):
-        for name, fault in out_of_range(vars(self)).items():
+        for name, fault in find_out_of_range(vars(self)).items():
             raise ValueError(fault, name)
         try:
             (self.system_prompt or "").encode()
@@ -47,7 +44,7 @@ class ChatSection:
             raise ValueError("is no UTF-8", "system_prompt") from None
 
 
-def out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
+def find_out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with the given numbers, by name; None is not given."""
     return {
         name: f"{wanted}, not {values[name]:{'g' if isinstance(values[name], float) else ''}}"

@@ -24,9 +24,9 @@ class Flags(CommonFlags):
 
 def program() -> int:
     """The program itself: `main` in a process that is ours alone, which needs no torch."""
-    from impruver_compose.torch_guard import without_torch
+    from impruver_compose.torch_guard import hide_torch
 
-    without_torch()
+    hide_torch()
     return main()
 
 

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from impruver_compose.records import Origin, Shard
-from impruver_compose.storage.shard_file import Opened
+from impruver_compose.records import EncodedShard, RowOrigin
+from impruver_compose.storage.shard_file import ShardReader
 
 DETAIL = 100  # characters of a detail in a table
 
@@ -26,7 +26,7 @@ REASONS = (
 
 
 @dataclass
-class Counts:
+class DatasetStats:
     """Of one data set: rows read, rows converted, conversations, what became of them.
 
     And of what is written of them, unfolded and repeated: rows, tokens, learned tokens, rows whose end is learned.
@@ -47,20 +47,20 @@ class Counts:
     dropped: Counter = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # of each reason: the row that was dropped first, and why
 
-    def add(self, shard: Shard | Opened) -> None:
+    def add_shard(self, shard: EncodedShard | ShardReader) -> None:
         """Counts what a shard tells."""
         for name, number in shard.counts.items():
             setattr(self, name, getattr(self, name) + number)
         for each in shard.dropped:
-            self.drop(each.reason, each.row, each.detail, by_converter=each.part is None)
+            self.count_drop(each.reason, each.row, each.detail, by_converter=each.part is None)
 
-    def drop(self, reason: str, row: int, detail: str = "", by_converter: bool = False) -> None:
+    def count_drop(self, reason: str, row: int, detail: str = "", by_converter: bool = False) -> None:
         """Counts a conversation that was dropped, or a whole row."""
         (self.rows_dropped if by_converter else self.dropped)[reason] += 1
         if reason not in self.first:
-            self.first[reason] = f"row {row}: {_shortened(detail)}" if detail else f"row {row}"
+            self.first[reason] = f"row {row}: {_shorten_detail(detail)}" if detail else f"row {row}"
 
-    def check(self, name: str) -> None:
+    def check_sums(self, name: str) -> None:
         """Both sums: rows = converted + dropped by the converter; conversations = train + val + dropped."""
         if self.rows != self.converted + self.rows_dropped.total():
             raise AssertionError(f"{name}: {self.rows} rows read, {self.converted} converted, {self.rows_dropped}")
@@ -69,12 +69,12 @@ class Counts:
                 f"{name}: {self.conversations} conversations, {self.train} + {self.val}, {self.dropped}"
             )
 
-    def as_dict(self) -> dict:
+    def to_dict(self) -> dict:
         """For the manifest: the numbers."""
         return {name: value for name, value in vars(self).items() if name != "first"}
 
 
-def _shortened(detail: str) -> str:
+def _shorten_detail(detail: str) -> str:
     """For a table: one line of what can be printed."""
     line = "".join(character if character.isprintable() else " " for character in detail[: 4 * DETAIL])
     line = " ".join(line.split())
@@ -87,10 +87,10 @@ class Ledger:
 
     lines: list[dict] = field(default_factory=list)
 
-    def drop(self, origin: Origin, reason: str, detail: str = "", **more) -> None:
+    def add(self, origin: RowOrigin, reason: str, detail: str = "", **more) -> None:
         """Notes one; `more` are `kept` (an Origin as a dict) and `similarity` of a duplicate."""
         self.lines.append(origin._asdict() | {"reason": reason, "detail": detail} | more)
 
-    def sorted_lines(self) -> list[dict]:
+    def get_sorted_lines(self) -> list[dict]:
         """In the order of the data."""
         return sorted(self.lines, key=itemgetter("dataset_index", "row", "part"))

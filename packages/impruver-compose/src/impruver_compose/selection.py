@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
-from impruver_compose.dedup.near_duplicates import Duplicate, leaks
-from impruver_compose.encoding.cache import Entry
-from impruver_compose.encoding.job import Job
-from impruver_compose.ledger import Counts, Ledger
-from impruver_compose.records import Origin
+from impruver_compose.dedup.near_duplicates import Duplicate, find_leaks
+from impruver_compose.encoding.cache import CacheEntry
+from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.ledger import DatasetStats, Ledger
+from impruver_compose.records import RowOrigin
 from impruver_compose.storage.corpus import Corpus
-from impruver_compose.storage.shard_file import Opened
+from impruver_compose.storage.shard_file import ShardReader
 
 
-def split(numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, val_rows: int | None, seed: int):
+def split_train_val(
+    numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, val_rows: int | None, seed: int
+):
     """(train, val): the numbers of the conversations, each shuffled by `seed`; `prompts` has a digest for each number.
 
     Val gets `val_rows`, else `val_ratio` of them (at least one where there are two and the ratio is not 0), less where
@@ -41,7 +43,7 @@ def split(numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, va
     return train, val
 
 
-def weigh(numbers: Sequence[int], weight: float, seed: int) -> tuple[list[int], list[int]]:
+def resample(numbers: Sequence[int], weight: float, seed: int) -> tuple[list[int], list[int]]:
     """(taken, left out) of the conversations of one data set: each is taken `weight` times, by chance where it must be.
 
     2.5 takes each twice and half of them, drawn by `seed`, once more; 0.3 takes three of ten.
@@ -52,50 +54,52 @@ def weigh(numbers: Sequence[int], weight: float, seed: int) -> tuple[list[int], 
     return taken, [number for at, number in enumerate(numbers) if not whole and at not in more]
 
 
-def count_encoded(job: Job, entry: Entry, ledger: Ledger) -> Counts:
+def count_encoded(job: DatasetJob, entry: CacheEntry, ledger: Ledger) -> DatasetStats:
     """What the shards of a data set tell; what they dropped goes into the ledger."""
-    counts = Counts()
-    for shard in map(Opened, entry.shards()):
-        counts.add(shard)
+    counts = DatasetStats()
+    for shard in map(ShardReader, entry.get_shard_paths()):
+        counts.add_shard(shard)
         for row, part, reason, detail in shard.dropped:
-            ledger.drop(Origin(job.name, job.index, row, part or 0), reason, detail)
+            ledger.add(RowOrigin(job.name, job.index, row, part or 0), reason, detail)
     return counts
 
 
-def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], ledger: Ledger, counts: list[Counts]) -> list[int]:
+def drop_duplicates(
+    corpus: Corpus, duplicates: Sequence[Duplicate], ledger: Ledger, counts: list[DatasetStats]
+) -> list[int]:
     """The numbers of the conversations that are left; those that repeat another go into the ledger."""
     for duplicate in duplicates:
-        origin, kept = corpus.origin(duplicate.number), corpus.origin(duplicate.kept)
+        origin, kept = corpus.get_origin(duplicate.number), corpus.get_origin(duplicate.kept)
         reason = "exact_duplicate" if duplicate.exact else "near_duplicate"
-        ledger.drop(origin, reason, kept=kept._asdict(), similarity=duplicate.similarity)
-        counts[origin.dataset_index].drop(reason, origin.row)
+        ledger.add(origin, reason, kept=kept._asdict(), similarity=duplicate.similarity)
+        counts[origin.dataset_index].count_drop(reason, origin.row)
     gone = {duplicate.number for duplicate in duplicates}
     return [number for number in range(len(corpus)) if number not in gone]
 
 
-def weigh_train(corpus: Corpus, train: list[int], weights: Sequence[float], seed: int, ledger, counts) -> list[int]:
+def resample_train(corpus: Corpus, train: list[int], weights: Sequence[float], seed: int, ledger, counts) -> list[int]:
     """What train gets: each conversation as often as the weight of its data set says; the rest goes into the ledger."""
     if all(weight == 1 for weight in weights):
         return train
     weighed = []
     for index, weight in enumerate(weights):
-        taken, left_out = weigh([number for number in train if corpus.dataset[number] == index], weight, seed)
+        taken, left_out = resample([number for number in train if corpus.dataset[number] == index], weight, seed)
         weighed += taken
         for number in left_out:
-            origin = corpus.origin(number)
-            ledger.drop(origin, "sampled_out", f"weight {weight}")
-            counts[index].drop("sampled_out", origin.row)
+            origin = corpus.get_origin(number)
+            ledger.add(origin, "sampled_out", f"weight {weight}")
+            counts[index].count_drop("sampled_out", origin.row)
     if not weighed:
         raise ImpruverError("datasets[].weight leaves no conversation for train_path: raise it")
     random.Random(seed).shuffle(weighed)
     return weighed
 
 
-def warn_of_leaks(corpus: Corpus, train: list[int], val: list[int], section) -> None:
+def warn_about_leaks(corpus: Corpus, train: list[int], val: list[int], section) -> None:
     """Where near-duplicates were not dropped, val may hold what is nearly in train."""
-    found = [] if section.method == "minhash" else leaks(corpus, train, val, section.threshold, section.num_perm)
+    found = [] if section.method == "minhash" else find_leaks(corpus, train, val, section.threshold, section.num_perm)
     if found:
-        one, other = (corpus.origin(number) for number in found[0][:2])
+        one, other = (corpus.get_origin(number) for number in found[0][:2])
         warn(
             f"{len(found)} of {len(val)} conversations in val have a near-duplicate in train, the first "
             f"{one.dataset_index}:{one.row} is like {other.dataset_index}:{other.row} (similarity "
@@ -104,7 +108,12 @@ def warn_of_leaks(corpus: Corpus, train: list[int], val: list[int], section) -> 
 
 
 def count_written(
-    corpus: Corpus, counts: list[Counts], jobs: Sequence[Job], train: list[int], val: list[int], lines: Sequence
+    corpus: Corpus,
+    counts: list[DatasetStats],
+    jobs: Sequence[DatasetJob],
+    train: list[int],
+    val: list[int],
+    lines: Sequence,
 ) -> None:
     """Counts what is written, and asserts that nothing was lost unsaid.
 
@@ -114,11 +123,11 @@ def count_written(
         for index, number in Counter(corpus.dataset[sorted(numbers)].tolist()).items():
             setattr(counts[index], name, number)
     for name, numbers in zip(("train_rows", "val_rows"), lines, strict=True):
-        dataset = corpus.dataset_of_lines[numbers]
+        dataset = corpus.dataset_of_rows[numbers]
         for index, each in enumerate(counts):
             own = numbers[dataset == index]
             setattr(each, name, len(own))
             for column in ("tokens", "learned", "ended"):
                 setattr(each, column, getattr(each, column) + int(getattr(corpus, column)[own].sum(dtype=int)))
     for job, each in zip(jobs, counts, strict=True):
-        each.check(job.name)
+        each.check_sums(job.name)

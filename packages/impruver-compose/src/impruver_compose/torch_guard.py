@@ -4,7 +4,7 @@ import os
 import sys
 
 
-def without_torch() -> None:
+def hide_torch() -> None:
     """From now on imports find no torch, as where compose alone is installed; the libraries then go without."""
     sys.modules.setdefault("torch", None)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # transformers would tell that it is missing

@@ -7,8 +7,6 @@ from os.path import commonprefix
 from impruver_core.labels import IGNORE_INDEX
 
 TORN = "\ufffd"  # what a decoder writes for bytes that are no character
-
-
 BYTES = 4  # of the longest character: a token each at most
 
 

@@ -23,8 +23,6 @@ from impruver_core.chat_template.rendering.traced_string import TracedStr, join_
 from impruver_core.errors import ImpruverError, RefusedError
 
 TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now tells; no template sees it
-
-
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read either
 
 

@@ -13,17 +13,17 @@ from impruver_core.io.atomic import get_staged_path, open_synced
 
 from impruver_chat.backends.base import Answer, Backend, Prompt
 from impruver_chat.batch.questions import Question
-from impruver_chat.generation.parameters import Sampling
-from impruver_chat.responses.stream_parser import Speech
-from impruver_chat.responses.template_markers import Marks
+from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.responses.stream_parser import ResponseStreamParser
+from impruver_chat.responses.template_markers import TemplateMarkers
 
 
 def is_match(answer: str, reference: str) -> bool:
     """True where both say the same."""
-    return normal(answer) == normal(reference)
+    return normalize_text(answer) == normalize_text(reference)
 
 
-def normal(text: str) -> str:
+def normalize_text(text: str) -> str:
     """A text less what does not count; one of punctuation alone keeps it."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     words = " ".join(folded.split())
@@ -33,7 +33,7 @@ def normal(text: str) -> str:
     return words[:end] or words
 
 
-def share(right: int, asked: int) -> str:
+def format_share(right: int, asked: int) -> str:
     """`right: 10 of 12 (83.3%)`."""
     if not asked:
         return "right: 0 of 0: no row with a reference could be asked"
@@ -44,7 +44,7 @@ WINDOW = 8  # batches of a file that are sorted together
 
 
 @dataclass
-class Counts:
+class BatchStats:
     """What became of the rows. `cut_off`: answers that reached their limit of tokens; `replaced`: rows whose own
     `error`, `reference` or `match` gave way to ours.
     """
@@ -57,16 +57,16 @@ class Counts:
     replaced: int = 0
 
 
-Given = Iterator[tuple[int, Answer]]  # places and answers, each when it is done
+IndexedAnswers = Iterator[tuple[int, Answer]]  # places and answers, each when it is done
 
 
-def answers(
+def generate_answers(
     prompts: Sequence[Prompt | Question],
     backend: Backend,
-    sampling: Sampling,
+    sampling: SamplingParams,
     size: int,
     known: dict[int, Answer] | None,
-) -> Given:
+) -> IndexedAnswers:
     """(place, answer) of each Prompt in `prompts`: those of `known`, then the others, each when it is done.
 
     Several batches are sorted together; where nothing is `known`, for a reader that waits, each is taken by itself.
@@ -81,8 +81,13 @@ def answers(
             yield part[number], answer
 
 
-def answered(
-    questions: Sequence[Question], prompts: list, given: Given, marks: Marks, counts: Counts, expect: bool
+def build_answer_rows(
+    questions: Sequence[Question],
+    prompts: list,
+    given: IndexedAnswers,
+    marks: TemplateMarkers,
+    counts: BatchStats,
+    expect: bool,
 ) -> Iterator[dict]:
     """The rows with their answers in the rows' order, each as soon as it can be had; `counts` grows with them.
 
@@ -98,32 +103,32 @@ def answered(
                 counts.failed += 1
                 bar.update(1)
                 there = {name: value for name, value in question.row.items() if name != "messages"}
-                yield _with(there, {"error": prompt.fault}, counts)
+                yield _merge_fields(there, {"error": prompt.fault}, counts)
                 continue
             while place not in ready:
                 number, ready[number] = next(given)
                 bar.update(1)
             answer = ready.pop(place)
             counts.cut_off += not answer.ended
-            message = message_of(marks, answer.text)
-            scores = _scored(question, message["content"], counts) if expect else {}
-            yield _with(question.row, scores, counts) | {"messages": [*question.messages, message]}
+            message = parse_response(marks, answer.text)
+            scores = _score_answer(question, message["content"], counts) if expect else {}
+            yield _merge_fields(question.row, scores, counts) | {"messages": [*question.messages, message]}
 
 
-def _with(row: dict, ours: dict, counts: Counts) -> dict:
+def _merge_fields(row: dict, ours: dict, counts: BatchStats) -> dict:
     """A row with fields of ours, which win; counted where it had something else in them."""
     counts.replaced += any(name in row and row[name] != value for name, value in ours.items())
     return row | ours
 
 
-def message_of(marks: Marks, text: str) -> dict:
+def parse_response(marks: TemplateMarkers, text: str) -> dict:
     """The message that an answer is, as a conversation at a terminal would keep it."""
-    speech = Speech(marks, lambda kind, piece: None)
-    speech.put(text)
-    return speech.end()
+    speech = ResponseStreamParser(marks, lambda kind, piece: None)
+    speech.feed(text)
+    return speech.finish()
 
 
-def _scored(question: Question, answer: str, counts: Counts) -> dict:
+def _score_answer(question: Question, answer: str, counts: BatchStats) -> dict:
     if question.reference is None:
         return {}
     match = is_match(answer, question.reference)
@@ -132,7 +137,7 @@ def _scored(question: Question, answer: str, counts: Counts) -> dict:
     return {"reference": question.reference, "match": match}
 
 
-def write_rows(output: Path, rows: Iterable[dict]) -> Path:
+def write_staged_rows(output: Path, rows: Iterable[dict]) -> Path:
     """The finished file, beside `output` and not yet in its place. Nothing is left where it is stopped."""
     path = get_staged_path(output)
     try:

@@ -16,13 +16,19 @@ from impruver_core.recipe.loading import Recipe, resolve_recipe
 from impruver_chat.backends.base import Backend
 from impruver_chat.batch import answers as batch
 from impruver_chat.batch import answers as scoring
-from impruver_chat.batch.journal import check_ours, fingerprint, journal_of, noted, take_up
-from impruver_chat.batch.questions import Question, encode_all, read_questions, refuse_faults
-from impruver_chat.generation.parameters import Sampling
+from impruver_chat.batch.journal import (
+    check_is_journal,
+    compute_fingerprint,
+    get_journal_path,
+    load_journal,
+    record_answers,
+)
+from impruver_chat.batch.questions import Question, check_no_faults, encode_questions, read_questions
+from impruver_chat.generation.parameters import SamplingParams
 
 
 @dataclass(frozen=True)
-class Files:
+class BatchJob:
     """Questions and answers in JSONL, and what is done about rows that can't be asked or have a reference."""
 
     questions: Path
@@ -37,68 +43,70 @@ class Files:
         return str(self.answers or "standard output")
 
 
-def prepare(files: Files, system_prompt: str | None, dry_run: bool) -> list[Question]:
+def prepare_batch_job(files: BatchJob, system_prompt: str | None, dry_run: bool) -> list[Question]:
     """The questions, when all that can be checked of them and of the place for the answers is right."""
     if files.answers and files.answers.exists() and files.answers.samefile(files.questions):
         raise ImpruverError(f"--output: {files.answers} is the --input itself")
     questions = read_questions(files.questions, system_prompt)
     if files.strict:
-        refuse_faults(files.questions, questions)
+        check_no_faults(files.questions, questions)
     if files.expect and not any(question.reference for question in questions):
         raise ImpruverError(f"--expect: no row of {files.questions} has a reference (a last answer, or `reference`)")
     if files.answers:
         if not dry_run:
-            recover(manifest_of(files.answers))
-        check_replaceable([files.answers], manifest_of(files.answers), files.overwrite)
+            recover(get_manifest_path(files.answers))
+        check_replaceable([files.answers], get_manifest_path(files.answers), files.overwrite)
         check_folder(files.answers.parent, "--output")
         if not files.overwrite:
-            check_ours(journal_of(files.answers))
+            check_is_journal(get_journal_path(files.answers))
     return questions
 
 
-def manifest_of(answers: Path) -> Path:
+def get_manifest_path(answers: Path) -> Path:
     """Where the answers' manifest stands."""
     return answers.with_name(f"{answers.name}.manifest.json")
 
 
-def answer_files(
-    files: Files, questions: list[Question], backend: Backend, chosen: Sampling, recipe: Recipe, model: Any
+def run_batch_job(
+    files: BatchJob, questions: list[Question], backend: Backend, chosen: SamplingParams, recipe: Recipe, model: Any
 ) -> None:
     """Answers the questions, puts answers and manifest in their place, tells the counts.
 
     `model` is what the answers depend on beside questions and parameters; see `fingerprint`.
     """
-    prompts, counts = encode_all(questions, backend, chosen, recipe.seed), batch.Counts()
+    prompts, counts = encode_questions(questions, backend, chosen, recipe.seed), batch.BatchStats()
     if files.strict:
-        refuse_faults(files.questions, prompts)
+        check_no_faults(files.questions, prompts)
 
-    def write(given: batch.Given, to: Any) -> Any:
-        with closing(batch.answered(questions, prompts, given, backend.marks, counts, files.expect)) as rows:
+    def write(given: batch.IndexedAnswers, to: Any) -> Any:
+        with closing(batch.build_answer_rows(questions, prompts, given, backend.markers, counts, files.expect)) as rows:
             return to(rows)
 
     size = recipe.chat.batch_size
     if files.answers is None:
-        write(batch.answers(prompts, backend, chosen, size, None), batch.print_rows)
+        write(batch.generate_answers(prompts, backend, chosen, size, None), batch.print_rows)
     else:
-        of, journal = fingerprint(prompts, chosen, model), journal_of(files.answers)
-        known = {} if files.overwrite else take_up(journal, of)
+        of, journal = compute_fingerprint(prompts, chosen, model), get_journal_path(files.answers)
+        known = {} if files.overwrite else load_journal(journal, of)
         if known:
             log_info(f"note: {len(known):,} answers are those of the run that was stopped ({journal})")
-        given = noted(journal, of, known, batch.answers(prompts, backend, chosen, size, known))
-        with keeping(journal, of, len(prompts)):
-            path = write(given, lambda rows: batch.write_rows(files.answers, rows))
-        publish(manifest_of(files.answers), {files.answers: path}, manifest(files, path, counts, recipe))
+        given = record_answers(journal, of, known, batch.generate_answers(prompts, backend, chosen, size, known))
+        with preserving_answers(journal, of, len(prompts)):
+            path = write(given, lambda rows: batch.write_staged_rows(files.answers, rows))
+        publish(
+            get_manifest_path(files.answers), {files.answers: path}, build_answers_manifest(files, path, counts, recipe)
+        )
         journal.unlink(missing_ok=True)
-    tell_counts(counts, files)
+    print_stats(counts, files)
 
 
 @contextmanager
-def keeping(journal: Path, of: str, total: int) -> Iterator[None]:
+def preserving_answers(journal: Path, of: str, total: int) -> Iterator[None]:
     """Says in what stops the work how many answers are kept; a journal without any is removed."""
     try:
         yield
     except BaseException as stop:
-        kept = len(take_up(journal, of))
+        kept = len(load_journal(journal, of))
         if not kept:
             journal.unlink(missing_ok=True)
         elif isinstance(stop, (KeyboardInterrupt, TerminationSignal)):
@@ -107,7 +115,7 @@ def keeping(journal: Path, of: str, total: int) -> Iterator[None]:
         raise
 
 
-def manifest(files: Files, written: Path, counts: batch.Counts, recipe: Recipe) -> dict:
+def build_answers_manifest(files: BatchJob, written: Path, counts: batch.BatchStats, recipe: Recipe) -> dict:
     """What the answers were made from, and how they ended; `written` is not yet in its place."""
     questions, made = files.questions, build_manifest("impruver-chat", resolve_recipe(recipe, absolute=True))
     is_kept = questions.is_file()  # what came through a pipe is gone
@@ -118,7 +126,7 @@ def manifest(files: Files, written: Path, counts: batch.Counts, recipe: Recipe) 
     return made | {"counts": vars(counts)}
 
 
-def tell_counts(counts: batch.Counts, files: Files) -> None:
+def print_stats(counts: batch.BatchStats, files: BatchJob) -> None:
     """What became of the rows; on stderr where stdout holds them."""
     tell = log_info if files.answers is None else print_result
     if counts.cut_off:
@@ -128,6 +136,6 @@ def tell_counts(counts: batch.Counts, files: Files) -> None:
     if files.expect:
         if unscored := counts.rows - counts.failed - counts.scored:
             log_info(f"note: {unscored:,} of the answers have no reference that is a text, and are not scored")
-        tell(scoring.share(counts.right, counts.scored))
+        tell(scoring.format_share(counts.right, counts.scored))
     failed = f", {counts.failed:,} of them with an error" if counts.failed else ""
     tell(f"wrote {counts.rows:,} rows to {files.target}{failed}")

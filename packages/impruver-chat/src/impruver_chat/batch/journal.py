@@ -15,32 +15,30 @@ from impruver_core.io.atomic import atomic_write, make_folder
 from impruver_core.io.jsonl import format_row
 
 from impruver_chat.backends.base import Answer, Prompt
-from impruver_chat.generation.parameters import Sampling
+from impruver_chat.generation.parameters import SamplingParams
 
 HEAD = b'{"answers_of"'
-
-
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
-def journal_of(answers: Path) -> Path:
+def get_journal_path(answers: Path) -> Path:
     """Where the answers so far stand."""
     return answers.with_name(f".{answers.name}.partial")
 
 
-def fingerprint(prompts: Sequence[Any], sampling: Sampling, model: Any) -> str:
+def compute_fingerprint(prompts: Sequence[Any], sampling: SamplingParams, model: Any) -> str:
     """What the answers depend on: each Prompt (what is none is no prompt), the parameters, and `model` as JSON."""
     asked = [asdict(prompt) if isinstance(prompt, Prompt) else None for prompt in prompts]
     return hashlib.sha256(json.dumps([asked, asdict(sampling), model], default=str).encode()).hexdigest()
 
 
-def state_of(path: Path) -> list:
+def describe_model_files(path: Path) -> list:
     """Name, size and time of a model's file, or of those in its folder; less than its hash, and at no cost."""
     files = [path] if path.is_file() else sorted(found for kind in WEIGHTS for found in path.glob(kind))
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [str(path)]
 
 
-def check_ours(journal: Path) -> None:
+def check_is_journal(journal: Path) -> None:
     """ImpruverError for a file of somebody else under the journal's name."""
     if journal.is_file():
         with journal.open("rb") as file:
@@ -49,7 +47,7 @@ def check_ours(journal: Path) -> None:
             raise ImpruverError(f"{journal} is no file of ours, and its name is wanted; move it, or use --overwrite")
 
 
-def take_up(journal: Path, of: str) -> dict[int, Answer]:
+def load_journal(journal: Path, of: str) -> dict[int, Answer]:
     """The answers in a journal of the same fingerprint, by place; {} else. What was cut off within a line is let go."""
     try:
         head, *lines = journal.read_bytes().splitlines(keepends=True)
@@ -61,19 +59,19 @@ def take_up(journal: Path, of: str) -> dict[int, Answer]:
         return {}
 
 
-def noted(journal: Path, of: str, known: dict[int, Answer], given: Iterable) -> Iterator[tuple[int, Answer]]:
+def record_answers(journal: Path, of: str, known: dict[int, Answer], given: Iterable) -> Iterator[tuple[int, Answer]]:
     """Passes (place, answer) on, each written down before; what is `known` stands there from the start."""
     make_folder(journal.parent)
     with atomic_write(journal) as file:
         file.write(format_row({"answers_of": of}) + "\n")
-        file.writelines(line_of(place, answer) for place, answer in known.items())
+        file.writelines(format_answer(place, answer) for place, answer in known.items())
     with journal.open("ab", buffering=0) as file:  # each line is written at once, or not at all
         for place, answer in given:
             if place not in known:
-                file.write(line_of(place, answer).encode())
+                file.write(format_answer(place, answer).encode())
             yield place, answer
 
 
-def line_of(place: int, answer: Answer) -> str:
+def format_answer(place: int, answer: Answer) -> str:
     """An answer as a line of the journal."""
     return format_row({"place": place} | asdict(answer)) + "\n"

@@ -9,16 +9,18 @@ from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.jsonl import BLANKS, format_row, read_numbered_rows
 
 from impruver_chat.backends.base import Backend, Prompt
-from impruver_chat.conversation import ANSWERS, RESPONSES, NoAnswer, room_for, with_system
-from impruver_chat.generation.parameters import Sampling
+from impruver_chat.conversation import (
+    ANSWER_ROLES,
+    RESPONSE_ROLES,
+    NoAnswerError,
+    limit_new_tokens,
+    make_system_messages,
+)
+from impruver_chat.generation.parameters import SamplingParams
 
 STDIN = Path("/dev/stdin")
-
-
 SPOKEN = ("system", "developer", "user", "assistant")
-
-
-ROLES = (*SPOKEN[:3], *RESPONSES, *ANSWERS)
+ROLES = (*SPOKEN[:3], *RESPONSE_ROLES, *ANSWER_ROLES)
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
             raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
         except ValueError:
             raise ImpruverError(f"{path}, line {line}: not JSON: NaN or Infinity (or a number beyond all)") from None
-        questions.append(question_of(line, row, system_prompt))
+        questions.append(parse_question(line, row, system_prompt))
     if not questions:
         raise ImpruverError(f"{path}: no rows")
     return questions
 
 
-def stdin_holds_rows() -> bool:
+def has_rows_on_stdin() -> bool:
     """Whether stdin is no terminal and begins as JSONL does; waits for its first bytes, and leaves them there."""
     try:
         if sys.stdin.isatty():
@@ -59,7 +61,7 @@ def stdin_holds_rows() -> bool:
         return False
 
 
-def question_of(line: int, row: dict, system_prompt: str | None) -> Question:
+def parse_question(line: int, row: dict, system_prompt: str | None) -> Question:
     """What a row asks: its `messages` less a last answer, which is the reference, or its `prompt`."""
     for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
         if not isinstance(row.get(name), (kind, type(None))):
@@ -68,22 +70,24 @@ def question_of(line: int, row: dict, system_prompt: str | None) -> Question:
     reference = given if isinstance(given, str) and given.strip() else None
     messages = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
-        return Question(line, row, [*with_system(system_prompt), {"role": "user", "content": row["prompt"]}], reference)
+        return Question(
+            line, row, [*make_system_messages(system_prompt), {"role": "user", "content": row["prompt"]}], reference
+        )
     if messages is None:
         return Question(line, row, [], fault="neither messages nor a prompt")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return Question(line, row, [], fault="messages is not a list of objects")
-    if messages and messages[-1].get("role") in ANSWERS:
+    if messages and messages[-1].get("role") in ANSWER_ROLES:
         content = messages[-1].get("content")
         if reference is None and isinstance(content, str) and content.strip():
             reference = content
         messages = messages[:-1]
     if not messages:
         return Question(line, row, [], fault="no message to answer")
-    return Question(line, row, messages, reference, fault_of(messages))
+    return Question(line, row, messages, reference, find_fault(messages))
 
 
-def fault_of(messages: Sequence[dict]) -> str | None:
+def find_fault(messages: Sequence[dict]) -> str | None:
     """Why messages can't be asked; what a template would pass over or take for empty."""
     for number, message in enumerate(messages):
         role = message.get("role")
@@ -97,25 +101,25 @@ def fault_of(messages: Sequence[dict]) -> str | None:
     return None
 
 
-def refuse_faults(path: Path, questions: Sequence[Question | Prompt]) -> None:
+def check_no_faults(path: Path, questions: Sequence[Question | Prompt]) -> None:
     """ImpruverError for the first row that can't be asked, as --strict has it."""
     for question in questions:
         if isinstance(question, Question) and question.fault is not None:
             raise ImpruverError(f"{path}, line {question.line}: {question.fault}")
 
 
-def encode_all(questions: Sequence[Question], backend: Backend, sampling: Sampling, seed: int) -> list:
+def encode_questions(questions: Sequence[Question], backend: Backend, sampling: SamplingParams, seed: int) -> list:
     """A Prompt for each question, or the question with its fault; a row's seed is `seed` and its place."""
-    return [_encoded(question, backend, sampling, seed + place) for place, question in enumerate(questions)]
+    return [_encode_question(question, backend, sampling, seed + place) for place, question in enumerate(questions)]
 
 
-def _encoded(question: Question, backend: Backend, sampling: Sampling, seed: int) -> Prompt | Question:
+def _encode_question(question: Question, backend: Backend, sampling: SamplingParams, seed: int) -> Prompt | Question:
     row = question.row
     if question.fault is not None:
         return question
     try:
         ids = backend.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
-        room = room_for(ids, backend.context, sampling.max_new_tokens)
-    except (RefusedError, NoAnswer) as error:
+        room = limit_new_tokens(ids, backend.context_length, sampling.max_new_tokens)
+    except (RefusedError, NoAnswerError) as error:
         return Question(question.line, row, [], fault=str(error))
     return Prompt(ids, room, seed)

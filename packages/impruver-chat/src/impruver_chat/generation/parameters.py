@@ -11,16 +11,14 @@ from impruver_core.cli.flags import parse_boolean
 from impruver_core.errors import ImpruverError
 
 from impruver_chat.model_dir import read_json
-from impruver_chat.sections import ChatSection, out_of_range
+from impruver_chat.sections import ChatSection, find_out_of_range
 
-ASK_FOR_SAMPLING = ("temperature", "top_p", "top_k")
-
-
+SAMPLING_NAMES = ("temperature", "top_p", "top_k")
 SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How an answer's tokens are chosen. The values are the first impruver's, for a terminal."""
 
     max_new_tokens: int = 200
@@ -31,58 +29,54 @@ class Sampling:
     top_k: int = 40
 
 
-NAMES = tuple(get_type_hints(Sampling))
+NAMES = tuple(get_type_hints(SamplingParams))
+TYPES = get_type_hints(SamplingParams) | {"history_limit": int}
+GREEDY = replace(SamplingParams(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
 
 
-TYPES = get_type_hints(Sampling) | {"history_limit": int}
-
-
-GREEDY = replace(Sampling(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
-
-
-def choose(section: ChatSection, model_dir: Path, interactive: bool) -> Sampling:
+def resolve_parameters(section: ChatSection, model_dir: Path, interactive: bool) -> SamplingParams:
     """The parameters of `section`, else of `model_dir`'s generation_config.json, else the defaults.
 
     A temperature, top_p or top_k that the user gives asks for sampling; a temperature of 0 is greedy.
     """
     given = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
-    last = Sampling() if interactive else GREEDY
-    return _with(replace(last, **_of_model(model_dir / "generation_config.json")), given)
+    last = SamplingParams() if interactive else GREEDY
+    return _apply(replace(last, **_read_generation_config(model_dir / "generation_config.json")), given)
 
 
-def changed(sampling: Sampling, name: str, text: str) -> Sampling:
+def with_parameter(sampling: SamplingParams, name: str, text: str) -> SamplingParams:
     """With a parameter set to what `text` says; ImpruverError for another name or value."""
     if name not in NAMES:
-        raise ImpruverError(f"no parameter {name}{near(name, NAMES)}; there are {', '.join(NAMES)}")
-    return _with(sampling, {name: value_of(name, text)})
+        raise ImpruverError(f"no parameter {name}{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
+    return _apply(sampling, {name: parse_parameter(name, text)})
 
 
-def _with(sampling: Sampling, given: dict[str, Any]) -> Sampling:
-    if "do_sample" not in given and any(name in given for name in ASK_FOR_SAMPLING):
+def _apply(sampling: SamplingParams, given: dict[str, Any]) -> SamplingParams:
+    if "do_sample" not in given and any(name in given for name in SAMPLING_NAMES):
         given = given | {"do_sample": True}
     new = replace(sampling, **given)
     return replace(new, do_sample=new.do_sample and new.temperature > 0)
 
 
-def value_of(name: str, text: str) -> Any:
+def parse_parameter(name: str, text: str) -> Any:
     """What a text says that `name` is to be; ImpruverError where it can't be."""
     wanted = TYPES[name]
     try:
         value = parse_boolean(text) if wanted is bool else wanted(text)
     except (ValueError, ArgumentTypeError):
         raise ImpruverError(f"{name}: {text[:40]!r} is not {SHOWN[wanted]}") from None
-    for fault in out_of_range({name: value}).values():
+    for fault in find_out_of_range({name: value}).values():
         raise ImpruverError(f"{name} {fault}")
     return value
 
 
-def near(word: str, words: Iterable[str]) -> str:
+def suggest(word: str, words: Iterable[str]) -> str:
     """`, did you mean …?` with the nearest of `words`; "" where none is near."""
     found = get_close_matches(word.lower(), list(words), 1, 0.5)
     return f", did you mean {found[0]}?" if found else ""
 
 
-def described(sampling: Sampling) -> str:
+def format_parameters(sampling: SamplingParams) -> str:
     """The parameters in one line, for a person."""
     how = "the likeliest token each time"
     if sampling.do_sample:
@@ -91,13 +85,13 @@ def described(sampling: Sampling) -> str:
     return f"{how}{penalty}, at most {sampling.max_new_tokens} new tokens"
 
 
-def _of_model(path: Path) -> dict[str, Any]:
+def _read_generation_config(path: Path) -> dict[str, Any]:
     values = read_json(path)
     given = {name: values[name] for name in NAMES if values.get(name) is not None}
     for name, value in given.items():
         if type(value) is not TYPES[name] and not (TYPES[name] is float and type(value) is int):
             raise ImpruverError(f"{path}: {name} is {value!r}")
         given[name] = TYPES[name](value)  # transformers takes no whole number for a float
-    for name, fault in out_of_range(given).items():
+    for name, fault in find_out_of_range(given).items():
         raise ImpruverError(f"{path}: {name} {fault}")
     return given

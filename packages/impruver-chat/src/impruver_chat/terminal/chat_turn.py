@@ -8,86 +8,86 @@ from impruver_core.cli.console import log_always, log_info, warn
 from impruver_core.errors import RefusedError
 
 from impruver_chat.backends.base import Backend, Prompt
-from impruver_chat.conversation import Asked, NoAnswer, Session
-from impruver_chat.generation.parameters import Sampling
-from impruver_chat.responses.stream_parser import Speech, calls_of
-from impruver_chat.responses.tool_call_parser import described
-from impruver_chat.terminal.display import Page, Plain
+from impruver_chat.conversation import Conversation, NoAnswerError, PromptWindow
+from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.responses.stream_parser import ResponseStreamParser, get_tool_calls
+from impruver_chat.responses.tool_call_parser import format_call
+from impruver_chat.terminal.display import MarkdownDisplay, PlainDisplay
 from impruver_chat.terminal.interrupts import uninterrupted
 
 
 @dataclass
-class Talk:
+class ChatContext:
     """A conversation's parts. `seed` is the next answer's; `compare` asks without the adapter, too."""
 
-    session: Session
+    conversation: Conversation
     backend: Backend
-    sampling: Sampling
+    sampling: SamplingParams
     seed: int
-    screen: Plain | Page
+    display: PlainDisplay | MarkdownDisplay
     compare: bool = False
 
 
-Command = Callable[[Talk, str], None]
+Command = Callable[[ChatContext, str], None]
 
 
-def ask(talk: Talk, text: str) -> None:
+def ask_question(chat: ChatContext, text: str) -> None:
     """Asks a question."""
-    talk.session.ask(text)
-    answer(talk)
+    chat.conversation.add_question(text)
+    answer_question(chat)
 
 
-def answer(talk: Talk) -> None:
-    """Has the model answer what was said; the answer is shown as it comes, and becomes part of the session."""
-    session = talk.session
-    prompt = prompt_of(talk)
-    if prompt and talk.compare:
+def answer_question(chat: ChatContext) -> None:
+    """Has the model answer what was said; the answer is shown as it comes, and becomes part of the conversation."""
+    conversation = chat.conversation
+    prompt = build_prompt(chat)
+    if prompt and chat.compare:
         log_always("with the adapter:")
-    message, stopped = shown(talk, prompt) if prompt else (None, False)
+    message, stopped = stream_answer(chat, prompt) if prompt else (None, False)
     if message is None:
-        session.take_last()
+        conversation.remove_last_messages()
         return
-    session.answer(message)
-    for call in calls_of(message):
-        log_always(f"function call: {described(call)}")
-    if talk.compare and not stopped:
+    conversation.add_answer(message)
+    for call in get_tool_calls(message):
+        log_always(f"function call: {format_call(call)}")
+    if chat.compare and not stopped:
         log_always("without it:")
-        with talk.backend.without_adapter():
-            shown(talk, prompt)
-    if session.waiting():
+        with chat.backend.without_adapter():
+            stream_answer(chat, prompt)
+    if conversation.find_pending_responses():
         log_always("/result TEXT gives the function's response")
 
 
-def prompt_of(talk: Talk) -> Prompt | None:
-    """What the model is given for the session as it is; None, and a warning, where it can't be asked so."""
-    session, backend, wanted, seed = talk.session, talk.backend, talk.sampling.max_new_tokens, talk.seed
-    talk.seed += 1
+def build_prompt(chat: ChatContext) -> Prompt | None:
+    """What the model is given for the conversation as it is; None, and a warning, where it can't be asked so."""
+    conversation, backend, wanted, seed = chat.conversation, chat.backend, chat.sampling.max_new_tokens, chat.seed
+    chat.seed += 1
     try:
-        asked = session.prompt(backend.encode, backend.context, wanted)
-    except (RefusedError, NoAnswer, KeyboardInterrupt) as error:
+        asked = conversation.build_prompt(backend.encode, backend.context_length, wanted)
+    except (RefusedError, NoAnswerError, KeyboardInterrupt) as error:
         warn(f"not asked: {str(error) or 'stopped'}")
         return None
-    tell_trimmed(asked, session, backend.context)
-    if asked.room < wanted:
-        log_info(f"note: the context leaves {asked.room} tokens for the answer")
-    return Prompt(asked.ids, asked.room, seed)
+    log_forgotten_messages(asked, conversation, backend.context_length)
+    if asked.max_new_tokens < wanted:
+        log_info(f"note: the context leaves {asked.max_new_tokens} tokens for the answer")
+    return Prompt(asked.ids, asked.max_new_tokens, seed)
 
 
-def shown(talk: Talk, prompt: Prompt) -> tuple[dict | None, bool]:
+def stream_answer(chat: ChatContext, prompt: Prompt) -> tuple[dict | None, bool]:
     """Shows an answer as it comes; (its message, whether Ctrl+C stopped it), no message if before the first word."""
-    speech, stopped, told = Speech(talk.backend.marks, talk.screen.put), False, []
+    speech, stopped, told = ResponseStreamParser(chat.backend.markers, chat.display.feed), False, []
 
     def emit(piece: str) -> None:
         told.append(True)
-        speech.put(piece)
+        speech.feed(piece)
 
     try:
-        talk.backend.stream(prompt, talk.sampling, emit)
+        chat.backend.stream_answer(prompt, chat.sampling, emit)
     except KeyboardInterrupt:
         stopped = True
     with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
-        message = speech.end()
-        talk.screen.end()
+        message = speech.finish()
+        chat.display.finish()
     if stopped:
         log_always("(stopped)" if told else "(stopped before the first word: the question is taken back)")
     elif not told:
@@ -95,11 +95,11 @@ def shown(talk: Talk, prompt: Prompt) -> tuple[dict | None, bool]:
     return (message if told or not stopped else None), stopped
 
 
-def tell_trimmed(asked: Asked, session: Session, context: int | None) -> None:
+def log_forgotten_messages(asked: PromptWindow, conversation: Conversation, context: int | None) -> None:
     """Says that the oldest messages are no longer asked with."""
     reasons = [
-        (asked.by_limit, f"chat.history_limit is {session.history_limit}"),
-        (asked.by_context, f"the model's context is {context} tokens"),
+        (asked.forgotten_by_limit, f"chat.history_limit is {conversation.history_limit}"),
+        (asked.forgotten_by_context, f"the model's context is {context} tokens"),
     ]
     for count, reason in reasons:
         if count:

@@ -7,56 +7,54 @@ import time
 from impruver_core.cli.console import write_stream
 
 from impruver_chat.responses.stream_parser import REASONING
-from impruver_chat.terminal.ansi_text import behind, ink, width, without_blank
+from impruver_chat.terminal.ansi_text import lines_after, measure_width, strip_blank_lines, visible_text
 from impruver_chat.terminal.interrupts import uninterrupted
-from impruver_chat.terminal.markdown import blocks, clean, dimmed, markdown, paragraphs
+from impruver_chat.terminal.markdown import (
+    render_dimmed,
+    render_markdown,
+    replace_controls,
+    split_blocks,
+    split_paragraphs,
+)
 
 FASTEST, SLOWEST = 0.05, 0.5  # seconds between two drawings
-
-
 SHARE = 80  # drawing may take one part in so many of the time
-
-
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
-
-
 CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
-
-
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 
 
-def screen(plain: bool) -> "Plain | Page":
+def make_display(plain: bool) -> "PlainDisplay | MarkdownDisplay":
     """Markdown where stdout is a terminal that can do it, unless `plain`."""
     capable = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    return Plain() if plain or not capable else Page()
+    return PlainDisplay() if plain or not capable else MarkdownDisplay()
 
 
-class Plain:
+class PlainDisplay:
     """Shows text as it is, on stdout; reasoning on stderr, dimmed at a terminal."""
 
     def __init__(self) -> None:
         self._kind = ""
 
-    def put(self, kind: str, piece: str) -> None:
+    def feed(self, kind: str, piece: str) -> None:
         """Shows a piece of REASONING or TEXT."""
         stream = sys.stderr if kind == REASONING else sys.stdout
         if self._kind == REASONING != kind:
             write_stream(sys.stderr, "\n")
         self._kind = kind
         if stream.isatty():
-            piece = clean(piece)
+            piece = replace_controls(piece)
             piece = f"{DIM}{piece}{NORMAL}" if kind == REASONING and os.environ.get("TERM") != "dumb" else piece
         write_stream(stream, piece)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Nothing more comes; the next line is free."""
         if self._kind:
             write_stream(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
         self._kind = ""
 
 
-class Page:
+class MarkdownDisplay:
     """Markdown in lines. Those of the last, unfinished block are drawn anew as it grows; all others are there for good.
 
     Only lines that fit the screen are ever drawn anew: what has scrolled away can't be. Nor are those that stood there
@@ -69,17 +67,17 @@ class Page:
         self._console = Console(file=sys.stdout, highlight=False)
         self._kind, self._text = "", ""
         self._live = [""]  # the lines that may change yet; the cursor stands in the last
-        self._size = size()
+        self._size = get_terminal_size()
         self._begin()
         self._due = 0.0
         self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
-    def put(self, kind: str, piece: str) -> None:
-        """As `Plain.put`."""
+    def feed(self, kind: str, piece: str) -> None:
+        """As `PlainDisplay.feed`."""
         if kind != self._kind:
             self._finish([""])
             self._kind = kind
-        self._text += clean(piece)
+        self._text += replace_controls(piece)
         if time.monotonic() >= self._due:
             started = time.monotonic()
             with uninterrupted():
@@ -87,8 +85,8 @@ class Page:
             now = time.monotonic()
             self._due = now + min(max(FASTEST, SHARE * (now - started)), SLOWEST)
 
-    def end(self) -> None:
-        """As `Plain.end`."""
+    def finish(self) -> None:
+        """As `PlainDisplay.finish`."""
         self._finish([])
         self._kind, self._due = "", 0.0
 
@@ -115,18 +113,18 @@ class Page:
 
     def _fit(self) -> None:
         """In a window of another size what was drawn stays; of it only a last line that still fits may change yet."""
-        if size() == self._size:
+        if get_terminal_size() == self._size:
             return
-        self._size = size()
-        fits = width(self._live[-1]) < self._size.columns
+        self._size = get_terminal_size()
+        fits = measure_width(self._live[-1]) < self._size.columns
         if not fits:
             write_stream(sys.stdout, "\n")
-        self._above += ink("".join(self._drawn[: len(self._drawn) - fits]))
+        self._above += visible_text("".join(self._drawn[: len(self._drawn) - fits]))
         self._live, self._drawn, self._fixed = self._live[-1:] if fits else [""], [], 0
 
     def _settled(self) -> tuple[list[str], str]:
         """(the lines of the blocks that are finished, less those that are there; the unfinished block)."""
-        *done, rest = (paragraphs if self._kind == REASONING else blocks)(self._text)
+        *done, rest = (split_paragraphs if self._kind == REASONING else split_blocks)(self._text)
         settled: list[str] = []
         for block in done:
             settled += [*self._left(block), ""]
@@ -135,14 +133,14 @@ class Page:
 
     def _left(self, text: str) -> list[str]:
         """A block's lines less those that are there for good."""
-        self._drawn = behind(self._above, self._lines(text))
+        self._drawn = lines_after(self._above, self._lines(text))
         return self._drawn[self._fixed :]
 
     def _lines(self, text: str) -> list[str]:
         with self._console.capture() as captured:
             columns = max(10, self._size.columns - 1)  # a full line would move the cursor on in some terminals
-            self._console.print((dimmed if self._kind == REASONING else markdown)(text), width=columns)
-        return without_blank([line.rstrip(" ") for line in captured.get().split("\n")])
+            self._console.print((render_dimmed if self._kind == REASONING else render_markdown)(text), width=columns)
+        return strip_blank_lines([line.rstrip(" ") for line in captured.get().split("\n")])
 
     def _replace(self, settled: list[str], live: list[str]) -> None:
         """Puts lines in the place of those that may change; of the new ones only `live` may change from now on."""
@@ -160,7 +158,7 @@ class Page:
         write_stream(sys.stdout, f"{back}{fixed}{NO_WRAP}{lines}{below}{WRAP}")
 
 
-def size() -> os.terminal_size:
+def get_terminal_size() -> os.terminal_size:
     """Of the terminal as it is now; COLUMNS and LINES may be of another one."""
     try:
         return os.get_terminal_size(sys.stdout.fileno())

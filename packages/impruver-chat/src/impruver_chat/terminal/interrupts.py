@@ -11,7 +11,7 @@ from impruver_core.cli.runner import TerminationSignal
 
 
 @contextmanager
-def leaving(app: Any) -> Iterator[Callable[[], None]]:
+def exiting_on_sigterm(app: Any) -> Iterator[Callable[[], None]]:
     """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there.
 
     What is given is to be called when the loop has begun: the signal may have come before.
@@ -50,7 +50,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def keys_unseen() -> Iterator[None]:
+def without_echo() -> Iterator[None]:
     """What is typed meanwhile is not echoed into the answer; it is there for the next prompt, Ctrl+D as well."""
     if not sys.stdin.isatty() or os.name != "posix":
         yield

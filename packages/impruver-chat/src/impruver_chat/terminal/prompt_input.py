@@ -8,36 +8,32 @@ from typing import Any
 
 from impruver_core.cli.console import warn, write_stream
 from impruver_core.errors import ImpruverError
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import get_cache_dir
 
-from impruver_chat.terminal.interrupts import keys_unseen, leaving
+from impruver_chat.terminal.interrupts import exiting_on_sigterm, without_echo
 
 MARK = "> "
-
-
 NOT_TEXT = "not asked: this line is not UTF-8"
-
-
 MORE = "\\"  # at a line's end: the question goes on in the next
 
 
 @contextmanager
-def reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
+def open_reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
     """A function that gives the next question; None at the end of the input and at Ctrl+C."""
     if not sys.stdin.isatty():
-        yield piped
+        yield read_piped
     elif not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        yield lambda: piped(MARK)
+        yield lambda: read_piped(MARK)
     else:
-        session = editor(commands)
-        with keys_unseen():
-            yield lambda: edited(session)
+        session = make_editor(commands)
+        with without_echo():
+            yield lambda: read_edited(session)
 
 
-def edited(session: Any) -> str | None:
+def read_edited(session: Any) -> str | None:
     """The next question of prompt-toolkit's session."""
     try:
-        with leaving(session.app) as begun:
+        with exiting_on_sigterm(session.app) as begun:
             text = session.prompt(MARK, pre_run=begun)
         text.encode()
     except (KeyboardInterrupt, EOFError):
@@ -48,17 +44,17 @@ def edited(session: Any) -> str | None:
     return text
 
 
-def piped(mark: str = "") -> str | None:
+def read_piped(mark: str = "") -> str | None:
     """The next question of stdin as it is; `mark` goes to stderr first."""
     lines: list[str] = []
-    while (line := _line(mark)) is not None:
+    while (line := _read_line(mark)) is not None:
         lines.append(line.removesuffix(MORE))
         if not line.endswith(MORE):
             break
     return "\n".join(lines) if lines else None
 
 
-def _line(mark: str) -> str | None:
+def _read_line(mark: str) -> str | None:
     write_stream(sys.stderr, mark)
     try:
         line = sys.stdin.buffer.readline()
@@ -76,7 +72,7 @@ def _line(mark: str) -> str | None:
         return ""
 
 
-def editor(commands: Iterable[str]) -> Any:
+def make_editor(commands: Iterable[str]) -> Any:
     """prompt-toolkit's session, on stderr: stdout may be a file."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -84,8 +80,8 @@ def editor(commands: Iterable[str]) -> Any:
     from prompt_toolkit.shortcuts import CompleteStyle
 
     return PromptSession(
-        history=history(),
-        key_bindings=keys(),
+        history=open_history(),
+        key_bindings=make_key_bindings(),
         multiline=True,
         prompt_continuation="  ",
         completer=WordCompleter(sorted(commands), sentence=True),
@@ -96,7 +92,7 @@ def editor(commands: Iterable[str]) -> Any:
     )
 
 
-def keys() -> Any:
+def make_key_bindings() -> Any:
     """Enter asks, behind a backslash it makes a new line; so does Alt+Enter, that is Esc and Enter."""
     from prompt_toolkit.key_binding import KeyBindings
 
@@ -118,11 +114,11 @@ def keys() -> Any:
     return bound
 
 
-def history() -> Any:
+def open_history() -> Any:
     """The history of earlier sessions; where it can't be kept that is a warning, and this session's alone is there."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    class Kept(FileHistory):
+    class PromptHistory(FileHistory):
         def store_string(self, string: str) -> None:
             try:
                 super().store_string(string)
@@ -130,7 +126,7 @@ def history() -> Any:
                 warn(f"not kept for the next session: {path}: {error.strerror}")
 
     try:
-        path = cache_dir() / "chat_history"
+        path = get_cache_dir() / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
     except ImpruverError as error:  # no home
@@ -138,5 +134,5 @@ def history() -> Any:
     except OSError as error:
         warn(f"{path}: {error.strerror}: questions are not kept for the next session; set IMPRUVER_CACHE to a folder")
     else:
-        return Kept(str(path))
+        return PromptHistory(str(path))
     return InMemoryHistory()

@@ -8,26 +8,28 @@ from io import TextIOWrapper
 from impruver_core.cli.console import log_info
 
 from impruver_chat.backends.base import Backend
-from impruver_chat.conversation import Session
-from impruver_chat.generation.parameters import Sampling
-from impruver_chat.terminal.chat_turn import Talk, ask
-from impruver_chat.terminal.display import screen
-from impruver_chat.terminal.prompt_input import reader
-from impruver_chat.terminal.slash_commands import COMMANDS, Leave, run
+from impruver_chat.conversation import Conversation
+from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.terminal.chat_turn import ChatContext, ask_question
+from impruver_chat.terminal.display import make_display
+from impruver_chat.terminal.prompt_input import open_reader
+from impruver_chat.terminal.slash_commands import COMMANDS, QuitRequest, run_command
 
 COMMAND = re.compile(r"(/[A-Za-z_]+(?!\S)|/[/\s]*\Z)(.*)", re.DOTALL)  # neither a path nor a line of code
 
 
-def converse(session: Session, backend: Backend, sampling: Sampling, seed: int, plain: bool, compare: bool) -> None:
+def run_conversation(
+    conversation: Conversation, backend: Backend, sampling: SamplingParams, seed: int, plain: bool, compare: bool
+) -> None:
     """Asks and answers until the input ends or Ctrl+C comes at the prompt; Ctrl+C while it answers stops the answer."""
     log_info("Ctrl+D leaves, /help lists the commands")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
-    talk = Talk(session, backend, sampling, seed, screen(plain), compare)
-    with suppress(Leave, KeyboardInterrupt), reader(COMMANDS) as read:  # Ctrl+C at an answer is the answer's
+    chat = ChatContext(conversation, backend, sampling, seed, make_display(plain), compare)
+    with suppress(QuitRequest, KeyboardInterrupt), open_reader(COMMANDS) as read:  # Ctrl+C at an answer is the answer's
         while (text := read()) is not None:
             text = text.strip()
             if command := COMMAND.fullmatch(text):
-                run(talk, command[1], command[2])
+                run_command(chat, command[1], command[2])
             elif text:
-                ask(talk, text)
+                ask_question(chat, text)

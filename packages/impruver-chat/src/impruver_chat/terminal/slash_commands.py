@@ -1,4 +1,4 @@
-"""What can be done in a conversation besides asking: each command is a function of the talk and of what follows it."""
+"""What can be done in a conversation besides asking: each command is a function of the chat and of what follows it."""
 
 from pathlib import Path
 
@@ -6,30 +6,30 @@ from impruver_core.cli.console import log_always, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.jsonl import format_row
 
-from impruver_chat.generation.parameters import changed, described, near, value_of
-from impruver_chat.terminal.chat_turn import Command, Talk, answer
+from impruver_chat.generation.parameters import format_parameters, parse_parameter, suggest, with_parameter
+from impruver_chat.terminal.chat_turn import ChatContext, Command, answer_question
 
 NONE = "-"  # as the text of /system
 
 
-class Leave(Exception):
+class QuitRequest(Exception):
     """The conversation is over."""
 
 
-def run(talk: Talk, name: str, rest: str) -> None:
+def run_command(chat: ChatContext, name: str, rest: str) -> None:
     """Does what a command says; a wrong name or value is a warning, and nothing else happens."""
     if name not in COMMANDS:
-        warn(f"no command {name}{near(name, COMMANDS)}; /help lists them")
+        warn(f"no command {name}{suggest(name, COMMANDS)}; /help lists them")
         return
     try:
-        COMMANDS[name](talk, rest.strip())
+        COMMANDS[name](chat, rest.strip())
     except ImpruverError as error:
         if error.exit_code != 2:
             raise
         warn(str(error))
 
 
-def help_(talk: Talk, rest: str) -> None:
+def print_help(chat: ChatContext, rest: str) -> None:
     """Lists the commands and keys."""
     width = max(map(len, USAGES))
     lines = [f"{usage:{width}}  {command.__doc__}" for usage, command in USAGES.items()]
@@ -38,49 +38,49 @@ def help_(talk: Talk, rest: str) -> None:
     log_always("\n".join(lines))
 
 
-def reset(talk: Talk, rest: str) -> None:
+def reset(chat: ChatContext, rest: str) -> None:
     """Forgets all that was said, but for the system prompt."""
-    talk.session.reset()
+    chat.conversation.reset()
     log_always("forgotten")
 
 
-def system(talk: Talk, rest: str) -> None:
+def set_system_prompt(chat: ChatContext, rest: str) -> None:
     """Shows or sets the system prompt; - removes it."""
     if rest:
-        talk.session.system_prompt = None if rest == NONE else rest
-    log_always(f"system prompt: {talk.session.system_prompt or 'none'}")
+        chat.conversation.system_prompt = None if rest == NONE else rest
+    log_always(f"system prompt: {chat.conversation.system_prompt or 'none'}")
 
 
-def retry(talk: Talk, rest: str) -> None:
+def retry(chat: ChatContext, rest: str) -> None:
     """Asks the last question again, with other draws."""
-    talk.session.take_answer()
-    answer(talk)
+    chat.conversation.remove_last_answer()
+    answer_question(chat)
 
 
-def undo(talk: Talk, rest: str) -> None:
+def undo(chat: ChatContext, rest: str) -> None:
     """Takes the last question and its answer back."""
-    log_always(f"taken back: {talk.session.take_back()}")
+    log_always(f"taken back: {chat.conversation.remove_last_turn()}")
 
 
-def set_(talk: Talk, rest: str) -> None:
+def set_parameter(chat: ChatContext, rest: str) -> None:
     """Shows the parameters, or sets one: /set temperature 0.2"""
     name, _, value = rest.partition(" ")
     if name == "history_limit":
-        talk.session.history_limit = value_of(name, value)
-        log_always(f"history_limit {talk.session.history_limit}")
+        chat.conversation.history_limit = parse_parameter(name, value)
+        log_always(f"history_limit {chat.conversation.history_limit}")
         return
     if rest:
-        talk.sampling = changed(talk.sampling, name, value.strip())
-    log_always(described(talk.sampling))
+        chat.sampling = with_parameter(chat.sampling, name, value.strip())
+    log_always(format_parameters(chat.sampling))
 
 
-def save(talk: Talk, rest: str) -> None:
+def save(chat: ChatContext, rest: str) -> None:
     """Appends the conversation to a file, as a JSONL row."""
     if not rest:
         raise ImpruverError("name a file: /save FILE")
-    if not talk.session.messages:
+    if not chat.conversation.messages:
         raise ImpruverError("nothing was said yet")
-    path, row = Path(rest), format_row({"messages": talk.session.whole()}) + "\n"
+    path, row = Path(rest), format_row({"messages": chat.conversation.get_messages()}) + "\n"
     try:
         path = path.expanduser()
         with path.open("a+b") as file:
@@ -89,45 +89,44 @@ def save(talk: Talk, rest: str) -> None:
             file.write((row if ends else f"\n{row}").encode())
     except (OSError, RuntimeError, ValueError) as error:  # no home, no name, nothing that can be appended to
         raise ImpruverError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    log_always(f"appended {len(talk.session.whole())} messages to {path}")
+    log_always(f"appended {len(chat.conversation.get_messages())} messages to {path}")
 
 
-def compare(talk: Talk, rest: str) -> None:
+def toggle_compare(chat: ChatContext, rest: str) -> None:
     """Answers with the adapter and without it, or no longer."""
-    if talk.backend.alone:
-        raise ImpruverError(talk.backend.alone)
-    talk.compare = not talk.compare
-    log_always("answers with the adapter and without it" if talk.compare else "answers with the adapter alone")
+    if chat.backend.no_comparison_reason:
+        raise ImpruverError(chat.backend.no_comparison_reason)
+    chat.compare = not chat.compare
+    log_always("answers with the adapter and without it" if chat.compare else "answers with the adapter alone")
 
 
-def result(talk: Talk, rest: str) -> None:
+def add_result(chat: ChatContext, rest: str) -> None:
     """Gives the response of a function that the model called."""
     if not rest:
         raise ImpruverError("give the response, too: /result TEXT")
-    left = talk.session.respond(rest)
+    left = chat.conversation.add_tool_response(rest)
     if left:
         log_always(f"{left} more of the calls wait for a response")
         return
-    answer(talk)
+    answer_question(chat)
 
 
-def quit_(talk: Talk, rest: str) -> None:
+def request_quit(chat: ChatContext, rest: str) -> None:
     """Leaves."""
-    raise Leave
+    raise QuitRequest
 
 
 USAGES: dict[str, Command] = {
-    "/help": help_,
+    "/help": print_help,
     "/reset": reset,
-    "/system [TEXT]": system,
+    "/system [TEXT]": set_system_prompt,
     "/retry": retry,
     "/undo": undo,
-    "/set [NAME VALUE]": set_,
+    "/set [NAME VALUE]": set_parameter,
     "/save FILE": save,
-    "/compare": compare,
-    "/result TEXT": result,
-    "/quit": quit_,
+    "/compare": toggle_compare,
+    "/result TEXT": add_result,
+    "/quit": request_quit,
 }
-
 
 COMMANDS = {usage.split()[0]: command for usage, command in USAGES.items()}

@@ -22,14 +22,14 @@ ROLES = {
 }
 
 
-def _field(row: dict, mapping: dict, name: str):
+def _get_field(row: dict, mapping: dict, name: str):
     """A field's value, of the mapped column or the one of its name; "" where it is mapped to `_`, absent or null."""
     column = mapping.get(name, name)
     value = row.get(column) if column != "_" else None
     return "" if value is None else value
 
 
-def _text(value) -> str:
+def _to_text(value) -> str:
     """A value as text: numbers and booleans as JSON writes them; ValueError for NaN, which is none."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
@@ -40,41 +40,43 @@ def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     Where instruction and output are messages themselves, those, and only the output's are learned. Rows whose `label`
     says bad_output are skipped, as are rows without an answer.
     """
-    asked, answer = (_field(row, mapping, name) for name in ("instruction", "output"))
+    asked, answer = (_get_field(row, mapping, name) for name in ("instruction", "output"))
     if row.get("label") in SKIPPED_LABELS:
         return None
-    if _are_messages(asked) and _are_messages(answer):
-        return _with_system(row, mapping, [*({**message, "train": False} for message in asked), *answer])
-    output = _text(answer)
+    if _is_message_list(asked) and _is_message_list(answer):
+        return _prepend_system(row, mapping, [*({**message, "train": False} for message in asked), *answer])
+    output = _to_text(answer)
     if not output.strip():
         return None
-    parts = (_text(value) for value in (asked, _field(row, mapping, "input")))
+    parts = (_to_text(value) for value in (asked, _get_field(row, mapping, "input")))
     content = "\n".join(part for part in parts if part)
-    return _with_system(row, mapping, [{"role": "user", "content": content}, {"role": "assistant", "content": output}])
+    return _prepend_system(
+        row, mapping, [{"role": "user", "content": content}, {"role": "assistant", "content": output}]
+    )
 
 
-def _are_messages(value) -> bool:
+def _is_message_list(value) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
 
 
 def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """As instruction_to_messages, with `reasoning` before the answer in <think> tags."""
     messages = instruction_to_messages(row, mapping)
-    reasoning = _text(_field(row, mapping, "reasoning"))
+    reasoning = _to_text(_get_field(row, mapping, "reasoning"))
     if messages and reasoning:
         *before, last = messages
         messages = [*before, {**last, "content": f"<think>\n{reasoning}\n</think>\n\n{last['content']}"}]
     return messages
 
 
-def _with_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
-    system = _text(_field(row, {"system": "_"} | mapping, "system"))  # only where it is mapped
+def _prepend_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
+    system = _to_text(_get_field(row, {"system": "_"} | mapping, "system"))  # only where it is mapped
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """`messages` as {"role": […], "content": […]}; every role but user, system and the functions' is the assistant."""
-    dialog = _field(row, mapping, "messages")
+    dialog = _get_field(row, mapping, "messages")
     if isinstance(dialog, list):
         roles, contents = ([message[key] for message in dialog] for key in ("role", "content"))
     else:
@@ -88,10 +90,10 @@ def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
 def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
     """ShareGPT: `conversations` of {"from", "value"}, and a `system` prompt beside them."""
     messages = []
-    system = _field(row, mapping, "system")
+    system = _get_field(row, mapping, "system")
     if system:
         messages.append({"role": "system", "content": system})
-    for item in _field(row, mapping, "conversations"):
+    for item in _get_field(row, mapping, "conversations"):
         speaker = item.get("from") or item.get("role")
         if speaker not in ROLES:
             raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(ROLES)}")
@@ -107,18 +109,18 @@ def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]] | None
     """
     chance = random.Random(json.dumps([row.get("name"), row.get("context"), row.get("greeting")], ensure_ascii=False))
     told = [
-        _character(row, chance) + [_turn(message) for message in dialogue["chat"]]
+        _build_character_prompt(row, chance) + [_convert_turn(message) for message in dialogue["chat"]]
         for dialogue in row["dialogues"]
         if dialogue["model_name"] == "gpt-4"
     ]
     return told or None
 
 
-def _turn(message: dict) -> dict:
+def _convert_turn(message: dict) -> dict:
     return {"role": "assistant" if message["role"] == "char" else "user", "content": message["content"]}
 
 
-def _character(row: dict, chance: random.Random) -> list[dict]:
+def _build_character_prompt(row: dict, chance: random.Random) -> list[dict]:
     context = f"Ты {row['name']}. {row['context']}" if chance.random() < 0.5 else row["context"]
     opening = []
     if chance.random() < 0.2:
@@ -133,7 +135,7 @@ def _character(row: dict, chance: random.Random) -> list[dict]:
 
 def messages(row: dict, mapping: dict) -> list[dict]:
     """Messages rows, as they are: roles and contents, `tool_calls`, `train`; a list, also as JSON text."""
-    value = _field(row, mapping, "messages") or []
+    value = _get_field(row, mapping, "messages") or []
     if isinstance(value, str):
         value = json.loads(value)
     if not isinstance(value, list):
@@ -143,4 +145,4 @@ def messages(row: dict, mapping: dict) -> list[dict]:
 
 def text(row: dict, mapping: dict) -> str | None:
     """Plain text to learn whole; None for an empty one."""
-    return _text(_field(row, mapping, "text")) or None
+    return _to_text(_get_field(row, mapping, "text")) or None

@@ -17,18 +17,18 @@ class Conversation(NamedTuple):
     chat_template_kwargs: dict | None
     as_json: bytes = b""  # what as_row gives
 
-    def as_row(self) -> dict:
+    def to_row(self) -> dict:
         """The columns that a row of val.jsonl carries besides its tokens."""
         return {name: value for name, value in zip(self._fields[:4], self, strict=False) if value is not None}
 
 
-def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
+def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
     """The conversations of a row; none where the converter skips it.
 
     RefusedError: `converter_failed` where it raises, `bad_row` where what it gives is no conversation.
     """
-    tools = _wrapped(_parsed(row, "tools", list))
-    kwargs = _parsed(row, "chat_template_kwargs", dict)
+    tools = _wrap_tools(_parse_field(row, "tools", list))
+    kwargs = _parse_field(row, "chat_template_kwargs", dict)
     try:
         converted = converter(row, dict(mapping))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
@@ -38,44 +38,44 @@ def convert(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversat
     if converted is None:
         return
     if isinstance(converted, str):
-        yield _as_json(Conversation(None, converted, None, None))
+        yield _serialize(Conversation(None, converted, None, None))
         return
     if not isinstance(converted, (list, tuple)):
         raise RefusedError("bad_row", f"the converter gave {type(converted).__name__}, not a list of messages")
     several = bool(converted) and all(isinstance(item, (list, tuple)) for item in converted)
     for messages in converted if several else [converted]:
-        yield _as_json(Conversation([_without_nulls(message) for message in messages], None, tools, kwargs))
+        yield _serialize(Conversation([_remove_nulls(message) for message in messages], None, tools, kwargs))
 
 
-def _as_json(conversation: Conversation) -> Conversation:
+def _serialize(conversation: Conversation) -> Conversation:
     """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
     try:
-        _require_names(conversation.messages)
-        return conversation._replace(as_json=format_row(conversation.as_row()).encode())
+        _check_keys(conversation.messages)
+        return conversation._replace(as_json=format_row(conversation.to_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
 
 
-def _require_names(value) -> None:
+def _check_keys(value) -> None:
     """TypeError where a key is no text: JSON would make it one, and the template see another than val.jsonl has."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"the key {key!r} is no text")
-            _require_names(item)
+            _check_keys(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _require_names(item)
+            _check_keys(item)
 
 
-def _without_nulls(message):
+def _remove_nulls(message):
     """Columns that only other rows have come as nulls: they say nothing."""
     if isinstance(message, dict):
         return {key: value for key, value in message.items() if value is not None or key == "content"}
     return message
 
 
-def _parsed(row: dict, name: str, kind: type):
+def _parse_field(row: dict, name: str, kind: type):
     """A field of the row as `kind`, from JSON text too; None where it is absent or empty."""
     value = row.get(name)
     if isinstance(value, str):
@@ -88,7 +88,7 @@ def _parsed(row: dict, name: str, kind: type):
     return value or None
 
 
-def _wrapped(tools: list | None) -> list[dict] | None:
+def _wrap_tools(tools: list | None) -> list[dict] | None:
     """Tools as templates read them: {"type": "function", "function": {…}}."""
     if tools is None:
         return None

@@ -13,7 +13,7 @@ from impruver_core.suggestions import suggest
 from impruver_compose.converters import builtin
 
 
-class Converter(NamedTuple):
+class BuiltinConverter(NamedTuple):
     """A built-in converter, and what it reads through its mapping: fields that it must have, and further ones."""
 
     function: Callable
@@ -24,13 +24,13 @@ class Converter(NamedTuple):
 BUILTIN = {
     f"impruver.{each.function.__name__}": each
     for each in (
-        Converter(builtin.instruction_to_messages, ("instruction", "output"), ("input", "system")),
-        Converter(builtin.dialog_to_messages, ("messages",)),
-        Converter(builtin.conversations_to_messages, ("conversations",), ("system",)),
-        Converter(builtin.char_dialog_to_messages),
-        Converter(builtin.reasoning_to_messages, ("instruction", "reasoning", "output"), ("input", "system")),
-        Converter(builtin.messages, ("messages",)),
-        Converter(builtin.text, ("text",)),
+        BuiltinConverter(builtin.instruction_to_messages, ("instruction", "output"), ("input", "system")),
+        BuiltinConverter(builtin.dialog_to_messages, ("messages",)),
+        BuiltinConverter(builtin.conversations_to_messages, ("conversations",), ("system",)),
+        BuiltinConverter(builtin.char_dialog_to_messages),
+        BuiltinConverter(builtin.reasoning_to_messages, ("instruction", "reasoning", "output"), ("input", "system")),
+        BuiltinConverter(builtin.messages, ("messages",)),
+        BuiltinConverter(builtin.text, ("text",)),
     )
 }
 
@@ -44,7 +44,7 @@ ANSWERS = ("output", "response", "completion", "answer")
 def find_converter(section, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path):
     """(name, converter, mapping) of a data set: the recipe's, else the one that its columns tell."""
     if section.converter is None:
-        name, mapping = detect(columns, sample, section.mapping, where)
+        name, mapping = detect_converter(columns, sample, section.mapping, where)
     else:
         name, mapping = section.converter, section.mapping
     dotted = "." in name and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
@@ -56,7 +56,7 @@ def find_converter(section, columns: Sequence[str], sample: dict, where: str, re
     _check_mapping(name, mapping, columns, where)
     if name in BUILTIN:
         return name, BUILTIN[name].function, mapping
-    return name, _two_arguments(load_object(name, f"{where}.converter", recipe_dir), name, where), mapping
+    return name, _adapt_signature(load_object(name, f"{where}.converter", recipe_dir), name, where), mapping
 
 
 def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str) -> None:
@@ -71,7 +71,7 @@ def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str)
         raise ImpruverError(f"{where}.mapping: no such column ({', '.join(missing)}); there are {', '.join(columns)}")
 
 
-def _two_arguments(function: Callable, name: str, where: str) -> Callable:
+def _adapt_signature(function: Callable, name: str, where: str) -> Callable:
     """`function(row, mapping)`, for functions of the row alone, too, as the first impruver called them."""
     if not callable(function):
         raise ImpruverError(f"{where}.converter: {name} is no function")
@@ -87,7 +87,7 @@ def _two_arguments(function: Callable, name: str, where: str) -> Callable:
     return function if len(positional) > 1 else wraps(function)(lambda row, mapping: function(row))
 
 
-def detect(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> tuple[str, dict]:
+def detect_converter(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> tuple[str, dict]:
     """The built-in converter that fits the columns, and the mapping it needs; ImpruverError where none does."""
     has = set(columns) | set(mapping)
     if "messages" in has:

@@ -21,13 +21,13 @@ FMIX32 = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))  # shifts and factors of MurmurHas
 FMIX64 = ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53))
 
 
-def shingles(ids: np.ndarray) -> np.ndarray:
+def compute_shingles(ids: np.ndarray) -> np.ndarray:
     """Sorted distinct uint64 hashes of the 5-grams of `ids` (uint32); a text of fewer tokens is one shingle."""
     width = min(N, len(ids))
-    return np.unique(_grams(ids, width)) if width else np.zeros(0, np.uint64)
+    return np.unique(_hash_ngrams(ids, width)) if width else np.zeros(0, np.uint64)
 
 
-def shingles_of_all(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def compute_all_shingles(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, starts): the shingles of all `texts` one after another, repeated ones too, and where each begins.
 
     No text may be empty.
@@ -38,7 +38,7 @@ def shingles_of_all(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     hashes = np.empty(counts.sum(), np.uint64)
     long = np.flatnonzero(lengths >= N)
     if len(long):
-        grams = _grams(np.concatenate([texts[at] for at in long]), N)
+        grams = _hash_ngrams(np.concatenate([texts[at] for at in long]), N)
         within = np.ones(len(grams), bool)  # not of the end of one text and the start of the next
         ends = np.cumsum(lengths[long])[:-1]
         for back in range(1, N):
@@ -47,27 +47,27 @@ def shingles_of_all(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
         places[starts[lengths < N]] = False
         hashes[places] = grams[within]
     for at in np.flatnonzero(lengths < N):
-        hashes[starts[at]] = _grams(texts[at], len(texts[at]))[0]
+        hashes[starts[at]] = _hash_ngrams(texts[at], len(texts[at]))[0]
     return hashes, starts
 
 
-def _grams(ids: np.ndarray, width: int) -> np.ndarray:
+def _hash_ngrams(ids: np.ndarray, width: int) -> np.ndarray:
     """uint64 hashes of each `width` neighbours."""
     ids = ids.astype(np.uint64) + np.uint64(1)
     hashes = np.full(len(ids) - width + 1, np.uint64(width))
     for offset in range(width):
-        hashes = mixed(hashes * PRIME + ids[offset : offset + len(hashes)])
+        hashes = mix_hashes(hashes * PRIME + ids[offset : offset + len(hashes)])
     return hashes
 
 
-def mixed(hashes: np.ndarray, steps: Sequence[tuple[int, int]] = FMIX64) -> np.ndarray:
+def mix_hashes(hashes: np.ndarray, steps: Sequence[tuple[int, int]] = FMIX64) -> np.ndarray:
     """MurmurHash3's finalizer, for uint64 or with FMIX32 for uint32: a bijection, each bit counts in others."""
     for shift, factor in steps:
         hashes = (hashes ^ (hashes >> shift)) * factor
     return hashes ^ (hashes >> steps[0][0])
 
 
-def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+def compute_jaccard(one: np.ndarray, other: np.ndarray) -> float:
     """The Jaccard similarity of two sets of shingles, sorted and distinct; 1.0 for two empty ones."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     union = len(one) + len(other) - shared
@@ -81,7 +81,7 @@ HIGHEST = 0.95  # beyond it MinHashLSH finds no bands
 
 
 @lru_cache(maxsize=8)
-def permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
+def get_permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
     """The (a, b) of datasketch's affine32 permutations for its default seed, uint32 of shape (num_perm,)."""
     from datasketch import MinHash
 
@@ -90,7 +90,7 @@ def permutations(num_perm: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=8)
-def bands(threshold: float, num_perm: int) -> tuple[int, int]:
+def choose_bands(threshold: float, num_perm: int) -> tuple[int, int]:
     """(bands, rows of a band) that datasketch's MinHashLSH picks; above 0.95 those for 0.95."""
     from datasketch import MinHashLSH
 
@@ -98,7 +98,7 @@ def bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return index.b, index.r
 
 
-def signatures(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray:
+def compute_signatures(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray:
     """The MinHashes of texts (uint32 ids) by the lower 32 bits of their shingles: uint32 of shape (texts, num_perm).
 
     Equal to `MinHash(num_perm, hashfunc=int)` of datasketch, fed the same 32-bit hashes; of an empty text zeros.
@@ -107,20 +107,20 @@ def signatures(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray:
     full = [at for at, ids in enumerate(texts) if len(ids)]
     if not full:
         return found
-    hashes, starts = shingles_of_all([texts[at] for at in full])
-    scattered = mixed(hashes.astype(np.uint32), FMIX32)
+    hashes, starts = compute_all_shingles([texts[at] for at in full])
+    scattered = mix_hashes(hashes.astype(np.uint32), FMIX32)
     permuted = np.empty_like(scattered)
-    for number, (a, b) in enumerate(zip(*permutations(num_perm), strict=True)):
+    for number, (a, b) in enumerate(zip(*get_permutations(num_perm), strict=True)):
         np.multiply(scattered, a, out=permuted)
         np.add(permuted, b, out=permuted)
         found[full, number] = np.minimum.reduceat(permuted, starts)
     return found
 
 
-def band_keys(signatures: np.ndarray, count: int, width: int) -> np.ndarray:
+def compute_band_keys(signatures: np.ndarray, count: int, width: int) -> np.ndarray:
     """uint64 of shape (rows, bands): equal where two signatures agree in the whole band, else all but never."""
     parts = signatures[:, : count * width].reshape(len(signatures), count, width)
     keys = np.full(parts.shape[:2], np.uint64(width))
     for at in range(width):
-        keys = mixed(keys * PRIME + parts[:, :, at])
+        keys = mix_hashes(keys * PRIME + parts[:, :, at])
     return keys

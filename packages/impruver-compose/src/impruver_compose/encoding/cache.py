@@ -13,46 +13,47 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from impruver_core.io.atomic import atomic_write, make_folder
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder
 from impruver_core.tokenizer import get_special_tokens
 
-from impruver_compose.encoding.job import Job
-from impruver_compose.storage.shard_file import ROWS, is_whole
+from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.storage.shard_file import ROWS, is_readable
 
 KEPT_DAYS = 30
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """The folder of a data set's shards."""
 
     folder: Path
     rows: int
 
-    def shards(self) -> list[Path]:
+    def get_shard_paths(self) -> list[Path]:
         """All of them, there or not, in order."""
         return [self.folder / f"{number:06d}.arrow" for number in range(-(-self.rows // ROWS))]
 
-    def missing(self) -> list[int]:
+    def find_missing_shards(self) -> list[int]:
         """The numbers of those that are yet to be made."""
-        return [number for number, path in enumerate(self.shards()) if not is_whole(path)]
+        return [number for number, path in enumerate(self.get_shard_paths()) if not is_readable(path)]
 
-    def stretch(self, number: int) -> tuple[int, int]:
+    def get_row_range(self, number: int) -> tuple[int, int]:
         """The rows of shard `number`: from, to."""
         return number * ROWS, min((number + 1) * ROWS, self.rows)
 
 
-def entry_of(job: Job, tokenizer: str) -> Entry:
+def open_entry(job: DatasetJob, tokenizer: str) -> CacheEntry:
     """The entry of a data set, used today; `tokenizer` is its fingerprint."""
-    key = hashlib.sha256(json.dumps([_code(), tokenizer, *_settings(job)], sort_keys=True, default=str).encode())
-    folder = cache_dir() / "compose" / key.hexdigest()[:32]
+    key = hashlib.sha256(
+        json.dumps([_compute_code_version(), tokenizer, *_get_settings(job)], sort_keys=True, default=str).encode()
+    )
+    folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
     make_folder(folder)
     os.utime(folder)
-    return Entry(folder, len(job.rows))
+    return CacheEntry(folder, len(job.rows))
 
 
-def day_of(job: Job, entry: Entry) -> str | None:
+def get_template_day(job: DatasetJob, entry: CacheEntry) -> str | None:
     """The day of an entry's first run, as 2026-11-22, where the template asks for the date."""
     if "strftime_now" not in json.dumps(job.tokenizer.chat_template):
         return None
@@ -63,24 +64,24 @@ def day_of(job: Job, entry: Entry) -> str | None:
     return path.read_text(encoding="utf-8")
 
 
-def forget_old() -> None:
+def remove_old_entries() -> None:
     """Removes entries that no run has used for 30 days."""
     oldest = time.time() - KEPT_DAYS * 86400
-    for folder in (cache_dir() / "compose").glob("*"):
+    for folder in (get_cache_dir() / "compose").glob("*"):
         with suppress(OSError):  # another run may forget it just now
             if folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _settings(job: Job) -> list:
+def _get_settings(job: DatasetJob) -> list:
     return [
-        [job.key, job.mapping, _source(job.converter)],
+        [job.key, job.mapping, _get_source(job.converter)],
         [job.tokenizer.chat_template, get_special_tokens(job.tokenizer), job.template_kwargs],
         [job.options, job.limit, job.turns, job.trim, job.prompts_only, job.num_perm, ROWS],
     ]
 
 
-def _source(converter) -> list:
+def _get_source(converter) -> list:
     """A converter's name and the text of its module; one without a source is never the same."""
     function = inspect.unwrap(converter)
     try:
@@ -91,7 +92,7 @@ def _source(converter) -> list:
 
 
 @cache
-def _code() -> list:
+def _compute_code_version() -> list:
     """What encodes: our own sources and the versions of the libraries."""
     digest = hashlib.sha256()
     for package in ("impruver_compose", "impruver_core"):

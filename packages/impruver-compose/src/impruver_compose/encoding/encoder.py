@@ -8,14 +8,21 @@ import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
+from impruver_core.labels import count_target_tokens
 from impruver_core.tokenizer import plain_encoder
 
-from impruver_compose.converters.conversation import Conversation, convert
-from impruver_compose.dedup.minhash import signatures
-from impruver_compose.encoding.documents import document
-from impruver_compose.encoding.job import Job
-from impruver_compose.encoding.turns import fitting, parts, shortened
-from impruver_compose.records import Dropped, Kept, Shard, digest, learned, line_of
+from impruver_compose.converters.conversation import Conversation, convert_row
+from impruver_compose.dedup.minhash import compute_signatures
+from impruver_compose.encoding.documents import encode_document
+from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.encoding.turns import build_training_views, find_longest_fitting_prefix, select_fitting_views
+from impruver_compose.records import (
+    DroppedRow,
+    EncodedConversation,
+    EncodedShard,
+    build_token_row,
+    compute_digest,
+)
 
 BATCH = 500  # rows in memory at once,
 
@@ -26,40 +33,40 @@ BATCH_BYTES = 1 << 21  # and of their conversations: a token's encoding takes a 
 Placed = tuple[int, int, Conversation]  # row, part, conversation
 
 
-def encode_rows(job: Job, start: int, stop: int) -> tuple[Shard, np.ndarray]:
+def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, np.ndarray]:
     """The shard of rows start..stop, and the MinHash signatures of what it kept."""
-    shard, found = Shard(), []
+    shard, found = EncodedShard(), []
     for first in range(start, stop, BATCH):
-        for conversations in _batches(_converted(job, first, min(first + BATCH, stop), shard)):
+        for conversations in _split_into_batches(_convert_rows(job, first, min(first + BATCH, stop), shard)):
             before = len(shard.kept)
-            _encode(job, conversations, shard)
-            found.append(signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
+            _encode_batch(job, conversations, shard)
+            found.append(compute_signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
     return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
 
 
-def converted(job: Job, row: int) -> list[Conversation]:
+def convert_row_at(job: DatasetJob, row: int) -> list[Conversation]:
     """The conversations of one row; RefusedError where it becomes none."""
-    return list(convert(job.rows.batch(row, row + 1)[0], job.converter, job.mapping))
+    return list(convert_row(job.rows.read(row, row + 1)[0], job.converter, job.mapping))
 
 
-def _converted(job: Job, start: int, stop: int, shard: Shard) -> list[Placed]:
+def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -> list[Placed]:
     """The conversations of rows start..stop."""
     found = []
-    for number, row in enumerate(job.rows.batch(start, stop), start):
+    for number, row in enumerate(job.rows.read(start, stop), start):
         shard.counts["rows"] += 1
         try:
-            conversations = list(convert(row, job.converter, job.mapping))
+            conversations = list(convert_row(row, job.converter, job.mapping))
             if not conversations:
                 raise RefusedError("converter_skipped", "")
         except RefusedError as error:
-            shard.dropped.append(Dropped(number, None, error.reason, error.detail))
+            shard.dropped.append(DroppedRow(number, None, error.reason, error.detail))
             continue
         shard.counts.update(converted=1, conversations=len(conversations))
         found += [(number, at, conversation) for at, conversation in enumerate(conversations)]
     return found
 
 
-def _batches(conversations: list[Placed]) -> Iterator[list[Placed]]:
+def _split_into_batches(conversations: list[Placed]) -> Iterator[list[Placed]]:
     """The conversations in stretches of at most BATCH_BYTES, or of one."""
     start, size = 0, 0
     for end, (_, _, conversation) in enumerate(conversations):
@@ -71,67 +78,75 @@ def _batches(conversations: list[Placed]) -> Iterator[list[Placed]]:
         yield conversations[start:]
 
 
-def _encode(job: Job, conversations: list[Placed], shard: Shard) -> None:
+def _encode_batch(job: DatasetJob, conversations: list[Placed], shard: EncodedShard) -> None:
     chats = [chat for _, _, chat in conversations if chat.text is None]
-    whole = encode_all(job, chats, [chat.messages for chat in chats])
-    lines = iter(zip(whole, _lines(job, chats, whole), strict=True))
+    whole = encode_messages(job, chats, [chat.messages for chat in chats])
+    lines = iter(zip(whole, _encode_views(job, chats, whole), strict=True))
     with plain_encoder(job.tokenizer) as encode:
         documents = iter(encode([chat.text for _, _, chat in conversations if chat.text is not None]))
     for row, at, chat in conversations:
         if chat.text is not None:
-            kept = document(job, row, at, chat.text, next(documents))
+            kept = encode_document(job, row, at, chat.text, next(documents))
         else:
-            kept = _chat(job, row, at, chat, *next(lines))
+            kept = _encode_conversation(job, row, at, chat, *next(lines))
         if isinstance(kept, Refused):
-            shard.dropped.append(Dropped(row, at, kept.reason, kept.detail))
+            shard.dropped.append(DroppedRow(row, at, kept.reason, kept.detail))
             continue
         shard.kept.append(kept)
         shard.counts["trimmed"] += kept.trimmed
 
 
-def encode_all(job: Job, chats: Sequence[Conversation], messages: list[list[dict]]) -> list[Encoded | Refused]:
+def encode_messages(
+    job: DatasetJob, chats: Sequence[Conversation], messages: list[list[dict]]
+) -> list[Encoded | Refused]:
     """Encodes `messages`, each with the tools and template arguments of the chat of the same number."""
     return encode_chats(
         job.tokenizer,
         messages,
         [chat.tools for chat in chats],
-        chat_template_kwargs=[job.kwargs(chat) for chat in chats],
+        chat_template_kwargs=[job.get_template_kwargs(chat) for chat in chats],
         **job.options,
     )
 
 
-def _lines(job: Job, chats: list[Conversation], whole: list[Encoded | Refused]) -> list:
+def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list[Encoded | Refused]) -> list:
     """The lines of each chat as `turns` asks for them: (number of messages, Encoded or Refused)."""
     if job.turns == "all":
         return [[(len(chat.messages), encoded)] for chat, encoded in zip(chats, whole, strict=True)]
     usable = [isinstance(encoded, Encoded) for encoded in whole]
-    asked = [parts(chat.messages, job.turns) if good else [] for chat, good in zip(chats, usable, strict=True)]
+    asked = [
+        build_training_views(chat.messages, job.turns) if good else [] for chat, good in zip(chats, usable, strict=True)
+    ]
     owners = [chat for chat, several in zip(chats, asked, strict=True) for _ in several]
-    encoded = iter(encode_all(job, owners, [messages for several in asked for messages in several]))
+    encoded = iter(encode_messages(job, owners, [messages for several in asked for messages in several]))
     return [[(len(messages), next(encoded)) for messages in several] for several in asked]
 
 
-def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refused, lines: list) -> Kept | Refused:
+def _encode_conversation(
+    job: DatasetJob, row: int, at: int, chat: Conversation, whole: Encoded | Refused, lines: list
+) -> EncodedConversation | Refused:
     if isinstance(whole, Refused):
         return whole
-    if not lines or not learned(whole.labels):
+    if not lines or not count_target_tokens(whole.labels):
         roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
         return Refused("nothing_to_learn", f"no assistant's turn is learned (roles: {roles})")
-    encode = partial(encode_all, job, [chat])
-    shorter = partial(shortened, chat.messages, whole, encode, job.turns, job.limit) if job.trim else None
-    fit = fitting(lines, job.limit, shorter)
+    encode = partial(encode_messages, job, [chat])
+    shorter = (
+        partial(find_longest_fitting_prefix, chat.messages, whole, encode, job.turns, job.limit) if job.trim else None
+    )
+    fit = select_fitting_views(lines, job.limit, shorter)
     if isinstance(fit, Refused):
         return fit
     last = max((n for n, m in enumerate(chat.messages) if m["role"] in ("assistant", "function_call")), default=0)
     ids = np.asarray(whole.input_ids, np.uint32)
     judged = [ids[start:end] for number, start, end in whole.texts if number < last or not job.prompts_only]
-    asked = _asked(chat.messages[:last])
-    all_digest = digest(ids)
-    prompt_digest = digest(asked) if asked else all_digest
-    return Kept(
+    asked = _serialize_prompt(chat.messages[:last])
+    all_digest = compute_digest(ids)
+    prompt_digest = compute_digest(asked) if asked else all_digest
+    return EncodedConversation(
         row,
         at,
-        [line_of(encoded, _leading(chat, count)) for count, encoded in fit],
+        [build_token_row(encoded, _format_extra(chat, count)) for count, encoded in fit],
         np.concatenate([ids[:0], *judged]),
         prompt_digest if job.prompts_only else all_digest,
         prompt_digest,
@@ -139,14 +154,14 @@ def _chat(job: Job, row: int, at: int, chat: Conversation, whole: Encoded | Refu
     )
 
 
-def _leading(chat: Conversation, count: int) -> bytes:
+def _format_extra(chat: Conversation, count: int) -> bytes:
     """What a line of the first `count` messages carries besides in val.jsonl."""
     if count == len(chat.messages):
         return chat.as_json
-    return format_row(chat._replace(messages=chat.messages[:count]).as_row()).encode()
+    return format_row(chat._replace(messages=chat.messages[:count]).to_row()).encode()
 
 
-def _asked(messages: list[dict]) -> bytes:
+def _serialize_prompt(messages: list[dict]) -> bytes:
     """What messages say but the system's, empty where they say nothing.
 
     As text: the same text may begin with another token behind a system prompt. Templates trim blanks at its ends.

@@ -11,18 +11,18 @@ from impruver_core.errors import ImpruverError
 
 from impruver_compose.converters.conversation import Conversation
 from impruver_compose.converters.registry import find_converter
-from impruver_compose.sources.loading import Source, open_source
-from impruver_compose.sources.row_table import Rows
+from impruver_compose.sources.loading import LoadedDataset, load_dataset
+from impruver_compose.sources.row_table import RowTable
 
 
 @dataclass(frozen=True)
-class Job:
+class DatasetJob:
     """All that encoding a data set needs."""
 
     name: str
     index: int
     key: list  # what tells its data from any other
-    rows: Rows
+    rows: RowTable
     converter: Callable
     mapping: dict
     tokenizer: Any
@@ -35,20 +35,20 @@ class Job:
     num_perm: int = 128
     day: str | None = None  # told to a template that asks for the date
 
-    def kwargs(self, chat: Conversation) -> dict:
+    def get_template_kwargs(self, chat: Conversation) -> dict:
         """The template's arguments for a conversation."""
         day = {TODAY: self.day} if self.day else {}
         return {**self.template_kwargs, **(chat.chat_template_kwargs or {}), **day}
 
     @property
-    def no_eos(self) -> str | None:
+    def no_eos_reason(self) -> str | None:
         """Why no EOS is put behind a row that no end-of-turn token ends; None where one is."""
         if not self.options["add_eos"]:
             return "add_global_eos is off"
         return "the tokenizer has no EOS" if self.tokenizer.eos_token_id is None else None
 
 
-def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[Job], list[dict]]:
+def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[DatasetJob], list[dict]]:
     """(jobs, inputs for the manifest): all data sets opened before any is worked on; none may hold what is `written`.
 
     `limit`: tokens of the longest row, where a data set says nothing else.
@@ -57,22 +57,24 @@ def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tupl
         raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
     jobs, inputs = [], []
     for index, section in enumerate(recipe.datasets):
-        where = recipe.where(f"datasets.{index}")
-        source = open_source(section, where, recipe.base_dir, written)
+        where = recipe.locate(f"datasets.{index}")
+        source = load_dataset(section, where, recipe.base_dir, written)
         if not len(source.rows):
             raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
         name, converter, mapping = find_converter(
-            section, source.rows.columns, source.rows.batch(0, 1)[0], where, recipe.base_dir
+            section, source.rows.columns, source.rows.read(0, 1)[0], where, recipe.base_dir
         )
         log_info(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
-        jobs.append(_job(recipe, index, source, converter, mapping, tokenizer, limit))
+        jobs.append(_build_job(recipe, index, source, converter, mapping, tokenizer, limit))
         inputs += source.inputs
     return jobs, inputs
 
 
-def _job(recipe, index: int, source: Source, converter, mapping: dict, tokenizer, limit: int | None) -> Job:
+def _build_job(
+    recipe, index: int, source: LoadedDataset, converter, mapping: dict, tokenizer, limit: int | None
+) -> DatasetJob:
     section = recipe.datasets[index]
-    return Job(
+    return DatasetJob(
         name=section.name,
         index=index,
         key=source.key,

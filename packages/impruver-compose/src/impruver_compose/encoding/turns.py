@@ -11,25 +11,25 @@ Encode = Callable[[list[list[dict]]], list[Encoded | Refused]]
 Line = tuple[int, Encoded]  # of how many leading messages, and their encoding
 
 
-def parts(messages: Sequence[dict], turns: str) -> list[list[dict]]:
+def build_training_views(messages: Sequence[dict], turns: str) -> list[list[dict]]:
     """The parts that `turns` asks for: up to each learned turn (`each`), or to the last; that turn alone is learned."""
-    ends = learned_turns(messages)
-    return [part(messages, end, turns) for end in (ends if turns == "each" else ends[-1:])]
+    ends = find_trained_turns(messages)
+    return [build_view(messages, end, turns) for end in (ends if turns == "each" else ends[-1:])]
 
 
-def part(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
+def build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
     """The messages up to number `end`, of which that one alone is learned; for `all` as they are."""
     if turns == "all":
         return list(messages[: end + 1])
     return [*({**message, "train": False} for message in messages[:end]), messages[end]]
 
 
-def learned_turns(messages: Sequence[dict]) -> list[int]:
+def find_trained_turns(messages: Sequence[dict]) -> list[int]:
     """The numbers of the messages that are learned."""
     return [n for n, m in enumerate(messages) if m["role"] in TRAINED_ROLES and m.get("train") is not False]
 
 
-def fitting(
+def select_fitting_views(
     lines: list[tuple[int, Encoded | Refused]], limit: int | None, shorten: Callable[[], list[Line]] | None
 ) -> list[Line] | Refused:
     """The lines of a conversation, each of at most `limit` tokens; Refused where one was refused or is longer.
@@ -46,19 +46,21 @@ def fitting(
     return fit or Refused("too_long", f"{longest} tokens, at most {limit} (max_tokens_count)")
 
 
-def shortened(messages: Sequence[dict], whole: Encoded, encode: Encode, turns: str, limit: int) -> list[Line]:
+def find_longest_fitting_prefix(
+    messages: Sequence[dict], whole: Encoded, encode: Encode, turns: str, limit: int
+) -> list[Line]:
     """The longest leading part of at most `limit` tokens that ends with a learned turn; none where there is none.
 
     `whole` is the encoding of all messages: what ends behind the limit in it can't fit.
     """
     reached = {number: end for number, _, end in whole.texts}
-    ends = learned_turns(messages)
+    ends = find_trained_turns(messages)
     if turns != "all" or ends[-1:] == [len(messages) - 1]:
         ends = ends[:-1]  # that part was too long
     for end in reversed(ends):
         if reached.get(end, 0) > limit:
             continue
-        (encoded,) = encode([part(messages, end, turns)])
+        (encoded,) = encode([build_view(messages, end, turns)])
         if isinstance(encoded, Encoded) and len(encoded.input_ids) <= limit:
             return [(end + 1, encoded)]
     return []

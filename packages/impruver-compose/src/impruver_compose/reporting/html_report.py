@@ -8,21 +8,26 @@ import numpy as np
 from impruver_core.reporting import charts, html
 
 from impruver_compose.dedup.near_duplicates import Duplicate
-from impruver_compose.encoding.job import Job
-from impruver_compose.ledger import Counts
-from impruver_compose.output import Paths
-from impruver_compose.reporting.samples import closest_pairs, parted, samples
-from impruver_compose.reporting.summary_tables import brought, dropped, gated, share
+from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.ledger import DatasetStats
+from impruver_compose.output import OutputPaths
+from impruver_compose.reporting.samples import build_closest_pairs, build_prompt_pairs, build_samples
+from impruver_compose.reporting.summary_tables import (
+    build_dataset_table,
+    build_drop_table,
+    build_template_check_table,
+    format_share,
+)
 from impruver_compose.storage.corpus import Corpus
 
 BINS = 48
 
 
-def page(
-    paths: Paths,
+def render_report(
+    paths: OutputPaths,
     corpus: Corpus,
-    jobs: Sequence[Job],
-    counts: Sequence[Counts],
+    jobs: Sequence[DatasetJob],
+    counts: Sequence[DatasetStats],
     lines: Sequence[np.ndarray],
     duplicates: Sequence[Duplicate],
     gate: Sequence[dict],
@@ -31,19 +36,19 @@ def page(
     names = [f"{job.index} {PurePath(job.name).name}" for job in jobs]
     written = np.concatenate([np.asarray(each, np.int64) for each in lines])
     sections = [
-        html.build_section("", "", _facts(counts)),
-        _datasets(names, jobs, counts),
-        _lengths(corpus.tokens[written], jobs, counts),
-        _dropped(names, jobs, counts, paths.ledger.name),
-        _gate(gate),
-        samples(corpus, jobs, np.asarray(lines[0], np.int64)),
-        closest_pairs(corpus, duplicates),
+        html.build_section("", "", _build_facts(counts)),
+        _build_datasets(names, jobs, counts),
+        _build_lengths(corpus.tokens[written], jobs, counts),
+        _build_dropped(names, jobs, counts, paths.ledger.name),
+        _build_template_checks(gate),
+        build_samples(corpus, jobs, np.asarray(lines[0], np.int64)),
+        build_closest_pairs(corpus, duplicates),
     ]
     lead = f"What impruver-compose made of {len(jobs)} data set{'s' * (len(jobs) > 1)}; beside it {paths.val.name}."
     return html.render_page(paths.train.name, lead, [section for section in sections if section])
 
 
-def _facts(counts: Sequence[Counts]) -> dict:
+def _build_facts(counts: Sequence[DatasetStats]) -> dict:
     def total(name: str) -> int:
         return sum(getattr(each, name) for each in counts)
 
@@ -52,13 +57,13 @@ def _facts(counts: Sequence[Counts]) -> dict:
             "rows to train": total("train_rows"),
             "rows to validate": total("val_rows"),
             "tokens": total("tokens"),
-            "learned": share(total("learned"), total("tokens")),
+            "learned": format_share(total("learned"), total("tokens")),
             "dropped": sum(each.dropped.total() + each.rows_dropped.total() for each in counts),
         }
     )
 
 
-def _datasets(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts]) -> dict:
+def _build_datasets(names: Sequence[str], jobs: Sequence[DatasetJob], counts: Sequence[DatasetStats]) -> dict:
     rows = {name: (each.train_rows + each.val_rows, each.val_rows) for name, each in zip(names, counts, strict=True)}
     tokens = {name: (each.tokens, each.learned) for name, each in zip(names, counts, strict=True)}
     return html.build_section(
@@ -66,11 +71,11 @@ def _datasets(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts
         "Rows and tokens as they are written: unfolded and repeated where the recipe asks for it.",
         charts.render_bars("Rows by data set", rows, ("train", "val")),
         charts.render_bars("Tokens by data set", tokens, ("not learned", "learned")),
-        html.build_table(*brought(jobs, counts)),
+        html.build_table(*build_dataset_table(jobs, counts)),
     )
 
 
-def _lengths(tokens: np.ndarray, jobs: Sequence[Job], counts: Sequence[Counts]) -> dict:
+def _build_lengths(tokens: np.ndarray, jobs: Sequence[DatasetJob], counts: Sequence[DatasetStats]) -> dict:
     longest = int(tokens.max(initial=1))
     limits = sorted({job.limit for job in jobs if job.limit})
     near = {f"max_tokens_count {limit:,}": limit for limit in limits if limit <= 3 * longest}
@@ -90,7 +95,9 @@ def _lengths(tokens: np.ndarray, jobs: Sequence[Job], counts: Sequence[Counts]) 
     return html.build_section("Lengths", note, chart)
 
 
-def _dropped(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts], ledger: str) -> dict:
+def _build_dropped(
+    names: Sequence[str], jobs: Sequence[DatasetJob], counts: Sequence[DatasetStats], ledger: str
+) -> dict:
     reasons = Counter()
     for each in counts:
         reasons.update(each.rows_dropped + each.dropped)
@@ -100,11 +107,11 @@ def _dropped(names: Sequence[str], jobs: Sequence[Job], counts: Sequence[Counts]
         "Dropped",
         f"Each with its data set, row and detail is in {ledger}.",
         charts.render_bars("Dropped, by reason", {reason: [number] for reason, number in reasons.most_common()}),
-        html.build_table(*dropped(jobs, counts)),
+        html.build_table(*build_drop_table(jobs, counts)),
     )
 
 
-def _gate(entries: Sequence[dict]) -> dict:
+def _build_template_checks(entries: Sequence[dict]) -> dict:
     note = (
         "Whether the model learns to stop and is asked as it was trained; the last two columns are of the first rows."
     )
@@ -116,7 +123,7 @@ def _gate(entries: Sequence[dict]) -> dict:
     return html.build_section(
         "The gate",
         note,
-        html.build_table(*gated(entries)),
+        html.build_table(*build_template_check_table(entries)),
         html.build_texts(warnings) if warnings else None,
-        parted(entries),
+        build_prompt_pairs(entries),
     )

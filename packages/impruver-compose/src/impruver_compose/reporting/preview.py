@@ -10,32 +10,34 @@ from impruver_core.cli.console import print_result
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.encoding.encoder import BATCH, encode_rows
-from impruver_compose.encoding.job import Job
-from impruver_compose.records import Kept, Line
-from impruver_compose.reporting.terminal_text import GREEN, GREY, in_colour, mark, readable
+from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.records import EncodedConversation, TokenRow
+from impruver_compose.reporting.terminal_text import GREEN, GREY, format_visible, make_marker, supports_colour
 
 LEFT, RIGHT = "⟦", "⟧"  # around learned text where there are no colours
 
 
-def show(jobs: Sequence[Job], count: int) -> None:
+def print_rows(jobs: Sequence[DatasetJob], count: int) -> None:
     """Prints the first `count` rows of each data set, before duplicates are judged; writes nothing."""
     if count < 1:
         raise ImpruverError(f"--show must be at least 1, not {count}")
-    learned, other = mark(GREEN, LEFT, RIGHT)("learned"), mark(GREY)("not learned")
-    print_result(f"{learned}, {other if in_colour() else 'all else is not'}")
+    learned, other = make_marker(GREEN, LEFT, RIGHT)("learned"), make_marker(GREY)("not learned")
+    print_result(f"{learned}, {other if supports_colour() else 'all else is not'}")
     for job in jobs:
         reasons: Counter[str] = Counter()
-        rows = list(islice(_rows(job, count, reasons), count))
+        rows = list(islice(_encode_first_rows(job, count, reasons), count))
         for kept, line in rows:
             place = f"data set {job.index} ({job.name}), row {kept.row}, conversation {kept.part}"
             title = f"{place}: {line.tokens} tokens, {line.learned} learned"
-            print_result(f"\n{title}\n{_painted(job, line)}".removesuffix("\n"))
+            print_result(f"\n{title}\n{_format_row(job, line)}".removesuffix("\n"))
         if len(rows) < count:
             told = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
             print_result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{told}")
 
 
-def _rows(job: Job, count: int, reasons: Counter[str]) -> Iterator[tuple[Kept, Line]]:
+def _encode_first_rows(
+    job: DatasetJob, count: int, reasons: Counter[str]
+) -> Iterator[tuple[EncodedConversation, TokenRow]]:
     """The rows of a data set as they are made; counts in `reasons` what is dropped."""
     step = min(BATCH, max(count, 10))
     for start in range(0, len(job.rows), step):
@@ -44,9 +46,9 @@ def _rows(job: Job, count: int, reasons: Counter[str]) -> Iterator[tuple[Kept, L
         yield from ((kept, line) for kept in shard.kept for line in kept.lines)
 
 
-def _painted(job: Job, line: Line) -> str:
+def _format_row(job: DatasetJob, line: TokenRow) -> str:
     row = json.loads(line.content)
-    painters = mark(GREY), mark(GREEN, LEFT, RIGHT)
-    reserved = "" if in_colour() else LEFT + RIGHT
+    painters = make_marker(GREY), make_marker(GREEN, LEFT, RIGHT)
+    reserved = "" if supports_colour() else LEFT + RIGHT
     found = decode_segments(job.tokenizer, row["input_ids"], row["labels"])
-    return "".join(painters[learned](readable(text, reserved)) for text, learned in found)
+    return "".join(painters[learned](format_visible(text, reserved)) for text, learned in found)

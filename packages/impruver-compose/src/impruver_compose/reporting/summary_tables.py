@@ -6,23 +6,32 @@ from typing import Any
 from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
 
-from impruver_compose.ledger import Counts, Ledger
-from impruver_compose.output import Paths
+from impruver_compose.ledger import DatasetStats, Ledger
+from impruver_compose.output import OutputPaths
 
 Table = tuple[list[str], list[list[Any]]]
 
 
-def brought(jobs, counts: Sequence[Counts]) -> Table:
+def build_dataset_table(jobs, counts: Sequence[DatasetStats]) -> Table:
     """What each data set brings."""
     header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "learned"]
     rows = [
-        [j.index, j.name, c.rows, c.conversations, c.train_rows, c.val_rows, c.tokens, share(c.learned, c.tokens)]
+        [
+            j.index,
+            j.name,
+            c.rows,
+            c.conversations,
+            c.train_rows,
+            c.val_rows,
+            c.tokens,
+            format_share(c.learned, c.tokens),
+        ]
         for j, c in zip(jobs, counts, strict=True)
     ]
     return header, rows
 
 
-def dropped(jobs, counts: Sequence[Counts]) -> Table:
+def build_drop_table(jobs, counts: Sequence[DatasetStats]) -> Table:
     """How many were dropped, by data set and reason, and the first of them."""
     rows = [
         [job.index, job.name, reason, number, each.first.get(reason, "")]
@@ -32,7 +41,7 @@ def dropped(jobs, counts: Sequence[Counts]) -> Table:
     return ["#", "data set", "dropped for", "number", "the first"], rows
 
 
-def gated(entries: Sequence[dict]) -> Table:
+def build_template_check_table(entries: Sequence[dict]) -> Table:
     """The gate of each data set, as the manifest has it; the last two columns are of the first rows."""
     header = ["#", "data set", "tokens learned", "rows without any", "end of turn learned"]
     rows = [
@@ -50,34 +59,34 @@ def gated(entries: Sequence[dict]) -> Table:
     return [*header, "unlike the prompt", "reasoning stripped"], rows
 
 
-def share(part: int, whole: int) -> str:
+def format_share(part: int, whole: int) -> str:
     """In percent."""
     return f"{part / max(1, whole):.0%}"
 
 
-def report(paths: Paths, jobs, counts: Sequence[Counts], ledger: Ledger) -> None:
+def print_summary(paths: OutputPaths, jobs, counts: Sequence[DatasetStats], ledger: Ledger) -> None:
     """The tables, and the last line: what was written, and what comes next."""
-    log_info(format_table(*brought(jobs, counts)))
+    log_info(format_table(*build_dataset_table(jobs, counts)))
     train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
     if ledger.lines:
-        log_info(format_table(*dropped(jobs, counts)))
+        log_info(format_table(*build_drop_table(jobs, counts)))
     print_result(
         f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}; "
         f"to look at: {paths.report}. Next: impruver-train with the same --config"
     )
 
 
-def report_estimate(jobs, counts: Sequence[Counts]) -> None:
+def print_estimate(jobs, counts: Sequence[DatasetStats]) -> None:
     """What the first rows tell of the whole."""
     rows = []
     for job, each in zip(jobs, counts, strict=True):
         times = len(job.rows) / max(1, each.rows)
         usable = each.conversations - each.dropped.total()
-        learned = share(each.learned, each.tokens)
+        learned = format_share(each.learned, each.tokens)
         rows.append([job.index, job.name, len(job.rows), round(usable * times), round(each.tokens * times), learned])
     log_info(format_table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
     if any(each.dropped or each.rows_dropped for each in counts):
-        log_info(format_table(*dropped(jobs, counts)))
+        log_info(format_table(*build_drop_table(jobs, counts)))
     if not any(each.conversations - each.dropped.total() for each in counts):
         raise ImpruverError("none of the first rows is usable")
     print_result("the data can be composed; nothing was written")

@@ -17,7 +17,7 @@ LONGEST, SHOWN = 320, 120  # words and blanks: a longer stretch that is the same
 Span = tuple[str, str]
 
 
-def pieces(left: str, right: str) -> Iterator[Span]:
+def split_into_pieces(left: str, right: str) -> Iterator[Span]:
     """Both texts in pieces, equal ones and unlike ones."""
     one, other = WORD.findall(left), WORD.findall(right)
     head = len(commonprefix([one, other]))  # noqa: RUF071 (no paths)
@@ -33,16 +33,16 @@ def pieces(left: str, right: str) -> Iterator[Span]:
     yield "".join(one[ends[0] :]), "".join(other[ends[1] :])
 
 
-def differences(left: str, right: str) -> tuple[list[Span], list[Span]]:
+def build_diff_spans(left: str, right: str) -> tuple[list[Span], list[Span]]:
     """Both as spans: "" the same, "differs", and "left_out" for what is told in place of a text."""
     spans: tuple[list[Span], list[Span]] = ([], [])
-    for piece in pieces(left, right):
+    for piece in split_into_pieces(left, right):
         for side, text in zip(spans, piece, strict=True):
-            side.extend(_same(text) if piece[0] == piece[1] else [(text, "differs")])
+            side.extend(_abbreviate(text) if piece[0] == piece[1] else [(text, "differs")])
     return tuple([span for span in side if span[0]] for side in spans)
 
 
-def _same(text: str) -> list[Span]:
+def _abbreviate(text: str) -> list[Span]:
     words = WORD.findall(text)
     if len(words) <= LONGEST:
         return [(text, "")]

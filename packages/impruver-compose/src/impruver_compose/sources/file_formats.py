@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.io.model_files import check_no_lfs_pointer
 
 KINDS = {
     "json": (".jsonl", ".ndjson", ".json"),
@@ -21,18 +21,18 @@ KINDS = {
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
-def files_of(found: Path, where: str) -> list[Path]:
+def find_data_files(found: Path, where: str) -> list[Path]:
     """The data files of a file, a folder or a glob, in the order of their names; all of one kind."""
     if found.is_file():
         files = [found]
     else:
         candidates = found.rglob("*") if found.is_dir() else map(Path, glob.glob(str(found), recursive=True))
-        files = sorted(path for path in candidates if path.is_file() and kind_of(path))
+        files = sorted(path for path in candidates if path.is_file() and get_kind(path))
     if not files:
-        raise ImpruverError(f"{where}: no data files in {found} ({_known()})")
-    kinds = {kind_of(path) for path in files}
+        raise ImpruverError(f"{where}: no data files in {found} ({_format_known_kinds()})")
+    kinds = {get_kind(path) for path in files}
     if None in kinds:
-        raise ImpruverError(f"{where}: {found.name} is of no kind that can be read ({_known()})")
+        raise ImpruverError(f"{where}: {found.name} is of no kind that can be read ({_format_known_kinds()})")
     if len(kinds) > 1:
         raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(kinds))}): name them one by one")
     if all(path.stat().st_size == 0 for path in files):
@@ -42,7 +42,7 @@ def files_of(found: Path, where: str) -> list[Path]:
     return files
 
 
-def kind_of(path: Path) -> str | None:
+def get_kind(path: Path) -> str | None:
     """Its key of KINDS, by the suffix before that of a compression; None for others."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
@@ -50,25 +50,25 @@ def kind_of(path: Path) -> str | None:
     return next((name for name, known in KINDS.items() if suffixes and suffixes[-1] in known), None)
 
 
-def _known() -> str:
+def _format_known_kinds() -> str:
     suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
     return f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
 
 
-def refuse_written(files: list[Path], found: Path, written: Sequence[Path], what: str) -> None:
+def check_not_output(files: list[Path], found: Path, written: Sequence[Path], what: str) -> None:
     """ImpruverError where the data holds what this run writes, or the next run would find it there."""
     read = {os.path.realpath(path) for path in files}
     for path in written:
         real = os.path.realpath(path)
-        if real in read or (found.is_dir() and kind_of(path) and real.startswith(os.path.realpath(found) + os.sep)):
+        if real in read or (found.is_dir() and get_kind(path) and real.startswith(os.path.realpath(found) + os.sep)):
             raise ImpruverError(f"{what} holds {path}, which this run writes: name another path")
 
 
-def as_written(files: Sequence[Path], separator: str, where: str) -> dict:
+def build_csv_options(files: Sequence[Path], separator: str, where: str) -> dict:
     """Of the CSV loader of `datasets`; ImpruverError where pandas would shift or lose cells, saying nothing."""
     import datasets
 
-    headers = [_header(path, separator, where) for path in files]
+    headers = [_read_header(path, separator, where) for path in files]
     for path, columns in zip(files, headers, strict=True):
         if set(columns) != set(headers[0]):
             raise ImpruverError(
@@ -79,7 +79,7 @@ def as_written(files: Sequence[Path], separator: str, where: str) -> dict:
     return {"sep": separator, "features": texts, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
-def _header(path: Path, separator: str, where: str) -> list[str]:
+def _read_header(path: Path, separator: str, where: str) -> list[str]:
     """The columns of a file. A first row of more cells than these would shift: pandas takes its first for a name."""
     import pandas
 

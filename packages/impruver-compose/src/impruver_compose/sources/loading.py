@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,115 +10,108 @@ from pathlib import Path
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import get_cache_dir
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import BLANKS, open_compressed
 from impruver_core.io.manifest import describe_file
+from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local
 
-from impruver_compose.sources.file_formats import as_written, files_of, kind_of, refuse_written
-from impruver_compose.sources.row_table import Rows, as_lines, scan
+from impruver_compose.sources.file_formats import build_csv_options, check_not_output, find_data_files, get_kind
+from impruver_compose.sources.row_table import RowTable, resolve_json_lines, scan_json_lines
 
 ROWS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')  # how rows of JSON begin
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedDataset:
     """An opened data set and what the manifest says of it."""
 
-    rows: Rows
+    rows: RowTable
     inputs: list[dict]
     key: list  # of JSON types, equal for the same rows
 
 
-def open_source(section, where: str, recipe_dir: Path, written: Sequence[Path]) -> Source:
+def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path]) -> LoadedDataset:
     """Opens the data set of a section, which must hold nothing that is `written`.
 
     ImpruverError, beginning with `where`, for one that can't be read.
     """
-    quiet_datasets()
+    quiet_libraries("datasets", errors_only=True)  # what it raises is reported by us
     found = find_local(section.name, recipe_dir)
     if found is not None:
-        files = files_of(found, where)
-        refuse_written(files, found, written, f"{where}: {section.name}")
+        files = find_data_files(found, where)
+        check_not_output(files, found, written, f"{where}: {section.name}")
         inputs = [describe_file(path, digest=True) for path in files]
-        cache = _cache_of(inputs)
-        with reserve_space(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+        cache = _get_table_cache(inputs)
+        with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)):
             rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
-        return Source(rows, inputs, key)
+        return LoadedDataset(rows, inputs, key)
     check_hub_id(section.name, where)
     table = _load_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
     entry["fingerprint"] = table._fingerprint
-    return Source(Rows(table, tuple(table.column_names)), [entry], [entry])
+    return LoadedDataset(RowTable(table, tuple(table.column_names)), [entry], [entry])
 
 
-def quiet_datasets() -> None:
-    """No progress bars and no log of `datasets`: what it raises is told by us."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-
-
-def _cache_of(inputs: list[dict]) -> Path:
+def _get_table_cache(inputs: list[dict]) -> Path:
     """Where what `datasets` makes of these files is kept: by their content, which it would tell by name and time."""
     told = hashlib.sha256("".join(entry["sha256"] for entry in inputs).encode()).hexdigest()
-    return cache_dir() / "datasets" / told[:32]
+    return get_cache_dir() / "datasets" / told[:32]
 
 
-def _load_files(files: list[Path], split: str, where: str, cache: Path) -> Rows:
-    kind = kind_of(files[0])
+def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
+    kind = get_kind(files[0])
     if kind == "json":
         return _load_json(files, split, where, cache)
     if kind == "text":
-        _warn_of_json(files[0], where)
+        _warn_if_json(files[0], where)
     options = {"encoding": "utf-8-sig"} if kind == "text" else {}
     if kind in ("csv", "tsv"):
-        options = as_written(files, "," if kind == "csv" else "\t", where)
-    table = _load("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
-    return Rows(table, tuple(table.column_names))
+        options = build_csv_options(files, "," if kind == "csv" else "\t", where)
+    table = _load_table("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
+    return RowTable(table, tuple(table.column_names))
 
 
-def _warn_of_json(path: Path, where: str) -> None:
+def _warn_if_json(path: Path, where: str) -> None:
     with open_compressed(path) as file:
         if ROWS.match(file.read(1000)):
             warn(f"{where}: {path} is read as plain text, line by line, and looks like JSON: name it .json or .jsonl")
 
 
-def _load_json(files: list[Path], split: str, where: str, cache: Path) -> Rows:
+def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
     """JSON as lines of text, every line checked; blank ones are no rows."""
-    lines = [as_lines(path, cache_dir()) for path in files]
-    columns, rows = scan(lines, cache / "scan.json")
+    lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
+    columns, rows = scan_json_lines(lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
-    table = _load("text", lines, split.partition("[")[0], where, cache)
+    table = _load_table("text", lines, split.partition("[")[0], where, cache)
     if len(table) != rows:
         table = table.select([at for at, line in enumerate(table["text"]) if line.strip("\ufeff" + BLANKS)])
     if len(table) != rows:  # `datasets` ends a line there
         raise ImpruverError(f"{where}: {files[0]} has a carriage return within a line: write each row as one line")
     if "[" in split:
-        table = _sliced(table, split, where)
-    return Rows(table, tuple(columns), json_lines=True)
+        table = _select_slice(table, split, where)
+    return RowTable(table, tuple(columns), json_lines=True)
 
 
-def _sliced(table, split: str, where: str):
+def _select_slice(table, split: str, where: str):
     import datasets
 
     name = split.partition("[")[0]
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(table)})
     except (ValueError, AssertionError, KeyError) as error:
-        raise ImpruverError(f"{where}.split: {split} can't be read: {_innermost(error)}") from None
+        raise ImpruverError(f"{where}.split: {split} can't be read: {_get_root_message(error)}") from None
     return table.select([at for part in parts for at in range(part.from_, part.to)])
 
 
-def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, **options):
+def _load_table(loader: str, files: list[Path], split: str, where: str, cache: Path, **options):
     import datasets
 
     name = split.partition("[")[0]
-    with _told(f"{where}: {files[0]} can't be read as {loader}"):
+    with _loading_errors_as_user_errors(f"{where}: {files[0]} can't be read as {loader}"):
         return datasets.load_dataset(
             loader,
             data_files={name: [glob.escape(str(path)) for path in files]},
@@ -130,19 +122,19 @@ def _load(loader: str, files: list[Path], split: str, where: str, cache: Path, *
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _loading_errors_as_user_errors(what: str) -> Iterator[None]:
     """Tells in a line what `datasets` raises: its own, pyarrow's, ValueError, UnicodeDecodeError and more."""
     try:
         yield
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        why = _innermost(error)
+        why = _get_root_message(error)
         quotes = "; a cell that holds the separator needs quotes around it" if "fields in line" in why else ""
         raise ImpruverError(f"{what}: {why}{quotes}") from None
 
 
-def _innermost(error: BaseException) -> str:
+def _get_root_message(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -151,8 +143,10 @@ def _innermost(error: BaseException) -> str:
 def _load_hub(section, where: str):
     import datasets
 
-    options = {"name": section.subset, "split": section.split, "cache_dir": str(cache_dir() / "datasets")}
-    with _told(f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"):
+    options = {"name": section.subset, "split": section.split, "cache_dir": str(get_cache_dir() / "datasets")}
+    with _loading_errors_as_user_errors(
+        f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"
+    ):
         try:
             return datasets.load_dataset(section.name, revision=section.revision, **options)
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from impruver_core.io.jsonl import BROKEN, build_read_error, open_compressed, re
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowTable:
     """The rows of a `datasets.Dataset`; `json_lines`: its column `text` holds each row as a line of JSON."""
 
     table: Any
@@ -26,26 +26,26 @@ class Rows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def batch(self, start: int, stop: int) -> list[dict]:
+    def read(self, start: int, stop: int) -> list[dict]:
         """Rows start..stop; columns that a row of JSON does not have are None, as in a table."""
         columns = self.table[start:stop]
         if self.json_lines:
             lines = (line.removeprefix("\ufeff") for line in columns["text"])
             return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
         size = len(next(iter(columns.values()), ()))
-        return [{name: _own(column[at]) for name, column in columns.items()} for at in range(size)]
+        return [{name: _remove_struct_nulls(column[at]) for name, column in columns.items()} for at in range(size)]
 
 
-def _own(value, inner: bool = False):
+def _remove_struct_nulls(value, inner: bool = False):
     """A table's value without the nulls inside its structs: those are keys that only other rows have."""
     if isinstance(value, list):
-        return [_own(item, inner) for item in value]
+        return [_remove_struct_nulls(item, inner) for item in value]
     if isinstance(value, dict):
-        return {name: _own(item, True) for name, item in value.items() if item is not None or not inner}
+        return {name: _remove_struct_nulls(item, True) for name, item in value.items() if item is not None or not inner}
     return value
 
 
-def scan(paths: Sequence[Path], kept: Path) -> tuple[list[str], int]:
+def scan_json_lines(paths: Sequence[Path], kept: Path) -> tuple[list[str], int]:
     """(columns, rows) of JSONL files, every line checked; the columns of all rows, in the order in which they came.
 
     ImpruverError with file and line at the first line that is no row. What was found is left at `kept`, for next time.
@@ -62,11 +62,11 @@ def scan(paths: Sequence[Path], kept: Path) -> tuple[list[str], int]:
     return list(columns), rows
 
 
-def as_lines(path: Path, cache: Path) -> Path:
+def resolve_json_lines(path: Path, cache: Path) -> Path:
     """`path`, or where it is .json and holds a list, the JSONL file in `cache` that was made of it."""
     if ".json" not in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return path
-    rows = _listed(path)
+    rows = _read_json_list(path)
     if rows is None:
         return path
     for number, row in enumerate(rows):
@@ -79,7 +79,7 @@ def as_lines(path: Path, cache: Path) -> Path:
     return made
 
 
-def _listed(path: Path) -> list | None:
+def _read_json_list(path: Path) -> list | None:
     """The list that a JSON file holds; None for lines of JSON."""
     try:
         with open_compressed(path) as file:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 from impruver_core.io.atomic import make_folder
 
-from impruver_compose.records import Dropped, Shard
+from impruver_compose.records import DroppedRow, EncodedShard
 
 ROWS = 1000  # of the data set, to a shard
 
@@ -36,7 +36,7 @@ OF_LINE = {
 }
 
 
-def write_shard(path: Path, shard: Shard, signatures: np.ndarray) -> None:
+def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None:
     """Writes a shard with the MinHash signatures of what it kept (uint32, a row each), then puts it at `path`."""
     columns = {"signature": pyarrow.FixedSizeListArray.from_arrays(signatures.ravel(), signatures.shape[1])}
     for name, kind in OF_CONVERSATION.items():
@@ -56,7 +56,7 @@ def write_shard(path: Path, shard: Shard, signatures: np.ndarray) -> None:
         part.unlink(missing_ok=True)
 
 
-class Opened:
+class ShardReader:
     """A written shard, memory-mapped."""
 
     def __init__(self, path: Path):
@@ -64,34 +64,34 @@ class Opened:
         self._batch = reader.get_batch(0)
         told = reader.schema.metadata
         self.counts: dict[str, int] = json.loads(told[b"counts"])
-        self.dropped = [Dropped(*each) for each in json.loads(told[b"dropped"])]
+        self.dropped = [DroppedRow(*each) for each in json.loads(told[b"dropped"])]
 
-    def column(self, name: str) -> np.ndarray:
+    def read_column(self, name: str) -> np.ndarray:
         """One of the columns of numbers, a value a conversation; of digests as fields of 16 bytes."""
         column = self._batch.column(name)
         if name in ("exact", "prompt"):
             return np.frombuffer(column.buffers()[1] or b"", "V16")[: len(column)]
         return column.to_numpy(zero_copy_only=False)
 
-    def signatures(self) -> np.ndarray:
+    def read_signatures(self) -> np.ndarray:
         """uint32 of shape (conversations, num_perm)."""
         column = self._batch.column("signature")
         return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
-    def sizes(self, name: str) -> np.ndarray:
+    def read_sizes(self, name: str) -> np.ndarray:
         """How many values each conversation has: lines in `content`, tokens that are judged in `said`."""
         return np.diff(self._batch.column(name).offsets.to_numpy())
 
-    def of_lines(self, name: str) -> pyarrow.Array:
+    def read_row_column(self, name: str) -> pyarrow.Array:
         """`content`, `extra`, `tokens`, `learned` or `ended`, a value a line."""
         return self._batch.column(name).flatten()
 
-    def said(self, at: int) -> np.ndarray:
+    def read_compared_ids(self, at: int) -> np.ndarray:
         """uint32 ids of what is judged of conversation `at`."""
         return self._batch.column("said")[at].values.to_numpy()
 
 
-def bytes_of(texts: pyarrow.LargeBinaryArray) -> Callable[[int], bytes]:
+def make_bytes_getter(texts: pyarrow.LargeBinaryArray) -> Callable[[int], bytes]:
     """A function that gives a value by its number."""
     _, offsets, buffer = texts.buffers()
     content = memoryview(buffer if buffer is not None else b"")
@@ -99,10 +99,10 @@ def bytes_of(texts: pyarrow.LargeBinaryArray) -> Callable[[int], bytes]:
     return lambda number: bytes(content[places[number] : places[number + 1]])
 
 
-def is_whole(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
     """Whether a shard stands at `path` and can be read."""
     try:
-        Opened(path)
+        ShardReader(path)
     except (OSError, pyarrow.ArrowInvalid, KeyError, ValueError):
         return False
     return True

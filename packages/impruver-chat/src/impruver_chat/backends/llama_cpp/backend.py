@@ -14,43 +14,49 @@ from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
-from impruver_chat.backends.base import Answer, Prompt, Reply
+from impruver_chat.backends.base import ActiveGeneration, Answer, Prompt
 from impruver_chat.backends.llama_cpp import batching as parallel
-from impruver_chat.backends.llama_cpp.context import Conversation, make_sampler
-from impruver_chat.backends.llama_cpp.vocab import decoder, is_same, own_ends, special_texts, token_finder
-from impruver_chat.generation.detokenizer import Stops, find_stops
-from impruver_chat.generation.parameters import Sampling
-from impruver_chat.model_dir import GGUF_ALONE, TOKENIZER
-from impruver_chat.responses.template_markers import Marks, marks_of, marks_of_tokenizer
+from impruver_chat.backends.llama_cpp.context import CachedSequence, make_sampler
+from impruver_chat.backends.llama_cpp.vocab import (
+    find_end_token_ids,
+    is_same_vocabulary,
+    make_decoder,
+    make_token_finder,
+    read_special_tokens,
+)
+from impruver_chat.generation.detokenizer import StopCriteria, make_stop_criteria
+from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.model_dir import GGUF_NO_COMPARISON, TOKENIZER
+from impruver_chat.responses.template_markers import TemplateMarkers, find_markers, find_tokenizer_markers
 
 
 @dataclass
-class Gguf:
+class LlamaCppBackend:
     """A GGUF model, ready to answer."""
 
     model: Any
     encode: Callable[..., list[int]]
-    stops: Stops
+    stops: StopCriteria
     decode: Callable[[Sequence[int]], str]
-    marks: Marks
-    alone = GGUF_ALONE
+    markers: TemplateMarkers
+    no_comparison_reason = GGUF_NO_COMPARISON
     answer_batch = parallel.answer_batch
 
     def __post_init__(self) -> None:
-        self.context: int | None = self.model.n_ctx_train
-        self._conversation = Conversation(self.model)
+        self.context_length: int | None = self.model.n_ctx_train
+        self._conversation = CachedSequence(self.model)
 
-    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+    def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
-        reply, there = Reply(self, prompt, emit=emit), self._conversation
-        there.begin(prompt.ids, prompt.room)
+        reply, there = ActiveGeneration(self, prompt, emit=emit), self._conversation
+        there.decode_prompt(prompt.ids, prompt.max_new_tokens)
         sampler = make_sampler(sampling, prompt, there.size)
-        while not reply.put(token := sampler.sample(there.context, -1)):
-            there.add([token])
-        return reply.answer()
+        while not reply.add_token(token := sampler.sample(there.context, -1)):
+            there.decode([token])
+        return reply.finish()
 
 
-def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> Gguf:
+def load_backend(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> LlamaCppBackend:
     """The backend of a GGUF; ids as output_dir's tokenizer gives them where it is at hand and the GGUF's own."""
     model = open_model(path)
     vocab = model.get_vocab()
@@ -58,29 +64,32 @@ def load(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str,
         from impruver_chat.backends.transformers import backend as transformers
 
         fast = transformers.load_saved_tokenizer(output_dir, tokenizer)
-        if is_same(fast, vocab):
-            saved = transformers.stops_of(fast, output_dir)
-            stops = find_stops(saved.texts, [*saved.ids, *own_ends(vocab)], token_finder(vocab))
-            marks = marks_of_tokenizer(fast, options["chat_template_kwargs"])
-            encode, decode = partial(transformers.encode, fast, options), transformers.decoder(fast, marks)
-            return Gguf(model, encode, stops, decode, marks)
+        if is_same_vocabulary(fast, vocab):
+            saved = transformers.find_stop_criteria(fast, output_dir)
+            stops = make_stop_criteria(saved.texts, [*saved.ids, *find_end_token_ids(vocab)], make_token_finder(vocab))
+            markers = find_tokenizer_markers(fast, options["chat_template_kwargs"])
+            encode, decode = (
+                partial(transformers.encode_messages, fast, options),
+                transformers.make_decoder(fast, markers),
+            )
+            return LlamaCppBackend(model, encode, stops, decode, markers)
         log_info(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
     template = model.metadata().get("tokenizer.chat_template")
     if not template:
         raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
-    variables, specials = special_texts(vocab)
+    variables, specials = read_special_tokens(vocab)
     named = {**variables, **options["chat_template_kwargs"]}
     shape = analyze_template(template, named, specials)
-    marks = marks_of(template, named, shape)
-    stops = find_stops(shape.stops, own_ends(vocab), token_finder(vocab))
-    encode = own_encoder(template, shape, variables, specials, vocab, options)
+    markers = find_markers(template, named, shape)
+    stops = make_stop_criteria(shape.stops, find_end_token_ids(vocab), make_token_finder(vocab))
+    encode = make_gguf_encoder(template, shape, variables, specials, vocab, options)
     prefixed = model.metadata().get("tokenizer.ggml.add_space_prefix", "true") == "true"
-    return Gguf(model, encode, stops, decoder(vocab, prefixed, marks.tokens), marks)
+    return LlamaCppBackend(model, encode, stops, make_decoder(vocab, prefixed, markers.special_tokens), markers)
 
 
 def open_model(path: Path) -> Any:
     """The model in a GGUF file; ImpruverError where cyllama is absent or llama.cpp can't load it."""
-    require_cyllama()
+    check_cyllama_installed()
     from cyllama.llama import llama_cpp
 
     llama_cpp.disable_logging()
@@ -94,13 +103,13 @@ def open_model(path: Path) -> Any:
         ) from error
 
 
-def require_cyllama() -> None:
+def check_cyllama_installed() -> None:
     """ImpruverError with the way to get it where cyllama is not installed."""
     if find_spec("cyllama") is None:
         raise ImpruverError('--gguf needs a further package: pip install "impruver-chat[gguf]"')
 
 
-def own_encoder(
+def make_gguf_encoder(
     template: str, shape: TemplateFormat, variables: dict, specials: list[str], vocab: Any, options: dict
 ) -> Callable[..., list[int]]:
     """Encodes with the GGUF's own chat template and tokens."""

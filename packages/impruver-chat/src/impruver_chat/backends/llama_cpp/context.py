@@ -8,25 +8,21 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 from impruver_chat.backends.base import Prompt
-from impruver_chat.generation.parameters import Sampling
+from impruver_chat.generation.parameters import SamplingParams
 
-BATCH = 512  # tokens of a prompt that are computed at once
-
-
-PAGE = 256  # contexts grow by this many tokens
-
-
-FIRST = 2048  # tokens of a conversation's first context
+BATCH_TOKENS = 512  # tokens of a prompt that are computed at once
+PAGE_TOKENS = 256  # contexts grow by this many tokens
+INITIAL_TOKENS = 2048  # tokens of a conversation's first context
 
 
-def new_context(model: Any, tokens: int, sequences: int = 1) -> Any:
+def make_context(model: Any, tokens: int, sequences: int = 1) -> Any:
     """An empty context of `tokens` for each of `sequences`; ImpruverError where there is no memory for it."""
     from cyllama.llama.llama_cpp import LlamaContext, LlamaContextParams
 
     wanted = LlamaContextParams()
-    wanted.n_ctx, wanted.n_seq_max = pages(tokens) * sequences, sequences
-    wanted.n_batch = wanted.n_ubatch = BATCH
-    wanted.n_threads = wanted.n_threads_batch = threads()
+    wanted.n_ctx, wanted.n_seq_max = round_up_to_pages(tokens) * sequences, sequences
+    wanted.n_batch = wanted.n_ubatch = BATCH_TOKENS
+    wanted.n_threads = wanted.n_threads_batch = get_thread_count()
     try:
         return LlamaContext(model, wanted)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
@@ -37,45 +33,45 @@ def new_context(model: Any, tokens: int, sequences: int = 1) -> Any:
         ) from error
 
 
-def pages(tokens: int) -> int:
+def round_up_to_pages(tokens: int) -> int:
     """`tokens` in whole pages."""
-    return -(-tokens // PAGE) * PAGE
+    return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
-class Conversation:
+class CachedSequence:
     """One sequence in a context that grows. What a prompt shares with what is there already is not computed again."""
 
     def __init__(self, model: Any):
         self._model, self._kept = model, []
         self.context, self.size = None, 0
 
-    def begin(self, ids: Sequence[int], room: int) -> None:
+    def decode_prompt(self, ids: Sequence[int], room: int) -> None:
         """Computes a prompt; there is place for `room` more tokens."""
-        self._make_room(len(ids) + room)
+        self._ensure_capacity(len(ids) + room)
         shared = len(commonprefix([self._kept, ids]))  # noqa: RUF071 (no paths)
         start = min(shared, len(ids) - 1)  # the last one always: its scores are wanted
         del self._kept[start:]
         if not self.context.memory_seq_rm(0, start, -1):  # models with a state can't go back
             self.context.kv_cache_clear()
             self._kept, start = [], 0
-        for at in range(start, len(ids), BATCH):
-            self.add(ids[at : at + BATCH])
+        for at in range(start, len(ids), BATCH_TOKENS):
+            self.decode(ids[at : at + BATCH_TOKENS])
 
-    def add(self, ids: Sequence[int]) -> None:
+    def decode(self, ids: Sequence[int]) -> None:
         """Computes further tokens, BATCH at most."""
         from cyllama.llama.llama_cpp import llama_batch_get_one
 
         self.context.decode(llama_batch_get_one(list(ids), len(self._kept)))
         self._kept += ids
 
-    def _make_room(self, tokens: int) -> None:
+    def _ensure_capacity(self, tokens: int) -> None:
         if self.size >= tokens:
             return
         kept, self._kept = self._kept, []
         known = self.context.get_state_seq_data(0) if kept else None
-        grown = max(tokens, min(max(2 * self.size, FIRST), self._model.n_ctx_train))
+        grown = max(tokens, min(max(2 * self.size, INITIAL_TOKENS), self._model.n_ctx_train))
         self.context, self.size = None, 0  # the old one's memory first
-        self.context, self.size = new_context(self._model, grown), pages(grown)
+        self.context, self.size = make_context(self._model, grown), round_up_to_pages(grown)
         if known is not None:
             try:
                 self.context.set_state_seq_data(known, 0)
@@ -84,7 +80,7 @@ class Conversation:
                 pass
 
 
-def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
+def make_sampler(sampling: SamplingParams, prompt: Prompt, context: int) -> Any:
     """llama.cpp's chain in transformers' order: penalty over all that was said, temperature, top_k, top_p."""
     from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams
 
@@ -103,7 +99,7 @@ def make_sampler(sampling: Sampling, prompt: Prompt, context: int) -> Any:
     return sampler
 
 
-def threads() -> int:
+def get_thread_count() -> int:
     """What this process may use of the machine, or OMP_NUM_THREADS."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,24 +4,17 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
-
-
 SENTENCEPIECE, BYTE_LEVEL = 1, 2  # llama.cpp's vocab_type
-
-
 NORMAL, USER_DEFINED, BYTE = 4, 16, 32  # its token attributes
-
-
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as themselves,
-
-
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]  # and these as the characters from 256 on
 
+BYTE_OF_CHARACTER = {chr(byte): bytes([byte]) for byte in PRINTABLE} | {
+    chr(256 + n): bytes([b]) for n, b in enumerate(OTHERS)
+}
 
-BYTES = {chr(byte): bytes([byte]) for byte in PRINTABLE} | {chr(256 + n): bytes([b]) for n, b in enumerate(OTHERS)}
 
-
-def decoder(vocab: Any, drop_first_blank: bool, shown: Collection[str] = ()) -> Callable[[Sequence[int]], str]:
+def make_decoder(vocab: Any, drop_first_blank: bool, shown: Collection[str] = ()) -> Callable[[Sequence[int]], str]:
     """Ids → text, each blank as the model wrote it; � for what is no whole character.
 
     cyllama's detokenize drops blanks at both ends and before punctuation. `drop_first_blank`: as SentencePiece does.
@@ -32,13 +25,13 @@ def decoder(vocab: Any, drop_first_blank: bool, shown: Collection[str] = ()) -> 
     drop_first_blank &= vocab.vocab_type == SENTENCEPIECE
 
     def decode(ids: Sequence[int]) -> str:
-        text = b"".join(piece(vocab, number, shown) for number in ids).decode("utf-8", "replace")
+        text = b"".join(get_token_bytes(vocab, number, shown) for number in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if drop_first_blank else text
 
     return decode
 
 
-def piece(vocab: Any, number: int, shown: Collection[str] = ()) -> bytes:
+def get_token_bytes(vocab: Any, number: int, shown: Collection[str] = ()) -> bytes:
     """The bytes that a token stands for; none for a control token unless its text is to be `shown`."""
     text, attributes = vocab.get_text(number), vocab.get_attr(number)
     if attributes & USER_DEFINED or text in shown:
@@ -49,23 +42,23 @@ def piece(vocab: Any, number: int, shown: Collection[str] = ()) -> bytes:
         return b""
     if vocab.vocab_type == SENTENCEPIECE:
         return text.replace("\u2581", " ").encode()
-    return b"".join(BYTES.get(character) or character.encode() for character in text)
+    return b"".join(BYTE_OF_CHARACTER.get(character) or character.encode() for character in text)
 
 
-def special_texts(vocab: Any) -> tuple[dict[str, str], list[str]]:
+def read_special_tokens(vocab: Any) -> tuple[dict[str, str], list[str]]:
     """(special tokens by the names that templates read, the texts of all of them)."""
     named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
     variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
     return variables, [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
 
 
-def own_ends(vocab: Any) -> list[int]:
+def find_end_token_ids(vocab: Any) -> list[int]:
     """EOS and the end of turn as the GGUF's metadata names them, and all that llama.cpp knows as ends."""
     named = [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
     return [*named, *filter(vocab.is_eog, range(vocab.n_vocab))]
 
 
-def token_finder(vocab: Any) -> Callable[[str], int | None]:
+def make_token_finder(vocab: Any) -> Callable[[str], int | None]:
     """Text of a special token → its id; None for any other text."""
 
     def find(text: str) -> int | None:
@@ -75,7 +68,7 @@ def token_finder(vocab: Any) -> Callable[[str], int | None]:
     return find
 
 
-def is_same(tokenizer: Any, vocab: Any) -> bool:
+def is_same_vocabulary(tokenizer: Any, vocab: Any) -> bool:
     """Whether the GGUF has the tokenizer's tokens: as many at least, equal in a sample spread over all."""
     count = len(tokenizer)
     sample = {*range(0, count, max(1, count // COMPARED)), *tokenizer.all_special_ids}

@@ -16,64 +16,76 @@ from impruver_core.modeling.devices import choose_device, has_bf16, resolve_dtyp
 from impruver_core.modeling.loading import load_adapter, load_model, loading_errors_as_user_errors
 from impruver_core.tokenizer import get_special_tokens
 
-from impruver_chat.backends.base import Answer, Prompt, Reply
+from impruver_chat.backends.base import ActiveGeneration, Answer, Prompt
 from impruver_chat.backends.transformers import batching as together
-from impruver_chat.backends.transformers.batch_sampling import refuse_nan
-from impruver_chat.backends.transformers.prompt_cache import Kept
-from impruver_chat.generation.detokenizer import Stops, find_stops
-from impruver_chat.generation.parameters import GREEDY, Sampling
-from impruver_chat.model_dir import Found, saved_ends, saved_eos
-from impruver_chat.responses.template_markers import Marks, marks_of_tokenizer
+from impruver_chat.backends.transformers.batch_sampling import check_no_nan
+from impruver_chat.backends.transformers.prompt_cache import PromptCache
+from impruver_chat.generation.detokenizer import StopCriteria, make_stop_criteria
+from impruver_chat.generation.parameters import GREEDY, SamplingParams
+from impruver_chat.model_dir import ModelDirectory, read_end_of_turn, read_eos_token_ids
+from impruver_chat.responses.template_markers import TemplateMarkers, find_tokenizer_markers
 
 
-class Transformers:
+class TransformersBackend:
     """A model and its tokenizer, ready to answer."""
 
     answer_batch = together.answer_batch
 
-    def __init__(self, model: Any, tokenizer: Any, stops: Stops, options: dict[str, Any], alone: str | None = None):
-        self.model, self.tokenizer, self.stops, self.alone = model, tokenizer, stops, alone
-        self.marks = marks_of_tokenizer(tokenizer, options["chat_template_kwargs"])
-        self.encode, self.decode = partial(encode, tokenizer, options), decoder(tokenizer, self.marks)
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._kept = Kept()
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        stops: StopCriteria,
+        options: dict[str, Any],
+        no_comparison_reason: str | None = None,
+    ):
+        self.model, self.tokenizer, self.stops, self.no_comparison_reason = (
+            model,
+            tokenizer,
+            stops,
+            no_comparison_reason,
+        )
+        self.markers = find_tokenizer_markers(tokenizer, options["chat_template_kwargs"])
+        self.encode, self.decode = partial(encode_messages, tokenizer, options), make_decoder(tokenizer, self.markers)
+        self.context_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._kept = PromptCache()
         self.is_exact = str(model.dtype) == "torch.float32" and not getattr(model, "is_quantized", False)
-        forget_generation_defaults(model)
+        clear_generation_defaults(model)
 
-    def stream(self, prompt: Prompt, sampling: Sampling, emit: Callable[[str], None]) -> Answer:
+    def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Callable[[str], None]) -> Answer:
         """As `Backend.stream`."""
         import torch
 
-        reply = Reply(self, prompt, emit=emit)
+        reply = ActiveGeneration(self, prompt, emit=emit)
 
         def take(ids, scores, **_):  # as a stopping criterion: called once for each new token
-            return torch.full((1,), reply.put(int(ids[0, -1])), device=ids.device)
+            return torch.full((1,), reply.add_token(int(ids[0, -1])), device=ids.device)
 
         ids = torch.tensor([prompt.ids], device=self.model.device)
         torch.manual_seed(prompt.seed)
         out = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=self.generation(prompt.room, sampling),
-            logits_processor=[refuse_nan],
+            generation_config=self.make_generation_config(prompt.max_new_tokens, sampling),
+            logits_processor=[check_no_nan],
             stopping_criteria=[take],
-            **self._kept.take(self.model, prompt.ids),
+            **self._kept.pop_shared_prefix(self.model, prompt.ids),
         )
-        self._kept.put(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
-        return reply.answer()
+        self._kept.store(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
+        return reply.finish()
 
     def without_adapter(self) -> AbstractContextManager:
         """As `Backend.without_adapter`."""
         return self.model.disable_adapter()
 
-    def scores_of(self, ids: Any) -> Any:
+    def compute_scores(self, ids: Any) -> Any:
         """The scores [1, vocabulary] of what follows `ids` [1, tokens], computed with nothing beside or before it."""
-        once = self.generation(1)
+        once = self.make_generation_config(1)
         once.output_logits, once.use_cache = True, False
         out = self.model.generate(input_ids=ids, attention_mask=ids.new_ones(ids.shape), generation_config=once)
         return out.logits[0]
 
-    def generation(self, room: int, sampling: Sampling = GREEDY) -> Any:
+    def make_generation_config(self, room: int, sampling: SamplingParams = GREEDY) -> Any:
         """A GenerationConfig for `room` tokens that gives the cache back; what ends an answer is not its business."""
         from transformers import GenerationConfig
 
@@ -90,12 +102,14 @@ class Transformers:
         )
 
 
-def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path) -> Transformers:
+def load_backend(
+    found: ModelDirectory, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path
+) -> TransformersBackend:
     """The backend of what was found; `model` and `tokenizer` are the recipe's sections, `options` as for `encode`."""
-    quiet_library()
+    quiet_libraries()
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         fast = load_saved_tokenizer(found.output_dir, tokenizer)
-        stops = stops_of(fast, found.output_dir)
+        stops = find_stop_criteria(fast, found.output_dir)
         device = choose_device()
         dtype = resolve_dtype(model.dtype, device)
         if model.dtype == "bf16" and not has_bf16(device):
@@ -104,8 +118,8 @@ def load(found: Found, model: Any, tokenizer: Any, options: dict[str, Any], reci
         check_generation_config(Path(section.name))
         loaded = load_model(section, dtype, device=device, search_dir=recipe_dir)
         if found.base is not None:
-            loaded = load_adapter(loaded, found.output_dir, found.vocabulary)
-    return Transformers(loaded.eval(), fast, stops, options, found.alone)
+            loaded = load_adapter(loaded, found.output_dir, found.vocab_size)
+    return TransformersBackend(loaded.eval(), fast, stops, options, found.no_comparison_reason)
 
 
 def load_saved_tokenizer(output_dir: Path, section: Any) -> Any:
@@ -113,7 +127,7 @@ def load_saved_tokenizer(output_dir: Path, section: Any) -> Any:
     return load_tokenizer(replace(section, name=str(output_dir), special_tokens={}, chat_template=None))
 
 
-def encode(
+def encode_messages(
     tokenizer: Any, options: dict[str, Any], messages: list, tools: list | None = None, kwargs: dict | None = None
 ) -> list[int]:
     """`encode_prompt` with the recipe's `options` (add_bos, chat_template_kwargs); a row's own kwargs win."""
@@ -121,10 +135,10 @@ def encode(
     return encode_prompt(tokenizer, messages, tools, add_bos=options["add_bos"], chat_template_kwargs=variables or None)
 
 
-def decoder(tokenizer: Any, marks: Marks) -> Callable[[Sequence[int]], str]:
+def make_decoder(tokenizer: Any, markers: TemplateMarkers) -> Callable[[Sequence[int]], str]:
     """Ids → text, each blank as the model wrote it; of special tokens only those that are marks."""
     specials = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    hidden = {number for number, text in specials.items() if text not in marks.tokens}
+    hidden = {number for number, text in specials.items() if text not in markers.special_tokens}
 
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([n for n in ids if int(n) not in hidden], clean_up_tokenization_spaces=False)
@@ -132,16 +146,16 @@ def decoder(tokenizer: Any, marks: Marks) -> Callable[[Sequence[int]], str]:
     return decode
 
 
-def stops_of(tokenizer: Any, output_dir: Path) -> Stops:
+def find_stop_criteria(tokenizer: Any, output_dir: Path) -> StopCriteria:
     """Every end of turn: the manifest's (else the template's own), the generation configuration's, EOS."""
-    texts = saved_ends(output_dir)
+    texts = read_end_of_turn(output_dir)
     if texts is None:
         try:
             texts = end_of_turn(get_template(tokenizer), get_special_tokens(tokenizer))
         except ImpruverError:
             texts = []
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    return find_stops(texts, [*saved_eos(output_dir), tokenizer.eos_token_id], added.get)
+    return make_stop_criteria(texts, [*read_eos_token_ids(output_dir), tokenizer.eos_token_id], added.get)
 
 
 def check_generation_config(folder: Path) -> None:
@@ -154,7 +168,7 @@ def check_generation_config(folder: Path) -> None:
             GenerationConfig.from_pretrained(folder)
 
 
-def forget_generation_defaults(model: Any) -> None:
+def clear_generation_defaults(model: Any) -> None:
     """Without this, `generate` fills what a GenerationConfig leaves open from the model's own."""
     from transformers import GenerationConfig
 
@@ -162,7 +176,7 @@ def forget_generation_defaults(model: Any) -> None:
         part.generation_config = GenerationConfig()
 
 
-def quiet_library() -> None:
+def quiet_libraries() -> None:
     """No progress bars, no advice."""
     import logging
     import warnings

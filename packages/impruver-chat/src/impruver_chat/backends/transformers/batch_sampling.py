@@ -7,12 +7,12 @@ from typing import Any
 
 from impruver_core.errors import CheckFailedError
 
-from impruver_chat.generation.parameters import Sampling
+from impruver_chat.generation.parameters import SamplingParams
 
-SLIP = 5e-5  # how far fp32 scores may be off, as a share of the largest; seen: 2e-6
+SCORE_TOLERANCE = 5e-5  # how far fp32 scores may be off, as a share of the largest; seen: 2e-6
 
 
-def refuse_nan(ids: Any, scores: Any) -> Any:
+def check_no_nan(ids: Any, scores: Any) -> Any:
     """As a logits processor: CheckFailed where the model's scores are no numbers; else the likeliest would be any."""
     if scores.isnan().any():
         raise CheckFailedError(
@@ -22,18 +22,18 @@ def refuse_nan(ids: Any, scores: Any) -> Any:
     return scores
 
 
-def choose(scores: Any, sampling: Sampling, draws: Any) -> tuple[Any, Any]:
+def choose_tokens(scores: Any, sampling: SamplingParams, draws: Any) -> tuple[Any, Any]:
     """(tokens [rows], sure [rows]) for `scores` [rows, vocabulary] and `draws` [rows] in [0, 1)."""
-    slip = scores.where(scores.isfinite(), 0).abs().amax(-1).double() * SLIP
+    slip = scores.where(scores.isfinite(), 0).abs().amax(-1).double() * SCORE_TOLERANCE
     if not sampling.do_sample:
         best = scores.topk(min(2, scores.shape[-1]), dim=-1)
         return best.indices[:, 0], (best.values[:, 0] - best.values[:, -1]).double() > slip
-    return _draw(scores.double() / sampling.temperature, sampling, draws, 2 * slip / sampling.temperature)
+    return _sample_tokens(scores.double() / sampling.temperature, sampling, draws, 2 * slip / sampling.temperature)
 
 
-def _draw(scores: Any, sampling: Sampling, draws: Any, slip: Any) -> tuple[Any, Any]:
+def _sample_tokens(scores: Any, sampling: SamplingParams, draws: Any, slip: Any) -> tuple[Any, Any]:
     """Draws from the likeliest tokens in the order of their ids, which near-ties do not change."""
-    values, ids, kept, unsure = _likeliest(scores, sampling, slip[:, None])
+    values, ids, kept, unsure = _select_candidates(scores, sampling, slip[:, None])
     chances = values.masked_fill(~kept, float("-inf")).softmax(-1)
     order = ids.argsort(-1)
     ends = chances.gather(1, order).cumsum(-1)
@@ -46,7 +46,7 @@ def _draw(scores: Any, sampling: Sampling, draws: Any, slip: Any) -> tuple[Any, 
     return ids.gather(1, order).gather(1, place)[:, 0], (above > moved) & (below > moved)
 
 
-def _likeliest(scores: Any, sampling: Sampling, slip: Any) -> tuple[Any, Any, Any, Any]:
+def _select_candidates(scores: Any, sampling: SamplingParams, slip: Any) -> tuple[Any, Any, Any, Any]:
     """(scores, ids, kept, unsure) [rows, candidates]; unsure: which a slip of the scores may keep or leave out."""
     import torch
 

@@ -5,15 +5,15 @@ from os.path import commonprefix
 from typing import Any
 
 
-class Kept:
+class PromptCache:
     """One cache for the model as it is, one for it without its adapter: they compute different states."""
 
     def __init__(self) -> None:
         self._caches: dict[bool, tuple[Any, list[int]]] = {}
 
-    def take(self, model: Any, ids: Sequence[int]) -> dict[str, Any]:
+    def pop_shared_prefix(self, model: Any, ids: Sequence[int]) -> dict[str, Any]:
         """What `generate` is to be given: a cache of the longest common prefix, or nothing. It is the caller's then."""
-        cache, known = self._caches.pop(is_bare(model), (None, []))
+        cache, known = self._caches.pop(is_adapter_disabled(model), (None, []))
         shared = len(commonprefix([known, ids]))  # noqa: RUF071 (no paths)
         shared = min(shared, len(ids) - 1)  # the last one always: its scores are wanted
         if cache is None or not shared:
@@ -27,12 +27,12 @@ class Kept:
                 return {}
         return {"past_key_values": cache}
 
-    def put(self, model: Any, cache: Any, ids: list[int]) -> None:
+    def store(self, model: Any, cache: Any, ids: list[int]) -> None:
         """Keeps the cache after `ids`; one of another length (a model with its own kind of cache) is let go."""
         if cache is not None and cache.get_seq_length() == len(ids):
-            self._caches[is_bare(model)] = (cache, ids)
+            self._caches[is_adapter_disabled(model)] = (cache, ids)
 
 
-def is_bare(model: Any) -> bool:
+def is_adapter_disabled(model: Any) -> bool:
     """Whether an adapter is there and switched off."""
     return any(getattr(part, "disable_adapters", False) is True for part in model.modules())

@@ -1,0 +1,91 @@
+"""Files of a model's folder, read without torch: safetensors headers, config.json, pickled weights (refused)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from operator import index
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from impruver_core.errors import ImpruverError
+
+LFS_POINTER = "version https://git-lfs"  # what Git LFS leaves in place of a large file that it did not fetch
+LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
+
+CONVERT_PICKLED = (
+    "if you trust them, convert them to safetensors once (from_pretrained, then save_pretrained) and name the new "
+    "folder"
+)
+
+
+class TensorEntry(NamedTuple):
+    """A tensor in a safetensors file: dtype as the file names it (`BF16`), and where its bytes begin and end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_safetensors_header(path: Path, advice: str = "copy or download it again") -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file by name, sorted; ImpruverError for a file that is broken or cut off.
+
+    The format: 8 bytes with the header's length N, N bytes of JSON, then the tensors' data, which offsets count from.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            check_no_lfs_pointer(path)
+            raise ImpruverError(f"{path}: cut off, or no safetensors file ({size:,} bytes); {advice}")
+        try:
+            header = json.loads(file.read(length))
+            entries = {
+                name: _parse_entry(header[name], 8 + length) for name in sorted(header) if name != "__metadata__"
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ImpruverError(f"{path}: no safetensors file (its header can't be read); {advice}") from None
+    for name, entry in entries.items():
+        if entry.stop > size:
+            raise ImpruverError(f"{path}: cut off within {name}, at {size:,} bytes; {advice}")
+    return entries
+
+
+def _parse_entry(entry: dict, data: int) -> TensorEntry:
+    start, stop = entry["data_offsets"]
+    return TensorEntry(str(entry["dtype"]), tuple(map(index, entry["shape"])), data + index(start), data + index(stop))
+
+
+def refuse_pickled_weights(folder: Path, advice: str = CONVERT_PICKLED, key: str = "") -> None:
+    """ImpruverError, beginning with the recipe's `key`, where `folder` holds weights as pickles: those run code.
+
+    To be called where there are no safetensors. The pickle of training arguments is not one of weights.
+    """
+    for path in (path for pattern in PICKLED for path in sorted(folder.glob(pattern))):
+        if path.name != "training_args.bin":
+            raise ImpruverError(
+                f"{key and key + ': '}{path}: pickled weights run code when they are loaded and are refused; {advice}"
+            )
+
+
+def get_context_length(config: Any) -> int | None:
+    """The longest sequence that a model is made for; None where its configuration does not tell.
+
+    `config`: the object of config.json, whose `text_config` counts where it has no length of its own, or the
+    configuration that transformers makes of it.
+    """
+    if not isinstance(config, Mapping):
+        return getattr(config.get_text_config(), CONTEXT_KEYS[0], None)
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
+    values = [part.get(key) for part in parts for key in CONTEXT_KEYS]
+    return next((value for value in values if type(value) is int and value > 0), None)
+
+
+def check_no_lfs_pointer(path: str | Path) -> None:
+    """ImpruverError where `path` is a pointer of Git LFS, of which whoever reads it as the file tells broken bytes."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
+            raise ImpruverError(f"{path} is a pointer of Git LFS, not the file: fetch that with git lfs pull")

@@ -1,0 +1,97 @@
+"""What is read of a model's folder without torch: safetensors headers, context length, refused pickles."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import get_context_length, read_safetensors_header, refuse_pickled_weights
+from impruver_core.modeling.peft_methods import find_unmergeable
+from safetensors.numpy import save_file
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"b": np.ones((2, 3), np.float32), "a": np.arange(4, dtype=np.float16)}, path, {"format": "pt"})
+    return path
+
+
+def test_header(weights):
+    entries = read_safetensors_header(weights)
+    assert [(name, entry.dtype, entry.shape) for name, entry in entries.items()] == [
+        ("a", "F16", (4,)),
+        ("b", "F32", (2, 3)),
+    ]
+    content = weights.read_bytes()
+    assert content[entries["a"].start : entries["a"].stop] == np.arange(4, dtype=np.float16).tobytes()
+    assert max(entry.stop for entry in entries.values()) == len(content)
+
+
+@pytest.mark.parametrize("size", [0, 5, 30, -1])
+def test_a_file_that_is_cut_off(size, weights):
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(ImpruverError, match=r"model.safetensors: cut off.*; train it again"):
+        read_safetensors_header(weights, "train it again")
+
+
+@pytest.mark.parametrize(
+    "header", [b"no JSON", b"[1]", b'{"a": {}}', b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}']
+)
+def test_a_header_that_is_none(header, weights):
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(ImpruverError, match="no safetensors file"):
+        read_safetensors_header(weights)
+
+
+def test_a_pointer_of_git_lfs(weights):
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ImpruverError, match="git lfs pull"):
+        read_safetensors_header(weights)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "training_args.bin").touch()
+    refuse_pickled_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ImpruverError, match=r"model.name: .*pytorch_model.bin: pickled.* run code.*; leave them"):
+        refuse_pickled_weights(tmp_path, "leave them", "model.name")
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 2048, "n_ctx": 5}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 77}}, 77),
+        ({"max_position_embeddings": "x", "text_config": 5}, None),
+        ({"max_position_embeddings": 0}, None),
+    ],
+    ids=json.dumps,
+)
+def test_context_length(config, length):
+    assert get_context_length(config) == length
+
+
+def test_context_length_of_a_configuration():
+    text = SimpleNamespace(max_position_embeddings=512)
+    assert get_context_length(SimpleNamespace(get_text_config=lambda: text)) == 512
+    assert get_context_length(SimpleNamespace(get_text_config=SimpleNamespace)) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "faults"),
+    [
+        ({}, {}),
+        ({"peft_type": "lora", "init_lora_weights": True, "use_rslora": True, "use_dora": True}, {}),
+        ({"init_lora_weights": "gaussian", "layer_replication": None, "target_parameters": []}, {}),
+        ({"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa (it changes the base too)"}),
+        ({"init_lora_weights": ["x"]}, {"init_lora_weights": "['x'] (it changes the base too)"}),
+        ({"peft_type": "IA3", "use_qalora": True}, {"peft_type": "IA3", "use_qalora": ""}),
+    ],
+    ids=str,
+)
+def test_unmergeable_methods(config, faults):
+    assert find_unmergeable(config) == faults

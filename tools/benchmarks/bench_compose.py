@@ -1,0 +1,224 @@
+"""Benchmark impruver-compose.
+
+    uv run python tools/benchmarks/bench_compose.py TOKENIZER_FOLDER DATA_FOLDER [--rows 100000 400000]
+
+Rows of the folder's JSONL (instruction, input, output or response) are varied to so many, none a near-duplicate of
+another: four words of ten are drawn from the file they stand in. For each number of rows, every part in a process of
+its own and on the same cores:
+
+- `encode_batch` of the rendered texts with the tokenizer's own threads; imports and rendering are not counted;
+- `impruver-compose` with masks, near-dedup, split and JSONL, imports not counted, with the peak of its processes'
+  memory together (the sum of their proportional set sizes); and a second run, with its imports and all;
+- for the least number of rows, the first impruver's way on every `--share`th row: each message rendered and tokenized
+  by itself, MinHash token by token with datasketch, MinHashLSH.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from results import record
+from workload import chat, questions
+
+KEPT = 0.6  # of the words
+
+
+def vary(folder: Path, count: int, target: Path) -> None:
+    """Writes `count` rows, in turn of each file's."""
+    rows, words = [], {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if "instruction" in row:
+                texts = [row["instruction"], row.get("input") or "", row.get("output") or row["response"]]
+                rows.append((path.name, texts))
+                words.setdefault(path.name, []).extend(word for text in texts for word in pieces(text))
+    chance = random.Random(0)
+    chance.shuffle(rows)
+    with target.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            name, texts = rows[number % len(rows)]
+            new = [joined(text, words[name], chance) for text in texts]
+            new[0] = f"{number} {' '.join(chance.choices(words[name], k=4))} {new[0]}"
+            row = dict(zip(("instruction", "input", "output"), new, strict=True))
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def pieces(text: str) -> list[str]:
+    """Words; of a text without blanks (Chinese) every two characters."""
+    words = text.split(" ")
+    return words if len(words) > len(text) / 30 else [text[at : at + 2] for at in range(0, len(text), 2)]
+
+
+def joined(text: str, words: list[str], chance: random.Random) -> str:
+    """The text with some of its words drawn anew."""
+    own = pieces(text)
+    between = " " if own == text.split(" ") else ""
+    return between.join(word if chance.random() < KEPT else chance.choice(words) for word in own)
+
+
+def encode_batch(tokenizer_folder: str, data: Path) -> dict:
+    """One `encode_batch` of all rendered texts."""
+    from impruver_core.chat_template.rendering.renderer import render_template
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    names = tokenizer.special_tokens_map
+    texts = [render_template(tokenizer.chat_template, chat(*each), variables=names) for each in questions([data])]
+    start = time.perf_counter()
+    encoded = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    return {"seconds": time.perf_counter() - start, "tokens": sum(len(each) for each in encoded)}
+
+
+def compose(tokenizer_folder: str, data: Path) -> dict:
+    """All of impruver-compose but its imports."""
+    from impruver_compose.torch_guard import hide_torch, import_libraries
+
+    hide_torch()
+    import_libraries()
+    from impruver_compose.pipeline import compose
+    from impruver_core.recipe.loading import load_recipe
+
+    start = time.perf_counter()
+    compose(load_recipe(str(recipe(tokenizer_folder, data))))
+    return {"seconds": time.perf_counter() - start}
+
+
+def recipe(tokenizer_folder: str, data: Path) -> Path:
+    """A recipe beside the data."""
+    path = data.with_suffix(".yaml")
+    out = data.parent / f"{data.stem}.out"
+    path.write_text(
+        f"train_path: {out}/train.jsonl\nval_path: {out}/val.jsonl\n"
+        f"model: {{name: {os.path.abspath(tokenizer_folder)}}}\ndatasets: [{{name: {data}}}]\n"
+    )
+    return path
+
+
+def first_impruver(tokenizer_folder: str, data: Path) -> dict:
+    """The first impruver's algorithm (EvilFreelancer/impruver, recipes/compose_dataset.py), in our words."""
+    from datasketch import LeanMinHash, MinHash, MinHashLSH
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    rows = [chat(*each) for each in questions([data])]
+    start = time.perf_counter()
+    index, sketches, kept = MinHashLSH(threshold=0.8, num_perm=128), [], []
+    for number, messages in enumerate(rows):
+        ids, *turns = (
+            tokenizer.apply_chat_template(part, add_special_tokens=False, tokenize=True, return_dict=False)
+            for part in (messages, *([message] for message in messages))
+        )
+        labels = []
+        for message, turn in zip(messages, turns, strict=True):
+            labels += turn if message["role"] == "assistant" else [-100] * len(turn)
+        sketch = MinHash(num_perm=128)
+        for token in ids:
+            sketch.update(token.to_bytes(8, byteorder="little"))
+        sketches.append(LeanMinHash(sketch))
+        if not any(sketches[-1].jaccard(sketches[other]) > 0.8 for other in index.query(sketches[-1])):
+            index.insert(number, sketches[-1])
+            kept.append(json.dumps({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}))
+    data.with_suffix(".first.jsonl").write_text("\n".join(kept))
+    return {"seconds": time.perf_counter() - start, "rows": len(rows)}
+
+
+def apart(work: str, tokenizer_folder: str, data: Path) -> dict:
+    """Runs one part in a process of its own: what it told, its wall time with imports, its peak memory in bytes."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, tokenizer_folder, str(data), "--part", work]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        peak = [0]
+        watch = threading.Thread(target=watch_memory, args=(process, peak))
+        watch.start()
+        out, err = process.communicate()
+        watch.join()
+    if process.returncode:
+        sys.exit(err)
+    return json.loads(out.splitlines()[-1]) | {"wall": time.perf_counter() - start, "peak": peak[0]}
+
+
+def watch_memory(process: subprocess.Popen, peak: list[int]) -> None:
+    """Keeps the highest sum of proportional set sizes of a process and all below it."""
+    while process.poll() is None:
+        peak[0] = max(peak[0], sum(map(memory, family(process.pid))))
+        time.sleep(0.1)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        below = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(each for child in below for each in family(child))]
+
+
+def memory(pid: int) -> int:
+    """The proportional set size of a process in bytes; 0 for one that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def measure(tokenizer_folder: str, folder: Path, count: int, share: int | None, scratch: Path) -> None:
+    """Prints the figures of one number of rows."""
+    data = scratch / f"{count}.jsonl"
+    vary(folder, count, data)
+    limit = apart("encode_batch", tokenizer_folder, data)
+    ours = apart("compose", tokenizer_folder, data)
+    again = apart("compose", tokenizer_folder, data)
+    duplicates = sum("duplicate" in line for line in (scratch / f"{count}.out/train.dropped.jsonl").open())
+    print(
+        f"{count} rows, {limit['tokens'] / 1e6:.1f} M tokens: encode_batch {limit['seconds']:.1f} s; compose "
+        f"{ours['seconds']:.1f} s, {ours['seconds'] / limit['seconds']:.2f} times, peak {ours['peak'] / 1e9:.2f} GB; "
+        f"again {again['wall']:.1f} s with imports, {again['wall'] / ours['wall']:.1%} of the first "
+        f"({ours['wall']:.1f} s); {duplicates} duplicates",
+        flush=True,
+    )
+    record("times", ours["seconds"] / limit["seconds"])
+    record("peak", ours["peak"] / 1e9)
+    record("again", again["wall"] / ours["wall"])
+    if share:
+        part = scratch / f"{count}.part.jsonl"
+        with data.open(encoding="utf-8") as rows, part.open("w", encoding="utf-8") as file:
+            file.writelines(row for number, row in enumerate(rows) if number % share == 0)
+        theirs = apart("first_impruver", tokenizer_folder, part)
+        rate, own = theirs["rows"] / theirs["seconds"], count / ours["seconds"]
+        print(
+            f"the first impruver's way: {rate:.0f} rows/s; compose {own:.0f} rows/s, {own / rate:.1f} times", flush=True
+        )
+        record("first_impruver", own / rate)
+
+
+def main() -> None:
+    """Prints all figures, or does one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 400_000])
+    parser.add_argument("--share", type=int, default=20)
+    parser.add_argument("--part", choices=("encode_batch", "compose", "first_impruver"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        print("\n" + json.dumps(globals()[args.part](args.tokenizer, args.data)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["IMPRUVER_CACHE"] = f"{scratch}/cache"
+        for count in sorted(args.rows):
+            first = count == min(args.rows)
+            measure(args.tokenizer, args.data, count, args.share if first else None, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()
