@@ -472,7 +472,7 @@ def test_a_model_that_fails_trains_on_all_logits_and_says_so(known_before, recip
         path = recipe(output_dir=str(tmp_path / name), lora=None, model={"class": "odd.Strict"}, trainer=trainer)
         code, _, err = impruver_train(path)
         assert code == 0, err
-        losses[name] = [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")]
+        losses[name] = [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
     assert losses["own"] == losses["ours"]
     path = recipe(output_dir=str(tmp_path / "dry"), lora=None, model={"class": "odd.Strict"})
     _, out, _ = impruver_train(path, "--dry_run")
