@@ -1,7 +1,5 @@
 """Keeps libraries from speaking between a tool's own lines."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 

@@ -1,7 +1,5 @@
 """The names that a misspelt one is nearest to."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """What this process runs on: processors, memory, installed packages."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -6,8 +6,6 @@ class Flags(CommonFlags):
     show: int = flag(int, 0, help="print this many rows")        # the tool's own, never in the recipe
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import types
@@ -17,6 +15,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, NoReturn
 
 from impruver_core.io.json_schema import describe_type
+from impruver_core.recipe.overrides import RecipeFlag
 from impruver_core.recipe.registry import find_key, load_installed_sections, suggest_key
 from impruver_core.recipe.schema import OLD_BOOLEANS
 from impruver_core.suggestions import suggest
@@ -59,10 +58,10 @@ def from_recipe(path: str, help: str | None = None, *, type: Any = None, nargs: 
     return dataclasses.field(default=None, metadata=metadata)
 
 
-def list_recipe_flags(flags: Any) -> list[tuple[str, Any, str]]:
-    """What the given flags put into the recipe: (key path, value, flag) for each `from_recipe` field that is set."""
+def list_recipe_flags(flags: Any) -> list[RecipeFlag]:
+    """What the flags put into the recipe: one for each `from_recipe` field that is set."""
     return [
-        (field.metadata["path"], getattr(flags, field.name), f"--{field.name}")
+        RecipeFlag(field.metadata["path"], getattr(flags, field.name), f"--{field.name}")
         for field in dataclasses.fields(flags)
         if "path" in field.metadata and getattr(flags, field.name) is not None
     ]

@@ -1,7 +1,5 @@
 """`impruver env`: what a bug report needs. Versions come from metadata, nothing heavy is imported, no secrets."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
@@ -30,21 +28,21 @@ def main(argv: Sequence[str]) -> int:
         ("platform", platform.platform()),
         ("processors", f"{os.cpu_count()} ({platform.machine()})"),
         ("memory", f"{get_total_memory() / 2**30:.1f} GiB"),
-        ("GPU", _gpus()),
+        ("GPU", _describe_gpus()),
         *((package, get_installed_version(package) or "-") for package in (*OURS, *LIBRARIES)),
     ]
     print_result(format_table(("WHAT", "VERSION"), rows))
     return 0
 
 
-def _gpus() -> str:
-    """What nvidia-smi tells, which needs no torch; `none` without it."""
+def _describe_gpus() -> str:
+    """What nvidia-smi says, which needs no torch; `none` without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return "none (no nvidia-smi)" if sys.platform != "darwin" else "-"
     query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"nvidia-smi failed: {type(error).__name__}"
-    return "; ".join(line.strip() for line in told.splitlines() if line.strip()) or "none"
+    return "; ".join(line.strip() for line in output.splitlines() if line.strip()) or "none"

@@ -1,7 +1,5 @@
 """The four tools: their programs, the names that `impruver run` knows them by, where they are on this machine."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files of a model's folder, read without torch: safetensors headers, config.json, pickled weights (refused)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from operator import index

@@ -1,11 +1,14 @@
-"""Loads models: compute dtype, configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter.
+"""Loads models: configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter.
 
 `section` below is the recipe's `model` section; torch and transformers are imported when a function needs them.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
@@ -19,6 +22,13 @@ from impruver_core.modeling.checkpoint_checks import (
 from impruver_core.modeling.devices import choose_device
 from impruver_core.recipe.paths import resolve_model_path
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+
+    from impruver_core.recipe.sections import ModelSection
+
 BITNET = "custom.llama."
 
 # What transformers and what it calls raise for something that the user named.
@@ -26,7 +36,7 @@ EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupE
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
-def load_model_class(section: Any, search_dir: Path | None = None) -> type:
+def load_model_class(section: ModelSection, search_dir: Path | None = None) -> type:
     """The class that `model.class` names. A `custom.*` class of the first impruver is refused with what to set."""
     try:
         return load_object(section.class_, "model.class", search_dir)
@@ -46,7 +56,7 @@ def load_model_class(section: Any, search_dir: Path | None = None) -> type:
         raise ImpruverError(f"model.class: {section.class_} belongs to the first impruver: {way_out}") from error
 
 
-def load_config(section: Any, search_dir: Path | None = None) -> Any:
+def load_config(section: ModelSection, search_dir: Path | None = None) -> PretrainedConfig:
     """The configuration of `model.name`; for a model from scratch, `config_class` filled with `config`."""
     if section.name:
         from transformers import AutoConfig
@@ -62,18 +72,18 @@ def load_config(section: Any, search_dir: Path | None = None) -> Any:
         return getattr(config_class, "for_model", config_class)(**values)  # for_model: AutoConfig's
 
 
-def find_unknown_config_keys(config: Any, names: list[str]) -> list[str]:
+def find_unknown_config_keys(config: PretrainedConfig, names: list[str]) -> list[str]:
     """Those of `names` that the class of `config` does not declare (it keeps them all the same)."""
     import inspect
 
     declared = {"torch_dtype", "dtype", "model_type", "architectures", *getattr(config, "attribute_map", {})}
-    for part in type(config).__mro__:
-        declared |= set(getattr(part, "__annotations__", {}))
-        declared |= set(inspect.signature(part.__init__).parameters)
+    for class_ in type(config).__mro__:
+        declared |= set(getattr(class_, "__annotations__", {}))
+        declared |= set(inspect.signature(class_.__init__).parameters)
     return [name for name in names if name not in declared and not name.startswith("_")]
 
 
-def build_quantization_config(section: Any, dtype: Any) -> Any:
+def build_quantization_config(section: ModelSection, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """The bitsandbytes settings that `load_in_4bit` (nf4, double quantization) or `load_in_8bit` ask for, else None."""
     if not section.load_in_4bit and not section.load_in_8bit:
         return None
@@ -86,7 +96,9 @@ def build_quantization_config(section: Any, dtype: Any) -> Any:
     )
 
 
-def build_new_model(section: Any, config: Any, dtype: Any, search_dir: Path | None = None) -> Any:
+def build_new_model(
+    section: ModelSection, config: PretrainedConfig, dtype: torch.dtype, search_dir: Path | None = None
+) -> PreTrainedModel:
     """A model of `config` with fresh weights in `dtype`; on torch's meta device where the caller set it."""
     model_class = load_model_class(section, search_dir)
     build = getattr(model_class, "from_config", None) or getattr(model_class, "_from_config", None)
@@ -99,7 +111,9 @@ def build_new_model(section: Any, config: Any, dtype: Any, search_dir: Path | No
         return build(config, dtype=dtype, **extra)
 
 
-def load_model(section: Any, dtype: Any, *, device: str | None = None, search_dir: Path | None = None) -> Any:
+def load_model(
+    section: ModelSection, dtype: torch.dtype, *, device: str | None = None, search_dir: Path | None = None
+) -> PreTrainedModel:
     """The base `model.name` with its weights in `dtype`, or in 4 or 8 bit; pickled weights are refused.
 
     `device` is where the weights go (None: left to the caller; a quantized model then goes to the best device).
@@ -120,7 +134,7 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
             use_safetensors=True,
             trust_remote_code=section.trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # require_fitting tells them
+            ignore_mismatched_sizes=True,  # check_loading_info names them
             **options,
         )
     check_loading_info(model, info, section.name)
@@ -128,8 +142,10 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
     return model
 
 
-def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False) -> Any:
-    """`model` with its adapter (ImpruverError for another base's), embeddings grown to `vocabulary` as in training."""
+def load_adapter(
+    model: PreTrainedModel, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False
+) -> PeftModel:
+    """`model` with its adapter, embeddings grown to `vocabulary` rows; ImpruverError for an adapter of another base."""
     from peft import PeftModel
 
     resize_embeddings_if_needed(model, vocabulary or 0)
@@ -142,8 +158,8 @@ def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = N
     return adapted
 
 
-def resize_embeddings_if_needed(model: Any, vocabulary: int) -> bool:
-    """Gives `model` embedding rows for ids up to `vocabulary`; never takes any away. True if it grew."""
+def resize_embeddings_if_needed(model: PreTrainedModel, vocabulary: int) -> bool:
+    """Gives `model` embedding rows for ids below `vocabulary`; never takes any away. True if it grew."""
     weight = model.get_input_embeddings().weight
     if vocabulary <= getattr(weight, "ds_shape", weight.shape)[0]:  # DeepSpeed leaves an empty tensor of a sharded one
         return False
@@ -152,8 +168,8 @@ def resize_embeddings_if_needed(model: Any, vocabulary: int) -> bool:
 
 
 @contextmanager
-def loading_errors_as_user_errors(key: str, name: str):
-    """Turns what transformers raises while it loads `name`, given by the recipe's `key`, into one plain message."""
+def loading_errors_as_user_errors(key: str, name: str) -> Iterator[None]:
+    """Turns what transformers raises while it loads `name`, set by the recipe's `key`, into one ImpruverError."""
     try:
         yield
     except Exception as error:

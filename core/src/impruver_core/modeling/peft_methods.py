@@ -1,7 +1,5 @@
 """Which methods of peft impruver-gguf merges exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

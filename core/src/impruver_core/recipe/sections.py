@@ -1,6 +1,4 @@
-"""The table of all top-level keys with their owners, core's own sections, and those of the installed tools."""
-
-from __future__ import annotations
+"""All top-level keys of a recipe with their owners, and core's own sections."""
 
 # ruff: noqa: RUF009  (key() copies its default)
 from dataclasses import dataclass

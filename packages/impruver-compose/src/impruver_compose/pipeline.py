@@ -3,7 +3,7 @@
 import dataclasses
 
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
-from impruver_core.cli.console import format_table
+from impruver_core.cli.console import format_table, warn
 from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.io.atomic import check_folder, lock_folders, make_folder
 from impruver_core.io.manifest import check_replaceable, get_pending_path, recover
@@ -95,7 +95,7 @@ def explain_row(recipe, place: str) -> None:
 def _load_tokenizer(recipe) -> tuple:
     """(tokenizer, tokens of the longest row or None), behind the imports that they need."""
     import_libraries()
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir, warn=warn)
     check_fast_tokenizer(tokenizer)
     return tokenizer, resolve_max_length(recipe, tokenizer)
 
