@@ -36,13 +36,8 @@ def load_tokenizer(
 
     Of a special token its text counts: a `*_token_id` that disagrees is warned about with the right id.
 
-    Args:
-        section: the recipe's tokenizer section.
-        recipe_dir: where local names are looked for first, then in the working folder and among the installed recipes.
-        warn: takes the warnings.
-
-    Raises:
-        ImpruverError: where the tokenizer can't be loaded, or a key of the section names nothing.
+    Local names are looked for in `recipe_dir`, the working folder and the installed recipes. `warn` takes the warnings.
+    Raises ImpruverError where the tokenizer can't be loaded, or a key of the section names nothing.
     """
     name = section.name or model_name
     if not name:

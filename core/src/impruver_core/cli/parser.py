@@ -8,9 +8,11 @@ from typing import Any, NoReturn
 import argparse_dataclass
 
 from impruver_core.cli.flags import parse_boolean
-from impruver_core.cli.versions import format_version_line
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
 from impruver_core.suggestions import suggest
+from impruver_core.system import get_installed_version
+
+CORE = "impruver-core"
 
 
 class Parser(argparse_dataclass.ArgumentParser):
@@ -74,6 +76,12 @@ class Parser(argparse_dataclass.ArgumentParser):
             return f"unknown flag {name}; a key of the recipe is set by --set {key}={value or 'VALUE'}"
         flags = [option.lstrip("-") for option in self._option_string_actions]
         return f"unknown flag {name}{suggest(bare, flags, form='; did you mean --{}?', list_valid=False)}"
+
+
+def format_version_line(program: str) -> str:
+    """`impruver-train 0.1.0 (impruver-core 0.1.0)`."""
+    core, own = get_installed_version(CORE), get_installed_version(program)
+    return f"{program} {own} ({CORE} {core})" if own else f"{program} {core} ({CORE})"
 
 
 def _fold_dashes(argv: Sequence[str]) -> list[str]:

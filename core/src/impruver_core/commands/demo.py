@@ -19,7 +19,6 @@ from impruver_core.errors import CheckFailedError, ImpruverError
 RECIPE = "quickstart/tiny_full"
 ASKING = ("--input", "val.quickstart_tiny.jsonl", "--output")
 MODEL, GGUF = "answers.model.jsonl", "answers.q8_0.jsonl"
-
 STEPS = (
     ("impruver-compose",),
     ("impruver-train", "--overwrite"),  # the folder is the demo's own, whatever an earlier one left in it
@@ -27,7 +26,6 @@ STEPS = (
     ("impruver-chat", *ASKING, MODEL, "--expect"),
     ("impruver-chat", "--gguf", "models/quickstart_tiny_full/gguf/model-q8_0.gguf", *ASKING, GGUF, "--expect"),
 )
-
 RIGHT_AT_LEAST = 0.8
 LAST_LINES = 6
 MARK = ".impruver-demo"

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
 from impruver_core.cli.console import print_result
 from impruver_core.commands.installed_tools import NAMES, TOOLS, format_install_command, require_program
@@ -15,15 +14,12 @@ from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
 TRAIN = "impruver-train"
-
 # With one of these the user arranges the meeting of the processes; without, two jobs would meet on one port.
 MEETING = ("--standalone", "--rdzv", "--master", "--nnodes", "--node-rank")
 SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--virtual-local-rank")  # take no value
 MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
-
 # Seconds that torchrun leaves its processes after a signal before it kills them: its 30 are too few for a checkpoint.
 SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
-
 HELP = """\
 usage: impruver run NAME --config RECIPE [FLAGS]
        impruver run [LAUNCHER OPTIONS] finetune --config RECIPE [FLAGS]
@@ -40,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
         lines = [f"  {tool.name:<16} {package:<17} {tool.does}" for package, tool in TOOLS.items()]
         print_result(HELP.format(tools="\n".join(lines)))
         return 0 if argv else 2
-    launcher, name, flags = _split_arguments(list(argv))
+    position = _find_name(list(argv))
+    launcher, name, flags = argv[:position], argv[position], argv[position + 1 :]
     behind = [flag for flag in flags if flag.replace("_", "-").startswith(("--nproc", *MEETING))]
     if behind:
         raise ImpruverError(f"{behind[0]} is an option of the launcher: put it before the name, ahead of {name}")
@@ -64,18 +61,11 @@ def build_launch_command(launcher: Sequence[str], flags: Sequence[str]) -> list[
     return [sys.executable, "-m", "torch.distributed.run", *alone, *launcher, "-m", "impruver_train", *flags]
 
 
-class _Arguments(NamedTuple):
-    launcher: list[str]
-    name: str
-    flags: list[str]
-
-
-def _split_arguments(argv: list[str]) -> _Arguments:
-    """Splits at the tool's name; without a dash in front the first word must be the name."""
+def _find_name(argv: list[str]) -> int:
+    """The position of the tool's name; without a dash in front the first word must be the name."""
     positions = [position for position, word in enumerate(argv) if word in NAMES]
     if positions and (positions[0] == 0 or argv[0].startswith("-")):
-        position = next((position for position in positions if not _is_value(argv, position)), positions[0])
-        return _Arguments(argv[:position], argv[position], argv[position + 1 :])
+        return next((position for position in positions if not _is_value(argv, position)), positions[0])
     unknown = next((word for word in argv if not word.startswith("-")), argv[0])
     raise ImpruverError(f"no tool {unknown}{suggest(unknown, NAMES)}")
 

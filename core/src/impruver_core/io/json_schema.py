@@ -19,7 +19,6 @@ class JsonType:
 
 
 Keys = Mapping[str, "JsonType | Keys"]
-
 TYPE_WORDS = {
     str: "text",
     int: "a whole number",

@@ -12,7 +12,6 @@ LFS_POINTER = "version https://git-lfs"  # what Git LFS leaves in place of a lar
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
-
 CONVERT_PICKLED = (
     "if you trust them, convert them to safetensors once (from_pretrained, then save_pretrained) and name the new "
     "folder"

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from impruver_core.recipe.sections import ModelSection
 
 BITNET = "custom.llama."
-
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values

@@ -67,14 +67,8 @@ def load_recipe(
 ) -> Recipe:
     """Loads and checks the recipe of a file or an installed name; without network, tokenizer and weights.
 
-    Args:
-        overrides: texts `a.b=value`, of --set.
-        named: named flags that were given; they win over `overrides`.
-        sections: stand in for those of the installed tools.
-
-    Raises:
-        RecipeError: with all faults of the recipe.
-        ImpruverError: where there is no such recipe.
+    `overrides` are the texts `a.b=value` of --set; `named`, the named flags that were given, win over them; `sections`
+    stand in for those of the installed tools. Raises RecipeError with all faults, ImpruverError for no such recipe.
     """
     path = find_recipe(path_or_name)
     document = read_document(path)

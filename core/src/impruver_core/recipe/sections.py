@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from impruver_core.recipe.schema import key, scalar
 
 CORE = "impruver-core"
-
 OWNERS = {
     "output_dir": CORE,
     "train_path": CORE,

@@ -14,7 +14,6 @@ import yaml
 
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
-
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),

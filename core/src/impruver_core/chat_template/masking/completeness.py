@@ -9,7 +9,6 @@ from impruver_core.chat_template.rendering.traced_string import TextRun, TextSou
 from impruver_core.errors import RefusedError
 
 TAG = re.compile(r"</?\w+>")
-
 Ranges = list[tuple[int, int]]  # of characters
 
 

@@ -1,7 +1,6 @@
 """Chats to token ids and exact labels, for any chat template.
 
-1. The conversation is rendered once with its texts traced: where each stands in the rendering is known, not searched
-   for.
+1. The conversation is rendered once with its texts traced: where each stands in the rendering is known.
 2. A turn is trained on from the end of what it shares with the generation prompt through its end of turn. Both are
    known from probes of the template.
 3. The rendering is tokenized once. A token is trained on if it holds a character of such a span; the others have the
@@ -90,18 +89,11 @@ def encode_chats(
 
     The ids are those of `apply_chat_template(normalized messages, tokenize=True)`, but for the ends: BOS where the
     tokenizer puts one before plain text and the rendering has none, EOS (trained on) where no end-of-turn token follows
-    the last answer. A message with `"train": false` is not trained on.
+    the last answer. A message with `"train": false` is not trained on; without `only_target_loss` all tokens are.
+    `tools` and `chat_template_kwargs` have an entry for each conversation.
 
-    Args:
-        tools: an entry for each conversation, or None.
-        only_target_loss: False trains on all tokens.
-        chat_template_kwargs: an entry for each conversation, or None.
-
-    Returns:
-        One Encoded or Refused for each conversation, in order.
-
-    Raises:
-        ImpruverError: for a tokenizer that is not fast, or a template that does not parse.
+    Returns one Encoded or Refused for each conversation, in order. Raises ImpruverError for a slow tokenizer and for a
+    template that does not parse.
     """
     check_fast_tokenizer(tokenizer)
     none = [None] * len(conversations)

@@ -127,12 +127,8 @@ def render_template(
 ) -> str:
     """Renders `messages` (plain JSON types) as `apply_chat_template(tokenize=False)` would.
 
-    Args:
-        variables: the special tokens by name and the chat_template_kwargs; a `date_string` among them is also the day
-            that `strftime_now` gives.
-
-    Raises:
-        RefusedError: "template_refused", in the words of what the template raised.
+    `variables` are the special tokens by name and the chat_template_kwargs; a `date_string` among them is also the day
+    that `strftime_now` gives. Raises RefusedError("template_refused") in the words of what the template raised.
     """
     compiled = compile_template(template)
     variables = dict(variables or {})
