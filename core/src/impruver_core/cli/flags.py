@@ -17,9 +17,8 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from impruver_core.io.json_schema import describe_type
-from impruver_core.recipe.overrides import RecipeFlag
 from impruver_core.recipe.registry import find_key
-from impruver_core.recipe.schema import OLD_BOOLEANS
+from impruver_core.recipe.schema import OLD_BOOLEANS, RecipeFlag
 
 
 def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: Any = None, help: str) -> Any:

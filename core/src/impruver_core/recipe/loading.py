@@ -11,10 +11,10 @@ from typing import Any
 
 from impruver_core.errors import RecipeError
 from impruver_core.recipe.catalog import find_recipe
-from impruver_core.recipe.overrides import RecipeFlag, apply_flags, apply_overrides, split_path
+from impruver_core.recipe.overrides import apply_flags, apply_overrides, split_path
 from impruver_core.recipe.paths import find_local
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
-from impruver_core.recipe.schema import get_fields
+from impruver_core.recipe.schema import RecipeFlag, get_fields
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection
 from impruver_core.recipe.validation import remove_unset, validate_value
 from impruver_core.recipe.yaml_document import Document, dump, read_document

@@ -2,21 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from impruver_core.recipe.schema import RecipeFlag
 from impruver_core.recipe.validation import REMOVED, describe_value
 from impruver_core.recipe.yaml_document import Document, parse_text
 
 SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
 ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others, too
-
-
-class RecipeFlag(NamedTuple):
-    """A named flag that was given, and the key path of the recipe that it sets."""
-
-    key_path: str
-    value: Any
-    flag: str
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:

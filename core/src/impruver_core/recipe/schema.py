@@ -16,7 +16,7 @@ dataclass, a union of these, or Any. `null` in a recipe means "not given". A sec
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 REQUIRED = MISSING
 OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
@@ -59,6 +59,14 @@ class OpenMapping:
     optional: bool = False
     check: Callable[[dict], Iterable[tuple[str, str]]] | None = None
     names: Callable[[], Iterable[str]] = tuple
+
+
+class RecipeFlag(NamedTuple):
+    """A named flag that was given, and the key path of the recipe that it sets."""
+
+    key_path: str
+    value: Any
+    flag: str
 
 
 scalar, list_of, open_mapping = Scalar, ListOf, OpenMapping
