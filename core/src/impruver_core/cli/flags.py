@@ -1,4 +1,4 @@
-"""Flags of a tool: the fields of one flat dataclass, which parser.py turns into a command line.
+"""Flags of a tool: the fields of one flat dataclass, and the command line that argparse-dataclass makes of them.
 
     @dataclass
     class Flags(CommonFlags):
@@ -12,13 +12,19 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+import argparse_dataclass
 
 from impruver_core.io.json_schema import describe_type
-from impruver_core.recipe.registry import find_key
+from impruver_core.recipe.registry import find_key, load_installed_sections, suggest_key
 from impruver_core.recipe.schema import OLD_BOOLEANS, RecipeFlag
+from impruver_core.suggestions import suggest
+from impruver_core.system import get_installed_version
+
+CORE = "impruver-core"
 
 
 def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: Any = None, help: str) -> Any:
@@ -121,3 +127,85 @@ class CommonFlags:
     dry_run: bool = flag(bool, False, help="check everything that needs no weights, count and estimate, write nothing")
     overwrite: bool = flag(bool, False, help="start anew: replace outputs that this tool would refuse to replace")
     quiet: bool = flag(bool, False, help="results, warnings and errors only")
+
+
+class Parser(argparse_dataclass.ArgumentParser):
+    """Parses a Flags dataclass: `--x` and `--x false`, dashes as underscores, --set, hints for misspelt flags.
+
+    `overrides` holds the texts of --set after `parse`.
+    """
+
+    def __init__(self, flags_type: type, prog: str, description: str | None = None):
+        self.overrides: list[str] = []
+        super().__init__(
+            flags_type,
+            prog=prog,
+            usage=f"{prog} --config RECIPE [--set KEY=VALUE] [flags]",
+            description=description,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--set",
+            action="append",
+            metavar="KEY=VALUE",
+            help="change a key of the recipe, as in --set trainer.learning_rate=2e-4; may be repeated, null removes",
+        )
+        self.add_argument(
+            "--version", action="version", version=format_version_line(prog), help="print the version and leave"
+        )
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        """argparse's, with underscores in flags and booleans that take an optional true or false."""
+        if kwargs.get("dest") is None and names[0].startswith("--"):
+            kwargs["dest"] = names[0].removeprefix("--no-").lstrip("-").replace("-", "_")
+        if kwargs.get("action") in ("store_true", "store_false") or kwargs.get("type") is parse_boolean:
+            names = (f"--{kwargs['dest']}",)
+            kwargs.pop("action", None)
+            kwargs |= {"type": parse_boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+        names = tuple(name.replace("-", "_").replace("__", "--", 1) if name[:2] == "--" else name for name in names)
+        return super().add_argument(*names, **kwargs)
+
+    def parse(self, argv: Sequence[str]) -> Any:
+        """The flags as their dataclass; exit 2 with one message for what can't be parsed."""
+        namespace, unknown = argparse.ArgumentParser.parse_known_args(self, _fold_dashes(argv))
+        self.overrides = vars(namespace).pop("set") or []
+        if unknown:
+            keys = [text for text in self.overrides if "=" not in text]
+            self.error(
+                f"--set {keys[0]}: expected KEY=VALUE, without blanks" if keys else self._describe_unknown(unknown[0])
+            )
+        return self._options_type(**{name: value for name, value in vars(namespace).items() if value is not MISSING})
+
+    def error(self, message: str) -> NoReturn:
+        """One message, without the whole usage before it."""
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists the flags\n")
+
+    def _describe_unknown(self, unknown: str) -> str:
+        name, _, value = unknown.partition("=")
+        if not name.startswith("-"):
+            return f"unexpected argument {unknown!r}; a recipe is given as --config {unknown}"
+        bare = name.lstrip("-")
+        key = bare if "." in bare else suggest_key(bare, load_installed_sections())
+        if key:
+            return f"unknown flag {name}; a key of the recipe is set by --set {key}={value or 'VALUE'}"
+        flags = [option.lstrip("-") for option in self._option_string_actions]
+        return f"unknown flag {name}{suggest(bare, flags, form='; did you mean --{}?', list_valid=False)}"
+
+
+def format_version_line(program: str) -> str:
+    """`impruver-train 0.1.0 (impruver-core 0.1.0)`."""
+    core, own = get_installed_version(CORE), get_installed_version(program)
+    return f"{program} {own} ({CORE} {core})" if own else f"{program} {core} ({CORE})"
+
+
+def _fold_dashes(argv: Sequence[str]) -> list[str]:
+    """`--train-path=a-b` as `--train_path=a-b`; values, and all that follows a lone `--`, stay as they are."""
+    folded: list[str] = []
+    for number, word in enumerate(argv):
+        if word == "--":
+            return folded + list(argv[number:])
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and " " not in name:
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        folded.append(word)
+    return folded

@@ -46,8 +46,7 @@ def run_tool(
     """
 
     def work() -> int | None:
-        from impruver_core.cli.flags import list_recipe_flags
-        from impruver_core.cli.parser import Parser
+        from impruver_core.cli.flags import Parser, list_recipe_flags
         from impruver_core.recipe.loading import load_recipe
 
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
