@@ -31,7 +31,7 @@ def get_process_memory() -> int:
     return psutil.Process().memory_info().rss
 
 
-# psutil tells no peak on Linux, and getrusage's can't be reset and counts what the process was before exec.
+# psutil has no peak on Linux, and getrusage's can't be reset and counts what the process was before exec.
 def reset_peak_memory() -> None:
     """Has `get_peak_memory` start anew; where the system can't do that, the peak of before stays."""
     with suppress(OSError):
@@ -39,7 +39,7 @@ def reset_peak_memory() -> None:
 
 
 def get_peak_memory() -> int | None:
-    """The most bytes that this process held since `reset_peak_memory`; None where the system does not tell."""
+    """The most bytes that this process held since `reset_peak_memory`; None where the system has no such figure."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -96,10 +96,10 @@ def silence_stream(stream: TextIO) -> None:
 
 def format_duration(seconds: float) -> str:
     """`42 s`, `3 m 05 s`, `2 h 14 m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, rest = divmod(total, 60)
     return f"{minutes} m {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} m"
 
 

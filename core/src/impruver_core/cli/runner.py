@@ -151,7 +151,7 @@ def _exit(program: str, message: str, code: int) -> int:
         sys.stdout.flush()
         sys.stderr.write(f"{program}: {message}\n")
         sys.stderr.flush()
-    except OSError:  # nobody reads any more, or the log's disk is full; the code tells
+    except OSError:  # nobody reads any more, or the log's disk is full; the exit code says it
         silence_stream(sys.stdout)
         silence_stream(sys.stderr)
     return code

@@ -69,7 +69,7 @@ def refuse_pickled_weights(folder: Path, advice: str = CONVERT_PICKLED, key: str
 
 
 def get_context_length(config: Any) -> int | None:
-    """The longest sequence that a model is made for; None where its configuration does not tell.
+    """The longest sequence that a model is made for; None where its configuration has no such key.
 
     `config`: the object of config.json, whose `text_config` counts where it has no length of its own, or the
     configuration that transformers makes of it.
@@ -82,7 +82,7 @@ def get_context_length(config: Any) -> int | None:
 
 
 def check_no_lfs_pointer(path: str | Path) -> None:
-    """ImpruverError where `path` is a pointer of Git LFS, of which whoever reads it as the file tells broken bytes."""
+    """ImpruverError where `path` is a pointer of Git LFS, which a reader would take for a broken file."""
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
             raise ImpruverError(f"{path} is a pointer of Git LFS, not the file: fetch that with git lfs pull")

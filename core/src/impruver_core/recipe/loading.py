@@ -54,7 +54,7 @@ class Recipe:
         return Path(self.path).absolute().parent
 
     def locate(self, key_path: str) -> str:
-        """`file:line: trainer.optim`, to begin a message about that key; --set and flags are told as such."""
+        """`file:line: trainer.optim`, to begin a message about that key; an override is named as such."""
         return f"{self.document.locate(split_path(key_path))}: {key_path}"
 
 

@@ -46,7 +46,7 @@ _Dumper.add_representer(
 
 @dataclass
 class Document:
-    """Plain values, the location of each (`recipe.yaml:12`) by key path, and the faults found so far."""
+    """Plain values, the location of each (`recipe.yaml:12`) by key path, and the faults so far."""
 
     name: str
     data: Any = None
@@ -130,7 +130,7 @@ class _NodeReader:
         self.document, self.place, self.open = document, place, set()
 
     def read_value(self, node: yaml.Node, path: tuple) -> Any:
-        if path:  # what is nowhere in the file is told with the file's name alone
+        if path:  # a fault of the whole document names the file alone
             self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
         if isinstance(node, yaml.ScalarNode):
             return self.read_scalar(node, path)
