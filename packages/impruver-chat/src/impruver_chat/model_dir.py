@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
 from impruver_core.io.manifest import read_manifest
+from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import find_local, is_local_path
 
 CONFIG = {"model_type": str, "architectures": list, "text_config": dict}

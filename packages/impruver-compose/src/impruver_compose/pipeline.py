@@ -100,7 +100,7 @@ def explain_row(recipe: Recipe, reference: str) -> None:
 
 
 def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
-    return output.resolve_output_paths(recipe.train_path, recipe.val_path, recipe.path, recipe.where)
+    return output.resolve_output_paths(recipe.train_path, recipe.val_path, recipe.path, recipe.locate)
 
 
 def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob], int | None]:
@@ -118,7 +118,7 @@ def _open_jobs(recipe: Recipe, outputs: Sequence[Path] = ()) -> list[DatasetJob]
     """Opens all data sets before any of them is worked on; none may hold one of the `outputs`."""
     if not recipe.datasets:
         raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
-    places = [recipe.where(f"datasets.{index}") for index in range(len(recipe.datasets))]
+    places = [recipe.locate(f"datasets.{index}") for index in range(len(recipe.datasets))]
     return [
         open_job(index, section, recipe.dedup, where, recipe.base_dir, outputs)
         for index, (section, where) in enumerate(zip(recipe.datasets, places, strict=True))

@@ -86,7 +86,7 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
                 raise CheckFailedError(f"{where}: {error.detail}\n{content}") from None
     if chats and not result.rows:
         _check_built_in(job, templates)
-    if tools and not templates.pick(tools, job.template_kwargs)[2].renders_tools:
+    if tools and not templates.select(tools, job.template_kwargs).format.renders_tools:
         warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
     return result
 
@@ -147,7 +147,7 @@ def _check_built_in(job: DatasetJob, templates: TemplateSelector) -> None:
                 return
         except RefusedError as error:
             reason = error
-    template, variables, _ = templates.pick(None, job.template_kwargs)
+    template, variables, _ = templates.select(None, job.template_kwargs)
     try:
         text = str.__str__(render_template(template, messages, variables=variables))
     except RefusedError:
@@ -196,7 +196,7 @@ def _build_entry(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResul
 
 
 def _format_end_warning(job: DatasetJob, entry: dict, probe: TemplateProbeResult) -> str | None:
-    endless = probe.rows and not TemplateSelector(job.tokenizer).pick(None, job.template_kwargs)[2].stops
+    endless = probe.rows and not TemplateSelector(job.tokenizer).select(None, job.template_kwargs).format.stops
     reasons = ["the chat template has no end-of-turn token, a turn ends only by the next header"] if endless else []
     if entry["ended"] == entry["rows"]:
         return f"{reasons[0]}: EOS behind the last answer alone teaches the model to stop" if endless else None

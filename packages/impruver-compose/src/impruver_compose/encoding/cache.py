@@ -15,8 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impruver_core.io.atomic import atomic_write, make_folder
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder
 from impruver_core.tokenizer import get_special_tokens
 
 from impruver_compose.encoding.job import DatasetJob
@@ -51,7 +50,7 @@ def open_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
     """Opens the entry of a data set, and marks it as used today; `fingerprint` is the tokenizer's."""
     content = [_compute_code_version(), fingerprint, *_get_settings(job)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-    folder = cache_dir() / "compose" / key.hexdigest()[:32]
+    folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
     make_folder(folder)
     os.utime(folder)
     return CacheEntry(folder, len(job.rows))
@@ -71,7 +70,7 @@ def pin_day(job: DatasetJob, entry: CacheEntry) -> DatasetJob:
 def remove_old_entries() -> None:
     """Removes the entries that no run has used for 30 days."""
     oldest = time.time() - KEPT_DAYS * 86400
-    for folder in (cache_dir() / "compose").glob("*"):
+    for folder in (get_cache_dir() / "compose").glob("*"):
         with suppress(OSError):  # another run may be removing it
             if folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder, ignore_errors=True)

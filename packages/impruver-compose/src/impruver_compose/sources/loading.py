@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import get_cache_dir
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import BLANKS, open_compressed
 from impruver_core.io.manifest import describe_file
@@ -52,8 +52,8 @@ def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs:
         inputs = [describe_file(file, digest=True) for file in files]
         digests = [entry["sha256"] for entry in inputs]
         # by content: `datasets` itself would tell the files apart by name and time
-        cache = cache_dir() / "datasets" / hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        with reserve_space(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+        cache = get_cache_dir() / "datasets" / hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+        with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)):
             rows = _load_files(files, section.split, where, cache)
         return LoadedDataset(rows, inputs, [digests, section.split, rows.columns, rows.json_lines])
     check_hub_id(section.name, where)
@@ -84,7 +84,7 @@ def _warn_if_json(path: Path, where: str) -> None:
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
     """Loads JSON as lines of text, every line checked; blank ones are no rows."""
-    json_lines = [resolve_json_lines(path, cache_dir()) for path in files]
+    json_lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
     columns, rows = scan_json_lines(json_lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
@@ -139,7 +139,7 @@ def _get_root_message(error: BaseException) -> str:
 def _load_from_hub(section: DatasetSection, where: str) -> Dataset:
     import datasets
 
-    options = {"name": section.subset, "split": section.split, "cache_dir": str(cache_dir() / "datasets")}
+    options = {"name": section.subset, "split": section.split, "cache_dir": str(get_cache_dir() / "datasets")}
     what = f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"
     with _loading_errors_as_user_errors(what):
         try:
