@@ -68,7 +68,7 @@ def test_truncated_weights(model, left, recipe, refused, copy):
     path.write_bytes(path.read_bytes()[:left])
     message = refused("--config", recipe(folder))
     assert str(path) in message
-    assert ("cut off" in message) == (left == -100)
+    assert "cut off" in message
 
 
 @pytest.mark.parametrize(("model", "name"), [("full", "pytorch_model.bin"), ("adapter", "adapter_model.bin")])

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
 from impruver_core.io.manifest import read_manifest
+from impruver_core.io.model_files import read_safetensors_header
 from impruver_core.recipe.paths import find_local, is_local_path
 
 CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
@@ -182,20 +182,10 @@ def _make_missing_weights_error(folder: Path, path: Path) -> ImpruverError:
 
 
 def check_safetensors_complete(path: Path) -> None:
-    """ImpruverError for a safetensors file that is not whole, by its header."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
-        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        needed = 8 + length + max(ends, default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-        check_no_lfs_pointer(path)
-        raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
-    if needed != size:
-        what = "cut off" if size < needed else "too long"
-        raise ImpruverError(f"{path}: {what}: {size:,} bytes of {needed:,}; copy or train it again")
+    """Raise ImpruverError for a safetensors file that is cut off or longer than its tensors."""
+    tensors, size = read_safetensors_header(path, "copy or train it again"), path.stat().st_size
+    if tensors and size != (needed := max(entry.stop for entry in tensors.values())):
+        raise ImpruverError(f"{path}: too long: {size:,} bytes of {needed:,}; copy or train it again")
 
 
 def describe_precision(section: Any) -> str:
