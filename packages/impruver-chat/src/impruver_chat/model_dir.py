@@ -7,7 +7,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.manifest import read_manifest
-from impruver_core.io.model_files import read_safetensors_header
+from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
 from impruver_core.recipe.paths import find_local, is_local_path
 
 CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
@@ -66,7 +66,6 @@ def read_vocab_size(folder: Path) -> int | None:
     return rows
 
 
-PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
 TOKENIZER = "tokenizer.json"
 GGUF_MAGIC = b"GGUF"
 
@@ -165,20 +164,10 @@ def check_weights(folder: Path, stem: str) -> None:
     else:
         paths = [folder / f"{stem}.safetensors"]
     for path in paths:
-        if path.is_file():
-            check_safetensors_complete(path)
-        else:
-            raise _make_missing_weights_error(folder, path)
-
-
-def _make_missing_weights_error(folder: Path, path: Path) -> ImpruverError:
-    pickled = next((found for pattern in PICKLED for found in sorted(folder.glob(pattern))), None)
-    if pickled is None:
-        return ModelNotFoundError(f"{path} is not there: {folder} holds no weights")
-    return ImpruverError(
-        f"{pickled}: pickled weights run code when they are loaded and are refused; if you trust them, convert them "
-        "once (from_pretrained, then save_pretrained) and name the new folder"
-    )
+        if not path.is_file():
+            refuse_pickled_weights(folder)
+            raise ModelNotFoundError(f"{path} is not there: {folder} holds no weights")
+        check_safetensors_complete(path)
 
 
 def check_safetensors_complete(path: Path) -> None:
