@@ -1,30 +1,18 @@
 """What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import TEXT, WHOLE, either, list_of, read_json
 from impruver_core.io.manifest import read_manifest
 from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
 from impruver_core.recipe.paths import find_local, is_local_path
 
-CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
-SHOWN = {str: "text", list: "a list", dict: "an object"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file; ImpruverError where it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise ImpruverError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ImpruverError(f"{path}: not a JSON object")
-    return content
+VOCAB_SIZE = {"vocab_size": WHOLE}
+CONFIG = {"model_type": TEXT, "architectures": list_of(TEXT), **VOCAB_SIZE, "text_config": VOCAB_SIZE}
+TOKEN_IDS = either(WHOLE, list_of(WHOLE))
 
 
 def read_end_of_turn(output_dir: Path) -> list[str] | None:
@@ -38,20 +26,14 @@ def read_end_of_turn(output_dir: Path) -> list[str] | None:
 def read_eos_token_ids(output_dir: Path) -> list[int]:
     """The tokens that end an answer, by generation_config.json."""
     path = output_dir / "generation_config.json"
-    given = read_json(path).get("eos_token_id")
-    ids = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(type(number) is int for number in ids):
-        raise ImpruverError(f"{path}: eos_token_id is {given!r}, neither a token's number nor a list of such")
-    return ids
+    ids = read_json(path, {"eos_token_id": TOKEN_IDS}, missing_ok=True).get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json, {} where there is none; ImpruverError where it is no model's."""
     path = folder / "config.json"
-    config = read_json(path)
-    for name, kind in CONFIG.items():
-        if not isinstance(config.get(name), (kind, type(None))):
-            raise ImpruverError(f"{path}: {name} is {config[name]!r}, not {SHOWN[kind]}")
+    config = read_json(path, CONFIG, missing_ok=True)
     if path.is_file() and not (config.get("model_type") or config.get("architectures")):
         raise ImpruverError(f"{path}: no model's: it has no model_type; copy it from where the model was saved")
     return config
@@ -60,10 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_vocab_size(folder: Path) -> int | None:
     """Embedding rows, by config.json."""
     config = read_config(folder)
-    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    if not isinstance(rows, (int, type(None))):
-        raise ImpruverError(f"{folder / 'config.json'}: vocab_size is {rows!r}, not a whole number")
-    return rows
+    return config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
 
 
 TOKENIZER = "tokenizer.json"
@@ -114,10 +93,8 @@ def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDir
         raise ModelNotFoundError(f"output_dir: {output_dir} is not there; impruver-train makes it")
     if (output_dir / "adapter_config.json").is_file():
         check_weights(output_dir, "adapter_model")
-        settings = read_json(output_dir / "adapter_config.json")
+        settings = read_json(output_dir / "adapter_config.json", {"base_model_name_or_path": TEXT})
         named = settings.get("base_model_name_or_path")
-        if not isinstance(named, (str, type(None))):
-            raise ImpruverError(f"{output_dir / 'adapter_config.json'}: base_model_name_or_path is {named!r}, no name")
         base = find_base_model(base or named, output_dir, recipe_dir)
     elif adapter := next(output_dir.glob("adapter_model*"), None):
         raise ImpruverError(

@@ -9,12 +9,11 @@ from typing import Any, get_type_hints
 
 from impruver_core.cli.flags import parse_boolean
 from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import FLAG, NUMBER, WHOLE, describe_type, read_json
 
-from impruver_chat.model_dir import read_json
 from impruver_chat.sections import ChatSection, find_out_of_range
 
 SAMPLING_NAMES = ("temperature", "top_p", "top_k")
-SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class SamplingParams:
 
 
 NAMES = tuple(get_type_hints(SamplingParams))
+KINDS = {name: {int: WHOLE, float: NUMBER, bool: FLAG}[kind] for name, kind in get_type_hints(SamplingParams).items()}
 TYPES = get_type_hints(SamplingParams) | {"history_limit": int}
 GREEDY = replace(SamplingParams(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
 
@@ -64,7 +64,7 @@ def parse_parameter(name: str, text: str) -> Any:
     try:
         value = parse_boolean(text) if wanted is bool else wanted(text)
     except (ValueError, ArgumentTypeError):
-        raise ImpruverError(f"{name}: {text[:40]!r} is not {SHOWN[wanted]}") from None
+        raise ImpruverError(f"{name}: {text[:40]!r} is not {describe_type(wanted)}") from None
     for fault in find_out_of_range({name: value}).values():
         raise ImpruverError(f"{name} {fault}")
     return value
@@ -86,12 +86,9 @@ def format_parameters(sampling: SamplingParams) -> str:
 
 
 def _read_generation_config(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    given = {name: values[name] for name in NAMES if values.get(name) is not None}
-    for name, value in given.items():
-        if type(value) is not TYPES[name] and not (TYPES[name] is float and type(value) is int):
-            raise ImpruverError(f"{path}: {name} is {value!r}")
-        given[name] = TYPES[name](value)  # transformers takes no whole number for a float
+    values = read_json(path, KINDS, missing_ok=True)
+    # transformers takes no whole number for a float
+    given = {name: TYPES[name](values[name]) for name in NAMES if values.get(name) is not None}
     for name, fault in find_out_of_range(given).items():
         raise ImpruverError(f"{path}: {name} {fault}")
     return given
