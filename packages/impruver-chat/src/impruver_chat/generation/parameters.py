@@ -3,13 +3,13 @@
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from impruver_core.cli.flags import parse_boolean
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import FLAG, NUMBER, WHOLE, describe_type, read_json
+from impruver_core.suggestions import suggest
 
 from impruver_chat.sections import ChatSection, find_out_of_range
 
@@ -47,7 +47,7 @@ def resolve_parameters(section: ChatSection, model_dir: Path, interactive: bool)
 def with_parameter(sampling: SamplingParams, name: str, text: str) -> SamplingParams:
     """With a parameter set to what `text` says; ImpruverError for another name or value."""
     if name not in NAMES:
-        raise ImpruverError(f"no parameter {name}{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
+        raise ImpruverError(f"no parameter {name}{suggest_name(name, NAMES)}; there are {', '.join(NAMES)}")
     return _apply(sampling, {name: parse_parameter(name, text)})
 
 
@@ -70,10 +70,9 @@ def parse_parameter(name: str, text: str) -> Any:
     return value
 
 
-def suggest(word: str, words: Iterable[str]) -> str:
-    """`, did you mean …?` with the nearest of `words`; "" where none is near."""
-    found = get_close_matches(word.lower(), list(words), 1, 0.5)
-    return f", did you mean {found[0]}?" if found else ""
+def suggest_name(word: str, names: Iterable[str]) -> str:
+    """`, did you mean NAME?` with the one of `names` that is nearest to `word`; "" where none is near."""
+    return suggest(word, names, cutoff=0.5, form=", did you mean {}?", list_valid=False)
 
 
 def format_parameters(sampling: SamplingParams) -> str:

@@ -6,7 +6,7 @@ from impruver_core.cli.console import log_always, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.jsonl import format_row
 
-from impruver_chat.generation.parameters import format_parameters, parse_parameter, suggest, with_parameter
+from impruver_chat.generation.parameters import format_parameters, parse_parameter, suggest_name, with_parameter
 from impruver_chat.terminal.chat_turn import ChatContext, Command, answer_question
 
 NONE = "-"  # as the text of /system
@@ -19,7 +19,7 @@ class QuitRequest(Exception):
 def run_command(chat: ChatContext, name: str, rest: str) -> None:
     """Does what a command says; a wrong name or value is a warning, and nothing else happens."""
     if name not in COMMANDS:
-        warn(f"no command {name}{suggest(name, COMMANDS)}; /help lists them")
+        warn(f"no command {name}{suggest_name(name, COMMANDS)}; /help lists them")
         return
     try:
         COMMANDS[name](chat, rest.strip())
