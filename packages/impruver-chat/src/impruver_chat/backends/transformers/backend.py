@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from impruver_core import encode_prompt, end_of_turn, load_tokenizer
-from impruver_core.chat_template.selection import get_template
+from impruver_core import encode_prompt, load_tokenizer
+from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import warn
-from impruver_core.errors import ImpruverError
 from impruver_core.modeling.devices import choose_device, has_bf16, resolve_dtype
 from impruver_core.modeling.loading import load_adapter, load_model, loading_errors_as_user_errors
-from impruver_core.tokenizer import get_special_tokens
 
 from impruver_chat.backends.base import ActiveGeneration, Answer, Prompt
 from impruver_chat.backends.transformers import batching as together
@@ -150,10 +148,7 @@ def find_stop_criteria(tokenizer: Any, output_dir: Path) -> StopCriteria:
     """Every end of turn: the manifest's (else the template's own), the generation configuration's, EOS."""
     texts = read_end_of_turn(output_dir)
     if texts is None:
-        try:
-            texts = end_of_turn(get_template(tokenizer), get_special_tokens(tokenizer))
-        except ImpruverError:
-            texts = []
+        texts = get_end_of_turn(tokenizer)
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     return make_stop_criteria(texts, [*read_eos_token_ids(output_dir), tokenizer.eos_token_id], added.get)
 
