@@ -11,6 +11,7 @@ from typing import Any
 from impruver_core import encode_prompt, load_tokenizer
 from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import warn
+from impruver_core.io.model_files import get_context_length
 from impruver_core.modeling.devices import choose_device, has_bf16, resolve_dtype
 from impruver_core.modeling.loading import load_adapter, load_model, loading_errors_as_user_errors
 
@@ -45,7 +46,7 @@ class TransformersBackend:
         )
         self.markers = find_tokenizer_markers(tokenizer, options["chat_template_kwargs"])
         self.encode, self.decode = partial(encode_messages, tokenizer, options), make_decoder(tokenizer, self.markers)
-        self.context_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length: int | None = get_context_length(model.config)
         self._kept = PromptCache()
         self.is_exact = str(model.dtype) == "torch.float32" and not getattr(model, "is_quantized", False)
         clear_generation_defaults(model)
