@@ -12,6 +12,7 @@ from impruver_core import encode_prompt, load_tokenizer
 from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import warn
 from impruver_core.io.model_files import get_context_length
+from impruver_core.library_logging import quiet_libraries
 from impruver_core.modeling.devices import choose_device, has_bf16, resolve_dtype
 from impruver_core.modeling.loading import load_adapter, load_model, loading_errors_as_user_errors
 
@@ -105,7 +106,7 @@ def load_backend(
     found: ModelDirectory, model: Any, tokenizer: Any, options: dict[str, Any], recipe_dir: Path
 ) -> TransformersBackend:
     """The backend of what was found; `model` and `tokenizer` are the recipe's sections, `options` as for `encode`."""
-    quiet_libraries()
+    quiet_libraries("transformers", errors_only=True)
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         fast = load_saved_tokenizer(found.output_dir, tokenizer)
         stops = find_stop_criteria(fast, found.output_dir)
@@ -170,16 +171,3 @@ def clear_generation_defaults(model: Any) -> None:
 
     for part in (model, getattr(model, "get_base_model", lambda: model)()):
         part.generation_config = GenerationConfig()
-
-
-def quiet_libraries() -> None:
-    """No progress bars, no advice."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for further packages, 4-bit weights or none
-    warnings.filterwarnings("ignore", module="(transformers|peft|torch|bitsandbytes)")
