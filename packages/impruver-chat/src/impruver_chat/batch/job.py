@@ -10,7 +10,14 @@ from impruver_core.cli.console import log_info, print_result
 from impruver_core.cli.runner import TerminationSignal
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_folder
-from impruver_core.io.manifest import build_manifest, check_replaceable, describe_file, publish, recover
+from impruver_core.io.manifest import (
+    build_manifest,
+    check_replaceable,
+    describe_file,
+    get_manifest_path,
+    publish,
+    recover,
+)
 from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_chat.backends.base import Backend
@@ -60,11 +67,6 @@ def prepare_batch_job(files: BatchJob, system_prompt: str | None, dry_run: bool)
         if not files.overwrite:
             check_is_journal(get_journal_path(files.answers))
     return questions
-
-
-def get_manifest_path(answers: Path) -> Path:
-    """Where the answers' manifest stands."""
-    return answers.with_name(f"{answers.name}.manifest.json")
 
 
 def run_batch_job(
