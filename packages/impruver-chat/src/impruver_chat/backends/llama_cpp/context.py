@@ -6,6 +6,7 @@ from os.path import commonprefix
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.system import available_cpus
 
 from impruver_chat.backends.base import Prompt
 from impruver_chat.generation.parameters import SamplingParams
@@ -100,7 +101,6 @@ def make_sampler(sampling: SamplingParams, prompt: Prompt, context: int) -> Any:
 
 
 def get_thread_count() -> int:
-    """What this process may use of the machine, or OMP_NUM_THREADS."""
+    """Processors that this process may run on, or OMP_NUM_THREADS if that is fewer."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(int(wanted), available) if wanted.isdecimal() and int(wanted) else available
+    return min(int(wanted), available_cpus()) if wanted.isdecimal() and int(wanted) else available_cpus()
