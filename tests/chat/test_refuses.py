@@ -189,6 +189,6 @@ def test_gguf(recipe, refused, tmp_path, monkeypatch):
     assert "is a folder: name a GGUF file in it (cut.gguf, text.gguf)" in message
     assert "is no GGUF file" in refused("--config", recipe(), "--gguf", tmp_path / "text.gguf")
     assert "can't be loaded by llama.cpp" in refused("--config", recipe(), "--gguf", tmp_path / "cut.gguf")
-    monkeypatch.setattr("impruver_chat.backends.llama_cpp.backend.find_spec", lambda name: None)
+    monkeypatch.setattr("impruver_core.llama_cpp.find_spec", lambda name: None)
     message = refused("--config", recipe(), "--gguf", tmp_path / "cut.gguf")
     assert 'pip install "impruver-chat[gguf]"' in message

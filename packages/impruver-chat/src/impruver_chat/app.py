@@ -8,6 +8,7 @@ from typing import Any
 
 from impruver_core.cli.console import log_info, print_result, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.llama_cpp import check_cyllama_installed
 from impruver_core.recipe.loading import Recipe
 
 from impruver_chat import model_dir as found
@@ -60,7 +61,7 @@ def find_loader(
         "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
     }
     if gguf is not None:
-        llama.check_cyllama_installed()
+        check_cyllama_installed("--gguf", "impruver-chat")
         check_comparable(compare, found.GGUF_NO_COMPARISON)
         path = found.check_gguf_file(Path(gguf).expanduser())
         tell(f"{would} {path} (llama.cpp)")

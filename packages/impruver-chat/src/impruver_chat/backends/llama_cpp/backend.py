@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from impruver_core.chat_template.masking.message_normalization import normalize_
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
+from impruver_core.llama_cpp import check_cyllama_installed, load_gguf
 
 from impruver_chat.backends.base import ActiveGeneration, Answer, Prompt
 from impruver_chat.backends.llama_cpp import batching as parallel
@@ -58,7 +58,8 @@ class LlamaCppBackend:
 
 def load_backend(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> LlamaCppBackend:
     """The backend of a GGUF; ids as output_dir's tokenizer gives them where it is at hand and the GGUF's own."""
-    model = open_model(path)
+    check_cyllama_installed("--gguf", "impruver-chat")
+    model = load_gguf(path)
     vocab = model.get_vocab()
     if output_dir is not None and (output_dir / TOKENIZER).is_file():
         from impruver_chat.backends.transformers import backend as transformers
@@ -85,28 +86,6 @@ def load_backend(path: Path, output_dir: Path | None, tokenizer: Any, options: d
     encode = make_gguf_encoder(template, shape, variables, specials, vocab, options)
     prefixed = model.metadata().get("tokenizer.ggml.add_space_prefix", "true") == "true"
     return LlamaCppBackend(model, encode, stops, make_decoder(vocab, prefixed, markers.special_tokens), markers)
-
-
-def open_model(path: Path) -> Any:
-    """The model in a GGUF file; ImpruverError where cyllama is absent or llama.cpp can't load it."""
-    check_cyllama_installed()
-    from cyllama.llama import llama_cpp
-
-    llama_cpp.disable_logging()
-    llama_cpp.ggml_backend_load_all()
-    try:
-        return llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
-    except Exception as error:  # cyllama raises several kinds, bare ones among them
-        raise ImpruverError(
-            f"--gguf: {path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not "
-            f"know ({' '.join(str(error).split())})"
-        ) from error
-
-
-def check_cyllama_installed() -> None:
-    """ImpruverError with the way to get it where cyllama is not installed."""
-    if find_spec("cyllama") is None:
-        raise ImpruverError('--gguf needs a further package: pip install "impruver-chat[gguf]"')
 
 
 def make_gguf_encoder(
