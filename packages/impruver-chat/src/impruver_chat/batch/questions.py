@@ -1,7 +1,7 @@
-"""Questions in JSONL: what each row asks, or why it can't be asked."""
+"""Questions in JSONL: the messages of each row, or why it can't be asked; and their prompts."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from impruver_chat.conversation import (
 from impruver_chat.generation.parameters import SamplingParams
 
 STDIN = Path("/dev/stdin")
-SPOKEN = ("system", "developer", "user", "assistant")
-ROLES = (*SPOKEN[:3], *RESPONSE_ROLES, *ANSWER_ROLES)
+TEXT_ROLES = ("system", "developer", "user", "assistant")
+ROLES = (*TEXT_ROLES[:3], *RESPONSE_ROLES, *ANSWER_ROLES)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A row and what it asks; `fault` tells why it can't be asked."""
+    """A row and the messages that it asks with; `fault` says why it can't be asked."""
 
     line: int
     row: dict
@@ -34,21 +34,7 @@ class Question:
     fault: str | None = None
 
 
-def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
-    """The questions of a JSONL file; ImpruverError with the line for what is no JSON, no object or no UTF-8."""
-    questions = []
-    opened = sys.stdin.buffer if path == STDIN else None  # its beginning was looked at
-    for line, row in read_numbered_rows(path, opened):
-        try:
-            format_row(row).encode()
-        except UnicodeEncodeError:
-            raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
-        except ValueError:
-            raise ImpruverError(f"{path}, line {line}: not JSON: NaN or Infinity (or a number beyond all)") from None
-        questions.append(parse_question(line, row, system_prompt))
-    if not questions:
-        raise ImpruverError(f"{path}: no rows")
-    return questions
+Prompts = list[Prompt | Question]  # a question is one that can't be asked
 
 
 def has_rows_on_stdin() -> bool:
@@ -61,18 +47,34 @@ def has_rows_on_stdin() -> bool:
         return False
 
 
+def read_questions(path: Path, system_prompt: str | None) -> list[Question]:
+    """Read the questions of a JSONL file; ImpruverError with the line for what is no JSON, no object or no UTF-8."""
+    questions = []
+    stream = sys.stdin.buffer if path == STDIN else None  # opened anew it would lack what was peeked at
+    for line, row in read_numbered_rows(path, stream):
+        try:
+            format_row(row).encode()
+        except UnicodeEncodeError:
+            raise ImpruverError(f"{path}, line {line}: half of a surrogate pair (\\ud800…\\udfff): no text") from None
+        except ValueError:
+            raise ImpruverError(f"{path}, line {line}: not JSON: NaN or Infinity (or a number beyond all)") from None
+        questions.append(parse_question(line, row, system_prompt))
+    if not questions:
+        raise ImpruverError(f"{path}: no rows")
+    return questions
+
+
 def parse_question(line: int, row: dict, system_prompt: str | None) -> Question:
-    """What a row asks: its `messages` less a last answer, which is the reference, or its `prompt`."""
+    """Parse a row: its `messages` less a last answer, which is the reference, or its `prompt`."""
     for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
         if not isinstance(row.get(name), (kind, type(None))):
             return Question(line, row, [], fault=f"{name} is no {kind.__name__}")
-    given = row.get("reference")
-    reference = given if isinstance(given, str) and given.strip() else None
+    reference = row.get("reference")
+    reference = reference if isinstance(reference, str) and reference.strip() else None
     messages = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
-        return Question(
-            line, row, [*make_system_messages(system_prompt), {"role": "user", "content": row["prompt"]}], reference
-        )
+        messages = [*make_system_messages(system_prompt), {"role": "user", "content": row["prompt"]}]
+        return Question(line, row, messages, reference)
     if messages is None:
         return Question(line, row, [], fault="neither messages nor a prompt")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
@@ -88,29 +90,29 @@ def parse_question(line: int, row: dict, system_prompt: str | None) -> Question:
 
 
 def find_fault(messages: Sequence[dict]) -> str | None:
-    """Why messages can't be asked; what a template would pass over or take for empty."""
+    """Find why messages can't be asked: what a chat template would pass over or take for empty."""
     for number, message in enumerate(messages):
         role = message.get("role")
         if role not in ROLES:
-            is_there = f"the role {role!r}" if "role" in message else "no role"
-            return f"message {number} has {is_there}; there are {', '.join(ROLES)}"
+            has_role = f"the role {role!r}" if "role" in message else "no role"
+            return f"message {number} has {has_role}; there are {', '.join(ROLES)}"
         if message.get("content") is None and not (role == "assistant" and message.get("tool_calls")):
             return f"message {number} ({role}) has no content"
-        if role in SPOKEN and isinstance(message.get("content"), list):
+        if role in TEXT_ROLES and isinstance(message.get("content"), list):
             return f"message {number} ({role}) has a list as content, not a text"
     return None
 
 
-def check_no_faults(path: Path, questions: Sequence[Question | Prompt]) -> None:
-    """ImpruverError for the first row that can't be asked, as --strict has it."""
+def check_no_faults(path: Path, questions: Iterable[Question | Prompt]) -> None:
+    """Raise ImpruverError for the first row that can't be asked, as --strict has it."""
     for question in questions:
         if isinstance(question, Question) and question.fault is not None:
             raise ImpruverError(f"{path}, line {question.line}: {question.fault}")
 
 
-def encode_questions(questions: Sequence[Question], backend: Backend, sampling: SamplingParams, seed: int) -> list:
-    """A Prompt for each question, or the question with its fault; a row's seed is `seed` and its place."""
-    return [_encode_question(question, backend, sampling, seed + place) for place, question in enumerate(questions)]
+def encode_questions(questions: list[Question], backend: Backend, sampling: SamplingParams, seed: int) -> Prompts:
+    """Encode each question as a Prompt with a seed of its own (`seed` and its index), or return it with its fault."""
+    return [_encode_question(question, backend, sampling, seed + index) for index, question in enumerate(questions)]
 
 
 def _encode_question(question: Question, backend: Backend, sampling: SamplingParams, seed: int) -> Prompt | Question:
@@ -118,8 +120,8 @@ def _encode_question(question: Question, backend: Backend, sampling: SamplingPar
     if question.fault is not None:
         return question
     try:
-        ids = backend.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
-        room = limit_new_tokens(ids, backend.context_length, sampling.max_new_tokens)
+        ids = backend.tokenizer.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
+        max_new_tokens = limit_new_tokens(ids, backend.context_length, sampling.max_new_tokens)
     except (RefusedError, NoAnswerError) as error:
         return Question(question.line, row, [], fault=str(error))
-    return Prompt(ids, room, seed)
+    return Prompt(ids, max_new_tokens, seed)
