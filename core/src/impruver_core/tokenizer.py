@@ -9,7 +9,7 @@ from pathlib import Path
 from impruver_core.cli.console import warn
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
-from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import find_local, resolve_model_path
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

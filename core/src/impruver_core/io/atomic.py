@@ -1,9 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the folders that they go into."""
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -75,3 +75,35 @@ def hash_file(path: str | Path) -> str:
     """The sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def get_cache_dir() -> Path:
+    """The folder of what can be made again: $IMPRUVER_CACHE, else ~/.cache/impruver; ImpruverError without a home."""
+    name = os.environ.get("IMPRUVER_CACHE") or "~/.cache/impruver"
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise ImpruverError(f"{name}: there is no such home folder; set IMPRUVER_CACHE to a folder") from None
+
+
+@contextmanager
+def lock_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Lets one process at a time work in these folders, others wait; no more than `with` where none can be locked."""
+    with ExitStack() as stack:
+        for folder in sorted({os.path.realpath(folder) for folder in folders}):  # in one order: none waits for another
+            stack.callback(os.close, _open_locked(folder))
+        yield
+
+
+def _open_locked(folder: str) -> int:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(number, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # not on every system, nor on every network's disk
+        pass
+    except BaseException:  # stopped while waiting
+        os.close(number)
+        raise
+    return number

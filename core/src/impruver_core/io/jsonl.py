@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import MARK
+from impruver_core.io.model_files import LFS_POINTER
 
 BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
 LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
@@ -89,7 +89,7 @@ def _advice(text: str, error: json.JSONDecodeError) -> str:
     """What to do about a line that is no row, by what it looks like."""
     rest = text[error.pos :].lstrip()
     looks = {
-        "a pointer of Git LFS stands here, not the file: fetch that with git lfs pull": text.startswith(MARK),
+        "a pointer of Git LFS stands here, not the file: fetch that with git lfs pull": text.startswith(LFS_POINTER),
         "this is a web page: download the file itself": text.startswith("<"),
         LISTS: text.startswith("["),
         "rows have no comma between them": rest.startswith(","),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
 
+LFS_POINTER = "version https://git-lfs"  # what Git LFS leaves in place of a large file that it did not fetch
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
@@ -82,3 +82,10 @@ def get_context_length(config: Any) -> int | None:
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, Mapping)]
     values = [part.get(key) for part in parts for key in CONTEXT_KEYS]
     return next((value for value in values if type(value) is int and value > 0), None)
+
+
+def check_no_lfs_pointer(path: str | Path) -> None:
+    """ImpruverError where `path` is a pointer of Git LFS, of which whoever reads it as the file tells broken bytes."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
+            raise ImpruverError(f"{path} is a pointer of Git LFS, not the file: fetch that with git lfs pull")

@@ -13,7 +13,14 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_staged_path, open_synced
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import write_rows
-from impruver_core.io.manifest import build_manifest, describe_file, get_pending_path, publish, read_manifest
+from impruver_core.io.manifest import (
+    build_manifest,
+    describe_file,
+    get_manifest_path,
+    get_pending_path,
+    publish,
+    read_manifest,
+)
 from impruver_core.tokenizer import compute_template_fingerprint
 
 from impruver_compose.ledger import Ledger
@@ -39,14 +46,14 @@ class OutputPaths(NamedTuple):
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
         for name in ("train_path", "val_path"):
             if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
-                raise ImpruverError(f"{recipe.where(name)}: rows are written as they are: name no compressed file")
+                raise ImpruverError(f"{recipe.locate(name)}: rows are written as they are: name no compressed file")
         train, val = Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser()
-        beside = (f"{train.stem}.dropped.jsonl", f"{train.stem}.report.html", f"{train.name}.manifest.json")
-        paths = cls(train, val, *map(train.with_name, beside))
+        ledger, report = (train.with_name(f"{train.stem}.{name}") for name in ("dropped.jsonl", "report.html"))
+        paths = cls(train, val, ledger, report, get_manifest_path(train))
         for name in ("train", "ledger", "report", "manifest"):
             if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
                 what = "train_path" if name == "train" else f"the {name}"
-                raise ImpruverError(f"{recipe.where('val_path')}: {val} is where {what} goes: name another file")
+                raise ImpruverError(f"{recipe.locate('val_path')}: {val} is where {what} goes: name another file")
         return paths
 
     def folders(self) -> list[Path]:

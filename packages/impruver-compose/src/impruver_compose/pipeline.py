@@ -5,8 +5,7 @@ import dataclasses
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
 from impruver_core.cli.console import format_table
 from impruver_core.errors import CheckFailedError, ImpruverError
-from impruver_core.io.atomic import check_folder, make_folder
-from impruver_core.io.locking import lock_folders
+from impruver_core.io.atomic import check_folder, lock_folders, make_folder
 from impruver_core.io.manifest import check_replaceable, get_pending_path, recover
 from impruver_core.recipe.loading import resolve_recipe
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer

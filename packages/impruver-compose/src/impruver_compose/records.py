@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 from impruver_core.chat_template.masking.loss_mask import Encoded
-from impruver_core.labels import IGNORE_INDEX
+from impruver_core.labels import count_target_tokens
 
 
 class TokenRow(NamedTuple):
@@ -25,11 +25,6 @@ def build_token_row(encoded: Encoded, extra: bytes) -> TokenRow:
     """The line of an encoding; `extra` is the JSON of what it carries besides in val.jsonl."""
     content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
     return TokenRow(content, extra, len(encoded.input_ids), count_target_tokens(encoded.labels), int(encoded.ended))
-
-
-def count_target_tokens(labels: list[int]) -> int:
-    """How many tokens are learned: the first has nothing to be told from."""
-    return len(labels) - labels.count(IGNORE_INDEX) - (labels[:1] != [IGNORE_INDEX])
 
 
 def compute_digest(content: bytes | np.ndarray) -> bytes:

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from impruver_core.chat_template.analysis.prober import ANSWER, FUNCTION_CALL, THOUGHT, USER, TemplateProber, call
+from impruver_core.chat_template.analysis.prober import (
+    ANSWER,
+    FUNCTION_CALL,
+    THOUGHT,
+    USER,
+    TemplateProber,
+    build_tool_call,
+)
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
@@ -57,7 +64,7 @@ class TemplateMarkers:
 def find_tokenizer_markers(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping) -> TemplateMarkers:
     """Find the markers of a tokenizer's chat template with these variables."""
     try:
-        return find_markers(*TemplateSelector(tokenizer).pick(None, dict(chat_template_kwargs)))
+        return find_markers(*TemplateSelector(tokenizer).select(None, dict(chat_template_kwargs)))
     except ImpruverError:  # no template: encoding will say so
         return TemplateMarkers()
 
@@ -100,7 +107,7 @@ def _find_reasoning_markers(prober: TemplateProber, prompt: str) -> ReasoningMar
 
 def _make_call_message(as_text: bool, times: int) -> dict:
     """Make the message of the probe's call, repeated so many times."""
-    message = call(as_text, times)
+    message = build_tool_call(as_text, times)
     arguments = json.dumps(ARGUMENTS) if as_text else ARGUMENTS
     calls = [{**each, "function": {"name": NAME, "arguments": arguments}} for each in message["tool_calls"]]
     return message | {"tool_calls": calls}
@@ -111,7 +118,7 @@ def _render_turn(prober: TemplateProber, prompt: str, message: dict) -> str:
     rendering = prober(USER, message)
     if rendering is None or not prompt:
         return ""
-    shared = prober.specials.common_prefix(rendering.text, prompt)
+    shared = prober.specials.compute_shared_length(rendering.text, prompt)
     return "" if prompt[shared:].strip() else rendering.text[shared:]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import warn, write_stream
 from impruver_core.errors import ImpruverError
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import get_cache_dir
 
 from impruver_chat.terminal.interrupts import exiting_on_sigterm, without_echo
 
@@ -133,7 +133,7 @@ def open_history() -> History:
                 warn(f"not kept for the next session: {path}: {error.strerror}")
 
     try:
-        path = cache_dir() / "chat_history"
+        path = get_cache_dir() / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))  # questions are nobody else's business
     except ImpruverError as error:  # no home

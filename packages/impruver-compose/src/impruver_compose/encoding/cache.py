@@ -13,8 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from impruver_core.io.atomic import atomic_write, make_folder
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder
 from impruver_core.tokenizer import get_special_tokens
 
 from impruver_compose.encoding.job import DatasetJob
@@ -48,7 +47,7 @@ def open_entry(job: DatasetJob, tokenizer: str) -> CacheEntry:
     key = hashlib.sha256(
         json.dumps([_compute_code_version(), tokenizer, *_get_settings(job)], sort_keys=True, default=str).encode()
     )
-    folder = cache_dir() / "compose" / key.hexdigest()[:32]
+    folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
     make_folder(folder)
     os.utime(folder)
     return CacheEntry(folder, len(job.rows))
@@ -68,7 +67,7 @@ def get_template_day(job: DatasetJob, entry: CacheEntry) -> str | None:
 def remove_old_entries() -> None:
     """Removes entries that no run has used for 30 days."""
     oldest = time.time() - KEPT_DAYS * 86400
-    for folder in (cache_dir() / "compose").glob("*"):
+    for folder in (get_cache_dir() / "compose").glob("*"):
         with suppress(OSError):  # another run may forget it just now
             if folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
+from impruver_core.labels import count_target_tokens
 from impruver_core.tokenizer import plain_encoder
 
 from impruver_compose.converters.conversation import Conversation, convert_row
@@ -21,7 +22,6 @@ from impruver_compose.records import (
     EncodedShard,
     build_token_row,
     compute_digest,
-    count_target_tokens,
 )
 
 BATCH = 500  # rows in memory at once,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from impruver_core.cli.console import open_progress
 from impruver_core.errors import ImpruverError
 from impruver_core.io.disk_space import reserve_space
+from impruver_core.system import available_cpus
 
 from impruver_compose.encoding.cache import CacheEntry
 from impruver_compose.encoding.encoder import encode_rows
@@ -34,8 +35,7 @@ def resolve_num_proc(asked: int | None) -> int:
     """How many processes encode: as many as `asked`, else one for each core that this one may use."""
     if asked is not None and asked < 1:
         raise ImpruverError(f"--num_proc must be at least 1, not {asked}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return asked or cores or 1
+    return asked or available_cpus()
 
 
 def encode_missing_shards(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:

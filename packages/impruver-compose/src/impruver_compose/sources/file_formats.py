@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.io.model_files import check_no_lfs_pointer
 
 KINDS = {
     "json": (".jsonl", ".ndjson", ".json"),

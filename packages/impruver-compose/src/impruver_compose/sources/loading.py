@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,11 @@ from pathlib import Path
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import get_cache_dir
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import BLANKS, open_compressed
 from impruver_core.io.manifest import describe_file
+from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local
 
 from impruver_compose.sources.file_formats import build_csv_options, check_not_output, find_data_files, get_kind
@@ -37,14 +37,14 @@ def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path])
 
     ImpruverError, beginning with `where`, for one that can't be read.
     """
-    quiet_datasets()
+    quiet_libraries("datasets", errors_only=True)  # what it raises is reported by us
     found = find_local(section.name, recipe_dir)
     if found is not None:
         files = find_data_files(found, where)
         check_not_output(files, found, written, f"{where}: {section.name}")
         inputs = [describe_file(path, digest=True) for path in files]
         cache = _get_table_cache(inputs)
-        with reserve_space(cache_dir(), sum(entry["bytes"] for entry in inputs)):
+        with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)):
             rows = _load_files(files, section.split, where, cache)
         key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
         return LoadedDataset(rows, inputs, key)
@@ -55,18 +55,10 @@ def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path])
     return LoadedDataset(RowTable(table, tuple(table.column_names)), [entry], [entry])
 
 
-def quiet_datasets() -> None:
-    """No progress bars and no log of `datasets`: what it raises is told by us."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-
-
 def _get_table_cache(inputs: list[dict]) -> Path:
     """Where what `datasets` makes of these files is kept: by their content, which it would tell by name and time."""
     told = hashlib.sha256("".join(entry["sha256"] for entry in inputs).encode()).hexdigest()
-    return cache_dir() / "datasets" / told[:32]
+    return get_cache_dir() / "datasets" / told[:32]
 
 
 def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
@@ -90,7 +82,7 @@ def _warn_if_json(path: Path, where: str) -> None:
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
     """JSON as lines of text, every line checked; blank ones are no rows."""
-    lines = [resolve_json_lines(path, cache_dir()) for path in files]
+    lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
     columns, rows = scan_json_lines(lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
@@ -151,7 +143,7 @@ def _get_root_message(error: BaseException) -> str:
 def _load_hub(section, where: str):
     import datasets
 
-    options = {"name": section.subset, "split": section.split, "cache_dir": str(cache_dir() / "datasets")}
+    options = {"name": section.subset, "split": section.split, "cache_dir": str(get_cache_dir() / "datasets")}
     with _loading_errors_as_user_errors(
         f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"
     ):

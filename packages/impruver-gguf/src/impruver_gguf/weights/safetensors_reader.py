@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.io.model_files import check_no_lfs_pointer
 
 from impruver_gguf.weights.lazy_tensor import Tensor
 

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, hash_file
-from impruver_core.io.cache_dir import cache_dir
+from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, lock_folders
 from impruver_core.io.jsonl import read_numbered_rows
-from impruver_core.io.locking import lock_folders
 
 from impruver_train.data.collator import IGNORED
 
@@ -92,7 +90,7 @@ def row_lengths(rows: Any) -> Any:
 
 def cached(path: Path, digest: str | None) -> Path:
     """Where the checked rows of `path` stand, or will."""
-    return cache_dir() / "tokens" / f"{digest or hash_file(path)}-{FORMAT}"
+    return get_cache_dir() / "tokens" / f"{digest or hash_file(path)}-{FORMAT}"
 
 
 def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.git_lfs import check_no_lfs_pointer
+from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import check_model_folder
 
 
