@@ -11,10 +11,11 @@ from impruver_core.cli.console import open_progress, silence_stream, warn
 from impruver_core.io import jsonl
 from impruver_core.io.atomic import get_staged_path, open_synced
 
-from impruver_chat.backends.base import Answer, Backend, IndexedAnswers, Prompt
-from impruver_chat.batch.questions import Prompts, Question
+from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
+from impruver_chat.batch.questions import Question
 from impruver_chat.generation.parameters import SamplingParams
 from impruver_chat.responses.stream_parser import parse_response
+from impruver_chat.responses.template_markers import TemplateMarkers
 
 WINDOW = 8  # batches of a file that are sorted together
 
@@ -36,49 +37,46 @@ class BatchStats:
 
 
 def generate_answers(
-    prompts: Prompts, backend: Backend, sampling: SamplingParams, size: int, known: dict[int, Answer] | None
+    questions: list[Question], backend: Backend, sampling: SamplingParams, size: int, known: dict[int, Answer] | None
 ) -> IndexedAnswers:
-    """Yield (index, answer) for each Prompt in `prompts`: first those of `known`, then the others as each one ends.
+    """Yield (index, answer) for each question with a prompt: first those of `known`, then the others as each one ends.
 
     Several batches are sorted by length together; where `known` is None, for a reader that waits, each by itself.
     """
     window = size if known is None else WINDOW * size
     known = known or {}
     yield from known.items()
-    left = [index for index, prompt in enumerate(prompts) if isinstance(prompt, Prompt) and index not in known]
+    left = [index for index, question in enumerate(questions) if question.prompt and index not in known]
     for start in range(0, len(left), window):
         part = left[start : start + window]
-        for position, answer in backend.answer_batch([prompts[index] for index in part], sampling, size):
+        prompts = [questions[index].prompt for index in part]
+        for position, answer in backend.answer_batch(prompts, sampling, size):
             yield part[position], answer
 
 
 def build_answer_rows(
-    questions: list[Question],
-    prompts: Prompts,
-    answers: IndexedAnswers,
-    backend: Backend,
-    stats: BatchStats,
-    expect: bool,
+    questions: list[Question], answers: IndexedAnswers, markers: TemplateMarkers, stats: BatchStats, expect: bool
 ) -> Iterator[dict]:
     """Yield the rows with their answers in the order of the questions, each as soon as it can be; updates `stats`."""
     ready: dict[int, Answer] = {}
     with open_progress(len(questions), "answers") as bar:
-        for index, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
+        for index, question in enumerate(questions):
             stats.rows += 1
-            if isinstance(prompt, Question):
+            if question.fault is not None:
                 if not stats.failed:
-                    warn(f"line {prompt.line} can't be asked: {prompt.fault}; such rows are written with their error")
+                    message = f"line {question.line} can't be asked: {question.fault}"
+                    warn(f"{message}; such rows are written with their error")
                 stats.failed += 1
                 bar.update(1)
                 fields = {name: value for name, value in question.row.items() if name != "messages"}
-                yield _merge_fields(fields, {"error": prompt.fault}, stats)
+                yield _merge_fields(fields, {"error": question.fault}, stats)
                 continue
             while index not in ready:
                 number, ready[number] = next(answers)
                 bar.update(1)
             answer = ready.pop(index)
             stats.cut_off += not answer.ended
-            message = parse_response(backend.tokenizer.markers, answer.text)
+            message = parse_response(markers, answer.text)
             scores = _score_answer(question, message["content"], stats) if expect else {}
             yield _merge_fields(question.row, scores, stats) | {"messages": [*question.messages, message]}
 

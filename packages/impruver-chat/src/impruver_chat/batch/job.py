@@ -19,7 +19,7 @@ from impruver_core.io.atomic import atomic_write, check_folder, make_folder
 from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import check_replaceable, describe_file, get_manifest_path, publish, recover
 
-from impruver_chat.backends.base import Answer, Backend, IndexedAnswers, Prompt
+from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
 from impruver_chat.batch import answers as rows
 from impruver_chat.batch.questions import Question, check_no_faults, encode_questions, read_questions
 from impruver_chat.generation.parameters import SamplingParams
@@ -84,25 +84,24 @@ def run_batch_job(
         model_state: what the answers depend on besides prompts and sampling; see `compute_fingerprint`.
         manifest: the head of the manifest.
     """
-    prompts, stats = encode_questions(questions, backend, sampling, job.seed), rows.BatchStats()
+    questions, stats = encode_questions(questions, backend, sampling, job.seed), rows.BatchStats()
+    markers = backend.tokenizer.markers
     if job.strict:
-        check_no_faults(job.input, prompts)
+        check_no_faults(job.input, questions)
     if job.output is None:
-        answers = rows.generate_answers(prompts, backend, sampling, job.batch_size, None)
-        with closing(rows.build_answer_rows(questions, prompts, answers, backend, stats, job.expect)) as answered:
+        answers = rows.generate_answers(questions, backend, sampling, job.batch_size, None)
+        with closing(rows.build_answer_rows(questions, answers, markers, stats, job.expect)) as answered:
             rows.print_rows(answered)
     else:
-        fingerprint = compute_fingerprint(prompts, sampling, model_state)
+        fingerprint = compute_fingerprint(questions, sampling, model_state)
         journal = get_journal_path(job.output)
         known = {} if job.overwrite else load_journal(journal, fingerprint)
         if known:
             log_info(f"note: {len(known):,} answers are those of the run that was stopped ({journal})")
-        answers = rows.generate_answers(prompts, backend, sampling, job.batch_size, known)
+        answers = rows.generate_answers(questions, backend, sampling, job.batch_size, known)
         answers = record_answers(journal, fingerprint, known, answers)
-        with (
-            reporting_saved_answers(journal, fingerprint, len(prompts)),
-            closing(rows.build_answer_rows(questions, prompts, answers, backend, stats, job.expect)) as answered,
-        ):
+        answered = rows.build_answer_rows(questions, answers, markers, stats, job.expect)
+        with reporting_saved_answers(journal, fingerprint, len(questions)), closing(answered):
             staged = rows.write_staged_rows(job.output, answered)
         publish(get_manifest_path(job.output), {job.output: staged}, manifest | describe_files(job, staged, stats))
         journal.unlink(missing_ok=True)
@@ -138,13 +137,10 @@ def get_journal_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial")
 
 
-def compute_fingerprint(prompts: Sequence[Any], sampling: SamplingParams, model_state: list) -> str:
-    """Compute the hash of what the answers depend on: each Prompt (None for other items), sampling, the model."""
-    asked = [
-        {"ids": prompt.ids, "room": prompt.max_new_tokens, "seed": prompt.seed} if isinstance(prompt, Prompt) else None
-        for prompt in prompts
-    ]
-    return hashlib.sha256(json.dumps([asked, asdict(sampling), model_state], default=str).encode()).hexdigest()
+def compute_fingerprint(questions: Sequence[Question], sampling: SamplingParams, model_state: list) -> str:
+    """Compute the hash of what the answers depend on: the prompts, sampling, and the model."""
+    prompts = [question.prompt and asdict(question.prompt) for question in questions]
+    return hashlib.sha256(json.dumps([prompts, asdict(sampling), model_state], default=str).encode()).hexdigest()
 
 
 def describe_model_files(path: Path) -> list:

@@ -1,8 +1,8 @@
 """Questions in JSONL: the messages of each row, or why it can't be asked; and their prompts."""
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError, RefusedError
@@ -25,16 +25,14 @@ ROLES = (*TEXT_ROLES[:3], *RESPONSE_ROLES, *ANSWER_ROLES)
 
 @dataclass(frozen=True)
 class Question:
-    """A row and the messages that it asks with; `fault` says why it can't be asked."""
+    """A row, the messages that it asks with, and their prompt once encoded; `fault` says why it can't be asked."""
 
     line: int
     row: dict
     messages: list[dict]
     reference: str | None = None
     fault: str | None = None
-
-
-Prompts = list[Prompt | Question]  # a question is one that can't be asked
+    prompt: Prompt | None = None
 
 
 def has_rows_on_stdin() -> bool:
@@ -103,25 +101,26 @@ def find_fault(messages: Sequence[dict]) -> str | None:
     return None
 
 
-def check_no_faults(path: Path, questions: Iterable[Question | Prompt]) -> None:
+def check_no_faults(path: Path, questions: Sequence[Question]) -> None:
     """Raise ImpruverError for the first row that can't be asked, as --strict has it."""
     for question in questions:
-        if isinstance(question, Question) and question.fault is not None:
+        if question.fault is not None:
             raise ImpruverError(f"{path}, line {question.line}: {question.fault}")
 
 
-def encode_questions(questions: list[Question], backend: Backend, sampling: SamplingParams, seed: int) -> Prompts:
-    """Encode each question as a Prompt with a seed of its own (`seed` and its index), or return it with its fault."""
-    return [_encode_question(question, backend, sampling, seed + index) for index, question in enumerate(questions)]
-
-
-def _encode_question(question: Question, backend: Backend, sampling: SamplingParams, seed: int) -> Prompt | Question:
-    row = question.row
-    if question.fault is not None:
-        return question
-    try:
-        ids = backend.tokenizer.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
-        max_new_tokens = limit_new_tokens(ids, backend.context_length, sampling.max_new_tokens)
-    except (RefusedError, NoAnswerError) as error:
-        return Question(question.line, row, [], fault=str(error))
-    return Prompt(ids, max_new_tokens, seed)
+def encode_questions(
+    questions: Sequence[Question], backend: Backend, sampling: SamplingParams, seed: int
+) -> list[Question]:
+    """Encode the prompt of each question with a seed of its own, `seed` and its index; one that can't be is a fault."""
+    encoded = []
+    for index, question in enumerate(questions):
+        row = question.row
+        try:
+            if question.fault is None:
+                ids = backend.tokenizer.encode(question.messages, row.get("tools"), row.get("chat_template_kwargs"))
+                max_new_tokens = limit_new_tokens(ids, backend.context_length, sampling.max_new_tokens)
+                question = replace(question, prompt=Prompt(ids, max_new_tokens, seed + index))
+        except (RefusedError, NoAnswerError) as error:
+            question = replace(question, fault=str(error))
+        encoded.append(question)
+    return encoded

@@ -8,14 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from impruver_core.chat_template.analysis.prober import (
-    ANSWER,
-    FUNCTION_CALL,
-    THOUGHT,
-    USER,
-    TemplateProber,
-    build_tool_call,
-)
+from impruver_core.chat_template.analysis import prober as probes
+from impruver_core.chat_template.analysis.prober import ANSWER, FUNCTION_CALL, THOUGHT, USER, TemplateProber
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
@@ -87,8 +81,8 @@ def find_markers(template: str, variables: Mapping, template_format: TemplateFor
     literals = [reasoning.start, reasoning.end, prefix, *(form.literals if form else ())]
     tokens = (token for token in template_format.specials.tokens if any(token in literal for literal in literals))
     starts_in_reasoning = prompt.rstrip().endswith(reasoning.start)
-    supported = template_format.renders_calls, template_format.renders_function_roles
-    return TemplateMarkers(reasoning, prefix, starts_in_reasoning, form, *supported, frozenset(tokens))
+    supports = template_format.renders_calls, template_format.renders_function_roles
+    return TemplateMarkers(reasoning, prefix, starts_in_reasoning, form, *supports, frozenset(tokens))
 
 
 def _find_reasoning_markers(prober: TemplateProber, prompt: str) -> ReasoningMarkers:
@@ -107,7 +101,7 @@ def _find_reasoning_markers(prober: TemplateProber, prompt: str) -> ReasoningMar
 
 def _make_call_message(as_text: bool, times: int) -> dict:
     """Make the message of the probe's call, repeated so many times."""
-    message = build_tool_call(as_text, times)
+    message = probes.build_tool_call(as_text, times)
     arguments = json.dumps(ARGUMENTS) if as_text else ARGUMENTS
     calls = [{**each, "function": {"name": NAME, "arguments": arguments}} for each in message["tool_calls"]]
     return message | {"tool_calls": calls}
