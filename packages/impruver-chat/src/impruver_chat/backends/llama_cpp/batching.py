@@ -33,11 +33,13 @@ def answer_batch(
     model: LlamaModel, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], sampling: SamplingParams, size: int
 ) -> IndexedAnswers:
     """Answer prompts in batches, see `Backend`; quantized sums differ with `size`, so answers may differ, too."""
+    from cyllama.llama.llama_cpp import LlamaBatch
+
     for group in group_by_length(prompts):
         width = max(compute_length(prompts[index]) for index in group)
         count = max(1, min(size, len(group), MAX_SEQUENCES, MAX_BATCH_TOKENS // width))
         context, free, slots = contexts.make_context(model, width, count), list(range(count)), []
-        batch = contexts.make_batch()
+        batch = LlamaBatch(n_tokens=contexts.BATCH_TOKENS, embd=0, n_seq_max=1)
         while group or slots:
             ended = []
             while free and group:

@@ -1,4 +1,4 @@
-"""llama.cpp's contexts, samplers and batches, through cyllama; a context's sequence is cached between prompts."""
+"""llama.cpp's contexts and samplers, through cyllama; a context's sequence is cached between prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from impruver_chat.backends.base import Prompt
 from impruver_chat.generation.parameters import SamplingParams
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaBatch, LlamaContext, LlamaModel, LlamaSampler
+    from cyllama.llama.llama_cpp import LlamaContext, LlamaModel, LlamaSampler
 
 BATCH_TOKENS = 512  # of a prompt, computed at once
 PAGE_TOKENS = 256  # by which contexts grow
@@ -37,13 +37,6 @@ def make_context(model: LlamaModel, tokens: int, sequences: int = 1) -> LlamaCon
             f"--gguf: llama.cpp has no room for {params.n_ctx:,} tokens of context "
             f"({' '.join(str(error).split())}); set a lower --max_new_tokens{or_batch_size}"
         ) from error
-
-
-def make_batch() -> LlamaBatch:
-    """Make an empty batch of at most BATCH_TOKENS."""
-    from cyllama.llama.llama_cpp import LlamaBatch
-
-    return LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
 
 
 def make_sampler(sampling: SamplingParams, prompt: Prompt, context_size: int) -> LlamaSampler:

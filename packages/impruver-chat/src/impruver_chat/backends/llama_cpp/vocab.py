@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def make_gguf_tokenizer(
         if is_same_vocabulary(saved, vocab):
             tokenizer = tokenizers.make_chat_tokenizer(saved, output_dir, options)
             ids = [*tokenizer.stops.ids, *find_end_token_ids(vocab)]
-            stops = make_stop_criteria(tokenizer.stops.texts, ids, make_token_finder(vocab))
+            stops = make_stop_criteria(tokenizer.stops.texts, ids, partial(find_token, vocab))
             return replace(tokenizer, stops=stops)
         log_info(f"note: {source.path} has other tokens than {output_dir}: its own chat template is used")
     return make_vocab_tokenizer(model, source.path, options)
@@ -75,7 +76,7 @@ def make_vocab_tokenizer(model: LlamaModel, path: Path, options: EncodingOptions
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
     drop_first_blank = metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"
-    stops = make_stop_criteria(template_format.stops, find_end_token_ids(vocab), make_token_finder(vocab))
+    stops = make_stop_criteria(template_format.stops, find_end_token_ids(vocab), partial(find_token, vocab))
     return ChatTokenizer(encode, make_decoder(vocab, drop_first_blank, markers.special_tokens), stops, markers)
 
 
@@ -124,14 +125,10 @@ def find_end_token_ids(vocab: LlamaVocab) -> list[int]:
     return [*named, *filter(vocab.is_eog, range(vocab.n_vocab))]
 
 
-def make_token_finder(vocab: LlamaVocab) -> Callable[[str], int | None]:
-    """Make a function of a special token's text to its id; None for any other text."""
-
-    def find_token(text: str) -> int | None:
-        ids = vocab.tokenize(text, add_special=False, parse_special=True)
-        return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
-
-    return find_token
+def find_token(vocab: LlamaVocab, text: str) -> int | None:
+    """Find a special token by its text; None for any other text."""
+    ids = vocab.tokenize(text, add_special=False, parse_special=True)
+    return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
 
 
 def is_same_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab: LlamaVocab) -> bool:
