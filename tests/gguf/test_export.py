@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from impruver_gguf import export
 from impruver_gguf.conversion.plan import existing
 from safetensors import safe_open
 from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
@@ -335,7 +336,7 @@ def test_a_stop_while_the_manifest_is_made_leaves_nothing(tiny, gguf, monkeypatc
     def stopped(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("impruver_gguf.export._manifest", stopped)
+    monkeypatch.setattr(export, "build_manifest", stopped)
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels")
     assert code == 2, told
     assert names(tiny) == []

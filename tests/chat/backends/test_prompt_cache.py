@@ -1,7 +1,6 @@
 """The cache of the common prefix, kept between turns: the same answers, and only what is new is computed."""
 
 import pytest
-import torch
 from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
 from impruver_core.recipe.sections import TokenizerSection
@@ -77,6 +76,8 @@ def test_with_and_without_the_adapter_each_has_its_own(models):
 
 def test_a_window_that_has_moved_on_is_computed_anew(models):
     """Mistral's window forgets: going back behind it would be wrong."""
+
+    import torch
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)

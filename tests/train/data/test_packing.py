@@ -5,6 +5,7 @@ import json
 
 import numpy
 import pytest
+from impruver_core.errors import ImpruverError
 from support.jsonl import read_jsonl, write_jsonl
 
 IGNORED = -100
@@ -167,13 +168,23 @@ def test_packs_longer_than_the_positions_a_model_has():
     assert batch["position_ids"][1].tolist() == [0, 1, *[*range(10)] * 3, *range(8)]
 
 
-def test_a_vocabulary_of_a_few_tokens_is_packed(parts):
+def test_with_a_vocabulary_of_six_tokens_rows_that_mix_are_still_seen(monkeypatch):
+    import torch
     from impruver_train.data.packing import require_apart
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    require_apart(
-        LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=6))
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=6, initializer_range=0.5)
     )
+    require_apart(model)
+    forward = model.forward
+
+    def mix(position_ids, **inputs):
+        return forward(position_ids=torch.arange(position_ids.shape[1])[None], **inputs)  # as one row
+
+    monkeypatch.setattr(model, "forward", mix)
+    with pytest.raises(ImpruverError, match="packed rows see each other"):
+        require_apart(model)
 
 
 VARIANTS = {
