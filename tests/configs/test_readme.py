@@ -2,7 +2,7 @@
 
 import re
 
-from impruver_core.commands.ls import headline
+from impruver_core.commands.ls import read_headline
 from support import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -10,7 +10,7 @@ CONFIGS = ROOT / "configs"
 
 def test_readme_names_every_recipe():
     files = CONFIGS.joinpath("impruver_configs").rglob("*.yaml")
-    recipes = {f"{path.parent.name}/{path.stem}": headline(path) for path in files}
+    recipes = {f"{path.parent.name}/{path.stem}": read_headline(path) for path in files}
     text = CONFIGS.joinpath("README.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `([^`]+)` \| (.+) \|$", text, re.MULTILINE)
     assert len(recipes) >= 26

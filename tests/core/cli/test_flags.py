@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Optional
 
 import pytest
-from impruver_core.cli.flags import CommonFlags, FlagParser, flag, from_recipe, list_recipe_flags
+from impruver_core.cli.flags import CommonFlags, flag, from_recipe, list_recipe_flags
+from impruver_core.cli.parser import Parser
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Flags(CommonFlags):
 
 
 def parse(*argv):
-    parser = FlagParser(Flags, "impruver-test")
+    parser = Parser(Flags, "impruver-test")
     return parser.parse(argv), parser.overrides
 
 
@@ -115,7 +116,7 @@ def test_help_shows_defaults_and_percent_signs(capsys):
 
 def test_version_names_program_and_packages(capsys):
     with pytest.raises(SystemExit) as caught:
-        FlagParser(Flags, "impruver-core").parse(["--version"])
+        Parser(Flags, "impruver-core").parse(["--version"])
     assert caught.value.code == 0
     assert re.match(r"impruver-core \d+\.\d+\.\d+ \(impruver-core \d", capsys.readouterr().out)
 
@@ -159,7 +160,7 @@ def test_a_recipes_list_as_several_words():
 
         names: Optional[list] = from_recipe("tokenizer.name", type=str, nargs="*")
 
-    parser = FlagParser(Lists, "impruver-test")
+    parser = Parser(Lists, "impruver-test")
     assert list_recipe_flags(parser.parse(["--names", "a", "b"])) == [("tokenizer.name", ["a", "b"], "--names")]
     assert list_recipe_flags(parser.parse(["--names"])) == [("tokenizer.name", [], "--names")]
     assert list_recipe_flags(parser.parse([])) == []

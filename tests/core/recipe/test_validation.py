@@ -214,8 +214,8 @@ def test_recipe_error_is_exit_code_2(load):
 
 def test_where_begins_a_message_of_a_tool(load):
     recipe = load("seed: 1\ntrainer:\n  optim: x\n", "trainer.bf16=true")
-    assert recipe.where("trainer.optim").endswith("r.yaml:3: trainer.optim")
-    assert recipe.where("trainer.bf16") == "--set trainer.bf16=true: trainer.bf16"
+    assert recipe.locate("trainer.optim").endswith("r.yaml:3: trainer.optim")
+    assert recipe.locate("trainer.bf16") == "--set trainer.bf16=true: trainer.bf16"
 
 
 def test_every_declared_key_has_a_help():

@@ -65,9 +65,9 @@ def test_places_of_values(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("# c\nseed: 1\ndatasets:\n  - name: a\n\n  - name: b\n    split: train\n")
     document = read_document(path)
-    assert document.where(("datasets", 1, "split")) == f"{path}:7"
-    assert document.where(("datasets", 1, "absent")) == f"{path}:6"
-    assert document.where(("elsewhere",)) == str(path)
+    assert document.locate(("datasets", 1, "split")) == f"{path}:7"
+    assert document.locate(("datasets", 1, "absent")) == f"{path}:6"
+    assert document.locate(("elsewhere",)) == str(path)
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ def test_end_of_turn(name, ends):
 def test_tools_that_a_template_does_not_render():
     renders = {"Qwen-Qwen2.5-7B-Instruct": True, "HuggingFaceTB-SmolLM2-135M-Instruct": False}
     for name, expected in renders.items():
-        assert TemplateSelector(tokenizer_for(stock_template(name))).pick(TOOLS)[2].renders_tools == expected
+        assert TemplateSelector(tokenizer_for(stock_template(name))).select(TOOLS).format.renders_tools == expected
 
 
 def test_a_slow_tokenizer_is_refused():

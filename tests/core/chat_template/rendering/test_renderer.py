@@ -1,7 +1,7 @@
 """Rendering equals `apply_chat_template`, on every stock template."""
 
 import pytest
-from impruver_core.chat_template.analysis.prober import probe_schema
+from impruver_core.chat_template.analysis.prober import build_tool_schema
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import trace_messages
 from impruver_core.errors import ImpruverError, RefusedError
@@ -14,7 +14,7 @@ CHATS = [
     ([system("Be brief."), user("What?")], None, True),
     (
         [user("a"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "1", "name": "look"}],
-        [probe_schema()],
+        [build_tool_schema()],
         True,
     ),
     (

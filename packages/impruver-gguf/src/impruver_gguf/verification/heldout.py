@@ -131,7 +131,7 @@ def _rows(
 def _chat(line: dict, where: str, tokenizer: SavedTokenizer, templates: TemplateSelector, kwargs: dict) -> Row:
     messages, tools = line["messages"], line.get("tools")
     named = {**kwargs, **(line.get("chat_template_kwargs") or {})}
-    template, variables, shape = templates.pick(tools, named)
+    template, variables, shape = templates.select(tools, named)
     prepared = normalize_messages(messages, shape)
     chat = {"messages": prepared, "tools": tools, "template": template, "variables": variables, "kwargs": named}
     chat["before"], chat["prompt"] = _asked(chat)
