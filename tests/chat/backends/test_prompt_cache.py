@@ -42,7 +42,7 @@ def test_only_what_is_new_is_computed_and_the_answer_is_the_same(models):
     assert computed[0] == 1
 
 
-def test_what_the_template_changes_in_an_earlier_turn_is_computed_anew(models):
+def test_an_earlier_turn_that_the_template_changes_is_recomputed(models):
     backend, computed = transformers(models)
     for text in ("it", "quite another text", "", "it is it"):
         computed.clear()

@@ -253,7 +253,7 @@ def test_without_a_template():
         encode_chat(tokenizer, PLAIN)
 
 
-def test_several_named_templates_and_a_change_of_the_same_tokenizer():
+def test_named_templates_and_a_changed_template():
     tokenizer = tokenizer_for(stock_template("Qwen-Qwen2.5-7B-Instruct"))
     tokenizer.chat_template = {
         "default": "D{% for m in messages %}{{ m.content }}</s>{% endfor %}",
