@@ -6,13 +6,11 @@ Several threads read and encode ahead of the one that writes.
 from __future__ import annotations
 
 import os
-import struct
+import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from io import BytesIO
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,34 +123,18 @@ def _padded(size: int) -> int:
 def header_of(
     architecture: str, tensors: dict[str, Tensor], types: dict[str, Encoding], metadata: Callable[[Any], None]
 ) -> bytes:
-    """All that stands before the tensors; `metadata(writer)` adds what is known of the model."""
+    """All that stands before the tensors, as gguf-py writes it; `metadata(writer)` adds what is known of the model."""
     import gguf
-    from gguf.gguf_writer import WriterState
 
-    class Writer(gguf.GGUFWriter):
-        def _pack_val(self, val: Any, vtype: gguf.GGUFValueType, add_vtype: bool, sub_type: Any = None) -> bytes:
-            if vtype is not gguf.GGUFValueType.ARRAY:
-                return super()._pack_val(val, vtype, add_vtype, sub_type)
-            kind = sub_type or gguf.GGUFValueType.get_type(val[0])
-            head = struct.pack("<IIQ", vtype, kind, len(val))
-            if kind is gguf.GGUFValueType.STRING:
-                return head + _texts(val)
-            return head + struct.pack(f"<{len(val)}{self._simple_value_packing[kind]}", *val)
-
-    writer = Writer(None, architecture)
+    writer = gguf.GGUFWriter(None, architecture)
     for name, tensor in tensors.items():
         kind = gguf.GGMLQuantizationType(types[name].ggml)
         writer.add_tensor_info(name, tensor.shape, np.dtype("f4"), types[name].bytes_of(tensor.shape), kind)
     metadata(writer)
-    file = BytesIO()
-    writer.fout, writer.state = [file], WriterState.EMPTY  # as if it had opened a file
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    return file.getvalue()
-
-
-def _texts(texts: Sequence[str]) -> bytes:
-    encoded = [text.encode("utf-8") for text in texts]
-    lengths = [len(text).to_bytes(8, "little") for text in encoded]
-    return b"".join(chain.from_iterable(zip(lengths, encoded, strict=True)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header.gguf"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        return path.read_bytes()
