@@ -1,4 +1,4 @@
-"""The command `impruver-gguf`: its flags, and nothing else."""
+"""Flags of the command `impruver-gguf`."""
 
 # ruff: noqa: RUF009  (flag() makes a field)
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
+from impruver_core.recipe.loading import Recipe
 
 
 @dataclass
@@ -25,13 +26,19 @@ class Flags(CommonFlags):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code."""
+    """Run the command; the exit code."""
 
-    def work(recipe, flags) -> None:
-        from impruver_gguf.conversion.llama_cpp_tools import Places
+    def run(recipe: Recipe, flags: Flags) -> None:
+        from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths
         from impruver_gguf.export import export
 
-        places = Places(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp)
-        export(recipe, places, flags)
+        export(
+            recipe,
+            LlamaCppPaths(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp),
+            dry_run=flags.dry_run,
+            overwrite=flags.overwrite,
+            only_quantize=flags.only_quantize,
+            verified=flags.verify,
+        )
 
-    return run_tool("impruver-gguf", Flags, work, argv, config_from_output_dir=True)
+    return run_tool("impruver-gguf", Flags, run, argv, config_from_output_dir=True)

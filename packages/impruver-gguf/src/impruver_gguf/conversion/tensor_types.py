@@ -1,6 +1,6 @@
-"""The types of a GGUF's tensors that are written here: what they are called, how large they are, their bytes.
+"""The types of tensors that are written here: ggml's numbers, sizes, and how values are encoded.
 
-Each is what llama.cpp's converter writes, bit by bit; a value that a type can't hold is told by what is wrong with it.
+Each encodes as llama.cpp's converter does, bit by bit; values that a type can't hold are an `EncodingError`.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ class EncodingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """ggml's numbers of a tensor's and a whole file's type; values and bytes of a block; values to bytes."""
+class TensorType:
+    """A type of values in a GGUF."""
 
-    ggml: int
-    file: int
-    block: int
-    size: int
-    encode: Callable[[np.ndarray], np.ndarray]
+    ggml: int  # ggml's number of the type
+    file: int  # ggml's number of a file whose matrices have it
+    block: int  # values that are encoded together
+    block_bytes: int
+    encode: Callable[[np.ndarray], np.ndarray]  # values, float32 or float16 → their bytes as an array
 
-    def bytes_of(self, shape: Sequence[int]) -> int:
-        """The bytes of a tensor."""
-        return prod(shape) // self.block * self.size
-
-
-def _float32(values: np.ndarray) -> np.ndarray:
-    wide = np.ascontiguousarray(values, "<f4")
-    _check_finite(wide)
-    return wide
+    def compute_bytes(self, shape: Sequence[int]) -> int:
+        """The bytes of a tensor of this shape."""
+        return prod(shape) // self.block * self.block_bytes
 
 
-def _float16(values: np.ndarray) -> np.ndarray:
+def _encode_f32(values: np.ndarray) -> np.ndarray:
+    encoded = np.ascontiguousarray(values, "<f4")
+    _check_finite(encoded)
+    return encoded
+
+
+def _encode_f16(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(values, "<f2")
-    _check_exponents(narrow.view(np.uint16), 0x7C00, values, "float16")
-    return narrow
+        encoded = np.ascontiguousarray(values, "<f2")
+    _check_exponents(encoded.view(np.uint16), 0x7C00, values, "float16")
+    return encoded
 
 
-def _bfloat16(values: np.ndarray) -> np.ndarray:
+def _encode_bf16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, "<f4").view(np.uint32)
     rounded = bits >> 16
     rounded &= 1  # to the even one where both are as near
     rounded += 0x7FFF
     rounded += bits
     rounded >>= 16
-    narrow = rounded.astype("<u2")
-    _check_exponents(narrow, 0x7F80, values, "bfloat16")
-    return narrow
+    encoded = rounded.astype("<u2")
+    _check_exponents(encoded, 0x7F80, values, "bfloat16")
+    return encoded
 
 
-def _q8_0(values: np.ndarray) -> np.ndarray:
+def _encode_q8_0(values: np.ndarray) -> np.ndarray:
     from gguf import GGMLQuantizationType, quants
 
     _check_finite(values)
@@ -74,25 +74,25 @@ def _check_finite(values: np.ndarray) -> None:
         raise EncodingError("holds NaN or infinity")
 
 
-def _check_exponents(bits: np.ndarray, special: int, values: np.ndarray, kind: str) -> None:
-    """Infinity and NaN have all bits of the exponent set."""
-    if ((bits & special) == special).any():
+def _check_exponents(bits: np.ndarray, exponent: int, values: np.ndarray, kind: str) -> None:
+    """Raise EncodingError where all bits of an exponent are set: in infinity and NaN."""
+    if ((bits & exponent) == exponent).any():
         _check_finite(values)
         raise EncodingError(f"holds values beyond {kind}")
 
 
-# What the recipe calls them → what they are.
-ENCODINGS = {
-    "f16": Encoding(1, 1, 1, 2, _float16),
-    "bf16": Encoding(30, 32, 1, 2, _bfloat16),
-    "f32": Encoding(0, 0, 1, 4, _float32),
-    "q8_0": Encoding(8, 7, Q8_BLOCK, Q8_BLOCK + 2, _q8_0),
+# The recipe's gguf.outtype → the type.
+TENSOR_TYPES = {
+    "f16": TensorType(1, 1, 1, 2, _encode_f16),
+    "bf16": TensorType(30, 32, 1, 2, _encode_bf16),
+    "f32": TensorType(0, 0, 1, 4, _encode_f32),
+    "q8_0": TensorType(8, 7, Q8_BLOCK, Q8_BLOCK + 2, _encode_q8_0),
 }
 
 
-def encoding_of(outtype: str, shape: Sequence[int], in_float32: bool) -> Encoding:
-    """A tensor's type in a file of `outtype`; rows that are no whole blocks stay in 16 bits."""
+def choose_tensor_type(outtype: str, shape: Sequence[int], in_float32: bool) -> TensorType:
+    """Choose a tensor's type in a file of `outtype`; rows that are no whole blocks stay in 16 bits."""
     if in_float32:
-        return ENCODINGS["f32"]
-    asked = ENCODINGS[outtype]
-    return ENCODINGS["f16"] if shape[-1] % asked.block else asked
+        return TENSOR_TYPES["f32"]
+    wanted = TENSOR_TYPES[outtype]
+    return TENSOR_TYPES["f16"] if shape[-1] % wanted.block else wanted

@@ -11,43 +11,42 @@ from impruver_core.errors import ImpruverError
 TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
 
 
-def exported(templates: Any) -> Any:
-    """A chat template, or a list of named ones, as GGUF is to hold it; None for none."""
+def export_chat_template(templates: Any) -> Any:
+    """Strip a chat template, or each of a list of named ones as tokenizer_config.json has them; None stays None."""
     if isinstance(templates, list):
-        return [entry | {"template": without_generation(entry["template"])} for entry in templates]
-    return without_generation(templates) if isinstance(templates, str) else templates
+        return [entry | {"template": strip_generation_tags(entry["template"])} for entry in templates]
+    return strip_generation_tags(templates) if isinstance(templates, str) else templates
 
 
-def without_generation(template: str) -> str:
-    """`template` without its generation tags: what it renders stays the same, blanks included.
+def strip_generation_tags(template: str) -> str:
+    """Take the generation tags out of a template; what it renders stays the same, blanks included.
 
-    Where a tag also trims what stands around it (a dash, a line of its own), an empty block that trims alike stands in.
+    Where a tag also trims the blanks around it (a dash, a line of its own), an empty block that trims alike stands in.
     """
+    tags = _find_tag_starts(template) if TAG.search(template) else set()
 
-    tags = _starts(template) if TAG.search(template) else set()
-
-    def replaced(found: re.Match) -> str:
-        if found.start() not in tags:
-            return found[0]
-        left, right, newline = found.groups()
-        line = template[: found.start()].rpartition("\n")[2]
+    def replace(match: re.Match) -> str:
+        if match.start() not in tags:
+            return match[0]
+        left, right, newline = match.groups()
+        line = template[: match.start()].rpartition("\n")[2]
         trims = left or right or newline or not line.strip()
         return f"{{%{left} if true %}}{{% endif {right}%}}{newline}" if trims else ""
 
-    return TAG.sub(replaced, template)
+    return TAG.sub(replace, template)
 
 
-def _starts(template: str) -> set[int]:
-    """Where tags start, not those within a text, a comment or a raw block; none where the template does not parse."""
-    same = template.replace("\r\n", " \n").replace("\r", "\n")  # as the lexer reads lines, at the same places
+def _find_tag_starts(template: str) -> set[int]:
+    """Where tags start, less what is in a text, a comment or a raw block; none where the template does not parse."""
+    text = template.replace("\r\n", " \n").replace("\r", "\n")  # as the lexer reads lines, with the same positions
     try:
-        tokens = list(compile_template(template).environment.lex(same))
+        tokens = list(compile_template(template).environment.lex(text))
     except ImpruverError:
         return set()
-    at, starts = 0, set()
-    for _, kind, text in tokens:
-        at = same.index(text, at)  # the lexer leaves out blanks that are trimmed
+    position, starts = 0, set()
+    for _, kind, value in tokens:
+        position = text.index(value, position)  # the lexer leaves out blanks that are trimmed
         if kind == "block_begin":
-            starts.add(at)
-        at += len(text)
+            starts.add(position)
+        position += len(value)
     return starts
