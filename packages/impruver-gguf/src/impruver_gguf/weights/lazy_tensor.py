@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.io.model_files import check_no_lfs_pointer
+from impruver_core.io.model_files import read_safetensors_header
 
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -62,34 +60,16 @@ def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST_HEADER):
-            check_no_lfs_pointer(path)
-            raise ImpruverError(f"{path}: cut off, or no safetensors file; copy or download it again")
-        try:
-            header = json.loads(file.read(length))
-            return {
-                name: _make_tensor(path, name, header[name], 8 + length, size)
-                for name in sorted(header)
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ImpruverError(f"{path}: no safetensors file (its header can't be read)") from None
-
-
-def _make_tensor(path: Path, name: str, entry: dict[str, Any], data_start: int, file_size: int) -> LazyTensor:
-    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if dtype not in DTYPE_BYTES:
-        raise ImpruverError(
-            f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
-        )
-    if data_start + end > file_size:
-        raise ImpruverError(f"{path}: cut off within {name}; copy or download it again")
-    if begin < 0 or end - begin != prod(shape) * DTYPE_BYTES[dtype]:
-        raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
-    return LazyTensor(shape, partial(_read_rows, path, dtype, shape, data_start + begin))
+    tensors = {}
+    for name, (dtype, shape, start, stop) in read_safetensors_header(path).items():
+        if dtype not in DTYPE_BYTES:
+            raise ImpruverError(
+                f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
+            )
+        if stop - start != prod(shape) * DTYPE_BYTES[dtype]:
+            raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
+        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start))
+    return tensors
 
 
 def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, start: int, stop: int) -> np.ndarray:
