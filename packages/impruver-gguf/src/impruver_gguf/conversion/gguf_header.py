@@ -46,9 +46,7 @@ def build_header(
     for name, tensor in tensors.items():
         kind = gguf.GGMLQuantizationType(types[name].ggml)
         writer.add_tensor_info(name, tensor.shape, np.dtype("f4"), types[name].compute_bytes(tensor.shape), kind)
-    sampling = folder / "generation_config.json"
-    if sampling.is_file():
-        read_json(sampling, SAMPLING_KEYS)  # checked here, since gguf-py takes it as it comes
+    read_json(folder / "generation_config.json", SAMPLING_KEYS, missing_ok=True)  # gguf-py takes it as it comes
     architecture.set_leading_parameters(writer, config)
     _write_general(writer, folder)
     architecture.set_gguf_parameters(writer, config, file_type)

@@ -46,8 +46,7 @@ def get_context_length(output_dir: Path, training: Mapping[str, Any]) -> int | N
     """The most tokens that a row of training could have, else the model's own context."""
     if training.get("max_tokens_count"):
         return training["max_tokens_count"]
-    path = output_dir / "config.json"
-    config = read_json(path, dict.fromkeys(CONTEXT_KEYS, COUNT)) if path.is_file() else {}
+    config = read_json(output_dir / "config.json", dict.fromkeys(CONTEXT_KEYS, COUNT), missing_ok=True)
     return next((config[name] for name in CONTEXT_KEYS if config.get(name)), None)
 
 
@@ -59,8 +58,7 @@ def get_system_prompt(chat: Mapping[str, Any], training: Mapping[str, Any]) -> s
 
 def get_sampling_parameters(output_dir: Path, chat: Mapping[str, Any]) -> dict[str, Any]:
     """Ollama's sampling parameters by the recipe's chat section, else by generation_config.json."""
-    path = output_dir / "generation_config.json"
-    saved = read_json(path, SAMPLING_KEYS) if path.is_file() else {}
+    saved = read_json(output_dir / "generation_config.json", SAMPLING_KEYS, missing_ok=True)
     asked = {name: chat[name] for name in SAMPLING_KEYS if chat.get(name) is not None}
     if "do_sample" not in asked and any(name in asked for name in ("temperature", "top_p", "top_k")):
         asked["do_sample"] = True  # as impruver-chat takes it

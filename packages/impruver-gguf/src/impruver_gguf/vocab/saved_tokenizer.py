@@ -96,8 +96,7 @@ def _read_tokenizer_json(path: Path, *_: int) -> dict[str, Any]:
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     """Read tokenizer_config.json; {} where there is none."""
-    path = folder / "tokenizer_config.json"
-    return read_json(path, CONFIG_KEYS) if path.is_file() else {}
+    return read_json(folder / "tokenizer_config.json", CONFIG_KEYS, missing_ok=True)
 
 
 def get_largest_token_id(folder: Path) -> int:

@@ -103,9 +103,8 @@ def _list_added_tokens(folder: Path, content: dict[str, Any], config: dict[str, 
         if token["id"] not in decoder:
             yield AddedToken(token["id"], token["content"], bool(token.get("special")))
     path = folder / "added_tokens.json"
-    if path.is_file():
-        named = read_json(path)
-        check_keys({"added tokens": named}, {"added tokens": by_name(TEXT, INDEX)}, path)
-        yield from (AddedToken(token_id, text, False) for text, token_id in named.items() if token_id not in decoder)
+    named = read_json(path, missing_ok=True)
+    check_keys({"added tokens": named}, {"added tokens": by_name(TEXT, INDEX)}, path)
+    yield from (AddedToken(token_id, text, False) for text, token_id in named.items() if token_id not in decoder)
     for token_id, token in decoder.items():
         yield AddedToken(token_id, token["content"], bool(token.get("special")))
