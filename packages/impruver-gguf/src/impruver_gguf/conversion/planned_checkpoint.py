@@ -19,7 +19,7 @@ from impruver_gguf.weights.checkpoint import (
     read_checkpoint,
 )
 from impruver_gguf.weights.lazy_tensor import LazyTensor
-from impruver_gguf.weights.peft_adapter import find_unmergeable
+from impruver_gguf.weights.peft_adapter import describe_unmergeable
 
 
 class UnknownModelError(ImpruverError):
@@ -43,7 +43,7 @@ def plan_checkpoint(
         lora: The recipe's lora section as it is written.
         recipe_dir: Where local names are looked for first.
     """
-    method = find_unmergeable(lora or {})
+    method = describe_unmergeable(lora or {})
     if method:
         raise ImpruverError(
             f"lora: {method} can't be merged exactly, and impruver-gguf will refuse such an adapter: leave it out, or "

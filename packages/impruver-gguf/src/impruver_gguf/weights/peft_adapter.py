@@ -11,6 +11,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
+from impruver_core.modeling.peft_methods import find_unmergeable
 
 from impruver_gguf.weights.lazy_tensor import LazyTensor, read_safetensors
 
@@ -26,11 +27,6 @@ ADAPTER_KEYS = {
     "modules_to_save": list_of(TEXT),
     "trainable_token_indices": either(list_of(INDEX), by_name(TEXT, list_of(INDEX))),
 }
-PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base as well
-OTHER_METHODS = (
-    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
 
 def check_mergeable(adapter: PeftAdapter) -> None:
     """Raise ImpruverError for a method that can't be merged exactly here."""
-    method = find_unmergeable(adapter.config)
+    method = describe_unmergeable(adapter.config)
     if method:
         raise ImpruverError(
             f"{adapter.folder}: {method} can't be merged exactly; merge it with peft (merge_and_unload, "
@@ -67,14 +63,9 @@ def check_mergeable(adapter: PeftAdapter) -> None:
         )
 
 
-def find_unmergeable(config: Mapping[str, Any]) -> str | None:
-    """Name what in an adapter's configuration can't be merged exactly, if anything."""
-    start = config.get("init_lora_weights", True)
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        return f"peft_type {config['peft_type']}"
-    if start not in PLAIN_INITIALIZATIONS:
-        return f"init_lora_weights {start} (it changes the base too)"
-    return next((name for name in OTHER_METHODS if config.get(name) not in (None, False, [])), None)
+def describe_unmergeable(config: Mapping[str, Any]) -> str | None:
+    """Name the first setting of an adapter's configuration that can't be merged exactly, if any."""
+    return next((f"{name} {detail}".strip() for name, detail in find_unmergeable(config).items()), None)
 
 
 def get_rank(config: Mapping[str, Any], module: str) -> int:
