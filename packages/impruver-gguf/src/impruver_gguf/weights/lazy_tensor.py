@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.io.model_files import read_safetensors_header
+from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
 
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -94,7 +94,7 @@ def read_weights(folder: Path) -> dict[str, LazyTensor]:
     present = {path.name for path in folder.glob("model*.safetensors") if path.is_file()}
     names = sorted(set(weight_map.values()) or present)
     if not names:
-        _refuse_pickles(folder)
+        refuse_pickled_weights(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ImpruverError(f"{folder}: {', '.join(missing)} is not there, but {index.name} names it")
@@ -123,13 +123,3 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         return {str(tensor): Path(file).name for tensor, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ImpruverError(f"{index}: has no weight_map that can be read") from None
-
-
-def _refuse_pickles(folder: Path) -> None:
-    paths = (path for pattern in ("*.bin", "*.pth", "*.pt", "*.pkl") for path in sorted(folder.glob(pattern)))
-    pickle = next((path for path in paths if path.name != "training_args.bin"), None)
-    if pickle:
-        raise ImpruverError(
-            f"{pickle}: pickled weights are not read, they can run code; load the model with transformers where "
-            "you trust it and save_pretrained it again, which writes safetensors"
-        )

@@ -11,11 +11,13 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
+from impruver_core.io.model_files import refuse_pickled_weights
 from impruver_core.modeling.peft_methods import find_unmergeable
 
 from impruver_gguf.weights.lazy_tensor import LazyTensor, read_safetensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LOAD_PICKLED = "load the adapter with peft where you trust it and save_pretrained it again, which writes safetensors"
 ADAPTER_KEYS = {
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_type"), TEXT),
     **dict.fromkeys(("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), FLAG),
@@ -45,10 +47,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         if (folder / "adapter_model.bin").is_file():
-            raise ImpruverError(
-                f"{folder / 'adapter_model.bin'}: pickled weights are not read, they can run code; load the adapter "
-                "with peft where you trust it and save_pretrained it again, which writes safetensors"
-            )
+            refuse_pickled_weights(folder, LOAD_PICKLED)
         raise ImpruverError(f"{path} is not there, but {ADAPTER_CONFIG} is: train it again, or copy it whole")
     return PeftAdapter(config, read_safetensors(path), folder)
 
