@@ -5,7 +5,6 @@ Several threads read and encode ahead of the one that writes.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from impruver_core.cli.console import open_progress
 from impruver_core.errors import CheckFailedError
+from impruver_core.system import available_cpus
 
 from impruver_gguf.architectures.registry import is_stored_in_float32
 from impruver_gguf.conversion.tensor_types import EncodingError, TensorType, choose_tensor_type
@@ -107,7 +107,7 @@ def encode_tensors(
     )
     waiting: deque = deque()
     ahead = 0
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(WORKERS, available_cpus())) as pool:
         try:
             for rows in slices:
                 while waiting and (ahead + rows.size > VALUES_AHEAD or len(waiting) > 4 * WORKERS):
