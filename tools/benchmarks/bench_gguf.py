@@ -148,10 +148,10 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
 
 def decode_only(task: dict) -> None:
     """Decodes what the proof decodes: the rows with logits computed at target positions, and greedy answers."""
-    from impruver_gguf.verification.llama_runtime import AnswerPrompt, LlamaRuntime, open_model
+    from impruver_gguf.verification.llama_runtime import AnswerPrompt, LlamaRuntime, load_gguf_on_cpu
 
     for path in task["files"]:
-        model = open_model(Path(path))
+        model = load_gguf_on_cpu(Path(path))
         ends = {*task["ends"], *(token for token in range(model.n_vocab) if model.get_vocab().is_eog(token))}
         runtime = LlamaRuntime(model, max(len(row["ids"]) for row in task["rows"]))
         for row in task["rows"]:

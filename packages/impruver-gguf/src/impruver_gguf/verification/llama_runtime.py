@@ -8,6 +8,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from impruver_core.llama_cpp import load_gguf
 from impruver_core.system import available_cpus
 
 if TYPE_CHECKING:
@@ -40,23 +41,9 @@ class BatchToken(NamedTuple):
     has_logits: bool
 
 
-def open_model(path: Path) -> LlamaModel:
-    """Load a model, its values checked; RuntimeError or ValueError where it can't be loaded."""
-    from cyllama.llama import llama_cpp
-
-    class Model(llama_cpp.LlamaModel):
-        """With the size that cyllama's contexts ask their model for."""
-
-        @property
-        def n_vocab(self) -> int:
-            return self.get_vocab().n_vocab
-
-    llama_cpp.disable_logging()
-    llama_cpp.ggml_backend_load_all()
-    settings = llama_cpp.LlamaModelParams()
-    settings.check_tensors = True
-    settings.n_gpu_layers = 0  # a proof of the file, not of a device
-    return Model(path_model=str(path), params=settings)
+def load_gguf_on_cpu(path: Path) -> LlamaModel:
+    """Load a model with its values checked, on the CPU: the file is verified, not a device."""
+    return load_gguf(path, check_tensors=True, n_gpu_layers=0)
 
 
 class LlamaRuntime:

@@ -26,7 +26,7 @@ from impruver_core.cli.console import open_progress
 from impruver_core.errors import ImpruverError
 from impruver_core.system import available_cpus
 
-from impruver_gguf.verification.llama_runtime import Answer, AnswerPrompt, LlamaRuntime, open_model
+from impruver_gguf.verification.llama_runtime import Answer, AnswerPrompt, LlamaRuntime, load_gguf_on_cpu
 from impruver_gguf.worker_process import claim_stdout, get_error_reason, stream_lines
 
 if TYPE_CHECKING:
@@ -122,8 +122,9 @@ def _run_task(task: dict[str, Any], results: TextIO) -> None:
                 measurement = _measure_file(Path(path), task, reference, is_reference=number == 0)
             except FloatingPointError as error:
                 measurement = FileMeasurement(str(error))
-            except (RuntimeError, ValueError, MemoryError) as error:  # cyllama's
-                reason = " ".join(str(error).split()) or type(error).__name__
+            except (ImpruverError, RuntimeError, ValueError, MemoryError) as error:
+                cause = error.__cause__ or error  # cyllama's
+                reason = " ".join(str(cause).split()) or type(cause).__name__
                 measurement = FileMeasurement(f"llama.cpp can't run it: {reason}")
             print(json.dumps(asdict(measurement)), file=results, flush=True)
             if number == 0 and measurement.error:
@@ -132,7 +133,7 @@ def _run_task(task: dict[str, Any], results: TextIO) -> None:
 
 def _measure_file(path: Path, task: dict[str, Any], reference: BinaryIO, is_reference: bool) -> FileMeasurement:
     """Measure one file; log probabilities of the reference are written to `reference` for the others."""
-    model = open_model(path)
+    model = load_gguf_on_cpu(path)
     vocab = model.get_vocab()
     measurement = FileMeasurement(
         ids=[vocab.tokenize(text, False, True) for text in task["texts"]],

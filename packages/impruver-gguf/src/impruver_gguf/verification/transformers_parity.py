@@ -26,7 +26,7 @@ from impruver_core.io.disk_space import format_size
 
 from impruver_gguf.gguf_reader import read_tensor_infos
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
-from impruver_gguf.verification.llama_runtime import LlamaRuntime, open_model
+from impruver_gguf.verification.llama_runtime import LlamaRuntime, load_gguf_on_cpu
 from impruver_gguf.verification.quality_report import VerificationReport
 from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
 from impruver_gguf.weights.peft_adapter import PeftAdapter
@@ -184,7 +184,7 @@ def _compare_models(task: dict[str, Any]) -> ParityResult:
 
 def _compute_file_logits(path: str, rows: Sequence[dict[str, Any]]) -> np.ndarray:
     """llama.cpp's logits at the rows' positions, (positions, vocabulary)."""
-    runtime = LlamaRuntime(open_model(Path(path)), max(len(row["ids"]) for row in rows))
+    runtime = LlamaRuntime(load_gguf_on_cpu(Path(path)), max(len(row["ids"]) for row in rows))
     return np.stack([logits for row in rows for logits in runtime.compute_logits(row["ids"], row["positions"])])
 
 
