@@ -27,7 +27,7 @@ from impruver_gguf.conversion.plan import ConversionPlan, plan_conversion, plan_
 from impruver_gguf.conversion.planned_checkpoint import UnknownModelError, plan_checkpoint
 from impruver_gguf.ollama.model_defaults import (
     build_ollama_template,
-    get_context_length,
+    get_num_ctx,
     get_sampling_parameters,
     get_system_prompt,
     get_turn_ends,
@@ -143,7 +143,7 @@ def _get_model_defaults(recipe: Recipe, model: TrainedModelInfo, training: dict[
     chat = recipe.chat if isinstance(recipe.chat, dict) else vars(recipe.chat) if recipe.chat is not None else {}
     system = section.system_prompt or get_system_prompt(chat, training)
     warn_about_dropped_characters(system)
-    num_ctx = section.num_ctx or get_context_length(output_dir, training)
+    num_ctx = section.num_ctx or get_num_ctx(output_dir, training)
     parameters = get_sampling_parameters(output_dir, chat) | section.parameters
     return ModelDefaults(model.turn_ends, num_ctx, parameters, system, build_ollama_template(output_dir))
 

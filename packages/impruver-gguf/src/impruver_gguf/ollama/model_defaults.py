@@ -10,6 +10,7 @@ from impruver_core import end_of_turn
 from impruver_core.cli.console import warn
 from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, TEXT, WHOLE, check_keys, read_json
 from impruver_core.io.manifest import read_manifest
+from impruver_core.io.model_files import CONTEXT_KEYS, get_context_length
 
 from impruver_gguf.ollama.go_template import translate_to_go
 from impruver_gguf.ollama.modelfile import find_unquotable_lines
@@ -24,7 +25,6 @@ OLLAMA_NAMES = {  # transformers' sampling values → Ollama's parameters
     "repetition_penalty": "repeat_penalty",
 }
 SAMPLING_KEYS = {**dict.fromkeys(OLLAMA_NAMES, NUMBER), "top_k": WHOLE, "do_sample": FLAG}
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
 def read_training_manifest(path: Path) -> dict[str, Any]:
@@ -42,12 +42,12 @@ def get_turn_ends(output_dir: Path, training: Mapping[str, Any]) -> list[str]:
     return end_of_turn(template, read_special_tokens(output_dir)) if template else []
 
 
-def get_context_length(output_dir: Path, training: Mapping[str, Any]) -> int | None:
+def get_num_ctx(output_dir: Path, training: Mapping[str, Any]) -> int | None:
     """The most tokens that a row of training could have, else the model's own context."""
     if training.get("max_tokens_count"):
         return training["max_tokens_count"]
-    config = read_json(output_dir / "config.json", dict.fromkeys(CONTEXT_KEYS, COUNT), missing_ok=True)
-    return next((config[name] for name in CONTEXT_KEYS if config.get(name)), None)
+    keys = dict.fromkeys(CONTEXT_KEYS, COUNT)
+    return get_context_length(read_json(output_dir / "config.json", keys, missing_ok=True))
 
 
 def get_system_prompt(chat: Mapping[str, Any], training: Mapping[str, Any]) -> str | None:
