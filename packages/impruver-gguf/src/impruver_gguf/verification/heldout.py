@@ -19,7 +19,7 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.json_schema import OBJECT, TEXT, WHOLE, check_keys, list_of
 from impruver_core.io.jsonl import read_numbered_rows
-from impruver_core.labels import IGNORE_INDEX
+from impruver_core.labels import IGNORE_INDEX, find_target_positions
 from impruver_core.recipe.sections import ModelSection
 from impruver_core.tokenizer import plain_encoder
 
@@ -89,12 +89,12 @@ class HeldOutExample:
     @property
     def target_positions(self) -> list[int]:
         """The positions whose logits predict a target token: one before each."""
-        return [position - 1 for position, label in enumerate(self.labels) if position and label != IGNORE_INDEX]
+        return [position - 1 for position in find_target_positions(self.labels)]
 
     @property
     def target_ids(self) -> list[int]:
         """The target tokens that these positions predict."""
-        return [label for label in self.labels[1:] if label != IGNORE_INDEX]
+        return [self.labels[position] for position in find_target_positions(self.labels)]
 
 
 @dataclass
