@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from impruver_core.cli.console import log_info, warn
 from impruver_core.io.disk_space import format_size
+from impruver_core.system import available_cpus, get_available_memory
 
 from impruver_gguf.gguf_reader import read_tensor_infos
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
@@ -74,8 +75,8 @@ def find_difference_from_merged(report: VerificationReport, inputs: Verification
         "rows": [{"ids": row.ids, "positions": row.target_positions} for row in rows],
     }
     float32_bytes = 32 / report.rows[0]["bits_per_weight"] * path.stat().st_size
-    needed, free = int(MEMORY_FACTOR * float32_bytes), _get_available_memory()
-    if free is not None and needed > free:
+    needed, free = int(MEMORY_FACTOR * float32_bytes), get_available_memory()
+    if needed > free:
         log_info(
             f"not compared with transformers: that takes {format_size(needed)} of memory, {format_size(free)} are free"
         )
@@ -137,15 +138,6 @@ def _judge_result(result: ParityResult, report: VerificationReport) -> str | Non
     return None
 
 
-def _get_available_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
 def main() -> int:
     """Run as the process of its own: read the task from stdin, print the result as a line of JSON."""
     from impruver_core.errors import ImpruverError
@@ -161,7 +153,6 @@ def main() -> int:
 
 def _compare_models(task: dict[str, Any]) -> ParityResult:
     import torch
-    from impruver_core.system import available_cpus
 
     in_file = _compute_file_logits(task["file"], task["rows"])
     torch.set_num_threads(available_cpus())
