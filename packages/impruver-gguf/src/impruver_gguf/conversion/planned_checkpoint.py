@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
 from impruver_gguf.architectures.registry import ARCHITECTURES
 from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.weights.checkpoint import (
     SourceCheckpoint,
-    find_or_download,
     has_model,
     make_checkpoint,
     read_checkpoint,

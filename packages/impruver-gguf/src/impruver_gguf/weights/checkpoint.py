@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import TEXT, list_of, read_json
-from impruver_core.recipe.paths import find_local, is_local_path
+from impruver_core.recipe.paths import find_or_download
 
 from impruver_gguf.weights.lazy_tensor import LazyTensor, read_weights
 from impruver_gguf.weights.peft_adapter import ADAPTER_CONFIG, PeftAdapter, read_adapter
@@ -93,22 +92,3 @@ def _find_base(name: str | None, adapter: PeftAdapter, recipe_dir: Path | None, 
             f"the adapter's base {name} is neither a folder nor to be had from the hub ({error}); say where it is with "
             "--set model.name=FOLDER"
         ) from None
-
-
-def find_or_download(name: str, recipe_dir: Path | None, files: Sequence[str], revision: str | None = None) -> Path:
-    """The local folder that `name` is, else a hub repository's in the cache, with `files` (patterns) downloaded.
-
-    FileNotFoundError for a local folder that is not there, another OSError with the reason for one of the hub.
-    """
-    local = find_local(name, recipe_dir)
-    if local is not None:
-        return local
-    if is_local_path(name) or name.count("/") > 1:
-        raise FileNotFoundError(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
-        raise OSError((str(error).strip() or type(error).__name__).splitlines()[0]) from None
