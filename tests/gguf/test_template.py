@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from impruver_core.chat_template.rendering.renderer import render_template
-from impruver_gguf.vocab.chat_template_export import strip_generation_tags
+from impruver_gguf.vocab.vocabulary import strip_generation_tags
 from make_models import edit_json, write_program
 from test_proof import chat, rows_of, write_heldout
 

@@ -37,10 +37,7 @@ ATTENTION = {
     "blk.attn_output.weight": ("hidden_size", QUERIES),
 }
 ATTENTION_BIASES = {
-    "blk.attn_q.bias": (QUERIES,),
-    "blk.attn_k.bias": (KEY_VALUES,),
-    "blk.attn_v.bias": (KEY_VALUES,),
-    "blk.attn_output.bias": ("hidden_size",),
+    name.replace(".weight", ".bias"): sizes[:1] for name, sizes in ATTENTION.items() if name != "blk.attn_norm.weight"
 }
 HEAD_NORMS = {"blk.attn_q_norm.weight": ("head_dim",), "blk.attn_k_norm.weight": ("head_dim",)}
 FEED_FORWARD = {

@@ -16,24 +16,21 @@ KEYS = {
     "layer_norm_epsilon": POSITIVE,
     "activation_function": TEXT,
 }
-SHAPES = {
+WEIGHTS = {
     "token_embd.weight": ("vocab_size", "n_embd"),
     "position_embd.weight": ("n_positions", "n_embd"),
     "output.weight": ("vocab_size", "n_embd"),
     "output_norm.weight": ("n_embd",),
-    "output_norm.bias": ("n_embd",),
     "blk.attn_norm.weight": ("n_embd",),
-    "blk.attn_norm.bias": ("n_embd",),
     "blk.attn_qkv.weight": ("n_embd", "3 x n_embd"),
-    "blk.attn_qkv.bias": ("3 x n_embd",),
     "blk.attn_output.weight": ("n_embd", "n_embd"),
-    "blk.attn_output.bias": ("n_embd",),
     "blk.ffn_norm.weight": ("n_embd",),
-    "blk.ffn_norm.bias": ("n_embd",),
     "blk.ffn_up.weight": ("n_embd", "n_inner"),
-    "blk.ffn_up.bias": ("n_inner",),
     "blk.ffn_down.weight": ("n_inner", "n_embd"),
-    "blk.ffn_down.bias": ("n_embd",),
+}
+BIASED = ("output_norm.", "blk.")
+SHAPES = WEIGHTS | {
+    name.replace(".weight", ".bias"): sizes[-1:] for name, sizes in WEIGHTS.items() if name.startswith(BIASED)
 }
 
 

@@ -22,9 +22,7 @@ from impruver_gguf.vocab.vocabulary import write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 MLP_BIASES = {
-    "blk.ffn_gate.bias": ("intermediate_size",),
-    "blk.ffn_up.bias": ("intermediate_size",),
-    "blk.ffn_down.bias": ("hidden_size",),
+    name.replace(".weight", ".bias"): sizes[:1] for name, sizes in decoder.FEED_FORWARD.items() if len(sizes) > 1
 }
 SHAPES = decoder.EMBEDDINGS | decoder.ATTENTION | decoder.ATTENTION_BIASES | decoder.FEED_FORWARD | MLP_BIASES
 BIASES = {"attention_bias": "blk.attn_", "mlp_bias": "blk.ffn_"}  # key of config.json → where it puts biases
@@ -116,8 +114,7 @@ LLAMA = decoder.make_architecture(
     set_vocab=set_llama_vocab,
 )
 MISTRAL = replace(
-    LLAMA,
-    defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+    LLAMA, defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 )
 SMOLLM3 = replace(
     LLAMA,

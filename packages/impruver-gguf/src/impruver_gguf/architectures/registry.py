@@ -7,7 +7,7 @@ is the same, byte for byte.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -20,7 +20,7 @@ from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 # The class that config.json's `architectures` names first → how it is converted.
 ARCHITECTURES = {
@@ -47,9 +47,7 @@ def complete_config(architecture: Architecture, config: Config, path: Path) -> C
     return config
 
 
-def convert_tensors(
-    architecture: Architecture, tensors: Mapping[str, LazyTensor], config: Config, path: Path
-) -> dict[str, LazyTensor]:
+def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config, path: Path) -> dict[str, LazyTensor]:
     """Map transformers' tensors to those of the GGUF, by name and in llama.cpp's order.
 
     ImpruverError where they are not what the configuration in `path` asks for.
@@ -68,7 +66,13 @@ def convert_tensors(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
                 f"({architecture.blocks}); give the config.json that was saved with the weights"
             )
-        _check_shape(name, tensor, shape, sizes, path)
+        expected = tuple(sizes[size] for size in shape)
+        if tensor.shape != expected:
+            raise ImpruverError(
+                f"{path}: {name} is {list(tensor.shape)}, and should be {list(expected)} ({', '.join(shape)}): the "
+                "configuration and the weights (or the adapter's base) are of different models, or rows of new tokens "
+                "were not saved"
+            )
         converted[gguf_name] = architecture.modify_tensors(name, tensor, config)
     _check_complete(architecture, converted, config, path)
     return architecture.generate_extra_tensors(config) | converted
@@ -98,16 +102,6 @@ def strip_block_number(name: str) -> str:
     return re.sub(r"^blk\.\d+\.", "blk.", name)
 
 
-def _check_shape(name: str, tensor: LazyTensor, shape: tuple[str, ...], sizes: Mapping[str, int], path: Path) -> None:
-    expected = tuple(sizes[size] for size in shape)
-    if tensor.shape != expected:
-        raise ImpruverError(
-            f"{path}: {name} is {list(tensor.shape)}, and should be {list(expected)} ({', '.join(shape)}): the "
-            "configuration and the weights (or the adapter's base) are of different models, or rows of new tokens "
-            "were not saved"
-        )
-
-
 def _check_complete(architecture: Architecture, names: Collection[str], config: Config, path: Path) -> None:
     """Every layer must have what any of them has, and the model what its architecture requires."""
     required = architecture.shapes.keys() - _get_optional(architecture, config)
@@ -121,8 +115,3 @@ def _check_complete(architecture: Architecture, names: Collection[str], config: 
                 f"{path}: {where} has no {name.removeprefix('blk.')}: the weights are not whole, or the configuration "
                 "is of another model"
             )
-
-
-def is_stored_in_float32(name: str, tensor: LazyTensor) -> bool:
-    """Whether llama.cpp leaves a tensor in 32 bits: vectors, norms, GPT-2's positions."""
-    return len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name == "position_embd.weight"

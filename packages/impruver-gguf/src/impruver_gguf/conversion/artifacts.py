@@ -17,8 +17,8 @@ from impruver_core.io.manifest import describe_file, read_manifest
 from impruver_gguf.conversion.plan import ConversionPlan
 from impruver_gguf.quantization.quant_types import estimate_bytes
 from impruver_gguf.quantization.quantize import get_quantizer_name, quantize
-from impruver_gguf.verification.quality_report import QUALITY_FILE
 
+QUALITY_FILE = "quality.jsonl"
 Staged = dict[Path, Path]  # final path → where the file is now
 
 
@@ -42,11 +42,6 @@ class ArtifactPlan:
     def levels(self) -> dict[str, Path]:
         """The files that are quantized from it."""
         return dict([*self.files.items()][1:])
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are put."""
-        return self.source.parent
 
     def estimate_sizes(self) -> dict[Path, int]:
         """Estimate the bytes of each GGUF file that is to be made."""
@@ -93,7 +88,7 @@ def reuse_outputs(plan: ArtifactPlan) -> ArtifactPlan:
 @contextmanager
 def staged_outputs(plan: ArtifactPlan) -> Iterator[Staged]:
     """Yield temporary paths of the files that are to be made; they are removed where a step fails."""
-    make_folder(plan.folder)
+    make_folder(plan.source.parent)
     source = [] if plan.conversion.exists else [plan.source]
     levels = [path for path in plan.levels.values() if path not in plan.done]
     staged = {path: get_staged_path(path) for path in (*source, *levels, *plan.modelfiles)}
@@ -103,7 +98,7 @@ def staged_outputs(plan: ArtifactPlan) -> Iterator[Staged]:
     except BaseException as error:
         _remove(staged)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(plan.folder)  # a write knows no name
+            error.filename = str(plan.source.parent)  # a write knows no name
         raise
 
 
@@ -132,13 +127,12 @@ def describe_outputs(plan: ArtifactPlan, staged: Staged) -> list[dict[str, Any]]
             os.fsync(file.fileno())
     digest = plan.conversion.digest or hash_file(staged.get(plan.source, plan.source))
     origin = {"source": digest, "quantizer": get_quantizer_name(plan.quantizer)}
-    names, levels = {path.name for path in staged}, set(plan.levels.values())
-    staying = [
-        entry for entry in plan.previous if entry["path"] not in names and (plan.folder / entry["path"]).is_file()
-    ]
+    folder, levels = plan.source.parent, set(plan.levels.values())
+    present = {path.name for path in folder.iterdir() if path.is_file()} - {path.name for path in staged}
+    staying = [entry for entry in plan.previous if entry["path"] in present]
     stale = [entry["path"] for entry in staying if entry.get("source", digest) != digest]
     if stale:
-        warn(f"{', '.join(stale)} in {plan.folder}: of an earlier run, not made anew")
+        warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     new = [
         describe_file(path, digest=True) | {"path": final.name} | (origin if final in levels else {})
         for final, path in staged.items()

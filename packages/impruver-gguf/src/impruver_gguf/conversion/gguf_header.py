@@ -13,9 +13,9 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import INDEX, NUMBER, TEXT, WHOLE, check_keys, list_of, read_json
 
 from impruver_gguf.architectures.registry import Architecture
-from impruver_gguf.conversion.tensor_types import TensorType
+from impruver_gguf.conversion.gguf_writer import TensorType
 from impruver_gguf.vocab.token_types import Vocabulary
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import Tensors
 
 SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
     "sequence": TEXT,
@@ -31,7 +31,7 @@ def build_header(
     config: dict[str, Any],
     vocab: Vocabulary,
     folder: Path,
-    tensors: Mapping[str, LazyTensor],
+    tensors: Tensors,
     types: Mapping[str, TensorType],
     file_type: int,
 ) -> bytes:

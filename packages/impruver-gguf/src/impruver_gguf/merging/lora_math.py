@@ -125,7 +125,7 @@ def _compute_row_norms(values: np.ndarray) -> np.ndarray:
 def _compute_column_norms(tensor: LazyTensor) -> np.ndarray:
     """The length of each column, summed as torch does: row after row."""
     total = np.zeros(tensor.shape[1], np.float32)
-    for start, stop in tensor.split_rows():
+    for start, stop in tensor.split():
         values = tensor.read_float32(start, stop)
         total = np.add.reduce(np.vstack([total, values * values]), axis=0)
     return np.sqrt(total)

@@ -12,7 +12,7 @@ from impruver_core.errors import ImpruverError
 
 from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
 from impruver_gguf.merging.tied_embeddings import ModuleDelta, TiedModules, drop_tied_output, untie_if_needed
-from impruver_gguf.weights.lazy_tensor import LazyTensor, as_float32
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32
 from impruver_gguf.weights.peft_adapter import PeftAdapter, check_mergeable, get_rank, get_scaling, is_module_named
 
 PREFIX = "base_model.model."
@@ -30,11 +30,7 @@ MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  #
 
 
 def merge_adapter(
-    base: Mapping[str, LazyTensor],
-    adapter: PeftAdapter,
-    *,
-    conv1d: tuple[str, ...] | None = None,
-    tied: TiedModules | None = None,
+    base: Tensors, adapter: PeftAdapter, *, conv1d: tuple[str, ...] | None = None, tied: TiedModules | None = None
 ) -> dict[str, LazyTensor]:
     """Merge `adapter` into the tensors of `base`, in their order; nothing is computed before it is read.
 
@@ -47,7 +43,7 @@ def merge_adapter(
     names = _match_module_names(base, [*deltas, *(tied or ())])
     tensors = {name: as_float32(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied and deltas.keys() & set(tied) and drop_tied_output(tensors, tied, names):
-        untie_if_needed(tensors, deltas, names, tied, adapter.config)
+        untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
     for module, delta in deltas.items():
         transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
         _apply_delta(tensors, names.get(module, module), module, delta, adapter, transposed)
@@ -71,7 +67,7 @@ def _collect_deltas(adapter: PeftAdapter) -> dict[str, ModuleDelta]:
     return deltas
 
 
-def _match_module_names(base: Mapping[str, LazyTensor], modules: Iterable[str]) -> dict[str, str]:
+def _match_module_names(base: Tensors, modules: Iterable[str]) -> dict[str, str]:
     """Module as the adapter calls it → as the base's file does: files of a bare model lack the first part."""
     bare = {module: module.partition(".")[2] for module in modules}
     return {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
@@ -82,7 +78,12 @@ def _apply_delta(
 ) -> None:
     """Change the tensors of one module, which the adapter calls `module` and the base `name`."""
     for kind, tensor in delta.replaced.items():
-        _check_replacement(module, tensor, tensors.get(f"{name}.{kind}"))
+        before = tensors.get(f"{name}.{kind}")
+        if before is not None and tensor.shape[1:] != before.shape[1:]:  # rows may be more, of a grown vocabulary
+            raise ImpruverError(
+                f"{module}: the adapter's {list(tensor.shape)} does not fit the base's {list(before.shape)}: it was "
+                "trained on another base"
+            )
         tensors[f"{name}.{kind}"] = tensor
     weight = tensors.get(f"{name}.weight")
     if weight is None:
@@ -114,12 +115,7 @@ def _get_token_indices(module: str, config: Mapping[str, Any]) -> Sequence[int]:
 
 
 def _merge_lora(
-    tensors: dict[str, LazyTensor],
-    name: str,
-    module: str,
-    parts: Mapping[str, LazyTensor],
-    adapter: PeftAdapter,
-    conv1d: bool,
+    tensors: dict[str, LazyTensor], name: str, module: str, parts: Tensors, adapter: PeftAdapter, conv1d: bool
 ) -> None:
     """Put LoRA's or DoRA's update into the module's weight, and into its bias if that was trained."""
     weight, is_embedding = tensors[f"{name}.weight"], "embedding_a" in parts or "embedding_b" in parts
@@ -127,7 +123,12 @@ def _merge_lora(
     a, b = (parts.get(f"embedding_{part}" if is_embedding else part) for part in "ab")
     if a is None or b is None:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
-    _check_rank(module, a, get_rank(adapter.config, module), adapter)
+    rank = get_rank(adapter.config, module)
+    if a.shape[0] != rank:
+        raise ImpruverError(
+            f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
+            "rank_pattern): the two are of different trainings; copy both files from one"
+        )
     _check_update_shape(module, a, b, weight, transposed)
     scaling = get_scaling(adapter.config, module)
     weight = add_lora(weight, a, b, scaling, transposed)
@@ -142,7 +143,7 @@ def _merge_lora(
         tensors[f"{name}.bias"] = add_bias_update(tensors[f"{name}.bias"], parts["bias"], scaling)
 
 
-def _check_complete(base: Mapping[str, LazyTensor], adapter: PeftAdapter, adapted: set[str]) -> None:
+def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> None:
     """Every module that target_modules names by the end of its name has its part in the adapter."""
     config = adapter.config
     if not adapter.tensors:
@@ -161,23 +162,6 @@ def _check_complete(base: Mapping[str, LazyTensor], adapter: PeftAdapter, adapte
                 f"{adapter.folder}: the adapter has nothing for {module}, which target_modules names: it is not whole, "
                 "or of another base; copy it again"
             )
-
-
-def _check_replacement(module: str, tensor: LazyTensor, before: LazyTensor | None) -> None:
-    """Only the number of rows may differ: a grown vocabulary."""
-    if before is not None and tensor.shape[1:] != before.shape[1:]:
-        raise ImpruverError(
-            f"{module}: the adapter's {list(tensor.shape)} does not fit the base's {list(before.shape)}: it was "
-            "trained on another base"
-        )
-
-
-def _check_rank(module: str, a: LazyTensor, rank: int, adapter: PeftAdapter) -> None:
-    if a.shape[0] != rank:
-        raise ImpruverError(
-            f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
-            "rank_pattern): the two are of different trainings; copy both files from one"
-        )
 
 
 def _check_update_shape(module: str, a: LazyTensor, b: LazyTensor, weight: LazyTensor, transposed: bool) -> None:

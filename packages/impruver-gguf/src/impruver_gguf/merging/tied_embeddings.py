@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from impruver_core.cli.console import warn
 
-from impruver_gguf.weights.lazy_tensor import LazyTensor, has_same_values
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 from impruver_gguf.weights.peft_adapter import get_scaling, is_module_named
 
 
@@ -49,28 +49,26 @@ def drop_tied_output(tensors: dict[str, LazyTensor], tied: TiedModules, names: M
 
 
 def untie_if_needed(
-    tensors: dict[str, LazyTensor],
-    deltas: dict[str, ModuleDelta],
-    names: Mapping[str, str],
-    tied: TiedModules,
-    config: Mapping[str, Any],
+    tensors: dict[str, LazyTensor], deltas: dict[str, ModuleDelta], tied: TiedModules, name: str, config: dict[str, Any]
 ) -> None:
     """Give `tensors` an output of its own where the adapter trained one of the two ends by itself.
 
-    Else the output's delta, a second copy of the embedding's, is taken out of `deltas`.
+    Else the output's delta, a second copy of the embedding's, is taken out of `deltas`. `name`: the file's embedding.
     """
     embedding, output = tied
     below, above = deltas.get(embedding, ModuleDelta()), deltas.get(output, ModuleDelta())
     saved = [str(name) for name in config.get("modules_to_save") or []]
     own_output = any(is_module_named(output, name) for name in saved)
-    own_embedding = any(is_module_named(embedding, name) for name in saved) and not _is_saved_as_one(below, above)
+    ends = [delta.replaced["weight"] for delta in (below, above) if "weight" in delta.replaced]
+    saved_as_one = len(ends) == 2 and has_same_values(*ends)  # PEFT's ensure_weight_tying saves both, alike
+    own_embedding = any(is_module_named(embedding, name) for name in saved) and not saved_as_one
     same_scaling = get_scaling(config, embedding) == get_scaling(config, output)
     same_update = same_scaling and _is_same_update(below.parts, above.parts)
     trained_output = (above.has_lora and not same_update) or ("rows" in above.parts and "rows" not in below.parts)
     if not own_output and not trained_output:
         deltas.pop(output, None)
     if trained_output or (own_embedding and not own_output):
-        tensors.setdefault(f"{output}.weight", tensors[f"{names.get(embedding, embedding)}.weight"])
+        tensors.setdefault(f"{output}.weight", tensors[f"{name}.weight"])
     elif below.has_lora and not above.has_lora and not own_output:
         warn(
             f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left that "
@@ -78,17 +76,9 @@ def untie_if_needed(
         )
 
 
-def _is_saved_as_one(below: ModuleDelta, above: ModuleDelta) -> bool:
-    """Whether both ends were saved, alike: what PEFT's ensure_weight_tying makes of modules_to_save."""
-    one, other = below.replaced.get("weight"), above.replaced.get("weight")
-    return one is not None and other is not None and has_same_values(one, other)
-
-
-def _is_same_update(below: Mapping[str, LazyTensor], above: Mapping[str, LazyTensor]) -> bool:
+def _is_same_update(below: Tensors, above: Tensors) -> bool:
     """Whether the output's LoRA is the embedding's, transposed: what PEFT's ensure_weight_tying trains."""
     if above.keys() != {"a", "b"} or below.keys() != {"embedding_a", "embedding_b"}:
         return False
-    return all(
-        np.array_equal(below[f"embedding_{one}"].read_float32().T, above[other].read_float32())
-        for one, other in ("ab", "ba")
-    )
+    pairs = ((below["embedding_a"], above["b"]), (below["embedding_b"], above["a"]))
+    return all(np.array_equal(one.read_float32().T, other.read_float32()) for one, other in pairs)

@@ -46,10 +46,8 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
         commands = [[sys.executable, "-m", __name__, str(source), cpus, *pairs]]
     with open_progress(len(targets), "levels quantized") as bar:
         for command in commands:
-            for _ in _run_quantizer(command, source):
-                if not program:  # ours prints a line for each level
-                    bar.update(1)
-            if program:
+            lines = _run_quantizer(command, source)
+            for _ in [[*lines]] if program else lines:  # our process prints a line for each level
                 bar.update(1)
     lost = [str(path) for path in targets.values() if not path.is_file()]
     if lost:

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from impruver_core.cli.console import warn
 
 from impruver_gguf.verification.heldout import HeldOutExample, HeldOutSet, VerificationInputs
 from impruver_gguf.verification.measure import PLAIN_TEXT, TEMPLATE_KEY, FileMeasurement
-from impruver_gguf.vocab.chat_template_export import strip_generation_tags
 from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 from impruver_gguf.vocab.token_types import WORD_BORDER
+from impruver_gguf.vocab.vocabulary import strip_generation_tags
 
 IDS_AROUND = 6  # shown on each side of a difference
 MAX_TEXT = 300  # characters of a row that are shown
 
 
-class CheckResult(NamedTuple):
-    """What is wrong with a file, and whether all its ids are the tokenizer's; None where that is not known."""
-
-    failure: str | None
-    ids_equal: bool | None
-
-
-def check_measurement(measurement: FileMeasurement, inputs: VerificationInputs) -> CheckResult:
-    """Check the ids, the tokens, the templates and the answers of a file."""
+def check_measurement(measurement: FileMeasurement, inputs: VerificationInputs) -> tuple[str | None, bool | None]:
+    """Say what is wrong with a file, and whether all its ids are the tokenizer's; None where that is not known."""
     if measurement.error:
-        return CheckResult(measurement.error, None)
+        return measurement.error, None
     tokenizer, heldout, blanks = inputs.tokenizer, inputs.heldout, 0
     for example, ids in zip(heldout.examples, measurement.ids, strict=True):
         if ids == example.text_ids:
             continue
         if not _is_same_except_blanks(ids, example.text_ids, tokenizer):
-            return CheckResult(_describe_other_ids(example, ids), False)
+            return _describe_other_ids(example, ids), False
         blanks += 1
     if blanks:
         rows = f"{blanks} of {len(heldout.examples)} rows"
         warn(f"{rows}: llama.cpp and the tokenizer differ on blanks at the start of a text")
     if measurement.vocab_size < tokenizer.size:
-        failure = f"it has {measurement.vocab_size:,} tokens, the tokenizer {tokenizer.size:,}"
-        return CheckResult(failure, False)
+        return f"it has {measurement.vocab_size:,} tokens, the tokenizer {tokenizer.size:,}", False
     failure = _find_template_fault(measurement.templates, heldout, tokenizer) or _find_endless_answers(measurement)
-    return CheckResult(failure, not blanks if heldout.examples else None)
+    return failure, not blanks if heldout.examples else None
 
 
 def _is_same_except_blanks(ours: list[int], theirs: list[int], tokenizer: SavedTokenizer) -> bool:

@@ -6,10 +6,10 @@ The rows are those of output_dir's heldout.jsonl, else a small set that comes wi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from impruver_core.chat_template.masking.loss_mask import encode_chat
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
@@ -23,7 +23,7 @@ from impruver_core.labels import IGNORE_INDEX, find_target_positions
 from impruver_core.recipe.sections import ModelSection
 from impruver_core.tokenizer import plain_encoder
 
-from impruver_gguf.ollama.model_defaults import get_num_ctx
+from impruver_gguf.ollama.modelfile import get_num_ctx
 from impruver_gguf.verification.llama_runtime import AnswerPrompt
 from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 
@@ -31,12 +31,8 @@ BUILT_IN = Path(__file__).with_name("heldout.jsonl")
 MAX_ROWS, MAX_TOKENS, MAX_TARGETS = 32, 4096, 2048  # of which logits are taken
 MAX_ANSWERS = 4
 BASE_ROOM, ROOM_FACTOR, MAX_ROOM = 32, 2, 160  # an answer's tokens: 32 and twice the row's own, at most 160
-ROW_KEYS = {
-    "text": TEXT,
-    **dict.fromkeys(("input_ids", "labels"), list_of(WHOLE)),
-    "tools": list_of(OBJECT),
-    "chat_template_kwargs": OBJECT,
-}
+ROW_KEYS = {"text": TEXT, **dict.fromkeys(("input_ids", "labels"), list_of(WHOLE))}
+ROW_KEYS |= {"tools": list_of(OBJECT), "chat_template_kwargs": OBJECT}
 
 
 @dataclass(frozen=True)
@@ -63,9 +59,8 @@ class HeldOutChat:
 
     def render(self, template: str | None = None) -> str:
         """Render the conversation, with another template if one is given."""
-        return str.__str__(
-            render_template(template or self.template, self.messages, self.tools, variables=self.variables)
-        )
+        text = render_template(template or self.template, self.messages, self.tools, variables=self.variables)
+        return str.__str__(text)
 
     def render_prompt(self, **variables: Any) -> str:
         """Render what asks for the last answer, with further variables."""
@@ -135,7 +130,7 @@ def read_heldout(
     """Read the held-out rows, and choose what is measured of them, for a model with so many tokens of context."""
     path = output_dir / "heldout.jsonl"
     lines = list(read_numbered_rows(path)) if path.is_file() else []
-    heldout = _encode_lines(lines or read_numbered_rows(BUILT_IN), path if lines else None, tokenizer, template_kwargs)
+    heldout = _encode_rows(lines or read_numbered_rows(BUILT_IN), path if lines else None, tokenizer, template_kwargs)
     if lines and not heldout.examples:
         raise ImpruverError(f"no row can be used: {heldout.refused[0]}; move the file away to use the built-in set")
     tokens = targets = 0
@@ -153,54 +148,35 @@ def read_heldout(
     return heldout
 
 
-def _encode_lines(
-    lines: Iterable[tuple[int, dict]],
-    path: Path | None,
-    tokenizer: SavedTokenizer,
-    template_kwargs: Mapping[str, Any],
+def _encode_rows(
+    rows: Iterable[tuple[int, dict]], path: Path | None, tokenizer: SavedTokenizer, template_kwargs: Mapping[str, Any]
 ) -> HeldOutSet:
     """Encode numbered rows of the file `path`, None for the built-in set."""
     heldout, selector = HeldOutSet(), TemplateSelector(tokenizer)
-    for number, row in lines:
+    for number, row in rows:
         where = f"{path}, line {number}" if path else f"the built-in set, line {number}"
-        _check_encodable(row, where)
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can write half a character, which no tokenizer takes
+            raise ImpruverError(f"{where}: half a character (a lone surrogate); mend the row or take it out") from None
         check_keys(row, ROW_KEYS, where)
         try:
-            examples = list(_build_examples(row, where, tokenizer, selector, template_kwargs, built_in=path is None))
+            if "messages" not in row:
+                example = _build_text_example(row, where, tokenizer) if row.get("text") is not None else None
+            elif path is None and not tokenizer.chat_template:  # such a model has seen no chats
+                example = _build_text_example({"text": row["messages"][-1]["content"]}, where, tokenizer)
+            else:
+                example = _build_chat_example(row, where, tokenizer, selector, template_kwargs)
         except RefusedError as error:
             heldout.refused.append(f"{where}: {error.detail}")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ImpruverError(f"{where}: no row of messages or text ({type(error).__name__}: {error})") from None
         else:
-            heldout.examples += [example for example in examples if example.text_ids]
-            if path and not any(example.text_ids for example in examples):
+            if example and example.text_ids:
+                heldout.examples.append(example)
+            elif path:
                 heldout.refused.append(f"{where}: it has no messages and no text")
     return heldout
-
-
-def _check_encodable(row: dict, where: str) -> None:
-    """Half a character, as JSON can write one, is none that a tokenizer takes."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ImpruverError(f"{where}: half a character (a lone surrogate); mend the row or take it out") from None
-
-
-def _build_examples(
-    row: dict,
-    where: str,
-    tokenizer: SavedTokenizer,
-    selector: TemplateSelector,
-    template_kwargs: Mapping[str, Any],
-    built_in: bool,
-) -> Iterator[HeldOutExample]:
-    """Yield the example of a row, if it has messages or a text."""
-    if "messages" in row and (tokenizer.chat_template or not built_in):
-        yield _build_chat_example(row, where, tokenizer, selector, template_kwargs)
-    elif "messages" in row:  # a model without a chat template has seen no chats
-        yield _build_text_example({"text": row["messages"][-1]["content"]}, where, tokenizer)
-    elif row.get("text") is not None:
-        yield _build_text_example(row, where, tokenizer)
 
 
 def _build_chat_example(
@@ -221,28 +197,21 @@ def _build_chat_example(
     tokens = _get_tokens(row, where, tokenizer)
     if tokens is None:
         encoded = encode_chat(tokenizer, messages, tools, chat_template_kwargs=kwargs)
-        tokens = LabelledTokens(encoded.input_ids, encoded.labels)
-    text_ids = _tokenize(tokenizer, text)
-    bos = tokens.ids[:1] if tokens.ids[:1] == [tokenizer.bos_token_id] != text_ids[:1] else []
+        tokens = encoded.input_ids, encoded.labels
+    (ids, labels), text_ids = tokens, _tokenize(tokenizer, text)
+    bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] != text_ids[:1] else []
     prompt_ids = bos + _tokenize(tokenizer, prompt) if prompt else None
-    return HeldOutExample(where, text, text_ids, tokens.ids, tokens.labels, chat, prompt_ids)
+    return HeldOutExample(where, text, text_ids, ids, labels, chat, prompt_ids)
 
 
 def _build_text_example(row: dict, where: str, tokenizer: SavedTokenizer) -> HeldOutExample:
     text_ids = _tokenize(tokenizer, row["text"])
-    tokens = _get_tokens(row, where, tokenizer) or LabelledTokens(text_ids, [IGNORE_INDEX, *text_ids[1:]])
-    return HeldOutExample(where, row["text"], text_ids, tokens.ids, tokens.labels)
+    ids, labels = _get_tokens(row, where, tokenizer) or (text_ids, [IGNORE_INDEX, *text_ids[1:]])
+    return HeldOutExample(where, row["text"], text_ids, ids, labels)
 
 
-class LabelledTokens(NamedTuple):
-    """Token ids and their labels, each (sequence,)."""
-
-    ids: list[int]
-    labels: list[int]
-
-
-def _get_tokens(row: dict, where: str, tokenizer: SavedTokenizer) -> LabelledTokens | None:
-    """The tokens that compose made of a row; None where it has none."""
+def _get_tokens(row: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[int], list[int]] | None:
+    """The ids and labels that compose made of a row; None where it has none."""
     ids, labels = row.get("input_ids"), row.get("labels")
     if ids is None or labels is None:
         return None
@@ -252,7 +221,7 @@ def _get_tokens(row: dict, where: str, tokenizer: SavedTokenizer) -> LabelledTok
             f"{where}: input_ids and labels are not this tokenizer's, or of two lengths; take the heldout.jsonl that "
             "training left, or move it away to use the built-in set"
         )
-    return LabelledTokens(ids, labels)
+    return ids, labels
 
 
 def _tokenize(tokenizer: SavedTokenizer, text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,15 +32,6 @@ class Answer(NamedTuple):
     ended: bool
 
 
-class BatchToken(NamedTuple):
-    """A token to be computed: its position in which sequence, and whether its logits are asked for."""
-
-    id: int
-    position: int
-    sequence: int
-    has_logits: bool
-
-
 def load_gguf_on_cpu(path: Path) -> LlamaModel:
     """Load a model with its values checked, on the CPU: the file is verified, not a device."""
     return load_gguf(path, check_tensors=True, n_gpu_layers=0)
@@ -66,11 +57,11 @@ class LlamaRuntime:
     def decode(self, ids: Sequence[int], positions: Collection[int]) -> Iterator[int]:
         """Decode a sequence; yield the number in its batch of each of `positions`, whose logits can then be read."""
         self._context.kv_cache_clear()
-        positions = set(positions)
-        for start in range(0, len(ids), BATCH_TOKENS):
-            batch = range(start, min(start + BATCH_TOKENS, len(ids)))
-            self._decode_batch([BatchToken(ids[at], at, 0, at in positions) for at in batch])
-            yield from (position - start for position in batch if position in positions)
+        positions, tokens = set(positions), list(enumerate(ids))
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            batch = tokens[start : start + BATCH_TOKENS]
+            self._decode_batch((token, position, 0, position in positions) for position, token in batch)
+            yield from (number for number, (position, _) in enumerate(batch) if position in positions)
 
     def compute_logits(self, ids: Sequence[int], positions: Collection[int]) -> Iterator[np.ndarray]:
         """Yield the logits (vocabulary,) at each of these positions of a sequence, in ascending order."""
@@ -83,9 +74,10 @@ class LlamaRuntime:
         answers = [Answer([], False) for _ in prompts]
         last_tokens: dict[int, int] = {}  # of the answers that have not ended
         for sequence, (prompt, _) in enumerate(prompts):
-            for start in range(0, len(prompt), BATCH_TOKENS):
-                batch = range(start, min(start + BATCH_TOKENS, len(prompt)))
-                self._decode_batch([BatchToken(prompt[at], at, sequence, at == len(prompt) - 1) for at in batch])
+            tokens, last = list(enumerate(prompt)), len(prompt) - 1
+            for start in range(0, len(tokens), BATCH_TOKENS):
+                batch = tokens[start : start + BATCH_TOKENS]
+                self._decode_batch((token, position, sequence, position == last) for position, token in batch)
             last_tokens[sequence] = self._sampler.sample(self._context, -1)
         while last_tokens:
             for sequence, token in list(last_tokens.items()):
@@ -98,14 +90,15 @@ class LlamaRuntime:
             if running:
                 positions = [len(prompts[sequence].ids) + len(answers[sequence].ids) - 1 for sequence in running]
                 tokens = zip(last_tokens.values(), positions, running, strict=True)
-                self._decode_batch([BatchToken(*token, True) for token in tokens])
+                self._decode_batch((*token, True) for token in tokens)
             last_tokens = {
                 sequence: self._sampler.sample(self._context, number) for number, sequence in enumerate(running)
             }
         return answers
 
-    def _decode_batch(self, tokens: Sequence[BatchToken]) -> None:
+    def _decode_batch(self, tokens: Iterable[tuple[int, int, int, bool]]) -> None:
+        """Decode (id, position, sequence, whether its logits are asked for) of tokens."""
         self._batch.reset()
-        for token in tokens:
-            self._batch.add(token.id, token.position, [token.sequence], token.has_logits)
+        for token_id, position, sequence, has_logits in tokens:
+            self._batch.add(token_id, position, [sequence], has_logits)
         self._context.decode(self._batch)

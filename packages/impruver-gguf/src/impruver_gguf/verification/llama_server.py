@@ -30,10 +30,6 @@ SERVER_VARIABLES: tuple[dict[str, Any], ...] = (
 )
 
 
-class RenderingError(Exception):
-    """What llama.cpp's engine renders otherwise, with both texts."""
-
-
 def find_rendering_difference(program: str, path: Path, inputs: VerificationInputs) -> str | None:
     """Say what llama.cpp's engine renders otherwise, with both texts; None where all prompts are the same.
 
@@ -50,15 +46,15 @@ def find_rendering_difference(program: str, path: Path, inputs: VerificationInpu
             return None
         for example in asked:
             try:
-                variables = _find_variables(address, example, inputs.tokenizer.bos_token or "")
-            except RenderingError as error:
-                return str(error)
+                failure, variables = _compare_rendering(address, example, inputs.tokenizer.bos_token or "")
             except urllib.error.HTTPError as error:
                 if error.code in (404, 405, 501):
                     warn(f"{program} is too old to render templates: its engine is not compared")
                     return None
                 answer = error.read().decode("utf-8", "replace")[:MAX_TEXT]
                 return f"llama.cpp's engine refuses {example.where}: {answer}"
+            if failure:
+                return failure
             if variables:
                 required[json.dumps(variables)] = None
     if required:
@@ -68,8 +64,8 @@ def find_rendering_difference(program: str, path: Path, inputs: VerificationInpu
     return None
 
 
-def _find_variables(address: str, example: HeldOutExample, bos: str) -> dict[str, Any]:
-    """Find the variables that the server needs to render a prompt as training did; RenderingError if none do.
+def _compare_rendering(address: str, example: HeldOutExample, bos: str) -> tuple[str | None, dict[str, Any]]:
+    """Say what is rendered otherwise, else which variables the server needs to render a prompt as training did.
 
     It sets some of its own, the day among them: only what is other with the same on both sides is another engine.
     """
@@ -81,13 +77,14 @@ def _find_variables(address: str, example: HeldOutExample, bos: str) -> dict[str
         for variables in ({}, *(chat.template_kwargs | variables for variables in SERVER_VARIABLES)):
             theirs = _request_rendering(address, chat, variables | shared).removeprefix(bos)
             if theirs == ours:
-                return variables | ({"date_string": "the day in training's text"} if shared else {})
+                return None, variables | ({"date_string": "the day in training's text"} if shared else {})
             first = first or (theirs, ours)
     theirs, ours = first
-    raise RenderingError(
+    failure = (
         f"llama.cpp's engine renders {example.where} otherwise; llama.cpp: {theirs[:MAX_TEXT]!r}; "
         f"the tokenizer's template: {ours[:MAX_TEXT]!r}"
     )
+    return failure, {}
 
 
 def _request_rendering(address: str, chat: HeldOutChat, variables: Mapping[str, Any]) -> str:

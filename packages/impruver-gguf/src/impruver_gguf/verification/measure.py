@@ -66,20 +66,12 @@ class FileMeasurement:
 
 def measure_files(paths: Sequence[Path], inputs: VerificationInputs) -> Iterator[FileMeasurement]:
     """Measure files in a process of its own, the reference first; with an `error` where it did not come to one."""
-    heldout, scratch = inputs.heldout, paths[0].parent
-    rows = [
-        {
-            "ids": row.ids,
-            "positions": row.target_positions,
-            "targets": row.target_ids,
-            "has_end": row.target_ids[-1] in inputs.end_ids,
-        }
-        for row in heldout.measured
-    ]
+    heldout, measured, scratch = inputs.heldout, inputs.heldout.measured, paths[0].parent
     task = {
         "files": [str(path) for path in paths],
         "texts": [row.text for row in heldout.examples],
-        "rows": rows,
+        "rows": [{"ids": row.ids, "positions": row.target_positions, "targets": row.target_ids} for row in measured],
+        "has_end": [row.target_ids[-1] in inputs.end_ids for row in measured],
         "prompts": heldout.prompts,
         "ends": inputs.end_ids,
         "scratch": str(scratch),
@@ -145,7 +137,7 @@ def _measure_file(path: Path, task: dict[str, Any], reference: BinaryIO, is_refe
     )
     fits = all(token < vocab.n_vocab for row in task["rows"] for token in row["ids"])
     if task["rows"] and fits:
-        _compare_rows(measurement, model, task["rows"], reference, is_reference)
+        _compare_rows(measurement, model, task, reference, is_reference)
     if task["prompts"] and fits:
         prompts = [AnswerPrompt(*prompt) for prompt in task["prompts"]]
         room = sum(len(prompt.ids) + prompt.max_tokens for prompt in prompts)
@@ -164,17 +156,13 @@ class RowComparison(NamedTuple):
 
 
 def _compare_rows(
-    measurement: FileMeasurement,
-    model: LlamaModel,
-    rows: Sequence[dict[str, Any]],
-    reference: BinaryIO,
-    is_reference: bool,
+    measurement: FileMeasurement, model: LlamaModel, task: dict[str, Any], reference: BinaryIO, is_reference: bool
 ) -> None:
     """Fill in what is measured at the target tokens.
 
     Rows are computed side by side, each by few threads: those of one decoding wait for one another, and for Python.
     """
-    count = min(available_cpus(), MAX_ROWS_AT_ONCE)
+    rows, count = task["rows"], min(available_cpus(), MAX_ROWS_AT_ONCE)
     room, idle, lock = max(len(row["ids"]) for row in rows), SimpleQueue(), Lock()
     for _ in range(count):
         idle.put(LlamaRuntime(model, room, workers=max(1, available_cpus() // count)))
@@ -194,7 +182,7 @@ def _compare_rows(
     with ThreadPoolExecutor(count) as pool:
         comparisons = list(pool.map(compare, rows, starts))  # starts has one more: where the last one ends
     targets = sum(len(row["targets"]) for row in rows)
-    at_ends = [comparison.last_predicted for row, comparison in zip(rows, comparisons, strict=True) if row["has_end"]]
+    at_ends = [row.last_predicted for row, has_end in zip(comparisons, task["has_end"], strict=True) if has_end]
     measurement.predicted_ends, measurement.ends = sum(at_ends), len(at_ends)
     measurement.nll = sum(comparison.nll for comparison in comparisons) / targets
     if not is_reference:

@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from impruver_core.cli.console import log_info, warn
+from impruver_core.errors import ImpruverError
 from impruver_core.io.disk_space import format_size
 from impruver_core.system import available_cpus, get_available_memory
 
 from impruver_gguf.gguf_reader import read_tensor_infos
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
 from impruver_gguf.verification.llama_runtime import LlamaRuntime, load_gguf_on_cpu
-from impruver_gguf.verification.quality_report import VerificationReport
 from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
-from impruver_gguf.weights.peft_adapter import PeftAdapter
 from impruver_gguf.worker_process import claim_stdout, get_error_reason, stream_lines
 
 if TYPE_CHECKING:
@@ -60,63 +59,63 @@ def has_torch() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
-def find_difference_from_merged(report: VerificationReport, inputs: VerificationInputs) -> str | None:
-    """Say what the unquantized file computes otherwise than the merged model; None for nothing, or without a model."""
-    outtype, path = next(iter(report.files.items()))
+def find_difference_from_merged(
+    outtype: str, path: Path, bits_per_weight: float, answers: Sequence[list[int]], inputs: VerificationInputs
+) -> str | None:
+    """Say what the unquantized file computes otherwise than the merged model; None for nothing, or without a model.
+
+    `answers` are the token ids that the file gave to the prompts of `inputs`.
+    """
     rows = [row for row in inputs.heldout.measured if len(row.target_ids) <= MAX_POSITIONS][:MAX_ROWS]
     if outtype not in DTYPES or not rows or not has_torch() or not has_model(inputs.model.output_dir):
         return None
-    prompts = zip(inputs.heldout.prompts, report.answers, strict=False)
-    task = {
+    prompts = zip(inputs.heldout.prompts, answers, strict=False)
+    task = _describe_model(path, inputs.model) | {
         "file": str(path),
         "dtype": DTYPES[outtype],
-        **_describe_model(path, inputs.model),
-        "answers": [{"prompt": prompt.ids, "ids": ids} for prompt, ids in prompts],
+        "answers": [_build_answer_row(prompt.ids, ids) for prompt, ids in prompts],
         "rows": [{"ids": row.ids, "positions": row.target_positions} for row in rows],
     }
-    float32_bytes = 32 / report.rows[0]["bits_per_weight"] * path.stat().st_size
-    needed, free = int(MEMORY_FACTOR * float32_bytes), get_available_memory()
+    needed, free = int(MEMORY_FACTOR * 32 / bits_per_weight * path.stat().st_size), get_available_memory()
     if needed > free:
         log_info(
             f"not compared with transformers: that takes {format_size(needed)} of memory, {format_size(free)} are free"
         )
         return None
     log_info("comparing with the merged model in transformers")
-    return _judge_result(_run_worker(task), report)
+    try:
+        lines = [*stream_lines([sys.executable, "-m", __name__], json.dumps(task))]
+        return _judge_result(ParityResult(**json.loads(lines[-1])), answers)
+    except CalledProcessError as ended:
+        warn(f"not compared with transformers: it ended with {ended.returncode}: {get_error_reason(ended.stderr)}")
+        return None
+
+
+def _build_answer_row(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
+    """A prompt with its answer as a row, and the positions that predict the answer."""
+    positions = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    return {"ids": prompt + answer, "positions": [*positions], "targets": answer}
 
 
 def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
-    """What the worker loads: the model section, the adapter, and whether tied ends are merged one by one."""
+    """What the worker loads: the model section, the adapter, and whether tied ends are merged one by one.
+
+    peft would add what trained either of the ends to both.
+    """
     checkpoint, section = read_checkpoint(model.output_dir, model.model.name, model.recipe_dir), model.model
+    adapter = checkpoint.adapter.tensors if checkpoint.adapter else ()
+    in_file = any(name == "output.weight" for name, _, _ in read_tensor_infos(path))
     return {
-        "model": {
-            "class_": section.class_,
-            "name": str(checkpoint.base),
-            "trust_remote_code": section.trust_remote_code,
-            "load_in_4bit": False,
-            "load_in_8bit": False,
-            "attn_implementation": None,
-        },
+        "model": {"class_": section.class_, "name": str(checkpoint.base)}
+        | {"trust_remote_code": section.trust_remote_code, "attn_implementation": None}
+        | {"load_in_4bit": False, "load_in_8bit": False},
         "adapter": str(model.output_dir) if checkpoint.adapter else None,
-        "untie": _has_separate_output(path, checkpoint.adapter),
+        "untie": in_file or any("lm_head.lora_" in name for name in adapter),
         "vocab_size": checkpoint.config.get("vocab_size"),
     }
 
 
-def _has_separate_output(path: Path, adapter: PeftAdapter | None) -> bool:
-    """Whether tied ends are to be merged one by one: peft would add what trained either to both."""
-    in_file = any(name == "output.weight" for name, _, _ in read_tensor_infos(path))
-    return in_file or any("lm_head.lora_" in name for name in (adapter.tensors if adapter else ()))
-
-
-def _run_worker(task: dict[str, Any]) -> ParityResult:
-    try:
-        return ParityResult(**json.loads([*stream_lines([sys.executable, "-m", __name__], json.dumps(task))][-1]))
-    except CalledProcessError as ended:
-        return ParityResult(f"it ended with {ended.returncode}: {get_error_reason(ended.stderr)}")
-
-
-def _judge_result(result: ParityResult, report: VerificationReport) -> str | None:
+def _judge_result(result: ParityResult, answers: Sequence[list[int]]) -> str | None:
     if result.unable:
         warn(f"not compared with transformers: {result.unable}")
         return None
@@ -129,7 +128,7 @@ def _judge_result(result: ParityResult, report: VerificationReport) -> str | Non
         answer, position, token, expected = result.other
         return (
             f"its greedy answer number {answer + 1} has token {token} at place {position}, the merged model in "
-            f"transformers {expected}: {report.answers[answer]}"
+            f"transformers {expected}: {answers[answer]}"
         )
     log_info(
         f"as the merged model in transformers: {result.tokens} greedy tokens are the same; logits at "
@@ -140,8 +139,6 @@ def _judge_result(result: ParityResult, report: VerificationReport) -> str | Non
 
 def main() -> int:
     """Run as the process of its own: read the task from stdin, print the result as a line of JSON."""
-    from impruver_core.errors import ImpruverError
-
     results = claim_stdout()
     try:
         result = _compare_models(json.load(sys.stdin))
@@ -152,16 +149,19 @@ def main() -> int:
 
 
 def _compare_models(task: dict[str, Any]) -> ParityResult:
+    """Compare llama.cpp's logits and answers with the merged model's; logits are (positions, vocabulary)."""
     import torch
 
-    in_file = _compute_file_logits(task["file"], task["rows"])
+    rows = task["rows"]
+    runtime = LlamaRuntime(load_gguf_on_cpu(Path(task["file"])), max(len(row["ids"]) for row in rows))
+    in_file = np.stack([logits for row in rows for logits in runtime.compute_logits(row["ids"], row["positions"])])
     torch.set_num_threads(available_cpus())
     model = _load_merged_model(task)
     with torch.no_grad():
-        exact = _compute_logits(model, task["rows"])
-        answers = [_compute_logits(model, [_build_answer_row(answer)]) for answer in task["answers"]]
+        exact = _compute_logits(model, rows)
+        answers = [_compute_logits(model, [row]) for row in task["answers"]]
         _round_matrices(model, getattr(torch, task["dtype"]))
-        rounded = _compute_logits(model, task["rows"])
+        rounded = _compute_logits(model, rows)
     in_file = in_file[:, : exact.shape[1]]  # less the rows that pad the vocabulary
     tie = SLACK * float(np.abs(rounded - exact).max())
     return ParityResult(
@@ -171,12 +171,6 @@ def _compare_models(task: dict[str, Any]) -> ParityResult:
         tokens=sum(map(len, answers)),
         other=_find_other_token(answers, task["answers"], tie),
     )
-
-
-def _compute_file_logits(path: str, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """llama.cpp's logits at the rows' positions, (positions, vocabulary)."""
-    runtime = LlamaRuntime(load_gguf_on_cpu(Path(path)), max(len(row["ids"]) for row in rows))
-    return np.stack([logits for row in rows for logits in runtime.compute_logits(row["ids"], row["positions"])])
 
 
 def _load_merged_model(task: dict[str, Any]) -> PreTrainedModel:
@@ -194,17 +188,11 @@ def _load_merged_model(task: dict[str, Any]) -> PreTrainedModel:
 
 
 def _compute_logits(model: PreTrainedModel, rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The model's logits at the rows' positions, (positions, vocabulary)."""
+    """The model's logits at the rows' positions."""
     import torch
 
     logits = [model(torch.tensor([row["ids"]])).logits[0, row["positions"]].float().numpy() for row in rows]
     return np.concatenate(logits)
-
-
-def _build_answer_row(answer: dict[str, Any]) -> dict[str, Any]:
-    """A prompt with its answer as a row, with the positions that predict each token of the answer."""
-    prompt, ids = answer["prompt"], answer["ids"]
-    return {"ids": prompt + ids, "positions": list(range(len(prompt) - 1, len(prompt) + len(ids) - 1))}
 
 
 def _round_matrices(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -230,7 +218,7 @@ def _find_other_token(
 ) -> list[int] | None:
     """Find the first token of the answers that is not the likeliest, ties aside: as `ParityResult.other`."""
     for number, (answer_logits, answer) in enumerate(zip(all_logits, answers, strict=True)):
-        for position, (logits, token) in enumerate(zip(answer_logits, answer["ids"], strict=True)):
+        for position, (logits, token) in enumerate(zip(answer_logits, answer["targets"], strict=True)):
             if logits[token] < logits.max() - tie:
                 return [number, position, token, int(logits.argmax())]
     return None

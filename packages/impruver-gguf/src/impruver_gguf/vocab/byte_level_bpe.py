@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gguf import TokenType
 from impruver_core.errors import ImpruverError
 from tokenizers import AddedToken, Tokenizer
 
 from impruver_gguf.vocab.pre_tokenizers import PROBE, find_pre_tokenizer
 from impruver_gguf.vocab.saved_tokenizer import load_backend_tokenizer
-from impruver_gguf.vocab.token_types import (
-    NORMAL,
-    Token,
-    Vocabulary,
-    check_vocab_size,
-    make_added_token,
-    make_padding_token,
-)
+from impruver_gguf.vocab.token_types import Token, Vocabulary, check_vocab_size, make_added_token, make_padding
 
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
@@ -58,9 +52,9 @@ def build_byte_level_vocab(folder: Path, content: dict[str, Any], config: dict[s
 def _make_token(token_id: int, text: str | None, added: AddedToken | None, tokenizer: Tokenizer) -> Token:
     """Make a token; an added one that is not normalized stands as encoding and decoding leave it."""
     if text is None:
-        return make_padding_token(token_id)
+        return make_padding(token_id)
     if added is None:
-        return Token(text, NORMAL)
+        return Token(text, TokenType.NORMAL)
     if not added.normalized:
         text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
     return make_added_token(text, added.special)

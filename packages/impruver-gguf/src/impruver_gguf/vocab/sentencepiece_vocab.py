@@ -7,23 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gguf import TokenType
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import INDEX, TEXT, by_name, check_keys, read_json
 
 from impruver_gguf.vocab.saved_tokenizer import SENTENCEPIECE_MODEL
-from impruver_gguf.vocab.token_types import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    Token,
-    Vocabulary,
-    check_vocab_size,
-    make_added_token,
-    make_padding_token,
-)
+from impruver_gguf.vocab.token_types import Token, Vocabulary, check_vocab_size, make_added_token, make_padding
 
 NO_SCORE, ADDED_SCORE = -10000.0, -1000.0  # llama.cpp's, for ids without a piece and for added tokens
 MAX_DIFFERING = 0.01  # share of pieces that tokenizer.json may call otherwise
@@ -55,13 +44,13 @@ def build_sentencepiece_vocab(
     texts, scores, types = _read_pieces(folder / SENTENCEPIECE_MODEL)
     check_vocab_size(folder, len(texts) - 1, size)
     _check_same_pieces(folder, texts, content)
-    for token in map(make_padding_token, range(len(texts), size)):
+    for token in map(make_padding, range(len(texts), size)):
         texts.append(token.text)
         types.append(token.type)
         scores.append(NO_SCORE)
     for added in _list_added_tokens(folder, content, config):
         check_vocab_size(folder, added.id, size)
-        plain = Token(added.text, CONTROL if added.special else USER_DEFINED)
+        plain = Token(added.text, TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
         token = plain if plain_added else make_added_token(added.text, added.special)
         texts[added.id], types[added.id], scores[added.id] = token.text, token.type, ADDED_SCORE
     return Vocabulary(texts, types, "default", config, folder, scores)
@@ -76,8 +65,13 @@ def _read_pieces(path: Path) -> Pieces:
     except (RuntimeError, OSError) as error:
         raise ImpruverError(f"{path}: no SentencePiece model ({error}); copy the base's again") from None
     ids = list(range(model.vocab_size()))
-    types = np.full(len(ids), NORMAL)
-    kinds = ((model.IsByte, BYTE), (model.IsUnused, UNUSED), (model.IsControl, CONTROL), (model.IsUnknown, UNKNOWN))
+    types = np.full(len(ids), TokenType.NORMAL)
+    kinds = (
+        (model.IsByte, TokenType.BYTE),
+        (model.IsUnused, TokenType.UNUSED),
+        (model.IsControl, TokenType.CONTROL),
+        (model.IsUnknown, TokenType.UNKNOWN),
+    )
     for is_kind, kind in kinds:
         types[np.array(is_kind(ids), bool)] = kind
     return Pieces(model.IdToPiece(ids), model.GetScore(ids), types.tolist())

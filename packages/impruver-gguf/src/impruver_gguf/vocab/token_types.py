@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gguf import TokenType
 from impruver_core.errors import ImpruverError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF's token types
 WORD_BORDER = "\u2581"  # SentencePiece's blank
 
 
@@ -36,19 +36,19 @@ class Token(NamedTuple):
     """A token's text and GGUF's type of it."""
 
     text: str
-    type: int
+    type: TokenType
 
 
-def make_padding_token(token_id: int) -> Token:
+def make_padding(token_id: int) -> Token:
     """Make what stands for an id that no token has."""
-    return Token(f"[PAD{token_id}]", UNUSED)
+    return Token(f"[PAD{token_id}]", TokenType.UNUSED)
 
 
 def make_added_token(text: str, special: bool) -> Token:
     """Make an added token as llama.cpp's converter does: control tokens as they are, others with real blanks."""
     if special or _has_special_form(text):
-        return Token(text, CONTROL)
-    return Token(text.replace(WORD_BORDER, " "), USER_DEFINED)
+        return Token(text, TokenType.CONTROL)
+    return Token(text.replace(WORD_BORDER, " "), TokenType.USER_DEFINED)
 
 
 def _has_special_form(text: str) -> bool:

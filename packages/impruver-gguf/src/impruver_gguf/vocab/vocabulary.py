@@ -1,18 +1,25 @@
-"""Read the vocabulary of a tokenizer's folder, and write it with merges, special tokens and chat template to a GGUF."""
+"""Read the vocabulary in a tokenizer's folder, and write it to a GGUF: with merges, special tokens, chat template.
+
+The template goes without `{% generation %}`, which only training asks for.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab
+from impruver_core.chat_template.rendering.renderer import compile_template
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.vocab.byte_level_bpe import build_byte_level_vocab, is_byte_level
-from impruver_gguf.vocab.chat_template_export import export_chat_template
 from impruver_gguf.vocab.saved_tokenizer import SENTENCEPIECE_MODEL, read_tokenizer_config, read_tokenizer_json
 from impruver_gguf.vocab.sentencepiece_vocab import build_sentencepiece_vocab
 from impruver_gguf.vocab.token_types import Vocabulary
+
+GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
 
 
 def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocabulary:
@@ -59,3 +66,44 @@ def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
         ) from None
     special.chat_template = export_chat_template(special.chat_template)
     special.add_to_gguf(writer, quiet=True)
+
+
+def export_chat_template(templates: Any) -> Any:
+    """Strip a chat template, or each of a list of named ones as tokenizer_config.json has them; None stays None."""
+    if isinstance(templates, list):
+        return [entry | {"template": strip_generation_tags(entry["template"])} for entry in templates]
+    return strip_generation_tags(templates) if isinstance(templates, str) else templates
+
+
+def strip_generation_tags(template: str) -> str:
+    """Take the generation tags out of a template; what it renders stays the same, blanks included.
+
+    Where a tag also trims the blanks around it (a dash, a line of its own), an empty block that trims alike stands in.
+    """
+    tags = _find_tag_starts(template) if GENERATION_TAG.search(template) else set()
+
+    def replace(match: re.Match) -> str:
+        if match.start() not in tags:
+            return match[0]
+        left, right, newline = match.groups()
+        line = template[: match.start()].rpartition("\n")[2]
+        trims = left or right or newline or not line.strip()
+        return f"{{%{left} if true %}}{{% endif {right}%}}{newline}" if trims else ""
+
+    return GENERATION_TAG.sub(replace, template)
+
+
+def _find_tag_starts(template: str) -> set[int]:
+    """Where tags start, less what is in a text, a comment or a raw block; none where the template does not parse."""
+    text = template.replace("\r\n", " \n").replace("\r", "\n")  # as the lexer reads lines, with the same positions
+    try:
+        tokens = list(compile_template(template).environment.lex(text))
+    except ImpruverError:
+        return set()
+    position, starts = 0, set()
+    for _, kind, value in tokens:
+        position = text.index(value, position)  # the lexer leaves out blanks that are trimmed
+        if kind == "block_begin":
+            starts.add(position)
+        position += len(value)
+    return starts

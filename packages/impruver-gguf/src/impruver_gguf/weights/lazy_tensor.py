@@ -6,7 +6,7 @@ numpy has no bfloat16: such values are read as uint16 and shifted into the upper
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -36,7 +36,7 @@ class LazyTensor:
         """The size of the first dimension; each value of a vector is a row."""
         return self.shape[0] if self.shape else 1
 
-    def split_rows(self) -> Iterator[tuple[int, int]]:
+    def split(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of the chunks of rows that are worked on at once."""
         step = self.row_count if self.at_once else max(1, CHUNK_VALUES // max(1, prod(self.shape[1:])))
         yield from ((start, min(start + step, self.row_count)) for start in range(0, self.row_count, step))
@@ -44,6 +44,9 @@ class LazyTensor:
     def read_float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read some rows, or all of them, as float32."""
         return self.read(start, self.row_count if stop is None else stop).astype(np.float32, copy=False)
+
+
+Tensors = Mapping[str, LazyTensor]  # by name
 
 
 def as_float32(tensor: LazyTensor) -> LazyTensor:
@@ -55,7 +58,7 @@ def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
     """Compare two tensors chunk by chunk."""
     if one.shape != other.shape:
         return False
-    return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in one.split_rows())
+    return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in one.split())
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
