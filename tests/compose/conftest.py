@@ -1,19 +1,16 @@
 """A small real tokenizer, data and recipes written in tmp_path, and the command itself."""
 
-import gzip
 import json
-import os
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from support.cli import run_as_process, run_in_process, script
+from support.jsonl import read_jsonl, write_jsonl
+from support.messages import conversation
+from support.recipes import write_recipe
+from support.tokenizers import CHATML, target_runs, train_bpe_tokenizer
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 BARE = CHATML.replace("<|im_end|>\n", "")  # no token ends a turn
 SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 WORDS = [
@@ -48,22 +45,14 @@ def offline():
 @pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory, offline) -> Path:
     """A byte-level BPE with ChatML, BOS (put before plain text), EOS and PAD."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers.processors import TemplateProcessing
 
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
     texts = [f"the {a} and the {b}, user assistant system, столица страны" for a in WORDS for b in WORDS]
-    backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     folder = tmp_path_factory.mktemp("tokenizer")
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=CHATML, **names).save_pretrained(folder)
+    tokenizer = train_bpe_tokenizer(folder, texts, 500, SPECIAL, CHATML, **names)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -82,19 +71,13 @@ def own_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def chat(*texts, system=None):
-    """A messages row of alternating user and assistant texts."""
-    turns = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
-    return {"messages": ([{"role": "system", "content": system}] if system else []) + turns}
-
-
 def unlike(count, start=0):
     """Rows that are no duplicates of one another."""
     said = [
         " ".join(WORDS[(at * 7 + step * (at % 13 + 1)) % len(WORDS)] + str(at * step) for step in range(1, 7))
         for at in range(start, start + count)
     ]
-    return [chat(f"question {at} {text}", f"{text} answer {at}") for at, text in enumerate(said, start)]
+    return [conversation(f"question {at} {text}", f"{text} answer {at}") for at, text in enumerate(said, start)]
 
 
 def rendered(*turns):
@@ -102,31 +85,25 @@ def rendered(*turns):
     return "<s>" + "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
 
 
-def read_jsonl(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+@dataclass(frozen=True)
+class Files:
+    """Rows and templates for tests, and JSONL in `folder`."""
 
+    folder: Path
+    chatml: str = CHATML
+    bare: str = BARE
+    chat = staticmethod(conversation)
+    unlike = staticmethod(unlike)
+    rendered = staticmethod(rendered)
+    read = staticmethod(read_jsonl)
 
-def write_rows(path, rows):
-    """Writes JSONL, compressed where the name ends in .gz."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
+    def write(self, name: str, rows) -> Path:
+        return write_jsonl(self.folder / name, rows)
 
 
 @pytest.fixture
-def files(tmp_path):
-    """The makers and readers above, and `learned`."""
-    return SimpleNamespace(
-        chat=chat,
-        chatml=CHATML,
-        bare=BARE,
-        read=read_jsonl,
-        rendered=rendered,
-        unlike=unlike,
-        write=lambda name, rows: write_rows(tmp_path / name, rows),
-    )
+def files(tmp_path) -> Files:
+    return Files(tmp_path)
 
 
 @pytest.fixture
@@ -146,15 +123,19 @@ def recipe(tmp_path, tokenizer_dir):
         }
         base = {key: value for key, value in (base | keys).items() if value is not None}
         base.get("tokenizer", {}).setdefault("name", str(tokenizer_dir))
-        path = tmp_path / "recipe.yaml"
-        path.write_text(json.dumps(base, ensure_ascii=False), encoding="utf-8")  # JSON is YAML
-        return path
+        return write_recipe(tmp_path / "recipe.yaml", base)
 
     return write
 
 
-class Outcome(SimpleNamespace):
+@dataclass(frozen=True)
+class Outcome:
     """code, out, err of a run in `folder`, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
 
     @property
     def train(self):
@@ -179,11 +160,8 @@ def compose(recipe, tmp_path, capfd):
     from impruver_compose.cli import main
 
     def run(*flags, **keys):
-        config = recipe(**keys)
-        capfd.readouterr()
-        code = main(["--config", str(config), *map(str, flags)])
-        out, err = capfd.readouterr()
-        return Outcome(code=code, out=out, err=err, folder=tmp_path)
+        done = run_in_process(main, ["--config", recipe(**keys), *flags], capfd)
+        return Outcome(*done, folder=tmp_path)
 
     return run
 
@@ -220,12 +198,9 @@ def refused(compose, tmp_path):
 @pytest.fixture
 def as_process():
     """Runs the installed console script as a process of its own."""
-    program = Path(sys.executable).with_name("impruver-compose")
 
     def run(*flags, **environment):
-        return subprocess.run(
-            [program, *map(str, flags)], capture_output=True, text=True, env=os.environ | environment, timeout=120
-        )
+        return run_as_process(script("impruver-compose"), *flags, environment=environment, timeout=120)
 
     return run
 
@@ -238,16 +213,5 @@ def texts(tokenizer):
 
 @pytest.fixture
 def learned(tokenizer):
-    """The learned runs of a row, decoded."""
-
-    def runs(row):
-        assert len(row["labels"]) == len(row["input_ids"])
-        found, before = [], -100
-        for id_, label in zip(row["input_ids"], row["labels"], strict=True):
-            assert label in (-100, id_)
-            if label != -100:
-                found = [*found[:-1], [*found[-1], id_]] if before != -100 else [*found, [id_]]
-            before = label
-        return [tokenizer.decode(ids) for ids in found]
-
-    return runs
+    """The runs of target tokens of a row, decoded."""
+    return lambda row: target_runs(tokenizer, row)

@@ -1,11 +1,11 @@
 """README's first example runs as it stands, but for the tokenizer's name; what it lists is all there is."""
 
 import re
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
-README = Path(__file__).parents[2] / "packages" / "impruver-compose" / "README.md"
+README = ROOT / "packages" / "impruver-compose" / "README.md"
 
 
 @pytest.fixture(scope="module")

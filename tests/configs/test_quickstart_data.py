@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "impruver_configs" / "quickstart"
 MADE = (
     "countries.jsonl",

@@ -1,17 +1,17 @@
 """Every recipe, and the first impruver's spelling, through the real command line of every tool."""
 
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 from impruver_core.cli.runner import run_tool
 from impruver_core.recipe.catalog import find_recipes_root
 from impruver_core.recipe.loading import resolve_recipe
+from support import ROOT
 
 RECIPES = sorted(
     str(path.relative_to(find_recipes_root()).with_suffix("")) for path in find_recipes_root().rglob("*.yaml")
 )
-TOOLS = sorted(path.parent.name for path in Path(__file__).parents[2].glob("packages/*/src/*/cli.py"))
+TOOLS = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/cli.py"))
 KEYS = ("output_dir", "train_path", "val_path", "datasets", "model", "lora", "tokenizer", "trainer")
 
 

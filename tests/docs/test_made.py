@@ -3,13 +3,12 @@
 import ast
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.sections import OWNERS
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("compose", "train", "gguf", "chat")
 
 

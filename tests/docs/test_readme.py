@@ -1,11 +1,10 @@
 """README.md and README.ru.md say the same."""
 
 import re
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUSSIAN = (ROOT / "README.ru.md").read_text(encoding="utf-8")
 

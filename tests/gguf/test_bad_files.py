@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from make_models import QUICKSTART, edit_json, make_gpt2
+from support.models import QUICKSTART, edit_json, make_gpt2
 
 CONFIG = "adapter_config.json"
 

@@ -1,18 +1,15 @@
 """Tiny real parts for training: a tokenizer trained here, a Llama saved here, token rows, and the command itself."""
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
+from support.cli import run_as_process, run_in_process
+from support.jsonl import write_jsonl
+from support.recipes import merge_keys, write_recipe
+from support.tokenizers import ROLE_TAGS, train_bpe_tokenizer
 
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 COLOURS = ["red", "green", "blue", "black", "white"]
 TEXTS = [f"the colour of thing number {i} is {COLOURS[i % 5]}" for i in range(200)]
 LLAMA = {
@@ -25,25 +22,11 @@ LLAMA = {
 }
 
 
-def make_tokenizer(folder, template=TEMPLATE, texts=TEXTS):
+def make_tokenizer(folder, template=ROLE_TAGS, texts=TEXTS):
     """Trains a byte-level BPE of 400 tokens with chat markers, pad and EOS; saves it into `folder`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=template
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return train_bpe_tokenizer(folder, texts, 400, special, template, **names)
 
 
 def make_rows(tokenizer, count):
@@ -57,21 +40,18 @@ def make_rows(tokenizer, count):
     return rows
 
 
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+@dataclass(frozen=True)
+class Tiny:
+    """The makers above, for tests."""
 
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    llama: dict[str, int]
+    make_tokenizer: Callable
+    make_rows: Callable[..., list[dict]]
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """The makers above, for tests."""
-    return SimpleNamespace(
-        llama=LLAMA, make_tokenizer=make_tokenizer, make_rows=make_rows, read_jsonl=read_jsonl, write_jsonl=write_jsonl
-    )
+def tiny() -> Tiny:
+    return Tiny(LLAMA, make_tokenizer, make_rows)
 
 
 @pytest.fixture(scope="session")
@@ -112,16 +92,7 @@ def recipe(parts, tmp_path):
                 "logging_steps": 2,
             },
         }
-        for key, value in keys.items():
-            if value is None:
-                base.pop(key)
-            elif isinstance(value, dict) and key in base:
-                base[key] = {name: item for name, item in (base[key] | value).items() if item is not None}
-            else:
-                base[key] = value
-        path = tmp_path / name
-        path.write_text(json.dumps(base), encoding="utf-8")  # JSON is YAML
-        return path
+        return write_recipe(tmp_path / name, merge_keys(base, keys))
 
     return write
 
@@ -141,13 +112,7 @@ def impruver_train(capfd, monkeypatch):
     from impruver_train.cli import main
 
     def run(config, *flags):
-        capfd.readouterr()
-        try:
-            code = main(["--config", str(config), *map(str, flags)])
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return code, out, err
+        return run_in_process(main, ["--config", config, *flags], capfd)
 
     return run
 
@@ -157,12 +122,6 @@ def as_process():
     """Runs `python -m impruver_train` as a process of its own; its CompletedProcess."""
 
     def run(*flags, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "impruver_train", *map(str, flags)],
-            capture_output=True,
-            text=True,
-            env=os.environ | environment,
-            timeout=300,
-        )
+        return run_as_process(sys.executable, "-m", "impruver_train", *flags, environment=environment)
 
     return run

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from support.jsonl import read_jsonl
 
 pytestmark = pytest.mark.gpu
 KINDS = {
@@ -48,7 +49,7 @@ def losses(recipe, impruver_train, as_process, tmp_path, tiny):
         else:
             code, _, err = impruver_train(path)
         assert code == 0, err
-        return [row["loss"] for row in tiny.read_jsonl(tmp_path / name / "metrics.jsonl")]
+        return [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
 
     return run
 

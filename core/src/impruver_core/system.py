@@ -1,4 +1,4 @@
-"""What this process runs on: processors, memory, installed packages."""
+"""Processors and memory that this process may use."""
 
 from __future__ import annotations
 
@@ -47,13 +47,3 @@ def get_peak_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def get_installed_version(package: str) -> str | None:
-    """The version of an installed distribution from its metadata, or None; nothing is imported."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,9 +1,17 @@
-"""Which chat template is in force, with what variables and shape; and rendering with it."""
+"""Which chat template of a tokenizer is in force, with what variables, and what probes found out about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from impruver_core.chat_template.analysis.analyzer import analyze_template
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.errors import ImpruverError
 from impruver_core.tokenizer import get_special_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The first impruver's form for a tokenizer without a template, in our words.
 DEFAULT_TEMPLATE = (
@@ -14,29 +22,34 @@ DEFAULT_TEMPLATE = (
 )
 
 
+class SelectedTemplate(NamedTuple):
+    """The template for a conversation: its text, the variables that it is rendered with, what probes found out."""
+
+    text: str
+    variables: dict
+    format: TemplateFormat
+
+
 class TemplateSelector:
-    """The templates of a tokenizer as they are now, each with its shape."""
+    """Selects among the chat templates of a tokenizer as they are now, and analyses each once."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._names = get_special_tokens(tokenizer)
-        self._known: dict = {}
+        self._special_tokens = get_special_tokens(tokenizer)
+        self._selected: dict[tuple[bool, str], SelectedTemplate] = {}
 
-    def pick(self, tools=None, chat_template_kwargs: dict | None = None) -> tuple[str, dict, TemplateFormat]:
-        """(template, variables, shape) for a conversation with these tools and arguments."""
+    def select(self, tools: Sequence[dict] | None = None, chat_template_kwargs: dict | None = None) -> SelectedTemplate:
+        """The template for a conversation with these tools and arguments of the template."""
         kwargs = chat_template_kwargs or {}
         key = (bool(tools), repr(kwargs))
-        if key not in self._known:
-            template, variables = get_template(self._tokenizer, tools), {**self._names, **kwargs}
-            self._known[key] = (
-                template,
-                variables,
-                analyze_template(template, variables, _texts(self._names), bool(tools)),
-            )
-        return self._known[key]
+        if key not in self._selected:
+            template, variables = get_template(self._tokenizer, tools), {**self._special_tokens, **kwargs}
+            analysis = analyze_template(template, variables, _list_texts(self._special_tokens), bool(tools))
+            self._selected[key] = SelectedTemplate(template, variables, analysis)
+        return self._selected[key]
 
 
-def get_template(tokenizer, tools=None) -> str:
+def get_template(tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict] | None = None) -> str:
     """The template text in force: `tool_use` of several where there are tools, else `default`; ours without any."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -60,10 +73,10 @@ def end_of_turn(template: str, special_tokens: dict) -> list[str]:
 
     `special_tokens`: names to texts as the template reads them (`bos_token`, …); lists of further ones are allowed.
     """
-    return analyze_template(template, special_tokens, _texts(special_tokens)).stops
+    return analyze_template(template, special_tokens, _list_texts(special_tokens)).stops
 
 
-def get_end_of_turn(tokenizer) -> list[str]:
+def get_end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """`end_of_turn` of the template in force; [] where there is none, as text alone needs none."""
     try:
         return end_of_turn(get_template(tokenizer), get_special_tokens(tokenizer))
@@ -71,6 +84,6 @@ def get_end_of_turn(tokenizer) -> list[str]:
         return []
 
 
-def _texts(names: dict) -> list[str]:
+def _list_texts(names: dict) -> list[str]:
     values = (value if isinstance(value, (list, tuple)) else [value] for value in names.values())
     return [text for value in values for text in value if isinstance(text, str) and text]

@@ -1,41 +1,30 @@
-"""Flags of a tool: the fields of one flat dataclass, and the command line that is made of them.
+"""Flags of a tool: the fields of one flat dataclass, which parser.py turns into a command line.
 
-@dataclass
-class Flags(CommonFlags):
-    train_path: str | None = from_recipe("train_path")           # not given: None; goes into the recipe
-    show: int = flag(int, 0, help="print this many rows")        # the tool's own, never in the recipe
+    @dataclass
+    class Flags(CommonFlags):
+        train_path: Optional[str] = from_recipe("train_path")        # not given: None; goes into the recipe
+        show: int = flag(int, 0, help="print this many rows")        # the tool's own, never in the recipe
+
+`flag` and `from_recipe` always set `type`: argparse-dataclass' own inference fails silently on Optional and Literal.
 """
-
-from __future__ import annotations
 
 import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from impruver_core.io.json_schema import describe_type
-from impruver_core.recipe.registry import find_key, load_installed_sections, suggest_key
+from impruver_core.recipe.registry import find_key
 from impruver_core.recipe.schema import OLD_BOOLEANS
-from impruver_core.suggestions import suggest
-from impruver_core.system import get_installed_version
-
-CORE = "impruver-core"
 
 
 def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: Any = None, help: str) -> Any:
     """A flag of the tool's own. `nargs` as argparse has it; a list as default is copied."""
-    default_text = (
-        "" if default is None or default is MISSING or default == [] else f" (default: {_format_default(default)})"
-    )
-    metadata = {
-        "type": _get_converter(type),
-        "choices": choices,
-        "nargs": nargs,
-        "help": escape_help(help + default_text),
-    }
+    shown = "" if default is None or default is MISSING or default == [] else f" (default: {_shown(default)})"
+    metadata = {"type": _converter(type), "choices": choices, "nargs": nargs, "help": escape_help(help + shown)}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -48,10 +37,10 @@ def from_recipe(path: str, help: str | None = None, *, type: Any = None, nargs: 
     `nargs` makes a list of several words, each of `type`.
     """
     declared = find_key(path)
-    default = "" if declared.default is None else f", else {_format_default(declared.default)}"
+    default = "" if declared.default is None else f", else {_shown(declared.default)}"
     metadata = {
         "path": path,
-        "type": _get_converter(type or _strip_none(declared.type)),
+        "type": _converter(type or _bare(declared.type)),
         "choices": declared.choices,
         "nargs": nargs,
         "help": escape_help(f"{help or declared.help} (default: the recipe's {path}{default})"),
@@ -76,7 +65,7 @@ def parse_boolean(text: str) -> bool:
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from None
 
 
-def _parse_mapping(text: str) -> Any:
+def _mapping(text: str) -> Any:
     """A list or mapping, given as YAML."""
     from impruver_core.recipe.yaml_document import Document, parse_text
 
@@ -87,29 +76,30 @@ def _parse_mapping(text: str) -> Any:
     return document.data
 
 
-def _strip_none(hint: Any) -> Any:
+def _bare(hint: Any) -> Any:
     """`int | None` as int; text where a key is declared nowhere."""
     arms = [arm for arm in typing.get_args(hint) if arm is not types.NoneType]
     return str if hint is None else arms[0] if typing.get_origin(hint) in (typing.Union, types.UnionType) else hint
 
 
-def _get_converter(type: Any) -> Any:
+def _converter(type: Any) -> Any:
     base = typing.get_origin(type) or type
-    converters = {bool: parse_boolean, list: _parse_mapping, dict: _parse_mapping}
-    return _make_number_parser(base) if base in (int, float) else converters.get(base, type)
+    return {bool: parse_boolean, list: _mapping, dict: _mapping, int: _number(int), float: _number(float)}.get(
+        base, type
+    )
 
 
-def _make_number_parser(kind: Callable) -> Callable:
-    def parse_number(text: str) -> Any:
+def _number(kind: Callable) -> Callable:
+    def number(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {describe_type(kind)}, got {text!r}") from None
 
-    return parse_number
+    return number
 
 
-def _format_default(value: Any) -> str:
+def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -120,82 +110,9 @@ def escape_help(help: str) -> str:
 
 @dataclass
 class CommonFlags:
-    """Flags that every tool has; --set, --version and --help are the parser's."""
+    """Flags that every tool has; --set, --version and --help are the Parser's."""
 
     config: str | None = flag(str, None, help="recipe: a YAML file, or a name that `impruver ls` lists")
     dry_run: bool = flag(bool, False, help="check everything that needs no weights, count and estimate, write nothing")
     overwrite: bool = flag(bool, False, help="start anew: replace outputs that this tool would refuse to replace")
     quiet: bool = flag(bool, False, help="results, warnings and errors only")
-
-
-class FlagParser(argparse.ArgumentParser):
-    """Parses the flags of a dataclass: `--x` and `--x false`, dashes as underscores, --set, hints for misspelt flags.
-
-    `overrides` holds the texts of --set after `parse`.
-    """
-
-    def __init__(self, flags_type: type, prog: str, description: str | None = None):
-        usage = f"{prog} --config RECIPE [--set KEY=VALUE] [flags]"
-        super().__init__(prog=prog, usage=usage, description=description, allow_abbrev=False)
-        self.overrides: list[str] = []
-        self._flags_type = flags_type
-        for field in dataclasses.fields(flags_type):
-            options = {name: field.metadata[name] for name in ("type", "choices", "nargs", "help")}
-            if options["type"] is parse_boolean:
-                options |= {"nargs": "?", "const": True, "metavar": "true|false"}
-            required = field.default is MISSING and field.default_factory is MISSING
-            self.add_argument(f"--{field.name}", default=argparse.SUPPRESS, required=required, **options)
-        self.add_argument(
-            "--set",
-            action="append",
-            metavar="KEY=VALUE",
-            help="change a key of the recipe, as in --set trainer.learning_rate=2e-4; may be repeated, null removes",
-        )
-        self.add_argument(
-            "--version", action="version", version=format_version_line(prog), help="print the version and leave"
-        )
-
-    def parse(self, argv: Sequence[str]) -> Any:
-        """The flags as their dataclass; exit 2 with one message for what can't be parsed."""
-        namespace, unknown = self.parse_known_args(_fold_dashes(argv))
-        self.overrides = vars(namespace).pop("set") or []
-        if unknown:
-            keys = [text for text in self.overrides if "=" not in text]
-            wrong = f"--set {keys[0]}: expected KEY=VALUE, without blanks" if keys else self._describe(unknown[0])
-            self.error(wrong)
-        return self._flags_type(**vars(namespace))
-
-    def error(self, message: str) -> NoReturn:
-        """Exits with one message, without the whole usage before it."""
-        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists the flags\n")
-
-    def _describe(self, unknown: str) -> str:
-        """What is wrong with a word that is no flag."""
-        name, _, value = unknown.partition("=")
-        if not name.startswith("-"):
-            return f"unexpected argument {unknown!r}; a recipe is given as --config {unknown}"
-        bare = name.lstrip("-")
-        key = bare if "." in bare else suggest_key(bare, load_installed_sections())
-        if key:
-            return f"unknown flag {name}; a key of the recipe is set by --set {key}={value or 'VALUE'}"
-        flags = [option.lstrip("-") for option in self._option_string_actions]
-        return f"unknown flag {name}{suggest(bare, flags, form='; did you mean --{}?', list_valid=False)}"
-
-
-def format_version_line(program: str) -> str:
-    """`impruver-train 0.1.0 (impruver-core 0.1.0)`."""
-    core, own = get_installed_version(CORE), get_installed_version(program)
-    return f"{program} {own} ({CORE} {core})" if own else f"{program} {core} ({CORE})"
-
-
-def _fold_dashes(argv: Sequence[str]) -> list[str]:
-    """`--train-path=a-b` as `--train_path=a-b`; values, and all that follows a lone `--`, stay as they are."""
-    folded: list[str] = []
-    for number, word in enumerate(argv):
-        if word == "--":
-            return folded + list(argv[number:])
-        name, equals, value = word.partition("=")
-        if word.startswith("--") and " " not in name:
-            word = "--" + name[2:].replace("-", "_") + equals + value
-        folded.append(word)
-    return folded

@@ -43,10 +43,11 @@ def run_tool(
     """
 
     def work() -> int | None:
-        from impruver_core.cli.flags import FlagParser, list_recipe_flags
+        from impruver_core.cli.flags import list_recipe_flags
+        from impruver_core.cli.parser import Parser
         from impruver_core.recipe.loading import load_recipe
 
-        parser = FlagParser(flags_type, program, inspect.getdoc(flags_type))
+        parser = Parser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
         set_quiet(flags.quiet)
         config = flags.config or (_trained_recipe(flags.output_dir) if config_from_output_dir else None)

@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 
 from impruver_core.cli.console import format_table, print_result
+from impruver_core.cli.versions import get_installed_version
 from impruver_core.commands.installed_tools import TOOLS
-from impruver_core.system import get_installed_version, get_total_memory
+from impruver_core.system import get_total_memory
 
 OURS = ("impruver-core", "impruver-configs", *TOOLS)
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "datasets", "peft", "accelerate", "bitsandbytes", "safetensors"),
-    *("torchao", "datasketch", "gguf", "cyllama", "jinja2", "pyyaml", "numpy", "wandb"),
+    *("torchao", "datasketch", "gguf", "cyllama", "jinja2", "pyyaml", "argparse-dataclass", "numpy", "wandb"),
 )
 
 

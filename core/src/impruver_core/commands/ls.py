@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.cli.console import format_table, print_result
+from impruver_core.cli.versions import get_installed_version
 from impruver_core.commands.installed_tools import TOOLS, find_program, format_install_command
 from impruver_core.recipe.catalog import find_recipes_root, list_recipes
-from impruver_core.system import get_installed_version
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,13 +22,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _recipes() -> str:
-    rows = [(name, headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
+    rows = [(name, read_headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
     if not rows:
         return "no recipes are installed; install them with: pip install impruver-configs"
     return format_table(("RECIPE", "MAKES"), rows)
 
 
-def headline(path: Path) -> str:
+def read_headline(path: Path) -> str:
     """What a recipe makes: the first line of the comment it begins with, else nothing."""
     with open(path, encoding="utf-8") as file:
         first = file.readline().strip()

@@ -42,7 +42,7 @@ def _dispatch(words: list[str]) -> int:
         print_result(_help())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        from impruver_core.cli.flags import format_version_line
+        from impruver_core.cli.versions import format_version_line
 
         print_result(format_version_line("impruver"))
         return 0

@@ -9,7 +9,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 
 
-def check_adapter_fits(model: Any, info: dict[str, Any], name: str) -> None:
+def check_loading_info(model: Any, info: dict[str, Any], name: str) -> None:
     """ImpruverError where `info` of `from_pretrained` tells of tensors without weights, of other shapes, or unused."""
     fault = next(_faults(model, info), None)
     if fault:
@@ -68,7 +68,7 @@ MISMATCH = (
 
 
 @contextmanager
-def format_mismatch(adapter_dir: str | Path) -> Iterator[None]:
+def shape_errors_as_user_errors(adapter_dir: str | Path) -> Iterator[None]:
     """Turns torch's error about shapes into one message with the first of them."""
     try:
         yield
@@ -84,7 +84,7 @@ def format_mismatch(adapter_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
-def check_weights_complete(model: Any, adapter_dir: Path) -> None:
+def check_adapter_complete(model: Any, adapter_dir: Path) -> None:
     """ImpruverError where `model`, with the adapter on it, has other LoRA tensors than the adapter's file."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open

@@ -11,10 +11,10 @@ from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import CONVERT_PICKLED
 from impruver_core.modeling.checkpoint_checks import (
-    check_adapter_fits,
-    check_weights_complete,
+    check_adapter_complete,
+    check_loading_info,
     disable_cpu_4bit_repacking,
-    format_mismatch,
+    shape_errors_as_user_errors,
 )
 from impruver_core.modeling.devices import choose_device
 from impruver_core.recipe.paths import resolve_model_path
@@ -123,7 +123,7 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
             ignore_mismatched_sizes=True,  # require_fitting tells them
             **options,
         )
-    check_adapter_fits(model, info, section.name)
+    check_loading_info(model, info, section.name)
     disable_cpu_4bit_repacking(model)
     return model
 
@@ -133,9 +133,12 @@ def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = N
     from peft import PeftModel
 
     resize_embeddings_if_needed(model, vocabulary or 0)
-    with loading_errors_as_user_errors("adapter", f"{adapter_dir}: adapter_config.json"), format_mismatch(adapter_dir):
+    with (
+        loading_errors_as_user_errors("adapter", f"{adapter_dir}: adapter_config.json"),
+        shape_errors_as_user_errors(adapter_dir),
+    ):
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
-    check_weights_complete(adapted, Path(adapter_dir))
+    check_adapter_complete(adapted, Path(adapter_dir))
     return adapted
 
 

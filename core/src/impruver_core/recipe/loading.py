@@ -55,9 +55,9 @@ class Recipe:
         """The folder of the recipe's file: what it names is looked for there first."""
         return Path(self.path).absolute().parent
 
-    def where(self, key_path: str) -> str:
+    def locate(self, key_path: str) -> str:
         """`file:line: trainer.optim`, to begin a message about that key; --set and flags are told as such."""
-        return f"{self.document.where(split_path(key_path))}: {key_path}"
+        return f"{self.document.locate(split_path(key_path))}: {key_path}"
 
 
 def load_recipe(
@@ -116,16 +116,16 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
         if name not in OWNERS:
             meant = suggest_key(name, sections)
             hint = f"; did you mean {meant}?" if meant else suggest(name, OWNERS)
-            document.fault((name,), f"no such key{hint}")
+            document.add_fault((name,), f"no such key{hint}")
     values = {}
     for name in OWNERS:
         given = document.data.get(name)
         if name in sections:
-            values[name] = validate_value(sections[name], given, (name,), document.fault)
+            values[name] = validate_value(sections[name], given, (name,), document.add_fault)
         else:
             values[name] = remove_unset(given)
     if values["seed"] is not None and values["seed"] not in SEEDS:
-        document.fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
+        document.add_fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
     if isinstance(values["trainer"], dict):
         values["trainer"].setdefault("seed", values["seed"])
     return values

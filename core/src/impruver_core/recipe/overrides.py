@@ -27,7 +27,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         if parsed.faults:
             document.faults += parsed.faults
         else:
-            document.places.update(parsed.places)
+            document.locations.update(parsed.locations)
             set_value(document, path, REMOVED if parsed.data is None else parsed.data, told)
 
 
@@ -44,7 +44,7 @@ def set_value(document: Document, path: tuple, value: Any, told: str) -> None:
         document.data = {}
     at = document.data
     for depth, part in enumerate(path):
-        document.places.setdefault(path[: depth + 1], told)
+        document.locations.setdefault(path[: depth + 1], told)
         problem = _unusable(at, part)
         if problem:
             document.faults.append(f"{told}: {'.'.join(map(str, path[:depth]))}: {problem}")
@@ -53,7 +53,7 @@ def set_value(document: Document, path: tuple, value: Any, told: str) -> None:
             at.append(None)
         if depth + 1 == len(path):
             at[part] = value
-            document.places[path] = told
+            document.locations[path] = told
             return
         inner = at[part] if isinstance(at, list) else at.get(part)
         if inner is None or inner is REMOVED:

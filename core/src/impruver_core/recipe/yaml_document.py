@@ -52,19 +52,19 @@ class Document:
 
     name: str
     data: Any = None
-    places: dict[tuple, str] = field(default_factory=dict)
+    locations: dict[tuple, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
-    def where(self, path: tuple) -> str:
+    def locate(self, path: tuple) -> str:
         """The place of a key path, else of the nearest thing above it."""
         for length in range(len(path), -1, -1):
-            if path[:length] in self.places:
-                return self.places[path[:length]]
+            if path[:length] in self.locations:
+                return self.locations[path[:length]]
         return self.name
 
-    def fault(self, path: tuple, what: str) -> None:
+    def add_fault(self, path: tuple, what: str) -> None:
         """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set."""
-        told = ": ".join(part for part in (self.where(path), ".".join(map(str, path)), what) if part)
+        told = ": ".join(part for part in (self.locate(path), ".".join(map(str, path)), what) if part)
         if told not in self.faults:
             self.faults.append(told)
 
@@ -84,7 +84,10 @@ def read_document(path: Path) -> Document:
 
 
 def parse_text(text: str, document: Document, place=lambda line: "", path: tuple = ()) -> None:
-    """Parses YAML into `document.data` and `places`; `place(line)` names a line (from 1), `path` is where it goes."""
+    """Parses YAML into `document.data` and `locations`.
+
+    `place(line)` names a line (from 1), `path` is the key path that the values go to.
+    """
     try:
         _check_depth(text)
         node = yaml.compose(text, _Loader)
@@ -123,18 +126,18 @@ def _told(error: Exception, text: str, document: Document, place) -> str:
 
 
 class _Reader:
-    """Turns the nodes of one text into values and notes their places."""
+    """Turns the nodes of one text into values and notes their locations."""
 
     def __init__(self, document: Document, place):
         self.document, self.place, self.open = document, place, set()
 
     def value(self, node: yaml.Node, path: tuple) -> Any:
         if path:  # what is nowhere in the file is told with the file's name alone
-            self.document.places.setdefault(path, self.place(node.start_mark.line + 1))
+            self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
         if id(node) in self.open:
-            return self.document.fault(path, "an alias to what it stands in")
+            return self.document.add_fault(path, "an alias to what it stands in")
         self.open.add(id(node))
         read = self.mapping if isinstance(node, yaml.MappingNode) else self.sequence
         made = read(node, path)
@@ -151,16 +154,18 @@ class _Reader:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self.document.places.setdefault((*path, "?"), self.place(line))
-                self.document.fault((*path, "?"), "a key is plain text; a value that starts with { or [ needs quotes")
+                self.document.locations.setdefault((*path, "?"), self.place(line))
+                self.document.add_fault(
+                    (*path, "?"), "a key is plain text; a value that starts with { or [ needs quotes"
+                )
                 continue
             if key_node.tag == TAG + "merge":
                 merged += self.merged(value_node, path)
                 continue
             name = self.scalar(key_node, path)
-            self.document.places[(*path, name)] = self.place(line)
+            self.document.locations[(*path, name)] = self.place(line)
             if name in lines:
-                self.document.fault((*path, name), f"repeated: it also stands in line {lines[name]}")
+                self.document.add_fault((*path, name), f"repeated: it also stands in line {lines[name]}")
                 continue
             lines[name] = line
             made[name] = self.value(value_node, (*path, name))
@@ -172,7 +177,7 @@ class _Reader:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
         values = [self.value(each, path) for each in nodes]
         if not all(isinstance(each, dict) for each in values):
-            self.document.fault(path, "<< takes a mapping or a list of mappings")
+            self.document.add_fault(path, "<< takes a mapping or a list of mappings")
         return [each for each in values if isinstance(each, dict)]
 
     def scalar(self, node: yaml.ScalarNode, path: tuple) -> Any:
@@ -180,8 +185,8 @@ class _Reader:
         try:
             return _SCALARS[kind](node.value)
         except (KeyError, ValueError):
-            self.document.places.setdefault(path, self.place(node.start_mark.line + 1))
-            return self.document.fault(path, f"{node.value!r} can't be read as {kind}")
+            self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
+            return self.document.add_fault(path, f"{node.value!r} can't be read as {kind}")
 
 
 _SCALARS = {

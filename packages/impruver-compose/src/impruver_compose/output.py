@@ -46,14 +46,14 @@ class OutputPaths(NamedTuple):
             raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
         for name in ("train_path", "val_path"):
             if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
-                raise ImpruverError(f"{recipe.where(name)}: rows are written as they are: name no compressed file")
+                raise ImpruverError(f"{recipe.locate(name)}: rows are written as they are: name no compressed file")
         train, val = Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser()
         ledger, report = (train.with_name(f"{train.stem}.{name}") for name in ("dropped.jsonl", "report.html"))
         paths = cls(train, val, ledger, report, get_manifest_path(train))
         for name in ("train", "ledger", "report", "manifest"):
             if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
                 what = "train_path" if name == "train" else f"the {name}"
-                raise ImpruverError(f"{recipe.where('val_path')}: {val} is where {what} goes: name another file")
+                raise ImpruverError(f"{recipe.locate('val_path')}: {val} is where {what} goes: name another file")
         return paths
 
     def folders(self) -> list[Path]:

@@ -74,7 +74,7 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
                 raise CheckFailedError(f"{place}: {error.detail}\n{told}") from None
     if chats and not seen.rows:
         _check_builtin_mask(job, templates)
-    if tools and not templates.pick(tools, job.template_kwargs)[2].renders_tools:
+    if tools and not templates.select(tools, job.template_kwargs).format.renders_tools:
         warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
     return seen
 
@@ -140,7 +140,7 @@ def _check_builtin_mask(job: DatasetJob, templates: TemplateSelector) -> None:
 
 
 def _render_if_possible(job: DatasetJob, templates: TemplateSelector, messages: list[dict]) -> str | None:
-    template, variables, _ = templates.pick(None, job.template_kwargs)
+    template, variables, _ = templates.select(None, job.template_kwargs)
     try:
         return str.__str__(render_template(template, messages, variables=variables))
     except RefusedError:
@@ -202,7 +202,7 @@ def _build_entry(job: DatasetJob, each: DatasetStats, seen: TemplateProbeResult)
 
 
 def _format_end_warning(job: DatasetJob, entry: dict, seen: TemplateProbeResult) -> str | None:
-    endless = seen.rows and not TemplateSelector(job.tokenizer).pick(None, job.template_kwargs)[2].stops
+    endless = seen.rows and not TemplateSelector(job.tokenizer).select(None, job.template_kwargs).format.stops
     reasons = ["the chat template has no end-of-turn token, a turn ends only by the next header"] if endless else []
     if entry["ended"] == entry["rows"]:
         return f"{reasons[0]}: EOS behind the last answer alone teaches the model to stop" if endless else None

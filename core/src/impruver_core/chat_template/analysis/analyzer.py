@@ -14,8 +14,8 @@ from impruver_core.chat_template.analysis.prober import (
     TOOL,
     USER,
     TemplateProber,
-    call,
-    probe_schema,
+    build_tool_call,
+    build_tool_schema,
 )
 from impruver_core.chat_template.analysis.template_format import SpecialTokens, TemplateFormat
 from impruver_core.chat_template.analysis.turn_endings import find_turn_endings
@@ -47,7 +47,7 @@ def _find_tool_call_format(probe: TemplateProber, shape: TemplateFormat) -> None
     as_role = probe(USER, FUNCTION_CALL, FUNCTION_RESPONSE, ANSWER)
     shape.renders_function_roles = as_role is not None
     for as_text in (False, True):
-        layout = probe(USER, call(as_text), TOOL, ANSWER)
+        layout = probe(USER, build_tool_call(as_text), TOOL, ANSWER)
         if layout is None:
             continue
         rendered = layout.text[layout.spans[1][0] : layout.spans[2][0]]
@@ -56,5 +56,5 @@ def _find_tool_call_format(probe: TemplateProber, shape: TemplateFormat) -> None
             shape.renders_calls, shape.arguments_as_text = True, as_text
             break
     with suppress(RefusedError):
-        with_tools = render_template(probe.template, [USER], [probe_schema()], variables=probe.variables)
+        with_tools = render_template(probe.template, [USER], [build_tool_schema()], variables=probe.variables)
         shape.renders_tools = "probe_tool" in with_tools

@@ -15,14 +15,14 @@ from impruver_core.chat_template.analysis.prober import (
     TOOL,
     USER,
     TemplateProber,
-    call,
+    build_tool_call,
 )
 from impruver_core.chat_template.analysis.template_format import TemplateFormat, TurnBoundary
 
 
 def find_turn_boundaries(probe: TemplateProber, shape: TemplateFormat) -> None:
     """For each role that may stand before an answer, what stands between its text and the answer's."""
-    called = call(shape.arguments_as_text)
+    called = build_tool_call(shape.arguments_as_text)
     histories = {
         "user": ([USER], [USER, ANSWER, AGAIN]),
         "tool": ([USER, called, TOOL],) if shape.renders_calls else (),
@@ -45,7 +45,7 @@ def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dic
     if closed is None or open_ is None or open_.spans[-1] != max(open_.spans):
         return None
     end, number = open_.spans[-1][1], len(history)
-    border = max(end, probe.specials.common_prefix(closed.text, open_.text))
+    border = max(end, probe.specials.compute_shared_length(closed.text, open_.text))
     tail, prompt = open_.text[end:border], open_.text[border:]
     shares, header, always = [], "", False
     for answer, *later in [[answer, *after] for answer in answers for after in ([], [AGAIN, LAST])]:
@@ -55,7 +55,7 @@ def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dic
         start, first = layout.spans[number - 1][1], layout.spans[number][0]
         glue, rest = layout.text[start:first], layout.text[start:]
         if not prompt and not glue.startswith(tail):  # a prompt that is always there and differs from the answer's
-            tail = tail[: probe.specials.common_prefix(rest, tail)]
+            tail = tail[: probe.specials.compute_shared_length(rest, tail)]
             always = tail not in _before_a_user(probe)  # else what is always there is no prompt, but an end or a header
         share = _share(probe, glue, rest, tail, prompt)
         if share is not None:
@@ -77,12 +77,12 @@ def _share(probe: TemplateProber, glue: str, rest: str, tail: str, prompt: str) 
     """How much of `prompt` the turn in `rest` starts with; None where its header is another one."""
     if not prompt:
         return 0 if glue.startswith(tail) else None
-    share = probe.specials.common_prefix(rest[len(tail) :], prompt) if glue.startswith(tail) else 0
+    share = probe.specials.compute_shared_length(rest[len(tail) :], prompt) if glue.startswith(tail) else 0
     if share:
         return share
     for length in range(len(prompt), 0, -1):  # the turn's tail differs: blanks, or a token that only one of them has
         piece = prompt[:length]
-        whole = probe.specials.token_across(prompt, length)[0] == length
-        if whole and glue.count(piece) == 1 and (length == len(prompt) or probe.specials.any_in(piece)):
+        whole = probe.specials.find_token_across(prompt, length)[0] == length
+        if whole and glue.count(piece) == 1 and (length == len(prompt) or probe.specials.has_any(piece)):
             return length
     return 0 if glue.startswith(tail) and not glue[len(tail) :].strip() else None

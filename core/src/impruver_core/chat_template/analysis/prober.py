@@ -20,14 +20,14 @@ FUNCTION_RESPONSE = {"role": "function_response", "content": "probe result eight
 ARGUMENTS = {"key": "probe value"}
 
 
-def call(as_text: bool, times: int = 1) -> dict:
+def build_tool_call(as_text: bool, times: int = 1) -> dict:
     """An assistant's message that calls a tool once or several times, the arguments an object or JSON text."""
     function = {"name": "probe_tool", "arguments": json.dumps(ARGUMENTS) if as_text else ARGUMENTS}
     calls = [{"id": f"call{number:05d}", "type": "function", "function": function} for number in range(1, times + 1)]
     return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
-def probe_schema() -> dict:
+def build_tool_schema() -> dict:
     """The schema of the tool that the probes call."""
     parameters = {
         "type": "object",
@@ -51,7 +51,7 @@ class TemplateProber:
 
     def __init__(self, template, variables, specials, with_tools):
         self.template, self.variables, self.specials = template, variables, specials
-        self.tools = [probe_schema()] if with_tools else None
+        self.tools = [build_tool_schema()] if with_tools else None
 
     def __call__(self, *messages, prompt=False) -> ProbeRendering | None:
         for opening in ((), (SYSTEM,)):  # some templates want a system message

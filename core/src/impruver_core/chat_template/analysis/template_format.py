@@ -21,7 +21,7 @@ class SpecialTokens:
                 self._by_pair[pair].append(token)
         self._ended: dict[str, str] = {}
 
-    def token_across(self, text: str, at: int) -> tuple[int, int]:
+    def find_token_across(self, text: str, at: int) -> tuple[int, int]:
         """Where the special token starts and ends that stands across position `at`; (at, at) where none does."""
         for token in self._by_pair.get(text[at - 1 : at + 1], ()) if at else ():
             start = text.find(token, max(0, at - len(token) + 1), at + len(token) - 1)
@@ -29,28 +29,28 @@ class SpecialTokens:
                 return start, start + len(token)
         return at, at
 
-    def common_prefix(self, one: str, other: str) -> int:
+    def compute_shared_length(self, one: str, other: str) -> int:
         """The length of the longest common prefix that cuts no special token of either text in two."""
         pairs = enumerate(zip(one, other, strict=False))
         length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-        return min(self.token_across(text, length)[0] for text in (one, other))
+        return min(self.find_token_across(text, length)[0] for text in (one, other))
 
-    def through_last_token(self, literal: str) -> str:
+    def cut_after_last_token(self, literal: str) -> str:
         """`literal` through its last special token, or, without one, less its trailing blanks."""
         if literal not in self._ended:
             ends = [literal.rfind(token) + len(token) for token in self.tokens if token in literal]
             self._ended[literal] = literal[: max(ends)] if ends else literal.rstrip()
         return self._ended[literal]
 
-    def last(self, literal: str) -> str | None:
+    def find_suffix(self, literal: str) -> str | None:
         """The special token that `literal` ends with, the longest of several."""
         return next((token for token in self.tokens if literal.endswith(token)), None)
 
-    def first(self, text: str) -> str | None:
+    def find_prefix(self, text: str) -> str | None:
         """The special token that `text` starts with, the longest of several."""
         return next((token for token in self.tokens if text.startswith(token)), None)
 
-    def any_in(self, text: str) -> bool:
+    def has_any(self, text: str) -> bool:
         """Whether a special token stands in `text`."""
         return any(token in text for token in self.tokens)
 
@@ -85,20 +85,20 @@ class TemplateFormat:
     renders_tools: bool = False
     _last_ends: dict[tuple[str, str], tuple[str, bool]] = field(default_factory=dict)
 
-    def last_end(self, closing: str, kind: str) -> tuple[str, bool]:
+    def find_last_ending(self, closing: str, kind: str) -> tuple[str, bool]:
         """(what ends the last turn of all that stands behind it, whether in a special token).
 
         What is special to the last turn ends it (gpt-oss: <|return|>); a prompt for the next turn does not.
         """
         key = (closing, kind)
         if key not in self._last_ends:
-            literal = self.specials.through_last_token(closing)
+            literal = self.specials.cut_after_last_token(closing)
             middle = self.ends.get((kind, False))
             if middle is not None and closing.startswith(middle):
                 rest = closing[len(middle) :].strip()
                 prompted = rest not in ("", self.eos) and any(
                     trailing.rstrip().endswith(rest) for trailing in self.trailing
                 )
-                literal = middle if prompted or not self.specials.any_in(rest) else literal
-            self._last_ends[key] = literal, self.specials.last(literal) is not None
+                literal = middle if prompted or not self.specials.has_any(rest) else literal
+            self._last_ends[key] = literal, self.specials.find_suffix(literal) is not None
         return self._last_ends[key]

@@ -1,6 +1,14 @@
 """What ends an assistant's turn: what follows it at the end of a conversation, or stands before the next header."""
 
-from impruver_core.chat_template.analysis.prober import AGAIN, ANSWER, THOUGHT, TOOL, USER, TemplateProber, call
+from impruver_core.chat_template.analysis.prober import (
+    AGAIN,
+    ANSWER,
+    THOUGHT,
+    TOOL,
+    USER,
+    TemplateProber,
+    build_tool_call,
+)
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 
 
@@ -9,7 +17,7 @@ def find_turn_endings(probe: TemplateProber, shape: TemplateFormat) -> None:
     tails = [junction.tail for junction in shape.junctions["user"] if junction.tail]
     kinds = [
         ("answer", ANSWER, [AGAIN]),
-        *([("calls", call(shape.arguments_as_text), [TOOL, ANSWER])] if shape.renders_calls else []),
+        *([("calls", build_tool_call(shape.arguments_as_text), [TOOL, ANSWER])] if shape.renders_calls else []),
     ]
     for kind, turn, after in kinds:
         last, middle = probe(USER, turn), probe(USER, turn, *after)
@@ -19,9 +27,9 @@ def find_turn_endings(probe: TemplateProber, shape: TemplateFormat) -> None:
             header = middle.text[: middle.spans[0][0]]
             stop = shape.ends.get(("answer", False), "") if kind == "calls" else ""
             rest = _less_header(probe, between, header, closing, tails, stop, kind)
-            shape.ends[kind, False] = probe.specials.through_last_token(rest)
+            shape.ends[kind, False] = probe.specials.cut_after_last_token(rest)
         if closing is not None:
-            shape.ends[kind, True] = shape.last_end(closing, kind)[0]
+            shape.ends[kind, True] = shape.find_last_ending(closing, kind)[0]
     found = [(stop, kind) for (kind, _), end in shape.ends.items() if (stop := _stop(probe, end))]
     stops = [stop for stop, kind in found if kind == "answer" or stop in probe.specials.tokens]
     inner = _inside_a_turn(probe, shape)
@@ -33,29 +41,29 @@ def _less_header(probe, between: str, header: str, last: str | None, tails: list
     cut = len(between)  # what also stands before the first user's text is header
     while cut and between[cut - 1 :] == header[-(len(between) - cut + 1) :]:
         cut -= 1
-    less_suffix = between[: probe.specials.token_across(between, cut)[1]]
+    less_suffix = between[: probe.specials.find_token_across(between, cut)[1]]
     headed = bool(between[len(less_suffix) :].strip())
     if last and last.strip() and between.startswith(last) and (between[len(last) :].strip() or not headed):
         return last
     if stop and (token := _stop(probe, stop)) in between:
         return between[: between.index(token) + len(token)]
-    opening = probe.specials.first(header.removeprefix(probe.variables.get("bos_token") or ""))
+    opening = probe.specials.find_prefix(header.removeprefix(probe.variables.get("bos_token") or ""))
     if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
         return between[: between.index(opening)]  # a header starts as the conversation does
     for tail in tails:
         if between.startswith(tail) and header.endswith(between[len(tail) :]):
             return tail
-    less_prefix = last[: probe.specials.common_prefix(last, between)] if last else ""
+    less_prefix = last[: probe.specials.compute_shared_length(last, between)] if last else ""
     either = (less_suffix, less_prefix) if kind == "answer" else (less_prefix, less_suffix)
     return next((literal for literal in either if literal.strip()), "")
 
 
 def _stop(probe: TemplateProber, end: str) -> str:
-    return probe.specials.last(end) or end.strip()
+    return probe.specials.find_suffix(end) or end.strip()
 
 
 def _inside_a_turn(probe: TemplateProber, shape: TemplateFormat) -> str:
     """What stands inside a turn, between reasoning and answer and between two calls: a token in it ends no turn."""
-    turns = [THOUGHT, *([call(shape.arguments_as_text, 2)] if shape.renders_calls else [])]
+    turns = [THOUGHT, *([build_tool_call(shape.arguments_as_text, 2)] if shape.renders_calls else [])]
     layouts = [layout for turn in turns if (layout := probe(USER, turn)) is not None]
     return "\n".join(layout.text[slice(*layout.spans[1])] for layout in layouts)

@@ -93,7 +93,7 @@ def encode_chat(tokenizer, messages, tools=None, *, chat_template_kwargs=None, *
 def encode_prompt(tokenizer, messages, tools=None, *, add_bos: bool = True, chat_template_kwargs=None) -> list[int]:
     """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
     check_fast_tokenizer(tokenizer)
-    template, variables, shape = TemplateSelector(tokenizer).pick(tools, chat_template_kwargs)
+    template, variables, shape = TemplateSelector(tokenizer).select(tools, chat_template_kwargs)
     text = render_template(
         template, normalize_messages(messages, shape), tools, add_generation_prompt=True, variables=variables
     )
@@ -117,7 +117,7 @@ def render_chat(templates: TemplateSelector, messages, tools=None, kwargs=None) 
 
     RefusedError where it can't be encoded exactly.
     """
-    template, variables, shape = templates.pick(tools, kwargs)
+    template, variables, shape = templates.select(tools, kwargs)
     traced = trace_messages(normalize_messages(messages, shape))
     text = render_template(template, traced, tools, variables=variables)
     return text, traced, find_loss_spans(text, traced, shape)

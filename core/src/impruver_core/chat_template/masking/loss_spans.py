@@ -72,7 +72,7 @@ def _start(text: str, number: int, place: MessageSpan, messages, shape: Template
     for junctions in (own, others):
         for junction in junctions:
             if role != "assistant" and junction in own and not junction.prompt:  # a prompt that is always there
-                return place.after + shape.specials.common_prefix(glue, junction.tail)
+                return place.after + shape.specials.compute_shared_length(glue, junction.tail)
             if glue.startswith(junction.tail):
                 start = _shared_end(text, place.after + len(junction.tail), role, junction, shape)
                 if start is not None:
@@ -85,7 +85,7 @@ def _start(text: str, number: int, place: MessageSpan, messages, shape: Template
 
 def _shared_end(text: str, start: int, role: str, junction: TurnBoundary, shape: TemplateFormat) -> int | None:
     opening = junction.prompt or junction.header
-    shared = shape.specials.common_prefix(text[start : start + len(opening) + 64], opening) if opening else 0
+    shared = shape.specials.compute_shared_length(text[start : start + len(opening) + 64], opening) if opening else 0
     needed = len(junction.shared) if junction.prompt else len(junction.header)
     return start + shared if role != "assistant" or shared >= needed else None
 
@@ -96,7 +96,7 @@ def _end(text: str, place: MessageSpan, is_last: bool, shape: TemplateFormat) ->
     kind = "calls" if place.path.startswith("tool_calls") else "answer"
     known = shape.ends.get((kind, is_last))
     if is_last:  # nothing follows: all that is there belongs to the turn
-        literal, closed = shape.last_end(glue, kind)
+        literal, closed = shape.find_last_ending(glue, kind)
         return place.end + len(literal), closed
     if known is not None and glue.startswith(known):
         return place.end + len(known), bool(known)  # empty: the turn ends only by the next header

@@ -35,7 +35,7 @@ def compare_prompt(
     if not learned:
         return None
     number, (start, _), ended = learned[-1]
-    template, variables, shape = templates.pick(tools, chat_template_kwargs)
+    template, variables, shape = templates.select(tools, chat_template_kwargs)
     before = normalize_messages(messages[:number], shape) if number else []
     try:
         prompt = str.__str__(render_template(template, before, tools, add_generation_prompt=True, variables=variables))

@@ -5,7 +5,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from impruver_core.chat_template.analysis.prober import ANSWER, FUNCTION_CALL, THOUGHT, USER, TemplateProber, call
+from impruver_core.chat_template.analysis.prober import (
+    ANSWER,
+    FUNCTION_CALL,
+    THOUGHT,
+    USER,
+    TemplateProber,
+    build_tool_call,
+)
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
@@ -40,7 +47,7 @@ class TemplateMarkers:
 def find_tokenizer_markers(tokenizer, chat_template_kwargs: dict) -> TemplateMarkers:
     """The marks of a tokenizer's template with these arguments."""
     try:
-        return find_markers(*TemplateSelector(tokenizer).pick(None, chat_template_kwargs))
+        return find_markers(*TemplateSelector(tokenizer).select(None, chat_template_kwargs))
     except ImpruverError:  # no template: encoding tells that
         return TemplateMarkers()
 
@@ -84,7 +91,7 @@ def _find_reasoning_markers(probe: TemplateProber, prompt: str) -> tuple[str, st
 
 def _make_call_message(as_text: bool, times: int) -> dict:
     """The message of the probe's call, made so many times."""
-    message = call(as_text, times)
+    message = build_tool_call(as_text, times)
     arguments = json.dumps(ARGUMENTS) if as_text else ARGUMENTS
     calls = [{**each, "function": {"name": NAME, "arguments": arguments}} for each in message["tool_calls"]]
     return message | {"tool_calls": calls}
@@ -95,7 +102,7 @@ def _render_turn(probe: TemplateProber, prompt: str, message: dict) -> str:
     layout = probe(USER, message)
     if layout is None or not prompt:
         return ""
-    shared = probe.specials.common_prefix(layout.text, prompt)
+    shared = probe.specials.compute_shared_length(layout.text, prompt)
     return "" if prompt[shared:].strip() else layout.text[shared:]
 
 

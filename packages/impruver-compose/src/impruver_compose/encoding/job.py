@@ -57,7 +57,7 @@ def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tupl
         raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
     jobs, inputs = [], []
     for index, section in enumerate(recipe.datasets):
-        where = recipe.where(f"datasets.{index}")
+        where = recipe.locate(f"datasets.{index}")
         source = load_dataset(section, where, recipe.base_dir, written)
         if not len(source.rows):
             raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")

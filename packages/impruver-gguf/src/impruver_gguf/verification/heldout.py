@@ -184,7 +184,7 @@ def _build_chat_example(
 ) -> HeldOutExample:
     messages, tools = row["messages"], row.get("tools")
     kwargs = {**template_kwargs, **(row.get("chat_template_kwargs") or {})}
-    template, variables, template_format = selector.pick(tools, kwargs)
+    template, variables, template_format = selector.select(tools, kwargs)
     normalized = normalize_messages(messages, template_format)
     answers = (position for position, message in enumerate(normalized) if message["role"] == "assistant")
     last_answer = max(answers, default=0)

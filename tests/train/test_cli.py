@@ -1,0 +1,117 @@
+"""The command as a process: its start, trackers read back, nothing on stdout but results."""
+
+import json
+import resource
+import struct
+import subprocess
+import sys
+
+import pytest
+from support.jsonl import read_jsonl
+
+
+def test_help_and_faults_are_quick_and_import_nothing_heavy(recipe, tmp_path):
+    code = (
+        "import sys; from impruver_train.cli import main\n"
+        "try: ended = main(sys.argv[1:])\n"
+        "except SystemExit as stop: ended = stop.code\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)), ended)"
+    )
+    cases = {"--help": 0, "--learning_rat": 2}
+    for flag, ended in cases.items():
+        run = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True)
+        assert run.stdout.splitlines()[-1] == f"[] {ended}", run.stderr
+    path = recipe(trainer={"learning_rat": 1}, lora={"q": 1})
+    run = subprocess.run([sys.executable, "-c", code, "--config", str(path)], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "[] 2", run.stderr
+    assert "learning_rate" in run.stderr
+
+
+def test_help_takes_under_half_a_second_of_cpu():
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    times = []
+    for _ in range(3):
+        before = spent()
+        subprocess.run([sys.executable, "-m", "impruver_train", "--help"], check=True, capture_output=True)
+        times.append(spent() - before)
+    assert min(times) < 0.5
+
+
+def wandb_records(path):
+    """The records of a .wandb file: LevelDB's log format after a header of 7 bytes (wandb has no reader any more)."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left_in_block = 32768 - at % 32768
+        if left_in_block < 7:
+            at += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def test_wandb_offline_is_read_back(recipe, as_process, tmp_path, tiny):
+    run = as_process("--config", recipe("my_run.yaml"), "--report_to", "wandb", WANDB_DIR=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"wrote the adapter to {tmp_path / 'out'}; next: ")
+    history, name, project = {}, None, None
+    for record in wandb_records(next((tmp_path / "wandb").glob("offline-run-*/*.wandb"))):
+        if record.WhichOneof("record_type") == "run":
+            name, project = record.run.display_name, record.run.project
+        if record.WhichOneof("record_type") == "history":
+            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            if "train/loss" in row:
+                history[row["train/global_step"]] = row["train/loss"]
+    assert (name, project) == ("my_run", "impruver")
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
+    # logging_steps is 2: wandb gets the mean of each two steps
+    assert history == pytest.approx({2: sum(losses[:2]) / 2, 4: sum(losses[2:]) / 2}, abs=1e-6)
+
+
+def test_tensorboard_is_read_back(recipe, impruver_train, tmp_path, tiny, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    code, _, err = impruver_train(recipe(trainer={"report_to": "tensorboard", "logging_steps": 1}))
+    assert code == 0, err
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")]
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(losses)
+
+
+def test_no_tracker_unless_asked_for(recipe, impruver_train, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert impruver_train(recipe())[0] == 0
+    assert not (tmp_path / "wandb").exists()
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_explicit_bf16_on_a_cpu_without_it_warns_with_the_reason(recipe, impruver_train):
+    from impruver_core.modeling.devices import has_bf16
+
+    code, _, err = impruver_train(recipe(model={"dtype": "bf16"}), "--dry_run", "--quiet")
+    assert code == 0
+    assert ("30 times slower" in err) != has_bf16("cpu")
+
+
+def test_what_transformers_says_of_its_own_defaults_is_not_repeated(recipe, parts, as_process):
+    model = {
+        "name": None,
+        "class": "transformers.GPT2LMHeadModel",
+        "config_class": "transformers.GPT2Config",
+        "config": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    }
+    done = as_process("--config", recipe(model=model, lora=None, tokenizer={"name": str(parts / "base")}), "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "loss_type" not in done.stderr

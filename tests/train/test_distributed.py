@@ -1,0 +1,133 @@
+"""Two processes on a CPU, over gloo, started as a user would: the same losses as one, one writer, one end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.jsonl import read_jsonl
+from support.trainers import put_beside_recipe
+
+HERE = Path(sys.executable).parent
+IMPRUVER_RUN = [HERE / "impruver", "run", "--nproc_per_node", "2", "finetune"]
+LAUNCHERS = {  # and how many processes they start
+    "impruver run": (IMPRUVER_RUN, 2),
+    "torchrun": ([HERE / "torchrun", "--standalone", "--nproc_per_node", "2", "-m", "impruver_train"], 2),
+    "accelerate": ([HERE / "accelerate", "launch", "--cpu", "-m", "impruver_train"], 1),  # on CPUs two want MPI
+}
+
+
+def start(command, config, **environment):
+    return subprocess.Popen(
+        [str(word) for word in command] + ["--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} | environment,
+        start_new_session=True,
+    )
+
+
+def ended(process, seconds=240):
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launched_losses_are_those_of_one_process(launcher, recipe, impruver_train, tmp_path, tiny):
+    command, processes = LAUNCHERS[launcher]
+
+    def written(name, batch):
+        trainer = {"max_steps": 3, "per_device_train_batch_size": batch, "learning_rate": 1e-3}
+        return recipe(f"{name}.yaml", output_dir=str(tmp_path / name), trainer=trainer, lora={"lora_dropout": 0.0})
+
+    code, out, err = ended(start(command, written("launched", 4 // processes)))
+    assert code == 0, err
+    assert out.count("wrote the adapter") == 1
+    assert "reducer.cpp" not in err
+    code, _, err = impruver_train(written("alone", 4))
+    assert code == 0, err
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("alone", "launched")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert len(losses[0]) == 3
+    caches = list((tmp_path / "cache" / "tokens").iterdir())
+    assert len(caches) == 1
+    assert {path.name for path in caches[0].iterdir()} == {"rows.arrow", "facts.json"}
+    manifest = json.loads((tmp_path / "launched/impruver.json").read_text(encoding="utf-8"))
+    assert manifest["counts"]["steps"] == 3
+
+
+def test_stopped_and_gone_on_with_two_processes_equal_unstopped_ones(recipe, tmp_path):
+    put_beside_recipe("stopper", tmp_path)
+    trainer = {"class": "stopper.StopTrainer", "max_steps": 6, "per_device_train_batch_size": 2}
+
+    def run(name, **environment):
+        config = recipe(f"{name}.yaml", output_dir=str(tmp_path / name), trainer=trainer, lora={"lora_dropout": 0.2})
+        return ended(start(IMPRUVER_RUN, config, **environment))
+
+    assert run("straight")[0] == 0
+    code, out, err = run("stopped", STOP="3")
+    assert (code, out) == (1, ""), err  # the launcher's own
+    saved = tmp_path / "stopped/stopped-3"
+    assert err.count(f"stopped by SIGTERM: saved after step 3 in {saved}") == 1
+    assert err.count("impruver-train:") == 1
+    assert (saved / "impruver.json").exists()
+    code, out, err = run("stopped")
+    assert code == 0, err
+    assert err.count(f"goes on from {saved}") == 1
+    for name in ("metrics.jsonl", "adapter_model.safetensors"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_what_is_said_is_said_once(recipe, tmp_path):
+    trainer = {"max_steps": 1, "per_device_train_batch_size": 5}
+    code, out, err = ended(start([*IMPRUVER_RUN, "--dry_run"], recipe(trainer=trainer)))
+    assert code == 0, err
+    repeated = "repeated: 2 of the 48 are seen twice an epoch, as they are no multiple of 10 (2 processes by 5)"
+    assert out.count(repeated) == 1
+    assert out.count("in each of 2 processes") == 1
+    code, out, err = ended(start(IMPRUVER_RUN, recipe(trainer=trainer, train_path="nowhere.jsonl")))
+    assert (code, out) == (1, "")
+    assert err.count("impruver-train: error:") == 1
+    assert "nowhere.jsonl is not there" in err
+
+
+def workers(pid):
+    """The processes of impruver_train below a launcher."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid and b"impruver_train" in words:
+            found.append(int(path.name))
+    return found
+
+
+def test_a_killed_worker_ends_all(recipe, tmp_path):
+    trainer = {"max_steps": 100000, "save_strategy": "no", "per_device_train_batch_size": 2}
+    process = start(IMPRUVER_RUN, recipe(trainer=trainer))
+    metrics = tmp_path / "out/metrics.jsonl"
+    for _ in range(1200):
+        if process.poll() is not None or (metrics.exists() and metrics.read_text()):
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, process.stderr.read()
+    found = workers(process.pid)
+    assert len(found) == 2
+    os.kill(found[1], signal.SIGKILL)
+    code, _, err = ended(process, 90)
+    assert code != 0
+    assert "Signal 9 (SIGKILL)" in err
+    for pid in found:
+        assert not Path(f"/proc/{pid}").exists()
