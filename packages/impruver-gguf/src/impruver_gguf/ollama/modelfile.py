@@ -85,7 +85,7 @@ def warn_about_dropped_characters(text: str | None) -> None:
         warn(f"the system prompt: Ollama drops characters that do not print, here {codes}")
 
 
-def _format_value(value: Any, name: str) -> str:
+def _format_value(value: object, name: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, (int, float)) else quote(str(value), f"gguf.parameters.{name}")

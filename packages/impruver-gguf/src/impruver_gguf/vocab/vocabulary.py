@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab
 from impruver_core.chat_template.rendering.renderer import compile_template
@@ -20,6 +19,7 @@ from impruver_gguf.vocab.sentencepiece_vocab import build_sentencepiece_vocab
 from impruver_gguf.vocab.token_types import Vocabulary
 
 GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
+Templates = str | list[dict[str, str]] | None  # a chat template, or named ones as tokenizer_config.json has them
 
 
 def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocabulary:
@@ -68,8 +68,8 @@ def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
     special.add_to_gguf(writer, quiet=True)
 
 
-def export_chat_template(templates: Any) -> Any:
-    """Strip a chat template, or each of a list of named ones as tokenizer_config.json has them; None stays None."""
+def export_chat_template(templates: Templates) -> Templates:
+    """Strip a chat template, or each of several."""
     if isinstance(templates, list):
         return [entry | {"template": strip_generation_tags(entry["template"])} for entry in templates]
     return strip_generation_tags(templates) if isinstance(templates, str) else templates
