@@ -27,7 +27,7 @@ def test_a_turn_with_tools_stays_whole():
     assert select_last_turns(messages, 5) == messages
 
 
-def test_the_session_counts_what_the_limit_puts_out_and_never_the_system_prompt():
+def test_dropped_turns_are_counted_and_the_system_prompt_stays():
     session = Conversation("be brief", history_limit=3)
     dropped = []
     for number in range(4):

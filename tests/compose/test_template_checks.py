@@ -168,7 +168,7 @@ def test_only_the_neighbourhood_of_the_difference_is_shown(gate, files):
     assert entry["example"]["prompt"].startswith("…")
 
 
-def test_an_empty_thought_that_the_model_writes_itself_is_learned(gate, files, learned):
+def test_an_empty_thought_of_the_model_is_trained_on(gate, files, learned):
     done, entry = gate([files.chat("a", "b", "c", "d")], EMPTY_THOUGHT)
     assert (entry["unlike_prompt"], entry["warnings"]) == (0, [])
     assert learned(done.train[0])[-1] == "<think>\n\n</think>\n\nd<|im_end|>"

@@ -46,7 +46,7 @@ def test_a_template_inline_and_from_a_file(folder):
     assert compute_template_fingerprint(from_file) != compute_template_fingerprint(inline)
 
 
-def test_additional_special_tokens_are_there_for_a_recipes_template(folder):
+def test_additional_special_tokens_reach_a_recipes_template(folder):
     template = "{% for m in messages %}{{ m.role + additional_special_tokens[0] + m.content + eos_token }}{% endfor %}"
     tokenizer = loaded(folder, f'  chat_template: "{template}"\n')
     first = get_special_tokens(tokenizer)["additional_special_tokens"][0]

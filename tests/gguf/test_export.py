@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from impruver_gguf import export
 from impruver_gguf.conversion.plan import plan_existing_file
 from safetensors import safe_open
 from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
@@ -97,7 +98,7 @@ def test_a_second_run_replaces_its_own_and_nothing_else(tiny, gguf):
     assert (tiny / "gguf/model-q8_0.gguf").read_bytes() == before
 
 
-def test_a_run_after_another_training_tells_what_is_not_made_anew(tiny, gguf):
+def test_a_run_after_another_training_names_what_is_not_new(tiny, gguf):
     assert gguf("--output_dir", tiny)[0] == 0
     before = (tiny / "gguf/model-f16.gguf").read_bytes()
     edit_weights(tiny / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill(2))
@@ -336,7 +337,7 @@ def test_a_stop_while_the_manifest_is_made_leaves_nothing(tiny, gguf, monkeypatc
     def stopped(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("impruver_gguf.export._build_manifest", stopped)
+    monkeypatch.setattr(export, "build_manifest", stopped)
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels")
     assert code == 2, told
     assert names(tiny) == []
@@ -446,7 +447,7 @@ KEEPS = (
 )
 
 
-def test_a_head_that_training_unties_and_other_outtypes_for_the_script(tmp_path, gguf, monkeypatch):
+def test_the_script_gets_untied_heads_and_other_outtypes(tmp_path, gguf, monkeypatch):
     make_llama(tmp_path / "base", QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
     save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["lm_head"])
     for name in ("base", "adapter"):

@@ -276,7 +276,7 @@ def test_gradient_checkpointing_under_lora_gives_the_same_losses(recipe, impruve
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_the_default_template_is_saved_where_the_tokenizer_has_none(recipe, impruver_train, tmp_path, tiny):
+def test_the_default_template_is_saved_with_a_bare_tokenizer(recipe, impruver_train, tmp_path, tiny):
     from impruver_core.chat_template.selection import DEFAULT_TEMPLATE
     from transformers import AutoTokenizer
 

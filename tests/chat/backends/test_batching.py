@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.transformers import batching as together
 from impruver_chat.backends.transformers.batch_sampling import choose_tokens
@@ -56,6 +55,9 @@ def test_greedy_answers_are_those_of_stream(way, babbler, prompts):
 
 def test_a_near_tie_is_decided_by_the_prompt_alone(babbler, prompts, monkeypatch):
     """With scores off by far more than fp32 is, but less than what counts as unsure, the answers stay."""
+
+    import torch
+
     wanted, asked = said(babbler, prompts, WAYS["drawn"], 16), []
     generate, alone = babbler.model.generate, babbler.compute_scores
     noise = torch.Generator().manual_seed(1)
@@ -77,6 +79,7 @@ def test_a_near_tie_is_decided_by_the_prompt_alone(babbler, prompts, monkeypatch
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.startswith("drawn")])
 def test_tokens_come_as_often_as_transformers_would_draw_them(way):
+    import torch
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     sampling, scores = WAYS[way], torch.randn(1, 100, generator=torch.Generator().manual_seed(0)) * 2
@@ -100,6 +103,8 @@ def test_batches_are_of_one_length_and_of_what_memory_holds(prompts):
 
 
 def test_less_memory_means_smaller_batches(babbler, prompts, monkeypatch):
+    import torch
+
     wanted, generate, sizes = said(babbler, prompts, GREEDY, 16), babbler.model.generate, []
 
     def limited(**options):

@@ -76,7 +76,7 @@ def test_a_context_without_room_is_told(backend):
     assert ask(backend, HI).text == ANSWER
 
 
-def test_the_model_gets_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, saved, monkeypatch):
+def test_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, saved, monkeypatch):
     from cyllama.llama import llama_cpp
     from impruver_core import encode_prompt
     from transformers import AutoTokenizer

@@ -1,7 +1,6 @@
 """The cache of the common prefix, kept between turns: the same answers, and only what is new is computed."""
 
 import pytest
-import torch
 from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
 from impruver_core.recipe.sections import TokenizerSection
@@ -43,7 +42,7 @@ def test_only_what_is_new_is_computed_and_the_answer_is_the_same(models):
     assert computed[0] == 1
 
 
-def test_what_the_template_changes_in_an_earlier_turn_is_computed_anew(models):
+def test_an_earlier_turn_that_the_template_changes_is_recomputed(models):
     backend, computed = transformers(models)
     for text in ("it", "quite another text", "", "it is it"):
         computed.clear()
@@ -77,6 +76,8 @@ def test_with_and_without_the_adapter_each_has_its_own(models):
 
 def test_a_window_that_has_moved_on_is_computed_anew(models):
     """Mistral's window forgets: going back behind it would be wrong."""
+
+    import torch
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ def blocks(out):
     return [(title, text.strip("\n")) for title, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def test_learned_text_stands_in_brackets_where_there_are_no_colours(shown, files):
+def test_target_tokens_are_in_brackets_without_colours(shown, files):
     row = files.chat("один?", " Ответ 🍏🍎,  два\tслова\n\nи всё", "b", "\x1b[31mc\u200b⟦d⟧ ", system="s")
     out = shown(1, [row])
     assert "\x1b" not in out

@@ -121,11 +121,11 @@ CHATML = CHATML.replace("<|assistant|>", "<|im_start|>assistant\n")
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN,
     ],
 )
-def test_no_template_in_go_where_it_is_not_needed_or_can_not_be_exact(template):
+def test_no_go_template_where_it_is_not_needed_or_not_exact(template):
     assert translate_to_go(template, {"eos_token": "<|im_end|>", "additional_special_tokens": []}, None) is None
 
 
-def test_sampling_comes_from_the_generation_config_and_the_recipe(adapter, gguf):
+def test_sampling_is_that_of_generation_config_and_recipe(adapter, gguf):
     saved = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
     (adapter / "generation_config.json").write_text(json.dumps(saved), encoding="utf-8")
     found = dict(made(gguf, adapter)[0])

@@ -270,7 +270,7 @@ def test_the_file_is_compared_with_the_merged_model(adapter, tiny, compared, ggu
 
 @pytest.mark.parametrize("ends", [["lm_head"], ["embed_tokens", "lm_head"]])
 @pytest.mark.parametrize("as_one", [True, False])
-def test_tied_ends_that_were_trained_are_those_of_the_model_in_training(ends, as_one, compared, tmp_path):
+def test_trained_tied_embeddings_equal_the_model_in_training(ends, as_one, compared, tmp_path):
     base, folder = tmp_path / "base", tmp_path / "adapter"
     make_llama(base, QUICKSTART, vocab_size=2048, tie_word_embeddings=True)
     save_adapter(base, folder, target_modules=ends, ensure_weight_tying=as_one)

@@ -151,7 +151,7 @@ UNMERGED = [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}]
 
 
 @pytest.mark.parametrize("more", UNMERGED, ids=str)
-def test_adapters_that_gguf_can_not_merge_are_told_before_training(more, recipe, impruver_train):
+def test_adapters_that_gguf_can_not_merge_are_named_early(more, recipe, impruver_train):
     code, _, err = impruver_train(recipe(lora=more), "--dry_run", "--quiet")
     assert code == 0, err
     assert f"lora.{next(iter(more))}" in err
