@@ -1,57 +1,62 @@
-"""Signals and keys that come at a moment when they can't be obeyed: they wait, and are not lost."""
+"""Signals and keys that come when they can't be obeyed at once: they wait, and are not lost."""
+
+from __future__ import annotations
 
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.runner import TerminationSignal
 
+if TYPE_CHECKING:
+    from prompt_toolkit.application import Application
+
 
 @contextmanager
-def exiting_on_sigterm(app: Any) -> Iterator[Callable[[], None]]:
-    """SIGTERM ends prompt-toolkit's loop in an orderly way: raised within it, it would be caught and lost there.
+def exiting_on_sigterm(app: Application) -> Iterator[Callable[[], None]]:
+    """End prompt-toolkit's loop on SIGTERM, in an orderly way: raised within it, it would be caught and lost there.
 
-    What is given is to be called when the loop has begun: the signal may have come before.
+    Yields a function to be called when the loop has begun: the signal may have come before.
     """
-    came: list[bool] = []
+    received: list[bool] = []
 
-    def leave(*_: Any) -> None:
-        came.append(True)
+    def exit_app(*_: Any) -> None:
+        received.append(True)
         if app.loop is not None:
-            app.loop.call_soon_threadsafe(end)
+            app.loop.call_soon_threadsafe(end_loop)
 
-    def end() -> None:
-        if came and app.future is not None and not app.is_done:
+    def end_loop() -> None:
+        if received and app.future is not None and not app.is_done:
             app.exit(exception=EOFError())
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, exit_app)
     try:
-        yield end
+        yield end_loop
     finally:
         signal.signal(signal.SIGTERM, before)
-        if came:
+        if received:
             raise TerminationSignal
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl+C waits until what is done here is done: half a line on the screen can't be taken up again."""
-    came: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    """Hold Ctrl+C back until the end: half a line on the screen can't be taken up again."""
+    received: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
+    if received:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def without_echo() -> Iterator[None]:
-    """What is typed meanwhile is not echoed into the answer; it is there for the next prompt, Ctrl+D as well."""
+    """Keep what is typed meanwhile out of the answer; it is there for the next prompt, Ctrl+D as well."""
     if not sys.stdin.isatty() or os.name != "posix":
         yield
         return
