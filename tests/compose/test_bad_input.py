@@ -51,7 +51,7 @@ def test_neither_template_nor_ends(refused, files, tmp_path):
     assert all(part in message for part in told), message
 
 
-def test_no_usable_rows_are_told_by_reason_with_the_first_of_each(refused, files, tmp_path):
+def test_without_usable_rows_the_first_of_each_reason_is_named(refused, files, tmp_path):
     (tmp_path / "mine.py").write_text("def turns(row, mapping):\n    return list(row['messages'])\n")
     files.write("data.jsonl", [{"messages": []}, {"messages": [{"role": "user", "content": "a"}]}, {"x": 1}] * 3)
     message = refused(data={"converter": "mine.turns"})
@@ -60,7 +60,7 @@ def test_no_usable_rows_are_told_by_reason_with_the_first_of_each(refused, files
     assert told == {
         "bad_row": ["3", "row 0: messages is empty"],
         "converter_failed": ["3", "row 2: turns: TypeError: 'NoneType' object is not iterable"],
-        "nothing_to_learn": ["3", "row 1: no assistant's turn is learned (roles: user)"],
+        "nothing_to_learn": ["3", "row 1: no assistant's turn is trained on (roles: user)"],
     }
 
 

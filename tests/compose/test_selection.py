@@ -31,7 +31,7 @@ def test_rows_with_the_same_prompt_land_on_the_same_side(composed, files, texts)
     assert not any(f"user\n{prompt}<|im_end|>" in text for text in texts(done.train) for prompt in in_val)
 
 
-def test_another_last_answer_is_the_same_prompt_and_another_turn_is_not(composed, files):
+def test_another_answer_is_the_same_prompt_another_turn_is_not(composed, files):
     files.write("a.jsonl", [files.chat("a", "b", "c", f"answer {number}") for number in range(6)])
     files.write("b.jsonl", [files.chat("a", f"b{number}", "c", "answer") for number in range(6)])
     names = {"method": "none"}
@@ -45,7 +45,7 @@ JOINED = (  # as Mistral's: what stands before the question, and so its first to
 )
 
 
-def test_the_same_question_behind_another_system_prompt_is_the_same_prompt(composed, files):
+def test_the_system_prompt_does_not_make_another_prompt(composed, files):
     systems = (None, "Be kind.", "be brief\n")
     rows = [
         files.chat(f"river question {number}" + " " * at, f"answer {number} {at}", system=system)

@@ -94,19 +94,19 @@ ENDS = {
         lambda files: files.unlike(3),
         {"data": {"add_global_eos": False}},
         0,
-        ["learned in 0 of 3 rows", NO_END, "add_global_eos is off", "the model won't learn to stop"],
+        ["trained on in 0 of 3 rows", NO_END, "add_global_eos is off", "the model won't learn to stop"],
     ),
     "the last answer is not learned": (
         lambda files: [*files.unlike(3), last_unlearned(files)],
         {},
         3,
-        ["learned in 3 of 4 rows", NO_END, "the last answer has train: false"],
+        ["trained on in 3 of 4 rows", NO_END, "the last answer has train: false"],
     ),
     "rows go on": (
         lambda files: [*files.unlike(3), files.chat("a", "b", "c")],
         {},
         3,
-        ["learned in 3 of 4 rows", "rows go on behind their last answer"],
+        ["trained on in 3 of 4 rows", "rows go on behind their last answer"],
     ),
 }
 
@@ -168,7 +168,7 @@ def test_only_the_neighbourhood_of_the_difference_is_shown(gate, files):
     assert entry["example"]["prompt"].startswith("…")
 
 
-def test_an_empty_thought_that_the_model_writes_itself_is_learned(gate, files, learned):
+def test_an_empty_thought_of_the_model_is_trained_on(gate, files, learned):
     done, entry = gate([files.chat("a", "b", "c", "d")], EMPTY_THOUGHT)
     assert (entry["unlike_prompt"], entry["warnings"]) == (0, [])
     assert learned(done.train[0])[-1] == "<think>\n\n</think>\n\nd<|im_end|>"

@@ -111,7 +111,7 @@ def test_it_is_refused(clone, case):
     assert clone.git("tag") == ""
 
 
-def test_all_faults_are_told_at_once_and_a_wheel_that_fails_is_not_tagged(clone):
+def test_all_faults_are_named_and_a_failing_wheel_is_not_tagged(clone):
     clone.edit("core/CHANGELOG.md", "## 0.1.0 (a day)", "## Unreleased")
     clone.edit("README.md", "Impruver", "Impruver!", commit=False)
     done = clone.release("impruver-core")

@@ -35,7 +35,7 @@ def test_an_adapter_whose_base_is_missing(name, word, adapter, refused):
     refused(adapter, name, word, "--set model.name=FOLDER")
 
 
-def test_the_base_that_peft_noted_is_taken_where_the_recipe_names_none(adapter, tiny_base, gguf):
+def test_the_adapters_own_base_is_used_without_one_in_the_recipe(adapter, tiny_base, gguf):
     (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: []}", encoding="utf-8")
     assert json.loads((adapter / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"] == str(tiny_base)
     assert gguf("--output_dir", adapter)[0] == 0

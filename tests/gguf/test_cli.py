@@ -35,7 +35,7 @@ def test_help_is_fast_and_names_the_keys():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-def test_help_and_sections_import_neither_numpy_nor_a_model_library():
+def test_help_and_sections_import_no_numpy_or_model_library():
     code = "import sys, impruver_gguf.cli, impruver_gguf.sections; print(*sys.modules)"
     loaded = run("-c", code).stdout.split()
     assert not {"numpy", "gguf", "cyllama", "tokenizers", "huggingface_hub"} & set(loaded)

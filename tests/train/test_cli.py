@@ -105,7 +105,7 @@ def test_explicit_bf16_on_a_cpu_without_it_warns_with_the_reason(recipe, impruve
     assert ("30 times slower" in err) != has_bf16("cpu")
 
 
-def test_what_transformers_says_of_its_own_defaults_is_not_repeated(recipe, parts, as_process):
+def test_transformers_notes_on_its_own_defaults_are_not_repeated(recipe, parts, as_process):
     model = {
         "name": None,
         "class": "transformers.GPT2LMHeadModel",

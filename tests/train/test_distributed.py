@@ -65,7 +65,7 @@ def test_launched_losses_are_those_of_one_process(launcher, recipe, impruver_tra
     assert manifest["counts"]["steps"] == 3
 
 
-def test_stopped_and_gone_on_with_two_processes_equal_unstopped_ones(recipe, tmp_path):
+def test_resuming_with_two_processes_equals_an_unstopped_run(recipe, tmp_path):
     put_beside_recipe("stopper", tmp_path)
     trainer = {"class": "stopper.StopTrainer", "max_steps": 6, "per_device_train_batch_size": 2}
 

@@ -113,7 +113,7 @@ def start_beside(config):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_second_signal_ends_at_once_and_one_before_the_first_step_too(recipe, start, tmp_path):
+def test_a_second_signal_or_an_early_one_ends_at_once(recipe, start, tmp_path):
     config = recipe(trainer=TRAINER)
     process = start(config, WAIT="1")
     reached(process)

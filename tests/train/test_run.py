@@ -67,7 +67,7 @@ def test_what_is_saved_says_what_was_trained(method, probed, parts):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     import torch
-    from impruver_core.modeling.checkpoint_checks import disable_cpu_4bit_repacking
+    from impruver_core.modeling.loading import disable_cpu_4bit_repacking
     from transformers import BitsAndBytesConfig
 
     out, kept = probed(**METHODS[f"lora-{bits}bit"])
@@ -276,7 +276,7 @@ def test_gradient_checkpointing_under_lora_gives_the_same_losses(recipe, impruve
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_the_default_template_is_saved_where_the_tokenizer_has_none(recipe, impruver_train, tmp_path, tiny):
+def test_the_default_template_is_saved_with_a_bare_tokenizer(recipe, impruver_train, tmp_path, tiny):
     from impruver_core.chat_template.selection import DEFAULT_TEMPLATE
     from transformers import AutoTokenizer
 

@@ -11,7 +11,7 @@ def turn(word, answer=None):
     return [*messages, {"role": "assistant", "content": answer}] if answer is not None else messages
 
 
-def test_answers_rows_in_their_order_and_everything_else_passed_through(answers, recipe):
+def test_answers_keep_the_order_and_the_other_fields_of_rows(answers, recipe):
     rows = [
         {"prompt": "green", "id": 7, "tags": ["a", None]},
         {"messages": turn("red"), "source": "x"},
@@ -78,7 +78,7 @@ def test_a_row_that_cant_be_asked_becomes_an_error_row(answers, recipe, models, 
     assert "7 of them with an error" in out
 
 
-def test_tools_and_template_arguments_of_a_row_reach_the_template(answers, recipe, copy):
+def test_a_rows_tools_and_arguments_reach_the_template(answers, recipe, copy):
     folder = copy("full")
     template = "{% if not tools or mood is not defined %}{{ raise_exception('missing') }}{% endif %}"
     inherited = (folder / "chat_template.jinja").read_text()
@@ -90,7 +90,7 @@ def test_tools_and_template_arguments_of_a_row_reach_the_template(answers, recip
     assert "missing" in got[1]["error"]
 
 
-def test_the_system_prompt_stands_before_prompts_and_never_changes_messages():
+def test_the_system_prompt_precedes_prompts_but_not_messages():
     by_prompt = parse_question(1, {"prompt": "hi"}, "be brief")
     assert by_prompt.messages == [{"role": "system", "content": "be brief"}, *turn("hi")]
     assert parse_question(1, {"messages": turn("hi")}, "be brief").messages == turn("hi")
@@ -139,7 +139,7 @@ def test_its_own_output_is_replaced_and_nobody_elses(chat, recipe, write_jsonl, 
     assert (tmp_path / "a.jsonl").read_text() == "mine\n"
 
 
-def test_a_line_longer_than_the_context_is_an_error_row_or_stops_it(answers, chat, recipe, write_jsonl, tmp_path):
+def test_a_row_longer_than_the_context_is_an_error_or_a_stop(answers, chat, recipe, write_jsonl, tmp_path):
     rows = [{"prompt": "red"}, {"prompt": "x " * 5000, "id": 1}, {"prompt": "blue"}]
     got, _, _ = answers(recipe(), rows)
     error = "the prompt takes 10,003 tokens, and the model's context is 4,096"

@@ -112,7 +112,7 @@ def test_stopped_before_any_answer_it_leaves_nothing(command, monkeypatch, tmp_p
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_rows_leave_a_pipe_batch_by_batch_and_a_file_is_sorted_further(chat, recipe, write_jsonl, asked, tmp_path):
+def test_a_pipe_is_answered_in_batches_and_a_file_sorted_further(chat, recipe, write_jsonl, asked, tmp_path):
     path = write_jsonl([{"prompt": word} for word in QUESTIONS])
     flags = ["--config", recipe(), "--input", path, "--batch_size", "2", "--output"]
     code, out, _ = chat(*flags, "-")

@@ -18,7 +18,7 @@ def chosen(tmp_path):
     return choose_from
 
 
-def test_without_anything_the_first_impruvers_values_at_a_terminal_and_greedy_for_files(chosen):
+def test_defaults_sample_at_a_terminal_and_are_greedy_for_files(chosen):
     assert chosen(None) == SamplingParams(200, 1.2, True, 0.5, 0.6, 40)
     assert chosen(None, interactive=False) == SamplingParams(200, 1.0, False, 0.5, 0.6, 40)
 

@@ -75,7 +75,7 @@ CALLING = [
 @pytest.mark.parametrize("name", THINKING)
 def test_reasoning_of_stock_templates(name, size):
     template = Template(name)
-    assert template.marks.has_reasoning_field
+    assert template.marks.reasoning.has_field
     message, pieces = heard(template.marks, template.said(THOUGHT), size)
     assert message == THOUGHT
     assert pieces | {"reasoning": pieces["reasoning"].strip()} == {
@@ -96,7 +96,7 @@ def test_calls_of_stock_templates(name, count):
     assert pieces["text"].strip() == ""
 
 
-def test_a_template_that_has_a_role_for_calls_too_gets_them_as_the_model_made_them():
+def test_calls_stay_as_the_model_wrote_them_for_a_role_of_calls():
     template = Template("Qwen-Qwen3-Coder-Next")
     called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALLS[0]}]}
     message, _ = heard(template.marks, template.said(called))
@@ -128,7 +128,7 @@ def test_what_is_no_call_is_shown_as_text(broken):
     assert pieces["text"] == message["content"]
 
 
-def test_json_alone_is_a_call_where_calls_are_messages_of_a_role_of_their_own():
+def test_bare_json_is_a_call_where_calls_have_a_role():
     template = Template("NousResearch-Meta-Llama-3.1-8B-Instruct")
     assert template.marks.supports_function_roles
     text = json.dumps(CALLS[0])
@@ -137,7 +137,7 @@ def test_json_alone_is_a_call_where_calls_are_messages_of_a_role_of_their_own():
     assert heard(TemplateMarkers(), text)[0] == {"role": "assistant", "content": text}
 
 
-def test_reasoning_that_the_template_takes_in_the_text_stays_there():
+def test_reasoning_stays_in_the_text_where_the_template_wants_it():
     message, pieces = heard(TemplateMarkers(), "<think>hm</think>\n\nyes")
     assert message == {"role": "assistant", "content": "<think>hm</think>\n\nyes"}
     assert pieces == {"reasoning": "hm", "text": "yes"}

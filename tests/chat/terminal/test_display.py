@@ -106,7 +106,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("sizes", [(30, 90), (90, 30), (61, 60), (20, 12)], ids=str)
 @pytest.mark.parametrize("name", TEXTS)
-def test_in_a_window_of_another_size_nothing_is_shown_twice_or_lost(name, sizes, terminal, tmp_path):
+def test_a_resized_window_shows_nothing_twice_and_loses_nothing(name, sizes, terminal, tmp_path):
     path = tmp_path / "text.md"
     path.write_text(TEXTS[name], encoding="utf-8")
     window = terminal("-c", DRAW, path, 5, "text", columns=60, rows=60)

@@ -55,7 +55,7 @@ def test_typing_several_lines_history_and_leaving(started, recipe, tmp_path):
     assert again.left() == 0
 
 
-def test_it_streams_and_ctrl_c_stops_an_answer_then_leaves_at_the_prompt(started, recipe, tmp_path):
+def test_ctrl_c_stops_an_answer_and_leaves_at_the_prompt(started, recipe, tmp_path):
     window = started("--config", recipe("babbler"), *GREEDY, "--max_new_tokens", "3900")
     window.type("tell me a lot")
     window.until(lambda text: len(text.partition("> tell me a lot")[2].strip()) > 5)  # the first of thousands of tokens
@@ -72,7 +72,7 @@ def test_it_streams_and_ctrl_c_stops_an_answer_then_leaves_at_the_prompt(started
     assert 5 < len(said) < 3000
 
 
-def test_reasoning_is_dim_calls_are_shown_and_answers_are_markdown(started, recipe, thinker):
+def test_reasoning_is_dim_and_answers_are_markdown(started, recipe, thinker):
     window = started("--config", recipe(thinker), *GREEDY)
     window.type("think")
     assert "let me see\n\nответ\n" in window.prompted(2)
@@ -187,8 +187,7 @@ def test_ctrl_d_typed_into_an_answer_leaves_at_the_next_prompt(started, recipe):
 
 LEAVING = """
 import os, signal
-from impruver_chat.terminal.interrupts import exiting_on_sigterm
-from impruver_chat.terminal.prompt_input import make_editor
+from impruver_chat.terminal.prompt_input import exiting_on_sigterm, make_editor
 session = make_editor([])
 with exiting_on_sigterm(session.app) as begun:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -196,7 +195,7 @@ with exiting_on_sigterm(session.app) as begun:
 """
 
 
-def test_sigterm_that_comes_before_the_prompt_has_begun_is_not_lost(terminal, tmp_path):
+def test_sigterm_before_the_prompt_begins_is_not_lost(terminal, tmp_path):
     window = terminal("-c", LEAVING, IMPRUVER_CACHE=str(tmp_path))
     assert window.left() == 1
     assert "TerminationSignal" in window.text()

@@ -38,7 +38,7 @@ def test_a_path_or_a_line_of_code_is_a_question(talk, recipe, tmp_path):
     assert [message["content"] for message in read_jsonl(tmp_path / "a")[0]["messages"][::2]] == asked
 
 
-def test_history_grows_is_cut_at_its_limit_and_the_system_prompt_stays(talk, recipe, given, tokenizer, tmp_path):
+def test_history_is_cut_at_its_limit_after_the_system_prompt(talk, recipe, given, tokenizer, tmp_path):
     path = tmp_path / "saved.jsonl"
     lines = ["red", "green", "blue", f"/save {path}", "/reset", "white"]
     out, err = talk(recipe(chat={"history_limit": 3, "system_prompt": "be brief"}), *lines, flags=["--quiet"])

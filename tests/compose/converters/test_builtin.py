@@ -280,7 +280,7 @@ def test_users_own_converter(composed, files, texts, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["alone", "old"])
-def test_own_converters_of_the_row_alone_and_of_the_first_impruvers_form(name, composed, files, texts, tmp_path):
+def test_own_converters_in_both_forms(name, composed, files, texts, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     files.write("data.jsonl", [{"wish": "hi"}])
     done = composed(data={"converter": f"mine.{name}", "mapping": {"wish": "wish"}})

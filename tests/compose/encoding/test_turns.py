@@ -75,9 +75,7 @@ def templated(tokenizer_dir):
 
 @pytest.mark.parametrize("template", ["chatml", "without an end", "strips"])
 @pytest.mark.parametrize("turns", ["all", "last", "each"])
-def test_lines_are_leading_parts_of_which_the_last_turn_is_learned(
-    turns, template, rows, composed, files, templated, learned
-):
+def test_lines_are_leading_parts_trained_on_their_last_turn(turns, template, rows, composed, files, templated, learned):
     text = {"chatml": files.chatml, "without an end": files.bare, "strips": STRIPS}[template]
     files.write("data.jsonl", rows)
     done = composed(data={"turns": turns}, tokenizer={"chat_template": text})

@@ -236,7 +236,7 @@ def test_num_proc_below_one(number, refused, files):
     assert f"--num_proc must be at least 1, not {number}" in refused("--num_proc", number)
 
 
-def test_the_room_that_is_needed_is_that_of_the_rows_that_are_chosen(composed, files, monkeypatch):
+def test_disk_space_is_estimated_for_the_chosen_rows_only(composed, files, monkeypatch):
     asked = []
     monkeypatch.setattr("impruver_core.io.disk_space.check_free_space", lambda path, needed: asked.append(needed))
     rows = files.write("data.jsonl", files.unlike(ROWS))

@@ -34,14 +34,14 @@ def blocks(out):
     return [(title, text.strip("\n")) for title, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def test_learned_text_stands_in_brackets_where_there_are_no_colours(shown, files):
+def test_target_tokens_are_in_brackets_without_colours(shown, files):
     row = files.chat("один?", " Ответ 🍏🍎,  два\tслова\n\nи всё", "b", "\x1b[31mc\u200b⟦d⟧ ", system="s")
     out = shown(1, [row])
     assert "\x1b" not in out
     assert "\ufffd" not in out
-    assert out.startswith("⟦learned⟧, all else is not\n")
+    assert out.startswith("⟦trained on⟧, all else is not\n")
     ((title, text),) = blocks(out)
-    assert re.fullmatch(r"data set 0 \(data.jsonl\), row 0, conversation 0: \d+ tokens, \d+ learned", title)
+    assert re.fullmatch(r"data set 0 \(data.jsonl\), row 0, conversation 0: \d+ tokens, \d+ trained on", title)
     assert text == (
         "<s><|im_start|>system⏎\ns<|im_end|>⏎\n<|im_start|>user⏎\nодин?<|im_end|>⏎\n<|im_start|>assistant⏎\n"
         "⟦·Ответ 🍏🍎,··два→\tслова⏎\n⏎\nи всё<|im_end|>⟧⏎\n<|im_start|>user⏎\nb<|im_end|>⏎\n<|im_start|>assistant⏎\n"

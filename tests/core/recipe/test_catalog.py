@@ -77,7 +77,7 @@ def test_what_is_no_recipe(installed, name, what):
         find_recipe(name)
 
 
-def test_local_beside_the_recipe_then_the_working_folder_then_the_installed(installed, tmp_path):
+def test_recipes_are_looked_up_locally_before_the_installed_ones(installed, tmp_path):
     beside = tmp_path / "beside"
     beside.mkdir()
     assert find_local("quickstart/rows.jsonl", beside) == installed / "quickstart" / "rows.jsonl"

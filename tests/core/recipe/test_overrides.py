@@ -71,7 +71,7 @@ def test_list_items_go_by_number(load):
     assert recipe.lora["target_modules"] == ["k", "v"]
 
 
-def test_numbers_stay_those_of_the_recipe_when_an_item_is_removed(load):
+def test_removing_an_item_keeps_the_numbers_of_the_recipe(load):
     recipe = load("datasets.0=null", "datasets.1.split=x")
     assert [(each.name, each.split) for each in recipe.datasets] == [("b", "x")]
 

@@ -170,7 +170,7 @@ def test_a_merge_is_pefts_on_other_bases(kind, gguf, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_updates_far_larger_than_the_weights_are_merged_as_peft_does(kind, gguf, tmp_path):
+def test_updates_larger_than_the_weights_are_merged_as_in_peft(kind, gguf, tmp_path):
     """What is left where they cancel the weights shows each rounding of the sums: numpy's BLAS was off by steps."""
     base = tmp_path / "base"
     if kind == "llama":
@@ -211,7 +211,7 @@ def bare(tensors):
         tensors[name.removeprefix("transformer.")] = tensors.pop(name)
 
 
-def test_padding_and_truncation_of_tokenizer_json_are_no_part_of_the_vocabulary(gguf, tiny, tmp_path):
+def test_padding_and_truncation_are_no_part_of_the_vocabulary(gguf, tiny, tmp_path):
     from tokenizers import Tokenizer
 
     plain = exported(gguf, tiny, tmp_path).read_bytes()

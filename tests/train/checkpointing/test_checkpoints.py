@@ -62,7 +62,7 @@ def goes_on(recipe, impruver_train, checkpoint, tmp_path, **trainer):
     return impruver_train(recipe(output_dir=str(tmp_path / name), trainer=keys)), tmp_path / name
 
 
-def test_a_given_checkpoint_goes_on_with_the_settings_of_the_recipe(recipe, impruver_train, checkpoint, tmp_path, tiny):
+def test_a_given_checkpoint_resumes_with_the_recipes_settings(recipe, impruver_train, checkpoint, tmp_path, tiny):
     def rows(**trainer):
         (code, _, err), out = goes_on(recipe, impruver_train, checkpoint, tmp_path, **trainer)
         assert code == 0, err

@@ -23,7 +23,7 @@ def test_finished_and_unchanged_is_one_line(recipe, impruver_train, tmp_path):
     assert files(tmp_path / "out") == before
 
 
-def test_another_recipe_is_refused_with_the_differences_and_overwrite_starts_anew(recipe, impruver_train, tmp_path):
+def test_another_recipe_is_refused_and_overwrite_starts_anew(recipe, impruver_train, tmp_path):
     assert impruver_train(recipe())[0] == 0
     mine = tmp_path / "out" / "notes.txt"
     mine.write_text("mine")
@@ -62,9 +62,7 @@ def unfinished(recipe, impruver_train, tmp_path, monkeypatch):
     return {"trainer": trainer}
 
 
-def test_unfinished_work_of_another_run_is_refused_with_the_differences(
-    recipe, impruver_train, unfinished, parts, tmp_path, tiny
-):
+def test_unfinished_work_of_another_run_is_refused(recipe, impruver_train, unfinished, parts, tmp_path, tiny):
     before = files(tmp_path / "out")
     data = write_jsonl(tmp_path / "data.jsonl", read_jsonl(parts / "train.jsonl")[1:])
     path = recipe(**unfinished, train_path=str(data), lora={"r": 2})

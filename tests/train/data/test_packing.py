@@ -5,6 +5,7 @@ import json
 
 import numpy
 import pytest
+from impruver_core.errors import ImpruverError
 from support.jsonl import read_jsonl, write_jsonl
 
 IGNORED = -100
@@ -167,13 +168,23 @@ def test_packs_longer_than_the_positions_a_model_has():
     assert batch["position_ids"][1].tolist() == [0, 1, *[*range(10)] * 3, *range(8)]
 
 
-def test_a_vocabulary_of_a_few_tokens_is_packed(parts):
+def test_mixed_rows_are_seen_with_a_vocabulary_of_six_tokens(monkeypatch):
+    import torch
     from impruver_train.data.packing import require_apart
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    require_apart(
-        LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=6))
+    model = LlamaForCausalLM(
+        LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=6, initializer_range=0.5)
     )
+    require_apart(model)
+    forward = model.forward
+
+    def mix(position_ids, **inputs):
+        return forward(position_ids=torch.arange(position_ids.shape[1])[None], **inputs)  # as one row
+
+    monkeypatch.setattr(model, "forward", mix)
+    with pytest.raises(ImpruverError, match="packed rows see each other"):
+        require_apart(model)
 
 
 VARIANTS = {
@@ -240,7 +251,7 @@ def test_models_that_mix_rows_are_refused_before_weights(kind, recipe, impruver_
     assert impruver_train(recipe(lora=None, model=model, tokenizer={"name": str(parts / "base")}), "--dry_run")[0] == 0
 
 
-def test_a_leak_that_no_rule_foresees_is_found_in_the_loaded_model(recipe, impruver_train, tmp_path):
+def test_an_unforeseen_leak_is_found_in_the_loaded_model(recipe, impruver_train, tmp_path):
     """A custom class whose forward mixes neighbours passes every rule, and not the trial of two rows."""
     (tmp_path / "leaky.py").write_text(
         "from transformers import LlamaForCausalLM\n"

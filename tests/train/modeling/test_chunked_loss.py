@@ -199,7 +199,7 @@ class Looks(Trainer):
 """
 
 
-def test_a_trainer_of_ones_own_sees_all_logits_and_the_same_losses(recipe, impruver_train, tmp_path, tiny):
+def test_a_custom_trainer_sees_all_logits_and_the_same_losses(recipe, impruver_train, tmp_path, tiny):
     (tmp_path / "looks.py").write_text(LOOKS, encoding="utf-8")
     losses = {}
     for name, more in (("plain", {}), ("own", {"class": "looks.Looks"})):

@@ -104,7 +104,7 @@ def test_transformers_4_57_loads_it_and_says_the_same(transformers_4, recipe, im
         assert torch.allclose(then["logits"], now["logits"], atol=1e-5), case["out"]
 
 
-def test_a_configuration_that_refuses_the_older_names_stays_as_it_is(tmp_path):
+def test_a_config_that_refuses_the_older_names_stays_as_it_is(tmp_path):
     """Gemma 4 wants no theta of all layers: a run of it would end in a traceback, trained and unsaid."""
     from impruver_train.saving.transformers4_compat import widen_config
     from transformers import AutoConfig, Gemma4TextConfig

@@ -64,6 +64,12 @@ PLAIN_RUNS = {
     "NousResearch-Hermes-3-Llama-3.1-8B": ("<|im_end|>", "", ""),
 }
 
+WITHOUT_SYSTEM = {  # why a system message is refused
+    "mistralai-Mistral-7B-Instruct-v0.3": "template_lost_text",
+    "mistralai-Mistral-Nemo-Instruct-2407": "template_lost_text",
+    "google-gemma-2-2b-it": "template_refused",
+}
+
 
 @pytest.mark.parametrize("name", PLAIN_RUNS)
 def test_plain_answers(name):
@@ -71,9 +77,8 @@ def test_plain_answers(name):
     tokenizer = tokenizer_for(stock_template(name))
     for messages in (PLAIN, [system("Be brief."), *PLAIN]):
         (row,) = encode_chats(tokenizer, [messages], add_bos=False, add_eos=False)
-        if isinstance(row, Refused):
-            assert row.reason in ("template_refused", "template_lost_text")
-            assert messages[0]["role"] == "system"
+        if messages is not PLAIN and name in WITHOUT_SYSTEM:
+            assert row.reason == WITHOUT_SYSTEM[name]
             continue
         assert row.input_ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         runs = target_runs(tokenizer, row)
@@ -134,7 +139,7 @@ def test_tool_calls_are_learned_and_results_are_not():
             assert target_runs(tokenizer, encode_chat(tokenizer, as_role, TOOLS)) == runs, name
 
 
-def test_a_function_call_rendered_as_a_role_is_a_turn_with_its_header_behind_the_shared_part():
+def test_a_function_call_as_a_role_is_a_turn_with_its_header():
     tokenizer = tokenizer_for(SMOLLM2_TEMPLATE)
     messages = [
         user("a"),
@@ -248,7 +253,7 @@ def test_without_a_template():
         encode_chat(tokenizer, PLAIN)
 
 
-def test_several_named_templates_and_a_change_of_the_same_tokenizer():
+def test_named_templates_and_a_changed_template():
     tokenizer = tokenizer_for(stock_template("Qwen-Qwen2.5-7B-Instruct"))
     tokenizer.chat_template = {
         "default": "D{% for m in messages %}{{ m.content }}</s>{% endfor %}",

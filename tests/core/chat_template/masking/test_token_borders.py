@@ -15,7 +15,6 @@ from support.tokenizers import (
     tokenizer_for,
 )
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 BARE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -98,6 +97,8 @@ def test_200_turns_are_linear_in_renderings(monkeypatch):
 
 def test_a_tokenizer_of_another_making():
     """Special tokens declared in transformers' own ways are special, whichever way it was."""
+    from transformers import PreTrainedTokenizerFast
+
     declared = [
         lambda t: t.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}),
         lambda t: t.add_special_tokens({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}),

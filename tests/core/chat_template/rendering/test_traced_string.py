@@ -42,7 +42,7 @@ OPERATIONS = [
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_operation_gives_the_string_that_str_gives_and_true_sources(seed):
+def test_operations_equal_those_of_str_and_keep_true_sources(seed):
     chance = random.Random(seed)
     for _ in range(200):
         text = "".join(chance.choice("abc \nя") for _ in range(chance.randrange(40)))

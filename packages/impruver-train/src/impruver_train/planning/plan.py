@@ -72,7 +72,7 @@ def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
     from impruver_core.tokenizer import load_tokenizer
 
     model, lora, given, recipe_dir = recipe.model, recipe.lora, recipe.trainer | recipe.ddp, recipe.base_dir
-    tokenizer = load_tokenizer(recipe.tokenizer, model.name, recipe_dir=recipe_dir)
+    tokenizer = load_tokenizer(recipe.tokenizer, model.name, recipe_dir=recipe_dir, warn=warn)
     config, vocabulary = build.model_config(model, tokenizer, recipe_dir)
     new_ids = build.new_token_ids(recipe.tokenizer, tokenizer, model, config, recipe_dir)
     values, notes = arguments.argument_values(given)
