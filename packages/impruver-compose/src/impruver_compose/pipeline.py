@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import resolve_recipe
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
@@ -106,7 +107,7 @@ def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
 def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob], int | None]:
     """Loads the tokenizer and the data sets; with their jobs the longest row where a data set says nothing else."""
     import_libraries()
-    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir)
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir, warn=warn)
     check_fast_tokenizer(tokenizer)
     max_length = resolve_max_length(recipe.tokenizer.max_tokens_count, tokenizer, recipe.model, recipe.base_dir)
     shared = {"tokenizer": tokenizer, "template_kwargs": recipe.tokenizer.chat_template_kwargs or {}}
