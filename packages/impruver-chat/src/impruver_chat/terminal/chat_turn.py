@@ -7,12 +7,11 @@ from impruver_core.cli.console import log_always, log_info, warn
 from impruver_core.errors import RefusedError
 
 from impruver_chat.backends.base import Backend, Prompt
-from impruver_chat.conversation import Conversation, NoAnswerError, PromptWindow
+from impruver_chat.conversation import Conversation, NoAnswerError
 from impruver_chat.generation.parameters import SamplingParams
 from impruver_chat.responses.stream_parser import ResponseStreamParser, get_tool_calls
 from impruver_chat.responses.tool_call_parser import format_call
-from impruver_chat.terminal.display import MarkdownDisplay, PlainDisplay
-from impruver_chat.terminal.interrupts import uninterrupted
+from impruver_chat.terminal.display import MarkdownDisplay, PlainDisplay, uninterrupted
 
 
 @dataclass
@@ -25,12 +24,6 @@ class ChatContext:
     seed: int
     display: PlainDisplay | MarkdownDisplay
     compare: bool = False
-
-
-def ask_question(chat: ChatContext, text: str) -> None:
-    """Add a question, and have the model answer it."""
-    chat.conversation.add_question(text)
-    answer_question(chat)
 
 
 def answer_question(chat: ChatContext) -> None:
@@ -63,7 +56,12 @@ def build_prompt(chat: ChatContext) -> Prompt | None:
     except (RefusedError, NoAnswerError, KeyboardInterrupt) as error:
         warn(f"not asked: {str(error) or 'stopped'}")
         return None
-    log_forgotten_messages(window, conversation.history_limit, backend.context_length)
+    if window.forgotten_by_limit:
+        reason = f"chat.history_limit is {conversation.history_limit}"
+        log_info(f"note: the {window.forgotten_by_limit} oldest messages are forgotten: {reason}")
+    if window.forgotten_by_context:
+        reason = f"the model's context is {backend.context_length} tokens"
+        log_info(f"note: the {window.forgotten_by_context} oldest messages are forgotten: {reason}")
     if window.max_new_tokens < wanted:
         log_info(f"note: the context leaves {window.max_new_tokens} tokens for the answer")
     return Prompt(window.ids, window.max_new_tokens, seed)
@@ -91,14 +89,3 @@ def stream_answer(chat: ChatContext, prompt: Prompt) -> tuple[dict | None, bool]
     elif not has_text:
         log_always("(the model said nothing)")
     return (message if has_text or not was_stopped else None), was_stopped
-
-
-def log_forgotten_messages(window: PromptWindow, history_limit: int, context_length: int | None) -> None:
-    """Say that the oldest messages are no longer part of the prompt, and why."""
-    reasons = [
-        (window.forgotten_by_limit, f"chat.history_limit is {history_limit}"),
-        (window.forgotten_by_context, f"the model's context is {context_length} tokens"),
-    ]
-    for count, reason in reasons:
-        if count:
-            log_info(f"note: the {count} oldest messages are forgotten: {reason}")

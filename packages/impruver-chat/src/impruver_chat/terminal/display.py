@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from os.path import commonprefix
@@ -18,7 +21,6 @@ from typing import TYPE_CHECKING
 from impruver_core.cli.console import write_stream
 
 from impruver_chat.responses.stream_parser import REASONING
-from impruver_chat.terminal.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -129,10 +131,12 @@ class MarkdownDisplay:
 
     def _adapt_to_size(self) -> None:
         """In a window of another size what was drawn is final, but for a last line that still fits."""
+        from rich.cells import cell_len
+
         if get_terminal_size() == self._size:
             return
         self._size = get_terminal_size()
-        fits = measure_width(self._live[-1]) < self._size.columns
+        fits = cell_len(re.sub(COLOUR, "", self._live[-1])) < self._size.columns
         if not fits:
             write_stream(sys.stdout, "\n")
         self._text_above += visible_text("".join(self._drawn[: len(self._drawn) - fits]))
@@ -172,6 +176,19 @@ class MarkdownDisplay:
         fixed = "".join(f"{CLEAR_LINE}{line}\n" for line in final)
         changed = "\n".join(CLEAR_LINE + line for line in live[same:])
         write_stream(sys.stdout, f"{back}{fixed}{NO_WRAP}{changed}{below}{WRAP}")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl+C back until the end: half a line on the screen can't be taken up again."""
+    received: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        raise KeyboardInterrupt
 
 
 def get_terminal_size() -> os.terminal_size:
@@ -231,13 +248,6 @@ def render_dimmed(text: str) -> RenderableType:
 def visible_text(line: str) -> str:
     """The characters of a line that are to be read, without colours, blanks, frames and marks of Markdown."""
     return INVISIBLE.sub("", line)
-
-
-def measure_width(line: str) -> int:
-    """Measure how many columns of a terminal a line takes."""
-    from rich.cells import cell_len
-
-    return cell_len(re.sub(COLOUR, "", line))
 
 
 def strip_blank_lines(lines: list[str]) -> list[str]:

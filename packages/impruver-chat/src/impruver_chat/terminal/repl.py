@@ -10,7 +10,7 @@ from impruver_core.cli.console import log_info
 from impruver_chat.backends.base import Backend
 from impruver_chat.conversation import Conversation
 from impruver_chat.generation.parameters import SamplingParams
-from impruver_chat.terminal.chat_turn import ChatContext, ask_question
+from impruver_chat.terminal.chat_turn import ChatContext, answer_question
 from impruver_chat.terminal.display import make_display
 from impruver_chat.terminal.prompt_input import open_reader
 from impruver_chat.terminal.slash_commands import COMMANDS, QuitRequest, run_command
@@ -32,4 +32,5 @@ def run_conversation(
             if command := COMMAND.fullmatch(text):
                 run_command(chat, command[1], command[2])
             elif text:
-                ask_question(chat, text)
+                conversation.add_question(text)
+                answer_question(chat)

@@ -28,7 +28,9 @@ def make_context(model: LlamaModel, tokens: int, sequences: int = 1) -> LlamaCon
     params = LlamaContextParams()
     params.n_ctx, params.n_seq_max = round_up_to_pages(tokens) * sequences, sequences
     params.n_batch = params.n_ubatch = BATCH_TOKENS
-    params.n_threads = params.n_threads_batch = get_thread_count()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(int(threads), available_cpus()) if threads.isdecimal() and int(threads) else available_cpus()
+    params.n_threads = params.n_threads_batch = threads
     try:
         return LlamaContext(model, params)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
@@ -61,12 +63,6 @@ def make_sampler(sampling: SamplingParams, prompt: Prompt, context_size: int) ->
 def round_up_to_pages(tokens: int) -> int:
     """Round a number of tokens up to whole pages."""
     return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
-
-
-def get_thread_count() -> int:
-    """Processors that this process may run on, or OMP_NUM_THREADS if that is fewer."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(int(wanted), available_cpus()) if wanted.isdecimal() and int(wanted) else available_cpus()
 
 
 class CachedSequence:

@@ -60,8 +60,10 @@ def make_vocab_tokenizer(model: LlamaModel, path: Path, options: EncodingOptions
     template = metadata.get("tokenizer.chat_template")
     if not template:
         raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
-    special_names, specials = read_special_tokens(vocab)
-    variables = {**special_names, **options.chat_template_kwargs}
+    named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
+    variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
+    variables |= options.chat_template_kwargs
+    specials = [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
     template_format = analyze_template(template, variables, specials)
     markers = find_markers(template, variables, template_format)
 
@@ -110,13 +112,6 @@ def get_token_bytes(vocab: LlamaVocab, number: int, text_tokens: Collection[str]
     if vocab.vocab_type == SENTENCEPIECE:
         return text.replace("\u2581", " ").encode()
     return b"".join(BYTE_OF_CHARACTER.get(character) or character.encode() for character in text)
-
-
-def read_special_tokens(vocab: LlamaVocab) -> tuple[dict[str, str], list[str]]:
-    """Special tokens by the names that chat templates use, and the texts of all control tokens."""
-    ids = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
-    names = {name: vocab.get_text(number) for name, number in ids.items() if number >= 0}
-    return names, [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
 
 
 def find_end_token_ids(vocab: LlamaVocab) -> list[int]:

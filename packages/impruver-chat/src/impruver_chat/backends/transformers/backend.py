@@ -34,10 +34,14 @@ class TransformersBackend:
     """A model in memory that answers with transformers' `generate`; see `Backend`."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: ChatTokenizer, no_comparison_reason: str | None = None):
+        from transformers import GenerationConfig
+
         self.model, self.tokenizer, self.no_comparison_reason = model, tokenizer, no_comparison_reason
         self.context_length = get_context_length(model.config)
         self._cache = PromptCache()
-        clear_generation_defaults(model)
+        # `generate` fills what a GenerationConfig leaves open from the model's own
+        for part in (model, getattr(model, "get_base_model", lambda: model)()):
+            part.generation_config = GenerationConfig()
 
     def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Emit) -> Answer:
         """Answer one prompt; see `Backend`."""
@@ -83,26 +87,12 @@ def load_backend(
         if model.dtype == "bf16" and not has_bf16(device):
             warn(f"model.dtype: bf16 is emulated on this {device}, some 30 times slower; --set model.dtype=fp32")
         section = replace(model, name=source.base or str(source.output_dir))
-        check_generation_config(Path(section.name))
+        if (path := Path(section.name, "generation_config.json")).is_file():
+            from transformers import GenerationConfig
+
+            with loading_errors_as_user_errors("model.name", str(path)):  # loading the model would not name the file
+                GenerationConfig.from_pretrained(section.name)
         loaded = load_model(section, dtype, device=device, search_dir=recipe_dir)
         if source.base is not None:
             loaded = load_adapter(loaded, source.output_dir, source.vocab_size)
     return TransformersBackend(loaded.eval(), chat_tokenizer, source.no_comparison_reason)
-
-
-def check_generation_config(folder: Path) -> None:
-    """Check generation_config.json before the weights are read; loading the model would not name the file."""
-    from transformers import GenerationConfig
-
-    path = folder / "generation_config.json"
-    if path.is_file():
-        with loading_errors_as_user_errors("model.name", str(path)):
-            GenerationConfig.from_pretrained(folder)
-
-
-def clear_generation_defaults(model: PreTrainedModel) -> None:
-    """Clear the model's own GenerationConfig, from which `generate` fills what another leaves open."""
-    from transformers import GenerationConfig
-
-    for part in (model, getattr(model, "get_base_model", lambda: model)()):
-        part.generation_config = GenerationConfig()
