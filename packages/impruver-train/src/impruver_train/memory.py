@@ -22,13 +22,8 @@ STATE = {
     **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
 }
 
-
 QUANTIZED = {4: 0.5 + 1 / 64, 8: 1.0}  # bytes a weight, with the scales
-
-
 LOGITS = 16  # bytes of each: the logits in fp32, their logarithms, and the gradients of both
-
-
 MIB = 1 << 20
 
 
@@ -151,8 +146,6 @@ def told(memory: Memory | None, processes: int = 1) -> str:
 
 
 WORTH = 0.01  # of the greatest effect
-
-
 LORA_SHARE = 0.02  # of the weights that an adapter trains, more or less
 
 

@@ -16,8 +16,6 @@ from impruver_train.distributed import first_on_machine, together
 
 # SIGHUP: the terminal, or the connection to it, is gone. nohup has it ignored, and so it stays.
 WAITING = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-
-
 ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has already sent to all
 
 

@@ -15,11 +15,7 @@ from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import read_manifest
 
 MARKER = "impruver.json"
-
-
 NAME = re.compile(r"(checkpoint|stopped)-(\d+)")
-
-
 STATE = "trainer_state.json"
 
 

@@ -17,22 +17,11 @@ from impruver_train.checkpointing.checkpoints import discard, folders, marker_of
 from impruver_train.checkpointing.run_comparison import changes, touched
 
 MANIFEST = "impruver.json"
-
-
 UNFINISHED = "impruver.json.unfinished"  # tells a run apart while there is no manifest
-
-
 RECIPE = "recipe.yaml"
-
-
 NEW, GOES_ON, DONE = "new", "goes on", "done"
-
-
 MIB = 1 << 20
-
-
 WAITS = 16
-
 
 # Names of what training leaves in output_dir: --overwrite removes these, and nothing else.
 MADE = re.compile(
@@ -41,7 +30,6 @@ MADE = re.compile(
     r"|(adapter_config|config|generation_config|tokenizer|tokenizer_config)\.json"
     r"|chat_template\.jinja|additional_chat_templates|tokenizer\.model|tekken\.json"
 )
-
 
 STAGED = re.compile(r"\.(.+)\.\d+\.part")  # what is being written, and stays where a kill comes in between
 

@@ -17,7 +17,6 @@ from impruver_train.checkpointing.run_comparison import changes
 
 NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
-
 # A checkpoint of another one of these can't be loaded, or lies.
 SHAPING = ("lora", "model", "tokenizer", "base", "trainer.optim:", "trainer.optim_target_modules", "ddp.optim:")
 

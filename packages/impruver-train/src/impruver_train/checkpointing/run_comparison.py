@@ -6,11 +6,8 @@ from typing import Any
 
 MATTERS = ("tokenizer", "model", "lora", "trainer", "ddp")  # sections whose change makes another model
 
-
 # Arguments of `trainer` that change nothing of what is trained; those of saving do where the best one is looked for.
 REPORTING = ("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step")
-
-
 SAVING = ("save_steps", "save_strategy", "save_total_limit", "save_only_model")
 
 

@@ -16,7 +16,6 @@ from impruver_core.recipe.validation import suggest
 
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
 
-
 # Names that transformers has given up, and the ones that mean the same now.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -28,7 +27,6 @@ RENAMED = {
     "push_to_hub_token": "hub_token",
 }
 
-
 # Names that transformers has given up and that nothing is lost without.
 GONE = {
     "overwrite_output_dir": "the flag --overwrite starts anew",
@@ -39,9 +37,7 @@ GONE = {
     "use_mps_device": "the device is found",
 }
 
-
 OLD_NAMES = {*RENAMED, *GONE, "group_by_length"}
-
 
 # Numbers that transformers or torch would refuse only once training starts, or not at all: the least that works.
 AT_LEAST = {
@@ -51,12 +47,8 @@ AT_LEAST = {
     "save_total_limit": 1,
 }
 
-
 ABOVE = dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), 0)  # a share of the run, or a number of steps
-
-
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
-
 
 CHOICES = {
     "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),

@@ -29,16 +29,13 @@ NEEDS = {
     },
 }
 
-
 # Of an evaluation by transformers' Trainer.
 KNOWN_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
-
 
 NOT_TAKEN = {
     "output_dir": "output_dir is a key of its own",
     "enable_jit_checkpoint": "a run that is stopped is always saved, after the optimizer's step",
 }
-
 
 DEFAULTS = {
     "report_to": "none",
@@ -46,7 +43,6 @@ DEFAULTS = {
     "label_names": ["labels"],
     "logging_nan_inf_filter": False,  # it would put another number in place of a NaN
 }
-
 
 ALWAYS = {
     "disable_tqdm": True,  # our own progress

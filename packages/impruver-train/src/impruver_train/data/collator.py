@@ -7,8 +7,6 @@ from typing import Any
 from impruver_core.cli.console import log_info
 
 IGNORED = -100
-
-
 MULTIPLE = 8
 
 

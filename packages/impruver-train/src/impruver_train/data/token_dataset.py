@@ -19,11 +19,7 @@ from impruver_core.io.jsonl import read_numbered_rows
 from impruver_train.data.collator import IGNORED
 
 INT32 = range(2**31)
-
-
 BATCH_ROWS = 1000
-
-
 FORMAT = 3  # of the cached file; raised where what stands in it changes
 
 

@@ -45,7 +45,6 @@ def base_of(folder: Path) -> str:
 # What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
-
 UNMERGED = (
     *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),

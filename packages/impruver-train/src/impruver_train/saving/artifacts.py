@@ -19,11 +19,7 @@ from impruver_train.checkpointing.output_dir import MANIFEST, made
 from impruver_train.saving import transformers4_compat as older
 
 HELD_OUT = 64
-
-
 VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
-
-
 CARRIED = ("max_tokens_count",)  # of the data's manifest
 
 

@@ -8,11 +8,7 @@ from typing import Any
 from impruver_core.io.atomic import atomic_write
 
 TOKENIZER_CLASS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # of 5, and the one that both know
-
-
 TWICE = ("rope_theta", "partial_rotary_factor", "rope_scaling", "rope_local_base_freq")
-
-
 SPECIAL = ("extra_special_tokens", "additional_special_tokens")
 
 

@@ -10,11 +10,7 @@ from impruver_core.errors import ImpruverError
 from impruver_train.checkpointing import checkpoints
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
-
-
 DISK_FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122", "os error 27")
-
-
 TORN = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch's words when it can't write on
 
 
