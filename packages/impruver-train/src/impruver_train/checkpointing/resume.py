@@ -1,6 +1,5 @@
 """Where a run starts: anew, at the last whole checkpoint, or at the one that the recipe names."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
+from impruver_core.io.json_schema import read_json
 from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import FORMAT, read_manifest
 
@@ -111,7 +111,7 @@ def tell_start(start: Path | None, processes: int, arguments: Any, steps: int | 
         warn("trainer.ignore_data_skip: true: a run that was stopped sees other rows than one that never was")
     if start is None:
         return
-    state = json.loads((start / checkpoints.STATE).read_text(encoding="utf-8"))
+    state = read_json(start / checkpoints.STATE)
     if steps is not None and state["global_step"] > steps:
         raise ImpruverError(
             f"trainer.resume_from_checkpoint: {start} is after step {state['global_step']}, and this run has {steps}; "

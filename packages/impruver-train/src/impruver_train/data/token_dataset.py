@@ -14,6 +14,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, lock_folders
+from impruver_core.io.json_schema import read_json
 from impruver_core.io.jsonl import read_numbered_rows
 
 from impruver_train.data.collator import IGNORED
@@ -100,7 +101,7 @@ def prepare(path: Path, digest: str | None = None) -> tuple[Facts, Any]:
         with lock_folders([folder]):  # of several processes the first makes it
             if not noted.exists():
                 build(path, folder / "rows.arrow", noted)
-    facts = Facts(**json.loads(noted.read_text(encoding="utf-8")))
+    facts = Facts(**read_json(noted))
     return facts, Dataset.from_file(str(folder / "rows.arrow"))
 
 

@@ -1,12 +1,12 @@
 """What can be checked before any weights are loaded, each check with what to do about it."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import read_json
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import check_model_folder
 
@@ -36,9 +36,8 @@ def check_base(folder: Path | None, name: str) -> None:
 def base_of(folder: Path) -> str:
     """The base of the adapter in `folder`, as its configuration names it."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+    except (OSError, ImpruverError, KeyError):
         return "another base"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.io.atomic import atomic_write
+from impruver_core.io.json_schema import read_json
 
 TOKENIZER_CLASS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # of 5, and the one that both know
 TWICE = ("rope_theta", "partial_rotary_factor", "rope_scaling", "rope_local_base_freq")
@@ -17,7 +18,7 @@ def widen_config(path: Path, kind: type) -> None:
 
     `kind` is the configuration's class; where it would read the file differently then, or not at all, nothing is added.
     """
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path)
     widened = saved | older_rope(saved)
     if isinstance(saved.get("text_config"), dict):
         widened["text_config"] = saved["text_config"] | older_rope(saved["text_config"])
@@ -51,7 +52,7 @@ def older_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 def widen_tokenizer(path: Path) -> None:
     """Names the class and the further special tokens of tokenizer_config.json as both versions do."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path)
     new, known = TOKENIZER_CLASS
     widened = saved | ({"tokenizer_class": known} if saved.get("tokenizer_class") == new else {})
     if isinstance(saved.get(SPECIAL[0]), list):  # transformers 4 wants an object there
