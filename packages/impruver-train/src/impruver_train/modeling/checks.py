@@ -8,6 +8,7 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
 from impruver_core.io.model_files import check_no_lfs_pointer
+from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import check_model_folder
 
 
@@ -41,25 +42,12 @@ def base_of(folder: Path) -> str:
         return "another base"
 
 
-# What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-
-UNMERGED = (
-    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-)
-
-
 def merge_warnings(lora: dict[str, Any] | None) -> list[str]:
     """What to say of a method in `lora` that impruver-gguf can't merge exactly, before hours go into it."""
-    lora = lora or {}
-    other = [f"lora.{name}" for name in UNMERGED if lora.get(name)]
-    start = lora.get("init_lora_weights")
-    if not any(start is known or start == known for known in PLAIN_STARTS):
-        other.append(f"lora.init_lora_weights: {start} (it changes the base too)")
     return [
-        f"{name}: impruver-gguf can't merge such an adapter exactly; peft can (merge_and_unload, save_pretrained)"
-        for name in other
+        f"lora.{name}{detail and f': {detail}'}: impruver-gguf can't merge such an adapter exactly; peft can "
+        "(merge_and_unload, save_pretrained)"
+        for name, detail in find_unmergeable(lora or {}).items()
     ]
 
 
