@@ -7,7 +7,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
-from impruver_core.io.model_files import check_no_lfs_pointer
+from impruver_core.io.model_files import check_no_lfs_pointer, refuse_pickled_weights
 from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import check_model_folder
 
@@ -26,12 +26,8 @@ def check_base(folder: Path | None, name: str) -> None:
         )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ImpruverError(f"model.name: {name} holds no weights; copy its *.safetensors there, or name another model")
-    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
-        raise ImpruverError(
-            f"model.name: {name}: it has no weights in safetensors; pickled ones run code when they are loaded and are "
-            "refused. If you trust them, convert them once (from_pretrained, then save_pretrained) and name the new "
-            "folder"
-        )
+    if not any(folder.glob("*.safetensors")):
+        refuse_pickled_weights(folder, key="model.name")
 
 
 def base_of(folder: Path) -> str:
