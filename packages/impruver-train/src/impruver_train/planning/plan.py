@@ -6,6 +6,7 @@ from typing import Any
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import get_context_length
 from impruver_core.modeling.devices import choose_device
 from impruver_core.recipe.catalog import find_recipes_root
 from impruver_core.recipe.loading import Recipe
@@ -111,7 +112,7 @@ def read_rows(
 
     Makes every check of rows that the model and tokenizer allow.
     """
-    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
+    positions = get_context_length(plan.config)
     facts, rows, layout = {}, {}, None
     for name, path in inputs.items():
         if map_rows:

@@ -8,6 +8,7 @@ from typing import Any
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import get_context_length
 from impruver_core.recipe.loading import Recipe
 
 from impruver_train import distributed as sharding
@@ -69,7 +70,7 @@ def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: An
     if path is not LogitsPath.ALL:
         finish_batch = add_logits_to_keep
         enable_chunked_loss(model, path)
-    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
+    positions = get_context_length(plan.config)
     collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch, positions)
     return build_trainer(
         recipe.trainer.get("class"),
