@@ -16,6 +16,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, lock_folders
 from impruver_core.io.json_schema import read_json
 from impruver_core.io.jsonl import read_numbered_rows
+from impruver_core.labels import count_target_tokens
 
 from impruver_train.data.collator import IGNORED
 
@@ -42,7 +43,7 @@ class Facts:
 
     def add(self, line: int, ids: list[int], labels: list[int], mask: list[int]) -> bool:
         """Counts a row; False if a causal model learns nothing of it (the first label is never a target)."""
-        learned = len(labels) - 1 - labels[1:].count(IGNORED) if len(labels) > 1 and any(mask) else 0
+        learned = count_target_tokens(labels) if any(mask) else 0
         largest = max(max(ids), max(labels))
         self.rows += 1
         if len(ids) > self.longest:
