@@ -5,8 +5,8 @@ from copy import deepcopy
 from typing import Any
 
 from impruver_core.cli.console import log_info
+from impruver_core.labels import IGNORE_INDEX
 
-IGNORED = -100
 MULTIPLE = 8
 
 
@@ -27,7 +27,7 @@ def make_collator(
     if padding.pad_token is None:
         padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)
         log_info(f"note: the tokenizer has no pad token; batches are padded with {padding.pad_token!r}, masked")
-    plain = DataCollatorForTokenClassification(padding, pad_to_multiple_of=MULTIPLE, label_pad_token_id=IGNORED)
+    plain = DataCollatorForTokenClassification(padding, pad_to_multiple_of=MULTIPLE, label_pad_token_id=IGNORE_INDEX)
 
     def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
         if "position_ids" in features[0]:
@@ -54,7 +54,7 @@ def join_packs(features: list[dict[str, list[int]]], pad_id: int, flat: bool) ->
         more = width - len(pack["input_ids"])
         # Padding is rows of its own, seen by none, and no longer than others: a model may have no more positions.
         positions = [place % longest for place in range(more)]
-        padding = {"input_ids": [pad_id] * more, "labels": [IGNORED] * more, "position_ids": positions}
+        padding = {"input_ids": [pad_id] * more, "labels": [IGNORE_INDEX] * more, "position_ids": positions}
         for name, values in pack.items():
             batch[name].append([*values, *padding[name]])
     return {name: torch.tensor(values) for name, values in batch.items()}

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-
-from impruver_train.data.collator import IGNORED
+from impruver_core.labels import IGNORE_INDEX
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # of a configuration's `layer_types`
 
@@ -92,7 +91,7 @@ class Packs:
         packed: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
         for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
             packed["input_ids"] += ids
-            packed["labels"] += [IGNORED, *labels[1:]]  # its first token is no continuation of the row before
+            packed["labels"] += [IGNORE_INDEX, *labels[1:]]  # its first token is no continuation of the row before
             packed["position_ids"] += range(len(ids))
         return packed
 

@@ -16,9 +16,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, lock_folders
 from impruver_core.io.json_schema import read_json
 from impruver_core.io.jsonl import read_numbered_rows
-from impruver_core.labels import count_target_tokens
-
-from impruver_train.data.collator import IGNORED
+from impruver_core.labels import IGNORE_INDEX, count_target_tokens
 
 INT32 = range(2**31)
 BATCH_ROWS = 1000
@@ -159,9 +157,9 @@ def checked(row: dict[str, Any], path: Path, line: int) -> tuple[list[int], list
         raise bad("'input_ids' is empty")
     if not len(ids) == len(labels) == len(mask):
         raise bad(f"{len(ids)} input_ids, {len(labels)} labels and {len(mask)} attention_mask differ in length")
-    wrong = [value for value in {*ids, *labels} - {IGNORED} if value not in INT32]
+    wrong = [value for value in {*ids, *labels} - {IGNORE_INDEX} if value not in INT32]
     if wrong or min(ids) < 0:
-        raise bad(f"{min(wrong, default=IGNORED)} is no id of any vocabulary")
+        raise bad(f"{min(wrong, default=IGNORE_INDEX)} is no id of any vocabulary")
     if min(mask) < 0 or max(mask) > 1:
         raise bad("'attention_mask' holds more than 0 and 1")
     return ids, labels, mask
