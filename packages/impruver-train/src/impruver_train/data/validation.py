@@ -5,7 +5,7 @@ from typing import Any
 
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
-from impruver_core.io.manifest import read_manifest
+from impruver_core.io.manifest import get_manifest_path, read_manifest
 from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
 
 from impruver_train.data.token_dataset import Facts
@@ -42,7 +42,7 @@ def check_rows(facts: Facts, path: Path, vocabulary: int, positions: int | None)
 
 def check_data_manifest(path: Path | None, tokenizer: Any) -> dict[str, Any]:
     """The manifest of the rows in `path`, {} without one; another tokenizer or template is an ImpruverError."""
-    manifest = read_manifest(path.with_name(f"{path.name}.manifest.json")) if path is not None else {}
+    manifest = read_manifest(get_manifest_path(path)) if path is not None else {}
     if manifest is None:
         log_info(f"note: {path} has no manifest: whether this tokenizer and template made its rows can't be checked")
         return {}
