@@ -44,12 +44,12 @@ def recipe_file(folder: Path, name: str, keys: dict) -> Path:
 def planned(path: str, overrides: list[str]):
     """(recipe, plan, rows) as impruver-train makes them."""
     from impruver_core.io.atomic import hash_file
+    from impruver_core.library_logging import quiet_libraries
     from impruver_core.recipe.loading import load_recipe
-    from impruver_train import run as train
     from impruver_train.planning import plan
 
     recipe = load_recipe(path, overrides)
-    train.quiet_libraries()
+    quiet_libraries("datasets", "transformers")
     inputs = plan.find_inputs(recipe.train_path, None, recipe.path, False)
     out = Path(recipe.output_dir)
     made = plan.plan_model(recipe, out)

@@ -11,6 +11,7 @@ from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import hash_file
+from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.loading import Recipe, resolve_recipe, save_recipe
 from impruver_core.recipe.paths import find_local
 
@@ -60,7 +61,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     given, unfinished = recipe.trainer.get("resume_from_checkpoint"), found == place.GOES_ON
     start, began = resume.find_start(output_dir, given, whole, digests, unfinished, overwrite)
     with redirect_stdout(sys.stderr), signals.ending_at_once():  # what libraries print is no result of ours
-        quiet_libraries()
+        quiet_libraries("datasets", "transformers")
         ready = prepare(recipe, whole, output_dir, inputs, digests, start, began, dry_run)
     tell(ready, dry_run)
     if dry_run:
@@ -176,19 +177,3 @@ def leave(ready: Ready, model: Any, weights: dict[str, Any] | None, steps: int) 
     finish.write_manifest(output_dir, ready.whole, plan.tokenizer, described, ready.data_manifest, more)
     (output_dir / place.UNFINISHED).unlink(missing_ok=True)
     checkpoints.discard_stopped(output_dir)
-
-
-def quiet_libraries() -> None:
-    """No progress bars but ours, and none of the warnings that libraries have for each other."""
-    import logging
-    import warnings
-
-    import datasets
-    from transformers.utils.logging import disable_progress_bar
-
-    datasets.disable_progress_bars()
-    disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # transformers' word on its own default, for each class that is not called …ForCausalLM, such as GPT-2's
-    logging.getLogger("transformers.modeling_utils").addFilter(lambda told: "loss_type=None" not in told.getMessage())
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft|torch|accelerate)")
