@@ -1,6 +1,5 @@
 """What can be checked before any weights are loaded, each check with what to do about it."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from impruver_core.io.json_schema import read_json
 from impruver_core.io.model_files import check_no_lfs_pointer, refuse_pickled_weights
 from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import check_model_folder
+from impruver_core.suggestions import find_similar
 
 
 def check_base(folder: Path | None, name: str) -> None:
@@ -77,5 +77,5 @@ def near_targets(model: Any, targets: Any) -> str:
     names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     names |= {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if type(part).__name__ == "Conv1D"}
     wanted = targets if isinstance(targets, (list, tuple)) else [str(targets)]
-    near = {match for target in wanted for match in difflib.get_close_matches(str(target), names, n=2)}
+    near = {match for target in wanted for match in find_similar(target, names, 2)}
     return f" (the model has {', '.join(sorted(near) + sorted(names - near))})" if names else ""
