@@ -2,11 +2,10 @@
 
 import copy
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import format_duration
+from impruver_core.system import get_peak_memory, get_process_memory, reset_peak_memory
 
 from impruver_train import memory
 from impruver_train.planning import run_estimate as estimate
@@ -73,8 +72,7 @@ class Peak:
         from transformers import Trainer  # noqa: F401
 
         self.gpu = torch.cuda.is_available()
-        self.status = Path("/proc/self/status")
-        self.before = self.read("VmRSS")
+        self.before = get_process_memory()
 
     def start(self) -> None:
         """Forgets the peak of before: loading may take more for a moment than training does."""
@@ -82,22 +80,16 @@ class Peak:
 
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
-        with suppress(OSError):  # else that peak stays: too high a figure rather than none
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-    def read(self, name: str) -> int:
-        if not self.status.exists():
-            return 0
-        lines = dict(line.split(":", 1) for line in self.status.read_text(encoding="ascii").splitlines())
-        return int(lines[name].split()[0]) * 1024
+        reset_peak_memory()
 
     def taken(self) -> int | None:
-        """Bytes; None where this system does not tell."""
+        """Bytes; None where this system has no such figure."""
         import torch
 
         if self.gpu:
             return torch.cuda.max_memory_allocated()
-        return self.read("VmHWM") - self.before or None
+        peak = get_peak_memory()
+        return None if peak is None else peak - self.before
 
 
 def report(watch: list[float], items: list[int], sizes: Any, arguments: Any, taken: int | None) -> list[str]:

@@ -1,11 +1,11 @@
 """How fast training goes: seconds, tokens and memory of each step, in speed.jsonl beside metrics.jsonl."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from impruver_core.io.jsonl import format_row
+from impruver_core.system import get_process_memory
 
 from impruver_train.training.callbacks.metrics_logger import cut_after
 
@@ -46,10 +46,9 @@ def tokens_of(batch: dict[str, Any]) -> int:
 
 
 def memory() -> int:
-    """Bytes that this process holds: the most so far on a GPU, else now; 0 where the system does not tell."""
+    """Bytes that this process holds: the most so far on a GPU, else now."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+    return get_process_memory()
