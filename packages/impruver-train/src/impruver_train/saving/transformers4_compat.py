@@ -19,24 +19,24 @@ def widen_config(path: Path, kind: type) -> None:
     `kind` is the configuration's class; where it would read the file differently then, or not at all, nothing is added.
     """
     saved = read_json(path)
-    widened = saved | older_rope(saved)
+    widened = saved | build_older_rope(saved)
     if isinstance(saved.get("text_config"), dict):
-        widened["text_config"] = saved["text_config"] | older_rope(saved["text_config"])
+        widened["text_config"] = saved["text_config"] | build_older_rope(saved["text_config"])
     try:
-        same = widened != saved and meaning(kind, widened) == meaning(kind, saved)
+        same = widened != saved and _interpret(kind, widened) == _interpret(kind, saved)
     except Exception:  # the class refuses them: Gemma 4's wants no theta for all layers
         same = False
     if same:
-        write(path, widened)
+        _write_json(path, widened)
 
 
-def meaning(kind: type, config: dict[str, Any]) -> dict[str, Any]:
+def _interpret(kind: type, config: dict[str, Any]) -> dict[str, Any]:
     """What a configuration's class makes of `config`, less names that stand in it twice."""
     read = kind.from_dict(deepcopy(config)).to_dict()
     return {name: value for name, value in read.items() if name not in TWICE}
 
 
-def older_rope(config: dict[str, Any]) -> dict[str, Any]:
+def build_older_rope(config: dict[str, Any]) -> dict[str, Any]:
     """RoPE's parameters as transformers 4 has them: theta, scaling, and the theta of Gemma 3's local layers."""
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:
@@ -47,7 +47,7 @@ def older_rope(config: dict[str, Any]) -> dict[str, Any]:
     if not full:
         return {}
     near = {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
-    return older_rope({"rope_parameters": full}) | near
+    return build_older_rope({"rope_parameters": full}) | near
 
 
 def widen_tokenizer(path: Path) -> None:
@@ -58,9 +58,9 @@ def widen_tokenizer(path: Path) -> None:
     if isinstance(saved.get(SPECIAL[0]), list):  # transformers 4 wants an object there
         widened[SPECIAL[1]] = widened.pop(SPECIAL[0])
     if widened != saved:
-        write(path, widened)
+        _write_json(path, widened)
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
