@@ -206,7 +206,7 @@ def _merge_fields(row: dict, ours: dict, stats: BatchStats) -> dict:
 
 
 def normalize_text(text: str) -> str:
-    """Normalize case, blanks, final punctuation (unless there is nothing else) and Unicode's forms, to compare texts."""
+    """Normalize case, blanks, final punctuation (if there is more than that) and Unicode's forms, to compare texts."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     words = " ".join(folded.split())
     end = len(words)
