@@ -72,7 +72,7 @@ def test_programs(program, recipe):
 
 
 def test_bos_is_as_the_rows_had_it():
-    from impruver_chat.app import has_bos
+    from impruver_chat.backends.chat_tokenizer import has_bos
 
     assert has_bos(None)
     assert has_bos([{"name": "a"}, {"name": "b", "add_global_bos": False}])

@@ -82,11 +82,10 @@ def test_each_call_gets_its_response():
 
 def test_the_oldest_turns_make_room_for_the_answer():
     system = [{"role": "system", "content": "be brief"}]
-    ids, kept = fit_to_context(FIVE_TURNS, system, encode, context=20, room=6)
+    ids, kept = fit_to_context(FIVE_TURNS, system, encode, context_length=20, room=6)
     assert (len(ids), kept) == (12, FIVE_TURNS[-5:])
-    ids, kept = fit_to_context(
-        FIVE_TURNS, system, encode, context=20, room=99
-    )  # no room to be had: the last turn alone
+    # no room to be had: the last turn alone
+    ids, kept = fit_to_context(FIVE_TURNS, system, encode, context_length=20, room=99)
     assert (len(ids), kept) == (4, FIVE_TURNS[-1:])
     assert limit_new_tokens(ids, 20, 99) == 16
     assert limit_new_tokens(ids, None, 99) == 99

@@ -60,7 +60,7 @@ def test_without_usable_rows_the_first_of_each_reason_is_named(refused, files, t
     assert told == {
         "bad_row": ["3", "row 0: messages is empty"],
         "converter_failed": ["3", "row 2: turns: TypeError: 'NoneType' object is not iterable"],
-        "nothing_to_learn": ["3", "row 1: no assistant's turn is learned (roles: user)"],
+        "nothing_to_learn": ["3", "row 1: no assistant's turn is trained on (roles: user)"],
     }
 
 

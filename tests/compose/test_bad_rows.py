@@ -67,7 +67,7 @@ NO_CONVERSATIONS = [
     (said(("user", "a"), ("assistant", 7)), "bad_row", "content of message 1 is not text but int"),
     (said(("user", {"a": 1}), ("assistant", "b")), "bad_row", "content of message 0 is not text but dict"),
     (said(("user", "a"), ("assistant", True)), "bad_row", "content of message 1 is not text but bool"),
-    (said(("user", "only a question")), "nothing_to_learn", "no assistant's turn is learned (roles: user)"),
+    (said(("user", "only a question")), "nothing_to_learn", "no assistant's turn is trained on (roles: user)"),
     (said(("user", "a"), ("narrator", "b"), ("assistant", "c")), "template_refused", "unknown role narrator"),
     (said(("user", "a"), ("assistant", "b")) | {"tools": "no JSON"}, "bad_row", "tools is not JSON"),
     (said(("user", "a"), ("assistant", "b")) | {"tools": "[" * 100000}, "bad_row", "tools is not JSON"),

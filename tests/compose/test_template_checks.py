@@ -94,19 +94,19 @@ ENDS = {
         lambda files: files.unlike(3),
         {"data": {"add_global_eos": False}},
         0,
-        ["learned in 0 of 3 rows", NO_END, "add_global_eos is off", "the model won't learn to stop"],
+        ["trained on in 0 of 3 rows", NO_END, "add_global_eos is off", "the model won't learn to stop"],
     ),
     "the last answer is not learned": (
         lambda files: [*files.unlike(3), last_unlearned(files)],
         {},
         3,
-        ["learned in 3 of 4 rows", NO_END, "the last answer has train: false"],
+        ["trained on in 3 of 4 rows", NO_END, "the last answer has train: false"],
     ),
     "rows go on": (
         lambda files: [*files.unlike(3), files.chat("a", "b", "c")],
         {},
         3,
-        ["learned in 3 of 4 rows", "rows go on behind their last answer"],
+        ["trained on in 3 of 4 rows", "rows go on behind their last answer"],
     ),
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from impruver_gguf import export
-from impruver_gguf.conversion.plan import existing
+from impruver_gguf.conversion.plan import plan_existing_file
 from safetensors import safe_open
 from support.cli import wait_for
 from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
@@ -111,11 +111,11 @@ def test_a_run_after_another_training_names_what_is_not_new(tiny, gguf):
 
 def test_a_run_that_makes_nothing_anew_needs_no_room(tiny, gguf, free_room):
     """As after a full disk while proving: what is whole and the same stays, and is not counted again."""
-    from impruver_gguf.export import RESERVE
+    from impruver_gguf.export import RESERVED_BYTES
 
     assert gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")[0] == 0
     made = {path.name: path.stat().st_ino for path in (tiny / "gguf").glob("*.gguf")}
-    free_room(RESERVE + 10)
+    free_room(RESERVED_BYTES + 10)
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")
     assert code == 0, told
     assert "the same byte for byte, and kept" in told
@@ -208,18 +208,19 @@ def test_dry_run_before_training_of_a_base_on_the_hub(files, tmp_path, tiny_base
     )
     real = tmp_path / "later/gguf/model-f16.gguf"
     assert rows[0] == ["model-f16.gguf", f"{real.stat().st_size / 1e6:,.1f}"]
-    assert f"{sum(prod(shape) for shape in existing(real).shapes.values()):,} parameters" in out
+    assert f"{sum(prod(shape) for shape in plan_existing_file(real).shapes.values()):,} parameters" in out
 
 
 def test_what_is_told_of_a_configuration_alone_is_what_comes(cases):
-    from impruver_gguf.conversion.llama_cpp_tools import Places
+    from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths
     from impruver_gguf.conversion.plan import plan_conversion
-    from impruver_gguf.weights.checkpoint import model_of, read_model
+    from impruver_gguf.weights.checkpoint import make_checkpoint, read_checkpoint
 
     for name, folder in cases.items():
-        told = plan_conversion(model_of(folder, {}, None, folder), folder, Places(), "f16")
-        comes = plan_conversion(read_model(folder, None, None), folder, Places(), "f16")
-        assert (told.shapes, told.bytes, told.header) == (comes.shapes, comes.bytes, comes.header), name
+        told = plan_conversion(make_checkpoint(folder, {}, None, folder), folder, LlamaCppPaths(), "f16")
+        comes = plan_conversion(read_checkpoint(folder, None, None), folder, LlamaCppPaths(), "f16")
+        planned = (told.shapes, told.file_bytes, told.header_bytes)
+        assert planned == (comes.shapes, comes.file_bytes, comes.header_bytes), name
 
 
 def test_dry_run_before_training_says_what_it_could_not_see(tmp_path, tiny_base, gguf, hub):
@@ -300,13 +301,13 @@ def test_room_is_checked_before_training(tmp_path, tiny_base, gguf, free_room):
 
 
 def test_estimates_are_near(tiny, gguf):
-    from impruver_gguf.quantization import quantize
+    from impruver_gguf.quantization.quant_types import estimate_bytes
 
     assert gguf("--output_dir", tiny, "--quantization_levels", *ALL[1:])[0] == 0
-    shapes = existing(tiny / "gguf/model-f16.gguf").shapes
+    shapes = plan_existing_file(tiny / "gguf/model-f16.gguf").shapes
     for level in ALL[1:]:
         real = (tiny / f"gguf/model-{level}.gguf").stat().st_size - 100_000  # less the vocabulary
-        assert 0.75 * real < quantize.size_of(level, shapes) < 1.6 * real, level
+        assert 0.75 * real < estimate_bytes(level, shapes) < 1.6 * real, level
 
 
 def test_room_is_checked_first(tiny, gguf, free_room):
@@ -413,8 +414,7 @@ SCRIPT = """
 import json, pathlib, sys
 from safetensors.numpy import load_file
 folder, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
-index = json.loads((folder / "model.safetensors.index.json").read_text())
-tensors = {k: v for file in set(index["weight_map"].values()) for k, v in load_file(folder / file).items()}
+tensors = load_file(folder / "model.safetensors")
 kinds = sorted({f"{len(v.shape)}:{v.dtype}" for v in tensors.values()})
 assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 told = [folder.name, sorted(p.name for p in folder.iterdir() if p.suffix != ".safetensors"), kinds, sys.argv[4:]]
@@ -457,7 +457,7 @@ def test_the_script_gets_untied_heads_and_other_outtypes(tmp_path, gguf, monkeyp
         code, _, told = gguf("--output_dir", tmp_path / "adapter", "--set", f"gguf.outtype={outtype}")
         assert code == 0, told
         kept = next(tmp_path.glob(f"adapter/gguf/*{outtype}*.kept"))
-        with safe_open(kept / "model-00001.safetensors", "pt") as file:
+        with safe_open(kept / "model.safetensors", "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
         assert {"lm_head.weight", "model.embed_tokens.weight"} <= slices.keys()
         kinds = {(len(part.get_shape()), part.get_dtype()) for part in slices.values()}
@@ -510,14 +510,14 @@ def wide_f16(tmp_path_factory):
 
 
 def test_every_level_that_llama_cpp_names(wide_f16, gguf):
-    from impruver_gguf.gguf_reader import tensor_types
-    from impruver_gguf.quantization.quant_types import LEVELS
+    from impruver_gguf.gguf_reader import read_tensor_infos
+    from impruver_gguf.quantization.quant_types import QUANT_TYPES
 
-    code, _, told = gguf("--output_dir", wide_f16, "--only_quantize", "--quantization_levels", *LEVELS)
+    code, _, told = gguf("--output_dir", wide_f16, "--only_quantize", "--quantization_levels", *QUANT_TYPES)
     assert code == 0, told
     assert "fall back" not in told
-    for level in LEVELS:
-        kinds = {kind.lower() for _, _, kind in tensor_types(wide_f16 / f"gguf/model-{level}.gguf")}
+    for level in QUANT_TYPES:
+        kinds = {kind.lower() for _, _, kind in read_tensor_infos(wide_f16 / f"gguf/model-{level}.gguf")}
         family = "q8" if level == "mxfp4_moe" else level.partition("_")[0]  # that one is for experts
         assert family in {kind.partition("_")[0] for kind in kinds}, (level, kinds)
 

@@ -4,13 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from impruver_gguf.worker_process import last_words
+from impruver_gguf.worker_process import get_error_reason
 from support.cli import is_ended
 
 PRINTS = """
 import os
-from impruver_gguf.worker_process import own_channel
-out = own_channel()
+from impruver_gguf.worker_process import claim_stdout
+out = claim_stdout()
 os.write(1, b"[New LWP 5]\\n")
 print("printed")
 print("{}", file=out, flush=True)
@@ -25,9 +25,11 @@ def test_only_results_come_on_stdout():
 
 
 def test_the_assertion_is_the_reason():
-    assert last_words("a\nggml.c:12: GGML_ASSERT(x > 0) failed\n#1 frame\n[Inferior 1 detached]\n").endswith("failed")
-    assert last_words("a\nb\n\n") == "b"
-    assert last_words("") == "without a word"
+    assert get_error_reason("a\nggml.c:12: GGML_ASSERT(x > 0) failed\n#1 frame\n[Inferior 1 detached]\n").endswith(
+        "failed"
+    )
+    assert get_error_reason("a\nb\n\n") == "b"
+    assert get_error_reason("") == "without a word"
 
 
 def test_a_nan_to_be_quantized_is_named(tiny, gguf):
@@ -47,7 +49,7 @@ def test_a_nan_to_be_quantized_is_named(tiny, gguf):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
     child = (
-        "from impruver_gguf.worker_process import own_channel; print(file=own_channel(), flush=True); "
+        "from impruver_gguf.worker_process import claim_stdout; print(file=claim_stdout(), flush=True); "
         "import time; time.sleep(60)"
     )
     parent = (

@@ -37,7 +37,6 @@ LLAMA = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}  # of a backend
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MARKS = ["<|tool|>", "<think>", "</think>", "<call>", "</call>"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
@@ -85,14 +84,15 @@ def teach_chats(model, tokenizer, chats, steps=150, rate=3e-3):
 def backend_of(folder, adapter=None, **changes):
     """transformers as the backend: a folder's model in fp32, with changes of its configuration, under an adapter."""
     import torch
-    from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
+    from impruver_chat.backends.chat_tokenizer import EncodingOptions, make_chat_tokenizer
+    from impruver_chat.backends.transformers.backend import TransformersBackend
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes)
     model = PeftModel.from_pretrained(model, adapter) if adapter else model
-    return TransformersBackend(model.eval(), tokenizer, find_stop_criteria(tokenizer, folder), OPTIONS)
+    return TransformersBackend(model.eval(), make_chat_tokenizer(tokenizer, folder, EncodingOptions()))
 
 
 def ask(backend, asked, sampling=None, seed=0, room=40, emit=lambda _: None):
@@ -101,5 +101,5 @@ def ask(backend, asked, sampling=None, seed=0, room=40, emit=lambda _: None):
     from impruver_chat.generation.parameters import GREEDY
 
     asked = [user(asked)] if isinstance(asked, str) else asked
-    ids = backend.encode(asked) if isinstance(asked[0], dict) else asked
+    ids = backend.tokenizer.encode(asked) if isinstance(asked[0], dict) else asked
     return backend.stream_answer(Prompt(ids, room, seed), sampling or GREEDY, emit)

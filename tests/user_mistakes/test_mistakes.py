@@ -96,7 +96,7 @@ MISTAKES = {
         [
             "no usable rows are left of 1",
             "nothing_to_learn",
-            "row 0: no assistant's turn is learned (roles: user, Bot)",
+            "row 0: no assistant's turn is trained on (roles: user, Bot)",
             "needs the role assistant",
         ],
         files={"data.jsonl": '{"messages": [{"role": "user", "content": "a"}, {"role": "Bot", "content": "b"}]}\n'},

@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from impruver_chat.backends.base import Prompt
+from impruver_chat.backends.chat_tokenizer import EncodingOptions
 from impruver_chat.generation.detokenizer import StopCriteria
 from impruver_chat.generation.parameters import GREEDY
 from results import record
@@ -36,7 +38,7 @@ TASKS = (
     "Is {} older than people?",
     "Translate the words '{}' into French.",
 )
-OPTIONS = {"add_bos": True, "chat_template_kwargs": {}}
+OPTIONS = EncodingOptions()
 
 
 def transformers(folder: Path) -> Any:
@@ -52,7 +54,7 @@ def transformers(folder: Path) -> Any:
 
 def asked(backend: Any, text: str) -> list[int]:
     """The prompt of one question."""
-    return backend.encode([{"role": "user", "content": text}])
+    return backend.tokenizer.encode([{"role": "user", "content": text}])
 
 
 def ours(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
@@ -69,9 +71,15 @@ def ours(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
 def decoded_at(backend: Any) -> Iterator[list[float]]:
     """The times at which the backend turns tokens into text."""
     times: list[float] = []
-    whole, backend.decode = backend.decode, lambda ids: (times.append(time.perf_counter()), whole(ids))[1]
+    whole = backend.tokenizer
+
+    def decode(ids: list[int]) -> str:
+        times.append(time.perf_counter())
+        return whole.decode(ids)
+
+    backend.tokenizer = replace(whole, decode=decode)
     yield times
-    backend.decode = whole
+    backend.tokenizer = whole
 
 
 def forget(backend: Any) -> None:
@@ -79,10 +87,10 @@ def forget(backend: Any) -> None:
     from impruver_chat.backends.llama_cpp.context import CachedSequence
     from impruver_chat.backends.transformers.prompt_cache import PromptCache
 
-    if hasattr(backend, "_kept"):
-        backend._kept = PromptCache()
+    if hasattr(backend, "_cache"):
+        backend._cache = PromptCache()
     else:
-        backend._conversation = CachedSequence(backend.model)
+        backend._sequence = CachedSequence(backend.model)
 
 
 def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
@@ -128,7 +136,7 @@ def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, floa
 
 def without_ends(backend: Any) -> Any:
     """The backend with answers that no end of turn cuts short, so that both sides compute the same number of tokens."""
-    backend.stops = StopCriteria(frozenset())
+    backend.tokenizer = replace(backend.tokenizer, stops=StopCriteria(frozenset()))
     return backend
 
 
@@ -184,7 +192,7 @@ def compare_turns(part: str, what: str, backend: Any, tokens: int, rounds: int) 
             messages.append({"role": "user", "content": f"{QUESTION} Its number is {turn}."})
             with decoded_at(backend) as times:
                 start = time.perf_counter()
-                ids = backend.encode(messages)
+                ids = backend.tokenizer.encode(messages)
                 answer = backend.stream_answer(Prompt(ids, tokens, 0), GREEDY, lambda _: None)
             best[turn] = min(best[turn], times[0] - start)
             messages.append({"role": "assistant", "content": answer.text})
@@ -196,6 +204,7 @@ def compare_turns(part: str, what: str, backend: Any, tokens: int, rounds: int) 
 def quantized(folder: Path, scratch: Path) -> Any:
     """Our GGUF backend with the model as q4_k_m."""
     from impruver_chat.backends.llama_cpp import backend as gguf
+    from impruver_chat.model_dir import GgufFile
     from impruver_core.recipe.sections import TokenizerSection
 
     (scratch / "out").mkdir()
@@ -203,7 +212,7 @@ def quantized(folder: Path, scratch: Path) -> Any:
         (scratch / "out" / path.name).symlink_to(path)
     recipe = {"output_dir": str(scratch / "out"), "gguf": {"quantization_levels": ["q4_k_m"]}}
     run_tool("impruver_gguf", recipe, scratch)
-    return gguf.load_backend(scratch / "out/gguf/model-q4_k_m.gguf", folder, TokenizerSection(), OPTIONS)
+    return gguf.load_backend(GgufFile(scratch / "out/gguf/model-q4_k_m.gguf", folder), TokenizerSection(), OPTIONS)
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def make_oracle(folder: Path) -> Path:
 
 def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
     """Prints wall time, memory and scratch of both ways."""
-    from impruver_gguf.quantization.quant_types import LEVELS as KNOWN
+    from impruver_gguf.quantization.quant_types import QUANT_TYPES
 
     python, merged, out = make_oracle(folder / "venv"), folder / "merged", folder / "theirs.gguf"
     theirs = [
@@ -127,7 +127,7 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
                 "impruver_gguf.quantization.quantize",
                 out,
                 "2",
-                f"{KNOWN[level].ftype}={folder / level}.gguf",
+                f"{QUANT_TYPES[level].ftype}={folder / level}.gguf",
             ]
             for level in LEVELS
         ),
@@ -148,18 +148,18 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
 
 def decode_only(task: dict) -> None:
     """Decodes what the proof decodes: the rows with logits computed at target positions, and greedy answers."""
-    from impruver_gguf.verification.llama_runtime import Engine, open_model
+    from impruver_gguf.verification.llama_runtime import AnswerPrompt, LlamaRuntime, load_gguf_on_cpu
 
     for path in task["files"]:
-        model = open_model(Path(path))
+        model = load_gguf_on_cpu(Path(path))
         ends = {*task["ends"], *(token for token in range(model.n_vocab) if model.get_vocab().is_eog(token))}
-        engine = Engine(model, max(len(row["ids"]) for row in task["rows"]))
+        runtime = LlamaRuntime(model, max(len(row["ids"]) for row in task["rows"]))
         for row in task["rows"]:
-            for _ in engine.decode(row["ids"], row["wanted"]):
+            for _ in runtime.decode(row["ids"], row["positions"]):
                 pass
-        Engine(model, sum(len(ids) + room for ids, room in task["asked"]), len(task["asked"])).answers(
-            task["asked"], ends
-        )
+        prompts = [AnswerPrompt(*prompt) for prompt in task["prompts"]]
+        room = sum(len(prompt.ids) + prompt.max_tokens for prompt in prompts)
+        LlamaRuntime(model, room, len(prompts)).generate_answers(prompts, ends)
 
 
 def compare_proof(adapter: Path, turns: int) -> None:
@@ -172,10 +172,10 @@ def compare_proof(adapter: Path, turns: int) -> None:
     assert export(["--output_dir", str(adapter), "--verify", "false"]) == 0
     tokenizer = SavedTokenizer(adapter)
     held = read_heldout(adapter, tokenizer, {}, None)
-    rows = [{"ids": row.ids, "wanted": row.learned} for row in held.measured]
+    rows = [{"ids": row.ids, "positions": row.target_positions} for row in held.measured]
     files = [str(adapter / f"gguf/model-{level}.gguf") for level in ("f16", *LEVELS)]
     ends = [tokenizer.backend_tokenizer.token_to_id("<|im_end|>")]
-    task = {"files": files, "rows": rows, "asked": held.asked, "ends": ends}
+    task = {"files": files, "rows": rows, "prompts": held.prompts, "ends": ends}
     pairs = []
     for _ in range(turns):
         start = time.perf_counter()
@@ -184,8 +184,8 @@ def compare_proof(adapter: Path, turns: int) -> None:
         prove(adapter, files)
         pairs.append((between - start, time.perf_counter() - between))
     alone, proof = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-    tokens, learned = sum(len(row["ids"]) for row in rows), sum(len(row["wanted"]) for row in rows)
-    print(f"proof: {len(rows)} rows, {tokens} tokens, {learned} learned; 6 files in {proof:.1f} s")
+    tokens, targets = sum(len(row["ids"]) for row in rows), sum(len(row["positions"]) for row in rows)
+    print(f"proof: {len(rows)} rows, {tokens} tokens, {targets} target tokens; 6 files in {proof:.1f} s")
     print(f"       decoding alone {alone:.1f} s, {proof / alone:.2f} times")
     record("proof", proof)
     record("proof_times", proof / alone)
@@ -195,13 +195,13 @@ def prove(adapter: Path, files: list[str]) -> None:
     """The proof by itself, as the command runs it."""
     from impruver_core.recipe.sections import ModelSection
     from impruver_gguf.sections import LimitsSection
-    from impruver_gguf.verification.types import Trained
-    from impruver_gguf.verification.verify import read_ground, verify
+    from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
+    from impruver_gguf.verification.verify import check_files
 
-    trained = Trained(adapter, ["<|im_end|>"], {}, ModelSection(), None)
+    model = TrainedModelInfo(adapter, ["<|im_end|>"], {}, ModelSection(), None)
     levels = dict(zip(("f16", *LEVELS), map(Path, files), strict=True))
-    proof = verify(read_ground(trained), levels, LimitsSection())
-    assert not proof.failures, proof.failures
+    report = check_files(levels, read_inputs(model), LimitsSection())
+    assert not report.failures, report.failures
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.transformers import batching as together
-from impruver_chat.backends.transformers.batch_sampling import choose_tokens
+from impruver_chat.backends.transformers.batching import choose_tokens
 from impruver_chat.generation.parameters import GREEDY, SamplingParams
 from support.chat_models import backend_of
 from support.messages import user
@@ -29,7 +29,7 @@ def prompts(babbler):
     """64 prompts of 3 to 90 tokens, answers of 1 to 12."""
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcdefghij klm", k=chance.randint(1, 80))) for _ in range(64)]
-    ids = [babbler.encode([user(text)]) for text in texts]
+    ids = [babbler.tokenizer.encode([user(text)]) for text in texts]
     return [Prompt(each, chance.randint(1, 12), 42 + place) for place, each in enumerate(ids)]
 
 
@@ -59,7 +59,7 @@ def test_a_near_tie_is_decided_by_the_prompt_alone(babbler, prompts, monkeypatch
     import torch
 
     wanted, asked = said(babbler, prompts, WAYS["drawn"], 16), []
-    generate, alone = babbler.model.generate, babbler.compute_scores
+    generate, alone = babbler.model.generate, together.compute_scores
     noise = torch.Generator().manual_seed(1)
 
     def disturbed(**options):
@@ -72,7 +72,7 @@ def test_a_near_tie_is_decided_by_the_prompt_alone(babbler, prompts, monkeypatch
         return generate(**options)
 
     monkeypatch.setattr(babbler.model, "generate", disturbed)
-    monkeypatch.setattr(babbler, "compute_scores", lambda ids: asked.append(ids.shape) or alone(ids))
+    monkeypatch.setattr(together, "compute_scores", lambda *given: asked.append(given) or alone(*given))
     assert said(babbler, prompts, WAYS["drawn"], 16) == wanted
     assert asked
 

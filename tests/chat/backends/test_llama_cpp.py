@@ -1,17 +1,20 @@
 """GGUF as the backend: SmolLM2's file out of its package, as it is."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from impruver_chat.backends.base import Prompt
+from impruver_chat.backends.chat_tokenizer import EncodingOptions
 from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.llama_cpp import context as contexts
 from impruver_chat.backends.llama_cpp.vocab import make_decoder
 from impruver_chat.generation.parameters import GREEDY, SamplingParams
+from impruver_chat.model_dir import GgufFile
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 from support import ROOT
-from support.chat_models import OPTIONS, ask
+from support.chat_models import ask
 from support.messages import user
 
 HI = [user("Hi")]
@@ -20,7 +23,7 @@ ANSWER = "Hello! How can I assist you today?"
 
 @pytest.fixture(scope="module")
 def backend(smollm2_gguf):
-    return gguf.load_backend(smollm2_gguf, None, TokenizerSection(), OPTIONS)
+    return gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +47,10 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
 
 @pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
 def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2_gguf, saved):
-    with_tokenizer = gguf.load_backend(smollm2_gguf, saved, TokenizerSection(), OPTIONS)
+    with_tokenizer = gguf.load_backend(GgufFile(smollm2_gguf, saved), TokenizerSection(), EncodingOptions())
     ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
-    assert backend.decode(ids) == with_tokenizer.decode(ids) == text
-    assert backend.decode([2, *ids, 1]) == text  # control tokens are no text
+    assert backend.tokenizer.decode(ids) == with_tokenizer.tokenizer.decode(ids) == text
+    assert backend.tokenizer.decode([2, *ids, 1]) == text  # control tokens are no text
 
 
 def test_every_token_has_the_bytes_of_the_tokenizer(backend):
@@ -88,22 +91,23 @@ def test_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, save
         {"role": "user", "content": "Привет, 😀 <|im_end|> naïve\n  x"},
     ]
     wanted = encode_prompt(AutoTokenizer.from_pretrained(saved), messages)
-    with_tokenizer = gguf.load_backend(smollm2_gguf, saved, TokenizerSection(), OPTIONS)
+    with_tokenizer = gguf.load_backend(GgufFile(smollm2_gguf, saved), TokenizerSection(), EncodingOptions())
     given = []
     one = llama_cpp.llama_batch_get_one
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
-    alone = gguf.load_backend(smollm2_gguf, None, TokenizerSection(), OPTIONS)  # nothing is kept of earlier prompts
+    # nothing is kept of earlier prompts
+    alone = gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
     for each in (with_tokenizer, alone):
         given.clear()
-        ids = each.encode(messages)
+        ids = each.tokenizer.encode(messages)
         ask(each, ids, room=1)
         assert given[: len(ids)] == wanted
-    assert with_tokenizer.stops.ids == backend.stops.ids | {0}  # the tokenizer's EOS may be another
-    assert backend.stops.ids >= {2}
+    assert with_tokenizer.tokenizer.stops.ids == backend.tokenizer.stops.ids | {0}  # the tokenizer's EOS may be another
+    assert backend.tokenizer.stops.ids >= {2}
 
 
 def test_another_models_tokenizer_is_not_used(smollm2_gguf, models, capfd):
-    other = gguf.load_backend(smollm2_gguf, models / "full", TokenizerSection(), OPTIONS)
+    other = gguf.load_backend(GgufFile(smollm2_gguf, models / "full"), TokenizerSection(), EncodingOptions())
     assert "its own chat template is used" in capfd.readouterr().err
     assert ask(other, HI).text == ANSWER
 
@@ -117,8 +121,8 @@ def test_a_context_that_grows_and_is_used_again(backend):
 
 def test_a_prompt_in_several_batches(smollm2_gguf, monkeypatch):
     # Its own backend: a context keeps the size of its batches.
-    backend = gguf.load_backend(smollm2_gguf, None, TokenizerSection(), OPTIONS)
-    ids = backend.encode(HI)
+    backend = gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
+    ids = backend.tokenizer.encode(HI)
     assert len(ids) > 16
     monkeypatch.setattr(contexts, "BATCH_TOKENS", 7)
     assert ask(backend, ids).text == ANSWER
@@ -149,7 +153,7 @@ def test_characters_of_several_tokens_come_whole(backend):
     from impruver_chat.generation.detokenizer import StopCriteria, StreamingDetokenizer
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
-    stream = StreamingDetokenizer(backend.decode, StopCriteria(frozenset()), out.append)
+    stream = StreamingDetokenizer(backend.tokenizer.decode, StopCriteria(frozenset()), out.append)
     for token in backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False):
         stream.add_token(token)
     assert stream.finish() == "".join(out) == text
@@ -159,7 +163,7 @@ def test_characters_of_several_tokens_come_whole(backend):
 def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
     """More prompts than sequences, of several lengths and rooms, one of several batches of tokens."""
     texts = ["Hi", "What is the capital of France?", "I like red and blue. " * 45 + "What do I like?"]
-    ids = [backend.encode([user(text)]) for text in (*texts, "Say yes.", "Name a colour.", "Bye")]
+    ids = [backend.tokenizer.encode([user(text)]) for text in (*texts, "Say yes.", "Name a colour.", "Bye")]
     prompts = [Prompt(each, 12 + 3 * place, place) for place, each in enumerate(ids)]
     assert len(ids[2]) > 200
     alone = dict(backend.answer_batch(prompts, GREEDY, 1))
@@ -171,7 +175,7 @@ def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
 
 def test_drawn_in_parallel_each_has_its_own_seed(backend):
     drawn = SamplingParams(temperature=1.5, top_p=0.95, top_k=0, repetition_penalty=1.1)
-    ids = backend.encode(HI)
+    ids = backend.tokenizer.encode(HI)
     prompts = [Prompt(ids, 12, seed) for seed in (1, 2, 1, 3)]
     given = dict(backend.answer_batch(prompts, drawn, 4))
     assert given[0] == given[2]

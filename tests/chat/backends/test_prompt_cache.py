@@ -1,10 +1,14 @@
 """The cache of the common prefix, kept between turns: the same answers, and only what is new is computed."""
 
+from pathlib import Path
+
 import pytest
+from impruver_chat.backends.chat_tokenizer import EncodingOptions, make_chat_tokenizer
 from impruver_chat.backends.llama_cpp import backend as gguf
-from impruver_chat.backends.transformers.backend import TransformersBackend, find_stop_criteria
+from impruver_chat.backends.transformers.backend import TransformersBackend
+from impruver_chat.model_dir import GgufFile
 from impruver_core.recipe.sections import TokenizerSection
-from support.chat_models import OPTIONS, ask, backend_of
+from support.chat_models import ask, backend_of
 from support.messages import user
 
 FIRST = [user("what is red")]
@@ -35,7 +39,7 @@ def test_only_what_is_new_is_computed_and_the_answer_is_the_same(models):
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]
     computed.clear()
     kept = said(backend, messages)
-    assert computed[0] < len(backend.encode(messages)) - len(backend.encode(FIRST))
+    assert computed[0] < len(backend.tokenizer.encode(messages)) - len(backend.tokenizer.encode(FIRST))
     assert kept == said(transformers(models)[0], messages)
     computed.clear()
     assert said(backend, messages) == kept  # as /retry asks
@@ -71,7 +75,7 @@ def test_with_and_without_the_adapter_each_has_its_own(models):
             bare = said(backend, SECOND)
         assert [said(backend, SECOND), bare] == wanted
     assert wanted[0] != wanted[1]
-    assert computed.count(len(backend.encode(SECOND))) == 2
+    assert computed.count(len(backend.tokenizer.encode(SECOND))) == 2
 
 
 def test_a_window_that_has_moved_on_is_computed_anew(models):
@@ -86,7 +90,7 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
     model, tokenizer = MistralForCausalLM(config).eval(), AutoTokenizer.from_pretrained(models / "full")
 
     def fresh():
-        return TransformersBackend(model, tokenizer, find_stop_criteria(tokenizer, models / "full"), OPTIONS)
+        return TransformersBackend(model, make_chat_tokenizer(tokenizer, models / "full", EncodingOptions()))
 
     backend = fresh()
     for text in ("it", "quite another text", "it is it"):
@@ -96,13 +100,14 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
 def test_gguf_keeps_the_prefix_too(smollm2_gguf, monkeypatch):
     from cyllama.llama import llama_cpp
 
-    backend, other = (gguf.load_backend(smollm2_gguf, None, TokenizerSection(), OPTIONS) for _ in range(2))
+    source = GgufFile(smollm2_gguf, Path())
+    backend, other = (gguf.load_backend(source, TokenizerSection(), EncodingOptions()) for _ in range(2))
     one, given = llama_cpp.llama_batch_get_one, []
     first = said(backend, FIRST)
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.append(len(ids)) or one(ids, at))
     kept = said(backend, messages)
-    assert given[0] < len(backend.encode(messages)) - len(backend.encode(FIRST))
+    assert given[0] < len(backend.tokenizer.encode(messages)) - len(backend.tokenizer.encode(FIRST))
     assert kept == said(other, messages)
     for text in ("no", "quite another text"):
         assert said(backend, with_answer(text)) == said(other, with_answer(text))

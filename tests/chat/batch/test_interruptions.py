@@ -1,6 +1,6 @@
 """The command stopped from outside, and out of room: the answers' file is whole or not there, the exit code tells.
 
-What was answered is kept beside it, and the same command goes on from there.
+What was answered is kept beside it, and the same command resumes from there.
 """
 
 import json
@@ -49,7 +49,7 @@ def test_a_signal_leaves_the_answers_so_far(sent, code, started, tmp_path):
     lines = (tmp_path / "out" / JOURNAL).read_text().splitlines(keepends=True)
     assert all(json.loads(line) for line in lines)
     assert lines[-1].endswith("\n")
-    assert f"{len(lines) - 1} of 500 answers are kept; the same command goes on from there" in err.decode()
+    assert f"{len(lines) - 1} of 500 answers are kept; the same command resumes from there" in err.decode()
 
 
 def test_after_a_kill_another_command_is_whole(started, chat, recipe, write_jsonl, tmp_path):

@@ -75,7 +75,7 @@ CALLING = [
 @pytest.mark.parametrize("name", THINKING)
 def test_reasoning_of_stock_templates(name, size):
     template = Template(name)
-    assert template.marks.has_reasoning_field
+    assert template.marks.reasoning.has_field
     message, pieces = heard(template.marks, template.said(THOUGHT), size)
     assert message == THOUGHT
     assert pieces | {"reasoning": pieces["reasoning"].strip()} == {

@@ -7,7 +7,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from impruver_compose.reporting.html_report import _build_template_checks
+from impruver_compose.reporting.html_report import build_template_check_section
 from impruver_compose.reporting.text_diff import build_diff_spans
 from impruver_core.reporting.html import render_page
 
@@ -42,7 +42,7 @@ def sections(html):
 def test_it_tells_what_was_made_and_dropped(report):
     done, html = report
     told = sections(html)
-    assert list(told) == ["Data sets", "Lengths", "Dropped", "The gate", "Sample rows", "Duplicates"]
+    assert list(told) == ["Data sets", "Lengths", "Dropped", "Template checks", "Sample rows", "Duplicates"]
     for each in done.manifest["counts"]:
         for name in ("train_rows", "val_rows", "tokens"):
             assert f"{each[name]:,}" in told["Data sets"]
@@ -90,8 +90,8 @@ def test_the_gate_is_shown_where_there_is_one():
     entry = {"dataset_index": 1, "dataset": "d", "learned_share": 0.5, "nothing_to_learn": 3, "ended": 7, "rows": 9}
     entry |= {"unlike_prompt": 2, "probed": 100, "reasoning_stripped": 4, "warnings": [f"why {EVIL}"]}
     entry["example"] = {"row": 5, "part": 0, "trained": "assistant\n<think>\n", "prompt": "assistant\n"}
-    html = render_page("t", "", [_build_template_checks([entry, entry | {"example": None, "warnings": []}])])
-    told = sections(html)["The gate"]
+    html = render_page("t", "", [build_template_check_section([entry, entry | {"example": None, "warnings": []}])])
+    told = sections(html)["Template checks"]
     for text in ("50%", "7 of 9", "2 of 100", "4 of 100", f"why {EVIL}", "data set 1, row 5", "in training"):
         assert text in told
     assert "<script" not in html

@@ -39,9 +39,9 @@ def test_target_tokens_are_in_brackets_without_colours(shown, files):
     out = shown(1, [row])
     assert "\x1b" not in out
     assert "\ufffd" not in out
-    assert out.startswith("⟦learned⟧, all else is not\n")
+    assert out.startswith("⟦trained on⟧, all else is not\n")
     ((title, text),) = blocks(out)
-    assert re.fullmatch(r"data set 0 \(data.jsonl\), row 0, conversation 0: \d+ tokens, \d+ learned", title)
+    assert re.fullmatch(r"data set 0 \(data.jsonl\), row 0, conversation 0: \d+ tokens, \d+ trained on", title)
     assert text == (
         "<s><|im_start|>system⏎\ns<|im_end|>⏎\n<|im_start|>user⏎\nодин?<|im_end|>⏎\n<|im_start|>assistant⏎\n"
         "⟦·Ответ 🍏🍎,··два→\tслова⏎\n⏎\nи всё<|im_end|>⟧⏎\n<|im_start|>user⏎\nb<|im_end|>⏎\n<|im_start|>assistant⏎\n"

@@ -5,8 +5,8 @@ import json
 import pytest
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import ImpruverError
-from impruver_gguf.ollama.go_template import go_template
-from impruver_gguf.ollama.modelfile import modelfile
+from impruver_gguf.ollama.go_template import translate_to_go
+from impruver_gguf.ollama.modelfile import ModelDefaults, format_modelfile
 from support.models import edit_json
 from support.tokenizers import CHATML
 from support.tokenizers import ROLE_TAGS as OWN
@@ -62,9 +62,9 @@ SYSTEMS = [
 def test_a_system_prompt_is_read_back(system):
     if any(line.rstrip().endswith('"""') for line in system.split("\n")[:-1]):
         with pytest.raises(ImpruverError, match="change that line"):
-            modelfile("model.gguf", ["<|im_end|>"], 512, {}, system)
+            format_modelfile("model.gguf", ModelDefaults(["<|im_end|>"], 512, {}, system))
         return
-    text = modelfile("model.gguf", ["<|im_end|>"], 512, {}, system)
+    text = format_modelfile("model.gguf", ModelDefaults(["<|im_end|>"], 512, {}, system))
     assert read(text) == [
         ("FROM", "./model.gguf"),
         ("stop", "<|im_end|>"),
@@ -75,12 +75,12 @@ def test_a_system_prompt_is_read_back(system):
 
 def test_a_line_that_would_end_the_text_is_refused():
     with pytest.raises(ImpruverError, match="ends the text in a Modelfile"):
-        modelfile("model.gguf", [], None, {}, 'first """ \nFROM elsewhere')
+        format_modelfile("model.gguf", ModelDefaults([], None, {}, 'first """ \nFROM elsewhere'))
 
 
 def test_parameters():
     parameters = {"temperature": 0.5, "top_k": 40, "stop": ["a b", '"'], "num_ctx": 99, "penalize_newline": False}
-    commands = read(modelfile("m.gguf", ["<e>", "\n\n"], 512, parameters, None))
+    commands = read(format_modelfile("m.gguf", ModelDefaults(["<e>", "\n\n"], 512, parameters, None)))
     assert [value for name, value in commands if name == "stop"] == ["<e>", "\n\n", "a b", '"']
     others = {name: value for name, value in commands if name not in ("FROM", "stop")}
     assert others == {"num_ctx": "99", "temperature": "0.5", "top_k": "40", "penalize_newline": "false"}
@@ -99,7 +99,8 @@ CHATS = [GREETING, GREETING[1:], GREETING[3:], [{"role": "user", "content": "<th
 )
 def test_the_template_in_go_says_the_same(template, ollama):
     named = {"bos_token": "<s>", "eos_token": "<|end|>", "additional_special_tokens": ["<|user|>", "<|assistant|>"]}
-    written = dict(read(modelfile("m.gguf", [], None, {}, None, go_template(template, named, "<s>"))))["TEMPLATE"]
+    defaults = ModelDefaults([], None, {}, None, translate_to_go(template, named, "<s>"))
+    written = dict(read(format_modelfile("m.gguf", defaults)))["TEMPLATE"]
     wanted = [render_template(template, chat, add_generation_prompt=True, variables=named) for chat in CHATS]
     assert ollama(written, CHATS) == [text.removeprefix("<s>") for text in wanted]
 
@@ -117,7 +118,7 @@ def test_the_template_in_go_says_the_same(template, ollama):
     ],
 )
 def test_no_go_template_where_it_is_not_needed_or_not_exact(template):
-    assert go_template(template, {"eos_token": "<|im_end|>", "additional_special_tokens": []}, None) is None
+    assert translate_to_go(template, {"eos_token": "<|im_end|>", "additional_special_tokens": []}, None) is None
 
 
 def test_sampling_is_that_of_generation_config_and_recipe(adapter, gguf):

@@ -60,12 +60,14 @@ def test_the_figures_are_those_of_transformers(tiny, proven):
     write_jsonl(tiny / "heldout.jsonl", [conversation(*pair) for pair in CHATS])
     assert proven("--output_dir", tiny, "--quantization_levels", "q4_0")[0] == 0
     held = read_heldout(tiny, SavedTokenizer(tiny), {}, None).measured
-    labels = torch.tensor([row.labels[at + 1] for row in held for at in row.learned])
+    labels = torch.tensor([token for row in held for token in row.target_ids])
 
     def logs(**file):
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, **file)
         with torch.no_grad():
-            return torch.cat([model(torch.tensor([row.ids])).logits[0, row.learned].log_softmax(-1) for row in held])
+            return torch.cat(
+                [model(torch.tensor([row.ids])).logits[0, row.target_positions].log_softmax(-1) for row in held]
+            )
 
     exact, level = logs(), logs(gguf_file="gguf/model-q4_0.gguf")
     rows = read_quality(tiny)
@@ -127,11 +129,11 @@ def test_plain_text_and_a_model_without_a_template(tiny, proven):
     assert row["stops"] is None
 
 
-def test_nothing_learned_is_said(tiny, proven):
+def test_rows_without_target_tokens_are_said(tiny, proven):
     write_jsonl(tiny / "heldout.jsonl", [conversation("Hi", "Ho") | {"input_ids": [5, 6, 7], "labels": [-100] * 3}])
     code, out, told = proven("--output_dir", tiny)
     assert code == 0, told
-    assert "no row has a learned token" in told
+    assert "no row has a target token" in told
     assert read_quality(tiny)["q8_0"]["kl"] is None
     assert "nothing could be measured" in out
     assert "within KL" not in out

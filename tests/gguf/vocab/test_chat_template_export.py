@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from impruver_core.chat_template.rendering.renderer import render_template
-from impruver_gguf.vocab.chat_template_export import without_generation
+from impruver_gguf.vocab.vocabulary import strip_generation_tags
 from support.gguf_cases import read_quality
 from support.jsonl import write_jsonl
 from support.messages import conversation
@@ -33,17 +33,17 @@ MESSAGES = conversation("Hi", "  Ho\n")["messages"] * 2
 @pytest.mark.parametrize("form", FORMS)
 def test_generation_tags_go_and_nothing_else_changes(form):
     template = AROUND.replace("{FORM}", form)
-    exported = without_generation(template)
+    exported = strip_generation_tags(template)
     assert "generation %}" not in exported.replace("add_generation_prompt", "")
     for prompt in (False, True):
         before = render_template(template, MESSAGES, add_generation_prompt=prompt)
         assert render_template(exported, MESSAGES, add_generation_prompt=prompt) == before
-    assert without_generation(exported) == exported
+    assert strip_generation_tags(exported) == exported
 
 
 def test_plain_tags_are_just_taken_out():
     template = AROUND.replace("{FORM}", FORMS[0])
-    assert without_generation(template) == AROUND.replace("{FORM}", BODY)
+    assert strip_generation_tags(template) == AROUND.replace("{FORM}", BODY)
 
 
 LITERALS = [
@@ -56,7 +56,7 @@ LITERALS = [
 @pytest.mark.parametrize("literal", LITERALS)
 def test_tags_in_texts_stay(literal):
     template = literal + "\n {%- if true %} x{% endif -%}  " + AROUND.replace("{FORM}", FORMS[0])
-    assert without_generation(template) == template.replace(FORMS[0], BODY)
+    assert strip_generation_tags(template) == template.replace(FORMS[0], BODY)
 
 
 def template_in(folder) -> str:
@@ -71,7 +71,7 @@ def test_what_stands_in_the_file(tiny, proven):
     write_jsonl(tiny / "heldout.jsonl", [conversation("Hi", "Ho")])
     code, _, told = proven("--output_dir", tiny)
     assert code == 0, told
-    assert template_in(tiny) == without_generation(AROUND.replace("{FORM}", FORMS[3]))
+    assert template_in(tiny) == strip_generation_tags(AROUND.replace("{FORM}", FORMS[3]))
     assert "endgeneration" not in template_in(tiny)
 
 

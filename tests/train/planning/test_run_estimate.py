@@ -165,13 +165,6 @@ def test_adapters_that_it_can_are_not(more, recipe, impruver_train):
     assert "impruver-gguf" not in impruver_train(recipe(lora=more), "--dry_run", "--quiet")[2]
 
 
-def test_train_and_gguf_agree_on_what_can_be_merged():
-    from impruver_gguf.weights import peft_adapter as adapter
-    from impruver_train.modeling import checks
-
-    assert (checks.PLAIN_STARTS, checks.UNMERGED) == (adapter.PLAIN_STARTS, adapter.OTHER_METHODS)
-
-
 def test_layers_of_different_sizes_have_no_estimate():
     from impruver_train.memory import knows
     from transformers import Gemma4TextConfig

@@ -56,6 +56,8 @@ def read_safetensors_header(path: Path, advice: str = "copy or download it again
 
 def _parse_entry(entry: dict, data: int) -> TensorEntry:
     start, stop = entry["data_offsets"]
+    if start < 0:
+        raise ValueError(start)
     return TensorEntry(str(entry["dtype"]), tuple(map(index, entry["shape"])), data + index(start), data + index(stop))
 
 

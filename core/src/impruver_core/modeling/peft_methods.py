@@ -25,4 +25,4 @@ def find_unmergeable(config: Mapping[str, Any]) -> dict[str, str]:
         faults["peft_type"] = str(kind)
     if start not in PLAIN_STARTS:
         faults["init_lora_weights"] = f"{start} (it changes the base too)"
-    return faults | {name: "" for name in OTHER_METHODS if config.get(name)}
+    return faults | {name: "" for name in OTHER_METHODS if config.get(name) not in (None, False, [])}

@@ -1,94 +1,57 @@
-"""impruver-chat, step by step: parameters, files, questions, model; then a terminal or a file of answers."""
+"""The steps of impruver-chat, from a recipe to a conversation at a terminal or a file of answers."""
 
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from impruver_core.cli.console import log_info, print_result, warn
+from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.loading import Recipe
+from impruver_core.io.manifest import build_manifest
+from impruver_core.recipe.loading import Recipe, resolve_recipe
 
-from impruver_chat import model_dir as found
-from impruver_chat.backends.base import Backend
-from impruver_chat.backends.llama_cpp import backend as llama
+from impruver_chat.backends.chat_tokenizer import EncodingOptions, has_bos
+from impruver_chat.backends.llama_cpp import backend as llama_cpp
 from impruver_chat.backends.transformers import backend as transformers
-from impruver_chat.batch.job import BatchJob, prepare_batch_job, run_batch_job
-from impruver_chat.batch.journal import describe_model_files
+from impruver_chat.batch.job import BatchJob, describe_model_files, prepare_batch_job, run_batch_job
 from impruver_chat.conversation import Conversation
-from impruver_chat.generation import parameters as sampling
-from impruver_chat.terminal import repl as terminal
+from impruver_chat.generation.parameters import format_parameters, resolve_parameters
+from impruver_chat.model_dir import find_source
+from impruver_chat.terminal.repl import run_conversation
 
 
-def chat(recipe: Recipe, gguf: str | None, files: BatchJob | None, dry_run: bool, plain: bool, compare: bool) -> None:
-    """Talks at a terminal, or answers `files`; `dry_run` ends before weights.
+def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, plain: bool, compare: bool) -> None:
+    """Answer the questions of a file (`job`) or of a person; `dry_run` ends before the model is loaded.
 
-    `plain`: without Markdown; `compare`: with the base's answers beside the adapter's.
+    Args:
+        gguf: a GGUF file that answers in place of the model in output_dir.
+        plain: show answers as they are, not as Markdown.
+        compare: show the base's answers beside the adapter's.
     """
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
-    output_dir = Path(recipe.output_dir).expanduser()
-    chosen = sampling.resolve_parameters(recipe.chat, output_dir, interactive=files is None)
-    questions = prepare_batch_job(files, recipe.chat.system_prompt, dry_run) if files else []
-    load, parts = find_loader(recipe, output_dir, gguf, dry_run, compare)
-    say_or_result = print_result if dry_run else log_info
-    if files:
-        say_or_result(f"{len(questions):,} questions of {files.questions}, answers to {files.target}")
-    say_or_result(f"generation: {sampling.format_parameters(chosen)}")
+    output_dir, report = Path(recipe.output_dir).expanduser(), print_result if dry_run else log_info
+
+    sampling = resolve_parameters(recipe.chat, output_dir, interactive=job is None)
+    questions = prepare_batch_job(job, dry_run) if job else []
+    source = find_source(output_dir, gguf, recipe.model.name, recipe.base_dir, missing_ok=dry_run)
+    if compare and source and source.no_comparison_reason:
+        raise ImpruverError(f"--compare: {source.no_comparison_reason}")
+    if source:
+        report(f"{'would load' if dry_run else 'loading'} {source.describe(recipe.model)}")
+    if job:
+        report(f"{len(questions):,} questions of {job.input}, answers to {job.target}")
+    report(f"generation: {format_parameters(sampling)}")
     if dry_run:
         return
-    backend = load()
-    if files is None:
-        session = Conversation(recipe.chat.system_prompt, recipe.chat.history_limit)
-        terminal.run_conversation(session, backend, chosen, recipe.seed, plain, compare)
-        return
-    model = [asdict(recipe.model), *map(describe_model_files, parts)]
-    run_batch_job(files, questions, backend, chosen, recipe, model)
 
-
-def find_loader(
-    recipe: Recipe, output_dir: Path, gguf: str | None, dry_run: bool, compare: bool
-) -> tuple[Callable[[], Backend] | None, list[Path]]:
-    """(what loads the backend, its files and folders); what is to be loaded, and compared, is checked and told at once.
-
-    Where nothing is there yet that is a note for a dry run, which loads nothing.
-    """
-    tell, would = (print_result, "would load") if dry_run else (log_info, "loading")
-    options = {
-        "add_bos": has_bos(recipe.datasets),
-        "chat_template_kwargs": recipe.tokenizer.chat_template_kwargs or {},
-    }
-    if gguf is not None:
-        llama.check_cyllama_installed()
-        check_comparable(compare, found.GGUF_NO_COMPARISON)
-        path = found.check_gguf_file(Path(gguf).expanduser())
-        tell(f"{would} {path} (llama.cpp)")
-        return partial(llama.load_backend, path, output_dir, recipe.tokenizer, options), [output_dir, path]
-    try:
-        there = found.find_model(output_dir, recipe.model.name, recipe.base_dir)
-    except found.ModelNotFoundError as absent:
-        if not dry_run:
-            raise
-        log_info(f"note: {absent}")
-        return None, []
-    check_comparable(compare, there.no_comparison_reason)
-    if not there.is_finished:
-        warn(f"{output_dir} holds no impruver.json: its training has not finished")
-    tell(f"{would} {there.describe()} ({found.describe_precision(recipe.model)})")
-    load = partial(transformers.load_backend, there, recipe.model, recipe.tokenizer, options, recipe.base_dir)
-    return load, [output_dir, Path(there.base)] if there.base else [output_dir]
-
-
-def check_comparable(compare: bool, alone: str | None) -> None:
-    """ImpruverError where answers are to be compared and there is nothing to compare them with."""
-    if compare and alone:
-        raise ImpruverError(f"--compare: {alone}")
-
-
-def has_bos(datasets: Any) -> bool:
-    """Whether the training rows had BOS, as far as the recipe tells (`add_global_bos` of its data sets)."""
-    given = [
-        each.get("add_global_bos", True) if isinstance(each, dict) else each.add_global_bos for each in datasets or []
-    ]
-    return not given or any(given)
+    options = EncodingOptions(has_bos(recipe.datasets), recipe.tokenizer.chat_template_kwargs or {})
+    if gguf:
+        backend = llama_cpp.load_backend(source, recipe.tokenizer, options)
+    else:
+        backend = transformers.load_backend(source, recipe.model, recipe.tokenizer, options, recipe.base_dir)
+    if job:
+        model_state = [asdict(recipe.model), *map(describe_model_files, source.files)]
+        manifest = build_manifest("impruver-chat", resolve_recipe(recipe, absolute=True))
+        run_batch_job(job, questions, backend, sampling, model_state, manifest)
+    else:
+        conversation = Conversation(recipe.chat.system_prompt, recipe.chat.history_limit)
+        run_conversation(conversation, backend, sampling, recipe.seed, plain, compare)

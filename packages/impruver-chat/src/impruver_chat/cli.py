@@ -4,12 +4,15 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.loading import SEEDS
+from impruver_core.recipe.loading import SEEDS, Recipe
+
+if TYPE_CHECKING:
+    from impruver_chat.batch.job import BatchJob
 
 
 def parse_seed(text: str) -> int:
@@ -48,36 +51,38 @@ class Flags(CommonFlags):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code."""
+    """Run the command; the exit code."""
 
-    def work(recipe, flags) -> None:
+    def work(recipe: Recipe, flags: Flags) -> None:
         from impruver_chat.app import chat
 
         for name in ("input", "output", "gguf"):
             if getattr(flags, name) == "":
                 raise ImpruverError(f"--{name} is empty: name a file")
-        files = build_batch_job(flags)
-        if files is not None and (flags.compare or flags.plain):
+        job = build_batch_job(recipe, flags)
+        if job is not None and (flags.compare or flags.plain):
             raise ImpruverError("--compare and --plain are for a conversation, not for --input")
-        chat(recipe, flags.gguf, files, flags.dry_run, flags.plain, flags.compare)
+        chat(recipe, flags.gguf, job, flags.dry_run, flags.plain, flags.compare)
 
     return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)
 
 
-def build_batch_job(flags: Flags) -> Any:
-    """The files of questions and answers, None where there is a conversation to be had."""
+def build_batch_job(recipe: Recipe, flags: Flags) -> "BatchJob | None":
+    """Build the job of answering a file of questions; None for a conversation."""
     from impruver_chat.batch.job import BatchJob
     from impruver_chat.batch.questions import STDIN, has_rows_on_stdin
 
-    given, output = flags.input, flags.output
-    if given is None and not flags.dry_run and has_rows_on_stdin():
-        given, output = "-", output or "-"
-    if (given is None) != (output is None):
+    questions, answers = flags.input, flags.output
+    if questions is None and not flags.dry_run and has_rows_on_stdin():
+        questions, answers = "-", answers or "-"
+    if (questions is None) != (answers is None):
         raise ImpruverError("--input and --output go together (where JSONL comes through a pipe, neither is needed)")
-    if given is None and (flags.expect or flags.strict):
+    if questions is None and (flags.expect or flags.strict):
         raise ImpruverError("--expect and --strict are for --input")
-    if given is None:
+    if questions is None:
         return None
-    questions = STDIN if given == "-" else Path(given).expanduser()
-    answers = None if output == "-" else Path(output).expanduser()
-    return BatchJob(questions, answers, flags.strict, flags.expect, flags.overwrite)
+    source = STDIN if questions == "-" else Path(questions).expanduser()
+    target, chat = None if answers == "-" else Path(answers).expanduser(), recipe.chat
+    return BatchJob(
+        source, target, flags.strict, flags.expect, flags.overwrite, chat.system_prompt, chat.batch_size, recipe.seed
+    )

@@ -1,4 +1,4 @@
-"""A conversation: what was said, and what of it goes into the next prompt. No input, no output."""
+"""A conversation: its messages, and which of them go into the next prompt. No input, no output."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,8 @@ from impruver_chat.responses.stream_parser import get_tool_calls
 
 ANSWER_ROLES = ("assistant", "function_call")
 RESPONSE_ROLES = ("tool", "function_response")
-EncodePrompt = Callable[[list[dict]], list[int]]
+
+EncodeMessages = Callable[[list[dict]], list[int]]
 
 
 class NoAnswerError(ImpruverError):
@@ -19,7 +20,7 @@ class NoAnswerError(ImpruverError):
 
 @dataclass(frozen=True)
 class PromptWindow:
-    """A prompt's ids, the room for its answer in tokens, and how many messages it forgets: by which limit."""
+    """The ids of a prompt, the limit of its answer, and how many messages were dropped for which reason."""
 
     ids: list[int]
     max_new_tokens: int
@@ -29,7 +30,7 @@ class PromptWindow:
 
 @dataclass
 class Conversation:
-    """The system prompt and all messages so far; the first `forgotten` of them are no longer asked with.
+    """The system prompt and all messages so far; the first `forgotten` of them no longer go into prompts.
 
     `history_limit` counts the messages of a prompt, the new question included.
     """
@@ -39,35 +40,41 @@ class Conversation:
     messages: list[dict] = field(default_factory=list)
     forgotten: int = 0
 
+    def get_messages(self) -> list[dict]:
+        """The system prompt and all messages, forgotten or not."""
+        return make_system_messages(self.system_prompt) + self.messages
+
     def add_question(self, text: str) -> None:
-        """Adds a question."""
+        """Add a user's message."""
         self.messages.append({"role": "user", "content": text})
 
     def add_answer(self, message: dict) -> None:
-        """Adds what the model said."""
+        """Add a message of the model."""
         self.messages.append(message)
 
     def add_tool_response(self, text: str) -> int:
-        """Adds the response to the first call that has none; how many calls still wait. NoAnswer where none does."""
-        waiting = self.find_pending_responses()
-        if not waiting:
+        """Add the response to the first tool call that has none; how many calls still wait. NoAnswerError without."""
+        pending = self.find_pending_responses()
+        if not pending:
             raise NoAnswerError("no function was called")
-        self.messages.append(waiting[0] | {"content": text})
-        return len(waiting) - 1
+        self.messages.append(pending[0] | {"content": text})
+        return len(pending) - 1
 
     def find_pending_responses(self) -> list[dict]:
-        """For each call that has no response yet, the message that will hold it, less its content."""
+        """Find the tool calls without a response; for each the message that will hold it, less its content."""
         responses = len(list(takewhile(lambda message: message["role"] in RESPONSE_ROLES, reversed(self.messages))))
         caller = self.messages[-1 - responses] if len(self.messages) > responses else {"role": None}
         if caller["role"] == "function_call":
-            wanted = [{"role": "function_response"} for _ in get_tool_calls(caller)]
+            expected = [{"role": "function_response"} for _ in get_tool_calls(caller)]
         else:
             calls = caller.get("tool_calls", ())
-            wanted = [{"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in calls]
-        return wanted[responses:]
+            expected = [
+                {"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in calls
+            ]
+        return expected[responses:]
 
     def remove_last_turn(self) -> str:
-        """Removes the last question and all that came of it; the question. NoAnswer where there is none."""
+        """Remove the last question and all that followed it; the question. NoAnswerError where there is none."""
         if not self.messages:
             raise NoAnswerError("nothing was said yet")
         turn = split_turns(self.messages)[-1]
@@ -75,80 +82,80 @@ class Conversation:
         return turn[0]["content"]
 
     def remove_last_answer(self) -> None:
-        """Removes the last answer, so that it can be asked for again. NoAnswer where there is none."""
+        """Remove the last answer, so that it can be generated again. NoAnswerError where there is none."""
         if not self.messages or self.messages[-1]["role"] not in ANSWER_ROLES:
             raise NoAnswerError("no answer yet")
         self.remove_last_messages()
 
     def remove_last_messages(self, count: int = 1) -> None:
-        """Removes the last messages: a question or response that got no answer."""
+        """Remove messages from the end, such as a question that got no answer."""
         self.messages = self.messages[: len(self.messages) - count]
-        if self.forgotten >= len(self.messages):  # what is left would say nothing: all of it counts again
+        if self.forgotten >= len(self.messages):  # nothing would be left for a prompt: all of it counts again
             self.forgotten = 0
 
     def reset(self) -> None:
-        """Forgets all but the system prompt."""
+        """Forget all but the system prompt."""
         self.messages, self.forgotten = [], 0
 
-    def get_messages(self) -> list[dict]:
-        """The system prompt and all that was said, forgotten or not."""
-        return make_system_messages(self.system_prompt) + self.messages
+    def build_prompt(self, encode: EncodeMessages, context_length: int | None, max_new_tokens: int) -> PromptWindow:
+        """Build the prompt of the last turns that history limit and context allow, see `fit_to_context`.
 
-    def build_prompt(self, encode: EncodePrompt, context: int | None, room: int) -> PromptWindow:
-        """What the model is given; NoAnswer where that leaves no room for an answer. See `fit`."""
-        there = self.messages[self.forgotten :]
-        limited = select_last_turns(there, self.history_limit)
-        ids, kept = fit_to_context(limited, make_system_messages(self.system_prompt), encode, context, room)
-        room = limit_new_tokens(ids, context, room)
-        self.forgotten = len(self.messages) - len(kept)
-        return PromptWindow(ids, room, len(there) - len(limited), len(limited) - len(kept))
+        NoAnswerError where the context leaves no room for an answer.
+        """
+        current = self.messages[self.forgotten :]
+        limited = select_last_turns(current, self.history_limit)
+        system = make_system_messages(self.system_prompt)
+        ids, fitting = fit_to_context(limited, system, encode, context_length, max_new_tokens)
+        max_new_tokens = limit_new_tokens(ids, context_length, max_new_tokens)
+        self.forgotten = len(self.messages) - len(fitting)
+        return PromptWindow(ids, max_new_tokens, len(current) - len(limited), len(limited) - len(fitting))
 
 
 def make_system_messages(system_prompt: str | None) -> list[dict]:
-    """The messages that stand before a conversation: the system's, or none."""
+    """Make the messages that stand before a conversation: the system's, or none."""
     return [{"role": "system", "content": system_prompt}] if system_prompt else []
 
 
 def split_turns(messages: Sequence[dict]) -> list[list[dict]]:
-    """The messages in turns: each begins with a user's message."""
-    parted: list[list[dict]] = []
+    """Split messages into turns, each beginning with a user's message."""
+    turns: list[list[dict]] = []
     for message in messages:
-        if message["role"] == "user" or not parted:
-            parted.append([])
-        parted[-1].append(message)
-    return parted
+        if message["role"] == "user" or not turns:
+            turns.append([])
+        turns[-1].append(message)
+    return turns
 
 
 def select_last_turns(messages: Sequence[dict], limit: int) -> list[dict]:
-    """The last whole turns of at most `limit` messages together; the very last one always."""
-    kept: list[dict] = []
+    """Select the last whole turns of at most `limit` messages together; the very last one always."""
+    selected: list[dict] = []
     for turn in reversed(split_turns(messages)):
-        if kept and len(turn) + len(kept) > limit:
+        if selected and len(turn) + len(selected) > limit:
             break
-        kept = turn + kept
-    return kept
+        selected = turn + selected
+    return selected
 
 
 def fit_to_context(
-    messages: Sequence[dict], system: list[dict], encode: EncodePrompt, context: int | None, room: int
+    messages: Sequence[dict], system: list[dict], encode: EncodeMessages, context_length: int | None, room: int
 ) -> tuple[list[int], list[dict]]:
-    """(ids, messages) of the longest run of last turns that leaves `room` tokens of the context for the answer.
+    """Encode the longest run of last turns that leaves `room` tokens of the context; its ids and messages.
 
     The last turn alone may leave less room.
     """
-    parted = split_turns(messages)
-    for first in range(len(parted)):
-        kept = [message for turn in parted[first:] for message in turn]
-        ids = encode(system + kept)
-        if ids and (context is None or len(ids) + room <= context):
+    turns = split_turns(messages)
+    for first in range(len(turns)):
+        fitting = [message for turn in turns[first:] for message in turn]
+        ids = encode(system + fitting)
+        if ids and (context_length is None or len(ids) + room <= context_length):
             break
-    return ids, kept
+    return ids, fitting
 
 
-def limit_new_tokens(ids: list[int], context: int | None, wanted: int) -> int:
-    """How many tokens the answer may have; NoAnswer where there are no `ids`, or the context has no more room."""
+def limit_new_tokens(ids: list[int], context_length: int | None, wanted: int) -> int:
+    """Limit an answer's tokens to what the context leaves; NoAnswerError for an empty prompt or a full context."""
     if not ids:
         raise NoAnswerError("the chat template makes an empty prompt of it")
-    if context is not None and len(ids) >= context:
-        raise NoAnswerError(f"the prompt takes {len(ids):,} tokens, and the model's context is {context:,}")
-    return wanted if context is None else min(wanted, context - len(ids))
+    if context_length is not None and len(ids) >= context_length:
+        raise NoAnswerError(f"the prompt takes {len(ids):,} tokens, and the model's context is {context_length:,}")
+    return wanted if context_length is None else min(wanted, context_length - len(ids))

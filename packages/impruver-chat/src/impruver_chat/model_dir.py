@@ -1,124 +1,111 @@
-"""What output_dir holds, by its files alone: an adapter with its base, or a whole model. Nothing heavy is imported."""
+"""What answers, by its files alone: an adapter with its base or a whole model in output_dir, or a GGUF file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import TEXT, WHOLE, either, list_of, read_json
 from impruver_core.io.manifest import read_manifest
-from impruver_core.io.model_files import check_no_lfs_pointer
+from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
+from impruver_core.llama_cpp import check_cyllama_installed
 from impruver_core.recipe.paths import find_local, is_local_path
+from impruver_core.recipe.sections import ModelSection
 
-CONFIG = {"model_type": str, "architectures": list, "text_config": dict}
-SHOWN = {str: "text", list: "a list", dict: "an object"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file; ImpruverError where it is broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise ImpruverError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ImpruverError(f"{path}: not a JSON object")
-    return content
-
-
-def read_end_of_turn(output_dir: Path) -> list[str] | None:
-    """The ends of turn that training wrote into its manifest."""
-    path = output_dir / "impruver.json"
-    if path.is_file() and not isinstance(read_json(path).get("impruver"), int):
-        raise ImpruverError(f"{path}: not a manifest of Impruver; copy it from the trained model, or remove it")
-    return (read_manifest(path) or {}).get("end_of_turn")
-
-
-def read_eos_token_ids(output_dir: Path) -> list[int]:
-    """The tokens that end an answer, by generation_config.json."""
-    path = output_dir / "generation_config.json"
-    given = read_json(path).get("eos_token_id")
-    ids = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(type(number) is int for number in ids):
-        raise ImpruverError(f"{path}: eos_token_id is {given!r}, neither a token's number nor a list of such")
-    return ids
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, {} where there is none; ImpruverError where it is no model's."""
-    path = folder / "config.json"
-    config = read_json(path)
-    for name, kind in CONFIG.items():
-        if not isinstance(config.get(name), (kind, type(None))):
-            raise ImpruverError(f"{path}: {name} is {config[name]!r}, not {SHOWN[kind]}")
-    if path.is_file() and not (config.get("model_type") or config.get("architectures")):
-        raise ImpruverError(f"{path}: no model's: it has no model_type; copy it from where the model was saved")
-    return config
-
-
-def read_vocab_size(folder: Path) -> int | None:
-    """Embedding rows, by config.json."""
-    config = read_config(folder)
-    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    if not isinstance(rows, (int, type(None))):
-        raise ImpruverError(f"{folder / 'config.json'}: vocab_size is {rows!r}, not a whole number")
-    return rows
-
-
-PICKLED = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth")
+VOCAB_SIZE = {"vocab_size": WHOLE}
+CONFIG = {"model_type": TEXT, "architectures": list_of(TEXT), **VOCAB_SIZE, "text_config": VOCAB_SIZE}
+TOKEN_IDS = either(WHOLE, list_of(WHOLE))
 TOKENIZER = "tokenizer.json"
 GGUF_MAGIC = b"GGUF"
 
-GGUF_NO_COMPARISON = (
-    "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "
-    "output_dir is compared with its base"
-)
-
 
 class ModelNotFoundError(ImpruverError):
-    """No model yet: what training would have to make first."""
+    """No model yet: training would have to make it first."""
 
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A model in `output_dir`: `base` is its adapter's base (a folder or a hub id), None for a whole model."""
+    """A model in `output_dir`; `base` is a folder or hub id for an adapter, None for a whole model."""
 
     output_dir: Path
     base: str | None
     vocab_size: int | None
 
     @property
-    def is_finished(self) -> bool:
-        """False where impruver-train began it and did not come to its end."""
-        return not (self.output_dir / "recipe.yaml").exists() or (self.output_dir / "impruver.json").exists()
+    def files(self) -> list[Path]:
+        """The folders that its answers depend on."""
+        return [self.output_dir, Path(self.base)] if self.base else [self.output_dir]
 
     @property
     def no_comparison_reason(self) -> str | None:
-        """Why there is nothing to compare its answers with; None for an adapter, whose base is at hand."""
+        """Why there is nothing to compare its answers with; None for an adapter on its base."""
         if self.base is not None:
             return None
         return f"nothing to compare with: {self.output_dir} holds a whole model, not an adapter on its base"
 
-    def describe(self) -> str:
-        """What it is, for a person."""
-        if self.base is None:
-            return f"the model in {self.output_dir}"
-        return f"the adapter in {self.output_dir} on its base {self.base}"
+    def describe(self, model: ModelSection) -> str:
+        """Describe it for a person, with the precision that the recipe's section has it loaded in."""
+        kind = "model" if self.base is None else "adapter"
+        base = "" if self.base is None else f" on its base {self.base}"
+        bits = "4 bit, " if model.load_in_4bit else "8 bit, " if model.load_in_8bit else ""
+        return f"the {kind} in {self.output_dir}{base} ({bits}dtype {model.dtype})"
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file, and the folder of the model that it was made from, which may hold its tokenizer."""
+
+    path: Path
+    output_dir: Path
+    no_comparison_reason = (
+        "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "
+        "output_dir is compared with its base"
+    )
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that its answers depend on."""
+        return [self.output_dir, self.path]
+
+    def describe(self, model: ModelSection) -> str:
+        """Describe it for a person."""
+        return f"{self.path} (llama.cpp)"
+
+
+def find_source(
+    output_dir: Path, gguf: str | None, base: str | None, recipe_dir: Path, missing_ok: bool
+) -> ModelDirectory | GgufFile | None:
+    """Find the GGUF file or else the model in output_dir; with `missing_ok` none yet is a note and None.
+
+    Args:
+        base: the recipe's `model.name`, which goes before the base that an adapter names.
+    """
+    if gguf is not None:
+        check_cyllama_installed("--gguf", "impruver-chat")
+        return find_gguf(Path(gguf).expanduser(), output_dir)
+    try:
+        directory = find_model(output_dir, base, recipe_dir)
+    except ModelNotFoundError as absent:
+        if not missing_ok:
+            raise
+        log_info(f"note: {absent}")
+        return None
+    if (output_dir / "recipe.yaml").exists() and not (output_dir / "impruver.json").exists():
+        warn(f"{output_dir} holds no impruver.json: its training has not finished")
+    return directory
 
 
 def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDirectory:
-    """The model in `output_dir`; `base` is the recipe's. ImpruverError for missing, pickled and broken files."""
+    """Find the model in `output_dir`; ModelNotFoundError where there is none, ImpruverError for broken files."""
     if output_dir.is_file():
         raise ImpruverError(f"output_dir: {output_dir} is a file; the folder of a model is wanted")
     if not output_dir.is_dir():
         raise ModelNotFoundError(f"output_dir: {output_dir} is not there; impruver-train makes it")
     if (output_dir / "adapter_config.json").is_file():
         check_weights(output_dir, "adapter_model")
-        settings = read_json(output_dir / "adapter_config.json")
+        settings = read_json(output_dir / "adapter_config.json", {"base_model_name_or_path": TEXT})
         named = settings.get("base_model_name_or_path")
-        if not isinstance(named, (str, type(None))):
-            raise ImpruverError(f"{output_dir / 'adapter_config.json'}: base_model_name_or_path is {named!r}, no name")
         base = find_base_model(base or named, output_dir, recipe_dir)
     elif adapter := next(output_dir.glob("adapter_model*"), None):
         raise ImpruverError(
@@ -126,7 +113,6 @@ def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDir
         )
     elif (output_dir / "config.json").is_file():
         check_weights(output_dir, "model")
-        read_config(output_dir)
         base = None
     else:
         raise ModelNotFoundError(
@@ -135,11 +121,13 @@ def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDir
         )
     if not (output_dir / TOKENIZER).is_file():
         raise ImpruverError(f"output_dir: {output_dir} holds no {TOKENIZER}; copy the base's tokenizer files into it")
-    return ModelDirectory(output_dir, base, read_vocab_size(output_dir))
+    config = read_config(output_dir)
+    vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return ModelDirectory(output_dir, base, vocab_size)
 
 
 def find_base_model(name: str | None, output_dir: Path, recipe_dir: Path) -> str:
-    """The folder of an adapter's base, or its hub id; a folder is checked."""
+    """Find an adapter's base: a local folder, which is checked, or a hub id."""
     if not name:
         raise ImpruverError(f"{output_dir} holds an adapter, and nothing names its base: set model.name")
     local = find_local(name, recipe_dir)
@@ -158,56 +146,25 @@ def find_base_model(name: str | None, output_dir: Path, recipe_dir: Path) -> str
 
 
 def check_weights(folder: Path, stem: str) -> None:
-    """ImpruverError unless `folder` holds whole safetensors of that name."""
+    """Raise ImpruverError unless `folder` holds complete safetensors of that name."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         paths = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     else:
         paths = [folder / f"{stem}.safetensors"]
     for path in paths:
-        if path.is_file():
-            check_safetensors_complete(path)
-        else:
-            raise _make_missing_weights_error(folder, path)
+        if not path.is_file():
+            refuse_pickled_weights(folder)
+            raise ModelNotFoundError(f"{path} is not there: {folder} holds no weights")
+        tensors, size = read_safetensors_header(path, "copy or train it again"), path.stat().st_size
+        if tensors and size != (needed := max(entry.stop for entry in tensors.values())):
+            raise ImpruverError(f"{path}: too long: {size:,} bytes of {needed:,}; copy or train it again")
 
 
-def _make_missing_weights_error(folder: Path, path: Path) -> ImpruverError:
-    pickled = next((found for pattern in PICKLED for found in sorted(folder.glob(pattern))), None)
-    if pickled is None:
-        return ModelNotFoundError(f"{path} is not there: {folder} holds no weights")
-    return ImpruverError(
-        f"{pickled}: pickled weights run code when they are loaded and are refused; if you trust them, convert them "
-        "once (from_pretrained, then save_pretrained) and name the new folder"
-    )
-
-
-def check_safetensors_complete(path: Path) -> None:
-    """ImpruverError for a safetensors file that is not whole, by its header."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 0 < length <= size - 8 else None
-        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        needed = 8 + length + max(ends, default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-        check_no_lfs_pointer(path)
-        raise ImpruverError(f"{path}: not a whole safetensors file ({size:,} bytes); copy or train it again") from None
-    if needed != size:
-        what = "cut off" if size < needed else "too long"
-        raise ImpruverError(f"{path}: {what}: {size:,} bytes of {needed:,}; copy or train it again")
-
-
-def describe_precision(section: Any) -> str:
-    """How the recipe's model section says that weights are held."""
-    bits = "4 bit, " if section.load_in_4bit else "8 bit, " if section.load_in_8bit else ""
-    return f"{bits}dtype {section.dtype}"
-
-
-def check_gguf_file(path: Path) -> Path:
-    """`path` if a GGUF file stands there, else ImpruverError."""
+def find_gguf(path: Path, output_dir: Path) -> GgufFile:
+    """Find a GGUF file; ImpruverError where there is none at `path`."""
     if path.is_dir():
-        names = ", ".join(sorted(found.name for found in path.glob("*.gguf"))) or "there is none"
+        names = ", ".join(sorted(file.name for file in path.glob("*.gguf"))) or "there is none"
         raise ImpruverError(f"--gguf: {path} is a folder: name a GGUF file in it ({names})")
     if not path.is_file():
         raise ImpruverError(f"--gguf: {path} is not there; impruver-gguf makes such files")
@@ -216,4 +173,28 @@ def check_gguf_file(path: Path) -> Path:
             raise ImpruverError(
                 f"--gguf: {path} is no GGUF file; impruver-gguf makes such files, without --gguf output_dir answers"
             )
-    return path
+    return GgufFile(path, output_dir)
+
+
+def read_end_of_turn(output_dir: Path) -> list[str] | None:
+    """Read the ends of turn that training wrote into its manifest; None without one."""
+    path = output_dir / "impruver.json"
+    if path.is_file() and not isinstance(read_json(path).get("impruver"), int):
+        raise ImpruverError(f"{path}: not a manifest of Impruver; copy it from the trained model, or remove it")
+    return (read_manifest(path) or {}).get("end_of_turn")
+
+
+def read_eos_token_ids(output_dir: Path) -> list[int]:
+    """Read the tokens that end an answer by generation_config.json."""
+    path = output_dir / "generation_config.json"
+    ids = read_json(path, {"eos_token_id": TOKEN_IDS}, missing_ok=True).get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json, {} where there is none; ImpruverError where it is no model's."""
+    path = folder / "config.json"
+    config = read_json(path, CONFIG, missing_ok=True)
+    if path.is_file() and not (config.get("model_type") or config.get("architectures")):
+        raise ImpruverError(f"{path}: no model's: it has no model_type; copy it from where the model was saved")
+    return config

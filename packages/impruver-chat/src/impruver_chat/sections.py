@@ -45,7 +45,7 @@ class ChatSection:
 
 
 def find_out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with the given numbers, by name; None is not given."""
+    """Find the numbers that are out of range, by name, and say what is wrong; None is left out."""
     return {
         name: f"{wanted}, not {values[name]:{'g' if isinstance(values[name], float) else ''}}"
         for name, (holds, wanted) in RANGES.items()

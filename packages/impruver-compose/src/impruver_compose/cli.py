@@ -16,14 +16,14 @@ class Flags(CommonFlags):
     val_path: Optional[str] = from_recipe("val_path")
     seed: Optional[int] = from_recipe("seed")
     num_proc: Optional[int] = flag(int, None, help="processes that encode; left out: one for each core")
-    show: Optional[int] = flag(int, None, help="print this many rows of each data set, learned text marked; no more")
+    show: Optional[int] = flag(int, None, help="print this many rows of each data set, text that is trained on marked")
     explain: Optional[str] = flag(
-        str, None, help="tell what the last run made of a row, <dataset_index>:<row>[:<part>], from 0; no more"
+        str, None, help="print what the last run made of a row, <dataset_index>:<row>[:<part>], from 0"
     )
 
 
 def program() -> int:
-    """The program itself: `main` in a process that is ours alone, which needs no torch."""
+    """Runs the command in a process of its own, which needs no torch."""
     from impruver_compose.torch_guard import hide_torch
 
     hide_torch()
@@ -31,16 +31,16 @@ def program() -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code."""
+    """Runs the command; returns the exit code."""
 
-    def work(recipe, flags) -> None:
-        from impruver_compose import pipeline as compose
+    def run(recipe, flags) -> None:
+        from impruver_compose import pipeline
 
         if flags.explain is not None:
-            compose.explain_row(recipe, flags.explain)
+            pipeline.explain_row(recipe, flags.explain)
         elif flags.show is not None:
-            compose.show_rows(recipe, flags.show)
+            pipeline.show_rows(recipe, flags.show)
         else:
-            compose.compose(recipe, flags.dry_run, flags.overwrite, flags.num_proc)
+            pipeline.compose(recipe, flags.dry_run, flags.overwrite, flags.num_proc)
 
-    return run_tool("impruver-compose", Flags, work, argv)
+    return run_tool("impruver-compose", Flags, run, argv)

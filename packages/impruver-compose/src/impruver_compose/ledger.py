@@ -1,15 +1,18 @@
-"""What became of every row: the ledger's lines, and the counts that must add up."""
+"""Row accounting: `DatasetStats`, whose sums are asserted, and the ledger's lines of what was dropped."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from pathlib import Path
 
-from impruver_compose.records import EncodedShard, RowOrigin
+import numpy as np
+from impruver_core.errors import CheckFailedError
+
+from impruver_compose.storage.records import EncodedShard
 from impruver_compose.storage.shard_file import ShardReader
 
 DETAIL = 100  # characters of a detail in a table
-
-
 REASONS = (
     "bad_row",
     "converter_skipped",
@@ -27,11 +30,21 @@ REASONS = (
 
 @dataclass
 class DatasetStats:
-    """Of one data set: rows read, rows converted, conversations, what became of them.
+    """What became of the rows of data set number `index`; from `rows` on the fields of the manifest's `counts`.
 
-    And of what is written of them, unfolded and repeated: rows, tokens, learned tokens, rows whose end is learned.
+    Attributes:
+        first: of each reason the row that was dropped first, with the detail.
+        ledger: a line for each row or conversation that was dropped.
+        train, val: conversations.
+        train_rows, val_rows: token rows, unfolded and repeated; of these `tokens`, target tokens (`learned`), and the
+            rows whose last turn's end is trained on (`ended`).
+        rows_dropped, dropped: by reason, rows that the converter dropped, and conversations.
     """
 
+    name: str
+    index: int
+    first: dict[str, str] = field(default_factory=dict)
+    ledger: list[dict] = field(default_factory=list)
     rows: int = 0
     converted: int = 0
     conversations: int = 0
@@ -43,54 +56,71 @@ class DatasetStats:
     ended: int = 0
     tokens: int = 0
     learned: int = 0
-    rows_dropped: Counter = field(default_factory=Counter)  # by the converter
+    rows_dropped: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)  # of each reason: the row that was dropped first, and why
 
     def add_shard(self, shard: EncodedShard | ShardReader) -> None:
-        """Counts what a shard tells."""
-        for name, number in shard.counts.items():
-            setattr(self, name, getattr(self, name) + number)
-        for each in shard.dropped:
-            self.count_drop(each.reason, each.row, each.detail, by_converter=each.part is None)
+        """Adds what a shard counted and dropped."""
+        for name, count in shard.counts.items():
+            setattr(self, name, getattr(self, name) + count)
+        for row, part, reason, detail in shard.dropped:
+            self.drop(reason, row, part, detail)
 
-    def count_drop(self, reason: str, row: int, detail: str = "", by_converter: bool = False) -> None:
-        """Counts a conversation that was dropped, or a whole row."""
-        (self.rows_dropped if by_converter else self.dropped)[reason] += 1
+    def drop(self, reason: str, row: int, part: int | None, detail: str = "", **of_duplicate) -> None:
+        """Counts a conversation, or with `part` None a whole row, as dropped, and adds a line to the ledger.
+
+        Args:
+            of_duplicate: `kept`, the origin of the conversation that is repeated, and `similarity`.
+        """
+        (self.rows_dropped if part is None else self.dropped)[reason] += 1
         if reason not in self.first:
-            self.first[reason] = f"row {row}: {_shorten_detail(detail)}" if detail else f"row {row}"
+            self.first[reason] = f"row {row}: {_shorten(detail)}" if detail else f"row {row}"
+        line = {"dataset": self.name, "dataset_index": self.index, "row": row, "part": part or 0}
+        self.ledger.append(line | {"reason": reason, "detail": detail} | of_duplicate)
 
-    def check_sums(self, name: str) -> None:
-        """Both sums: rows = converted + dropped by the converter; conversations = train + val + dropped."""
+    def add_tokens(self, tokens: Sequence[int], target_tokens: Sequence[int], ended: Sequence[int]) -> None:
+        """Adds what token rows have, a value for each row."""
+        self.tokens += int(np.sum(tokens, dtype=int))
+        self.learned += int(np.sum(target_tokens, dtype=int))
+        self.ended += int(np.sum(ended, dtype=int))
+
+    def check_sums(self) -> None:
+        """Asserts that rows = converted + dropped by the converter, and conversations = train + val + dropped."""
         if self.rows != self.converted + self.rows_dropped.total():
-            raise AssertionError(f"{name}: {self.rows} rows read, {self.converted} converted, {self.rows_dropped}")
+            raise AssertionError(f"{self.name}: {self.rows} rows read, {self.converted} converted, {self.rows_dropped}")
         if self.conversations != self.train + self.val + self.dropped.total():
             raise AssertionError(
-                f"{name}: {self.conversations} conversations, {self.train} + {self.val}, {self.dropped}"
+                f"{self.name}: {self.conversations} conversations, {self.train} + {self.val}, {self.dropped}"
             )
 
     def to_dict(self) -> dict:
-        """For the manifest: the numbers."""
-        return {name: value for name, value in vars(self).items() if name != "first"}
+        """Returns the entry of the manifest's `counts`."""
+        return dict(list(vars(self).items())[4:])
 
 
-def _shorten_detail(detail: str) -> str:
-    """For a table: one line of what can be printed."""
+def count_encoded(name: str, index: int, shards: Iterable[Path]) -> DatasetStats:
+    """Counts what became of a data set's rows until they were encoded."""
+    stats = DatasetStats(name, index)
+    for shard in shards:
+        stats.add_shard(ShardReader(shard))
+    return stats
+
+
+def collect_ledger(stats: Iterable[DatasetStats]) -> list[dict]:
+    """Collects the ledger's lines in the order of the data."""
+    lines = [line for each in stats for line in each.ledger]
+    return sorted(lines, key=itemgetter("dataset_index", "row", "part"))
+
+
+def check_masks_found(stats: Iterable[DatasetStats], ledger: Path) -> None:
+    """CheckFailedError if conversations were dropped because they have no exact loss mask."""
+    refused = sum(each.dropped["mask_refused"] for each in stats)
+    if refused:
+        raise CheckFailedError(f"{refused} conversations have no exact mask: see mask_refused in {ledger}")
+
+
+def _shorten(detail: str) -> str:
+    """Shortens a detail to a line of printable characters for a table."""
     line = "".join(character if character.isprintable() else " " for character in detail[: 4 * DETAIL])
     line = " ".join(line.split())
     return line if len(line) <= DETAIL else f"{line[: DETAIL - 1]}…"
-
-
-@dataclass
-class Ledger:
-    """Every dropped row and conversation, in the order in which they were dropped."""
-
-    lines: list[dict] = field(default_factory=list)
-
-    def add(self, origin: RowOrigin, reason: str, detail: str = "", **more) -> None:
-        """Notes one; `more` are `kept` (an Origin as a dict) and `similarity` of a duplicate."""
-        self.lines.append(origin._asdict() | {"reason": reason, "detail": detail} | more)
-
-    def get_sorted_lines(self) -> list[dict]:
-        """In the order of the data."""
-        return sorted(self.lines, key=itemgetter("dataset_index", "row", "part"))

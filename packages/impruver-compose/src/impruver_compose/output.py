@@ -1,36 +1,41 @@
-"""What compose leaves behind: train, val, ledger, report and manifest, and what it says of them."""
+"""Output paths, manifest, and publishing: all files are put in place together, or none is."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import get_staged_path, open_synced
+from impruver_core.io.atomic import check_folder, get_staged_path, lock_folders, make_folder, open_synced
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.io.jsonl import write_rows
 from impruver_core.io.manifest import (
     build_manifest,
+    check_replaceable,
     describe_file,
     get_manifest_path,
     get_pending_path,
     publish,
     read_manifest,
+    recover,
 )
 from impruver_core.tokenizer import compute_template_fingerprint
 
-from impruver_compose.ledger import Ledger
+from impruver_compose.selection import Selection
 from impruver_compose.sources.file_formats import COMPRESSED
 from impruver_compose.storage.corpus import Corpus
-from impruver_compose.storage.corpus_writer import compute_row_sizes, write_token_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class OutputPaths(NamedTuple):
-    """Where everything goes: ledger, report and manifest beside train."""
+    """Where the outputs go: ledger, report and manifest beside train."""
 
     train: Path
     val: Path
@@ -38,35 +43,61 @@ class OutputPaths(NamedTuple):
     report: Path
     manifest: Path
 
-    @classmethod
-    def resolve(cls, recipe) -> OutputPaths:
-        """Of a recipe; ImpruverError where a path is missing or both are one."""
-        missing = [name for name in ("train_path", "val_path") if not getattr(recipe, name)]
-        if missing:
-            raise ImpruverError(f"{recipe.path}: {' and '.join(missing)} missing: say where the rows go")
-        for name in ("train_path", "val_path"):
-            if getattr(recipe, name).lower().endswith(COMPRESSED):  # it would be read as what it is not
-                raise ImpruverError(f"{recipe.locate(name)}: rows are written as they are: name no compressed file")
-        train, val = Path(recipe.train_path).expanduser(), Path(recipe.val_path).expanduser()
-        ledger, report = (train.with_name(f"{train.stem}.{name}") for name in ("dropped.jsonl", "report.html"))
-        paths = cls(train, val, ledger, report, get_manifest_path(train))
-        for name in ("train", "ledger", "report", "manifest"):
-            if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
-                what = "train_path" if name == "train" else f"the {name}"
-                raise ImpruverError(f"{recipe.locate('val_path')}: {val} is where {what} goes: name another file")
-        return paths
-
+    @property
     def folders(self) -> list[Path]:
-        """Where they stand."""
+        """The folders of all outputs."""
         return [self.train.parent, self.val.parent]
 
+    @property
     def outputs(self) -> list[Path]:
-        """All that a run replaces."""
-        return [self.train, self.val, self.ledger, self.report]
+        """What a run replaces, without the manifest."""
+        return list(self[:-1])
 
 
-def build_output_manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict) -> dict:
-    """The manifest but for its outputs; `fingerprint` is the tokenizer's."""
+def resolve_output_paths(train_path: str | None, val_path: str | None, recipe: Path, where: Callable) -> OutputPaths:
+    """Resolves the paths of all outputs; ImpruverError if one is missing, compressed, or that of another.
+
+    For messages: `recipe` is the recipe's file, and `where` returns file and line of a key.
+    """
+    values = {"train_path": train_path, "val_path": val_path}
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        raise ImpruverError(f"{recipe}: {' and '.join(missing)} missing: say where the rows go")
+    for name, value in values.items():
+        if value.lower().endswith(COMPRESSED):  # it would be read as what it is not
+            raise ImpruverError(f"{where(name)}: rows are written as they are: name no compressed file")
+    train, val = Path(train_path).expanduser(), Path(val_path).expanduser()
+    ledger, report = (train.with_name(f"{train.stem}.{name}") for name in ("dropped.jsonl", "report.html"))
+    paths = OutputPaths(train, val, ledger, report, get_manifest_path(train))
+    for name in ("train", "ledger", "report", "manifest"):
+        if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
+            what = "train_path" if name == "train" else f"the {name}"
+            raise ImpruverError(f"{where('val_path')}: {val} is where {what} goes: name another file")
+    return paths
+
+
+def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
+    """Checks that the outputs can be written; what a killed run had begun to put in place is finished."""
+    for folder in paths.folders:
+        (check_folder if dry_run else make_folder)(folder)
+    if not dry_run:
+        with lock_outputs(paths, overwrite):
+            pass
+    elif not get_pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
+        check_replaceable(paths.outputs, paths.manifest, overwrite)
+
+
+@contextmanager
+def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
+    """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
+    with lock_folders(paths.folders):
+        recover(paths.manifest)
+        check_replaceable(paths.outputs, paths.manifest, overwrite)
+        yield
+
+
+def build_run_manifest(recipe: dict, tokenizer: PreTrainedTokenizerFast, fingerprint: str, **facts: Any) -> dict:
+    """Builds the manifest without its outputs; `fingerprint` is the tokenizer's."""
     return build_manifest("impruver-compose", recipe) | {
         "tokenizer": {"fingerprint": fingerprint, "vocab_size": len(tokenizer)},
         "template": {"fingerprint": compute_template_fingerprint(tokenizer)},
@@ -75,48 +106,41 @@ def build_output_manifest(recipe: dict, tokenizer, fingerprint: str, facts: dict
     }
 
 
-def write_outputs(
-    paths: OutputPaths, corpus: Corpus, ledger: Ledger, train: np.ndarray, val: np.ndarray, page: str, manifest: dict
+def publish_outputs(
+    paths: OutputPaths, corpus: Corpus, selection: Selection, ledger: list[dict], report: str, manifest: dict
 ) -> None:
-    """Writes all files beside their places, then puts them there with the manifest last.
-
-    `train` and `val` are numbers of lines, in the order in which they go into the file.
-    """
-    for_val = int(compute_row_sizes(corpus, val, True).sum())
-    needed = (
-        int(compute_row_sizes(corpus, train, False).sum())
-        + len(page)
-        + (for_val if _is_beside(paths.val, paths) else 0)
-    )
-    places = {path: get_staged_path(path) for path in paths.outputs()}
-    rows = {paths.train: len(train), paths.val: len(val), paths.ledger: len(ledger.lines)}
+    """Writes all files beside their places, then puts them there, the manifest last."""
+    staged = {path: get_staged_path(path) for path in paths.outputs}
+    rows = {paths.train: len(selection.train_rows), paths.val: len(selection.val_rows), paths.ledger: len(ledger)}
+    for_val = int(corpus.compute_sizes(selection.val_rows, with_extra=True).sum())
+    needed = int(corpus.compute_sizes(selection.train_rows).sum()) + len(report)
     try:
-        with reserve_space(paths.train.parent, needed):
-            with open_synced(places[paths.train], "wb") as file:
-                write_token_rows(file, corpus, train)
-            with reserve_space(paths.val.parent, for_val), open_synced(places[paths.val], "wb") as file:
-                write_token_rows(file, corpus, val, with_extra=True)
-            with open_synced(places[paths.ledger]) as file:
-                write_rows(file, ledger.get_sorted_lines())
-            with open_synced(places[paths.report]) as file:
-                file.write(page)
+        with reserve_space(paths.train.parent, needed + (for_val if _is_beside(paths.val, paths) else 0)):
+            with open_synced(staged[paths.train], "wb") as file:
+                corpus.write_token_rows(file, selection.train_rows)
+            with reserve_space(paths.val.parent, for_val), open_synced(staged[paths.val], "wb") as file:
+                corpus.write_token_rows(file, selection.val_rows, with_extra=True)
+            with open_synced(staged[paths.ledger]) as file:
+                write_rows(file, ledger)
+            with open_synced(staged[paths.report]) as file:
+                file.write(report)
         outputs = [
             describe_file(place, rows.get(path), digest=True)
-            | {"path": str(path.name if _is_beside(path, paths) else path.absolute())}
-            for path, place in places.items()
+            | {"path": path.name if _is_beside(path, paths) else str(path.absolute())}
+            for path, place in staged.items()
         ]
-        publish(paths.manifest, places, manifest | {"outputs": outputs})
+        publish(paths.manifest, staged, manifest | {"outputs": outputs})
     finally:
         if not get_pending_path(paths.manifest).exists():  # else a start that finds it finishes
-            for place in places.values():
+            for place in staged.values():
                 place.unlink(missing_ok=True)
 
 
 def outputs_up_to_date(paths: OutputPaths, manifest: dict) -> bool:
-    """Whether the outputs are there and were made just so: what a manifest describes was not touched since."""
+    """Tells whether all outputs are there and their manifest says the same."""
     before = read_manifest(paths.manifest) or {}
     before.pop("outputs", None)
-    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.outputs())
+    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.outputs)
 
 
 def _is_beside(path: Path, paths: OutputPaths) -> bool:

@@ -21,15 +21,15 @@ class DatasetSection:
     max_tokens_count: int | None = key(None, "longest row of this data set; left out: tokenizer.max_tokens_count")
     add_global_bos: bool = key(True, "BOS before each row, where the tokenizer puts one and the template does not")
     add_global_eos: bool = key(True, "EOS behind each row that no end-of-turn token ends")
-    only_target_loss: bool = key(True, "learn the assistant's turns alone; false: everything")
+    only_target_loss: bool = key(True, "train on the assistant's turns alone; false: on everything")
     turns: str = key(
         "all",
-        "all: a row learns every assistant's turn; last: the last alone; each: a row for each, as at inference",
+        "all: a row trains on every assistant's turn; last: on the last alone; each: a row for each, as at inference",
         choices=("all", "last", "each"),
     )
     on_overflow: str = key(
         "drop",
-        "too long a row: drop it, or trim_turns: keep the longest leading part that ends with a learned turn",
+        "too long a row: drop it, or trim_turns: keep the longest leading part that ends with a trained turn",
         choices=("drop", "trim_turns"),
     )
     weight: float = key(1.0, "how often train gets each conversation: 2 twice, 0.3 three of ten, drawn by seed")
@@ -43,7 +43,7 @@ class DatasetSection:
 
 @dataclass(frozen=True)
 class DedupSection:
-    """What counts as said twice; the first in the recipe's order is kept."""
+    """What counts as a duplicate; the first in the recipe's order is kept."""
 
     method: str = key(
         "minhash", "minhash: near and exact duplicates; exact; none", choices=("minhash", "exact", "none")

@@ -1,28 +1,46 @@
-"""Counts of each data set, and the ledger: what became of every row, told so that the sums can be checked."""
+"""Train/val split, resampling by weight, and the accounting of what was selected."""
 
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.dedup.near_duplicates import Duplicate, find_leaks
-from impruver_compose.encoding.cache import CacheEntry
-from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.ledger import DatasetStats, Ledger
-from impruver_compose.records import RowOrigin
+from impruver_compose.ledger import DatasetStats
+from impruver_compose.sections import DedupSection
 from impruver_compose.storage.corpus import Corpus
-from impruver_compose.storage.shard_file import ShardReader
+
+
+class Selection(NamedTuple):
+    """What train and val have, in the order of the files: conversations and token rows, by number."""
+
+    train: list[int]
+    val: list[int]
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+
+
+def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], stats: Sequence[DatasetStats]) -> list[int]:
+    """Drops duplicates; the numbers of the conversations that are left."""
+    for number, kept, similarity, exact in duplicates:
+        _, index, row, part = corpus.get_origin(number)
+        reason = "exact_duplicate" if exact else "near_duplicate"
+        stats[index].drop(reason, row, part, kept=corpus.get_origin(kept)._asdict(), similarity=similarity)
+    dropped = {duplicate.number for duplicate in duplicates}
+    return [number for number in range(len(corpus)) if number not in dropped]
 
 
 def split_train_val(
     numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, val_rows: int | None, seed: int
-):
-    """(train, val): the numbers of the conversations, each shuffled by `seed`; `prompts` has a digest for each number.
+) -> tuple[list[int], list[int]]:
+    """Splits conversations into train and val, both shuffled; those with the same prompt stay on one side.
 
-    Val gets `val_rows`, else `val_ratio` of them (at least one where there are two and the ratio is not 0), less where
-    no whole group of the same prompt fits any more.
+    Val gets `val_rows`, else `val_ratio` of them (at least one of two or more, unless the ratio is 0), or fewer where
+    no whole group fits any more. `prompts` has a digest for each number. ImpruverError if nothing is left for train.
     """
     wanted = val_rows if val_rows is not None else round(len(numbers) * val_ratio)
     if val_rows is None and val_ratio > 0 and len(numbers) > 1:
@@ -38,96 +56,64 @@ def split_train_val(
         (val if len(val) + len(group) <= wanted else train).extend(group)
     if wanted and not val:
         warn(f"val_path gets no row: each group of conversations with the same prompt has more than {wanted}")
+    if not train:
+        raise ImpruverError(
+            f"none of {len(val)} conversations is left for train_path: lower split.val_rows (or val_ratio)"
+        )
     chance.shuffle(train)
     chance.shuffle(val)
     return train, val
 
 
-def resample(numbers: Sequence[int], weight: float, seed: int) -> tuple[list[int], list[int]]:
-    """(taken, left out) of the conversations of one data set: each is taken `weight` times, by chance where it must be.
-
-    2.5 takes each twice and half of them, drawn by `seed`, once more; 0.3 takes three of ten.
-    """
-    whole = int(weight)
-    more = set(random.Random(seed).sample(range(len(numbers)), round(len(numbers) * (weight - whole))))
-    taken = [number for at, number in enumerate(numbers) for _ in range(whole + (at in more))]
-    return taken, [number for at, number in enumerate(numbers) if not whole and at not in more]
-
-
-def count_encoded(job: DatasetJob, entry: CacheEntry, ledger: Ledger) -> DatasetStats:
-    """What the shards of a data set tell; what they dropped goes into the ledger."""
-    counts = DatasetStats()
-    for shard in map(ShardReader, entry.get_shard_paths()):
-        counts.add_shard(shard)
-        for row, part, reason, detail in shard.dropped:
-            ledger.add(RowOrigin(job.name, job.index, row, part or 0), reason, detail)
-    return counts
-
-
-def drop_duplicates(
-    corpus: Corpus, duplicates: Sequence[Duplicate], ledger: Ledger, counts: list[DatasetStats]
-) -> list[int]:
-    """The numbers of the conversations that are left; those that repeat another go into the ledger."""
-    for duplicate in duplicates:
-        origin, kept = corpus.get_origin(duplicate.number), corpus.get_origin(duplicate.kept)
-        reason = "exact_duplicate" if duplicate.exact else "near_duplicate"
-        ledger.add(origin, reason, kept=kept._asdict(), similarity=duplicate.similarity)
-        counts[origin.dataset_index].count_drop(reason, origin.row)
-    gone = {duplicate.number for duplicate in duplicates}
-    return [number for number in range(len(corpus)) if number not in gone]
-
-
-def resample_train(corpus: Corpus, train: list[int], weights: Sequence[float], seed: int, ledger, counts) -> list[int]:
-    """What train gets: each conversation as often as the weight of its data set says; the rest goes into the ledger."""
-    if all(weight == 1 for weight in weights):
-        return train
-    weighed = []
-    for index, weight in enumerate(weights):
-        taken, left_out = resample([number for number in train if corpus.dataset[number] == index], weight, seed)
-        weighed += taken
-        for number in left_out:
-            origin = corpus.get_origin(number)
-            ledger.add(origin, "sampled_out", f"weight {weight}")
-            counts[index].count_drop("sampled_out", origin.row)
-    if not weighed:
-        raise ImpruverError("datasets[].weight leaves no conversation for train_path: raise it")
-    random.Random(seed).shuffle(weighed)
-    return weighed
-
-
-def warn_about_leaks(corpus: Corpus, train: list[int], val: list[int], section) -> None:
-    """Where near-duplicates were not dropped, val may hold what is nearly in train."""
-    found = [] if section.method == "minhash" else find_leaks(corpus, train, val, section.threshold, section.num_perm)
-    if found:
-        one, other = (corpus.get_origin(number) for number in found[0][:2])
+def warn_about_leaks(corpus: Corpus, train: list[int], val: list[int], dedup: DedupSection) -> None:
+    """Warns of conversations in val that have a near-duplicate in train, where those were not dropped."""
+    leaks = [] if dedup.method == "minhash" else find_leaks(corpus, train, val, dedup.threshold, dedup.num_perm)
+    if leaks:
+        one, other = corpus.get_origin(leaks[0].number), corpus.get_origin(leaks[0].kept)
         warn(
-            f"{len(found)} of {len(val)} conversations in val have a near-duplicate in train, the first "
+            f"{len(leaks)} of {len(val)} conversations in val have a near-duplicate in train, the first "
             f"{one.dataset_index}:{one.row} is like {other.dataset_index}:{other.row} (similarity "
-            f"{found[0].similarity}): dedup.method: minhash drops such rows"
+            f"{leaks[0].similarity}): dedup.method: minhash drops such rows"
         )
 
 
-def count_written(
-    corpus: Corpus,
-    counts: list[DatasetStats],
-    jobs: Sequence[DatasetJob],
-    train: list[int],
-    val: list[int],
-    lines: Sequence,
-) -> None:
-    """Counts what is written, and asserts that nothing was lost unsaid.
+def resample_train(
+    corpus: Corpus, train: list[int], weights: Sequence[float], seed: int, stats: Sequence[DatasetStats]
+) -> list[int]:
+    """Repeats or samples the conversations of train by their data set's weight.
 
-    `train`, `val`: numbers of conversations, repeated ones as often as they are; `lines`: those of both's lines.
+    A weight of 2.5 takes each twice and half of them, drawn by `seed`, once more; 0.3 takes three of ten.
     """
-    for name, numbers in (("train", set(train)), ("val", set(val))):
-        for index, number in Counter(corpus.dataset[sorted(numbers)].tolist()).items():
-            setattr(counts[index], name, number)
-    for name, numbers in zip(("train_rows", "val_rows"), lines, strict=True):
-        dataset = corpus.dataset_of_rows[numbers]
-        for index, each in enumerate(counts):
-            own = numbers[dataset == index]
-            setattr(each, name, len(own))
-            for column in ("tokens", "learned", "ended"):
-                setattr(each, column, getattr(each, column) + int(getattr(corpus, column)[own].sum(dtype=int)))
-    for job, each in zip(jobs, counts, strict=True):
-        each.check_sums(job.name)
+    if all(weight == 1 for weight in weights):
+        return train
+    resampled = []
+    for index, weight in enumerate(weights):
+        numbers, times = [number for number in train if corpus.dataset[number] == index], int(weight)
+        drawn = set(random.Random(seed).sample(range(len(numbers)), round(len(numbers) * (weight - times))))
+        for position, number in enumerate(numbers):
+            resampled += [number] * (times + (position in drawn))
+            if not times and position not in drawn:
+                origin = corpus.get_origin(number)
+                stats[index].drop("sampled_out", origin.row, origin.part, f"weight {weight}")
+    if not resampled:
+        raise ImpruverError("datasets[].weight leaves no conversation for train_path: raise it")
+    random.Random(seed).shuffle(resampled)
+    return resampled
+
+
+def select_rows(corpus: Corpus, train: list[int], val: list[int], stats: Sequence[DatasetStats]) -> Selection:
+    """Selects the token rows of conversations, counts them, and asserts that nothing was lost without a reason."""
+    selection = Selection(train, val, corpus.get_row_numbers(train), corpus.get_row_numbers(val))
+    for name in ("train", "val"):
+        numbers = sorted(set(getattr(selection, name)))
+        for index, count in Counter(corpus.dataset[numbers].tolist()).items():
+            setattr(stats[index], name, count)
+        rows = getattr(selection, f"{name}_rows")
+        dataset = corpus.dataset_of_rows[rows]
+        for index, each in enumerate(stats):
+            own = rows[dataset == index]
+            setattr(each, f"{name}_rows", len(own))
+            each.add_tokens(corpus.tokens[own], corpus.target_tokens[own], corpus.ended[own])
+    for each in stats:
+        each.check_sums()
+    return selection

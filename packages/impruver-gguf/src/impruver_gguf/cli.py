@@ -1,37 +1,45 @@
-"""The command `impruver-gguf`: its flags, and nothing else."""
+"""Flags of the command `impruver-gguf`."""
 
 # ruff: noqa: RUF009  (flag() makes a field)
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
+from impruver_core.recipe.loading import Recipe
 
 
 @dataclass
 class Flags(CommonFlags):
     """Turns the model or adapter in output_dir into GGUF files, quantized, with Modelfiles for Ollama."""
 
-    output_dir: Optional[str] = from_recipe("output_dir")
-    quantization_levels: Optional[list] = from_recipe("gguf.quantization_levels", type=str, nargs="*")
+    output_dir: str | None = from_recipe("output_dir")
+    quantization_levels: list | None = from_recipe("gguf.quantization_levels", type=str, nargs="*")
     only_quantize: bool = flag(bool, False, help="quantize the model-f16.gguf that is there, convert nothing")
     verify: bool = flag(bool, True, help="prove the files on heldout.jsonl: ids, template, quality of each level")
-    llama_cpp: Optional[str] = flag(
+    llama_cpp: str | None = flag(
         str, None, help="folder of llama.cpp, for other architectures (default: $LLAMA_CPP_DIR, ../llama.cpp, PATH)"
     )
-    llama_cpp_convert_script: Optional[str] = flag(str, None, help="its convert_hf_to_gguf.py")
-    llama_cpp_quantize_bin: Optional[str] = flag(str, None, help="its llama-quantize, used for every architecture")
+    llama_cpp_convert_script: str | None = flag(str, None, help="its convert_hf_to_gguf.py")
+    llama_cpp_quantize_bin: str | None = flag(str, None, help="its llama-quantize, used for every architecture")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code."""
+    """Run the command; the exit code."""
 
-    def work(recipe, flags) -> None:
-        from impruver_gguf.conversion.llama_cpp_tools import Places
+    def run(recipe: Recipe, flags: Flags) -> None:
+        from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths
         from impruver_gguf.export import export
 
-        places = Places(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp)
-        export(recipe, places, flags)
+        export(
+            recipe,
+            LlamaCppPaths(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp),
+            dry_run=flags.dry_run,
+            overwrite=flags.overwrite,
+            only_quantize=flags.only_quantize,
+            verified=flags.verify,
+        )
 
-    return run_tool("impruver-gguf", Flags, work, argv, config_from_output_dir=True)
+    return run_tool("impruver-gguf", Flags, run, argv, config_from_output_dir=True)

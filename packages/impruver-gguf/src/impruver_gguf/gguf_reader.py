@@ -1,4 +1,4 @@
-"""Tensors whose rows a level's blocks do not fit, and what llama.cpp gave them instead."""
+"""Read the types and shapes of the tensors in a GGUF file from its header."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-SIZES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # bytes of a value by GGUF's number of its type
-
-
+VALUE_BYTES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # by GGUF's number of a value's type
 STRING, ARRAY = 8, 9
+FIRST_KEY = 24  # bytes before it
+read_length = struct.Struct("<Q").unpack_from
 
 
-HEADER = 24  # bytes before the first key
+class TensorInfo(NamedTuple):
+    """A tensor in a GGUF file: its name, its shape with the row's size first, its type such as `Q4_K`."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
 
 
-LENGTH = struct.Struct("<Q").unpack_from
-
-
-def tensor_types(path: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """(name, sizes with the row's first, type) of each tensor in a GGUF file; nothing for what is none."""
+def read_tensor_infos(path: Path) -> Iterator[TensorInfo]:
+    """Yield each tensor of a GGUF file; nothing for a file that is none."""
     import gguf
 
-    names = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
-    if path.stat().st_size < HEADER:
+    types = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
+    if path.stat().st_size < FIRST_KEY:
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:4] != b"GGUF":
             return
         tensors, keys = struct.unpack_from("<QQ", content, 8)
-        at = HEADER
+        position = FIRST_KEY
         for _ in range(keys):
-            at = _behind_text(content, at)
-            (kind,) = struct.unpack_from("<I", content, at)
-            at = _behind_value(content, at + 4, kind)
+            position = _skip_text(content, position)
+            (kind,) = struct.unpack_from("<I", content, position)
+            position = _skip_value(content, position + 4, kind)
         for _ in range(tensors):
-            start, at = at + 8, _behind_text(content, at)
-            name = content[start:at].decode("utf-8", "replace")
-            (count,) = struct.unpack_from("<I", content, at)
-            *shape, kind = struct.unpack_from(f"<{count}QI", content, at + 4)
-            at += 4 + 8 * count + 4 + 8
-            yield name, tuple(shape), names.get(kind, f"type {kind}")
+            start, position = position + 8, _skip_text(content, position)
+            name = content[start:position].decode("utf-8", "replace")
+            (dimensions,) = struct.unpack_from("<I", content, position)
+            *shape, kind = struct.unpack_from(f"<{dimensions}QI", content, position + 4)
+            position += 4 + 8 * dimensions + 4 + 8
+            yield TensorInfo(name, tuple(shape), types.get(kind, f"type {kind}"))
 
 
-def _behind_text(content: mmap.mmap, at: int) -> int:
-    return at + 8 + LENGTH(content, at)[0]
+def _skip_text(content: mmap.mmap, position: int) -> int:
+    return position + 8 + read_length(content, position)[0]
 
 
-def _behind_value(content: mmap.mmap, at: int, kind: int) -> int:
-    """Where a value ends; one of a list's is of `kind`."""
+def _skip_value(content: mmap.mmap, position: int, kind: int) -> int:
     if kind == STRING:
-        return _behind_text(content, at)
+        return _skip_text(content, position)
     if kind != ARRAY:
-        return at + SIZES[kind]
-    inner, count = struct.unpack_from("<IQ", content, at)
-    at += 12
+        return position + VALUE_BYTES[kind]
+    inner, count = struct.unpack_from("<IQ", content, position)
+    position += 12
     if inner not in (STRING, ARRAY):
-        return at + SIZES[inner] * count
+        return position + VALUE_BYTES[inner] * count
     if inner == STRING:  # a vocabulary: no call for each of its texts
         for _ in range(count):
-            at += 8 + LENGTH(content, at)[0]
-        return at
+            position += 8 + read_length(content, position)[0]
+        return position
     for _ in range(count):
-        at = _behind_value(content, at, inner)
-    return at
+        position = _skip_value(content, position, inner)
+    return position

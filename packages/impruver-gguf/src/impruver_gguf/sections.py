@@ -6,12 +6,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 from impruver_core.recipe.schema import key
 from impruver_core.suggestions import suggest
 
-from impruver_gguf.quantization.quant_types import DEFAULT_LEVELS, LEVELS, NOT_QUANTIZED, WITH_IMATRIX
+from impruver_gguf.quantization.quant_types import DEFAULT_LEVELS, NOT_QUANTIZED, QUANT_TYPES, WITH_IMATRIX
 
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
@@ -20,8 +19,8 @@ OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 class LimitsSection:
     """What a level may lose against the unquantized file and still be recommended."""
 
-    kl: float = key(0.05, "the most that its next tokens may diverge (KL, mean over learned tokens)")
-    top1: float = key(0.9, "the least share of learned tokens where both have the same likeliest token")
+    kl: float = key(0.05, "the most that its next tokens may diverge (KL, mean over target tokens)")
+    top1: float = key(0.9, "the least share of target tokens where both have the same likeliest token")
 
     def __post_init__(self):
         if not 0 <= self.kl < float("inf"):
@@ -50,7 +49,7 @@ class GgufSection:
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
             for each in value if isinstance(value, list) else [value]:
-                if not _holds(each):
+                if not _is_parameter_value(each):
                     raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
@@ -71,12 +70,12 @@ def _check_level(level: str) -> None:
         )
     if level in NOT_QUANTIZED:
         raise ValueError(f"{level} quantizes nothing: it is a type for gguf.outtype", "quantization_levels")
-    if level not in LEVELS:
-        known = suggest(level, LEVELS) or f" (valid: {', '.join(LEVELS)})"
+    if level not in QUANT_TYPES:
+        known = suggest(level, QUANT_TYPES) or f" (valid: {', '.join(QUANT_TYPES)})"
         raise ValueError(f"{level} is no level{known}", "quantization_levels")
 
 
-def _holds(value: Any) -> bool:
+def _is_parameter_value(value: object) -> bool:
     """Whether a PARAMETER line can hold a value; an empty text is none."""
     return bool(value) if isinstance(value, str) else isinstance(value, (int, float)) and isfinite(value)
 

@@ -1,4 +1,4 @@
-"""Processes in which llama.cpp runs: what it prints or aborts with is kept from what they are to tell."""
+"""Run llama.cpp in processes of their own: what it prints, or aborts with, does not mix with their results."""
 
 from __future__ import annotations
 
@@ -12,26 +12,22 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 # Its threads would spin while others use the processor; its abort would start gdb, which prints, or waits for ever.
-SURROUNDINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GGML_NO_BACKTRACE": "1"}
-
-
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GGML_NO_BACKTRACE": "1"}
 REASONS = ("GGML_ASSERT", "GGML_ABORT", "error:", "Error:")
-
-
 PR_SET_PDEATHSIG = 1  # Linux's
 
 
-def lines_of(command: Sequence[str], given: str = "") -> Iterator[str]:
-    """The lines that a process tells on stdout, `given` on its stdin; it is killed where nobody reads on.
+def stream_lines(command: Sequence[str], stdin: str = "") -> Iterator[str]:
+    """Run a command and yield the lines of its stdout; it is killed where nobody reads on.
 
-    CalledProcessError, with what it wrote on stderr, where it ends with another exit code than 0.
+    CalledProcessError, with its stderr, where the exit code is not 0.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
-            command, env=SURROUNDINGS | os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command, env=ENVIRONMENT | os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
-            process.stdin.write(given)
+            process.stdin.write(stdin)
             process.stdin.close()
             yield from process.stdout
             code = process.wait()
@@ -44,30 +40,30 @@ def lines_of(command: Sequence[str], given: str = "") -> Iterator[str]:
             raise subprocess.CalledProcessError(code, command, stderr=log.read())
 
 
-def own_channel() -> TextIO:
-    """Stdout for results alone: from now on whatever else is printed, native code too, goes to stderr.
+def claim_stdout() -> TextIO:
+    """Take stdout for results alone: from now on whatever else is printed, by native code too, goes to stderr.
 
-    On Linux the process ends with the one that started it, which can't see to that where it is killed itself.
+    On Linux the process then ends with the one that started it, which can't see to that where it is killed itself.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    return channel
+    return results
 
 
-def last_lines(log: str) -> str:
-    """The last three lines of what a process told."""
-    return " / ".join(_lines(log)[-3:]) or "without a word"
+def get_log_tail(log: str) -> str:
+    """The last three lines of a log, in one line."""
+    return " / ".join(_split_log(log)[-3:]) or "without a word"
 
 
-def last_words(log: str) -> str:
-    """Why a process ended: the assertion or error that it told, else its last line."""
-    lines = _lines(log)
+def get_error_reason(log: str) -> str:
+    """Why a process ended: the last assertion or error in its log, else the last line."""
+    lines = _split_log(log)
     reasons = [line for line in lines if any(sign in line for sign in REASONS)]
     return (reasons or lines or ["without a word"])[-1]
 
 
-def _lines(log: str) -> list[str]:
+def _split_log(log: str) -> list[str]:
     return [line.strip() for line in log.splitlines() if line.strip()]

@@ -1,18 +1,20 @@
-"""What answers: transformers or llama.cpp. Each has the parts of `Backend`, found by nothing but their names."""
+"""The interface of the backends (transformers, llama.cpp), and an answer while it is generated."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from impruver_chat.backends.chat_tokenizer import ChatTokenizer
 from impruver_chat.generation.detokenizer import StreamingDetokenizer
 from impruver_chat.generation.parameters import SamplingParams
-from impruver_chat.responses.template_markers import TemplateMarkers
+
+MAX_BATCH_TOKENS = 32_768  # of prompts and answers at once; their cache is a few GB with a model of 7 B
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given: token ids, how many tokens the answer may have, and the seed of its choices."""
+    """Token ids to continue, with the limit of the answer's length and the seed of its draws."""
 
     ids: list[int]
     max_new_tokens: int
@@ -21,53 +23,52 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said; `ended` is False where it was cut off at its room."""
+    """A model's answer; `ended` is False where it was cut off at `max_new_tokens`."""
 
     text: str
     ended: bool
 
 
+IndexedAnswers = Iterator[tuple[int, Answer]]  # answers with the indices of their prompts, as each one ends
+Emit = Callable[[str], None]  # takes a piece of an answer's text
+
+
 class Backend(Protocol):
     """A loaded model that answers prompts.
 
-    `context_length` in tokens, None where unknown; `markers` of reasoning and tool calls in its chat template;
-    `no_comparison_reason`: why there is nothing to compare its answers with, None where there is.
+    `context_length` is None where it is unknown; `no_comparison_reason` is why there is nothing to compare its answers
+    with, None for an adapter on its base.
     """
 
+    tokenizer: ChatTokenizer
     context_length: int | None
-    markers: TemplateMarkers
     no_comparison_reason: str | None
 
-    def encode(self, messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        """The ids of a conversation up to where the assistant is to speak; RefusedError where the template refuses."""
-
-    def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Callable[[str], None]) -> Answer:
-        """Answers one prompt; the text goes to `emit` as it comes."""
+    def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Emit) -> Answer:
+        """Answer one prompt; pieces of text go to `emit` as they are generated."""
 
     def without_adapter(self) -> AbstractContextManager:
-        """Meanwhile the base answers, as it was before training; for a backend that is not `no_comparison_reason`."""
+        """Have the base answer within the context, as it was before training."""
 
-    def answer_batch(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, size: int
-    ) -> Iterator[tuple[int, Answer]]:
-        """Answers at most `size` prompts at once; (place in `prompts`, answer), each when it is done."""
+    def answer_batch(self, prompts: Sequence[Prompt], sampling: SamplingParams, size: int) -> IndexedAnswers:
+        """Answer at most `size` prompts at once; yield (index in `prompts`, answer) as each one ends."""
 
 
 class ActiveGeneration:
-    """An answer on its way, to the prompt at `index`; its text goes to `emit` as it comes."""
+    """An answer while it is generated: its tokens so far, detokenized into `emit`, until a stop or its limit."""
 
-    def __init__(self, backend: Any, prompt: Prompt, index: int = 0, emit: Callable[[str], None] = lambda _: None):
+    def __init__(self, tokenizer: ChatTokenizer, prompt: Prompt, index: int = 0, emit: Emit = lambda _: None):
         self.prompt, self.index = prompt, index
         self.token_count, self.has_ended = 0, False
-        self._detokenizer = StreamingDetokenizer(backend.decode, backend.stops, emit)
+        self._detokenizer = StreamingDetokenizer(tokenizer.decode, tokenizer.stops, emit)
 
     def add_token(self, token: int) -> bool:
-        """Takes the next token; True where the answer has ended."""
+        """Add the next token; True where the answer has ended."""
         self._detokenizer.add_token(token)
         self.token_count += 1
         self.has_ended = self._detokenizer.stopped or self.token_count >= self.prompt.max_new_tokens
         return self.has_ended
 
     def finish(self) -> Answer:
-        """The whole of it: no more tokens come."""
+        """Flush the detokenizer; the whole answer."""
         return Answer(self._detokenizer.finish(), self._detokenizer.stopped)

@@ -1,141 +1,205 @@
-"""A file of questions and the file of their answers: what is checked before, what is put in place, what is told."""
+"""Answer a file of questions: check the files, answer, publish the answers with their manifest, print the stats.
 
-from collections.abc import Iterator
+A journal beside the output holds the answers so far, which a stopped run leaves to the next one of the same command:
+first the fingerprint of what the answers depend on, then a line for each answer, in the order they came.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import log_info, print_result
 from impruver_core.cli.runner import TerminationSignal
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import check_folder
-from impruver_core.io.manifest import build_manifest, check_replaceable, describe_file, publish, recover
-from impruver_core.recipe.loading import Recipe, resolve_recipe
+from impruver_core.io.atomic import atomic_write, check_folder, make_folder
+from impruver_core.io.jsonl import format_row
+from impruver_core.io.manifest import check_replaceable, describe_file, get_manifest_path, publish, recover
 
-from impruver_chat.backends.base import Backend
-from impruver_chat.batch import answers as batch
-from impruver_chat.batch import answers as scoring
-from impruver_chat.batch.journal import (
-    check_is_journal,
-    compute_fingerprint,
-    get_journal_path,
-    load_journal,
-    record_answers,
-)
+from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
+from impruver_chat.batch import answers as rows
 from impruver_chat.batch.questions import Question, check_no_faults, encode_questions, read_questions
 from impruver_chat.generation.parameters import SamplingParams
+
+HEAD = b'{"answers_of"'
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """Questions and answers in JSONL, and what is done about rows that can't be asked or have a reference."""
+    """A JSONL of questions to answer; `output` None is standard output.
 
-    questions: Path
-    answers: Path | None  # None: standard output
-    strict: bool = False
-    expect: bool = False
-    overwrite: bool = False
+    `strict` stops at a row that can't be asked, `expect` compares answers with the rows' references.
+    """
+
+    input: Path
+    output: Path | None
+    strict: bool
+    expect: bool
+    overwrite: bool
+    system_prompt: str | None
+    batch_size: int
+    seed: int
 
     @property
     def target(self) -> str:
         """Where the answers go, for a person."""
-        return str(self.answers or "standard output")
+        return str(self.output or "standard output")
 
 
-def prepare_batch_job(files: BatchJob, system_prompt: str | None, dry_run: bool) -> list[Question]:
-    """The questions, when all that can be checked of them and of the place for the answers is right."""
-    if files.answers and files.answers.exists() and files.answers.samefile(files.questions):
-        raise ImpruverError(f"--output: {files.answers} is the --input itself")
-    questions = read_questions(files.questions, system_prompt)
-    if files.strict:
-        check_no_faults(files.questions, questions)
-    if files.expect and not any(question.reference for question in questions):
-        raise ImpruverError(f"--expect: no row of {files.questions} has a reference (a last answer, or `reference`)")
-    if files.answers:
+def prepare_batch_job(job: BatchJob, dry_run: bool) -> list[Question]:
+    """Read the questions, and check all that can be checked of them and of the output before a model is loaded."""
+    if job.output and job.output.exists() and job.output.samefile(job.input):
+        raise ImpruverError(f"--output: {job.output} is the --input itself")
+    questions = read_questions(job.input, job.system_prompt)
+    if job.strict:
+        check_no_faults(job.input, questions)
+    if job.expect and not any(question.reference for question in questions):
+        raise ImpruverError(f"--expect: no row of {job.input} has a reference (a last answer, or `reference`)")
+    if job.output:
+        manifest_path = get_manifest_path(job.output)
         if not dry_run:
-            recover(get_manifest_path(files.answers))
-        check_replaceable([files.answers], get_manifest_path(files.answers), files.overwrite)
-        check_folder(files.answers.parent, "--output")
-        if not files.overwrite:
-            check_is_journal(get_journal_path(files.answers))
+            recover(manifest_path)
+        check_replaceable([job.output], manifest_path, job.overwrite)
+        check_folder(job.output.parent, "--output")
+        if not job.overwrite:
+            check_is_journal(get_journal_path(job.output))
     return questions
 
 
-def get_manifest_path(answers: Path) -> Path:
-    """Where the answers' manifest stands."""
-    return answers.with_name(f"{answers.name}.manifest.json")
-
-
 def run_batch_job(
-    files: BatchJob, questions: list[Question], backend: Backend, chosen: SamplingParams, recipe: Recipe, model: Any
+    job: BatchJob,
+    questions: list[Question],
+    backend: Backend,
+    sampling: SamplingParams,
+    model_state: list,
+    manifest: dict,
 ) -> None:
-    """Answers the questions, puts answers and manifest in their place, tells the counts.
+    """Answer the questions, publish answers and manifest, print the stats.
 
-    `model` is what the answers depend on beside questions and parameters; see `fingerprint`.
+    Args:
+        model_state: what the answers depend on besides prompts and sampling; see `compute_fingerprint`.
+        manifest: the head of the manifest.
     """
-    prompts, counts = encode_questions(questions, backend, chosen, recipe.seed), batch.BatchStats()
-    if files.strict:
-        check_no_faults(files.questions, prompts)
-
-    def write(given: batch.IndexedAnswers, to: Any) -> Any:
-        with closing(batch.build_answer_rows(questions, prompts, given, backend.markers, counts, files.expect)) as rows:
-            return to(rows)
-
-    size = recipe.chat.batch_size
-    if files.answers is None:
-        write(batch.generate_answers(prompts, backend, chosen, size, None), batch.print_rows)
+    questions, stats = encode_questions(questions, backend, sampling, job.seed), rows.BatchStats()
+    markers = backend.tokenizer.markers
+    if job.strict:
+        check_no_faults(job.input, questions)
+    if job.output is None:
+        answers = rows.generate_answers(questions, backend, sampling, job.batch_size, None)
+        with closing(rows.build_answer_rows(questions, answers, markers, stats, job.expect)) as answered:
+            rows.print_rows(answered)
     else:
-        of, journal = compute_fingerprint(prompts, chosen, model), get_journal_path(files.answers)
-        known = {} if files.overwrite else load_journal(journal, of)
+        fingerprint = compute_fingerprint(questions, sampling, model_state)
+        journal = get_journal_path(job.output)
+        known = {} if job.overwrite else load_journal(journal, fingerprint)
         if known:
             log_info(f"note: {len(known):,} answers are those of the run that was stopped ({journal})")
-        given = record_answers(journal, of, known, batch.generate_answers(prompts, backend, chosen, size, known))
-        with preserving_answers(journal, of, len(prompts)):
-            path = write(given, lambda rows: batch.write_staged_rows(files.answers, rows))
-        publish(
-            get_manifest_path(files.answers), {files.answers: path}, build_answers_manifest(files, path, counts, recipe)
-        )
+        answers = rows.generate_answers(questions, backend, sampling, job.batch_size, known)
+        answers = record_answers(journal, fingerprint, known, answers)
+        answered = rows.build_answer_rows(questions, answers, markers, stats, job.expect)
+        with reporting_saved_answers(journal, fingerprint, len(questions)), closing(answered):
+            staged = rows.write_staged_rows(job.output, answered)
+        publish(get_manifest_path(job.output), {job.output: staged}, manifest | describe_files(job, staged, stats))
         journal.unlink(missing_ok=True)
-    print_stats(counts, files)
+    print_stats(stats, job)
+
+
+def describe_files(job: BatchJob, staged: Path, stats: rows.BatchStats) -> dict[str, Any]:
+    """Describe input, output and stats for the manifest; `staged` is the output before it is put in its place."""
+    source = {"path": str(job.input), "rows": stats.rows}
+    if job.input.is_file():  # what came through a pipe is gone
+        source = describe_file(job.input, stats.rows, digest=True)
+    output = describe_file(staged, rows=stats.rows, digest=True) | {"path": job.output.name}
+    return {"inputs": [source], "outputs": [output], "counts": vars(stats)}
+
+
+def print_stats(stats: rows.BatchStats, job: BatchJob) -> None:
+    """Print what became of the rows, on stderr where stdout holds them."""
+    report = log_info if job.output is None else print_result
+    if stats.cut_off:
+        log_info(f"note: {stats.cut_off:,} of the answers reached the limit of tokens and may be cut off")
+    if stats.replaced:
+        log_info(f"note: {stats.replaced:,} rows had an error, reference or match of their own, which ours replaced")
+    if job.expect:
+        if unscored := stats.rows - stats.failed - stats.scored:
+            log_info(f"note: {unscored:,} of the answers have no reference that is a text, and are not scored")
+        report(rows.format_share(stats.right, stats.scored))
+    failed = f", {stats.failed:,} of them with an error" if stats.failed else ""
+    report(f"wrote {stats.rows:,} rows to {job.target}{failed}")
+
+
+def get_journal_path(output: Path) -> Path:
+    """The path of an output's journal."""
+    return output.with_name(f".{output.name}.partial")
+
+
+def compute_fingerprint(questions: Sequence[Question], sampling: SamplingParams, model_state: list) -> str:
+    """Compute the hash of what the answers depend on: the prompts, sampling, and the model."""
+    prompts = [question.prompt and asdict(question.prompt) for question in questions]
+    return hashlib.sha256(json.dumps([prompts, asdict(sampling), model_state], default=str).encode()).hexdigest()
+
+
+def describe_model_files(path: Path) -> list:
+    """Name, size and time of a model's file, or of those in its folder: less than their hash, and at no cost."""
+    files = [path] if path.is_file() else sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [str(path)]
+
+
+def check_is_journal(journal: Path) -> None:
+    """Raise ImpruverError for a file of somebody else under the journal's name."""
+    if journal.is_file():
+        with journal.open("rb") as file:
+            start = file.read(len(HEAD))
+        if start not in (b"", HEAD):
+            raise ImpruverError(f"{journal} is no file of ours, and its name is wanted; move it, or use --overwrite")
+
+
+def load_journal(journal: Path, fingerprint: str) -> dict[int, Answer]:
+    """Load the answers by their index; {} for another fingerprint. A line that was cut off is left out."""
+    try:
+        head, *lines = journal.read_bytes().splitlines(keepends=True)
+        if json.loads(head) != {"answers_of": fingerprint}:
+            return {}
+        rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        return {row["place"]: Answer(row["text"], row["ended"]) for row in rows}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def record_answers(
+    journal: Path, fingerprint: str, known: dict[int, Answer], answers: IndexedAnswers
+) -> IndexedAnswers:
+    """Pass (index, answer) on, each written to the journal before; `known` ones stand there from the start."""
+    make_folder(journal.parent)
+    with atomic_write(journal) as file:
+        file.write(format_row({"answers_of": fingerprint}) + "\n")
+        file.writelines(format_answer(index, answer) for index, answer in known.items())
+    with journal.open("ab", buffering=0) as file:  # each line is written at once, or not at all
+        for index, answer in answers:
+            if index not in known:
+                file.write(format_answer(index, answer).encode())
+            yield index, answer
+
+
+def format_answer(index: int, answer: Answer) -> str:
+    """Format an answer as a line of the journal."""
+    return format_row({"place": index} | asdict(answer)) + "\n"
 
 
 @contextmanager
-def preserving_answers(journal: Path, of: str, total: int) -> Iterator[None]:
-    """Says in what stops the work how many answers are kept; a journal without any is removed."""
+def reporting_saved_answers(journal: Path, fingerprint: str, total: int) -> Iterator[None]:
+    """Have what stops the run say how many answers the journal holds; remove a journal without any."""
     try:
         yield
     except BaseException as stop:
-        kept = len(load_journal(journal, of))
-        if not kept:
+        saved = len(load_journal(journal, fingerprint))
+        if not saved:
             journal.unlink(missing_ok=True)
         elif isinstance(stop, (KeyboardInterrupt, TerminationSignal)):
-            told = f"{kept:,} of {total:,} answers are kept; the same command goes on from there"
-            raise type(stop)(told) from None
+            message = f"{saved:,} of {total:,} answers are kept; the same command resumes from there"
+            raise type(stop)(message) from None
         raise
-
-
-def build_answers_manifest(files: BatchJob, written: Path, counts: batch.BatchStats, recipe: Recipe) -> dict:
-    """What the answers were made from, and how they ended; `written` is not yet in its place."""
-    questions, made = files.questions, build_manifest("impruver-chat", resolve_recipe(recipe, absolute=True))
-    is_kept = questions.is_file()  # what came through a pipe is gone
-    made["inputs"] = [
-        describe_file(questions, counts.rows, digest=True) if is_kept else {"path": str(questions), "rows": counts.rows}
-    ]
-    made["outputs"] = [describe_file(written, rows=counts.rows, digest=True) | {"path": files.answers.name}]
-    return made | {"counts": vars(counts)}
-
-
-def print_stats(counts: batch.BatchStats, files: BatchJob) -> None:
-    """What became of the rows; on stderr where stdout holds them."""
-    tell = log_info if files.answers is None else print_result
-    if counts.cut_off:
-        log_info(f"note: {counts.cut_off:,} of the answers reached the limit of tokens and may be cut off")
-    if counts.replaced:
-        log_info(f"note: {counts.replaced:,} rows had an error, reference or match of their own, which ours replaced")
-    if files.expect:
-        if unscored := counts.rows - counts.failed - counts.scored:
-            log_info(f"note: {unscored:,} of the answers have no reference that is a text, and are not scored")
-        tell(scoring.format_share(counts.right, counts.scored))
-    failed = f", {counts.failed:,} of them with an error" if counts.failed else ""
-    tell(f"wrote {counts.rows:,} rows to {files.target}{failed}")

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and nothing that may yet turn out to be an end of turn."""
+"""Detokenize an answer while it is generated, and stop at its end of turn."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ UNFINISHED = "�"  # what a decoder shows for bytes that are no whole character
 
 @dataclass(frozen=True)
 class StopCriteria:
-    """What ends an answer: tokens, and texts of templates whose turns no token ends."""
+    """What ends an answer: tokens, and texts of chat templates whose turns no single token ends."""
 
     ids: frozenset[int]
     texts: tuple[str, ...] = ()
 
 
 def make_stop_criteria(
-    texts: Iterable[str], ids: Iterable[int | None], token_of: Callable[[str], int | None]
+    texts: Iterable[str], ids: Iterable[int | None], find_token: Callable[[str], int | None]
 ) -> StopCriteria:
-    """Stops of the ends of turn `texts`, each by its token where it is one, and of `ids` as they are."""
-    tokens = {text: token_of(text) for text in texts if text}
-    found = {number for number in (*tokens.values(), *ids) if number is not None}
-    return StopCriteria(frozenset(found), tuple(text for text, number in tokens.items() if number is None))
+    """Make the criteria of `ids` and of the ends of turn `texts`, each by its token where it is one."""
+    tokens = {text: find_token(text) for text in texts if text}
+    all_ids = frozenset(number for number in (*tokens.values(), *ids) if number is not None)
+    return StopCriteria(all_ids, tuple(text for text, number in tokens.items() if number is None))
 
 
 class StreamingDetokenizer:
-    """Takes an answer's tokens one by one and hands its text to `emit`, in pieces that never change afterwards.
+    """Turns an answer's tokens into pieces of text for `emit` as they come, until a stop.
 
-    `decode` turns ids into text. `stopped` tells that an end of turn came; what follows it is ignored.
+    Pieces are whole characters and never change afterwards; what may yet become a stop text is held back. `stopped`
+    is True once an end of turn came.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: StopCriteria, emit: Callable[[str], None]):
@@ -39,7 +40,7 @@ class StreamingDetokenizer:
         self.stopped = False
 
     def add_token(self, token: int) -> None:
-        """The next token."""
+        """Add the next token; ignored after a stop."""
         if self.stopped:
             return
         if token in self._stops.ids:
@@ -52,11 +53,11 @@ class StreamingDetokenizer:
             self._append(text)
 
     def finish(self) -> str:
-        """No more tokens: the rest goes out; the whole answer."""
+        """Emit what is held back, since no more tokens come; the whole answer."""
         if not self._cut:
             self._append(self._decode_new_text().rstrip(UNFINISHED))  # cut off within a character: without its half
         if not self._cut:
-            self._send_text(self._held)
+            self._send(self._held)
         return "".join(self._pieces)
 
     def _decode_new_text(self) -> str:
@@ -65,23 +66,20 @@ class StreamingDetokenizer:
 
     def _append(self, text: str) -> None:
         self._held += text
-        places = [place for stop in self._stops.texts if (place := self._held.find(stop)) >= 0]
-        if places:
-            self._send_text(self._held[: min(places)])
-            self._held = self._held[min(places) :]
+        starts = [start for stop in self._stops.texts if (start := self._held.find(stop)) >= 0]
+        if starts:
             self.stopped = self._cut = True
-            return
-        kept = find_partial_match(self._held, self._stops.texts)
-        self._send_text(self._held[: len(self._held) - kept])
-        self._held = self._held[len(self._held) - kept :]
+        end = min(starts) if starts else len(self._held) - find_partial_match(self._held, self._stops.texts)
+        self._send(self._held[:end])
+        self._held = self._held[end:]
 
-    def _send_text(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         if text:
             self._pieces.append(text)
             self._emit(text)
 
 
 def find_partial_match(text: str, stops: Collection[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of one of `stops`."""
+    """Find how many characters at the end of `text` may be the beginning of one of `stops`."""
     lengths = (length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length]))
     return max(lengths, default=0)

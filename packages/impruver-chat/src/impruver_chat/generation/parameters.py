@@ -3,23 +3,22 @@
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from impruver_core.cli.flags import parse_boolean
 from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import FLAG, NUMBER, WHOLE, describe_type, read_json
+from impruver_core.suggestions import suggest
 
-from impruver_chat.model_dir import read_json
 from impruver_chat.sections import ChatSection, find_out_of_range
 
 SAMPLING_NAMES = ("temperature", "top_p", "top_k")
-SHOWN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How an answer's tokens are chosen. The values are the first impruver's, for a terminal."""
+    """How the tokens of an answer are chosen, and how many at most; the defaults are the first impruver's."""
 
     max_new_tokens: int = 200
     repetition_penalty: float = 1.2
@@ -29,55 +28,56 @@ class SamplingParams:
     top_k: int = 40
 
 
-NAMES = tuple(get_type_hints(SamplingParams))
-TYPES = get_type_hints(SamplingParams) | {"history_limit": int}
+TYPES = get_type_hints(SamplingParams)
+NAMES = tuple(TYPES)
+JSON_TYPES = {name: {int: WHOLE, float: NUMBER, bool: FLAG}[kind] for name, kind in TYPES.items()}
 GREEDY = replace(SamplingParams(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
 
 
 def resolve_parameters(section: ChatSection, model_dir: Path, interactive: bool) -> SamplingParams:
-    """The parameters of `section`, else of `model_dir`'s generation_config.json, else the defaults.
+    """Resolve each parameter: the section's, else that of `model_dir`'s generation_config.json, else the default.
 
     A temperature, top_p or top_k that the user gives asks for sampling; a temperature of 0 is greedy.
     """
-    given = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
-    last = SamplingParams() if interactive else GREEDY
-    return _apply(replace(last, **_read_generation_config(model_dir / "generation_config.json")), given)
+    values = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
+    defaults = SamplingParams() if interactive else GREEDY
+    saved = _read_generation_config(model_dir / "generation_config.json")
+    return _apply(replace(defaults, **saved), values)
 
 
 def with_parameter(sampling: SamplingParams, name: str, text: str) -> SamplingParams:
-    """With a parameter set to what `text` says; ImpruverError for another name or value."""
+    """The parameters with one set to the value in `text`; ImpruverError for another name or value."""
     if name not in NAMES:
-        raise ImpruverError(f"no parameter {name}{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
+        raise ImpruverError(f"no parameter {name}{suggest_name(name, NAMES)}; there are {', '.join(NAMES)}")
     return _apply(sampling, {name: parse_parameter(name, text)})
 
 
-def _apply(sampling: SamplingParams, given: dict[str, Any]) -> SamplingParams:
-    if "do_sample" not in given and any(name in given for name in SAMPLING_NAMES):
-        given = given | {"do_sample": True}
-    new = replace(sampling, **given)
+def _apply(sampling: SamplingParams, values: dict[str, Any]) -> SamplingParams:
+    if "do_sample" not in values and any(name in values for name in SAMPLING_NAMES):
+        values = values | {"do_sample": True}
+    new = replace(sampling, **values)
     return replace(new, do_sample=new.do_sample and new.temperature > 0)
 
 
 def parse_parameter(name: str, text: str) -> Any:
-    """What a text says that `name` is to be; ImpruverError where it can't be."""
-    wanted = TYPES[name]
+    """Parse the value of a parameter, or of `history_limit`; ImpruverError where `text` is none."""
+    kind = TYPES.get(name, int)
     try:
-        value = parse_boolean(text) if wanted is bool else wanted(text)
+        value = parse_boolean(text) if kind is bool else kind(text)
     except (ValueError, ArgumentTypeError):
-        raise ImpruverError(f"{name}: {text[:40]!r} is not {SHOWN[wanted]}") from None
+        raise ImpruverError(f"{name}: {text[:40]!r} is not {describe_type(kind)}") from None
     for fault in find_out_of_range({name: value}).values():
         raise ImpruverError(f"{name} {fault}")
     return value
 
 
-def suggest(word: str, words: Iterable[str]) -> str:
-    """`, did you mean …?` with the nearest of `words`; "" where none is near."""
-    found = get_close_matches(word.lower(), list(words), 1, 0.5)
-    return f", did you mean {found[0]}?" if found else ""
+def suggest_name(word: str, names: Iterable[str]) -> str:
+    """`, did you mean NAME?` with the one of `names` that is nearest to `word`; "" where none is near."""
+    return suggest(word, names, cutoff=0.5, form=", did you mean {}?", list_valid=False)
 
 
 def format_parameters(sampling: SamplingParams) -> str:
-    """The parameters in one line, for a person."""
+    """Format the parameters as one line for a person."""
     how = "the likeliest token each time"
     if sampling.do_sample:
         how = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}"
@@ -86,12 +86,9 @@ def format_parameters(sampling: SamplingParams) -> str:
 
 
 def _read_generation_config(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    given = {name: values[name] for name in NAMES if values.get(name) is not None}
-    for name, value in given.items():
-        if type(value) is not TYPES[name] and not (TYPES[name] is float and type(value) is int):
-            raise ImpruverError(f"{path}: {name} is {value!r}")
-        given[name] = TYPES[name](value)  # transformers takes no whole number for a float
-    for name, fault in find_out_of_range(given).items():
+    config = read_json(path, JSON_TYPES, missing_ok=True)
+    # transformers takes no whole number for a float
+    values = {name: kind(config[name]) for name, kind in TYPES.items() if config.get(name) is not None}
+    for name, fault in find_out_of_range(values).items():
         raise ImpruverError(f"{path}: {name} {fault}")
-    return given
+    return values

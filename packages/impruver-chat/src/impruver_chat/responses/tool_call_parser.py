@@ -1,4 +1,4 @@
-"""Calls of functions in an answer's text: read in the form in which the chat template writes them."""
+"""Parse tool calls in the text of an answer, in the format in which the chat template writes them."""
 
 import json
 import re
@@ -10,13 +10,18 @@ NAME, ID = "probe_tool", "call00001"  # of the probe's call
 ARGUMENTS = {"probe_one": "probe value", "probe_two": "another value"}
 WORD = re.compile(r"[\w.:/-]+")
 
+ParsedCalls = tuple[list[dict], int]  # and where they end in the text
+
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """What stands before the first call, before each further one and behind the last. A call is JSON, with name and
-    arguments under these keys; or, where `between` is not None, a name, that text, and the arguments as JSON; or,
-    where `tags` are given, a name, then each argument's name and value as text, with these before the first name,
-    before a value and before each further name.
+    """How a template writes calls: `start`, a call, `separator` and a call for each further one, `end`.
+
+    A call is one of three:
+
+        {"name": "f", "arguments": {"x": 1}}     JSON with these `keys`
+        f<between>{"x": 1}                       a name, `between`, JSON
+        f<tags[0]>x<tags[1]>1<tags[2]>y…         a name; before the first argument's name, a value, a further name
     """
 
     start: str
@@ -33,11 +38,11 @@ class ToolCallFormat:
 
 
 def infer_tool_call_format(turn: str, twice: str = "") -> ToolCallFormat | None:
-    """The form of the probe's call in `turn`, and of two such in `twice`; None where it is none of those known."""
-    read = _infer_first_call(turn)
-    if read is None:
+    """Infer the format of the probe's call in `turn`, and of two in `twice`; None where it is none of the three."""
+    inferred = _infer_first_call(turn)
+    if inferred is None:
         return None
-    form, end = read
+    form, end = inferred
     form = replace(form, end=turn[end:])
     second = twice.find(NAME, end)
     if form.between is None and form.tags is None and second > 0:
@@ -46,66 +51,66 @@ def infer_tool_call_format(turn: str, twice: str = "") -> ToolCallFormat | None:
 
 
 def parse_tool_calls(text: str, form: ToolCallFormat) -> list[dict] | None:
-    """The calls `{"name", "arguments"}` that make up `text`, None where it is anything else."""
-    found, at = [], _skip_literal(form.start, text, 0)
-    while at is not None:
-        read = (_parse_tagged_call if form.tags else _parse_json_calls if form.between is None else _parse_named_call)(
-            text, at, form
-        )
-        if read is None:
+    """Parse the calls `{"name", "arguments"}` that make up `text`; None where it is anything else."""
+    parse = _parse_tagged_call if form.tags else _parse_json_calls if form.between is None else _parse_named_call
+    calls, position = [], _skip_literal(form.start, text, 0)
+    while position is not None:
+        parsed = parse(text, position, form)
+        if parsed is None:
             return None
-        calls, end = read
-        found += calls
-        at = _skip_literal(form.separator, text, end) if form.separator else None
-        if at is None:
-            return found if form.end.strip().startswith(text[end:].strip()) else None
+        calls += parsed[0]
+        position = _skip_literal(form.separator, text, parsed[1]) if form.separator else None
+        if position is None:
+            return calls if form.end.strip().startswith(text[parsed[1] :].strip()) else None
     return None
 
 
 def format_call(call: dict) -> str:
-    """A call for a person: `name {"key": "value"}`."""
+    """Format a call for a person: `name {"key": "value"}`."""
     return f"{call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}"
 
 
 def _infer_first_call(turn: str) -> tuple[ToolCallFormat, int] | None:
-    """(the form without what stands around further calls, where the first call ends)."""
+    """Infer the format, less what stands around further calls, and where the first call ends."""
     if NAME not in turn:
         return None
-    at = turn.index(NAME)
-    for start in (place.start() for place in re.finditer(r"[{\[]", turn[:at])):
+    name_start = turn.index(NAME)
+    for start in (match.start() for match in re.finditer(r"[{\[]", turn[:name_start])):
         value, end = _parse_json(turn, start)
         keys = _find_keys(value[0] if isinstance(value, list) and value else value)
         if keys:
             return ToolCallFormat(turn[:start].strip(), keys=keys), end
-    behind, opens = at + len(NAME), turn[:at].strip()
-    start = turn.find("{", behind)
+    name_end, opens = name_start + len(NAME), turn[:name_start].strip()
+    start = turn.find("{", name_end)
     value, end = _parse_json(turn, max(start, 0))
     if opens and value == ARGUMENTS:
-        return ToolCallFormat(opens, between=turn[behind:start].strip()), end
-    return _infer_tagged_call(turn, opens, behind)
+        return ToolCallFormat(opens, between=turn[name_end:start].strip()), end
+    return _infer_tagged_call(turn, opens, name_end)
 
 
-def _infer_tagged_call(turn: str, opens: str, at: int) -> tuple[ToolCallFormat, int] | None:
-    """As `_form`, for arguments in tags: what stands between the probe's name and its arguments' names and values."""
+def _infer_tagged_call(turn: str, opens: str, position: int) -> tuple[ToolCallFormat, int] | None:
+    """Infer what stands between the probe's name and its arguments' names and values; as `_infer_first_call`."""
     tags = []
     for text in [text for argument in ARGUMENTS.items() for text in argument]:
-        found = turn.find(text, at)
-        if found < 0:
+        start = turn.find(text, position)
+        if start < 0:
             return None
-        tags.append(turn[at:found])
-        at = found + len(text)
-    return (ToolCallFormat(opens, tags=tuple(tags[:3])), at) if opens and all(tag.strip() for tag in tags) else None
+        tags.append(turn[position:start])
+        position = start + len(text)
+    if not opens or not all(tag.strip() for tag in tags):
+        return None
+    return ToolCallFormat(opens, tags=tuple(tags[:3])), position
 
 
-def _skip_literal(literal: str, text: str, at: int) -> int | None:
+def _skip_literal(literal: str, text: str, position: int) -> int | None:
     """Where `literal` ends in `text`, blanks aside and with any id; None where it does not stand there."""
     words = (re.escape(word).replace(ID, r"\w+") for word in literal.split())
-    found = re.compile(r"\s*" + r"\s*".join(words) + r"\s*").match(text, at)
-    return found.end() if found else None
+    match = re.compile(r"\s*" + r"\s*".join(words) + r"\s*").match(text, position)
+    return match.end() if match else None
 
 
-def _parse_json_calls(text: str, at: int, form: ToolCallFormat) -> tuple[list[dict], int] | None:
-    value, end = _parse_json(text, at)
+def _parse_json_calls(text: str, position: int, form: ToolCallFormat) -> ParsedCalls | None:
+    value, end = _parse_json(text, position)
     calls = []
     for item in value if isinstance(value, list) else [value]:
         function = item.get("function", item) if isinstance(item, dict) else {}
@@ -116,35 +121,35 @@ def _parse_json_calls(text: str, at: int, form: ToolCallFormat) -> tuple[list[di
     return (calls, end) if calls else None
 
 
-def _parse_named_call(text: str, at: int, form: ToolCallFormat) -> tuple[list[dict], int] | None:
-    word = WORD.match(text, at)
+def _parse_named_call(text: str, position: int, form: ToolCallFormat) -> ParsedCalls | None:
+    word = WORD.match(text, position)
     start = _skip_literal(form.between or "", text, word.end()) if word else None
     arguments, end = _parse_json(text, start) if start is not None else (None, 0)
     return ([{"name": word.group(), "arguments": arguments}], end) if word and isinstance(arguments, dict) else None
 
 
-def _parse_tagged_call(text: str, at: int, form: ToolCallFormat) -> tuple[list[dict], int] | None:
+def _parse_tagged_call(text: str, position: int, form: ToolCallFormat) -> ParsedCalls | None:
     first, equals, further = form.tags or ("", "", "")
-    behind = commonprefix([further, form.end])  # noqa: RUF071 (no paths)
-    word = WORD.match(text, at)
-    if not behind.strip():
+    value_end = commonprefix([further, form.end])  # noqa: RUF071 (no paths)
+    word = WORD.match(text, position)
+    if not value_end.strip():
         return None
-    arguments, opening, at = {}, first, word.end() if word else len(text)
-    while text.startswith(opening, at):
-        start = text.find(equals, at + len(opening))
-        end = text.find(behind, start)
+    arguments, opens, position = {}, first, word.end() if word else len(text)
+    while text.startswith(opens, position):
+        start = text.find(equals, position + len(opens))
+        end = text.find(value_end, start)
         if start < 0 or end < 0:
             return None
         value = text[start + len(equals) : end]
-        read, stop = _parse_json(value, 0)
-        is_json = stop == len(value) and not isinstance(read, str)  # rendered again, either is the same text
-        arguments[text[at + len(opening) : start]] = read if is_json else value
-        opening, at = further, end
-    return ([{"name": word.group(), "arguments": arguments}], at) if word and arguments else None
+        parsed, stop = _parse_json(value, 0)
+        is_json = stop == len(value) and not isinstance(parsed, str)  # rendered again, either is the same text
+        arguments[text[position + len(opens) : start]] = parsed if is_json else value
+        opens, position = further, end
+    return ([{"name": word.group(), "arguments": arguments}], position) if word and arguments else None
 
 
 def _find_keys(item: Any) -> tuple[str, str] | None:
-    """Under which keys the probe's name and arguments stand."""
+    """Find the keys of the probe's name and arguments."""
     function = item.get("function", item) if isinstance(item, dict) else None
     if not isinstance(function, dict):
         return None
@@ -161,7 +166,7 @@ def _parse_object(value: Any) -> dict | None:
 
 
 def _parse_json(text: str, start: int) -> tuple[Any, int]:
-    """(the JSON value that begins there, where it ends); (None, start) where none does."""
+    """Parse the JSON value that begins at `start`; it and where it ends, (None, start) where none begins there."""
     try:
         return json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError):

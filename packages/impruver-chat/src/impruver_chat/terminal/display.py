@@ -1,31 +1,49 @@
-"""Shows an answer as it comes: as Markdown at a terminal, else as it is."""
+"""Show an answer as it is generated: as Markdown at a terminal, else as it is.
+
+Rich renders each block of Markdown as lines. rich.live can't draw them here: once the window has another size it counts
+lines that the terminal has wrapped anew, and shows text twice.
+"""
+
+from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from os.path import commonprefix
+from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import write_stream
 
 from impruver_chat.responses.stream_parser import REASONING
-from impruver_chat.terminal.ansi_text import lines_after, measure_width, strip_blank_lines, visible_text
-from impruver_chat.terminal.interrupts import uninterrupted
-from impruver_chat.terminal.markdown import (
-    render_dimmed,
-    render_markdown,
-    replace_controls,
-    split_blocks,
-    split_paragraphs,
-)
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from rich.console import RenderableType
 
 FASTEST, SLOWEST = 0.05, 0.5  # seconds between two drawings
 SHARE = 80  # drawing may take one part in so many of the time
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
 CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
+CODE_THEME = "ansi_dark"  # the terminal's own colours, on its own background
+CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+CONTROLS[ord("\r")] = ""
+LISTS = ("ordered_list_open", "bullet_list_open")
+LIST_MARKER = re.compile(r" {0,3}(\d{1,9}[.)]?|[-+*])\s*")  # or the beginning of one
+COLOUR = r"\x1b\[[0-9;]*m"
+INVISIBLE = re.compile(rf"{COLOUR}|[\s\u2500-\u257f*_`~|#•-]+")  # colours, blanks, frames, marks of Markdown
+COLOUR_OR_CHARACTER = re.compile(rf"{COLOUR}|.")
+MARGIN = re.compile(rf"((?:{COLOUR})*)\s+")
 
 
-def make_display(plain: bool) -> "PlainDisplay | MarkdownDisplay":
-    """Markdown where stdout is a terminal that can do it, unless `plain`."""
+def make_display(plain: bool) -> PlainDisplay | MarkdownDisplay:
+    """Make a display of Markdown where stdout is a terminal that can do it, unless `plain`."""
     capable = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     return PlainDisplay() if plain or not capable else MarkdownDisplay()
 
@@ -37,7 +55,7 @@ class PlainDisplay:
         self._kind = ""
 
     def feed(self, kind: str, piece: str) -> None:
-        """Shows a piece of REASONING or TEXT."""
+        """Show a piece of REASONING or TEXT."""
         stream = sys.stderr if kind == REASONING else sys.stdout
         if self._kind == REASONING != kind:
             write_stream(sys.stderr, "\n")
@@ -48,17 +66,17 @@ class PlainDisplay:
         write_stream(stream, piece)
 
     def finish(self) -> None:
-        """Nothing more comes; the next line is free."""
+        """End the answer: the next line is free."""
         if self._kind:
             write_stream(sys.stderr if self._kind == REASONING else sys.stdout, "\n")
         self._kind = ""
 
 
 class MarkdownDisplay:
-    """Markdown in lines. Those of the last, unfinished block are drawn anew as it grows; all others are there for good.
+    """Shows Markdown; the lines of the last, unfinished block are drawn again as it grows, all others are final.
 
-    Only lines that fit the screen are ever drawn anew: what has scrolled away can't be. Nor are those that stood there
-    when the window's size changed: some terminals wrap them then, others cut them.
+    Only lines that fit the screen are drawn again: those that have scrolled away can't be. Nor are those
+    that were there when the window's size changed: some terminals wrap them then, others cut them.
     """
 
     def __init__(self) -> None:
@@ -68,14 +86,14 @@ class MarkdownDisplay:
         self._kind, self._text = "", ""
         self._live = [""]  # the lines that may change yet; the cursor stands in the last
         self._size = get_terminal_size()
-        self._begin()
+        self._begin_block()
         self._due = 0.0
-        self._lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
+        self._render_lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
     def feed(self, kind: str, piece: str) -> None:
-        """As `PlainDisplay.feed`."""
+        """Show a piece of REASONING or TEXT."""
         if kind != self._kind:
-            self._finish([""])
+            self._finish_part([""])
             self._kind = kind
         self._text += replace_controls(piece)
         if time.monotonic() >= self._due:
@@ -86,81 +104,178 @@ class MarkdownDisplay:
             self._due = now + min(max(FASTEST, SHARE * (now - started)), SLOWEST)
 
     def finish(self) -> None:
-        """As `PlainDisplay.finish`."""
-        self._finish([])
+        """End the answer: the next line is free."""
+        self._finish_part([])
         self._kind, self._due = "", 0.0
 
-    def _begin(self) -> None:
-        """An unfinished block begins: its lines, how many are there for good, and what stands in others above them."""
+    def _begin_block(self) -> None:
+        """Begin an unfinished block: its lines, how many of them are final, its text in final lines of another size."""
         self._drawn: list[str] = []
-        self._fixed, self._above = 0, ""
+        self._final_count, self._text_above = 0, ""
 
-    def _finish(self, gap: list[str]) -> None:
+    def _finish_part(self, gap: list[str]) -> None:
         if self._text.strip():
-            self._fit()
-            settled, last = self._settled()
-            self._replace(settled + self._left(last) + gap, [""])
+            self._adapt_to_size()
+            finished, last = self._split_finished()
+            self._replace_live(finished + self._render_rest(last) + gap, [""])
         self._text = ""
-        self._begin()
+        self._begin_block()
 
     def _draw(self) -> None:
-        self._fit()
-        settled, self._text = self._settled()
-        lines = self._left(self._text)
-        over = max(0, len(lines) - max(1, self._size.lines - 2))
-        self._fixed += over
-        self._replace(settled + lines[:over], lines[over:] or [""])
+        self._adapt_to_size()
+        finished, self._text = self._split_finished()
+        lines = self._render_rest(self._text)
+        scrolled = max(0, len(lines) - max(1, self._size.lines - 2))
+        self._final_count += scrolled
+        self._replace_live(finished + lines[:scrolled], lines[scrolled:] or [""])
 
-    def _fit(self) -> None:
-        """In a window of another size what was drawn stays; of it only a last line that still fits may change yet."""
+    def _adapt_to_size(self) -> None:
+        """In a window of another size what was drawn is final, but for a last line that still fits."""
+        from rich.cells import cell_len
+
         if get_terminal_size() == self._size:
             return
         self._size = get_terminal_size()
-        fits = measure_width(self._live[-1]) < self._size.columns
+        fits = cell_len(re.sub(COLOUR, "", self._live[-1])) < self._size.columns
         if not fits:
             write_stream(sys.stdout, "\n")
-        self._above += visible_text("".join(self._drawn[: len(self._drawn) - fits]))
-        self._live, self._drawn, self._fixed = self._live[-1:] if fits else [""], [], 0
+        self._text_above += visible_text("".join(self._drawn[: len(self._drawn) - fits]))
+        self._live, self._drawn, self._final_count = self._live[-1:] if fits else [""], [], 0
 
-    def _settled(self) -> tuple[list[str], str]:
-        """(the lines of the blocks that are finished, less those that are there; the unfinished block)."""
+    def _split_finished(self) -> tuple[list[str], str]:
+        """The lines of the blocks that are finished, less those that are there; and the text of the unfinished one."""
         *done, rest = (split_paragraphs if self._kind == REASONING else split_blocks)(self._text)
-        settled: list[str] = []
+        finished: list[str] = []
         for block in done:
-            settled += [*self._left(block), ""]
-            self._begin()
-        return settled, rest
+            finished += [*self._render_rest(block), ""]
+            self._begin_block()
+        return finished, rest
 
-    def _left(self, text: str) -> list[str]:
-        """A block's lines less those that are there for good."""
-        self._drawn = lines_after(self._above, self._lines(text))
-        return self._drawn[self._fixed :]
+    def _render_rest(self, text: str) -> list[str]:
+        """Render a block, less its final lines."""
+        self._drawn = lines_after(self._text_above, self._render_lines(text))
+        return self._drawn[self._final_count :]
 
-    def _lines(self, text: str) -> list[str]:
+    def _render_lines(self, text: str) -> list[str]:
         with self._console.capture() as captured:
             columns = max(10, self._size.columns - 1)  # a full line would move the cursor on in some terminals
             self._console.print((render_dimmed if self._kind == REASONING else render_markdown)(text), width=columns)
         return strip_blank_lines([line.rstrip(" ") for line in captured.get().split("\n")])
 
-    def _replace(self, settled: list[str], live: list[str]) -> None:
-        """Puts lines in the place of those that may change; of the new ones only `live` may change from now on."""
-        wanted = settled + live
-        most = 0 if settled else min(len(self._live), len(wanted)) - 1
-        same = next((at for at in range(most) if self._live[at] != wanted[at]), most)
+    def _replace_live(self, final: list[str], live: list[str]) -> None:
+        """Draw lines in place of those that may change; of the new ones only `live` may change from now on."""
+        lines = final + live
+        most = 0 if final else min(len(self._live), len(lines)) - 1
+        same = next((row for row in range(most) if self._live[row] != lines[row]), most)
         up = len(self._live) - 1 - same
         back = f"\r\x1b[{up}A" if up else "\r"
-        below = CLEAR_BELOW if len(wanted) < len(self._live) else ""
+        below = CLEAR_BELOW if len(lines) < len(self._live) else ""
         self._live = live
         # Where terminal and rich disagree about a line's width, it is cut and not wrapped: lines stay countable. Lines
         # are cleared one by one: some terminals keep a copy of a screen that is cleared as a whole.
-        fixed = "".join(f"{CLEAR_LINE}{line}\n" for line in settled)
-        lines = "\n".join(CLEAR_LINE + line for line in live[same:])
-        write_stream(sys.stdout, f"{back}{fixed}{NO_WRAP}{lines}{below}{WRAP}")
+        fixed = "".join(f"{CLEAR_LINE}{line}\n" for line in final)
+        changed = "\n".join(CLEAR_LINE + line for line in live[same:])
+        write_stream(sys.stdout, f"{back}{fixed}{NO_WRAP}{changed}{below}{WRAP}")
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl+C back until the end: half a line on the screen can't be taken up again."""
+    received: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        raise KeyboardInterrupt
 
 
 def get_terminal_size() -> os.terminal_size:
-    """Of the terminal as it is now; COLUMNS and LINES may be of another one."""
+    """The terminal's size now; COLUMNS and LINES may be of another one."""
     try:
         return os.get_terminal_size(sys.stdout.fileno())
     except OSError:
         return os.terminal_size((80, 24))
+
+
+def replace_controls(text: str) -> str:
+    """Replace control characters, which a terminal would obey."""
+    return text.translate(CONTROLS)
+
+
+@cache
+def make_parser() -> MarkdownIt:
+    """Make a parser of Markdown without HTML: what a model writes as tags is text, and is to be seen."""
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+
+
+def split_blocks(text: str) -> list[str]:
+    """Split Markdown into blocks; nothing that comes can change any but the last."""
+    tokens = [token for token in make_parser().parse(text) if token.level == 0 and token.map and token.nesting >= 0]
+    lines, borders = text.splitlines(keepends=True), [token.map[0] for token in tokens[1:]]
+    if borders and tokens[-2].type in LISTS and LIST_MARKER.fullmatch("".join(lines[borders[-1] :])):
+        borders.pop()  # it may yet become the list's next item
+    return ["".join(lines[start:end]) for start, end in pairwise([0, *borders, None])]
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """Split a plain text into paragraphs."""
+    return re.split(r"\n\n+", text)
+
+
+def render_markdown(text: str) -> RenderableType:
+    """Render Markdown for rich; line breaks stay where the model put them."""
+    from rich.markdown import Markdown
+
+    rendered = Markdown("", code_theme=CODE_THEME, hyperlinks=False)
+    rendered.parsed = make_parser().parse(text)
+    for token in rendered.parsed:
+        for child in token.children or ():
+            child.type = "hardbreak" if child.type == "softbreak" else child.type
+    return rendered
+
+
+def render_dimmed(text: str) -> RenderableType:
+    """Render plain text dimmed."""
+    from rich.text import Text
+
+    return Text(text.strip("\n"), style="dim")
+
+
+def visible_text(line: str) -> str:
+    """The characters of a line that are to be read, without colours, blanks, frames and marks of Markdown."""
+    return INVISIBLE.sub("", line)
+
+
+def strip_blank_lines(lines: list[str]) -> list[str]:
+    """Strip the empty lines at both ends; one line is left at least."""
+    filled = [row for row, line in enumerate(lines) if re.sub(COLOUR, "", line).strip()]
+    return lines[filled[0] : filled[-1] + 1] if filled else lines[:1]
+
+
+def lines_after(above: str, lines: list[str]) -> list[str]:
+    """The lines less the visible text that stands above them already."""
+    count = len(commonprefix([above, visible_text("".join(lines))]))  # noqa: RUF071 (no paths)
+    if not count:
+        return lines
+    for row, line in enumerate(lines):
+        length = len(visible_text(line))
+        if length >= count:
+            rest = [_cut_visible(line, count)] if length > count else []
+            return strip_blank_lines(rest + lines[row + 1 :])
+        count -= length
+    return []
+
+
+def _cut_visible(line: str, count: int) -> str:
+    """Cut so many visible characters off the beginning of a line; its colours stay."""
+    rest = ""
+    for piece in COLOUR_OR_CHARACTER.findall(line):
+        if re.match(COLOUR, piece) or not count:
+            rest += piece
+        else:
+            count -= bool(visible_text(piece))
+    return MARGIN.sub(r"\1", rest, count=1) if MARGIN.match(rest) else rest

@@ -1,25 +1,33 @@
-"""What a person types: with prompt-toolkit at a terminal (history, several lines), else lines of stdin."""
+"""Read a person's questions: with prompt-toolkit at a terminal (history, several lines), else lines of stdin."""
+
+from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn, write_stream
+from impruver_core.cli.runner import TerminationSignal
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_cache_dir
 
-from impruver_chat.terminal.interrupts import exiting_on_sigterm, without_echo
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import Application
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 MARK = "> "
 NOT_TEXT = "not asked: this line is not UTF-8"
-MORE = "\\"  # at a line's end: the question goes on in the next
+CONTINUATION = "\\"  # at a line's end: the question goes on in the next
 
 
 @contextmanager
 def open_reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
-    """A function that gives the next question; None at the end of the input and at Ctrl+C."""
+    """Open a function that reads the next question; it returns None at the end of the input and at Ctrl+C."""
     if not sys.stdin.isatty():
         yield read_piped
     elif not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
@@ -30,8 +38,8 @@ def open_reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
             yield lambda: read_edited(session)
 
 
-def read_edited(session: Any) -> str | None:
-    """The next question of prompt-toolkit's session."""
+def read_edited(session: PromptSession) -> str | None:
+    """Read the next question by prompt-toolkit's session."""
     try:
         with exiting_on_sigterm(session.app) as begun:
             text = session.prompt(MARK, pre_run=begun)
@@ -45,11 +53,11 @@ def read_edited(session: Any) -> str | None:
 
 
 def read_piped(mark: str = "") -> str | None:
-    """The next question of stdin as it is; `mark` goes to stderr first."""
+    """Read the next question from stdin as it is; `mark` goes to stderr first."""
     lines: list[str] = []
     while (line := _read_line(mark)) is not None:
-        lines.append(line.removesuffix(MORE))
-        if not line.endswith(MORE):
+        lines.append(line.removesuffix(CONTINUATION))
+        if not line.endswith(CONTINUATION):
             break
     return "\n".join(lines) if lines else None
 
@@ -72,8 +80,8 @@ def _read_line(mark: str) -> str | None:
         return ""
 
 
-def make_editor(commands: Iterable[str]) -> Any:
-    """prompt-toolkit's session, on stderr: stdout may be a file."""
+def make_editor(commands: Iterable[str]) -> PromptSession:
+    """Make prompt-toolkit's session, on stderr: stdout may be a file."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.output import create_output
@@ -92,30 +100,30 @@ def make_editor(commands: Iterable[str]) -> Any:
     )
 
 
-def make_key_bindings() -> Any:
-    """Enter asks, behind a backslash it makes a new line; so does Alt+Enter, that is Esc and Enter."""
+def make_key_bindings() -> KeyBindings:
+    """Make the keys: Enter asks, behind a backslash it makes a new line; so does Alt+Enter, that is Esc and Enter."""
     from prompt_toolkit.key_binding import KeyBindings
 
-    bound = KeyBindings()
+    keys = KeyBindings()
 
-    @bound.add("enter")
-    def _(event: Any) -> None:
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if not buffer.document.text_before_cursor.endswith(MORE):
+        if not buffer.document.text_before_cursor.endswith(CONTINUATION):
             buffer.validate_and_handle()
             return
         buffer.delete_before_cursor()
         buffer.newline(copy_margin=False)
 
-    @bound.add("escape", "enter")
-    def _(event: Any) -> None:
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
-    return bound
+    return keys
 
 
-def open_history() -> Any:
-    """The history of earlier sessions; where it can't be kept that is a warning, and this session's alone is there."""
+def open_history() -> History:
+    """Open the history of earlier sessions; where it can't be kept, a warning, and that of this session alone."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     class PromptHistory(FileHistory):
@@ -136,3 +144,50 @@ def open_history() -> Any:
     else:
         return PromptHistory(str(path))
     return InMemoryHistory()
+
+
+@contextmanager
+def exiting_on_sigterm(app: Application) -> Iterator[Callable[[], None]]:
+    """End prompt-toolkit's loop on SIGTERM, in an orderly way: raised within it, it would be caught and lost there.
+
+    Yields a function to be called when the loop has begun: the signal may have come before.
+    """
+    received: list[bool] = []
+
+    def exit_app(*_: Any) -> None:
+        received.append(True)
+        if app.loop is not None:
+            app.loop.call_soon_threadsafe(end_loop)
+
+    def end_loop() -> None:
+        if received and app.future is not None and not app.is_done:
+            app.exit(exception=EOFError())
+
+    before = signal.signal(signal.SIGTERM, exit_app)
+    try:
+        yield end_loop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if received:
+            raise TerminationSignal
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile out of the answer; it is there for the next prompt, Ctrl+D as well."""
+    if not sys.stdin.isatty() or os.name != "posix":
+        yield
+        return
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    *others, local, in_speed, out_speed, characters = before
+    characters = list(characters)
+    characters[termios.VEOF] = os.fpathconf(descriptor, "PC_VDISABLE")
+    local = local & ~termios.ECHO | termios.NOFLSH  # Ctrl+C takes nothing of it away
+    termios.tcsetattr(descriptor, termios.TCSANOW, [*others, local, in_speed, out_speed, characters])
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)

@@ -1,25 +1,26 @@
-"""What can be done in a conversation besides asking: each command is a function of the chat and of what follows it."""
+"""The slash commands of a conversation; each is a function of the ChatContext and of the text behind its name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from impruver_core.cli.console import log_always, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.jsonl import format_row
 
-from impruver_chat.generation.parameters import format_parameters, parse_parameter, suggest, with_parameter
-from impruver_chat.terminal.chat_turn import ChatContext, Command, answer_question
+from impruver_chat.generation.parameters import format_parameters, parse_parameter, suggest_name, with_parameter
+from impruver_chat.terminal.chat_turn import ChatContext, answer_question
 
 NONE = "-"  # as the text of /system
 
 
 class QuitRequest(Exception):
-    """The conversation is over."""
+    """The person ends the conversation."""
 
 
 def run_command(chat: ChatContext, name: str, rest: str) -> None:
-    """Does what a command says; a wrong name or value is a warning, and nothing else happens."""
+    """Run a command; a wrong name or value is a warning, and nothing else happens."""
     if name not in COMMANDS:
-        warn(f"no command {name}{suggest(name, COMMANDS)}; /help lists them")
+        warn(f"no command {name}{suggest_name(name, COMMANDS)}; /help lists them")
         return
     try:
         COMMANDS[name](chat, rest.strip())
@@ -116,7 +117,7 @@ def request_quit(chat: ChatContext, rest: str) -> None:
     raise QuitRequest
 
 
-USAGES: dict[str, Command] = {
+USAGES: dict[str, Callable[[ChatContext, str], None]] = {
     "/help": print_help,
     "/reset": reset,
     "/system [TEXT]": set_system_prompt,

@@ -1,11 +1,13 @@
-"""The built-in converters. Each takes a row and a mapping of its fields to columns, and changes neither."""
+"""Built-in converters (messages, ShareGPT, Alpaca, text, …). Each takes a row and its mapping of fields to columns.
+
+Those that a recipe names have the recipe's names: `impruver.instruction_to_messages`. None changes its arguments.
+"""
 
 import json
 import random
+from typing import Any
 
 SKIPPED_LABELS = ("bad_output",)
-
-
 ROLES = {
     "human": "user",
     "user": "user",
@@ -22,45 +24,44 @@ ROLES = {
 }
 
 
-def _get_field(row: dict, mapping: dict, name: str):
-    """A field's value, of the mapped column or the one of its name; "" where it is mapped to `_`, absent or null."""
+def _get_field(row: dict, mapping: dict, name: str) -> Any:
+    """Gets a field from its mapped column or the one of its own name; "" if it is mapped to `_`, absent or null."""
     column = mapping.get(name, name)
     value = row.get(column) if column != "_" else None
     return "" if value is None else value
 
 
-def _to_text(value) -> str:
-    """A value as text: numbers and booleans as JSON writes them; ValueError for NaN, which is none."""
+def _to_text(value: Any) -> str:
+    """Makes a value a text, numbers and booleans as in JSON; ValueError for NaN, which JSON does not have."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
-    """`instruction`, `input` (behind it, on a line of its own), `output`, and `system` where mapped.
+    """Converts `instruction`, `input` (on a line of its own behind it), `output`, and `system` if it is mapped.
 
-    Where instruction and output are messages themselves, those, and only the output's are learned. Rows whose `label`
-    says bad_output are skipped, as are rows without an answer.
+    If instruction and output are messages themselves, they stay so, and only the output's are trained on. Rows whose
+    `label` is bad_output are skipped, as are rows without an answer.
     """
-    asked, answer = (_get_field(row, mapping, name) for name in ("instruction", "output"))
+    question, answer = (_get_field(row, mapping, name) for name in ("instruction", "output"))
     if row.get("label") in SKIPPED_LABELS:
         return None
-    if _is_message_list(asked) and _is_message_list(answer):
-        return _prepend_system(row, mapping, [*({**message, "train": False} for message in asked), *answer])
+    if _is_message_list(question) and _is_message_list(answer):
+        return _prepend_system(row, mapping, [*({**message, "train": False} for message in question), *answer])
     output = _to_text(answer)
     if not output.strip():
         return None
-    parts = (_to_text(value) for value in (asked, _get_field(row, mapping, "input")))
+    parts = (_to_text(value) for value in (question, _get_field(row, mapping, "input")))
     content = "\n".join(part for part in parts if part)
-    return _prepend_system(
-        row, mapping, [{"role": "user", "content": content}, {"role": "assistant", "content": output}]
-    )
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": output}]
+    return _prepend_system(row, mapping, messages)
 
 
-def _is_message_list(value) -> bool:
+def _is_message_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
 
 
 def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
-    """As instruction_to_messages, with `reasoning` before the answer in <think> tags."""
+    """Converts as instruction_to_messages does, with `reasoning` in <think> tags before the answer."""
     messages = instruction_to_messages(row, mapping)
     reasoning = _to_text(_get_field(row, mapping, "reasoning"))
     if messages and reasoning:
@@ -70,12 +71,12 @@ def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
 
 
 def _prepend_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
-    system = _to_text(_get_field(row, {"system": "_"} | mapping, "system"))  # only where it is mapped
+    system = _to_text(_get_field(row, {"system": "_"} | mapping, "system"))  # only if it is mapped
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
 def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
-    """`messages` as {"role": […], "content": […]}; every role but user, system and the functions' is the assistant."""
+    """Converts `messages` of the form {"role": […], "content": […]}; unknown roles become the assistant's."""
     dialog = _get_field(row, mapping, "messages")
     if isinstance(dialog, list):
         roles, contents = ([message[key] for message in dialog] for key in ("role", "content"))
@@ -88,7 +89,7 @@ def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
 
 
 def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
-    """ShareGPT: `conversations` of {"from", "value"}, and a `system` prompt beside them."""
+    """Converts ShareGPT's `conversations` of {"from", "value"} with the `system` prompt beside them."""
     messages = []
     system = _get_field(row, mapping, "system")
     if system:
@@ -97,23 +98,23 @@ def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
         speaker = item.get("from") or item.get("role")
         if speaker not in ROLES:
             raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(ROLES)}")
-        said = item["value"] if item.get("value") is not None else item.get("content")
-        messages.append({"role": ROLES[speaker], "content": said})
+        content = item["value"] if item.get("value") is not None else item.get("content")
+        messages.append({"role": ROLES[speaker], "content": content})
     return messages
 
 
 def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]] | None:
-    """Dialogues with a character (IlyaGusev/gpt_roleplay_realm): one conversation for each that gpt-4 wrote, else None.
+    """Converts dialogues with a character (IlyaGusev/gpt_roleplay_realm), one conversation for each that gpt-4 wrote.
 
-    What of the character's sheet goes into the system prompt is chosen by chance, seeded by the row.
+    What the system prompt has of the character's sheet is drawn at random, seeded by the row.
     """
     chance = random.Random(json.dumps([row.get("name"), row.get("context"), row.get("greeting")], ensure_ascii=False))
-    told = [
+    conversations = [
         _build_character_prompt(row, chance) + [_convert_turn(message) for message in dialogue["chat"]]
         for dialogue in row["dialogues"]
         if dialogue["model_name"] == "gpt-4"
     ]
-    return told or None
+    return conversations or None
 
 
 def _convert_turn(message: dict) -> dict:
@@ -134,7 +135,7 @@ def _build_character_prompt(row: dict, chance: random.Random) -> list[dict]:
 
 
 def messages(row: dict, mapping: dict) -> list[dict]:
-    """Messages rows, as they are: roles and contents, `tool_calls`, `train`; a list, also as JSON text."""
+    """Takes `messages` as they are (roles, contents, `tool_calls`, `train`): a list, also as JSON text."""
     value = _get_field(row, mapping, "messages") or []
     if isinstance(value, str):
         value = json.loads(value)
@@ -144,5 +145,5 @@ def messages(row: dict, mapping: dict) -> list[dict]:
 
 
 def text(row: dict, mapping: dict) -> str | None:
-    """Plain text to learn whole; None for an empty one."""
+    """Takes `text` as plain text, all of it trained on; skips an empty one."""
     return _to_text(_get_field(row, mapping, "text")) or None

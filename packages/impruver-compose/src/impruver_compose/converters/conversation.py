@@ -1,31 +1,35 @@
-"""Rows to conversations, whatever their converter does."""
+"""Run a converter on a row; check and normalize the conversations that it returns."""
 
 import json
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
 
 
 class Conversation(NamedTuple):
-    """What one part of a row became: messages (with the row's tools and template arguments), or plain text."""
+    """A part of a row, converted: messages, with the row's tools and template arguments, or plain text.
+
+    `as_json` is what `to_row` returns, as JSON.
+    """
 
     messages: list[dict] | None
     text: str | None
     tools: list[dict] | None
     chat_template_kwargs: dict | None
-    as_json: bytes = b""  # what as_row gives
+    as_json: bytes = b""
 
     def to_row(self) -> dict:
-        """The columns that a row of val.jsonl carries besides its tokens."""
+        """Builds the columns that a row of val.jsonl has besides its tokens."""
         return {name: value for name, value in zip(self._fields[:4], self, strict=False) if value is not None}
 
 
 def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
-    """The conversations of a row; none where the converter skips it.
+    """Converts a row to its conversations; to none if the converter skips it.
 
-    RefusedError: `converter_failed` where it raises, `bad_row` where what it gives is no conversation.
+    Raises:
+        RefusedError: `converter_failed` if the converter raises, `bad_row` if what it returns is no conversation.
     """
     tools = _wrap_tools(_parse_field(row, "tools", list))
     kwargs = _parse_field(row, "chat_template_kwargs", dict)
@@ -33,8 +37,8 @@ def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conve
         converted = converter(row, dict(mapping))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
         name = getattr(converter, "__name__", "converter")
-        told = f"{name}: {type(error).__name__}: {error}"
-        raise RefusedError("converter_failed", told.encode(errors="replace").decode()) from None
+        detail = f"{name}: {type(error).__name__}: {error}"
+        raise RefusedError("converter_failed", detail.encode(errors="replace").decode()) from None
     if converted is None:
         return
     if isinstance(converted, str):
@@ -48,7 +52,7 @@ def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conve
 
 
 def _serialize(conversation: Conversation) -> Conversation:
-    """The conversation, if it can be written as JSON in UTF-8: a user's function may give anything."""
+    """Sets `as_json`; RefusedError for what is no JSON in UTF-8: a user's function may return anything."""
     try:
         _check_keys(conversation.messages)
         return conversation._replace(as_json=format_row(conversation.to_row()).encode())
@@ -56,8 +60,8 @@ def _serialize(conversation: Conversation) -> Conversation:
         raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
 
 
-def _check_keys(value) -> None:
-    """TypeError where a key is no text: JSON would make it one, and the template see another than val.jsonl has."""
+def _check_keys(value: Any) -> None:
+    """TypeError for a key that is no text: JSON would make it one, unlike what the template sees."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -68,15 +72,15 @@ def _check_keys(value) -> None:
             _check_keys(item)
 
 
-def _remove_nulls(message):
-    """Columns that only other rows have come as nulls: they say nothing."""
+def _remove_nulls(message: Any) -> Any:
+    """Removes a message's nulls: tables have them for columns that only other rows use."""
     if isinstance(message, dict):
         return {key: value for key, value in message.items() if value is not None or key == "content"}
     return message
 
 
-def _parse_field(row: dict, name: str, kind: type):
-    """A field of the row as `kind`, from JSON text too; None where it is absent or empty."""
+def _parse_field(row: dict, name: str, kind: type) -> Any:
+    """Parses a field of the row, which may be JSON text, as a list or an object; None if it is absent or empty."""
     value = row.get(name)
     if isinstance(value, str):
         try:
@@ -89,7 +93,7 @@ def _parse_field(row: dict, name: str, kind: type):
 
 
 def _wrap_tools(tools: list | None) -> list[dict] | None:
-    """Tools as templates read them: {"type": "function", "function": {…}}."""
+    """Wraps tools as templates read them: {"type": "function", "function": {…}}."""
     if tools is None:
         return None
     return [

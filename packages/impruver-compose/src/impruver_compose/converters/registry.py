@@ -1,4 +1,7 @@
-"""Converters: `(row, mapping) -> messages, several conversations, or None`. Found by name, dotted path or columns."""
+"""Find a data set's converter by name, dotted path or columns.
+
+A converter is a function `(row, mapping)` that returns messages, a list of several conversations, a text, or None.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,14 +14,15 @@ from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
 from impruver_compose.converters import builtin
+from impruver_compose.sections import DatasetSection
 
 
 class BuiltinConverter(NamedTuple):
-    """A built-in converter, and what it reads through its mapping: fields that it must have, and further ones."""
+    """A built-in converter with the fields that it reads through its mapping: those it must have, and others."""
 
     function: Callable
-    needed: tuple[str, ...] = ()
-    further: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 BUILTIN = {
@@ -33,20 +37,28 @@ BUILTIN = {
         BuiltinConverter(builtin.text, ("text",)),
     )
 }
-
-
 QUESTIONS = ("instruction", "prompt", "question")
-
-
 ANSWERS = ("output", "response", "completion", "answer")
 
 
-def find_converter(section, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path):
-    """(name, converter, mapping) of a data set: the recipe's, else the one that its columns tell."""
-    if section.converter is None:
-        name, mapping = detect_converter(columns, sample, section.mapping, where)
-    else:
-        name, mapping = section.converter, section.mapping
+class DatasetConverter(NamedTuple):
+    """The converter of a data set, and the mapping that it gets with each row."""
+
+    name: str
+    function: Callable
+    mapping: dict[str, str]
+
+
+def find_converter(
+    section: DatasetSection, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path
+) -> DatasetConverter:
+    """Finds the converter that a section names, else the built-in one that fits the columns and the row `sample`.
+
+    `where` is the file, line and key of the section, for messages.
+    """
+    name, mapping = section.converter, section.mapping
+    if name is None:
+        name, mapping = detect_converter(columns, sample, mapping, where)
     dotted = "." in name and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
     if name not in BUILTIN and (name.startswith("impruver.") or not dotted):
         raise ImpruverError(
@@ -55,29 +67,30 @@ def find_converter(section, columns: Sequence[str], sample: dict, where: str, re
         )
     _check_mapping(name, mapping, columns, where)
     if name in BUILTIN:
-        return name, BUILTIN[name].function, mapping
-    return name, _adapt_signature(load_object(name, f"{where}.converter", recipe_dir), name, where), mapping
+        return DatasetConverter(name, BUILTIN[name].function, mapping)
+    function = load_object(name, f"{where}.converter", recipe_dir)
+    return DatasetConverter(name, _adapt_signature(function, name, where), mapping)
 
 
 def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str) -> None:
-    """Every field is the converter's own, stands on a column, and none that it must have is missing."""
-    _, needed, further = BUILTIN.get(name, (None, (), tuple(mapping)))
+    """ImpruverError for a field that the converter does not have, a required one that is missing, an absent column."""
+    _, required, optional = BUILTIN.get(name, (None, (), tuple(mapping)))
     for field in mapping:
-        if field not in (*needed, *further):
-            raise ImpruverError(f"{where}.mapping: {name} has no field {field}{suggest(field, (*needed, *further))}")
-    wanted = {field: field for field in needed} | mapping
+        if field not in (*required, *optional):
+            raise ImpruverError(f"{where}.mapping: {name} has no field {field}{suggest(field, (*required, *optional))}")
+    wanted = {field: field for field in required} | mapping
     missing = [f"{field}: {column}" for field, column in wanted.items() if column not in ("_", *columns)]
     if missing:
         raise ImpruverError(f"{where}.mapping: no such column ({', '.join(missing)}); there are {', '.join(columns)}")
 
 
 def _adapt_signature(function: Callable, name: str, where: str) -> Callable:
-    """`function(row, mapping)`, for functions of the row alone, too, as the first impruver called them."""
+    """Makes a user's function one of (row, mapping): it may also take the row alone, as in the first impruver."""
     if not callable(function):
         raise ImpruverError(f"{where}.converter: {name} is no function")
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function of C may tell nothing
+    except (TypeError, ValueError):  # a function written in C may have none
         parameters = ()
     if any(parameter.name == "mapping" for parameter in parameters):
         return wraps(function)(lambda row, mapping: function(row, mapping=mapping))
@@ -88,24 +101,22 @@ def _adapt_signature(function: Callable, name: str, where: str) -> Callable:
 
 
 def detect_converter(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> tuple[str, dict]:
-    """The built-in converter that fits the columns, and the mapping it needs; ImpruverError where none does."""
-    has = set(columns) | set(mapping)
-    if "messages" in has:
+    """Detects the built-in converter that fits the columns; its name, and the mapping that it needs."""
+    available = set(columns) | set(mapping)
+    if "messages" in available:
         grouped = isinstance(sample.get(mapping.get("messages", "messages")), dict)
         return ("impruver.dialog_to_messages" if grouped else "impruver.messages"), mapping
-    if "conversations" in has:
+    if "conversations" in available:
         return "impruver.conversations_to_messages", mapping
-    if {"dialogues", "name", "context"} <= has:
+    if {"dialogues", "name", "context"} <= available:
         return "impruver.char_dialog_to_messages", mapping
-    question = next((name for name in QUESTIONS if name in has), None)
-    answer = next((name for name in ANSWERS if name in has), None)
+    question = next((name for name in QUESTIONS if name in available), None)
+    answer = next((name for name in ANSWERS if name in available), None)
     if question and answer:
-        name = "reasoning" if "reasoning" in has else "instruction"
-        found = {"instruction": question, "output": answer} | mapping
-        if "system" in columns:
-            found = {"system": "system"} | found
-        return f"impruver.{name}_to_messages", found
-    if "text" in has:
+        name = "reasoning" if "reasoning" in available else "instruction"
+        system = {"system": "system"} if "system" in columns else {}
+        return f"impruver.{name}_to_messages", {**system, "instruction": question, "output": answer} | mapping
+    if "text" in available:
         return "impruver.text", mapping
     raise ImpruverError(
         f"{where}: no converter fits the columns {', '.join(columns)}: set converter, or "

@@ -1,175 +1,217 @@
-"""Rows of one data set to a shard: convert, encode in batches, tell what can't be used."""
+"""Rows to an encoded shard: convert, tokenize chats and documents in batches, record what is dropped."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
-from impruver_core.labels import count_target_tokens
+from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_tokens
 from impruver_core.tokenizer import plain_encoder
 
 from impruver_compose.converters.conversation import Conversation, convert_row
 from impruver_compose.dedup.minhash import compute_signatures
-from impruver_compose.encoding.documents import encode_document
+from impruver_compose.encoding import turns
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.encoding.turns import build_training_views, find_longest_fitting_prefix, select_fitting_views
-from impruver_compose.records import (
-    DroppedRow,
-    EncodedConversation,
-    EncodedShard,
-    build_token_row,
-    compute_digest,
-)
+from impruver_compose.encoding.turns import TrainingView
+from impruver_compose.storage import records
+from impruver_compose.storage.records import DroppedRow, EncodedConversation, EncodedShard
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 BATCH = 500  # rows in memory at once,
+BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding takes a hundred bytes
 
 
-BATCH_BYTES = 1 << 21  # and of their conversations: a token's encoding takes a hundred bytes
+class ConvertedPart(NamedTuple):
+    """A conversation that a row became, with the row's and the part's number."""
 
-
-Placed = tuple[int, int, Conversation]  # row, part, conversation
+    row: int
+    part: int
+    conversation: Conversation
 
 
 def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, np.ndarray]:
-    """The shard of rows start..stop, and the MinHash signatures of what it kept."""
-    shard, found = EncodedShard(), []
+    """Encodes rows start..stop; the shard, and its conversations' MinHash signatures, (conversations, num_perm)."""
+    shard, signatures = EncodedShard(), [np.empty((0, job.dedup.num_perm), np.uint32)]
     for first in range(start, stop, BATCH):
-        for conversations in _split_into_batches(_convert_rows(job, first, min(first + BATCH, stop), shard)):
-            before = len(shard.kept)
-            _encode_batch(job, conversations, shard)
-            found.append(compute_signatures([kept.said for kept in shard.kept[before:]], job.num_perm))
-    return shard, np.concatenate([np.empty((0, job.num_perm), np.uint32), *found])
+        for batch in _split_into_batches(_convert_rows(job, first, min(first + BATCH, stop), shard)):
+            before = len(shard.conversations)
+            _encode_batch(job, batch, shard)
+            texts = [each.compared_ids for each in shard.conversations[before:]]
+            signatures.append(compute_signatures(texts, job.dedup.num_perm))
+    return shard, np.concatenate(signatures)
 
 
-def convert_row_at(job: DatasetJob, row: int) -> list[Conversation]:
-    """The conversations of one row; RefusedError where it becomes none."""
-    return list(convert_row(job.rows.read(row, row + 1)[0], job.converter, job.mapping))
+def convert_row_of(job: DatasetJob, row: int) -> list[Conversation]:
+    """Converts one row of a data set; RefusedError if it is refused."""
+    return list(convert_row(job.rows.read(row, row + 1)[0], job.converter.function, job.converter.mapping))
 
 
-def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -> list[Placed]:
-    """The conversations of rows start..stop."""
-    found = []
+def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -> list[ConvertedPart]:
+    """Converts rows start..stop; counts them, and what is dropped, in `shard`."""
+    parts = []
     for number, row in enumerate(job.rows.read(start, stop), start):
         shard.counts["rows"] += 1
         try:
-            conversations = list(convert_row(row, job.converter, job.mapping))
+            conversations = list(convert_row(row, job.converter.function, job.converter.mapping))
             if not conversations:
                 raise RefusedError("converter_skipped", "")
         except RefusedError as error:
             shard.dropped.append(DroppedRow(number, None, error.reason, error.detail))
             continue
         shard.counts.update(converted=1, conversations=len(conversations))
-        found += [(number, at, conversation) for at, conversation in enumerate(conversations)]
-    return found
+        parts += [ConvertedPart(number, part, conversation) for part, conversation in enumerate(conversations)]
+    return parts
 
 
-def _split_into_batches(conversations: list[Placed]) -> Iterator[list[Placed]]:
-    """The conversations in stretches of at most BATCH_BYTES, or of one."""
+def _split_into_batches(parts: list[ConvertedPart]) -> Iterator[list[ConvertedPart]]:
+    """Splits conversations into batches of at most BATCH_BYTES, or of one."""
     start, size = 0, 0
-    for end, (_, _, conversation) in enumerate(conversations):
-        size += len(conversation.as_json)
+    for end, part in enumerate(parts):
+        size += len(part.conversation.as_json)
         if size > BATCH_BYTES and end > start:
-            yield conversations[start:end]
-            start, size = end, len(conversation.as_json)
-    if conversations:
-        yield conversations[start:]
+            yield parts[start:end]
+            start, size = end, len(part.conversation.as_json)
+    if parts:
+        yield parts[start:]
 
 
-def _encode_batch(job: DatasetJob, conversations: list[Placed], shard: EncodedShard) -> None:
-    chats = [chat for _, _, chat in conversations if chat.text is None]
-    whole = encode_messages(job, chats, [chat.messages for chat in chats])
-    lines = iter(zip(whole, _encode_views(job, chats, whole), strict=True))
+def _encode_batch(job: DatasetJob, parts: list[ConvertedPart], shard: EncodedShard) -> None:
+    """Encodes conversations, chats and documents apart, and adds them to `shard` in their order."""
+    chats = [part.conversation for part in parts if part.conversation.text is None]
+    whole = _encode_messages(job, chats, [chat.messages for chat in chats])
+    views = iter(zip(whole, _encode_views(job, chats, whole), strict=True))
     with plain_encoder(job.tokenizer) as encode:
-        documents = iter(encode([chat.text for _, _, chat in conversations if chat.text is not None]))
-    for row, at, chat in conversations:
-        if chat.text is not None:
-            kept = encode_document(job, row, at, chat.text, next(documents))
+        texts = [part.conversation.text for part in parts if part.conversation.text is not None]
+        encodings = iter(encode(texts))
+    for part in parts:
+        if part.conversation.text is not None:
+            encoded = _encode_document(job, part, next(encodings))
         else:
-            kept = _encode_conversation(job, row, at, chat, *next(lines))
-        if isinstance(kept, Refused):
-            shard.dropped.append(DroppedRow(row, at, kept.reason, kept.detail))
+            encoded = _encode_conversation(job, part, *next(views))
+        if isinstance(encoded, Refused):
+            shard.dropped.append(DroppedRow(part.row, part.part, encoded.reason, encoded.detail))
             continue
-        shard.kept.append(kept)
-        shard.counts["trimmed"] += kept.trimmed
+        shard.conversations.append(encoded)
+        shard.counts["trimmed"] += encoded.trimmed
 
 
-def encode_messages(
-    job: DatasetJob, chats: Sequence[Conversation], messages: list[list[dict]]
-) -> list[Encoded | Refused]:
-    """Encodes `messages`, each with the tools and template arguments of the chat of the same number."""
-    return encode_chats(
-        job.tokenizer,
-        messages,
-        [chat.tools for chat in chats],
-        chat_template_kwargs=[job.get_template_kwargs(chat) for chat in chats],
-        **job.options,
-    )
+def _encode_messages(job: DatasetJob, chats: Sequence[Conversation], messages: list[list[dict]]) -> list:
+    """Encodes lists of messages, each with the tools and template arguments of the chat at its position."""
+    tools, kwargs = [chat.tools for chat in chats], [job.build_template_kwargs(chat) for chat in chats]
+    return encode_chats(job.tokenizer, messages, tools, chat_template_kwargs=kwargs, **job.build_encode_options())
 
 
-def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list[Encoded | Refused]) -> list:
-    """The lines of each chat as `turns` asks for them: (number of messages, Encoded or Refused)."""
-    if job.turns == "all":
-        return [[(len(chat.messages), encoded)] for chat, encoded in zip(chats, whole, strict=True)]
-    usable = [isinstance(encoded, Encoded) for encoded in whole]
-    asked = [
-        build_training_views(chat.messages, job.turns) if good else [] for chat, good in zip(chats, usable, strict=True)
+def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list) -> list[list[TrainingView]]:
+    """Encodes the views of each chat that `turns` asks for; `whole` are the encodings of all of its messages."""
+    pairs = list(zip(chats, whole, strict=True))
+    if job.section.turns == "all":
+        return [[TrainingView(len(chat.messages), encoded)] for chat, encoded in pairs]
+    views = [
+        turns.build_training_views(chat.messages, job.section.turns) if isinstance(encoded, Encoded) else []
+        for chat, encoded in pairs
     ]
-    owners = [chat for chat, several in zip(chats, asked, strict=True) for _ in several]
-    encoded = iter(encode_messages(job, owners, [messages for several in asked for messages in several]))
-    return [[(len(messages), next(encoded)) for messages in several] for several in asked]
+    owners = [chat for chat, own in zip(chats, views, strict=True) for _ in own]
+    encodings = iter(_encode_messages(job, owners, [messages for own in views for messages in own]))
+    return [[TrainingView(len(messages), next(encodings)) for messages in own] for own in views]
 
 
 def _encode_conversation(
-    job: DatasetJob, row: int, at: int, chat: Conversation, whole: Encoded | Refused, lines: list
+    job: DatasetJob, part: ConvertedPart, whole: Encoded | Refused, views: list[TrainingView]
 ) -> EncodedConversation | Refused:
+    """Makes token rows of the views that fit; duplicates and the split are judged by all messages."""
+    chat, section, on_prompt = part.conversation, job.section, job.dedup.on == "prompt"
     if isinstance(whole, Refused):
         return whole
-    if not lines or not count_target_tokens(whole.labels):
+    if not views or not count_target_tokens(whole.labels):
         roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
-        return Refused("nothing_to_learn", f"no assistant's turn is learned (roles: {roles})")
-    encode = partial(encode_messages, job, [chat])
-    shorter = (
-        partial(find_longest_fitting_prefix, chat.messages, whole, encode, job.turns, job.limit) if job.trim else None
-    )
-    fit = select_fitting_views(lines, job.limit, shorter)
-    if isinstance(fit, Refused):
-        return fit
-    last = max((n for n, m in enumerate(chat.messages) if m["role"] in ("assistant", "function_call")), default=0)
+        return Refused("nothing_to_learn", f"no assistant's turn is trained on (roles: {roles})")
+    encode, prefix = partial(_encode_messages, job, [chat]), turns.find_longest_fitting_prefix
+    shorten = partial(prefix, chat.messages, whole, encode, section.turns, job.max_length)
+    trim = section.on_overflow == "trim_turns"
+    fitting = turns.select_fitting_views(views, job.max_length, shorten if trim else None)
+    if isinstance(fitting, Refused):
+        return fitting
+    last = max((n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES), default=0)
     ids = np.asarray(whole.input_ids, np.uint32)
-    judged = [ids[start:end] for number, start, end in whole.texts if number < last or not job.prompts_only]
-    asked = _serialize_prompt(chat.messages[:last])
-    all_digest = compute_digest(ids)
-    prompt_digest = compute_digest(asked) if asked else all_digest
+    texts = [ids[start:end] for number, start, end in whole.texts if number < last or not on_prompt]
+    prompt = _serialize_prompt(chat.messages[:last])
+    digest = records.compute_digest(ids)
+    prompt_digest = records.compute_digest(prompt) if prompt else digest
     return EncodedConversation(
-        row,
-        at,
-        [build_token_row(encoded, _format_extra(chat, count)) for count, encoded in fit],
-        np.concatenate([ids[:0], *judged]),
-        prompt_digest if job.prompts_only else all_digest,
+        part.row,
+        part.part,
+        [records.build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
+        np.concatenate([ids[:0], *texts]),
+        prompt_digest if on_prompt else digest,
         prompt_digest,
-        trimmed=fit[-1][0] < lines[-1][0],
+        trimmed=fitting[-1].length < views[-1].length,
     )
 
 
-def _format_extra(chat: Conversation, count: int) -> bytes:
-    """What a line of the first `count` messages carries besides in val.jsonl."""
-    if count == len(chat.messages):
+def _format_extra(chat: Conversation, length: int) -> bytes:
+    """Formats what val.jsonl has besides the tokens of the first `length` messages."""
+    if length == len(chat.messages):
         return chat.as_json
-    return format_row(chat._replace(messages=chat.messages[:count]).to_row()).encode()
+    return format_row(chat._replace(messages=chat.messages[:length]).to_row()).encode()
 
 
 def _serialize_prompt(messages: list[dict]) -> bytes:
-    """What messages say but the system's, empty where they say nothing.
+    """Serializes the texts and tool calls of messages but the system's; empty if there are none.
 
-    As text: the same text may begin with another token behind a system prompt. Templates trim blanks at its ends.
+    By text, not by tokens: behind another system prompt the same text may begin with another token. Templates strip
+    blanks at its ends.
     """
-    said = [
+    contents = [
         [text.strip() if isinstance(text, str) else text or "", message.get("tool_calls") or []]
         for message in messages
         if message["role"] != "system"
         for text in [message.get("content")]
     ]
-    return json.dumps(said, sort_keys=True).encode() if any(text or calls for text, calls in said) else b""
+    return json.dumps(contents, sort_keys=True).encode() if any(text or calls for text, calls in contents) else b""
+
+
+def _encode_document(job: DatasetJob, part: ConvertedPart, encoding: Encoding) -> EncodedConversation | Refused:
+    """Encodes plain text with BOS and EOS around it, cut at the longest row; all but BOS is trained on.
+
+    Each row has its piece of the text as `text`.
+    """
+    text, tokenizer = part.conversation.text, job.tokenizer
+    if not encoding.ids:
+        return Refused("nothing_to_learn", "no tokens")
+    ids, starts = encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if job.section.add_global_bos and bos not in (None, ids[0]):
+        ids, starts = [bos, *ids], [0, *starts]
+    if job.section.add_global_eos and eos not in (None, ids[-1]):
+        ids, starts = [*ids, eos], [*starts, len(text)]
+    starts = [*starts, len(text)]
+    labels = [IGNORE_INDEX if ids[0] == bos else ids[0], *ids[1:]]
+    token_rows = []
+    for start, stop in pairwise(_compute_borders(len(ids), job.max_length)):
+        ended = stop == len(ids) and stop - start > 1 and ids[-1] == eos
+        encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
+        extra = format_row({"text": text[starts[start] : starts[stop]]}).encode()
+        token_rows.append(records.build_token_row(encoded, extra))
+    if not any(token_row.target_tokens for token_row in token_rows):
+        return Refused("nothing_to_learn", "no piece has two tokens")
+    digest = records.compute_digest(np.asarray(ids, np.uint32))
+    compared_ids = np.asarray(ids if job.dedup.on == "prompt" else encoding.ids, np.uint32)
+    return EncodedConversation(part.row, part.part, token_rows, compared_ids, digest, digest)
+
+
+def _compute_borders(length: int, max_length: int | None) -> list[int]:
+    """Computes where `length` tokens are cut. The last piece has two or more: a row's first token is no target."""
+    size = max_length or length
+    borders = [*range(0, length, size), length]
+    if length % size == 1 and len(borders) > 2 and size > 2:
+        borders[-2] -= 1
+    return borders

@@ -1,96 +1,108 @@
-"""A job for each data set of a recipe: its rows opened, its converter found, its settings gathered."""
+"""`DatasetJob`: everything that encoding one data set needs; the longest row that is allowed."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.chat_template.rendering.renderer import TODAY
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import read_json
+from impruver_core.io.model_files import get_context_length
+from impruver_core.recipe.paths import find_or_download
 
 from impruver_compose.converters.conversation import Conversation
-from impruver_compose.converters.registry import find_converter
-from impruver_compose.sources.loading import LoadedDataset, load_dataset
+from impruver_compose.converters.registry import DatasetConverter, find_converter
+from impruver_compose.sections import DatasetSection, DedupSection
+from impruver_compose.sources.loading import load_dataset
 from impruver_compose.sources.row_table import RowTable
+
+if TYPE_CHECKING:
+    from impruver_core.recipe.sections import ModelSection
+    from transformers import PreTrainedTokenizerFast
+
+UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer that knows no limit
 
 
 @dataclass(frozen=True)
 class DatasetJob:
-    """All that encoding a data set needs."""
+    """A data set, opened, with its converter and what encoding it needs.
+
+    Attributes:
+        inputs: what the manifest says of the data.
+        key: of JSON types, equal for the same rows.
+        tokenizer: None where rows are only converted.
+        max_length: tokens of the longest row that is allowed; None if any is.
+        day: what a template that asks for the date gets, as 2026-11-22; None for today.
+    """
 
     name: str
     index: int
-    key: list  # what tells its data from any other
+    section: DatasetSection
+    dedup: DedupSection
     rows: RowTable
-    converter: Callable
-    mapping: dict
-    tokenizer: Any
-    limit: int | None  # tokens of a line
-    options: dict  # of encode_chats: only_target_loss, add_bos, add_eos
-    template_kwargs: dict = field(default_factory=dict)
-    turns: str = "all"
-    trim: bool = False  # on_overflow: trim_turns
-    prompts_only: bool = False  # dedup.on: prompt
-    num_perm: int = 128
-    day: str | None = None  # told to a template that asks for the date
+    inputs: list[dict]
+    key: list
+    converter: DatasetConverter
+    tokenizer: PreTrainedTokenizerFast | None = None
+    max_length: int | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    day: str | None = None
 
-    def get_template_kwargs(self, chat: Conversation) -> dict:
-        """The template's arguments for a conversation."""
+    def build_encode_options(self) -> dict[str, bool]:
+        """Builds the options of core's `encode_chats`."""
+        add_bos, add_eos = self.section.add_global_bos, self.section.add_global_eos
+        return {"only_target_loss": self.section.only_target_loss, "add_bos": add_bos, "add_eos": add_eos}
+
+    def build_template_kwargs(self, conversation: Conversation) -> dict[str, Any]:
+        """Builds the template's arguments for a conversation."""
         day = {TODAY: self.day} if self.day else {}
-        return {**self.template_kwargs, **(chat.chat_template_kwargs or {}), **day}
+        return {**self.template_kwargs, **(conversation.chat_template_kwargs or {}), **day}
 
-    @property
-    def no_eos_reason(self) -> str | None:
-        """Why no EOS is put behind a row that no end-of-turn token ends; None where one is."""
-        if not self.options["add_eos"]:
+    def explain_missing_eos(self) -> str | None:
+        """Says why no EOS is added to a row that no end-of-turn token ends; None if one is."""
+        if not self.section.add_global_eos:
             return "add_global_eos is off"
         return "the tokenizer has no EOS" if self.tokenizer.eos_token_id is None else None
 
 
-def open_jobs(recipe, tokenizer, limit: int | None, written: list[Path]) -> tuple[list[DatasetJob], list[dict]]:
-    """(jobs, inputs for the manifest): all data sets opened before any is worked on; none may hold what is `written`.
-
-    `limit`: tokens of the longest row, where a data set says nothing else.
-    """
-    if not recipe.datasets:
-        raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
-    jobs, inputs = [], []
-    for index, section in enumerate(recipe.datasets):
-        where = recipe.locate(f"datasets.{index}")
-        source = load_dataset(section, where, recipe.base_dir, written)
-        if not len(source.rows):
-            raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
-        name, converter, mapping = find_converter(
-            section, source.rows.columns, source.rows.read(0, 1)[0], where, recipe.base_dir
-        )
-        log_info(f"data set {index}: {section.name}, {len(source.rows)} rows, converter {name}")
-        jobs.append(_build_job(recipe, index, source, converter, mapping, tokenizer, limit))
-        inputs += source.inputs
-    return jobs, inputs
-
-
-def _build_job(
-    recipe, index: int, source: LoadedDataset, converter, mapping: dict, tokenizer, limit: int | None
+def open_job(
+    index: int, section: DatasetSection, dedup: DedupSection, where: str, recipe_dir: Path, outputs: Sequence[Path]
 ) -> DatasetJob:
-    section = recipe.datasets[index]
-    return DatasetJob(
-        name=section.name,
-        index=index,
-        key=source.key,
-        rows=source.rows,
-        converter=converter,
-        mapping=mapping,
-        tokenizer=tokenizer,
-        limit=section.max_tokens_count or limit,
-        options={
-            "only_target_loss": section.only_target_loss,
-            "add_bos": section.add_global_bos,
-            "add_eos": section.add_global_eos,
-        },
-        template_kwargs=recipe.tokenizer.chat_template_kwargs or {},
-        turns=section.turns,
-        trim=section.on_overflow == "trim_turns",
-        prompts_only=recipe.dedup.on == "prompt",
-        num_perm=recipe.dedup.num_perm,
-    )
+    """Opens a data set, which must hold none of the run's `outputs`, and finds its converter.
+
+    The job has no tokenizer yet. `where` is the file, line and key of the section, for messages.
+    """
+    data = load_dataset(section, where, recipe_dir, outputs)
+    rows = data.rows
+    if not len(rows):
+        raise ImpruverError(f"{where}: {section.name} has no rows in split {section.split}")
+    converter = find_converter(section, rows.columns, rows.read(0, 1)[0], where, recipe_dir)
+    log_info(f"data set {index}: {section.name}, {len(rows)} rows, converter {converter.name}")
+    return DatasetJob(section.name, index, section, dedup, rows, data.inputs, data.key, converter)
+
+
+def resolve_max_length(
+    wanted: int | None, tokenizer: PreTrainedTokenizerFast, model: ModelSection, recipe_dir: Path
+) -> int | None:
+    """Returns the number `wanted`, else the smaller of the tokenizer's and the model's limit; None if none is known."""
+    if wanted is not None:
+        return wanted
+    config = _load_config(model.name, recipe_dir) if model.name else model.config
+    limits = (tokenizer.model_max_length, get_context_length(config))
+    known = [limit for limit in limits if limit and limit < UNLIMITED]
+    if not known:
+        log_info("neither tokenizer nor model tells a longest row: none is dropped for its length")
+    return min(known, default=None)
+
+
+def _load_config(name: str, recipe_dir: Path) -> dict[str, Any]:
+    """Loads the config.json of a folder or hub id; {} if it can't be had, since a limit is no reason to stop."""
+    try:
+        return read_json(find_or_download(name, recipe_dir, ["config.json"]) / "config.json")
+    except Exception as error:  # offline, gated, misspelt, broken: whoever loads the model reports it
+        log_info(f"the longest row of {name} is not known ({type(error).__name__}): the tokenizer's limit counts")
+        return {}

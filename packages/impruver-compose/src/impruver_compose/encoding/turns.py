@@ -1,66 +1,76 @@
-"""Which leading parts of a conversation become lines of train.jsonl: `turns` and `on_overflow`."""
+"""Which leading parts of a conversation become token rows (`turns`, `on_overflow`).
+
+Of a conversation user, assistant, user, assistant the rows are these; what is marked * is trained on:
+
+    turns: all    user assistant* user assistant*
+    turns: last   user assistant  user assistant*
+    turns: each   user assistant*
+                  user assistant  user assistant*
+"""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused
 from impruver_core.labels import TRAINED_ROLES
 
-Encode = Callable[[list[list[dict]]], list[Encoded | Refused]]
 
+class TrainingView(NamedTuple):
+    """The first `length` messages of a conversation, encoded as a row."""
 
-Line = tuple[int, Encoded]  # of how many leading messages, and their encoding
+    length: int
+    encoded: Encoded | Refused
 
 
 def build_training_views(messages: Sequence[dict], turns: str) -> list[list[dict]]:
-    """The parts that `turns` asks for: up to each learned turn (`each`), or to the last; that turn alone is learned."""
-    ends = find_trained_turns(messages)
-    return [build_view(messages, end, turns) for end in (ends if turns == "each" else ends[-1:])]
+    """Builds the messages of each row that `turns` (`each` or `last`) asks for."""
+    ends = _find_trained_turns(messages)
+    return [_build_view(messages, end, turns) for end in (ends if turns == "each" else ends[-1:])]
 
 
-def build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
-    """The messages up to number `end`, of which that one alone is learned; for `all` as they are."""
+def _build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
+    """Builds the messages up to number `end`; unless `turns` is `all`, only that one is trained on."""
     if turns == "all":
         return list(messages[: end + 1])
     return [*({**message, "train": False} for message in messages[:end]), messages[end]]
 
 
-def find_trained_turns(messages: Sequence[dict]) -> list[int]:
-    """The numbers of the messages that are learned."""
+def _find_trained_turns(messages: Sequence[dict]) -> list[int]:
     return [n for n, m in enumerate(messages) if m["role"] in TRAINED_ROLES and m.get("train") is not False]
 
 
 def select_fitting_views(
-    lines: list[tuple[int, Encoded | Refused]], limit: int | None, shorten: Callable[[], list[Line]] | None
-) -> list[Line] | Refused:
-    """The lines of a conversation, each of at most `limit` tokens; Refused where one was refused or is longer.
+    views: list[TrainingView], max_length: int | None, shorten: Callable[[], list[TrainingView]] | None
+) -> list[TrainingView] | Refused:
+    """Selects the views of at most `max_length` tokens; Refused if one of them is, or without `shorten` is longer.
 
-    With `shorten` those that are longer go, and where none is left it gives a shorter one, or none.
+    `shorten` is asked for a shorter view if none fits; it may find none.
     """
-    refused = next((encoded for _, encoded in lines if isinstance(encoded, Refused)), None)
+    refused = next((view.encoded for view in views if isinstance(view.encoded, Refused)), None)
     if refused is not None:
         return refused
-    fit = [(count, encoded) for count, encoded in lines if limit is None or len(encoded.input_ids) <= limit]
-    if len(fit) < len(lines):
-        fit = (fit or shorten()) if shorten else []
-    longest = max(len(encoded.input_ids) for _, encoded in lines)
-    return fit or Refused("too_long", f"{longest} tokens, at most {limit} (max_tokens_count)")
+    fitting = [view for view in views if max_length is None or len(view.encoded.input_ids) <= max_length]
+    if len(fitting) < len(views):
+        fitting = (fitting or shorten()) if shorten else []
+    longest = max(len(view.encoded.input_ids) for view in views)
+    return fitting or Refused("too_long", f"{longest} tokens, at most {max_length} (max_tokens_count)")
 
 
 def find_longest_fitting_prefix(
-    messages: Sequence[dict], whole: Encoded, encode: Encode, turns: str, limit: int
-) -> list[Line]:
-    """The longest leading part of at most `limit` tokens that ends with a learned turn; none where there is none.
+    messages: Sequence[dict], whole: Encoded, encode: Callable, turns: str, max_length: int
+) -> list[TrainingView]:
+    """Finds the longest view of at most `max_length` tokens that ends with a trained turn; [] if there is none.
 
-    `whole` is the encoding of all messages: what ends behind the limit in it can't fit.
+    `whole` is the encoding of all messages: a turn that ends behind `max_length` there can't fit. `encode` encodes a
+    list of conversations.
     """
     reached = {number: end for number, _, end in whole.texts}
-    ends = find_trained_turns(messages)
+    ends = _find_trained_turns(messages)
     if turns != "all" or ends[-1:] == [len(messages) - 1]:
-        ends = ends[:-1]  # that part was too long
+        ends = ends[:-1]  # that view was too long
     for end in reversed(ends):
-        if reached.get(end, 0) > limit:
-            continue
-        (encoded,) = encode([build_view(messages, end, turns)])
-        if isinstance(encoded, Encoded) and len(encoded.input_ids) <= limit:
-            return [(end + 1, encoded)]
+        if reached.get(end, 0) <= max_length:
+            (encoded,) = encode([_build_view(messages, end, turns)])
+            if isinstance(encoded, Encoded) and len(encoded.input_ids) <= max_length:
+                return [TrainingView(end + 1, encoded)]
     return []

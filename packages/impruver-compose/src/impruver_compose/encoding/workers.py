@@ -1,4 +1,4 @@
-"""Encodes what is missing of several data sets' shards, in as many processes as there are to be."""
+"""Encode the missing shards of several data sets in worker processes."""
 
 import gc
 import multiprocessing
@@ -17,67 +17,66 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.disk_space import reserve_space
 from impruver_core.system import available_cpus
 
-from impruver_compose.encoding.cache import CacheEntry
+from impruver_compose.encoding.cache import CacheEntry, ShardSlot
 from impruver_compose.encoding.encoder import encode_rows
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.storage.shard_file import write_shard
+from impruver_compose.storage.shard_file import is_readable, write_shard
 
-Task = tuple[int, int]  # number of a data set, of a shard in it
-
-
-SHARD_SHARE = 5  # times the bytes of the rows, at least, for tokens of three to four characters
+SHARD_SHARE = 5  # a shard's bytes to its rows', at least, for tokens of three to four characters
 
 
-_work: dict = {}  # of a worker process: what it was forked with
+Task = tuple[DatasetJob, ShardSlot]
+
+_tasks: list[Task] = []  # of a worker process: what it was forked with
 
 
-def resolve_num_proc(asked: int | None) -> int:
-    """How many processes encode: as many as `asked`, else one for each core that this one may use."""
-    if asked is not None and asked < 1:
-        raise ImpruverError(f"--num_proc must be at least 1, not {asked}")
-    return asked or available_cpus()
+def resolve_num_proc(wanted: int | None) -> int:
+    """Returns the number of processes `wanted`, else one for each core that this process may use."""
+    if wanted is not None and wanted < 1:
+        raise ImpruverError(f"--num_proc must be at least 1, not {wanted}")
+    return wanted or available_cpus()
 
 
 def encode_missing_shards(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:
-    """Makes the shards that are not there yet; what was made before a stop stays.
+    """Encodes the shards that are not in the cache; those that a stopped run encoded stay.
 
-    With one process (or one shard, or where processes can't be forked) `tokenizers` uses its own threads.
+    With one process (or one shard, or on systems other than Linux) `tokenizers` uses threads of its own.
     """
-    tasks = [(index, number) for index, entry in enumerate(entries) for number in entry.find_missing_shards()]
+    pairs = zip(jobs, entries, strict=True)
+    tasks = [(job, slot) for job, entry in pairs for slot in entry.list_shards() if not is_readable(slot.path)]
     if not tasks:
         return
-    rows = sum(stop - start for start, stop in (entries[index].get_row_range(number) for index, number in tasks))
-    needed = sum(_estimate_shard_bytes(jobs[index], *entries[index].get_row_range(number)) for index, number in tasks)
-    with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as bar:
-        if min(num_proc, len(tasks)) == 1 or sys.platform != "linux":
-            for index, number in tasks:
-                bar.update(_encode_shard(jobs[index], entries[index], number))
-            return
-        for done in _encode_in_processes(jobs, entries, tasks, min(num_proc, len(tasks))):
-            bar.update(done)
+    needed = sum(_estimate_bytes(job, slot) for job, slot in tasks)
+    rows = sum(slot.stop - slot.start for _, slot in tasks)
+    num_proc = min(num_proc, len(tasks))
+    alone = num_proc == 1 or sys.platform != "linux"
+    with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as progress:
+        for count in map(_encode_shard, tasks) if alone else _encode_in_processes(tasks, num_proc):
+            progress.update(count)
 
 
-def _estimate_shard_bytes(job: DatasetJob, start: int, stop: int) -> int:
-    """About how many bytes a shard has: ids and labels as text take most."""
-    whole = job.rows.table.data  # also of rows that were not chosen
-    return SHARD_SHARE * whole.nbytes * (stop - start) // max(1, whole.num_rows)
+def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
+    """Estimates a shard's size: ids and labels as text take most of it."""
+    table = job.rows.table.data  # with the rows that were not selected
+    return SHARD_SHARE * table.nbytes * (slot.stop - slot.start) // max(1, table.num_rows)
 
 
-def _encode_shard(job: DatasetJob, entry: CacheEntry, number: int) -> int:
-    start, stop = entry.get_row_range(number)
-    write_shard(entry.get_shard_paths()[number], *encode_rows(job, start, stop))
-    return stop - start
+def _encode_shard(task: Task) -> int:
+    """Encodes a shard and writes it; returns its number of rows."""
+    job, slot = task
+    write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
+    return slot.stop - slot.start
 
 
-def _encode_in_processes(jobs, entries, tasks: list[Task], num_proc: int) -> Iterator[int]:
-    """Rows done, a shard at a time. Forked: the libraries are loaded once, and their memory is shared."""
+def _encode_in_processes(tasks: list[Task], num_proc: int) -> Iterator[int]:
+    """Encodes shards in forked processes, which share the libraries' memory; each one's rows as it is done."""
     context, leash = multiprocessing.get_context("fork"), os.pipe()
     gc.freeze()  # a collection in a worker would copy every page that it looks at
-    _work.update(jobs=jobs, entries=entries)
+    _tasks.extend(tasks)
     pool = ProcessPoolExecutor(num_proc, context, _start_worker, leash)
     try:
         with _single_threaded_tokenizers():
-            futures = [pool.submit(_run_task, *task) for task in tasks]
+            futures = [pool.submit(_run_task, index) for index in range(len(tasks))]
             for future in as_completed(futures):
                 yield future.result()
     except BrokenProcessPool:
@@ -89,7 +88,7 @@ def _encode_in_processes(jobs, entries, tasks: list[Task], num_proc: int) -> Ite
         os.close(leash[1])  # ends those that still work
         pool.shutdown(cancel_futures=True)
         os.close(leash[0])
-        _work.clear()
+        _tasks.clear()
         gc.unfreeze()
 
 
@@ -107,15 +106,15 @@ def _single_threaded_tokenizers() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def _start_worker(leash: int, held: int) -> None:
-    """Ctrl+C is the parent's to handle. Where it ends, even killed, its end of the leash closes, and so do workers."""
+def _start_worker(leash: int, parents_end: int) -> None:
+    """Leaves Ctrl+C to the parent, and ends when the parent does, even killed: its end of the leash closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.close(held)
+    os.close(parents_end)
     if sys.modules.get("torch") is not None:  # of a user's converter: its threads did not come along, and it would wait
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=lambda: os.read(leash, 1) or os._exit(1), daemon=True).start()
 
 
-def _run_task(index: int, number: int) -> int:
-    return _encode_shard(_work["jobs"][index], _work["entries"][index], number)
+def _run_task(index: int) -> int:
+    return _encode_shard(_tasks[index])

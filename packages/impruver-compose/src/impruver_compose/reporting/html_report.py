@@ -1,129 +1,210 @@
-"""The report: what was made of each data set, how long rows are, what is learned, what was dropped and why."""
+"""The HTML report: data sets, lengths, drops, template checks, sample rows, closest duplicates."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
+from impruver_core.chat_template.masking.segments import decode_segments
 from impruver_core.reporting import charts, html
 
 from impruver_compose.dedup.near_duplicates import Duplicate
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.ledger import DatasetStats
 from impruver_compose.output import OutputPaths
-from impruver_compose.reporting.samples import build_closest_pairs, build_prompt_pairs, build_samples
-from impruver_compose.reporting.summary_tables import (
-    build_dataset_table,
-    build_drop_table,
-    build_template_check_table,
-    format_share,
-)
+from impruver_compose.reporting import summary_tables
+from impruver_compose.reporting.text_diff import build_diff_spans
+from impruver_compose.selection import Selection
 from impruver_compose.storage.corpus import Corpus
+from impruver_compose.storage.records import RowOrigin
 
-BINS = 48
+BINS = 48  # of the histogram of lengths
+PAIRS = 10  # of duplicates
+SAMPLES, LONG_SAMPLE = 6, 2000  # rows, at least one of each data set up to twice as many; tokens
+CHARACTERS = 6000  # of a text that are shown
 
 
 def render_report(
     paths: OutputPaths,
     corpus: Corpus,
+    selection: Selection,
     jobs: Sequence[DatasetJob],
-    counts: Sequence[DatasetStats],
-    lines: Sequence[np.ndarray],
+    stats: Sequence[DatasetStats],
     duplicates: Sequence[Duplicate],
-    gate: Sequence[dict],
+    template_checks: Sequence[dict],
 ) -> str:
-    """HTML of the report; `lines`: numbers of the lines of train and val, `gate`: a record for each data set."""
-    names = [f"{job.index} {PurePath(job.name).name}" for job in jobs]
-    written = np.concatenate([np.asarray(each, np.int64) for each in lines])
+    """Renders the report as HTML; `template_checks` are the manifest's `gate`."""
+    tokens = corpus.tokens[np.concatenate([selection.train_rows, selection.val_rows])]
     sections = [
-        html.build_section("", "", _build_facts(counts)),
-        _build_datasets(names, jobs, counts),
-        _build_lengths(corpus.tokens[written], jobs, counts),
-        _build_dropped(names, jobs, counts, paths.ledger.name),
-        _build_template_checks(gate),
-        build_samples(corpus, jobs, np.asarray(lines[0], np.int64)),
-        build_closest_pairs(corpus, duplicates),
+        html.build_section("", "", _build_facts(stats)),
+        _build_datasets(stats),
+        _build_lengths(tokens, jobs, stats),
+        _build_drops(stats, paths.ledger.name),
+        build_template_check_section(template_checks),
+        _build_samples(corpus, jobs, selection.train_rows),
+        _build_duplicates(corpus, duplicates),
     ]
     lead = f"What impruver-compose made of {len(jobs)} data set{'s' * (len(jobs) > 1)}; beside it {paths.val.name}."
     return html.render_page(paths.train.name, lead, [section for section in sections if section])
 
 
-def _build_facts(counts: Sequence[DatasetStats]) -> dict:
-    def total(name: str) -> int:
-        return sum(getattr(each, name) for each in counts)
-
+def _build_facts(stats: Sequence[DatasetStats]) -> dict:
+    train, val, tokens, learned = (
+        sum(getattr(each, name) for each in stats) for name in ("train_rows", "val_rows", "tokens", "learned")
+    )
     return html.build_facts(
         {
-            "rows to train": total("train_rows"),
-            "rows to validate": total("val_rows"),
-            "tokens": total("tokens"),
-            "learned": format_share(total("learned"), total("tokens")),
-            "dropped": sum(each.dropped.total() + each.rows_dropped.total() for each in counts),
+            "rows to train": train,
+            "rows to validate": val,
+            "tokens": tokens,
+            "trained on": summary_tables.format_share(learned, tokens),
+            "dropped": sum(each.dropped.total() + each.rows_dropped.total() for each in stats),
         }
     )
 
 
-def _build_datasets(names: Sequence[str], jobs: Sequence[DatasetJob], counts: Sequence[DatasetStats]) -> dict:
-    rows = {name: (each.train_rows + each.val_rows, each.val_rows) for name, each in zip(names, counts, strict=True)}
-    tokens = {name: (each.tokens, each.learned) for name, each in zip(names, counts, strict=True)}
+def _build_datasets(stats: Sequence[DatasetStats]) -> dict:
+    names = [f"{each.index} {PurePath(each.name).name}" for each in stats]
+    rows = [(each.train_rows + each.val_rows, each.val_rows) for each in stats]
+    tokens = [(each.tokens, each.learned) for each in stats]
     return html.build_section(
         "Data sets",
         "Rows and tokens as they are written: unfolded and repeated where the recipe asks for it.",
-        charts.render_bars("Rows by data set", rows, ("train", "val")),
-        charts.render_bars("Tokens by data set", tokens, ("not learned", "learned")),
-        html.build_table(*build_dataset_table(jobs, counts)),
+        charts.render_bars("Rows by data set", dict(zip(names, rows, strict=True)), ("train", "val")),
+        charts.render_bars(
+            "Tokens by data set", dict(zip(names, tokens, strict=True)), ("not trained on", "trained on")
+        ),
+        html.build_table(*summary_tables.build_dataset_table(stats)),
     )
 
 
-def _build_lengths(tokens: np.ndarray, jobs: Sequence[DatasetJob], counts: Sequence[DatasetStats]) -> dict:
+def _build_lengths(tokens: np.ndarray, jobs: Sequence[DatasetJob], stats: Sequence[DatasetStats]) -> dict:
     longest = int(tokens.max(initial=1))
-    limits = sorted({job.limit for job in jobs if job.limit})
+    limits = sorted({job.max_length for job in jobs if job.max_length})
     near = {f"max_tokens_count {limit:,}": limit for limit in limits if limit <= 3 * longest}
     width = max(1, -(-max([longest, *near.values()]) // BINS))
     edges = np.arange(0, longest + width + 1, width)
-    found, _ = np.histogram(tokens, edges)
+    counts, _ = np.histogram(tokens, edges)
     half, most = (int(np.percentile(tokens, share, method="lower")) for share in (50, 95))
     note = f"Half of the rows have up to {half:,} tokens, 95% up to {most:,}, the longest {longest:,}."
     far = [f"{limit:,}" for limit in limits if limit > 3 * longest]
     if far:
         note += f" max_tokens_count {' and '.join(far)} is far to the right of the chart."
-    too_long = sum(each.dropped["too_long"] for each in counts)
+    too_long = sum(each.dropped["too_long"] for each in stats)
     note += f" Longer than its limit, and dropped: {too_long:,}." if limits else " No limit is known."
-    trimmed = sum(each.trimmed for each in counts)
+    trimmed = sum(each.trimmed for each in stats)
     note += f" Trimmed: {trimmed:,}." if trimmed else ""
-    chart = charts.render_histogram("Rows by their tokens", edges.tolist(), found.tolist(), near, "tokens", "rows")
+    chart = charts.render_histogram("Rows by their tokens", edges.tolist(), counts.tolist(), near, "tokens", "rows")
     return html.build_section("Lengths", note, chart)
 
 
-def _build_dropped(
-    names: Sequence[str], jobs: Sequence[DatasetJob], counts: Sequence[DatasetStats], ledger: str
-) -> dict:
+def _build_drops(stats: Sequence[DatasetStats], ledger: str) -> dict:
     reasons = Counter()
-    for each in counts:
+    for each in stats:
         reasons.update(each.rows_dropped + each.dropped)
     if not reasons:
         return html.build_section("Dropped", "Nothing was dropped.")
     return html.build_section(
         "Dropped",
         f"Each with its data set, row and detail is in {ledger}.",
-        charts.render_bars("Dropped, by reason", {reason: [number] for reason, number in reasons.most_common()}),
-        html.build_table(*build_drop_table(jobs, counts)),
+        charts.render_bars("Dropped, by reason", {reason: [count] for reason, count in reasons.most_common()}),
+        html.build_table(*summary_tables.build_drop_table(stats)),
     )
 
 
-def _build_template_checks(entries: Sequence[dict]) -> dict:
-    note = (
-        "Whether the model learns to stop and is asked as it was trained; the last two columns are of the first rows."
-    )
+def build_template_check_section(entries: Sequence[dict]) -> dict:
+    """Builds the section of the template checks: table, warnings, and where training and the prompt differ."""
     warnings = [
         (f"data set {each['dataset_index']}", [("\n\n".join(each["warnings"]), "plain")])
         for each in entries
         if each["warnings"]
     ]
+    pairs = []
+    for entry in entries:
+        example = entry["example"]
+        if example:
+            trained, prompt = build_diff_spans(example["trained"], example["prompt"])
+            caption = f"data set {entry['dataset_index']}, row {example['row']}, before the last answer"
+            pairs.append((caption, ("in training", trained), ("at inference", prompt)))
     return html.build_section(
-        "The gate",
-        note,
-        html.build_table(*build_template_check_table(entries)),
+        "Template checks",
+        "Whether the model learns to stop and is prompted as it was trained; the last two columns are of the first "
+        "rows.",
+        html.build_table(*summary_tables.build_template_check_table(entries)),
         html.build_texts(warnings) if warnings else None,
-        build_prompt_pairs(entries),
+        html.build_pairs(pairs) if pairs else None,
     )
+
+
+def _build_samples(corpus: Corpus, jobs: Sequence[DatasetJob], train_rows: np.ndarray) -> dict:
+    """Shows the first rows of train, of each data set; those too long to be read only if there are no others."""
+    wanted = max(1, SAMPLES // len(jobs))
+    dataset = corpus.dataset_of_rows[train_rows]
+    samples = []
+    for job in jobs:
+        own = train_rows[dataset == job.index]
+        short = own[corpus.tokens[own] <= LONG_SAMPLE]
+        first = dict.fromkeys((short if len(short) else own)[: wanted * 2].tolist())
+        samples += [(job, row) for row in [*first][:wanted]]
+    return html.build_section(
+        "Sample rows",
+        "Text on green is trained on; the rest is only read. Special tokens in violet.",
+        html.build_texts(_build_sample(corpus, job, row) for job, row in samples[: 2 * SAMPLES]),
+    )
+
+
+def _build_sample(corpus: Corpus, job: DatasetJob, number: int) -> tuple[str, list[html.Span]]:
+    row = json.loads(corpus.read_bytes("content", number))
+    ids, labels = (row[name][:LONG_SAMPLE] for name in ("input_ids", "labels"))
+    segments = decode_segments(job.tokenizer, ids, labels)
+    spans = html.truncate_spans([(text, "learned" if trained else "") for text, trained in segments], CHARACTERS)
+    special = [token.content for token in job.tokenizer.added_tokens_decoder.values() if token.special]
+    where = _format_origin(corpus.get_origin(corpus.find_conversation(number)))
+    caption = f"{where}: {corpus.tokens[number]:,} tokens, {corpus.target_tokens[number]:,} trained on"
+    return caption, html.mark_strings(spans, special)
+
+
+def _build_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate]) -> dict | None:
+    """Shows the closest pairs side by side, near-duplicates first."""
+    if not duplicates:
+        return None
+    exact = sum(each.exact for each in duplicates)
+    closest = sorted(duplicates, key=lambda each: (each.exact, -each.similarity, each.number))[:PAIRS]
+    pairs = []
+    for each in closest:
+        numbers = {"kept": each.kept, "dropped": each.number}
+        texts = build_diff_spans(*(_read_conversation(corpus, number) for number in numbers.values()))
+        sides = [
+            (f"{name}: {_format_origin(corpus.get_origin(number))}", html.truncate_spans(spans, CHARACTERS))
+            for (name, number), spans in zip(numbers.items(), texts, strict=True)
+        ]
+        pairs.append(("exact duplicate" if each.exact else f"similarity {each.similarity:.4f}", *sides))
+    return html.build_section(
+        "Duplicates",
+        f"The {len(pairs)} closest of {len(duplicates):,} pairs, near-duplicates ({len(duplicates) - exact:,}) first; "
+        f"exact: {exact:,}. Differences are marked.",
+        html.build_pairs(pairs),
+    )
+
+
+def _read_conversation(corpus: Corpus, number: int) -> str:
+    """Reads the text of a conversation, or of a document."""
+    first, end = corpus.first_row[number : number + 2].tolist()
+    last = json.loads(corpus.read_bytes("extra", end - 1))  # of an unfolded conversation the last row has all of it
+    if "messages" not in last:
+        return "".join(json.loads(corpus.read_bytes("extra", row))["text"] for row in range(first, end))
+    return "\n\n".join(_format_message(message) for message in last["messages"])
+
+
+def _format_message(message: dict) -> str:
+    content, calls = message.get("content"), message.get("tool_calls")
+    if not isinstance(content, str):
+        content = json.dumps(content, ensure_ascii=False) if content else ""
+    calls = json.dumps(calls, ensure_ascii=False) if calls else ""
+    return f"{message['role']}: " + "\n".join(filter(None, [content, calls]))
+
+
+def _format_origin(origin: RowOrigin) -> str:
+    part = f", conversation {origin.part}" if origin.part else ""
+    return f"data set {origin.dataset_index} ({PurePath(origin.dataset).name}), row {origin.row}{part}"

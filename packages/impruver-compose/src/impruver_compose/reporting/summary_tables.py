@@ -1,49 +1,48 @@
-"""The counts as tables, header and rows: for the terminal and for the report."""
+"""Statistics as tables, header and rows, for the terminal and the report; the lines that a run ends with."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-from impruver_core.cli.console import format_table, log_info, print_result
+from impruver_core.cli.console import format_table, log_info, print_result, warn
 from impruver_core.errors import ImpruverError
 
-from impruver_compose.ledger import DatasetStats, Ledger
+from impruver_compose.ledger import DatasetStats
 from impruver_compose.output import OutputPaths
 
-Table = tuple[list[str], list[list[Any]]]
+WAYS_OUT = {
+    "nothing_to_learn": "what is to be trained on needs the role assistant",
+    "too_long": "raise max_tokens_count, or set the data set's on_overflow: trim_turns",
+}
 
 
-def build_dataset_table(jobs, counts: Sequence[DatasetStats]) -> Table:
-    """What each data set brings."""
-    header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "learned"]
+class Table(NamedTuple):
+    """A table's header and its rows of cells."""
+
+    header: list[str]
+    rows: list[list[str | int]]
+
+
+def build_dataset_table(stats: Sequence[DatasetStats]) -> Table:
+    """Builds the table of what each data set brings."""
+    names = ("index", "name", "rows", "conversations", "train_rows", "val_rows", "tokens")
+    header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "trained on"]
+    rows = [[*(getattr(each, name) for name in names), format_share(each.learned, each.tokens)] for each in stats]
+    return Table(header, rows)
+
+
+def build_drop_table(stats: Sequence[DatasetStats]) -> Table:
+    """Builds the table of how many were dropped by data set and reason, each with the first of them."""
     rows = [
-        [
-            j.index,
-            j.name,
-            c.rows,
-            c.conversations,
-            c.train_rows,
-            c.val_rows,
-            c.tokens,
-            format_share(c.learned, c.tokens),
-        ]
-        for j, c in zip(jobs, counts, strict=True)
+        [each.index, each.name, reason, count, each.first.get(reason, "")]
+        for each in stats
+        for reason, count in sorted((each.rows_dropped + each.dropped).items())
     ]
-    return header, rows
-
-
-def build_drop_table(jobs, counts: Sequence[DatasetStats]) -> Table:
-    """How many were dropped, by data set and reason, and the first of them."""
-    rows = [
-        [job.index, job.name, reason, number, each.first.get(reason, "")]
-        for job, each in zip(jobs, counts, strict=True)
-        for reason, number in sorted((each.rows_dropped + each.dropped).items())
-    ]
-    return ["#", "data set", "dropped for", "number", "the first"], rows
+    return Table(["#", "data set", "dropped for", "number", "the first"], rows)
 
 
 def build_template_check_table(entries: Sequence[dict]) -> Table:
-    """The gate of each data set, as the manifest has it; the last two columns are of the first rows."""
-    header = ["#", "data set", "tokens learned", "rows without any", "end of turn learned"]
+    """Builds the table of the manifest's `gate`; its last two columns are of the first rows."""
+    header = ["#", "data set", "tokens trained on", "rows without any", "end of turn trained on", "unlike the prompt"]
     rows = [
         [
             each["dataset_index"],
@@ -56,37 +55,58 @@ def build_template_check_table(entries: Sequence[dict]) -> Table:
         ]
         for each in entries
     ]
-    return [*header, "unlike the prompt", "reasoning stripped"], rows
+    return Table([*header, "reasoning stripped"], rows)
 
 
 def format_share(part: int, whole: int) -> str:
-    """In percent."""
+    """Formats a share in percent."""
     return f"{part / max(1, whole):.0%}"
 
 
-def print_summary(paths: OutputPaths, jobs, counts: Sequence[DatasetStats], ledger: Ledger) -> None:
-    """The tables, and the last line: what was written, and what comes next."""
-    log_info(format_table(*build_dataset_table(jobs, counts)))
-    train, val = (sum(getattr(each, name) for each in counts) for name in ("train_rows", "val_rows"))
-    if ledger.lines:
-        log_info(format_table(*build_drop_table(jobs, counts)))
+def print_template_checks(entries: Sequence[dict]) -> None:
+    """Prints the template checks as a table, and their warnings."""
+    table = build_template_check_table(entries)
+    log_info(format_table(table.header[:5], [row[:5] for row in table.rows]))  # warnings speak of the others
+    for entry in entries:
+        for warning in entry["warnings"]:
+            warn(f"data set {entry['dataset_index']} ({entry['dataset']}): {warning}")
+
+
+def check_any_left(numbers: Sequence[int], stats: Sequence[DatasetStats]) -> None:
+    """ImpruverError, with what was dropped and what to do, if no conversation is left."""
+    if not numbers:
+        total = sum(each.rows for each in stats)
+        ways = [f"{reason}: {way}" for reason, way in WAYS_OUT.items() if any(reason in each.dropped for each in stats)]
+        table = format_table(*build_drop_table(stats))
+        raise ImpruverError("\n".join([f"no usable rows are left of {total}", table, *ways]))
+
+
+def print_summary(paths: OutputPaths, stats: Sequence[DatasetStats]) -> None:
+    """Prints the tables, and in the last line what was written and what comes next."""
+    log_info(format_table(*build_dataset_table(stats)))
+    train, val = (sum(getattr(each, name) for each in stats) for name in ("train_rows", "val_rows"))
+    dropped = sum(len(each.ledger) for each in stats)
+    if dropped:
+        log_info(format_table(*build_drop_table(stats)))
     print_result(
-        f"{paths.train}: {train} rows; {paths.val}: {val}; {len(ledger.lines)} dropped, see {paths.ledger}; "
+        f"{paths.train}: {train} rows; {paths.val}: {val}; {dropped} dropped, see {paths.ledger}; "
         f"to look at: {paths.report}. Next: impruver-train with the same --config"
     )
 
 
-def print_estimate(jobs, counts: Sequence[DatasetStats]) -> None:
-    """What the first rows tell of the whole."""
+def print_estimate(stats: Sequence[DatasetStats], totals: Sequence[int]) -> None:
+    """Prints what the first rows tell of all; ImpruverError if none of them is usable.
+
+    `totals` are the numbers of rows of the data sets.
+    """
     rows = []
-    for job, each in zip(jobs, counts, strict=True):
-        times = len(job.rows) / max(1, each.rows)
-        usable = each.conversations - each.dropped.total()
-        learned = format_share(each.learned, each.tokens)
-        rows.append([job.index, job.name, len(job.rows), round(usable * times), round(each.tokens * times), learned])
-    log_info(format_table(["#", "data set", "rows", "about usable", "about tokens", "learned"], rows))
-    if any(each.dropped or each.rows_dropped for each in counts):
-        log_info(format_table(*build_drop_table(jobs, counts)))
-    if not any(each.conversations - each.dropped.total() for each in counts):
+    for each, total in zip(stats, totals, strict=True):
+        factor, usable = total / max(1, each.rows), each.conversations - each.dropped.total()
+        share = format_share(each.learned, each.tokens)
+        rows.append([each.index, each.name, total, round(usable * factor), round(each.tokens * factor), share])
+    log_info(format_table(["#", "data set", "rows", "about usable", "about tokens", "trained on"], rows))
+    if any(each.ledger for each in stats):
+        log_info(format_table(*build_drop_table(stats)))
+    if not any(each.conversations - each.dropped.total() for each in stats):
         raise ImpruverError("none of the first rows is usable")
     print_result("the data can be composed; nothing was written")

@@ -1,9 +1,10 @@
-"""The data files that a name in a recipe stands for, all of one kind."""
+"""Recognize the data files that a recipe names; read CSV as it was written."""
 
 import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import check_no_lfs_pointer
@@ -16,56 +17,54 @@ KINDS = {
     "text": (".txt",),
     "arrow": (".arrow",),
 }
-
-
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 
-def find_data_files(found: Path, where: str) -> list[Path]:
-    """The data files of a file, a folder or a glob, in the order of their names; all of one kind."""
-    if found.is_file():
-        files = [found]
+def find_data_files(path: Path, where: str) -> list[Path]:
+    """Finds the data files of a file, a folder or a glob, in the order of their names; all are of one kind."""
+    if path.is_file():
+        files = [path]
     else:
-        candidates = found.rglob("*") if found.is_dir() else map(Path, glob.glob(str(found), recursive=True))
-        files = sorted(path for path in candidates if path.is_file() and get_kind(path))
+        candidates = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+        files = sorted(candidate for candidate in candidates if candidate.is_file() and get_kind(candidate))
+    suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
+    known = f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
     if not files:
-        raise ImpruverError(f"{where}: no data files in {found} ({_format_known_kinds()})")
-    kinds = {get_kind(path) for path in files}
+        raise ImpruverError(f"{where}: no data files in {path} ({known})")
+    kinds = {get_kind(file) for file in files}
     if None in kinds:
-        raise ImpruverError(f"{where}: {found.name} is of no kind that can be read ({_format_known_kinds()})")
+        raise ImpruverError(f"{where}: {path.name} is of no kind that can be read ({known})")
     if len(kinds) > 1:
         raise ImpruverError(f"{where}: files of different kinds ({', '.join(sorted(kinds))}): name them one by one")
-    if all(path.stat().st_size == 0 for path in files):
+    if all(file.stat().st_size == 0 for file in files):
         raise ImpruverError(f"{where}: {files[0]} is empty")
-    for path in files:
-        check_no_lfs_pointer(path)
+    for file in files:
+        check_no_lfs_pointer(file)
     return files
 
 
 def get_kind(path: Path) -> str | None:
-    """Its key of KINDS, by the suffix before that of a compression; None for others."""
+    """Returns a file's key of KINDS, by the suffix before that of a compression; None for others."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return next((name for name, known in KINDS.items() if suffixes and suffixes[-1] in known), None)
 
 
-def _format_known_kinds() -> str:
-    suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
-    return f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
+def check_not_output(files: list[Path], path: Path, outputs: Sequence[Path], what: str) -> None:
+    """ImpruverError where the data at `path` holds what this run writes, or would at the next run."""
+    inputs = {os.path.realpath(file) for file in files}
+    for output in outputs:
+        real = os.path.realpath(output)
+        if real in inputs or (path.is_dir() and get_kind(output) and real.startswith(os.path.realpath(path) + os.sep)):
+            raise ImpruverError(f"{what} holds {output}, which this run writes: name another path")
 
 
-def check_not_output(files: list[Path], found: Path, written: Sequence[Path], what: str) -> None:
-    """ImpruverError where the data holds what this run writes, or the next run would find it there."""
-    read = {os.path.realpath(path) for path in files}
-    for path in written:
-        real = os.path.realpath(path)
-        if real in read or (found.is_dir() and get_kind(path) and real.startswith(os.path.realpath(found) + os.sep)):
-            raise ImpruverError(f"{what} holds {path}, which this run writes: name another path")
+def build_csv_options(files: Sequence[Path], separator: str, where: str) -> dict[str, Any]:
+    """Builds the options with which `datasets` reads every cell of CSV files as the text that it is.
 
-
-def build_csv_options(files: Sequence[Path], separator: str, where: str) -> dict:
-    """Of the CSV loader of `datasets`; ImpruverError where pandas would shift or lose cells, saying nothing."""
+    ImpruverError where pandas would shift or lose cells without a word.
+    """
     import datasets
 
     headers = [_read_header(path, separator, where) for path in files]
@@ -80,7 +79,7 @@ def build_csv_options(files: Sequence[Path], separator: str, where: str) -> dict
 
 
 def _read_header(path: Path, separator: str, where: str) -> list[str]:
-    """The columns of a file. A first row of more cells than these would shift: pandas takes its first for a name."""
+    """Reads a file's columns; ImpruverError if its first row has more cells: pandas would make the first an index."""
     import pandas
 
     try:
@@ -88,8 +87,8 @@ def _read_header(path: Path, separator: str, where: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ImpruverError(f"{where}: {path} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except (ValueError, OSError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ImpruverError(f"{where}: {path} can't be read as csv: {told}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ImpruverError(f"{where}: {path} can't be read as csv: {reason}") from None
     if not isinstance(top.index, pandas.RangeIndex):
         raise ImpruverError(f"{where}: {path}: the first row has more cells than the header has columns")
     return [str(name) for name in top.columns]

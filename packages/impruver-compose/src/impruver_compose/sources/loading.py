@@ -1,4 +1,6 @@
-"""Opens data sets through `datasets`: files, folders, globs and hub data sets, memory-mapped."""
+"""Open files, folders, globs and hub data sets, memory-mapped by `datasets`."""
+
+from __future__ import annotations
 
 import glob
 import hashlib
@@ -7,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
@@ -17,48 +20,47 @@ from impruver_core.io.manifest import describe_file
 from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local
 
+from impruver_compose.sections import DatasetSection
 from impruver_compose.sources.file_formats import build_csv_options, check_not_output, find_data_files, get_kind
 from impruver_compose.sources.row_table import RowTable, resolve_json_lines, scan_json_lines
 
-ROWS = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')  # how rows of JSON begin
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+JSON_START = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')
 
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """An opened data set and what the manifest says of it."""
+    """An opened data set, what the manifest says of it, and a key of JSON types that is equal for the same rows."""
 
     rows: RowTable
     inputs: list[dict]
-    key: list  # of JSON types, equal for the same rows
+    key: list
 
 
-def load_dataset(section, where: str, recipe_dir: Path, written: Sequence[Path]) -> LoadedDataset:
-    """Opens the data set of a section, which must hold nothing that is `written`.
+def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs: Sequence[Path]) -> LoadedDataset:
+    """Opens the data set of a section, which must hold none of the run's `outputs`.
 
     ImpruverError, beginning with `where`, for one that can't be read.
     """
-    quiet_libraries("datasets", errors_only=True)  # what it raises is reported by us
-    found = find_local(section.name, recipe_dir)
-    if found is not None:
-        files = find_data_files(found, where)
-        check_not_output(files, found, written, f"{where}: {section.name}")
-        inputs = [describe_file(path, digest=True) for path in files]
-        cache = _get_table_cache(inputs)
+    quiet_libraries("datasets", errors_only=True)  # what it raises is reported here
+    path = find_local(section.name, recipe_dir)
+    if path is not None:
+        files = find_data_files(path, where)
+        check_not_output(files, path, outputs, f"{where}: {section.name}")
+        inputs = [describe_file(file, digest=True) for file in files]
+        digests = [entry["sha256"] for entry in inputs]
+        # by content: `datasets` itself would tell the files apart by name and time
+        cache = get_cache_dir() / "datasets" / hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
         with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)):
             rows = _load_files(files, section.split, where, cache)
-        key = [[entry["sha256"] for entry in inputs], section.split, rows.columns, rows.json_lines]
-        return LoadedDataset(rows, inputs, key)
+        return LoadedDataset(rows, inputs, [digests, section.split, rows.columns, rows.json_lines])
     check_hub_id(section.name, where)
-    table = _load_hub(section, where)
+    table = _load_from_hub(section, where)
     entry = {"path": section.name, "subset": section.subset, "split": section.split, "revision": section.revision}
     entry["fingerprint"] = table._fingerprint
     return LoadedDataset(RowTable(table, tuple(table.column_names)), [entry], [entry])
-
-
-def _get_table_cache(inputs: list[dict]) -> Path:
-    """Where what `datasets` makes of these files is kept: by their content, which it would tell by name and time."""
-    told = hashlib.sha256("".join(entry["sha256"] for entry in inputs).encode()).hexdigest()
-    return get_cache_dir() / "datasets" / told[:32]
 
 
 def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
@@ -76,19 +78,19 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
 
 def _warn_if_json(path: Path, where: str) -> None:
     with open_compressed(path) as file:
-        if ROWS.match(file.read(1000)):
+        if JSON_START.match(file.read(1000)):
             warn(f"{where}: {path} is read as plain text, line by line, and looks like JSON: name it .json or .jsonl")
 
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
-    """JSON as lines of text, every line checked; blank ones are no rows."""
-    lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
-    columns, rows = scan_json_lines(lines, cache / "scan.json")
+    """Loads JSON as lines of text, every line checked; blank ones are no rows."""
+    json_lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
+    columns, rows = scan_json_lines(json_lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")
-    table = _load_table("text", lines, split.partition("[")[0], where, cache)
+    table = _load_table("text", json_lines, split.partition("[")[0], where, cache)
     if len(table) != rows:
-        table = table.select([at for at, line in enumerate(table["text"]) if line.strip("\ufeff" + BLANKS)])
+        table = table.select([row for row, line in enumerate(table["text"]) if line.strip("\ufeff" + BLANKS)])
     if len(table) != rows:  # `datasets` ends a line there
         raise ImpruverError(f"{where}: {files[0]} has a carriage return within a line: write each row as one line")
     if "[" in split:
@@ -96,42 +98,36 @@ def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTab
     return RowTable(table, tuple(columns), json_lines=True)
 
 
-def _select_slice(table, split: str, where: str):
+def _select_slice(table: Dataset, split: str, where: str) -> Dataset:
     import datasets
 
     name = split.partition("[")[0]
     try:
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(table)})
+        slices = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(table)})
     except (ValueError, AssertionError, KeyError) as error:
         raise ImpruverError(f"{where}.split: {split} can't be read: {_get_root_message(error)}") from None
-    return table.select([at for part in parts for at in range(part.from_, part.to)])
+    return table.select([row for each in slices for row in range(each.from_, each.to)])
 
 
-def _load_table(loader: str, files: list[Path], split: str, where: str, cache: Path, **options):
+def _load_table(loader: str, files: list[Path], split: str, where: str, cache: Path, **options) -> Dataset:
     import datasets
 
-    name = split.partition("[")[0]
+    data_files = {split.partition("[")[0]: [glob.escape(str(path)) for path in files]}
     with _loading_errors_as_user_errors(f"{where}: {files[0]} can't be read as {loader}"):
-        return datasets.load_dataset(
-            loader,
-            data_files={name: [glob.escape(str(path)) for path in files]},
-            split=split,
-            cache_dir=str(cache),
-            **options,
-        )
+        return datasets.load_dataset(loader, data_files=data_files, split=split, cache_dir=str(cache), **options)
 
 
 @contextmanager
 def _loading_errors_as_user_errors(what: str) -> Iterator[None]:
-    """Tells in a line what `datasets` raises: its own, pyarrow's, ValueError, UnicodeDecodeError and more."""
+    """Turns what `datasets` raises (its own, pyarrow's, ValueError, …) into an ImpruverError of one line."""
     try:
         yield
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        why = _get_root_message(error)
-        quotes = "; a cell that holds the separator needs quotes around it" if "fields in line" in why else ""
-        raise ImpruverError(f"{what}: {why}{quotes}") from None
+        reason = _get_root_message(error)
+        quotes = "; a cell that holds the separator needs quotes around it" if "fields in line" in reason else ""
+        raise ImpruverError(f"{what}: {reason}{quotes}") from None
 
 
 def _get_root_message(error: BaseException) -> str:
@@ -140,13 +136,12 @@ def _get_root_message(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _load_hub(section, where: str):
+def _load_from_hub(section: DatasetSection, where: str) -> Dataset:
     import datasets
 
     options = {"name": section.subset, "split": section.split, "cache_dir": str(get_cache_dir() / "datasets")}
-    with _loading_errors_as_user_errors(
-        f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"
-    ):
+    what = f"{where}: {section.name} is no file or folder here, and can't be loaded from the hub"
+    with _loading_errors_as_user_errors(what):
         try:
             return datasets.load_dataset(section.name, revision=section.revision, **options)
         except RuntimeError as error:

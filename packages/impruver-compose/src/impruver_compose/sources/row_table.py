@@ -1,25 +1,30 @@
-"""Rows of a data set, memory-mapped. Those of JSON stay as they were written.
+"""Memory-mapped rows. Those of JSON files stay as they were written.
 
 Arrow would read dates out of strings, round numbers, and give every row the keys of all others; so a row of JSON stays
-one line of text until it is needed.
+a line of text until it is used.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, hash_file
 from impruver_core.io.jsonl import BROKEN, build_read_error, open_compressed, read_numbered_rows
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 @dataclass(frozen=True)
 class RowTable:
-    """The rows of a `datasets.Dataset`; `json_lines`: its column `text` holds each row as a line of JSON."""
+    """The rows of a data set; with `json_lines` the table's column `text` has each row as a line of JSON."""
 
-    table: Any
+    table: Dataset
     columns: tuple[str, ...]
     json_lines: bool = False
 
@@ -27,43 +32,43 @@ class RowTable:
         return len(self.table)
 
     def read(self, start: int, stop: int) -> list[dict]:
-        """Rows start..stop; columns that a row of JSON does not have are None, as in a table."""
+        """Reads rows start..stop; columns that a row of JSON does not have are None, as in a table."""
         columns = self.table[start:stop]
         if self.json_lines:
             lines = (line.removeprefix("\ufeff") for line in columns["text"])
             return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
         size = len(next(iter(columns.values()), ()))
-        return [{name: _remove_struct_nulls(column[at]) for name, column in columns.items()} for at in range(size)]
+        return [{name: _drop_inner_nulls(column[row]) for name, column in columns.items()} for row in range(size)]
 
 
-def _remove_struct_nulls(value, inner: bool = False):
-    """A table's value without the nulls inside its structs: those are keys that only other rows have."""
+def _drop_inner_nulls(value: Any, inner: bool = False) -> Any:
+    """Drops the nulls inside a value's structs: those are keys that only other rows have."""
     if isinstance(value, list):
-        return [_remove_struct_nulls(item, inner) for item in value]
+        return [_drop_inner_nulls(item, inner) for item in value]
     if isinstance(value, dict):
-        return {name: _remove_struct_nulls(item, True) for name, item in value.items() if item is not None or not inner}
+        return {name: _drop_inner_nulls(item, True) for name, item in value.items() if item is not None or not inner}
     return value
 
 
-def scan_json_lines(paths: Sequence[Path], kept: Path) -> tuple[list[str], int]:
-    """(columns, rows) of JSONL files, every line checked; the columns of all rows, in the order in which they came.
+def scan_json_lines(paths: Sequence[Path], cache: Path) -> tuple[list[str], int]:
+    """Checks every line of JSONL files; the columns of all rows in order of their first use, and the number of rows.
 
-    ImpruverError with file and line at the first line that is no row. What was found is left at `kept`, for next time.
+    ImpruverError with file and line for the first line that is no row. The result is kept in the file `cache`.
     """
-    if kept.exists():
-        return tuple(json.loads(kept.read_text(encoding="utf-8")))
+    if cache.exists():
+        return tuple(json.loads(cache.read_text(encoding="utf-8")))
     columns, rows = {}, 0
     for path in paths:
         for _, row in read_numbered_rows(path):
             columns |= dict.fromkeys(row)
             rows += 1
-    with atomic_write(kept) as file:
+    with atomic_write(cache) as file:
         json.dump([list(columns), rows], file)
     return list(columns), rows
 
 
 def resolve_json_lines(path: Path, cache: Path) -> Path:
-    """`path`, or where it is .json and holds a list, the JSONL file in `cache` that was made of it."""
+    """Returns `path`, or for a .json file that holds a list the JSONL file in `cache` that is made of it."""
     if ".json" not in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return path
     rows = _read_json_list(path)
@@ -72,15 +77,15 @@ def resolve_json_lines(path: Path, cache: Path) -> Path:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {type(row).__name__}")
-    made = cache / "json" / f"{hash_file(path)}.jsonl"
-    if not made.exists():
-        with atomic_write(made) as file:
+    converted = cache / "json" / f"{hash_file(path)}.jsonl"
+    if not converted.exists():
+        with atomic_write(converted) as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)  # escaped: half a surrogate pair can't be written
-    return made
+    return converted
 
 
 def _read_json_list(path: Path) -> list | None:
-    """The list that a JSON file holds; None for lines of JSON."""
+    """Reads the list that a JSON file holds; None for lines of JSON."""
     try:
         with open_compressed(path) as file:
             start = file.read(1 << 16)

@@ -1,4 +1,8 @@
-"""What sets an architecture apart: one row of a table, whose functions stand beside it."""
+"""`Architecture`: what a model family needs to be converted, one entry of the registry.
+
+The hooks are named as those of llama.cpp's converter: `modify_tensors`, `set_gguf_parameters`, `set_vocab`,
+`generate_extra_tensors`.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,40 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from gguf import GGUFWriter
 from impruver_core.io.json_schema import Keys
 
+from impruver_gguf.merging.tied_embeddings import TiedModules
 from impruver_gguf.vocab.token_types import Vocabulary
-from impruver_gguf.weights.lazy_tensor import Tensor
+from impruver_gguf.vocab.vocabulary import write_vocab
+from impruver_gguf.weights.lazy_tensor import LazyTensor
 
-Config = dict[str, Any]
+Config = dict[str, Any]  # config.json, completed by `defaults`
 
 
-def nothing(*_: Any) -> None:
-    """Where an architecture has nothing of its own to write, or nothing to object to."""
+def do_nothing(*_: object) -> None:
+    """Stand in for a hook where an architecture writes nothing of its own, or has nothing to object to."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`name` is llama.cpp's; `defaults` are what transformers takes for keys that config.json leaves out."""
+    """How config.json and the tensors of a model family become those of a GGUF; `name` is llama.cpp's."""
 
     name: str
-    blocks: str  # config's key for the number of layers
-    tied: tuple[str, str]  # modules of input and output embeddings, as transformers names them
+    blocks: str  # config.json's key for the number of layers
+    tied: TiedModules  # the modules of input and output embeddings, as transformers names them
     keys: Keys  # what config.json's keys may hold, where they are there
-    defaults: Config
-    contradiction: Callable[[Config], str | None]  # what no such model can be
-    sizes: Callable[[Config], dict[str, int]]  # what the names in `shapes` are for a configuration
+    defaults: Config  # what transformers takes for keys that config.json leaves out
+    find_contradiction: Callable[[Config], str | None]  # what no such model can have
+    get_sizes: Callable[[Config], dict[str, int]]  # what the names of sizes in `shapes` are for a configuration
     shapes: dict[str, tuple[str, ...]]  # GGUF name, a layer's without its number → sizes, in the order of the file
-    parameters: Callable[[Any, Config, int], None]  # writes the hyperparameters and the type of the file
-    optional: Callable[[Config], Collection[str]] = lambda config: ()  # those of `shapes` that a model may be without
-    check: Callable[[Config], str | None] = nothing  # what llama.cpp would silently compute otherwise
-    first: Callable[[Any, Config], None] = nothing  # writes what stands before everything else
-    extra: Callable[[Config], dict[str, Tensor]] = lambda config: {}  # tensors that no file holds, by GGUF name
-    changed: Callable[[str, Tensor, Config], Tensor] = lambda name, tensor, config: tensor  # as GGUF wants it
-    conv1d: tuple[str, ...] = ()  # how modules with transposed weights end, all matrices of a layer
+    set_gguf_parameters: Callable[[GGUFWriter, Config, int], None]  # writes hyperparameters and the file type
+    set_vocab: Callable[[GGUFWriter, Config, Vocabulary], None] = lambda writer, _, vocab: write_vocab(writer, vocab)
+    set_leading_parameters: Callable[[GGUFWriter, Config], None] = do_nothing  # writes what stands before all else
+    # Tensors that no checkpoint holds, by GGUF name; and a tensor with its name in transformers → as GGUF holds it.
+    generate_extra_tensors: Callable[[Config], dict[str, LazyTensor]] = lambda config: {}
+    modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
+    get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
+    find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
+    conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are
-    vocabulary_before: Callable[[Any, Config, Vocabulary], None] = nothing
-    vocabulary_after: Callable[[Any, Config, Vocabulary], None] = nothing

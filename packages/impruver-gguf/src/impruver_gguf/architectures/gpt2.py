@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
 from impruver_gguf.architectures.architecture import Architecture, Config
-from impruver_gguf.weights.lazy_tensor import Tensor
+from impruver_gguf.merging.tied_embeddings import TiedModules
+from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 CONV1D = (".c_attn", ".c_proj", ".c_fc")
-
-
 KEYS = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner"), COUNT),
     **dict.fromkeys(("tie_word_embeddings", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"), FLAG),
     "layer_norm_epsilon": POSITIVE,
     "activation_function": TEXT,
 }
-
-
-SHAPES = {
+WEIGHTS = {
     "token_embd.weight": ("vocab_size", "n_embd"),
     "position_embd.weight": ("n_positions", "n_embd"),
     "output.weight": ("vocab_size", "n_embd"),
     "output_norm.weight": ("n_embd",),
-    "output_norm.bias": ("n_embd",),
     "blk.attn_norm.weight": ("n_embd",),
-    "blk.attn_norm.bias": ("n_embd",),
     "blk.attn_qkv.weight": ("n_embd", "3 x n_embd"),
-    "blk.attn_qkv.bias": ("3 x n_embd",),
     "blk.attn_output.weight": ("n_embd", "n_embd"),
-    "blk.attn_output.bias": ("n_embd",),
     "blk.ffn_norm.weight": ("n_embd",),
-    "blk.ffn_norm.bias": ("n_embd",),
     "blk.ffn_up.weight": ("n_embd", "n_inner"),
-    "blk.ffn_up.bias": ("n_inner",),
     "blk.ffn_down.weight": ("n_inner", "n_embd"),
-    "blk.ffn_down.bias": ("n_embd",),
+}
+BIASED = ("output_norm.", "blk.")
+SHAPES = WEIGHTS | {
+    name.replace(".weight", ".bias"): sizes[-1:] for name, sizes in WEIGHTS.items() if name.startswith(BIASED)
 }
 
 
-def gpt2_contradiction(config: Config) -> str | None:
+def find_gpt2_contradiction(config: Config) -> str | None:
+    """Name what in a configuration no GPT-2 can have."""
     width, heads = config["n_embd"], config["n_head"]
     return f"n_embd {width} is no multiple of n_head {heads}" if width % heads else None
 
 
-def gpt2_sizes(config: Config) -> dict[str, int]:
+def get_gpt2_sizes(config: Config) -> dict[str, int]:
+    """The sizes that `SHAPES` names."""
     sizes = {name: config[name] for name in ("vocab_size", "n_positions", "n_embd")}
     return sizes | {"3 x n_embd": 3 * config["n_embd"], "n_inner": config.get("n_inner", 4 * config["n_embd"])}
 
 
-def check_gpt2(config: Config) -> str | None:
+def find_gpt2_unsupported(config: Config) -> str | None:
+    """Name what llama.cpp would compute otherwise: another activation, another scale of the attention."""
     if config["activation_function"] not in ("gelu_new", "gelu_pytorch_tanh"):
         return f"activation_function {config['activation_function']}"
     if config.get("scale_attn_weights") is False:
@@ -59,27 +55,30 @@ def check_gpt2(config: Config) -> str | None:
     return "scale_attn_by_inverse_layer_idx" if config.get("scale_attn_by_inverse_layer_idx") else None
 
 
-def gpt2_parameters(writer: Any, config: Config, file_type: int) -> None:
+def set_gpt2_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:
+    """Write the hyperparameters in llama.cpp's order."""
     writer.add_block_count(config["n_layer"])
     writer.add_context_length(config["n_positions"])  # the rows of its embeddings; transformers reads no n_ctx
     writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(gpt2_sizes(config)["n_inner"])
+    writer.add_feed_forward_length(get_gpt2_sizes(config)["n_inner"])
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
     writer.add_file_type(file_type)
 
 
-def gpt2_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Conv1D's weights the way round that every other layer has them."""
+def modify_gpt2_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTensor:
+    """Transpose Conv1D's weights to (outputs, inputs), as every other layer has them."""
     if not name.endswith(tuple(f"{module}.weight" for module in CONV1D)):
         return tensor
-    return Tensor(tensor.shape[::-1], lambda start, stop: tensor.rows(0, tensor.count).T[start:stop], at_once=True)
+    return LazyTensor(
+        tensor.shape[::-1], lambda start, stop: tensor.read(0, tensor.row_count).T[start:stop], at_once=True
+    )
 
 
 GPT2 = Architecture(
     name="gpt2",
     blocks="n_layer",
-    tied=("transformer.wte", "lm_head"),
+    tied=TiedModules("transformer.wte", "lm_head"),
     keys=KEYS,
     defaults={
         "vocab_size": 50257,
@@ -91,11 +90,11 @@ GPT2 = Architecture(
         "activation_function": "gelu_new",
         "tie_word_embeddings": True,
     },
-    contradiction=gpt2_contradiction,
-    sizes=gpt2_sizes,
+    find_contradiction=find_gpt2_contradiction,
+    get_sizes=get_gpt2_sizes,
     shapes=SHAPES,
-    check=check_gpt2,
-    parameters=gpt2_parameters,
-    changed=gpt2_changed,
+    find_unsupported=find_gpt2_unsupported,
+    set_gguf_parameters=set_gpt2_gguf_parameters,
+    modify_tensors=modify_gpt2_tensors,
     conv1d=CONV1D,
 )

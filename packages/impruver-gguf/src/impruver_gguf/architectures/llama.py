@@ -4,95 +4,97 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
 from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.rope import divisors, llama3_factors, rope_of, unlike
+from impruver_gguf.architectures.rope import (
+    compute_llama3_factors,
+    find_unsupported_rope,
+    get_rope,
+    make_factors_tensor,
+)
 from impruver_gguf.vocab.token_types import Vocabulary
-from impruver_gguf.weights.lazy_tensor import Tensor
+from impruver_gguf.vocab.vocabulary import write_vocab
+from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 MLP_BIASES = {
-    "blk.ffn_gate.bias": ("intermediate_size",),
-    "blk.ffn_up.bias": ("intermediate_size",),
-    "blk.ffn_down.bias": ("hidden_size",),
+    name.replace(".weight", ".bias"): sizes[:1] for name, sizes in decoder.FEED_FORWARD.items() if len(sizes) > 1
 }
-
-
 SHAPES = decoder.EMBEDDINGS | decoder.ATTENTION | decoder.ATTENTION_BIASES | decoder.FEED_FORWARD | MLP_BIASES
+BIASES = {"attention_bias": "blk.attn_", "mlp_bias": "blk.ffn_"}  # key of config.json → where it puts biases
+ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+NO_ROPE_EVERY = 4  # llama.cpp's SmolLM3 has no RoPE in each fourth layer
 
 
-BIASES = {"attention_bias": "blk.attn_", "mlp_bias": "blk.ffn_"}  # key → where it puts biases
-
-
-ROPES = ("default", "linear", "yarn", "llama3")
-
-
-NO_ROPE_STEP = 4  # llama.cpp's SmolLM3 turns nothing in each fourth layer
-
-
-def llama_optional(config: Config) -> list[str]:
-    """Biases that no key asks for."""
+def get_llama_optional(config: Config) -> list[str]:
+    """The biases that no key asks for."""
     starts = tuple(start for key, start in BIASES.items() if not config.get(key))
     return [name for name in SHAPES if name.endswith(".bias") and name.startswith(starts)]
 
 
-def check_llama(config: Config) -> str | None:
-    return unlike(config, ROPES) or decoder.unlike(config)
+def find_llama_unsupported(config: Config) -> str | None:
+    """Name what llama.cpp would compute otherwise: RoPE, activation."""
+    return find_unsupported_rope(config, ROPE_TYPES) or decoder.find_unsupported(config)
 
 
-def check_smollm3(config: Config) -> str | None:
-    step = config.get("no_rope_layer_interval", NO_ROPE_STEP)
+def find_smollm3_unsupported(config: Config) -> str | None:
+    """Name what llama.cpp would compute otherwise: other layers without RoPE, biases, windows."""
+    step = config.get("no_rope_layer_interval", NO_ROPE_EVERY)
     count = config["num_hidden_layers"]
-    turned = config.get("no_rope_layers") or [int((layer + 1) % step != 0) for layer in range(count)]
-    if turned[:count] != [int((layer + 1) % NO_ROPE_STEP != 0) for layer in range(count)]:
-        return f"no_rope_layers other than each {NO_ROPE_STEP}th"
+    with_rope = config.get("no_rope_layers") or [int((layer + 1) % step != 0) for layer in range(count)]
+    if with_rope[:count] != [int((layer + 1) % NO_ROPE_EVERY != 0) for layer in range(count)]:
+        return f"no_rope_layers other than each {NO_ROPE_EVERY}th"
     biased = next((name for name in BIASES if config.get(name)), None)  # for which llama.cpp has no place
-    return biased or ("sliding windows" if decoder.slides(config) else check_llama(config))
+    return biased or ("sliding windows" if decoder.has_sliding_window(config) else find_llama_unsupported(config))
 
 
-def smollm3_parameters(writer: Any, config: Config, file_type: int) -> None:
-    decoder.parameters(writer, config, file_type)
+def set_smollm3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:
+    """Write a decoder's hyperparameters, the vocabulary's size and how much of a head RoPE turns."""
+    decoder.set_gguf_parameters(writer, config, file_type)
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(decoder.head_of(config))
+    writer.add_rope_dimension_count(decoder.get_head_dim(config))
 
 
-def llama_parameters(writer: Any, config: Config, file_type: int) -> None:
-    smollm3_parameters(writer, config | {"head_dim": decoder.head_of(config)}, file_type)
+def set_llama_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:
+    """Write these with the head's width, whether config.json names it or not."""
+    set_smollm3_gguf_parameters(writer, config | {"head_dim": decoder.get_head_dim(config)}, file_type)
 
 
-def llama_extra(config: Config) -> dict[str, Tensor]:
-    """Llama 3.x: by what RoPE's frequencies are divided, as a tensor."""
-    rope = rope_of(config)
+def generate_llama_extra_tensors(config: Config) -> dict[str, LazyTensor]:
+    """Make the factors of Llama 3.x's RoPE, which GGUF holds as a tensor."""
+    rope = get_rope(config)
     if rope["rope_type"] != "llama3":
         return {}
-    return {"rope_freqs.weight": divisors(llama3_factors(rope, decoder.head_of(config)))}
+    return {"rope_freqs.weight": make_factors_tensor(compute_llama3_factors(rope, decoder.get_head_dim(config)))}
 
 
-def llama_changed(name: str, tensor: Tensor, config: Config) -> Tensor:
-    """Queries and keys with the halves of each head interleaved: llama.cpp's RoPE turns neighbours."""
+def modify_llama_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTensor:
+    """Interleave the halves of each head of queries and keys: llama.cpp's RoPE turns neighbours."""
     if not name.endswith((".q_proj.weight", ".q_proj.bias", ".k_proj.weight", ".k_proj.bias")):
         return tensor
-    return Tensor(tensor.shape, partial(_interleaved, tensor, decoder.head_of(config)))
+    return LazyTensor(tensor.shape, partial(_read_interleaved, tensor, decoder.get_head_dim(config)))
 
 
-def _interleaved(tensor: Tensor, head: int, start: int, stop: int) -> np.ndarray:
-    first, last = start // head, -(-stop // head)
-    values = tensor.rows(first * head, last * head)
+def _read_interleaved(tensor: LazyTensor, head_dim: int, start: int, stop: int) -> np.ndarray:
+    """Read rows 0, h, 1, h + 1, … of each head, where h is half of its rows; whole heads are read."""
+    first, last = start // head_dim, -(-stop // head_dim)
+    values = tensor.read(first * head_dim, last * head_dim)
     turned = values.reshape(last - first, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-    return turned[start - first * head : stop - first * head]
+    return turned[start - first * head_dim : stop - first * head_dim]
 
 
-def llama_vocabulary_before(writer: Any, config: Config, vocabulary: Vocabulary) -> None:
-    if vocabulary.config.get("add_prefix_space") is not None:
-        writer.add_add_space_prefix(vocabulary.config["add_prefix_space"])
+def set_llama_vocab(writer: GGUFWriter, config: Config, vocab: Vocabulary) -> None:
+    """Write the vocabulary, and what llama.cpp infers from its size.
 
-
-def llama_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) -> None:
-    """llama.cpp's rules by size: CodeLlama's end of filling in, no BOS for Granite's, whose size SmolLM's has."""
+    32,016 tokens are CodeLlama's, with its end of infilling; 49,152 Granite's (and SmolLM's), without a BOS.
+    """
+    if vocab.config.get("add_prefix_space") is not None:
+        writer.add_add_space_prefix(vocab.config["add_prefix_space"])
+    write_vocab(writer, vocab)
     if config["vocab_size"] == 32016:
         writer.add_eot_token_id(32010)
     if config["vocab_size"] == 49152:
@@ -100,28 +102,20 @@ def llama_vocabulary_after(writer: Any, config: Config, vocabulary: Vocabulary) 
 
 
 DEFAULTS = decoder.DEFAULTS | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
-
-
-LLAMA = decoder.architecture(
+LLAMA = decoder.make_architecture(
     name="llama",
     defaults=DEFAULTS,
     shapes=SHAPES,
-    optional=llama_optional,
-    check=check_llama,
-    parameters=llama_parameters,
-    extra=llama_extra,
-    changed=llama_changed,
-    vocabulary_before=llama_vocabulary_before,
-    vocabulary_after=llama_vocabulary_after,
+    get_optional=get_llama_optional,
+    find_unsupported=find_llama_unsupported,
+    set_gguf_parameters=set_llama_gguf_parameters,
+    generate_extra_tensors=generate_llama_extra_tensors,
+    modify_tensors=modify_llama_tensors,
+    set_vocab=set_llama_vocab,
 )
-
-
 MISTRAL = replace(
-    LLAMA,
-    defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+    LLAMA, defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 )
-
-
 SMOLLM3 = replace(
     LLAMA,
     name="smollm3",
@@ -129,6 +123,6 @@ SMOLLM3 = replace(
     defaults=DEFAULTS
     | {"vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16}
     | {"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True, "rope_theta": 2e6},
-    check=check_smollm3,
-    parameters=smollm3_parameters,
+    find_unsupported=find_smollm3_unsupported,
+    set_gguf_parameters=set_smollm3_gguf_parameters,
 )

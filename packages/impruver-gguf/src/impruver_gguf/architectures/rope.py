@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
+from gguf import GGUFWriter, RopeScalingType
 from impruver_core.io.json_schema import COUNT, NUMBER, POSITIVE, TEXT, list_of
 
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.weights.lazy_tensor import Tensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 ROPE_KEYS = {
     "rope_type": TEXT,
@@ -21,8 +21,6 @@ ROPE_KEYS = {
     **dict.fromkeys(("long_factor", "short_factor"), list_of(NUMBER)),
     "partial_rotary_factor": POSITIVE,
 }
-
-
 # What else may stand beside yarn, and the values for which llama.cpp computes what transformers does.
 YARN = {
     **dict.fromkeys(("attention_factor", "attn_factor", "mscale_all_dim"), None),
@@ -32,8 +30,8 @@ YARN = {
 }
 
 
-def rope_of(config: Config) -> Config:
-    """RoPE's parameters, under the names of transformers 5 wherever they stand."""
+def get_rope(config: Config) -> Config:
+    """RoPE's parameters under the names of transformers 5, wherever a config.json has them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {name: value for name, value in rope.items() if value is not None}
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
@@ -44,10 +42,10 @@ def rope_of(config: Config) -> Config:
     return rope
 
 
-def unlike(config: Config, kinds: tuple[str, ...]) -> str | None:
-    """What of RoPE llama.cpp would not compute as transformers does, where it knows `kinds`."""
-    rope = rope_of(config)
-    if rope["rope_type"] not in kinds:
+def find_unsupported_rope(config: Config, supported: tuple[str, ...]) -> str | None:
+    """Name what of RoPE llama.cpp would compute otherwise than transformers, given the types that it supports."""
+    rope = get_rope(config)
+    if rope["rope_type"] not in supported:
         return f"rope_type {rope['rope_type']}"
     if rope["partial_rotary_factor"] != 1:
         return "partial_rotary_factor"
@@ -55,16 +53,14 @@ def unlike(config: Config, kinds: tuple[str, ...]) -> str | None:
     return f"{odd[0]} {rope[odd[0]]} of yarn" if odd else None
 
 
-def write_scaling(writer: Any, rope: Config) -> None:
-    """How positions beyond the first training are scaled, where GGUF has keys for it."""
-    import gguf
-
-    kind = {"linear": gguf.RopeScalingType.LINEAR, "yarn": gguf.RopeScalingType.YARN}.get(rope["rope_type"])
+def write_rope_scaling(writer: GGUFWriter, rope: Config) -> None:
+    """Write how positions beyond the context of the first training are scaled, where GGUF has keys for it."""
+    kind = {"linear": RopeScalingType.LINEAR, "yarn": RopeScalingType.YARN}.get(rope["rope_type"])
     if kind is None or rope.get("factor") is None:
         return
     writer.add_rope_scaling_type(kind)
     writer.add_rope_scaling_factor(rope["factor"])
-    if kind is gguf.RopeScalingType.YARN:
+    if kind is RopeScalingType.YARN:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         rope = {"attention_factor": rope.get("attn_factor")} | rope
         for name, add in (
@@ -77,15 +73,15 @@ def write_scaling(writer: Any, rope: Config) -> None:
                 add(rope[name])
 
 
-def divisors(numbers: Iterable[float]) -> Tensor:
-    """By what RoPE's frequencies are divided, as GGUF holds it."""
-    values = np.array(list(numbers), np.float32)
-    return Tensor(values.shape, lambda start, stop: values[start:stop])
+def make_factors_tensor(factors: Iterable[float]) -> LazyTensor:
+    """Make the tensor of the factors (head_dim / 2,) by which RoPE's frequencies are divided."""
+    values = np.array(list(factors), np.float32)
+    return LazyTensor(values.shape, lambda start, stop: values[start:stop])
 
 
-def llama3_factors(rope: Config, width: int) -> Iterator[np.float32]:
-    """By what Llama 3.x divides each of RoPE's frequencies."""
-    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+def compute_llama3_factors(rope: Config, head_dim: int) -> Iterator[np.float32]:
+    """Yield by what Llama 3.x divides each of RoPE's frequencies, in llama.cpp's float32 arithmetic."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(float(rope["rope_theta"]), exponents.astype(np.float64)).astype(np.float32)
     factor, context = rope.get("factor", 8.0), rope.get("original_max_position_embeddings", 8192)
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)

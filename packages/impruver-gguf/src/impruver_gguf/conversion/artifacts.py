@@ -1,11 +1,11 @@
-"""Makes the files under other names, whole, and describes them; what an earlier run made from the same is kept."""
+"""Make the files of an export under temporary names, and reuse those of earlier runs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,106 +14,132 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_staged_path, hash_file, make_folder
 from impruver_core.io.manifest import describe_file, read_manifest
 
-from impruver_gguf.conversion.plan import Conversion
-from impruver_gguf.quantization import quantize
-from impruver_gguf.verification.quality_report import QUALITY
+from impruver_gguf.conversion.plan import ConversionPlan
+from impruver_gguf.quantization.quant_types import estimate_bytes
+from impruver_gguf.quantization.quantize import get_quantizer_name, quantize
+
+QUALITY_FILE = "quality.jsonl"
+Staged = dict[Path, Path]  # final path → where the file is now
 
 
-def kept(
-    conversion: Conversion, files: Mapping[str, Path], program: str | None, before: Sequence[dict[str, Any]]
-) -> tuple[Conversion, set[Path]]:
-    """What of `before`, the files of an earlier run, stays: (`conversion` without what it would write again, levels).
+@dataclass(frozen=True)
+class ArtifactPlan:
+    """Which files an export makes, and how."""
 
-    That they are whole was checked before they could be replaced.
-    """
-    (_, source), *targets = files.items()
-    known = source.name in {entry["path"] for entry in before} and source.is_file()
-    if known and not conversion.there and conversion.same(source):
-        log_info(f"{source.name}: there already, the same byte for byte, and kept")
-        conversion = replace(conversion, there=True)
-    if not conversion.there:
-        return conversion, set()
-    conversion = replace(conversion, digest=hash_file(source))
-    how = {"source": conversion.digest, "quantizer": quantizer(program)}
-    alike = {entry["path"] for entry in before if how.items() <= entry.items()}
-    done = {level: path for level, path in targets if path.name in alike and path.is_file()}
-    if done:
-        log_info(f"{', '.join(done)}: there already, made from the same file, and kept")
-    return conversion, set(done.values())
+    files: Mapping[str, Path]  # level → file, the unquantized one first
+    modelfiles: Mapping[Path, str]  # Modelfile → its text
+    conversion: ConversionPlan
+    quantizer: str | None  # a llama-quantize; None: cyllama's library
+    previous: Sequence[dict[str, Any]]  # the manifest's entries of an earlier run's files
+    done: Collection[Path] = ()  # the files of levels that stay as they are
+
+    @property
+    def source(self) -> Path:
+        """The unquantized file."""
+        return next(iter(self.files.values()))
+
+    @property
+    def levels(self) -> dict[str, Path]:
+        """The files that are quantized from it."""
+        return dict([*self.files.items()][1:])
+
+    def estimate_sizes(self) -> dict[Path, int]:
+        """Estimate the bytes of each GGUF file that is to be made."""
+        conversion = self.conversion
+        sizes = {} if conversion.exists else {self.source: conversion.file_bytes}
+        for level, path in self.levels.items():
+            sizes[path] = conversion.header_bytes + estimate_bytes(level, conversion.shapes)
+        return {path: size for path, size in sizes.items() if path not in self.done}
 
 
-def make(
-    conversion: Conversion,
-    files: Mapping[str, Path],
-    modelfiles: Mapping[Path, str],
-    program: str | None,
-    done: Collection[Path],
-    before: Sequence[dict[str, Any]],
-) -> tuple[dict[Path, Path], list[dict[str, Any]]]:
-    """Makes `files` (level → path, the unquantized one first) under other names, but for those that are `done`.
-
-    (final path → where the file is now, outputs for the manifest: `before` as far as it stays, and what was made).
-    Nothing is left where that fails.
-    """
-    (_, source), *targets = files.items()
-    make_folder(source.parent)
-    levels = [path for _, path in targets]
-    new = [*([] if conversion.there else [source]), *(path for path in levels if path not in done), *modelfiles]
-    made = {path: get_staged_path(path) for path in new}
-    _discard(made)  # a killed run's: whoever still writes into one writes nowhere
+def read_previous_outputs(manifest_path: Path, overwrite: bool) -> list[dict[str, Any]]:
+    """Read what an earlier run's manifest says of its files; its quality.jsonl is of none of those to come."""
     try:
-        if not conversion.there:
-            conversion.write(made[source])
-        now = made.get(source, source)
-        how = {"source": conversion.digest or hash_file(now), "quantizer": quantizer(program)}
-        quantize.quantize(now, {level: made[path] for level, path in targets if path in made}, program)
-        for path, text in modelfiles.items():
-            made[path].write_text(text, encoding="utf-8", newline="\n")
-        for path in made.values():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        return made, _outputs(made, levels, how, before)
-    except BaseException as error:
-        _discard(made)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(source.parent)  # a write knows no name
-        raise
-
-
-def quantizer(program: str | None) -> str:
-    """What makes the levels, as the manifest tells it."""
-    return program or f"cyllama {version('cyllama')}"
-
-
-def _discard(made: Mapping[Path, Path]) -> None:
-    for path in made.values():
-        path.unlink(missing_ok=True)
-
-
-def earlier(path: Path, overwrite: bool) -> list[dict[str, Any]]:
-    """The files that an earlier run's manifest describes; its proof is none of those to come."""
-    try:
-        outputs = (read_manifest(path) or {}).get("outputs") or []
-        return [entry for entry in outputs if entry["path"] != QUALITY]
+        outputs = (read_manifest(manifest_path) or {}).get("outputs") or []
+        return [entry for entry in outputs if entry["path"] != QUALITY_FILE]
     except ImpruverError:
         if not overwrite:
             raise
-        warn(f"{path}: can't be read, and is replaced")
+        warn(f"{manifest_path}: can't be read, and is replaced")
         return []
 
 
-def _outputs(
-    made: Mapping[Path, Path], levels: Collection[Path], how: dict[str, str], before: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """What stands in the folder: files of earlier runs that are still there, and what was made."""
-    names = {path.name for path in made}
-    folder = next(iter(made)).parent
-    kept = [entry for entry in before if entry["path"] not in names and (folder / entry["path"]).is_file()]
-    stale = [entry["path"] for entry in kept if entry.get("source", how["source"]) != how["source"]]
+def reuse_outputs(plan: ArtifactPlan) -> ArtifactPlan:
+    """Leave out what an earlier run made alike: the same unquantized file, and the levels made from it.
+
+    That these files are as the manifest describes them was checked before they could be replaced.
+    """
+    source, conversion = plan.source, plan.conversion
+    known = source.name in {entry["path"] for entry in plan.previous} and source.is_file()
+    if known and not conversion.exists and conversion.is_same(source):
+        log_info(f"{source.name}: there already, the same byte for byte, and kept")
+        conversion = replace(conversion, exists=True)
+    if not conversion.exists:
+        return plan
+    conversion = replace(conversion, digest=hash_file(source))
+    origin = {"source": conversion.digest, "quantizer": get_quantizer_name(plan.quantizer)}
+    alike = {entry["path"] for entry in plan.previous if origin.items() <= entry.items()}
+    done = {level: path for level, path in plan.levels.items() if path.name in alike and path.is_file()}
+    if done:
+        log_info(f"{', '.join(done)}: there already, made from the same file, and kept")
+    return replace(plan, conversion=conversion, done=set(done.values()))
+
+
+@contextmanager
+def staged_outputs(plan: ArtifactPlan) -> Iterator[Staged]:
+    """Yield temporary paths of the files that are to be made; they are removed where a step fails."""
+    make_folder(plan.source.parent)
+    source = [] if plan.conversion.exists else [plan.source]
+    levels = [path for path in plan.levels.values() if path not in plan.done]
+    staged = {path: get_staged_path(path) for path in (*source, *levels, *plan.modelfiles)}
+    _remove(staged)  # a killed run's: whoever still writes into one writes nowhere
+    try:
+        yield staged
+    except BaseException as error:
+        _remove(staged)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(plan.source.parent)  # a write knows no name
+        raise
+
+
+def convert(plan: ArtifactPlan, staged: Staged) -> None:
+    """Write the unquantized file, unless it is there."""
+    if not plan.conversion.exists:
+        plan.conversion.write(staged[plan.source])
+
+
+def quantize_levels(plan: ArtifactPlan, staged: Staged) -> None:
+    """Make the levels that are not done from the unquantized file."""
+    targets = {level: staged[path] for level, path in plan.levels.items() if path in staged}
+    quantize(staged.get(plan.source, plan.source), targets, plan.quantizer)
+
+
+def write_modelfiles(plan: ArtifactPlan, staged: Staged) -> None:
+    """Write the Modelfiles."""
+    for path, text in plan.modelfiles.items():
+        staged[path].write_text(text, encoding="utf-8", newline="\n")
+
+
+def describe_outputs(plan: ArtifactPlan, staged: Staged) -> list[dict[str, Any]]:
+    """Sync what was made to the disk, and describe it for the manifest after what stays of earlier runs."""
+    for path in staged.values():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    digest = plan.conversion.digest or hash_file(staged.get(plan.source, plan.source))
+    origin = {"source": digest, "quantizer": get_quantizer_name(plan.quantizer)}
+    folder, levels = plan.source.parent, set(plan.levels.values())
+    present = {path.name for path in folder.iterdir() if path.is_file()} - {path.name for path in staged}
+    staying = [entry for entry in plan.previous if entry["path"] in present]
+    stale = [entry["path"] for entry in staying if entry.get("source", digest) != digest]
     if stale:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
-    now = [
-        describe_file(path, digest=True) | {"path": final.name} | (how if final in levels else {})
-        for final, path in made.items()
+    new = [
+        describe_file(path, digest=True) | {"path": final.name} | (origin if final in levels else {})
+        for final, path in staged.items()
     ]
-    return [*kept, *now]
+    return [*staying, *new]
+
+
+def _remove(staged: Staged) -> None:
+    for path in staged.values():
+        path.unlink(missing_ok=True)

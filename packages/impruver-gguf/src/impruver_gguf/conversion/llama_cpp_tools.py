@@ -1,7 +1,11 @@
-"""llama.cpp's own programs, for architectures that are not converted here: where they are, and running them."""
+"""Find llama.cpp's own programs, and run its converter for architectures that are not converted here.
+
+An adapter is merged first, into a folder with all else that the model's folder has.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,86 +17,107 @@ from pathlib import Path
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.worker_process import last_lines
+from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
+from impruver_gguf.weights.lazy_tensor import Tensors
+from impruver_gguf.worker_process import get_log_tail
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
-
-
 QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize", "quantize")
-
-
 SERVERS = ("llama-server", "build/bin/llama-server", "bin/llama-server")
-
-
 HOW_TO_GET = (
     "get llama.cpp with `git clone https://github.com/ggml-org/llama.cpp` and give its folder as --llama_cpp, or as "
     "LLAMA_CPP_DIR, or put it beside the working folder as ../llama.cpp; its convert_hf_to_gguf.py needs torch and "
     "transformers"
 )
+LEFT_OUT = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "impruver.json", "recipe.yaml")
+DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}  # safetensors' names
 
 
 @dataclass(frozen=True)
-class Places:
-    """What the flags name."""
+class LlamaCppPaths:
+    """What the flags name: llama.cpp's converter, its llama-quantize, its folder."""
 
     script: str | None = None
     quantizer: str | None = None
     folder: str | None = None
 
 
-def find_script(places: Places) -> str | None:
-    """convert_hf_to_gguf.py by its flag, in llama.cpp's folder, else on PATH; None where it is nowhere."""
-    return _found(places.script, "--llama_cpp_convert_script", places.folder, SCRIPTS)
+def find_script(paths: LlamaCppPaths) -> str | None:
+    """Find convert_hf_to_gguf.py by its flag, in llama.cpp's folder, else on PATH; None where it is nowhere."""
+    return _find_program(paths.script, "--llama_cpp_convert_script", paths.folder, SCRIPTS)
 
 
-def find_quantizer(places: Places) -> str | None:
-    """llama-quantize, likewise."""
-    return _found(places.quantizer, "--llama_cpp_quantize_bin", places.folder, QUANTIZERS)
+def find_quantizer(paths: LlamaCppPaths) -> str | None:
+    """Find llama-quantize likewise."""
+    return _find_program(paths.quantizer, "--llama_cpp_quantize_bin", paths.folder, QUANTIZERS)
 
 
-def find_server(places: Places) -> str | None:
-    """llama-server, which renders chat templates with llama.cpp's own engine; None where it is nowhere."""
-    return _found(None, "", places.folder, SERVERS)
+def find_server(paths: LlamaCppPaths) -> str | None:
+    """Find llama-server, which renders chat templates with llama.cpp's own engine, likewise."""
+    return _find_program(None, "", paths.folder, SERVERS)
 
 
-def _found(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:
+def _find_program(named: str | None, flag: str, folder: str | None, names: tuple[str, ...]) -> str | None:
+    """Find what a flag names, else one of `names` in llama.cpp's folders or on PATH."""
     if named:
-        return _usable(Path(named), flag)
+        path = Path(named)
+        if not path.is_file():
+            raise ImpruverError(f"{flag}: {path} is {'no file' if path.exists() else 'not there'}")
+        if not _is_runnable(path):
+            raise ImpruverError(f"{flag}: {path} can't be run; make it executable with chmod +x, or name another file")
+        return str(path.absolute())
     if folder and not Path(folder).is_dir():
         raise ImpruverError(f"--llama_cpp: {folder} is no folder")
-    places = [Path(place) for place in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if place]
-    candidates = (place / name for place in places for name in names)
-    found = next((path for path in candidates if path.is_file() and _runs(path)), None)
-    if found:
-        return str(found.absolute())
+    folders = [Path(path) for path in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if path]
+    candidates = (path / name for path in folders for name in names)
+    program = next((path for path in candidates if path.is_file() and _is_runnable(path)), None)
+    if program:
+        return str(program.absolute())
     return next((path for name in names if "/" not in name and (path := shutil.which(name))), None)
 
 
-def _runs(path: Path) -> bool:
+def _is_runnable(path: Path) -> bool:
     """Whether it is a program, or a script that Python is started with."""
     return path.suffix == ".py" or os.access(path, os.X_OK)
 
 
-def _usable(path: Path, flag: str) -> str:
-    if not path.is_file():
-        raise ImpruverError(f"{flag}: {path} is {'no file' if path.exists() else 'not there'}")
-    if not _runs(path):
-        raise ImpruverError(f"{flag}: {path} can't be run; make it executable with chmod +x, or name another file")
-    return str(path.absolute())
-
-
-def convert(script: str, folder: Path, target: Path, outtype: str) -> None:
-    """Runs llama.cpp's converter on a model's folder; ImpruverError with its last words where it fails."""
+def run_convert_script(script: str, folder: Path, target: Path, outtype: str) -> None:
+    """Run llama.cpp's converter on a model's folder; ImpruverError with the end of its log where it fails."""
     log_info(f"running {script}")
-    command = [*_launcher(script), script, str(folder), "--outfile", str(target), "--outtype", outtype]
+    command = [script, str(folder), "--outfile", str(target), "--outtype", outtype]
+    if script.endswith(".py"):  # else it is a program; a script is run by this Python if it has torch
+        command.insert(0, sys.executable if find_spec("torch") else shutil.which("python3") or sys.executable)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not target.is_file():
-        said = last_lines(done.stderr + done.stdout)
-        raise ImpruverError(f"{script} failed (exit {done.returncode}): {said}")
+        tail = get_log_tail(done.stderr + done.stdout)
+        raise ImpruverError(f"{script} failed (exit {done.returncode}): {tail}")
 
 
-def _launcher(script: str) -> list[str]:
-    """The Python for a script: this one if it has torch, else the one on PATH; none for a program."""
-    if not script.endswith(".py"):
-        return []
-    return [sys.executable if find_spec("torch") else shutil.which("python3") or sys.executable]
+def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
+    """Choose 16 bits for matrices, 32 for vectors, as GGUF has them; 32 for all where the GGUF has them."""
+    matrix, vector = TENSOR_TYPES[outtype if outtype in DTYPES else "f16"], TENSOR_TYPES["f32"]
+    return {name: matrix if len(tensor.shape) > 1 else vector for name, tensor in tensors.items()}
+
+
+def write_merged_checkpoint(tensors: Tensors, source: Path, folder: Path, outtype: str) -> None:
+    """Write `tensors` to the new `folder`, and what else is in `source`, whose config.json loses its quantization."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.is_file() and not any(path.match(pattern) for pattern in LEFT_OUT):
+            shutil.copyfile(path, folder / path.name)
+    config = folder / "config.json"
+    if config.is_file():
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content.pop("quantization_config", None)  # the adapter's base had 4 or 8 bits in training, the merge has 16
+        config.write_text(json.dumps(content), encoding="utf-8")
+    types, header, end = choose_merged_types(tensors, outtype), {"__metadata__": {"format": "pt"}}, 0
+    dtypes = {TENSOR_TYPES[name]: dtype for name, dtype in DTYPES.items()}
+    for name, tensor in tensors.items():
+        start, end = end, end + types[name].compute_bytes(tensor.shape)
+        header[name] = {"dtype": dtypes[types[name]], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, data in encode_tensors(tensors, types):
+            file.write(data.data)

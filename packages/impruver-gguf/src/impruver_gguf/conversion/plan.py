@@ -1,73 +1,85 @@
-"""How the unquantized file comes about: converted here, by llama.cpp's script, or there already. Checks come first."""
+"""Plan how the unquantized file comes about: converted here, by llama.cpp's script, or there already.
+
+All that can be checked before anything is written is checked here; before training also of the model to be.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.paths import find_or_download
+from impruver_core.recipe.sections import ModelSection
 
-from impruver_gguf.architectures.registry import ARCHITECTURES, Architecture, converted, expected, with_defaults
-from impruver_gguf.conversion import gguf_writer as write
-from impruver_gguf.conversion import llama_cpp_tools as llama_cpp
-from impruver_gguf.conversion import merged_safetensors as shards
-from impruver_gguf.conversion.gguf_writer import header_of
-from impruver_gguf.conversion.metadata import write_metadata
-from impruver_gguf.conversion.tensor_types import ENCODINGS
-from impruver_gguf.merging.merge import merged
+from impruver_gguf.architectures.architecture import Architecture
+from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config, convert_tensors, make_expected_tensors
+from impruver_gguf.conversion import llama_cpp_tools
+from impruver_gguf.conversion.gguf_header import build_header
+from impruver_gguf.conversion.gguf_writer import (
+    TENSOR_TYPES,
+    GgufContent,
+    choose_tensor_types,
+    is_same_gguf,
+    write_gguf,
+)
+from impruver_gguf.merging.merge import merge_adapter
+from impruver_gguf.merging.tied_embeddings import TiedModules
+from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
-from impruver_gguf.weights.checkpoint import Model
-from impruver_gguf.weights.lazy_tensor import Tensor
-from impruver_gguf.weights.peft_adapter import check_method
+from impruver_gguf.weights.checkpoint import SourceCheckpoint, has_model, make_checkpoint, read_checkpoint
+from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.peft_adapter import check_mergeable, describe_unmergeable
 
-EMBEDDINGS, HEAD = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
+EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What is to come, in words; its tensors' shapes; bytes of its header, of it all, and of what is written before.
+class ConversionPlan:
+    """How the unquantized GGUF file comes about."""
 
-    `same` tells whether a file is what `write` would write; `there` that nothing is to be written, `digest` its sha256.
-    """
-
-    words: str
-    shapes: dict[str, tuple[int, ...]]
-    header: int
-    bytes: int
+    description: str  # what is converted, for people
+    shapes: dict[str, tuple[int, ...]]  # of tensors, by the names that are known before conversion
+    header_bytes: int  # before the tensors' data; 0 where unknown
+    file_bytes: int  # of the file that is to be written
     write: Callable[[Path], None]
-    same: Callable[[Path], bool] = lambda path: False
-    scratch: int = 0
-    by_script: bool = False
-    there: bool = False
-    digest: str | None = None
+    is_same: Callable[[Path], bool] = lambda path: False  # whether a file is what `write` would write
+    scratch_bytes: int = 0  # what is written for a while beside it
+    by_script: bool = False  # llama.cpp's script converts
+    exists: bool = False  # the file is there, nothing is to be written
+    digest: str | None = None  # its sha256, where it is known already
 
 
-def plan_conversion(model: Model, output_dir: Path, places: llama_cpp.Places, outtype: str) -> Conversion:
-    """The way for this model's architecture; ImpruverError with what works where there is none."""
-    architecture = ARCHITECTURES.get(model.kind)
-    reason = None
+def plan_conversion(
+    checkpoint: SourceCheckpoint, model_dir: Path, paths: llama_cpp_tools.LlamaCppPaths, outtype: str
+) -> ConversionPlan:
+    """Plan the conversion of a model, here or by llama.cpp's script; ImpruverError where neither can do it.
+
+    `model_dir` has the tokenizer's files and all else that goes into the metadata.
+    """
+    architecture, reason = ARCHITECTURES.get(checkpoint.class_name), None
     if architecture:
-        config = with_defaults(architecture, model.config, model.config_path)
-        reason = architecture.check(config)
+        config = complete_config(architecture, checkpoint.config, checkpoint.config_path)
+        reason = architecture.find_unsupported(config)
         if not reason:
-            return _own(architecture, config, model, output_dir, outtype)
-    script = llama_cpp.find_script(places)
+            return _plan_own_conversion(architecture, config, checkpoint, model_dir, outtype)
+    script = llama_cpp_tools.find_script(paths)
     if script is None:
-        told = f"{model.kind} with {reason}" if reason else model.kind
+        model = f"{checkpoint.class_name} with {reason}" if reason else checkpoint.class_name
         raise ImpruverError(
-            f"{told} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it: "
-            f"{llama_cpp.HOW_TO_GET}"
+            f"{model} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it: "
+            f"{llama_cpp_tools.HOW_TO_GET}"
         )
-    return _by_script(script, model, output_dir, outtype)
+    return _plan_script_conversion(script, checkpoint, model_dir, outtype)
 
 
-def existing(path: Path) -> Conversion:
-    """A GGUF file that is there already, for --only_quantize."""
+def plan_existing_file(path: Path) -> ConversionPlan:
+    """Plan to take a GGUF file that is there already, for --only_quantize."""
     from gguf import GGUFReader
 
     if not path.is_file():
@@ -77,68 +89,142 @@ def existing(path: Path) -> Conversion:
     except (ValueError, IndexError, KeyError) as error:
         raise ImpruverError(f"{path}: cut off, or no GGUF file: {error}") from None
     shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
-    return Conversion(f"{path.name}, which is there", shapes, reader.data_offset, 0, lambda target: None, there=True)
+    description = f"{path.name}, which is there"
+    return ConversionPlan(description, shapes, reader.data_offset, 0, lambda target: None, exists=True)
 
 
-def _own(
-    architecture: Architecture, config: dict[str, Any], model: Model, output_dir: Path, outtype: str
-) -> Conversion:
-    tensors = _tensors(architecture, config, model)
-    vocabulary = read_vocabulary(output_dir, config["vocab_size"], architecture.plain_added)
-    types = write.encodings(tensors, outtype)
+def _plan_own_conversion(
+    architecture: Architecture, config: dict[str, Any], checkpoint: SourceCheckpoint, model_dir: Path, outtype: str
+) -> ConversionPlan:
+    tensors = _build_tensors(architecture, config, checkpoint)
+    vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added)
+    types = choose_tensor_types(tensors, outtype)
+    header = build_header(architecture, config, vocab, model_dir, tensors, types, TENSOR_TYPES[outtype].file)
+    content = GgufContent(header, tensors, types)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    about = (architecture, config, vocabulary, output_dir, ENCODINGS[outtype].file)
-    header = header_of(architecture.name, tensors, types, lambda writer: write_metadata(writer, *about))
-    kind = "SentencePiece" if vocabulary.sentencepiece else f"pre-tokenizer {vocabulary.pre}"
-    adapted = f", the adapter merged into {model.base}" if model.adapter else ""
-    unseen = "" if model.tensors else "; by its configuration alone, since its weights are not on this disk"
-    return Conversion(
+    kind = "SentencePiece" if vocab.is_sentencepiece else f"pre-tokenizer {vocab.pre}"
+    adapted = f", the adapter merged into {checkpoint.base}" if checkpoint.adapter else ""
+    unseen = "" if checkpoint.tensors else "; by its configuration alone, since its weights are not on this disk"
+    return ConversionPlan(
         f"{architecture.name}, {count:,} parameters, {config['vocab_size']:,} tokens, {kind}{adapted}{unseen}",
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
-        write.size_of(header, tensors, types),
-        partial(write.write_gguf, header=header, tensors=tensors, types=types),
-        partial(write.is_gguf, header=header, tensors=tensors, types=types),
+        content.size,
+        partial(write_gguf, content=content),
+        partial(is_same_gguf, content=content),
     )
 
 
-def _tensors(architecture: Architecture, config: dict[str, Any], model: Model) -> dict[str, Tensor]:
-    """By GGUF name, with the adapter in them; of shapes alone where there are no weights."""
-    if not model.tensors:
-        if model.adapter:
-            check_method(model.adapter)
-        return expected(architecture, config)
-    tensors = model.tensors
-    if model.adapter:
+def _build_tensors(
+    architecture: Architecture, config: dict[str, Any], checkpoint: SourceCheckpoint
+) -> dict[str, LazyTensor]:
+    """The GGUF's tensors by name, the adapter merged; of shapes alone where there are no weights."""
+    tensors, adapter = checkpoint.tensors, checkpoint.adapter
+    if not tensors:
+        if adapter:
+            check_mergeable(adapter)
+        return make_expected_tensors(architecture, config)
+    if adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
-        tensors = merged(tensors, model.adapter, conv1d=architecture.conv1d, tied=tied)
-    return converted(architecture, tensors, config, model.config_path)
+        tensors = merge_adapter(tensors, adapter, conv1d=architecture.conv1d, tied=tied)
+    return convert_tensors(architecture, tensors, config, checkpoint.config_path)
 
 
-def _by_script(script: str, model: Model, output_dir: Path, outtype: str) -> Conversion:
-    tensors = model.tensors
-    if model.adapter:
-        tensors = merged(tensors, model.adapter, tied=_tied_ends(tensors))
-    types = write.encodings(tensors, outtype)
-    size = sum(types[name].bytes_of(tensor.shape) for name, tensor in tensors.items())
+def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir: Path, outtype: str) -> ConversionPlan:
+    tensors = checkpoint.tensors
+    if checkpoint.adapter:
+        tensors = merge_adapter(tensors, checkpoint.adapter, tied=_find_tied_modules(tensors))
+    all_types = choose_tensor_types(tensors, outtype), llama_cpp_tools.choose_merged_types(tensors, outtype)
+    file_bytes, scratch_bytes = (
+        sum(types[name].compute_bytes(tensor.shape) for name, tensor in tensors.items()) for types in all_types
+    )
 
-    def convert(target: Path) -> None:
-        if not model.adapter:
-            return llama_cpp.convert(script, output_dir, target, outtype)
+    def write(target: Path) -> None:
+        if not checkpoint.adapter:
+            return llama_cpp_tools.run_convert_script(script, model_dir, target, outtype)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merged.") as scratch:
-            folder = Path(scratch) / output_dir.absolute().name  # llama.cpp takes the model's name from it
-            shards.write_shards(tensors, output_dir, folder, outtype)
-            return llama_cpp.convert(script, folder, target, outtype)
+            folder = Path(scratch) / model_dir.absolute().name  # llama.cpp takes the model's name from it
+            llama_cpp_tools.write_merged_checkpoint(tensors, model_dir, folder, outtype)
+            return llama_cpp_tools.run_convert_script(script, folder, target, outtype)
 
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    words = f"{model.kind}, converted by {script}"
-    scratch = shards.bytes_of(tensors, outtype) if model.adapter else 0
-    return Conversion(words, shapes, 0, size, convert, scratch=scratch, by_script=True)
+    return ConversionPlan(
+        f"{checkpoint.class_name}, converted by {script}",
+        {name: tensor.shape for name, tensor in tensors.items()},
+        0,
+        file_bytes,
+        write,
+        scratch_bytes=scratch_bytes if checkpoint.adapter else 0,
+        by_script=True,
+    )
 
 
-def _tied_ends(tensors: Collection[str]) -> tuple[str, str] | None:
-    """The modules of both ends, where the weights have no head of their own."""
+def _find_tied_modules(tensors: Collection[str]) -> TiedModules | None:
+    """The modules of both ends, where the weights have no output of their own."""
     embedding = next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
-    if embedding is None or HEAD in tensors:
+    if embedding is None or OUTPUT in tensors:
         return None
-    return embedding.removesuffix(".weight"), HEAD.removesuffix(".weight")
+    return TiedModules(embedding.removesuffix(".weight"), OUTPUT.removesuffix(".weight"))
+
+
+class UnknownModelError(ImpruverError):
+    """What keeps a dry run from knowing the model that will be trained."""
+
+
+def plan_checkpoint(
+    section: ModelSection, tokenizer: str | None, lora: dict[str, Any] | None, recipe_dir: Path | None
+) -> tuple[SourceCheckpoint, Path]:
+    """Derive the model that training will leave, and its tokenizer's folder; UnknownModelError where that can't be.
+
+    It has no tensors where there are no weights yet. `tokenizer` is the recipe's tokenizer.name.
+    """
+    method = describe_unmergeable(lora or {})
+    if method:
+        raise ImpruverError(
+            f"lora: {method} can't be merged exactly, and impruver-gguf will refuse such an adapter: leave it out, or "
+            "merge it with peft after training"
+        )
+    if section.name:
+        base = _find_folder(section.name, recipe_dir)
+        if not (base / "config.json").is_file():
+            raise UnknownModelError(f"{base} has no config.json")
+        weights = has_model(base)
+        checkpoint = read_checkpoint(base, None, recipe_dir) if weights else make_checkpoint(base, {}, None, base)
+    elif section.config_class:
+        checkpoint = _make_from_config(section)
+    else:
+        raise UnknownModelError("neither model.name nor model.config_class is set")
+    tokenizer_dir = _find_folder(tokenizer, recipe_dir) if tokenizer else checkpoint.base
+    return _grow_embeddings(checkpoint, get_largest_token_id(tokenizer_dir)), tokenizer_dir
+
+
+def _find_folder(name: str, recipe_dir: Path | None) -> Path:
+    """A local folder, or the hub's with configuration and tokenizer, from its cache or the network."""
+    try:
+        return find_or_download(name, recipe_dir, ("config.json", *FILES))
+    except FileNotFoundError:
+        raise UnknownModelError(f"{name} is not there") from None
+    except OSError as error:
+        raise UnknownModelError(f"{name} is neither in the hub's cache nor to be had from the hub ({error})") from None
+
+
+def _make_from_config(section: ModelSection) -> SourceCheckpoint:
+    """As train builds it, without a vocabulary of its own: the recipe's config, the class's defaults."""
+    class_name = section.class_.rpartition(".")[2]
+    if class_name.startswith("Auto"):
+        class_name = section.config_class.rpartition(".")[2].removesuffix("Config") + "ForCausalLM"
+    config = {"vocab_size": 1, **section.config, "architectures": [class_name]}
+    return SourceCheckpoint(Path("model.config"), config, {}, None, Path())
+
+
+def _grow_embeddings(checkpoint: SourceCheckpoint, largest_id: int) -> SourceCheckpoint:
+    """With a row for each id of the tokenizer, as training adds them."""
+    architecture = ARCHITECTURES.get(checkpoint.class_name)
+    size = checkpoint.config.get("vocab_size")
+    if architecture is None or not isinstance(size, int) or largest_id < size:
+        return checkpoint
+    ends = tuple(f"{module.partition('.')[2] or module}.weight" for module in architecture.tied)
+    tensors = {
+        name: LazyTensor((largest_id + 1, *tensor.shape[1:]), tensor.read) if name.endswith(ends) else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return replace(checkpoint, config=checkpoint.config | {"vocab_size": largest_id + 1}, tensors=tensors)

@@ -1,11 +1,24 @@
-"""A weight with what peft trained in it, row by row, in the order in which torch and peft round.
+"""Add what PEFT trained to a weight, some rows at a time, in the order in which torch and PEFT round.
 
-As peft: W + (B @ A) * scaling, transposed for layers that hold their weights the other way round (GPT-2's Conv1D,
-embeddings); DoRA scales what comes out, so that each output has the length that was trained.
+    LoRA    W' = W + (B @ A) * scaling      scaling = alpha / r, for rsLoRA alpha / sqrt(r)
+    DoRA    W'' = W' * m / ||W'||           the weights of each output are brought to the length m that was trained
 
-B @ A is summed rank after rank, each step a fused multiply-add. numpy's BLAS rounds other sums at the borders of its
-tiles, and all of them on processors without such steps; where an update is many times larger than what is left of a
-weight, that is several steps of float16.
+Shapes: W (outputs, inputs), A (r, inputs), B (outputs, r), m (outputs,). Embeddings and GPT-2's Conv1D hold their W
+transposed, as (inputs, outputs); the update is then (B @ A).T.
+
+One output with three inputs, r = 2, alpha = 4 (scaling 2, for rsLoRA 2.83), all in float32:
+
+    A, rank 0              [ 0.10  0.20  0.30 ]
+    A, rank 1              [ 1.00  0.00 -1.00 ]
+    B                      [ 0.50  0.25 ]
+    0.50 * rank 0          [ 0.05  0.10  0.15 ]   rounded to float32
+    + 0.25 * rank 1        [ 0.30  0.10 -0.10 ]   a fused multiply-add: the sum is rounded, the product is not
+    * 2                    [ 0.60  0.20 -0.20 ]   rounded
+    + W [ 1  2  3 ]        [ 1.60  2.20  2.80 ]   rounded: W'; to 16 bits it is rounded once, as the GGUF is written
+    * m / ||W'||           [ 3.20  4.40  5.60 ]   DoRA with m = 7.81, since sqrt(1.6**2 + 2.2**2 + 2.8**2) = 3.90
+
+B @ A is summed rank after rank as torch does on a CPU with AVX2. numpy's BLAS rounds other sums at the borders of its
+tiles; where an update is far larger than what is left of a weight, that is several steps of float16.
 """
 
 from __future__ import annotations
@@ -15,35 +28,36 @@ from threading import Lock
 
 import numpy as np
 
-from impruver_gguf.weights.lazy_tensor import Tensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor
 
-BLOCK = 1 << 15  # values at a time: what fits a core's cache
-
-
+BLOCK_VALUES = 1 << 15  # what fits a core's cache
 LANES = 8  # in which torch sums the squares of a row
 
 
-def with_lora(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool) -> Tensor:
-    """W + (B @ A) * scaling; `transposed` where W is held as inputs x outputs."""
-    turned = once(lambda: np.ascontiguousarray(a.float32().T))
+def add_lora(weight: LazyTensor, a: LazyTensor, b: LazyTensor, scaling: float, transposed: bool) -> LazyTensor:
+    """Make W + (B @ A) * scaling, of W's shape; `transposed` where W is (inputs, outputs)."""
+    a_transposed = compute_once(lambda: np.ascontiguousarray(a.read_float32().T))
 
-    def rows(start: int, stop: int) -> np.ndarray:
+    def read(start: int, stop: int) -> np.ndarray:
         if transposed:
-            values = _product(turned()[start:stop], b.float32().T)
+            values = _multiply(a_transposed()[start:stop], b.read_float32().T)
         else:
-            values = _product(b.float32(start, stop), a.float32())
+            values = _multiply(b.read_float32(start, stop), a.read_float32())
         values *= np.float32(scaling)
-        values += weight.rows(start, stop)
+        values += weight.read(start, stop)
         return values
 
-    return Tensor(weight.shape, rows)
+    return LazyTensor(weight.shape, read)
 
 
-def _product(b: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """b @ a; a float64 holds the product of two float32 exactly, so only the sum is rounded."""
+def _multiply(b: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Compute b @ a, (rows, r) by (r, columns), rank after rank with fused multiply-adds.
+
+    A float64 holds the product of two float32 exactly, so that only the sum is rounded.
+    """
     result = np.zeros((b.shape[0], a.shape[1]), np.float32)
     columns, ranks = b.T.astype(np.float64), a.astype(np.float64)
-    rows = max(1, BLOCK // a.shape[1])
+    rows = max(1, BLOCK_VALUES // a.shape[1])
     for start in range(0, b.shape[0], rows):
         total = result[start : start + rows]
         step = np.empty(total.shape, np.float64)
@@ -54,77 +68,77 @@ def _product(b: np.ndarray, a: np.ndarray) -> np.ndarray:
     return result
 
 
-def with_magnitude(changed: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
-    """DoRA: the weights that go to each output brought to the length `magnitude`."""
-    factors = once(lambda: magnitude.float32() / _column_norms(changed))
+def apply_dora_magnitude(updated: LazyTensor, magnitude: LazyTensor, transposed: bool) -> LazyTensor:
+    """Make DoRA's weight from W + LoRA's update and the trained lengths (outputs,)."""
+    factors = compute_once(lambda: magnitude.read_float32() / _compute_column_norms(updated))
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        values = changed.float32(start, stop)
+    def read(start: int, stop: int) -> np.ndarray:
+        values = updated.read_float32(start, stop)
         if transposed:
             values *= factors()
         else:
-            values *= (magnitude.float32(start, stop) / _row_norms(values))[:, None]
+            values *= (magnitude.read_float32(start, stop) / _compute_row_norms(values))[:, None]
         return values
 
-    return Tensor(changed.shape, rows)
+    return LazyTensor(updated.shape, read)
 
 
-def with_bias(bias: Tensor, update: Tensor, scaling: float) -> Tensor:
-    """A bias that LoRA trained with B."""
+def add_bias_update(bias: LazyTensor, update: LazyTensor, scaling: float) -> LazyTensor:
+    """Make the bias of a module whose B was trained with one (lora_bias)."""
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        return bias.float32(start, stop) + update.float32(start, stop) * np.float32(scaling)
+    def read(start: int, stop: int) -> np.ndarray:
+        return bias.read_float32(start, stop) + update.read_float32(start, stop) * np.float32(scaling)
 
-    return Tensor(bias.shape, rows)
+    return LazyTensor(bias.shape, read)
 
 
-def with_rows(weight: Tensor, trained: Tensor, indices: Sequence[int]) -> Tensor:
-    """An embedding with the rows of some tokens, which may come after those that it has."""
-    places, count = np.array(indices, int), max([weight.count - 1, *indices]) + 1
-    order = np.argsort(places)
+def replace_rows(weight: LazyTensor, trained: LazyTensor, indices: Sequence[int]) -> LazyTensor:
+    """Make an embedding whose rows `indices` are those of `trained`; they may lie beyond the end of `weight`."""
+    positions, row_count = np.array(indices, int), max([weight.row_count - 1, *indices]) + 1
+    order = np.argsort(positions)
 
-    def rows(start: int, stop: int) -> np.ndarray:
+    def read(start: int, stop: int) -> np.ndarray:
         values = np.empty((stop - start, *weight.shape[1:]), np.float32)
-        known = max(start, min(stop, weight.count))
-        if known > start:
-            values[: known - start] = weight.rows(start, known)
-        for index in order[slice(*np.searchsorted(places[order], (start, stop)))]:
-            values[places[index] - start] = trained.rows(index, index + 1)[0]
+        end = max(start, min(stop, weight.row_count))
+        if end > start:
+            values[: end - start] = weight.read(start, end)
+        for index in order[slice(*np.searchsorted(positions[order], (start, stop)))]:
+            values[positions[index] - start] = trained.read(index, index + 1)[0]
         return values
 
-    return Tensor((count, *weight.shape[1:]), rows)
+    return LazyTensor((row_count, *weight.shape[1:]), read)
 
 
-def _row_norms(values: np.ndarray) -> np.ndarray:
-    """As torch sums along a row: eight sums side by side, these one after another, then what is left over."""
+def _compute_row_norms(values: np.ndarray) -> np.ndarray:
+    """The length of each row, summed as torch does: eight sums side by side, these one by one, then what is left."""
     squares = values * values
-    whole = values.shape[1] // LANES * LANES
-    lanes = np.add.reduce(squares[:, :whole].reshape(len(values), -1, LANES), axis=1)
-    total = np.zeros(len(values), np.float32) if whole == 0 else lanes[:, 0].copy()
-    for lane in lanes.T[1:] if whole else ():
+    even = values.shape[1] // LANES * LANES
+    lanes = np.add.reduce(squares[:, :even].reshape(len(values), -1, LANES), axis=1)
+    total = np.zeros(len(values), np.float32) if even == 0 else lanes[:, 0].copy()
+    for lane in lanes.T[1:] if even else ():
         total += lane
-    for rest in values.T[whole:].astype(np.float64):
+    for rest in values.T[even:].astype(np.float64):
         total = (rest * rest + total).astype(np.float32)
     return np.sqrt(total)
 
 
-def _column_norms(tensor: Tensor) -> np.ndarray:
-    """As torch sums down the columns: row after row."""
+def _compute_column_norms(tensor: LazyTensor) -> np.ndarray:
+    """The length of each column, summed as torch does: row after row."""
     total = np.zeros(tensor.shape[1], np.float32)
-    for start, stop in tensor.pieces():
-        values = tensor.float32(start, stop)
+    for start, stop in tensor.split():
+        values = tensor.read_float32(start, stop)
         total = np.add.reduce(np.vstack([total, values * values]), axis=0)
     return np.sqrt(total)
 
 
-def once(make: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    """What several threads ask for, made by the first of them."""
-    lock, made = Lock(), []
+def compute_once(compute: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    """Wrap a computation whose result several threads ask for: the first of them does it."""
+    lock, results = Lock(), []
 
-    def have() -> np.ndarray:
+    def get() -> np.ndarray:
         with lock:
-            if not made:
-                made.append(make())
-        return made[0]
+            if not results:
+                results.append(compute())
+        return results[0]
 
-    return have
+    return get

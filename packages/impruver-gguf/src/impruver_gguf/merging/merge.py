@@ -1,24 +1,21 @@
-"""Adds what peft trained to the weights it was trained on, one tensor at a time, in float32.
+"""Merge an adapter into the weights it was trained on, one tensor at a time, in float32.
 
-What would not come out exactly is refused by name.
+What would not come out exactly, does not fit its base, or is not whole is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 
-from impruver_gguf.merging.adapter_checks import check_complete, check_fits, check_rank, check_shapes, ends
-from impruver_gguf.merging.lora_math import with_bias, with_lora, with_magnitude, with_rows
-from impruver_gguf.merging.tied_embeddings import Change, share_or_part, tied_in
-from impruver_gguf.weights.lazy_tensor import Tensor, wide
-from impruver_gguf.weights.peft_adapter import Adapter, check_method, rank_of, scaling_of
+from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
+from impruver_gguf.merging.tied_embeddings import ModuleDelta, TiedModules, drop_tied_output, untie_if_needed
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32
+from impruver_gguf.weights.peft_adapter import PeftAdapter, check_mergeable, get_rank, get_scaling, is_module_named
 
 PREFIX = "base_model.model."
-
-
 PARTS = {  # how names in an adapter's file end
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -29,73 +26,76 @@ PARTS = {  # how names in an adapter's file end
     ".lora_magnitude_vector.weight": "magnitude",
     ".token_adapter.trainable_tokens_delta": "rows",
 }
+MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # these leave out some of target_modules
 
 
-def merged(
-    base: dict[str, Tensor],
-    adapter: Adapter,
-    *,
-    conv1d: tuple[str, ...] | None = None,
-    tied: tuple[str, str] | None = None,
-) -> dict[str, Tensor]:
-    """The base's tensors with the adapter in them, in the base's order; nothing is computed before it is read.
+def merge_adapter(
+    base: Tensors, adapter: PeftAdapter, *, conv1d: tuple[str, ...] | None = None, tied: TiedModules | None = None
+) -> dict[str, LazyTensor]:
+    """Merge `adapter` into the tensors of `base`, in their order; nothing is computed before it is read.
 
-    `conv1d`: how modules with transposed weights end (None: the adapter's fan_in_fan_out counts); `tied` names the
-    modules of input and output embeddings where they share their weights.
+    Args:
+        conv1d: How the names of modules with transposed weights end; None: the adapter's fan_in_fan_out decides.
+        tied: The modules of input and output embeddings, where the configuration ties them.
     """
-    check_method(adapter)
-    changes = _changes(adapter)
-    names = _module_names(base, [*changes, *(tied or ())])
-    result = {name: wide(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
-    if tied and changes.keys() & set(tied) and tied_in(result, tied, names):
-        share_or_part(result, changes, names, tied, adapter.config)
-    for module, change in changes.items():
+    check_mergeable(adapter)
+    deltas = _collect_deltas(adapter)
+    names = _match_module_names(base, [*deltas, *(tied or ())])
+    tensors = {name: as_float32(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
+    if tied and deltas.keys() & set(tied) and drop_tied_output(tensors, tied, names):
+        untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
+    for module, delta in deltas.items():
         transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
-        _apply(result, names.get(module, module), module, change, adapter, transposed)
-    adapted = {names.get(module, module) for module, change in changes.items() if change.low_rank}
-    check_complete(base, adapter, adapted)
-    return result
+        _apply_delta(tensors, names.get(module, module), module, delta, adapter, transposed)
+    _check_complete(base, adapter, {names.get(module, module) for module, delta in deltas.items() if delta.has_lora})
+    return tensors
 
 
-def _apply(
-    result: dict[str, Tensor], name: str, module: str, change: Change, adapter: Adapter, transposed: bool
-) -> None:
-    """One module's change, in `result`; `name` is what the base calls the module."""
-    for kind, tensor in change.whole.items():
-        check_fits(module, tensor, result.get(f"{name}.{kind}"))
-        result[f"{name}.{kind}"] = tensor
-    weight = result.get(f"{name}.weight")
-    if weight is None:
-        raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
-    if "rows" in change.parts:
-        result[f"{name}.weight"] = _with_rows(weight, change.parts["rows"], module, adapter.config)
-    if change.low_rank:
-        _add_low_rank(result, name, module, change, adapter, transposed)
-
-
-def _changes(adapter: Adapter) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
+def _collect_deltas(adapter: PeftAdapter) -> dict[str, ModuleDelta]:
+    """The adapter's tensors by the module that they change."""
+    deltas: dict[str, ModuleDelta] = {}
     for name, tensor in adapter.tensors.items():
-        place = name.removeprefix(PREFIX)
-        suffix = next((suffix for suffix in PARTS if place.endswith(suffix)), None)
+        path = name.removeprefix(PREFIX)
+        suffix = next((suffix for suffix in PARTS if path.endswith(suffix)), None)
         if suffix:
-            changes.setdefault(place.removesuffix(suffix), Change()).parts[PARTS[suffix]] = tensor
+            deltas.setdefault(path.removesuffix(suffix), ModuleDelta()).parts[PARTS[suffix]] = tensor
             continue
-        module, _, kind = place.replace(".base_layer.", ".").rpartition(".")
-        if not module or kind not in ("weight", "bias") or ".lora_" in place:
+        module, _, kind = path.replace(".base_layer.", ".").rpartition(".")
+        if not module or kind not in ("weight", "bias") or ".lora_" in path:
             raise ImpruverError(f"{adapter.folder}: {name} is nothing that can be merged exactly; merge it with peft")
-        changes.setdefault(module, Change()).whole[kind] = tensor
-    return changes
+        deltas.setdefault(module, ModuleDelta()).replaced[kind] = tensor
+    return deltas
 
 
-def _module_names(base: dict[str, Tensor], modules: Iterable[str]) -> dict[str, str]:
+def _match_module_names(base: Tensors, modules: Iterable[str]) -> dict[str, str]:
     """Module as the adapter calls it → as the base's file does: files of a bare model lack the first part."""
     bare = {module: module.partition(".")[2] for module in modules}
     return {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
 
 
-def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]) -> Tensor:
-    indices = _token_indices(module, config)
+def _apply_delta(
+    tensors: dict[str, LazyTensor], name: str, module: str, delta: ModuleDelta, adapter: PeftAdapter, transposed: bool
+) -> None:
+    """Change the tensors of one module, which the adapter calls `module` and the base `name`."""
+    for kind, tensor in delta.replaced.items():
+        before = tensors.get(f"{name}.{kind}")
+        if before is not None and tensor.shape[1:] != before.shape[1:]:  # rows may be more, of a grown vocabulary
+            raise ImpruverError(
+                f"{module}: the adapter's {list(tensor.shape)} does not fit the base's {list(before.shape)}: it was "
+                "trained on another base"
+            )
+        tensors[f"{name}.{kind}"] = tensor
+    weight = tensors.get(f"{name}.weight")
+    if weight is None:
+        raise ImpruverError(f"the adapter changes {module}, which its base does not have: it is of another base")
+    if "rows" in delta.parts:
+        tensors[f"{name}.weight"] = _replace_token_rows(weight, delta.parts["rows"], module, adapter.config)
+    if delta.has_lora:
+        _merge_lora(tensors, name, module, delta.parts, adapter, transposed)
+
+
+def _replace_token_rows(weight: LazyTensor, rows: LazyTensor, module: str, config: Mapping[str, Any]) -> LazyTensor:
+    indices = _get_token_indices(module, config)
     if len(indices) != rows.shape[0] or rows.shape[1:] != weight.shape[1:]:
         raise ImpruverError(
             f"{module}: the adapter has rows {list(rows.shape)} for {len(indices)} tokens, its base "
@@ -104,36 +104,71 @@ def _with_rows(weight: Tensor, rows: Tensor, module: str, config: dict[str, Any]
     unknown = sorted(set(range(weight.shape[0], max(indices, default=0))) - set(indices))
     if unknown:
         raise ImpruverError(f"{module}: token {unknown[0]} has a row neither in the base nor in the adapter")
-    return with_rows(weight, rows, indices)
+    return replace_rows(weight, rows, indices)
 
 
-def _token_indices(module: str, config: dict[str, Any]) -> Sequence[int]:
+def _get_token_indices(module: str, config: Mapping[str, Any]) -> Sequence[int]:
     indices = config.get("trainable_token_indices") or []
     if isinstance(indices, dict):
-        return next((numbers for name, numbers in indices.items() if ends(module, name)), [])
+        return next((numbers for name, numbers in indices.items() if is_module_named(module, name)), [])
     return indices
 
 
-def _add_low_rank(
-    result: dict[str, Tensor], name: str, module: str, change: Change, adapter: Adapter, conv1d: bool
+def _merge_lora(
+    tensors: dict[str, LazyTensor], name: str, module: str, parts: Tensors, adapter: PeftAdapter, conv1d: bool
 ) -> None:
-    """The module's weight, and its bias if that was trained, with LoRA's update."""
-    parts, weight = change.parts, result[f"{name}.weight"]
-    embedding = "embedding_a" in parts or "embedding_b" in parts
-    transposed = conv1d or embedding
-    a, b = (parts.get(f"embedding_{part}" if embedding else part) for part in "ab")
+    """Put LoRA's or DoRA's update into the module's weight, and into its bias if that was trained."""
+    weight, is_embedding = tensors[f"{name}.weight"], "embedding_a" in parts or "embedding_b" in parts
+    transposed = conv1d or is_embedding
+    a, b = (parts.get(f"embedding_{part}" if is_embedding else part) for part in "ab")
     if a is None or b is None:
         raise ImpruverError(f"{module}: the adapter has only one of lora_A and lora_B")
-    check_rank(module, a, rank_of(adapter.config, module), adapter)
-    check_shapes(module, a, b, weight, transposed)
-    scaling = scaling_of(adapter.config, module)
-    weight = with_lora(weight, a, b, scaling, transposed)
+    rank = get_rank(adapter.config, module)
+    if a.shape[0] != rank:
+        raise ImpruverError(
+            f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
+            "rank_pattern): the two are of different trainings; copy both files from one"
+        )
+    _check_update_shape(module, a, b, weight, transposed)
+    scaling = get_scaling(adapter.config, module)
+    weight = add_lora(weight, a, b, scaling, transposed)
     if adapter.config.get("use_dora") and "magnitude" not in parts:
         raise ImpruverError(f"{module}: use_dora is set, but the adapter has no lora_magnitude_vector; copy it whole")
     if "magnitude" in parts:
-        weight = with_magnitude(weight, parts["magnitude"], transposed)
-    result[f"{name}.weight"] = weight
+        weight = apply_dora_magnitude(weight, parts["magnitude"], transposed)
+    tensors[f"{name}.weight"] = weight
     if "bias" in parts:
-        if f"{name}.bias" not in result:
+        if f"{name}.bias" not in tensors:
             raise ImpruverError(f"{module}: the adapter has a bias, its base has none: it is of another base")
-        result[f"{name}.bias"] = with_bias(result[f"{name}.bias"], parts["bias"], scaling)
+        tensors[f"{name}.bias"] = add_bias_update(tensors[f"{name}.bias"], parts["bias"], scaling)
+
+
+def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> None:
+    """Every module that target_modules names by the end of its name has its part in the adapter."""
+    config = adapter.config
+    if not adapter.tensors:
+        raise ImpruverError(f"{adapter.folder}: the adapter holds no tensors; train it again, or copy it whole")
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or any(config.get(name) for name in MODULE_FILTERS):
+        return
+    saved = [str(name) for name in config.get("modules_to_save") or []]
+    for name, tensor in base.items():
+        module, _, kind = name.rpartition(".")
+        if kind != "weight" or len(tensor.shape) < 2 or module in adapted:
+            continue
+        targeted, replaced = (any(is_module_named(module, name) for name in names) for names in (targets, saved))
+        if targeted and not replaced:
+            raise ImpruverError(
+                f"{adapter.folder}: the adapter has nothing for {module}, which target_modules names: it is not whole, "
+                "or of another base; copy it again"
+            )
+
+
+def _check_update_shape(module: str, a: LazyTensor, b: LazyTensor, weight: LazyTensor, transposed: bool) -> None:
+    """B @ A must have the shape of the weight."""
+    shape = (b.shape[0], a.shape[1])
+    if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
+        raise ImpruverError(
+            f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
+            "it was trained on another base"
+        )

@@ -1,4 +1,4 @@
-"""A chat template in Go's language, for Ollama, where that can say exactly what the Jinja one does.
+"""Translate a chat template to Go's language, for Ollama, where that can say exactly what the Jinja one does.
 
 Ollama takes the Jinja template in a GGUF, but for one that is within a hundred edits of a template that it knows and
 renders no tools: that one's Go form stands in, with that one's tokens and without a default system prompt.
@@ -7,31 +7,31 @@ renders no tools: that one's Go form stands in, with that one's tokens and witho
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from impruver_core.chat_template.analysis.analyzer import analyze_template
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import RefusedError
 
-DAY = re.compile(r"\b(strftime_now|date_string)\b")  # what they render is another text tomorrow
-
-
+DATE_VARIABLES = re.compile(r"\b(strftime_now|date_string)\b")  # what they render is another text tomorrow
 ROLES = ("system", "user", "assistant")
-
-
-TEXTS = ("one text", "  blanks\n\naround ", "<think>\nwhy\n</think>\n\nan answer", 'quotes " \\n {{ .System }} {% x %}')
+TRIAL_TEXTS = (
+    *("one text", "  blanks\n\naround ", "<think>\nwhy\n</think>\n\nan answer"),
+    'quotes " \\n {{ .System }} {% x %}',
+)
+Render = Callable[[Sequence[Mapping[str, str]], bool], str]  # messages, add_generation_prompt
 
 
 @dataclass
-class Pieces:
-    """What stands before and after each role's text, before a chat without a system prompt, and before an answer."""
+class RoleLiterals:
+    """What a template puts around the texts of a chat."""
 
-    around: dict[str, tuple[str, str]]
-    unprompted: str
-    answer: str
+    around: dict[str, tuple[str, str]]  # role → what stands before and after each of its texts
+    unprompted: str  # what stands before a chat without a system prompt
+    answer: str  # the generation prompt
 
-    def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """What the Go template makes of a chat."""
         parts = ["" if any(message["role"] == "system" for message in messages) else self.unprompted]
         for message in messages:
@@ -39,86 +39,94 @@ class Pieces:
             parts.append(before + message["content"] + after)
         return "".join(parts) + self.answer
 
+    def format_go(self) -> str:
+        """The Go template."""
+        branches = [
+            f'{{{{ {"if" if role == "system" else "else if"} eq .Role "{role}" }}}}'
+            f"{_escape_braces(before)}{{{{ .Content }}}}{_escape_braces(after)}"
+            for role in ROLES
+            for before, after in [self.around[role]]
+        ]
+        start = f"{{{{ if not .System }}}}{_escape_braces(self.unprompted)}{{{{ end }}}}" if self.unprompted else ""
+        messages = f"{{{{ range .Messages }}}}{''.join(branches)}{{{{ end }}}}{{{{ end }}}}"
+        return f"{start}{messages}{_escape_braces(self.answer)}"
 
-CHATML = Pieces({role: (f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ROLES}, "", "<|im_start|>assistant\n")
+
+CHATML = RoleLiterals(
+    {role: (f"<|im_start|>{role}\n", "<|im_end|>\n") for role in ROLES}, "", "<|im_start|>assistant\n"
+)
 
 
-def go_template(template: str, named: Mapping[str, object], bos_added: str | None) -> str | None:
-    """`template` in Go where Ollama needs it; None where its own way is right, or where Go can't say the same.
+def translate_to_go(template: str, named: Mapping[str, object], bos_added: str | None) -> str | None:
+    """Translate `template` where Ollama needs it; None where its own way is right, or where Go can't say the same.
 
-    `named`: special tokens as the template reads them; `bos_added`: the BOS, where llama.cpp puts it there itself.
+    Args:
+        named: Special tokens as the template reads them.
+        bos_added: The BOS, where llama.cpp puts it there itself.
     """
-    if DAY.search(template):
+    if DATE_VARIABLES.search(template):
         return None
     texts = [text for value in named.values() for text in (value if isinstance(value, list) else [value])]
     if analyze_template(template, named, [text for text in texts if text], True).renders_tools:
         return None
 
-    def rendering(messages: Sequence[dict[str, str]], prompt: bool = True) -> str:
+    def render(messages: Sequence[Mapping[str, str]], prompt: bool = True) -> str:
         text = render_template(template, messages, add_generation_prompt=prompt, variables=named)
         return str.__str__(text).removeprefix(bos_added or "")
 
     try:
-        pieces = _pieces(rendering)
-        if pieces is None or pieces == CHATML:
+        literals = _find_literals(render)
+        if literals is None or literals == CHATML:
             return None
-        exact = all(pieces.rendered(chat) == rendering(chat) for chat in _chats())
+        exact = all(literals.render(chat) == render(chat) for chat in _build_trial_chats())
     except RefusedError:
         return None
-    return _in_go(pieces) if exact else None
+    return literals.format_go() if exact else None
 
 
-def _chats() -> list[list[dict[str, str]]]:
+def _build_trial_chats() -> list[list[dict[str, str]]]:
     """Chats of every length and kind that Ollama sends, with texts that templates treat in ways of their own."""
     shapes = ["user", "system user", "user assistant user", "system user assistant user assistant user"]
     return [
-        [{"role": role, "content": TEXTS[(at + start) % len(TEXTS)]} for at, role in enumerate(shape.split())]
+        [
+            {"role": role, "content": TRIAL_TEXTS[(position + start) % len(TRIAL_TEXTS)]}
+            for position, role in enumerate(shape.split())
+        ]
         for shape in shapes
-        for start in range(len(TEXTS))
+        for start in range(len(TRIAL_TEXTS))
     ]
 
 
-def _pieces(rendering) -> Pieces | None:
-    """The literals of a template, taken from renderings of more and more messages; None where they do not add up."""
+def _find_literals(render: Render) -> RoleLiterals | None:
+    """Take a template's literals from renderings of more and more messages; None where they do not add up."""
 
-    def between(*roles: str, prompt: bool = False) -> list[str] | None:
-        marks = [f"\ue000{at}\ue001" for at in range(len(roles))]
-        text = rendering([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)], prompt)
-        found = []
+    def split_rendering(*roles: str, prompt: bool = False) -> list[str] | None:
+        """Render a chat of these roles and cut it at the texts: what stands before each, and after the last."""
+        marks = [f"\ue000{position}\ue001" for position in range(len(roles))]
+        text = render([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)], prompt)
+        pieces = []
         for mark in marks:
-            piece, there, text = text.partition(mark)
-            if not there:
+            piece, separator, text = text.partition(mark)
+            if not separator:
                 return None
-            found.append(piece)
-        return [*found, text]
+            pieces.append(piece)
+        return [*pieces, text]
 
-    layouts = [between("user"), between("user", "assistant"), between("user", "assistant", "user")]
-    layouts += [between("system", "user"), between("user", prompt=True)]
-    if any(layout is None for layout in layouts):
+    splits = [split_rendering("user"), split_rendering("user", "assistant")]
+    splits += [split_rendering("user", "assistant", "user"), split_rendering("system", "user")]
+    splits += [split_rendering("user", prompt=True)]
+    if any(split is None for split in splits):
         return None
-    (head, user_end), (_, answer, answer_end), (_, _, again, _), (system, then, _), (_, asked) = layouts
+    (head, user_end), (_, answer, answer_end), (_, _, again, _), (system, then, _), (_, asked) = splits
     user = again.removeprefix(answer_end)
     around = {
         "user": (user, user_end),
         "assistant": (answer.removeprefix(user_end), answer_end),
         "system": (system, then.removesuffix(user)),
     }
-    return Pieces(around, head.removesuffix(user), asked.removeprefix(user_end))
+    return RoleLiterals(around, head.removesuffix(user), asked.removeprefix(user_end))
 
 
-def _in_go(pieces: Pieces) -> str:
-    branches = [
-        f'{{{{ {"if" if role == "system" else "else if"} eq .Role "{role}" }}}}'
-        f"{_literal(before)}{{{{ .Content }}}}{_literal(after)}"
-        for role in ROLES
-        for before, after in [pieces.around[role]]
-    ]
-    unprompted = f"{{{{ if not .System }}}}{_literal(pieces.unprompted)}{{{{ end }}}}" if pieces.unprompted else ""
-    return (
-        f"{unprompted}{{{{ range .Messages }}}}{''.join(branches)}{{{{ end }}}}{{{{ end }}}}{_literal(pieces.answer)}"
-    )
-
-
-def _literal(text: str) -> str:
+def _escape_braces(text: str) -> str:
     """`text` with braces that would open an action, alone or with what follows, as texts of their own."""
     return re.sub(r"\{{2,}|\{\Z", lambda braces: f'{{{{ "{braces[0]}" }}}}', text)

@@ -1,94 +1,124 @@
-"""Whether what llama.cpp told of a file is what output_dir's tokenizer and rows say."""
+"""Check what llama.cpp makes of a file against output_dir's tokenizer and the held-out rows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.cli.console import warn
 
-from impruver_gguf.verification.heldout import HeldOut, Row
-from impruver_gguf.verification.measure_worker import PLAIN
-from impruver_gguf.vocab.chat_template_export import without_generation
-from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer, differ_in_blanks
+from impruver_gguf.verification.heldout import HeldOutExample, HeldOutSet, VerificationInputs
+from impruver_gguf.verification.measure import PLAIN_TEXT, TEMPLATE_KEY, FileMeasurement
+from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
+from impruver_gguf.vocab.token_types import WORD_BORDER
+from impruver_gguf.vocab.vocabulary import strip_generation_tags
 
-AROUND = 6  # ids told on each side of a difference
+IDS_AROUND = 6  # shown on each side of a difference
+MAX_TEXT = 300  # characters of a row that are shown
 
 
-SHOWN = 300  # characters of a row
-
-
-def failure_of(told: dict[str, Any], held: HeldOut, tokenizer: SavedTokenizer) -> tuple[str | None, bool | None]:
-    """(what is wrong with a file, whether all its ids are the tokenizer's)."""
-    if "error" in told:
-        return told["error"], None
-    blanks = 0
-    for row, ids in zip(held.rows, told["ids"], strict=True):
-        if ids == row.text_ids:
+def check_measurement(measurement: FileMeasurement, inputs: VerificationInputs) -> tuple[str | None, bool | None]:
+    """Say what is wrong with a file, and whether all its ids are the tokenizer's; None where that is not known."""
+    if measurement.error:
+        return measurement.error, None
+    tokenizer, heldout, blanks = inputs.tokenizer, inputs.heldout, 0
+    for example, ids in zip(heldout.examples, measurement.ids, strict=True):
+        if ids == example.text_ids:
             continue
-        if not differ_in_blanks(ids, row.text_ids, tokenizer):
-            return _other_ids(row, ids), False
+        if not _is_same_except_blanks(ids, example.text_ids, tokenizer):
+            return _describe_other_ids(example, ids), False
         blanks += 1
     if blanks:
-        warn(f"{blanks} of {len(held.rows)} rows: llama.cpp and the tokenizer differ on blanks at the start of a text")
-    if told["tokens"] < tokenizer.size:
-        return f"it has {told['tokens']:,} tokens, the tokenizer {tokenizer.size:,}", False
-    failure = _other_template(told["templates"], held, tokenizer) or _never_ends(told)
-    return failure, not blanks if held.rows else None
+        rows = f"{blanks} of {len(heldout.examples)} rows"
+        warn(f"{rows}: llama.cpp and the tokenizer differ on blanks at the start of a text")
+    if measurement.vocab_size < tokenizer.size:
+        return f"it has {measurement.vocab_size:,} tokens, the tokenizer {tokenizer.size:,}", False
+    failure = _find_template_fault(measurement.templates, heldout, tokenizer) or _find_endless_answers(measurement)
+    return failure, not blanks if heldout.examples else None
 
 
-def _other_ids(row: Row, ids: list[int]) -> str:
-    pairs = enumerate(zip(ids, row.text_ids, strict=False))
-    at = next((at for at, (one, other) in pairs if one != other), min(len(ids), len(row.text_ids)))
-    around = slice(max(0, at - AROUND), at + AROUND)
-    text = row.text if len(row.text) <= SHOWN else f"{row.text[:SHOWN]}…"
+def _is_same_except_blanks(ours: list[int], theirs: list[int], tokenizer: SavedTokenizer) -> bool:
+    """Whether two lists of ids say the same but for blanks at the start or after a special token.
+
+    SentencePiece puts a blank before a text; llama.cpp and tokenizers disagree where one starts. Up to the first word's
+    end the tokens may then differ, their text less the blank may not.
+    """
+    segments = [_split_at_special_tokens(ids, tokenizer) for ids in (ours, theirs)]
+    return len(segments[0]) == len(segments[1]) and all(map(_is_same_segment, *segments))
+
+
+def _split_at_special_tokens(ids: list[int], tokenizer: SavedTokenizer) -> list[list[str]]:
+    """The texts of tokens, cut before each special token, which stands first in its segment."""
+    segments: list[list[str]] = [[""]]
+    for token_id in ids:
+        text = tokenizer.backend_tokenizer.id_to_token(token_id) or f"<{token_id}>"
+        if token_id in tokenizer.added_tokens_decoder:
+            segments.append([text])
+        else:
+            segments[-1].append(text)
+    return segments
+
+
+def _is_same_segment(one: list[str], other: list[str]) -> bool:
+    while len(one) > 1 and len(other) > 1 and one[-1] == other[-1]:
+        one, other = one[:-1], other[:-1]
+    heads = ["".join(texts[1:]).lstrip(WORD_BORDER) for texts in (one, other)]
+    return one[0] == other[0] and heads[0] == heads[1] and WORD_BORDER not in heads[0]
+
+
+def _describe_other_ids(example: HeldOutExample, ids: list[int]) -> str:
+    pairs = enumerate(zip(ids, example.text_ids, strict=False))
+    first = next((position for position, (one, other) in pairs if one != other), min(len(ids), len(example.text_ids)))
+    around = slice(max(0, first - IDS_AROUND), first + IDS_AROUND)
+    text = example.text if len(example.text) <= MAX_TEXT else f"{example.text[:MAX_TEXT]}…"
     return (
-        f"llama.cpp's token ids are not the tokenizer's in {row.where}, from token {at} on: llama.cpp "
-        f"{ids[around]}, tokenizer.json {row.text_ids[around]}; the row: {text!r}"
+        f"llama.cpp's token ids are not the tokenizer's in {example.where}, from token {first} on: llama.cpp "
+        f"{ids[around]}, tokenizer.json {example.text_ids[around]}; the row: {text!r}"
     )
 
 
-def _other_template(templates: dict[str, str], held: HeldOut, tokenizer: SavedTokenizer) -> str | None:
-    """What is wrong with the chat templates in a file: other texts, or another rendering without generation tags."""
+def _find_template_fault(templates: Mapping[str, str], heldout: HeldOutSet, tokenizer: SavedTokenizer) -> str | None:
+    """Say what is wrong with a file's chat templates: other texts, or another rendering without generation tags."""
     own = tokenizer.chat_template
     own = own if isinstance(own, dict) else {"default": own} if own else {}
-    there = {text: templates.get(_key(name)) for name, text in own.items()}
+    keys = {name: TEMPLATE_KEY + ("" if name == "default" else f".{name}") for name in own}
+    in_file = {text: templates.get(keys[name]) for name, text in own.items()}
     for name, text in own.items():
-        if there[text] not in (text, without_generation(text)):
-            return f"{_key(name)} is not the tokenizer's own; in the file: {there[text]!r}; the tokenizer's: {text!r}"
-    for row in held.rows:
-        if not row.chat or there.get(row.chat["template"], row.chat["template"]) == row.chat["template"]:
+        if in_file[text] not in (text, strip_generation_tags(text)):
+            difference = f"in the file: {in_file[text]!r}; the tokenizer's: {text!r}"
+            return f"{keys[name]} is not the tokenizer's own; {difference}"
+    for example in heldout.examples:
+        chat = example.chat
+        if not chat or in_file.get(chat.template, chat.template) == chat.template:
             continue
-        chat = row.chat
-        found = render_template(there[chat["template"]], chat["messages"], chat["tools"], variables=chat["variables"])
-        if found != row.text:
-            return f"its template renders {row.where} otherwise: {found!r}; the tokenizer's: {row.text!r}"
+        text = chat.render(in_file[chat.template])
+        if text != example.text:
+            return f"its template renders {example.where} otherwise: {text!r}; the tokenizer's: {example.text!r}"
     return None
 
 
-def _key(name: str) -> str:
-    return "tokenizer.chat_template" + ("" if name == "default" else f".{name}")
-
-
-def _never_ends(told: dict[str, Any]) -> str | None:
-    """A model that has learned where its turns end must end an answer by itself."""
-    right, ends = told.get("ended", (0, 0))
-    answers = told.get("answers") or []
-    if answers and not any(ended for _, ended in answers) and "kl" not in told and ends and 2 * right >= ends:
+def _find_endless_answers(measurement: FileMeasurement) -> str | None:
+    """Say that no answer ends, though the model predicts the end of its turns; of the first file only."""
+    answers, ends, predicted = len(measurement.answers), measurement.ends, measurement.predicted_ends
+    if answers and not measurement.answers_ended and measurement.kl is None and ends and 2 * predicted >= ends:
         return (
-            f"no greedy answer ended by itself ({len(answers)} tried), though an end of turn is the likeliest token at "
-            f"{right} of {ends} ends of held-out answers"
+            f"no greedy answer ended by itself ({answers} tried), though an end of turn is the likeliest token at "
+            f"{predicted} of {ends} ends of held-out answers"
         )
     return None
 
 
-def warn_about(told: dict[str, Any], ids: list[int], tokenizer: SavedTokenizer) -> None:
-    """Warns where a file differs without being wrong; `ids` end a turn."""
-    unknown = [tokenizer.backend_tokenizer.id_to_token(number) for number in ids if number not in told.get("eog", ids)]
-    if unknown:
-        warn(f"llama.cpp itself does not stop at {', '.join(unknown)}; Ollama does, by the Modelfile's stop")
-    answers = told.get("answers") or []
-    if answers and not any(ended for _, ended in answers):
-        warn(f"none of {len(answers)} greedy answers ended by itself: the model has not learned where a turn ends")
-    if "plain" in told and (around := tokenizer.backend_tokenizer.encode(PLAIN).ids) != told["plain"]:
-        warn(f"around plain text llama.cpp and the tokenizer put other tokens: {told['plain']} and {around} for 'a'")
+def warn_about_endings(measurement: FileMeasurement, inputs: VerificationInputs) -> None:
+    """Warn where a file ends answers, or frames plain text, otherwise without being wrong."""
+    tokenizer = inputs.tokenizer.backend_tokenizer
+    if measurement.end_ids is not None:
+        unknown = [
+            tokenizer.id_to_token(token_id) for token_id in inputs.end_ids if token_id not in measurement.end_ids
+        ]
+        if unknown:
+            warn(f"llama.cpp itself does not stop at {', '.join(unknown)}; Ollama does, by the Modelfile's stop")
+    answers = len(measurement.answers)
+    if answers and not measurement.answers_ended:
+        warn(f"none of {answers} greedy answers ended by itself: the model has not learned where a turn ends")
+    plain_ids = measurement.plain_ids
+    if plain_ids is not None and (ids := tokenizer.encode(PLAIN_TEXT).ids) != plain_ids:
+        warn(f"around plain text llama.cpp and the tokenizer put other tokens: {plain_ids} and {ids} for 'a'")

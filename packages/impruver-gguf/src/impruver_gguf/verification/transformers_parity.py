@@ -1,33 +1,57 @@
-"""Asks parity whether the unquantized file computes what the merged model does in transformers, where that is there."""
+"""Compare the unquantized file with the merged model in transformers, where that and enough memory are there.
+
+    python -m impruver_gguf.verification.transformers_parity < task.json
+
+A process of its own alone imports torch. What 16 bits may do is measured, not guessed: the same model runs once more,
+each matrix and what goes into it rounded to the file's type as llama.cpp does. llama.cpp may be SLACK times as far from
+float32 as that, for what it rounds besides (the cache of keys and values), and its greedy tokens must be the likeliest
+but for ties within such a distance.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from subprocess import CalledProcessError
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from impruver_core.cli.console import log_info, warn
+from impruver_core.errors import ImpruverError
 from impruver_core.io.disk_space import format_size
+from impruver_core.system import available_cpus, get_available_memory
 
-from impruver_gguf.gguf_reader import tensor_types
-from impruver_gguf.verification.heldout import HeldOut
-from impruver_gguf.verification.parity_worker import SLACK
-from impruver_gguf.verification.types import Proof, Trained
-from impruver_gguf.weights.checkpoint import has_model, read_model
-from impruver_gguf.weights.peft_adapter import Adapter
-from impruver_gguf.worker_process import last_words, lines_of
+from impruver_gguf.gguf_reader import read_tensor_infos
+from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
+from impruver_gguf.verification.llama_runtime import LlamaRuntime, load_gguf_on_cpu
+from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
+from impruver_gguf.worker_process import claim_stdout, get_error_reason, stream_lines
 
-TYPES = {"f16": "float16", "f32": "float16", "bf16": "bfloat16"}  # what llama.cpp rounds to, its cache in float16
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+DTYPES = {"f16": "float16", "f32": "float16", "bf16": "bfloat16"}  # what llama.cpp rounds to, its cache in float16
+MAX_ROWS, MAX_POSITIONS = 4, 256
+MEMORY_FACTOR = 1.3  # what torch takes, in relation to the weights in float32
+SLACK = 4.0
 
 
-MOST_ROWS, MOST_POSITIONS = 4, 256
+@dataclass
+class ParityResult:
+    """How far logits are from the merged model's in float32 (root mean square), and which greedy token is another."""
 
-
-GROWTH = 1.3  # what torch takes beside the weights in float32
+    unable: str | None = None  # why there is no comparison
+    file: float = 0.0
+    rounded: float = 0.0  # of the merged model, rounded to the file's type
+    positions: int = 0  # at which logits were compared
+    tokens: int = 0  # greedy tokens that were compared
+    other: Sequence[int] | None = None  # an answer, a position in it, its token there and the merged model's
 
 
 def has_torch() -> bool:
@@ -35,79 +59,170 @@ def has_torch() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
-def other_than_merged(outtype: str, path: Path, proof: Proof, held: HeldOut, trained: Trained) -> str | None:
-    """What the file at `path` computes otherwise than the merged model; None where nothing, or none can be had."""
-    rows = [row for row in held.measured if len(row.learned) <= MOST_POSITIONS][:MOST_ROWS]
-    if outtype not in TYPES or not rows or not has_torch() or not has_model(trained.output_dir):
+def find_difference_from_merged(
+    outtype: str, path: Path, bits_per_weight: float, answers: Sequence[list[int]], inputs: VerificationInputs
+) -> str | None:
+    """Say what the unquantized file computes otherwise than the merged model; None for nothing, or without a model.
+
+    `answers` are the token ids that the file gave to the prompts of `inputs`.
+    """
+    rows = [row for row in inputs.heldout.measured if len(row.target_ids) <= MAX_POSITIONS][:MAX_ROWS]
+    if outtype not in DTYPES or not rows or not has_torch() or not has_model(inputs.model.output_dir):
         return None
-    task = _task(outtype, path, zip(held.asked, proof.answers, strict=False), trained)
-    task["rows"] = [{"ids": row.ids, "wanted": row.learned} for row in rows]
-    needed, free = int(GROWTH * 32 / proof.rows[0]["bits_per_weight"] * path.stat().st_size), _free_memory()
-    if free is not None and needed > free:
+    prompts = zip(inputs.heldout.prompts, answers, strict=False)
+    task = _describe_model(path, inputs.model) | {
+        "file": str(path),
+        "dtype": DTYPES[outtype],
+        "answers": [_build_answer_row(prompt.ids, ids) for prompt, ids in prompts],
+        "rows": [{"ids": row.ids, "positions": row.target_positions} for row in rows],
+    }
+    needed, free = int(MEMORY_FACTOR * 32 / bits_per_weight * path.stat().st_size), get_available_memory()
+    if needed > free:
         log_info(
             f"not compared with transformers: that takes {format_size(needed)} of memory, {format_size(free)} are free"
         )
         return None
     log_info("comparing with the merged model in transformers")
-    return _judged(_asked(task), proof)
+    try:
+        lines = [*stream_lines([sys.executable, "-m", __name__], json.dumps(task))]
+        return _judge_result(ParityResult(**json.loads(lines[-1])), answers)
+    except CalledProcessError as ended:
+        warn(f"not compared with transformers: it ended with {ended.returncode}: {get_error_reason(ended.stderr)}")
+        return None
 
 
-def _task(outtype: str, path: Path, answered: Iterable, trained: Trained) -> dict[str, Any]:
-    found, model = read_model(trained.output_dir, trained.model.name, trained.base_dir), trained.model
-    section = {"class_": model.class_, "name": str(found.base), "trust_remote_code": model.trust_remote_code}
-    section |= {"load_in_4bit": False, "load_in_8bit": False, "attn_implementation": None}
+def _build_answer_row(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
+    """A prompt with its answer as a row, and the positions that predict the answer."""
+    positions = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+    return {"ids": prompt + answer, "positions": [*positions], "targets": answer}
+
+
+def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
+    """What the worker loads: the model section, the adapter, and whether tied ends are merged one by one.
+
+    peft would add what trained either of the ends to both.
+    """
+    checkpoint, section = read_checkpoint(model.output_dir, model.model.name, model.recipe_dir), model.model
+    adapter = checkpoint.adapter.tensors if checkpoint.adapter else ()
+    in_file = any(name == "output.weight" for name, _, _ in read_tensor_infos(path))
     return {
-        "file": str(path),
-        "type": TYPES[outtype],
-        "model": section,
-        "adapter": str(trained.output_dir) if found.adapter else None,
-        "apart": _apart(path, found.adapter),
-        "vocabulary": found.config.get("vocab_size"),
-        "answers": [{"prompt": prompt, "said": said} for (prompt, _), said in answered],
+        "model": {"class_": section.class_, "name": str(checkpoint.base)}
+        | {"trust_remote_code": section.trust_remote_code, "attn_implementation": None}
+        | {"load_in_4bit": False, "load_in_8bit": False},
+        "adapter": str(model.output_dir) if checkpoint.adapter else None,
+        "untie": in_file or any("lm_head.lora_" in name for name in adapter),
+        "vocab_size": checkpoint.config.get("vocab_size"),
     }
 
 
-def _apart(path: Path, adapter: Adapter | None) -> bool:
-    """Whether tied ends are to be merged one by one: peft would add what trained either to both."""
-    own = any(name == "output.weight" for name, _, _ in tensor_types(path))
-    return own or any("lm_head.lora_" in name for name in (adapter.tensors if adapter else ()))
-
-
-def _asked(task: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(
-            [*lines_of([sys.executable, "-m", "impruver_gguf.verification.parity_worker"], json.dumps(task))][-1]
-        )
-    except CalledProcessError as ended:
-        return {"unable": f"it ended with {ended.returncode}: {last_words(ended.stderr)}"}
-
-
-def _judged(told: dict[str, Any], proof: Proof) -> str | None:
-    if "unable" in told:
-        warn(f"not compared with transformers: {told['unable']}")
+def _judge_result(result: ParityResult, answers: Sequence[list[int]]) -> str | None:
+    if result.unable:
+        warn(f"not compared with transformers: {result.unable}")
         return None
-    if told["file"] > SLACK * told["rounded"]:
+    if result.file > SLACK * result.rounded:
         return (
-            f"its logits are {told['file']:.3g} (root mean square) from those of the merged model in transformers; "
-            f"rounding to 16 bits moves them by {told['rounded']:.3g}: its weights are not that model's"
+            f"its logits are {result.file:.3g} (root mean square) from those of the merged model in transformers; "
+            f"rounding to 16 bits moves them by {result.rounded:.3g}: its weights are not that model's"
         )
-    if told["other"]:
-        number, place, token, wanted = told["other"]
+    if result.other:
+        answer, position, token, expected = result.other
         return (
-            f"its greedy answer number {number + 1} has token {token} at place {place}, the merged model in "
-            f"transformers {wanted}: {proof.answers[number]}"
+            f"its greedy answer number {answer + 1} has token {token} at place {position}, the merged model in "
+            f"transformers {expected}: {answers[answer]}"
         )
     log_info(
-        f"as the merged model in transformers: {told['tokens']} greedy tokens are the same; logits at "
-        f"{told['positions']} learned tokens are {told['file']:.2g} away, 16 bits alone {told['rounded']:.2g}"
+        f"as the merged model in transformers: {result.tokens} greedy tokens are the same; logits at "
+        f"{result.positions} target tokens are {result.file:.2g} away, 16 bits alone {result.rounded:.2g}"
     )
     return None
 
 
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system tells."""
+def main() -> int:
+    """Run as the process of its own: read the task from stdin, print the result as a line of JSON."""
+    results = claim_stdout()
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+        result = _compare_models(json.load(sys.stdin))
+    except (ImpruverError, ImportError, MemoryError) as error:
+        result = ParityResult(" ".join(str(error).split()) or type(error).__name__)
+    print(json.dumps(asdict(result)), file=results, flush=True)
+    return 0
+
+
+def _compare_models(task: dict[str, Any]) -> ParityResult:
+    """Compare llama.cpp's logits and answers with the merged model's; logits are (positions, vocabulary)."""
+    import torch
+
+    rows = task["rows"]
+    runtime = LlamaRuntime(load_gguf_on_cpu(Path(task["file"])), max(len(row["ids"]) for row in rows))
+    in_file = np.stack([logits for row in rows for logits in runtime.compute_logits(row["ids"], row["positions"])])
+    torch.set_num_threads(available_cpus())
+    model = _load_merged_model(task)
+    with torch.no_grad():
+        exact = _compute_logits(model, rows)
+        answers = [_compute_logits(model, [row]) for row in task["answers"]]
+        _round_matrices(model, getattr(torch, task["dtype"]))
+        rounded = _compute_logits(model, rows)
+    in_file = in_file[:, : exact.shape[1]]  # less the rows that pad the vocabulary
+    tie = SLACK * float(np.abs(rounded - exact).max())
+    return ParityResult(
+        file=_compute_distance(in_file, exact),
+        rounded=_compute_distance(rounded, exact),
+        positions=len(exact),
+        tokens=sum(map(len, answers)),
+        other=_find_other_token(answers, task["answers"], tie),
+    )
+
+
+def _load_merged_model(task: dict[str, Any]) -> PreTrainedModel:
+    """The model in float32, its adapter merged by peft."""
+    import torch
+    from impruver_core.modeling.loading import load_adapter, load_model
+
+    model = load_model(SimpleNamespace(**task["model"]), torch.float32)
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if task["untie"] and output.weight is embedding.weight:
+        output.weight = torch.nn.Parameter(embedding.weight.detach().clone())
+    if task["adapter"]:
+        model = load_adapter(model, task["adapter"], task["vocab_size"]).merge_and_unload()
+    return model.eval()
+
+
+def _compute_logits(model: PreTrainedModel, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The model's logits at the rows' positions."""
+    import torch
+
+    logits = [model(torch.tensor([row["ids"]])).logits[0, row["positions"]].float().numpy() for row in rows]
+    return np.concatenate(logits)
+
+
+def _round_matrices(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Round each matrix of `model`, and from now on what goes into one."""
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.copy_(weight.to(dtype))
+
+    def round_input(_: torch.nn.Module, inputs: tuple) -> tuple:
+        return (inputs[0].to(dtype).to(inputs[0].dtype), *inputs[1:])
+
+    for module in model.modules():
+        if type(module).__name__ in ("Linear", "Conv1D"):
+            module.register_forward_pre_hook(round_input)
+
+
+def _compute_distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(one - other, dtype=np.float64))))
+
+
+def _find_other_token(
+    all_logits: Sequence[np.ndarray], answers: Sequence[dict[str, Any]], tie: float
+) -> list[int] | None:
+    """Find the first token of the answers that is not the likeliest, ties aside: as `ParityResult.other`."""
+    for number, (answer_logits, answer) in enumerate(zip(all_logits, answers, strict=True)):
+        for position, (logits, token) in enumerate(zip(answer_logits, answer["targets"], strict=True)):
+            if logits[token] < logits.max() - tie:
+                return [number, position, token, int(logits.argmax())]
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,26 +1,57 @@
-"""output_dir's tokenizer without transformers, in the shape that core's templates and masks ask for."""
+"""Read a saved tokenizer without transformers: its files, its chat templates, and the tokenizer itself."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from impruver_gguf.vocab.byte_level_bpe import load_backend
-from impruver_gguf.vocab.token_types import WORD_BORDER, named_tokens
-from impruver_gguf.vocab.vocabulary import chat_templates, special_tokens, tokenizer_config, tokenizer_json
+from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import (
+    FLAG,
+    INDEX,
+    OBJECT,
+    TEXT,
+    JsonType,
+    by_name,
+    either,
+    list_of,
+    read_json,
+    read_text,
+)
+from impruver_core.tokenizer import NAMED_TOKENS
+from tokenizers import AddedToken, Tokenizer
+
+SENTENCEPIECE_MODEL = "tokenizer.model"
+FILES = ("tokenizer.json", "tokenizer_config.json", SENTENCEPIECE_MODEL, "added_tokens.json", "chat_template.jinja")
+TOKEN = JsonType(
+    "an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content"))
+)
+NUMBERED_TOKEN = JsonType(
+    "an object with a text as content and an id", lambda value: TOKEN.holds(value) and INDEX.holds(value.get("id"))
+)
+IDENTIFIER = JsonType("a number in digits", str.isdecimal)
+CONFIG_KEYS = {
+    **dict.fromkeys(NAMED_TOKENS, either(TEXT, TOKEN)),
+    **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), FLAG),
+    "added_tokens_decoder": by_name(IDENTIFIER, TOKEN),
+    "chat_template": either(TEXT, list_of(by_name(TEXT, TEXT))),
+}
+TOKENIZER_KEYS = {"model": {}, "decoder": {"decoders": list_of(OBJECT)}, "added_tokens": list_of(NUMBERED_TOKEN)}
 
 
 class SavedTokenizer:
-    """A fast tokenizer as transformers has it, of what `impruver_core` reads of one."""
+    """The fast tokenizer in a folder, with those of transformers' attributes that `impruver_core` reads."""
 
     is_fast = True
 
     def __init__(self, folder: Path):
-        config = tokenizer_config(folder)
-        named = named_tokens(config)
-        self.backend_tokenizer = load_backend(folder, tokenizer_json(folder), config)
-        self.chat_template = chat_templates(folder)
+        config = read_tokenizer_config(folder)
+        named = get_named_tokens(config)
+        self.backend_tokenizer = load_backend_tokenizer(folder, read_tokenizer_json(folder), config)
+        self.chat_template = read_chat_templates(folder)
         self.special_tokens_map = named
-        self.extra_special_tokens = special_tokens(folder)["additional_special_tokens"]
+        self.extra_special_tokens = read_special_tokens(folder)["additional_special_tokens"]
         self.added_tokens_decoder = self.backend_tokenizer.get_added_tokens_decoder()
         self.bos_token, self.eos_token = named.get("bos_token"), named.get("eos_token")
         self.bos_token_id, self.eos_token_id = (
@@ -29,30 +60,79 @@ class SavedTokenizer:
         self.size = max(self.backend_tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # its ids are below
 
 
-def differ_in_blanks(ours: list[int], theirs: list[int], tokenizer: SavedTokenizer) -> bool:
-    """Whether two lists of ids say the same but for blanks at the start or after a special token.
-
-    SentencePiece puts a blank before a text; llama.cpp and tokenizers disagree where one starts. Up to the first word's
-    end the tokens may then differ, their text less the blank may not.
-    """
-    pieces = [_segments(ids, tokenizer) for ids in (ours, theirs)]
-    return len(pieces[0]) == len(pieces[1]) and all(map(_same_words, *pieces))
-
-
-def _segments(ids: list[int], tokenizer: SavedTokenizer) -> list[list[str]]:
-    """The texts of tokens, cut before each special token, which stands first in its piece."""
-    segments: list[list[str]] = [[""]]
-    for number in ids:
-        text = tokenizer.backend_tokenizer.id_to_token(number) or f"<{number}>"
-        if number in tokenizer.added_tokens_decoder:
-            segments.append([text])
-        else:
-            segments[-1].append(text)
-    return segments
+def load_backend_tokenizer(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
+    """Load tokenizer.json, whose parsed `content` this is, and add the tokens of `config` as transformers would."""
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ImpruverError(f"{folder}/tokenizer.json can't be loaded: {error}") from None
+    tokenizer.no_padding()  # settings of whoever saved it, no part of how text becomes ids
+    tokenizer.no_truncation()
+    known = {token["content"] for token in content.get("added_tokens") or []}
+    for _, entry in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
+        if entry["content"] not in known:
+            fields = {name: entry[name] for name in ("lstrip", "rstrip", "normalized", "single_word") if name in entry}
+            tokenizer.add_tokens([AddedToken(entry["content"], special=entry.get("special", False), **fields)])
+    named = [text for text in get_named_tokens(config).values() if text not in known]
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in named])
+    return tokenizer
 
 
-def _same_words(one: list[str], other: list[str]) -> bool:
-    while len(one) > 1 and len(other) > 1 and one[-1] == other[-1]:
-        one, other = one[:-1], other[:-1]
-    heads = ["".join(part[1:]).lstrip(WORD_BORDER) for part in (one, other)]
-    return one[0] == other[0] and heads[0] == heads[1] and WORD_BORDER not in heads[0]
+def read_tokenizer_json(folder: Path) -> dict[str, Any]:
+    """Read tokenizer.json, less its merges; {} where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    stat = path.stat()
+    return _read_tokenizer_json(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1)  # asked for more than once, and tens of megabytes
+def _read_tokenizer_json(path: Path, *_: int) -> dict[str, Any]:
+    content = read_json(path, TOKENIZER_KEYS)
+    (content.get("model") or {}).pop("merges", None)  # most of it, and needed by nobody here
+    return content
+
+
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Read tokenizer_config.json; {} where there is none."""
+    return read_json(folder / "tokenizer_config.json", CONFIG_KEYS, missing_ok=True)
+
+
+def get_largest_token_id(folder: Path) -> int:
+    """The largest id in tokenizer.json; -1 where it has none."""
+    content = read_tokenizer_json(folder)
+    ids = [token["id"] for token in content.get("added_tokens") or []]
+    vocab = (content.get("model") or {}).get("vocab")
+    return max([-1, *ids, *(vocab.values() if isinstance(vocab, dict) else ())])
+
+
+def get_named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """The texts of bos_token, eos_token, … in a tokenizer_config.json."""
+    texts = {name: config.get(name) for name in NAMED_TOKENS}
+    texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in texts.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+
+
+def read_special_tokens(folder: Path) -> dict[str, Any]:
+    """The texts of special tokens by the names that templates read; further ones as `additional_special_tokens`."""
+    named = get_named_tokens(read_tokenizer_config(folder))
+    added = read_tokenizer_json(folder).get("added_tokens") or []
+    further = [token["content"] for token in added if token.get("special") and token["content"] not in named.values()]
+    return named | {"additional_special_tokens": further}
+
+
+def read_chat_templates(folder: Path) -> str | dict[str, str] | None:
+    """The chat template in a tokenizer's folder; several by their names, None without one."""
+    template = read_tokenizer_config(folder).get("chat_template")
+    if template is None and (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja")
+    if isinstance(template, list):
+        return {entry.get("name"): entry.get("template") for entry in template} or None
+    return template
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template in a tokenizer's folder; the default one of several, None without one."""
+    templates = read_chat_templates(folder)
+    return templates.get("default") if isinstance(templates, dict) else templates

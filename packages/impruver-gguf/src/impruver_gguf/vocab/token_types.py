@@ -1,22 +1,23 @@
-"""What GGUF holds of a tokenizer, whichever kind it is."""
+"""What GGUF holds of a tokenizer, whichever kind it is: `Vocabulary`, and llama.cpp's types of tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from impruver_core.tokenizer import NAMED_TOKENS
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF's token types
-
+from gguf import TokenType
+from impruver_core.errors import ImpruverError
 
 WORD_BORDER = "\u2581"  # SentencePiece's blank
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens with their types (and scores) by id, the pre-tokenizer's name; `config` is tokenizer_config.json."""
+    """Texts, types and (with SentencePiece) scores of all tokens by id.
+
+    `pre` is the pre-tokenizer's name, `config` tokenizer_config.json, `folder` where the tokenizer's files are.
+    """
 
     tokens: list[str]
     types: list[int]
@@ -26,25 +27,32 @@ class Vocabulary:
     scores: list[float] | None = None
 
     @property
-    def sentencepiece(self) -> bool:
+    def is_sentencepiece(self) -> bool:
         """Whether tokens have scores, by which they are put together."""
         return self.scores is not None
 
 
-def padding(number: int) -> str:
-    """What stands for an id that no token has."""
-    return f"[PAD{number}]"
+class Token(NamedTuple):
+    """A token's text and GGUF's type of it."""
+
+    text: str
+    type: TokenType
 
 
-def added_token(text: str, special: bool) -> tuple[str, int]:
-    """An added token's text and type."""
-    if special or _looks_special(text):
-        return text, CONTROL
-    return text.replace(WORD_BORDER, " "), USER_DEFINED
+def make_padding(token_id: int) -> Token:
+    """Make what stands for an id that no token has."""
+    return Token(f"[PAD{token_id}]", TokenType.UNUSED)
 
 
-def _looks_special(text: str) -> bool:
-    """llama.cpp's rule for tokens that some models forgot to mark."""
+def make_added_token(text: str, special: bool) -> Token:
+    """Make an added token as llama.cpp's converter does: control tokens as they are, others with real blanks."""
+    if special or _has_special_form(text):
+        return Token(text, TokenType.CONTROL)
+    return Token(text.replace(WORD_BORDER, " "), TokenType.USER_DEFINED)
+
+
+def _has_special_form(text: str) -> bool:
+    """llama.cpp's rule for control tokens that some models forgot to mark as such."""
     return (
         text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (text.startswith("<|") and text.endswith("|>"))
@@ -53,8 +61,10 @@ def _looks_special(text: str) -> bool:
     )
 
 
-def named_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, … of a tokenizer_config.json, as texts."""
-    texts = {name: config.get(name) for name in NAMED_TOKENS}
-    texts = {name: text.get("content") if isinstance(text, dict) else text for name, text in texts.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+def check_vocab_size(folder: Path, largest_id: int, size: int) -> None:
+    """Raise ImpruverError where the tokenizer has ids that the model has no embedding rows for."""
+    if largest_id >= size:
+        raise ImpruverError(
+            f"{folder}: the tokenizer has ids up to {largest_id}, the model {size} embedding rows: this is not its "
+            "tokenizer, or its new tokens' rows were not saved"
+        )

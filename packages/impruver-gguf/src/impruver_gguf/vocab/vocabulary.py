@@ -1,152 +1,109 @@
-"""The tokenizer as GGUF holds it, read without transformers; its chat template and special tokens."""
+"""Read the vocabulary in a tokenizer's folder, and write it to a GGUF: with merges, special tokens, chat template.
+
+The template goes without `{% generation %}`, which only training asks for.
+"""
 
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+import re
 from pathlib import Path
-from typing import Any
 
+from gguf import GGUFWriter, SpecialVocab
+from impruver_core.chat_template.rendering.renderer import compile_template
 from impruver_core.errors import ImpruverError
-from impruver_core.io.json_schema import (
-    FLAG,
-    INDEX,
-    OBJECT,
-    TEXT,
-    JsonType,
-    by_name,
-    either,
-    list_of,
-    read_json,
-    read_text,
-)
-from impruver_core.tokenizer import NAMED_TOKENS
 
-from impruver_gguf.vocab.byte_level_bpe import byte_level_vocabulary, is_byte_level
-from impruver_gguf.vocab.chat_template_export import exported
-from impruver_gguf.vocab.sentencepiece_vocab import MODEL, piece_vocabulary
-from impruver_gguf.vocab.token_types import Vocabulary, named_tokens
+from impruver_gguf.vocab.byte_level_bpe import build_byte_level_vocab, is_byte_level
+from impruver_gguf.vocab.saved_tokenizer import SENTENCEPIECE_MODEL, read_tokenizer_config, read_tokenizer_json
+from impruver_gguf.vocab.sentencepiece_vocab import build_sentencepiece_vocab
+from impruver_gguf.vocab.token_types import Vocabulary
 
-FILES = ("tokenizer.json", "tokenizer_config.json", MODEL, "added_tokens.json", "chat_template.jinja")
-
-
-TOKEN = JsonType(
-    "an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content"))
-)
-
-
-NUMBERED = JsonType(
-    "an object with a text as content and an id", lambda value: TOKEN.holds(value) and INDEX.holds(value.get("id"))
-)
-
-
-IDENTIFIER = JsonType("a number in digits", str.isdecimal)
-
-
-CONFIG_KEYS = {
-    **dict.fromkeys(NAMED_TOKENS, either(TEXT, TOKEN)),
-    **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), FLAG),
-    "added_tokens_decoder": by_name(IDENTIFIER, TOKEN),
-    "chat_template": either(TEXT, list_of(by_name(TEXT, TEXT))),
-}
-
-
-TOKENIZER_KEYS = {"model": {}, "decoder": {"decoders": list_of(OBJECT)}, "added_tokens": list_of(NUMBERED)}
+GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
+Templates = str | list[dict[str, str]] | None  # a chat template, or named ones as tokenizer_config.json has them
 
 
 def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocabulary:
-    """The vocabulary in a folder, filled up to `size` ids; ImpruverError where it can't be had or is another kind."""
-    config, path = tokenizer_config(folder), folder / "tokenizer.json"
-    if not path.is_file() and not (folder / MODEL).is_file():
+    """Read the vocabulary in a folder, padded to `size` ids; ImpruverError where there is none that can be exported.
+
+    `plain_added`: added tokens stand in a SentencePiece vocabulary as they are.
+    """
+    config, path = read_tokenizer_config(folder), folder / "tokenizer.json"
+    has_model = (folder / SENTENCEPIECE_MODEL).is_file()
+    if not path.is_file() and not has_model:
         raise ImpruverError(f"{path} is not there: copy the tokenizer's files into {folder}, or train again")
-    content = tokenizer_json(folder)
+    content = read_tokenizer_json(folder)
     if path.is_file() and not content.get("model"):
         raise ImpruverError(f"{path}: holds no tokenizer (model is not set): copy the tokenizer's files again")
     if content and is_byte_level(content):
-        return byte_level_vocabulary(folder, content, config, size)
+        return build_byte_level_vocab(folder, content, config, size)
     kind = (content.get("model") or {}).get("type")
     if kind in ("WordPiece", "WordLevel"):
         raise ImpruverError(f"{path}: a {kind} vocabulary, which llama.cpp's language models do not have")
-    if not (folder / MODEL).is_file():
+    if not has_model:
         raise ImpruverError(
-            f"{path}: no byte-level BPE but a SentencePiece vocabulary, whose scores stand in {MODEL} alone: copy the "
-            f"base's {MODEL} into {folder} (other kinds are not converted)"
+            f"{path}: no byte-level BPE but a SentencePiece vocabulary, whose scores stand in {SENTENCEPIECE_MODEL} "
+            f"alone: copy the base's {SENTENCEPIECE_MODEL} into {folder} (other kinds are not converted)"
         )
-    return piece_vocabulary(folder, content, config, size, plain_added)
+    return build_sentencepiece_vocab(folder, content, config, size, plain_added)
 
 
-def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
-    """Tokens, merges, special ids and the chat template, through gguf's own reader of a tokenizer's folder."""
-    import gguf
-
-    writer.add_tokenizer_model("llama" if vocabulary.sentencepiece else "gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    if vocabulary.scores is not None:
-        writer.add_token_scores(vocabulary.scores)
-    writer.add_token_types(vocabulary.types)
-    merges, count = not vocabulary.sentencepiece, len(vocabulary.tokens) if vocabulary.sentencepiece else None
+def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
+    """Write tokens, and through gguf-py's reader of a tokenizer's folder merges, special ids and the chat template."""
+    writer.add_tokenizer_model("llama" if vocab.is_sentencepiece else "gpt2")
+    writer.add_tokenizer_pre(vocab.pre)
+    writer.add_token_list(vocab.tokens)
+    if vocab.scores is not None:
+        writer.add_token_scores(vocab.scores)
+    writer.add_token_types(vocab.types)
+    n_vocab = len(vocab.tokens) if vocab.is_sentencepiece else None
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it notes what llama.cpp does not need
     try:
-        special = gguf.SpecialVocab(vocabulary.folder, load_merges=merges, n_vocab=count)
+        special = SpecialVocab(vocab.folder, load_merges=not vocab.is_sentencepiece, n_vocab=n_vocab)
     except Exception as error:  # gguf takes these files as they come
         raise ImpruverError(
-            f"{vocabulary.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
+            f"{vocab.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
             f"read ({error}); copy these files again"
         ) from None
-    special.chat_template = exported(special.chat_template)
+    special.chat_template = export_chat_template(special.chat_template)
     special.add_to_gguf(writer, quiet=True)
 
 
-def tokenizer_json(folder: Path) -> dict[str, Any]:
-    """tokenizer.json without its merges; {} where there is none."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return {}
-    known = path.stat()
-    return _tokenizer_json(path, known.st_mtime_ns, known.st_size)
+def export_chat_template(templates: Templates) -> Templates:
+    """Strip a chat template, or each of several."""
+    if isinstance(templates, list):
+        return [entry | {"template": strip_generation_tags(entry["template"])} for entry in templates]
+    return strip_generation_tags(templates) if isinstance(templates, str) else templates
 
 
-@lru_cache(maxsize=1)
-def _tokenizer_json(path: Path, *_: int) -> dict[str, Any]:
-    content = read_json(path, TOKENIZER_KEYS)  # asked for more than once, and tens of megabytes
-    (content.get("model") or {}).pop("merges", None)  # most of them, and needed by nobody here
-    return content
+def strip_generation_tags(template: str) -> str:
+    """Take the generation tags out of a template; what it renders stays the same, blanks included.
+
+    Where a tag also trims the blanks around it (a dash, a line of its own), an empty block that trims alike stands in.
+    """
+    tags = _find_tag_starts(template) if GENERATION_TAG.search(template) else set()
+
+    def replace(match: re.Match) -> str:
+        if match.start() not in tags:
+            return match[0]
+        left, right, newline = match.groups()
+        line = template[: match.start()].rpartition("\n")[2]
+        trims = left or right or newline or not line.strip()
+        return f"{{%{left} if true %}}{{% endif {right}%}}{newline}" if trims else ""
+
+    return GENERATION_TAG.sub(replace, template)
 
 
-def largest_id(folder: Path) -> int:
-    """The largest id of a tokenizer's tokens; -1 where tokenizer.json tells none."""
-    content = tokenizer_json(folder)
-    ids = [token["id"] for token in content.get("added_tokens") or []]
-    vocab = (content.get("model") or {}).get("vocab")
-    return max([-1, *ids, *(vocab.values() if isinstance(vocab, dict) else ())])
-
-
-def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; {} where there is none."""
-    path = folder / "tokenizer_config.json"
-    return read_json(path, CONFIG_KEYS) if path.is_file() else {}
-
-
-def chat_templates(folder: Path) -> str | dict[str, str] | None:
-    """The template of a tokenizer's folder; several by their names, None without one."""
-    template = tokenizer_config(folder).get("chat_template")
-    if template is None and (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja")
-    if isinstance(template, list):
-        return {entry.get("name"): entry.get("template") for entry in template} or None
-    return template
-
-
-def chat_template(folder: Path) -> str | None:
-    """The template of a tokenizer's folder; the default of several, None without one."""
-    found = chat_templates(folder)
-    return found.get("default") if isinstance(found, dict) else found
-
-
-def special_tokens(folder: Path) -> dict[str, Any]:
-    """Special tokens by name as templates read them; the further ones as `additional_special_tokens`."""
-    named = named_tokens(tokenizer_config(folder))
-    added = tokenizer_json(folder).get("added_tokens") or []
-    further = [token["content"] for token in added if token.get("special") and token["content"] not in named.values()]
-    return named | {"additional_special_tokens": further}
+def _find_tag_starts(template: str) -> set[int]:
+    """Where tags start, less what is in a text, a comment or a raw block; none where the template does not parse."""
+    text = template.replace("\r\n", " \n").replace("\r", "\n")  # as the lexer reads lines, with the same positions
+    try:
+        tokens = list(compile_template(template).environment.lex(text))
+    except ImpruverError:
+        return set()
+    position, starts = 0, set()
+    for _, kind, value in tokens:
+        position = text.index(value, position)  # the lexer leaves out blanks that are trimmed
+        if kind == "block_begin":
+            starts.add(position)
+        position += len(value)
+    return starts

@@ -1,52 +1,128 @@
-"""Tensors that are read when they are needed: safetensors files, each value in the file's own 16 or 32 bits.
+"""Tensors that are read when they are needed, some rows at a time: from safetensors files, in the file's precision.
 
-numpy has no bf16: such values are read as uint16 and shifted into the upper half of a float32.
+numpy has no bfloat16: such values are read as uint16 and shifted into the upper half of a float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
+from pathlib import Path
 
 import numpy as np
+from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
 
-PIECE = 1 << 19  # values worked on at once
+CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A shape, and what reads some of its rows (from, to) as float32 or float16: no tensor need be whole in memory.
+class LazyTensor:
+    """A shape and a reader of rows: no tensor need be in memory as a whole.
 
-    `at_once` tells that reading some rows takes as long as reading all.
+    `read(start, stop)` gives rows as float32 or float16, of shape `(stop - start, *shape[1:])`; a scalar is one row.
     """
 
     shape: tuple[int, ...]
-    rows: Callable[[int, int], np.ndarray]
-    at_once: bool = False
+    read: Callable[[int, int], np.ndarray]
+    at_once: bool = False  # reading some rows costs as much as reading all of them
 
     @property
-    def count(self) -> int:
-        """How many rows there are; the values of a vector are its rows."""
+    def row_count(self) -> int:
+        """The size of the first dimension; each value of a vector is a row."""
         return self.shape[0] if self.shape else 1
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Its rows (from, to), so many at a time as are worked on at once."""
-        step = self.count if self.at_once else max(1, PIECE // max(1, prod(self.shape[1:])))
-        yield from ((start, min(start + step, self.count)) for start in range(0, self.count, step))
+    def split(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of the chunks of rows that are worked on at once."""
+        step = self.row_count if self.at_once else max(1, CHUNK_VALUES // max(1, prod(self.shape[1:])))
+        yield from ((start, min(start + step, self.row_count)) for start in range(0, self.row_count, step))
 
-    def float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The values as float32, of all rows or some."""
-        return self.rows(start, self.count if stop is None else stop).astype(np.float32, copy=False)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Read as float32: what is computed with it is not rounded to 16 bits in between."""
-    return replace(tensor, rows=tensor.float32)
+    def read_float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read some rows, or all of them, as float32."""
+        return self.read(start, self.row_count if stop is None else stop).astype(np.float32, copy=False)
 
 
-def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two matrices hold the same, some rows at a time."""
+Tensors = Mapping[str, LazyTensor]  # by name
+
+
+def as_float32(tensor: LazyTensor) -> LazyTensor:
+    """Make a tensor that reads as float32, so that results computed from it are not rounded to 16 bits in between."""
+    return replace(tensor, read=tensor.read_float32)
+
+
+def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
+    """Compare two tensors chunk by chunk."""
     if one.shape != other.shape:
         return False
-    return all(np.array_equal(one.rows(*part), other.rows(*part)) for part in one.pieces())
+    return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in one.split())
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file."""
+    tensors = {}
+    for name, (dtype, shape, start, stop) in read_safetensors_header(path).items():
+        if dtype not in DTYPE_BYTES:
+            raise ImpruverError(
+                f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
+            )
+        if stop - start != prod(shape) * DTYPE_BYTES[dtype]:
+            raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
+        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start))
+    return tensors
+
+
+def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, start: int, stop: int) -> np.ndarray:
+    stored, row_values = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype], prod(shape[1:])
+    offset += start * row_values * DTYPE_BYTES[dtype]
+    values = np.fromfile(path, dtype=stored, count=(stop - start) * row_values, offset=offset)
+    values = values.reshape((stop - start, *shape[1:]) if shape else ())
+    if dtype != "BF16":
+        return values
+    bits = values.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
+def read_weights(folder: Path) -> dict[str, LazyTensor]:
+    """Read all tensors of a model's safetensors files, one file or the shards that the index names; {} without any.
+
+    ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
+    """
+    index = folder / "model.safetensors.index.json"
+    weight_map = _read_weight_map(index) if index.is_file() else {}
+    present = {path.name for path in folder.glob("model*.safetensors") if path.is_file()}
+    names = sorted(set(weight_map.values()) or present)
+    if not names:
+        refuse_pickled_weights(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ImpruverError(f"{folder}: {', '.join(missing)} is not there, but {index.name} names it")
+    if weight_map and "model.safetensors" in present - set(names):
+        raise ImpruverError(
+            f"{folder}: model.safetensors and the files that {index.name} names are two models; move one away"
+        )
+    tensors: dict[str, LazyTensor] = {}
+    for name in names:
+        shard = read_safetensors(folder / name)
+        duplicates = sorted(tensors.keys() & shard.keys())
+        if duplicates:
+            raise ImpruverError(
+                f"{folder / name}: holds {duplicates[0]}, as another file does; move away what is too many"
+            )
+        tensors |= shard
+    lost = sorted(weight_map.keys() - tensors.keys())
+    if lost:
+        raise ImpruverError(f"{folder}: {lost[0]} is in none of the files, but {index.name} names it")
+    return tensors
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(tensor): Path(file).name for tensor, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ImpruverError(f"{index}: has no weight_map that can be read") from None

@@ -1,127 +1,50 @@
-"""Answers with llama.cpp, through cyllama: a GGUF file."""
+"""The llama.cpp backend: a GGUF file, through cyllama."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from impruver_core.chat_template.analysis.analyzer import analyze_template
-from impruver_core.chat_template.analysis.template_format import TemplateFormat
-from impruver_core.chat_template.masking.message_normalization import normalize_messages
-from impruver_core.chat_template.rendering.renderer import render_template
-from impruver_core.cli.console import log_info
-from impruver_core.errors import ImpruverError
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from impruver_chat.backends.base import ActiveGeneration, Answer, Prompt
-from impruver_chat.backends.llama_cpp import batching as parallel
+from impruver_core.llama_cpp import load_gguf
+from impruver_core.recipe.sections import TokenizerSection
+
+from impruver_chat.backends.base import ActiveGeneration, Answer, Emit, IndexedAnswers, Prompt
+from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions
+from impruver_chat.backends.llama_cpp import batching
 from impruver_chat.backends.llama_cpp.context import CachedSequence, make_sampler
-from impruver_chat.backends.llama_cpp.vocab import (
-    find_end_token_ids,
-    is_same_vocabulary,
-    make_decoder,
-    make_token_finder,
-    read_special_tokens,
-)
-from impruver_chat.generation.detokenizer import StopCriteria, make_stop_criteria
+from impruver_chat.backends.llama_cpp.vocab import make_gguf_tokenizer
 from impruver_chat.generation.parameters import SamplingParams
-from impruver_chat.model_dir import GGUF_NO_COMPARISON, TOKENIZER
-from impruver_chat.responses.template_markers import TemplateMarkers, find_markers, find_tokenizer_markers
+from impruver_chat.model_dir import GgufFile
+
+if TYPE_CHECKING:
+    from cyllama.llama.llama_cpp import LlamaModel
 
 
-@dataclass
 class LlamaCppBackend:
-    """A GGUF model, ready to answer."""
+    """A GGUF model that answers with llama.cpp; see `Backend`."""
 
-    model: Any
-    encode: Callable[..., list[int]]
-    stops: StopCriteria
-    decode: Callable[[Sequence[int]], str]
-    markers: TemplateMarkers
-    no_comparison_reason = GGUF_NO_COMPARISON
-    answer_batch = parallel.answer_batch
+    no_comparison_reason = GgufFile.no_comparison_reason
 
-    def __post_init__(self) -> None:
-        self.context_length: int | None = self.model.n_ctx_train
-        self._conversation = CachedSequence(self.model)
+    def __init__(self, model: LlamaModel, tokenizer: ChatTokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.context_length: int | None = model.n_ctx_train
+        self._sequence = CachedSequence(model)
 
-    def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Callable[[str], None]) -> Answer:
-        """As `Backend.stream`."""
-        reply, there = ActiveGeneration(self, prompt, emit=emit), self._conversation
-        there.decode_prompt(prompt.ids, prompt.max_new_tokens)
-        sampler = make_sampler(sampling, prompt, there.size)
-        while not reply.add_token(token := sampler.sample(there.context, -1)):
-            there.decode([token])
-        return reply.finish()
+    def stream_answer(self, prompt: Prompt, sampling: SamplingParams, emit: Emit) -> Answer:
+        """Answer one prompt; see `Backend`."""
+        generation, sequence = ActiveGeneration(self.tokenizer, prompt, emit=emit), self._sequence
+        sequence.decode_prompt(prompt.ids, prompt.max_new_tokens)
+        sampler = make_sampler(sampling, prompt, sequence.size)
+        while not generation.add_token(token := sampler.sample(sequence.context, -1)):
+            sequence.decode([token])
+        return generation.finish()
 
-
-def load_backend(path: Path, output_dir: Path | None, tokenizer: Any, options: dict[str, Any]) -> LlamaCppBackend:
-    """The backend of a GGUF; ids as output_dir's tokenizer gives them where it is at hand and the GGUF's own."""
-    model = open_model(path)
-    vocab = model.get_vocab()
-    if output_dir is not None and (output_dir / TOKENIZER).is_file():
-        from impruver_chat.backends.transformers import backend as transformers
-
-        fast = transformers.load_saved_tokenizer(output_dir, tokenizer)
-        if is_same_vocabulary(fast, vocab):
-            saved = transformers.find_stop_criteria(fast, output_dir)
-            stops = make_stop_criteria(saved.texts, [*saved.ids, *find_end_token_ids(vocab)], make_token_finder(vocab))
-            markers = find_tokenizer_markers(fast, options["chat_template_kwargs"])
-            encode, decode = (
-                partial(transformers.encode_messages, fast, options),
-                transformers.make_decoder(fast, markers),
-            )
-            return LlamaCppBackend(model, encode, stops, decode, markers)
-        log_info(f"note: {path} has other tokens than {output_dir}: its own chat template is used")
-    template = model.metadata().get("tokenizer.chat_template")
-    if not template:
-        raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
-    variables, specials = read_special_tokens(vocab)
-    named = {**variables, **options["chat_template_kwargs"]}
-    shape = analyze_template(template, named, specials)
-    markers = find_markers(template, named, shape)
-    stops = make_stop_criteria(shape.stops, find_end_token_ids(vocab), make_token_finder(vocab))
-    encode = make_gguf_encoder(template, shape, variables, specials, vocab, options)
-    prefixed = model.metadata().get("tokenizer.ggml.add_space_prefix", "true") == "true"
-    return LlamaCppBackend(model, encode, stops, make_decoder(vocab, prefixed, markers.special_tokens), markers)
+    def answer_batch(self, prompts: Sequence[Prompt], sampling: SamplingParams, size: int) -> IndexedAnswers:
+        """Answer prompts in batches; see `Backend`."""
+        return batching.answer_batch(self.model, self.tokenizer, prompts, sampling, size)
 
 
-def open_model(path: Path) -> Any:
-    """The model in a GGUF file; ImpruverError where cyllama is absent or llama.cpp can't load it."""
-    check_cyllama_installed()
-    from cyllama.llama import llama_cpp
-
-    llama_cpp.disable_logging()
-    llama_cpp.ggml_backend_load_all()
-    try:
-        return llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
-    except Exception as error:  # cyllama raises several kinds, bare ones among them
-        raise ImpruverError(
-            f"--gguf: {path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not "
-            f"know ({' '.join(str(error).split())})"
-        ) from error
-
-
-def check_cyllama_installed() -> None:
-    """ImpruverError with the way to get it where cyllama is not installed."""
-    if find_spec("cyllama") is None:
-        raise ImpruverError('--gguf needs a further package: pip install "impruver-chat[gguf]"')
-
-
-def make_gguf_encoder(
-    template: str, shape: TemplateFormat, variables: dict, specials: list[str], vocab: Any, options: dict
-) -> Callable[..., list[int]]:
-    """Encodes with the GGUF's own chat template and tokens."""
-
-    def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        named = {**variables, **options["chat_template_kwargs"], **(kwargs or {})}
-        own = analyze_template(template, named, specials, bool(tools)) if tools or kwargs else shape
-        text = render_template(
-            template, normalize_messages(messages, own), tools, add_generation_prompt=True, variables=named
-        )
-        ids = vocab.tokenize(str.__str__(text), add_special=False, parse_special=True)
-        bos = vocab.token_bos() if options["add_bos"] and vocab.get_add_bos() else None
-        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
-
-    return encode
+def load_backend(source: GgufFile, section: TokenizerSection, options: EncodingOptions) -> LlamaCppBackend:
+    """Load a GGUF file; `section` is the recipe's, for the tokenizer in output_dir."""
+    model = load_gguf(source.path)
+    return LlamaCppBackend(model, make_gguf_tokenizer(model, source, section, options))

@@ -1,40 +1,109 @@
-"""What a GGUF's own vocabulary tells: the text of its tokens, byte by byte, special tokens, ends."""
+"""The vocabulary in a GGUF file: the bytes of its tokens, special tokens, ends of turn, its own chat template."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-COMPARED = 500  # tokens by which a tokenizer is known to be the GGUF's
+from impruver_core.chat_template.analysis.analyzer import analyze_template
+from impruver_core.chat_template.masking.message_normalization import normalize_messages
+from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.cli.console import log_info
+from impruver_core.errors import ImpruverError
+from impruver_core.recipe.sections import TokenizerSection
+
+from impruver_chat.backends import chat_tokenizer as tokenizers
+from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions
+from impruver_chat.generation.detokenizer import make_stop_criteria
+from impruver_chat.model_dir import TOKENIZER, GgufFile
+from impruver_chat.responses.template_markers import find_markers
+
+if TYPE_CHECKING:
+    from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE_SIZE = 500  # tokens by which a tokenizer is known to be the GGUF's
 SENTENCEPIECE, BYTE_LEVEL = 1, 2  # llama.cpp's vocab_type
 NORMAL, USER_DEFINED, BYTE = 4, 16, 32  # its token attributes
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as themselves,
-OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]  # and these as the characters from 256 on
+# GPT-2's byte-level alphabet: printable bytes stand for themselves, the others are the characters from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_OF_CHARACTER = {chr(byte): bytes([byte]) for byte in PRINTABLE}
+BYTE_OF_CHARACTER |= {chr(256 + number): bytes([byte]) for number, byte in enumerate(OTHERS)}
 
-BYTE_OF_CHARACTER = {chr(byte): bytes([byte]) for byte in PRINTABLE} | {
-    chr(256 + n): bytes([b]) for n, b in enumerate(OTHERS)
-}
+
+def make_gguf_tokenizer(
+    model: LlamaModel, source: GgufFile, section: TokenizerSection, options: EncodingOptions
+) -> ChatTokenizer:
+    """Make the ChatTokenizer of output_dir's tokenizer if the GGUF has its tokens, else of the GGUF's own vocabulary.
+
+    Either stops at all ends of turn that the GGUF names as well.
+    """
+    vocab, output_dir = model.get_vocab(), source.output_dir
+    if (output_dir / TOKENIZER).is_file():
+        saved = tokenizers.load_saved_tokenizer(output_dir, section)
+        if is_same_vocabulary(saved, vocab):
+            tokenizer = tokenizers.make_chat_tokenizer(saved, output_dir, options)
+            ids = [*tokenizer.stops.ids, *find_end_token_ids(vocab)]
+            stops = make_stop_criteria(tokenizer.stops.texts, ids, partial(find_token, vocab))
+            return replace(tokenizer, stops=stops)
+        log_info(f"note: {source.path} has other tokens than {output_dir}: its own chat template is used")
+    return make_vocab_tokenizer(model, source.path, options)
 
 
-def make_decoder(vocab: Any, drop_first_blank: bool, shown: Collection[str] = ()) -> Callable[[Sequence[int]], str]:
-    """Ids → text, each blank as the model wrote it; � for what is no whole character.
+def make_vocab_tokenizer(model: LlamaModel, path: Path, options: EncodingOptions) -> ChatTokenizer:
+    """Make the ChatTokenizer of a GGUF file's own vocabulary and chat template."""
+    vocab, metadata = model.get_vocab(), model.metadata()
+    template = metadata.get("tokenizer.chat_template")
+    if not template:
+        raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
+    named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
+    variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
+    variables |= options.chat_template_kwargs
+    specials = [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
+    template_format = analyze_template(template, variables, specials)
+    markers = find_markers(template, variables, template_format)
 
-    cyllama's detokenize drops blanks at both ends and before punctuation. `drop_first_blank`: as SentencePiece does.
-    `shown` are the control tokens that are text.
+    def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
+        own, own_format = {**variables, **(kwargs or {})}, template_format
+        if tools or kwargs:
+            own_format = analyze_template(template, own, specials, bool(tools))
+        messages = normalize_messages(messages, own_format)
+        text = render_template(template, messages, tools, add_generation_prompt=True, variables=own)
+        ids = vocab.tokenize(str.__str__(text), add_special=False, parse_special=True)
+        bos = vocab.token_bos() if options.add_bos and vocab.get_add_bos() else None
+        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
+
+    drop_first_blank = metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"
+    stops = make_stop_criteria(template_format.stops, find_end_token_ids(vocab), partial(find_token, vocab))
+    return ChatTokenizer(encode, make_decoder(vocab, drop_first_blank, markers.special_tokens), stops, markers)
+
+
+def make_decoder(vocab: LlamaVocab, drop_first_blank: bool, text_tokens: Collection[str] = ()) -> Callable[..., str]:
+    """Make a function of ids to their text; cyllama's own drops blanks at both ends and before punctuation.
+
+    Args:
+        drop_first_blank: as SentencePiece does.
+        text_tokens: control tokens whose text is part of the answer.
     """
     if vocab.vocab_type not in (SENTENCEPIECE, BYTE_LEVEL):
         return lambda ids: vocab.detokenize(list(ids)) if ids else ""
     drop_first_blank &= vocab.vocab_type == SENTENCEPIECE
 
     def decode(ids: Sequence[int]) -> str:
-        text = b"".join(get_token_bytes(vocab, number, shown) for number in ids).decode("utf-8", "replace")
+        text = b"".join(get_token_bytes(vocab, number, text_tokens) for number in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if drop_first_blank else text
 
     return decode
 
 
-def get_token_bytes(vocab: Any, number: int, shown: Collection[str] = ()) -> bytes:
-    """The bytes that a token stands for; none for a control token unless its text is to be `shown`."""
+def get_token_bytes(vocab: LlamaVocab, number: int, text_tokens: Collection[str] = ()) -> bytes:
+    """The bytes that a token stands for; none for a control token unless it is one of `text_tokens`."""
     text, attributes = vocab.get_text(number), vocab.get_attr(number)
-    if attributes & USER_DEFINED or text in shown:
+    if attributes & USER_DEFINED or text in text_tokens:
         return text.encode()
     if attributes & BYTE:  # <0x0A>
         return bytes([int(text[3:5], 16)])
@@ -45,33 +114,22 @@ def get_token_bytes(vocab: Any, number: int, shown: Collection[str] = ()) -> byt
     return b"".join(BYTE_OF_CHARACTER.get(character) or character.encode() for character in text)
 
 
-def read_special_tokens(vocab: Any) -> tuple[dict[str, str], list[str]]:
-    """(special tokens by the names that templates read, the texts of all of them)."""
-    named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
-    variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
-    return variables, [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
-
-
-def find_end_token_ids(vocab: Any) -> list[int]:
-    """EOS and the end of turn as the GGUF's metadata names them, and all that llama.cpp knows as ends."""
+def find_end_token_ids(vocab: LlamaVocab) -> list[int]:
+    """EOS and the end of turn as the metadata names them, and all that llama.cpp knows as ends of generation."""
     named = [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
     return [*named, *filter(vocab.is_eog, range(vocab.n_vocab))]
 
 
-def make_token_finder(vocab: Any) -> Callable[[str], int | None]:
-    """Text of a special token → its id; None for any other text."""
-
-    def find(text: str) -> int | None:
-        ids = vocab.tokenize(text, add_special=False, parse_special=True)
-        return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
-
-    return find
+def find_token(vocab: LlamaVocab, text: str) -> int | None:
+    """Find a special token by its text; None for any other text."""
+    ids = vocab.tokenize(text, add_special=False, parse_special=True)
+    return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
 
 
-def is_same_vocabulary(tokenizer: Any, vocab: Any) -> bool:
-    """Whether the GGUF has the tokenizer's tokens: as many at least, equal in a sample spread over all."""
+def is_same_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab: LlamaVocab) -> bool:
+    """Whether a GGUF has the tokenizer's tokens: as many at least, equal in a sample spread over all."""
     count = len(tokenizer)
-    sample = {*range(0, count, max(1, count // COMPARED)), *tokenizer.all_special_ids}
+    sample = {*range(0, count, max(1, count // SAMPLE_SIZE)), *tokenizer.all_special_ids}
     return vocab.n_vocab >= count and all(
         vocab.get_text(number) == tokenizer.convert_ids_to_tokens(number) for number in sample
     )
