@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from impruver_core.io.json_schema import TYPE_WORDS
 from impruver_core.recipe.registry import load_installed_sections
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, yaml_name
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, get_yaml_name
 from impruver_core.recipe.sections import OWNERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def _section(name: str, spec: Any) -> str:
 def _rows(prefix: str, section: type) -> typing.Iterator[str]:
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
-        path = prefix + yaml_name(field)
+        path = prefix + get_yaml_name(field)
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _rows(f"{path}.", hints[field.name])
             continue

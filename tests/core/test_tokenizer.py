@@ -15,11 +15,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def loaded(folder, text: str):
+def loaded(folder, text: str, **options):
     path = folder / "recipe.yaml"
     path.write_text(f"model: {{name: ./base}}\ntokenizer:\n{text}", encoding="utf-8")
     recipe = load_recipe(path)
-    return load_tokenizer(recipe.tokenizer, recipe.model.name)
+    return load_tokenizer(recipe.tokenizer, recipe.model.name, **options)
 
 
 def test_the_models_own_beside_the_recipe(folder):
@@ -28,13 +28,18 @@ def test_the_models_own_beside_the_recipe(folder):
     assert target_runs(tokenizer, encode_chat(tokenizer, [user("a"), assistant("b")])) == ["b<|im_end|>"]
 
 
-def test_the_text_of_a_special_token_counts(folder, capsys):
-    tokenizer = loaded(folder, "  special_tokens: {pad_token_id: 99, pad_token: <|im_start|>, eos_token: <new>}\n")
+def test_the_text_of_a_special_token_counts(folder):
+    tokens = "  special_tokens: {pad_token_id: 99, pad_token: <|im_start|>, eos_token: <new>}\n"
+    warnings = []
+    tokenizer = loaded(folder, tokens, warn=warnings.append)
     number = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert tokenizer.pad_token_id == number
     assert tokenizer.eos_token == "<new>"
     assert tokenizer.eos_token_id == len(tokenizer) - 1
-    assert f"has the id {number}, not 99" in capsys.readouterr().err
+    assert len(warnings) == 1
+    assert f"has the id {number}, not 99" in warnings[0]
+    with pytest.warns(UserWarning, match="has the id"):
+        loaded(folder, tokens)
 
 
 def test_a_template_inline_and_from_a_file(folder):

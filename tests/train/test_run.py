@@ -67,7 +67,7 @@ def test_what_is_saved_says_what_was_trained(method, probed, parts):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_base_trains_and_its_adapter_loads(bits, probed, parts):
     import torch
-    from impruver_core.modeling.checkpoint_checks import disable_cpu_4bit_repacking
+    from impruver_core.modeling.loading import disable_cpu_4bit_repacking
     from transformers import BitsAndBytesConfig
 
     out, kept = probed(**METHODS[f"lora-{bits}bit"])

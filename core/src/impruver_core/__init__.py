@@ -16,7 +16,6 @@ _HOMES = {
     "RecipeError": "impruver_core.errors",
     "ImpruverError": "impruver_core.errors",
 }
-
 __all__ = list(_HOMES)
 
 

@@ -1,9 +1,8 @@
-"""Classes and functions that a recipe names by dotted path."""
-
-from __future__ import annotations
+"""Imports the classes and functions that a recipe names by dotted path."""
 
 import importlib
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -25,19 +24,19 @@ def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
         raise ImpruverError(f"{what}: {path!r} is no dotted path, such as transformers.AutoModelForCausalLM")
     folders = [Path(folder) for folder in dict.fromkeys([search_dir or Path.cwd(), Path.cwd()])]
     for folder in folders:
-        length = _local_length(folder, parts)
+        length = _count_module_parts(folder, parts)
         if length:
             with _importing_from(folder, parts[0], what):
-                return _member(_imported(parts[:length], path, what), parts[length:], path, what)
+                return _get_member(_import_module(parts[:length], path, what), parts[length:], path, what)
     for length in range(len(parts) - 1, 0, -1):
-        module = _imported(parts[:length], path, what, missing_is_none=length > 1)
+        module = _import_module(parts[:length], path, what, missing_is_none=length > 1)
         if module is not None:
-            return _member(module, parts[length:], path, what)
+            return _get_member(module, parts[length:], path, what)
     raise AssertionError("the last turn returns or raises")
 
 
-def _local_length(folder: Path, parts: list[str]) -> int:
-    """How many parts name a module in `folder`; 0 for none."""
+def _count_module_parts(folder: Path, parts: list[str]) -> int:
+    """How many of the parts name a module in `folder`; 0 where there is none."""
     for length in range(len(parts) - 1, 0, -1):
         stem = folder.joinpath(*parts[:length])
         if stem.with_name(stem.name + ".py").is_file() or (stem / "__init__.py").is_file():
@@ -45,7 +44,7 @@ def _local_length(folder: Path, parts: list[str]) -> int:
     return 0
 
 
-def _imported(parts: list[str], path: str, what: str, missing_is_none: bool = False) -> ModuleType | None:
+def _import_module(parts: list[str], path: str, what: str, missing_is_none: bool = False) -> ModuleType | None:
     name = ".".join(parts)
     try:
         return importlib.import_module(name)
@@ -58,50 +57,50 @@ def _imported(parts: list[str], path: str, what: str, missing_is_none: bool = Fa
             f"{what}: {path}: there is no module {parts[0]} beside the recipe, in the working folder or installed"
         ) from error
     except Exception as error:
-        at = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
-        raise ImpruverError(f"{what}: {name} can't be imported: {type(error).__name__}: {error}{at}") from error
+        where = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise ImpruverError(f"{what}: {name} can't be imported: {type(error).__name__}: {error}{where}") from error
 
 
-def _member(module: ModuleType, names: list[str], path: str, what: str) -> Any:
-    found: Any = module
+def _get_member(module: ModuleType, names: list[str], path: str, what: str) -> Any:
+    value: Any = module
     for name in names:
         try:
-            found = getattr(found, name)
+            value = getattr(value, name)
         except AttributeError:
-            owner = getattr(found, "__name__", "it")
-            hint = suggest(name, dir(found), form=f"; did you mean {owner}.{{}}?", list_valid=False)
+            owner = getattr(value, "__name__", "it")
+            hint = suggest(name, dir(value), form=f"; did you mean {owner}.{{}}?", list_valid=False)
             raise ImpruverError(f"{what}: {path}: {owner} has no {name}{hint}") from None
         except Exception as error:  # a lazy package imports at this moment
             raise ImpruverError(f"{what}: {path} can't be imported: {type(error).__name__}: {error}") from error
-    return found
+    return value
 
 
 @contextmanager
-def _importing_from(folder: Path, top: str, what: str):
-    """Makes `folder` the first place to import from, then the last, so that it can't hide a package later on."""
-    place = str(folder.absolute())
-    _forget_other(top, place, what)
-    sys.path.insert(0, place)
+def _importing_from(folder: Path, top: str, what: str) -> Iterator[None]:
+    """Makes `folder` the first to import from, then the last, so that it can't hide a package later on."""
+    root = str(folder.absolute())
+    _drop_other_module(top, root, what)
+    sys.path.insert(0, root)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(place)
-        if place not in sys.path:
-            sys.path.append(place)
+        sys.path.remove(root)
+        if root not in sys.path:
+            sys.path.append(root)
 
 
-def _forget_other(top: str, place: str, what: str) -> None:
+def _drop_other_module(top: str, root: str, what: str) -> None:
     """Drops a module of the same name that an earlier recipe brought; one of a package is never replaced."""
     loaded = sys.modules.get(top)
-    if loaded is not None and not _stands_in(loaded, place):
+    if loaded is not None and not _is_below(loaded, root):
         if top not in _ours:
-            raise ImpruverError(f"{what}: {place}/{top} has the name of a package that is in use; give it another name")
+            raise ImpruverError(f"{what}: {root}/{top} has the name of a package that is in use; give it another name")
         for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
             del sys.modules[name]
     _ours.add(top)
 
 
-def _stands_in(module: ModuleType, place: str) -> bool:
+def _is_below(module: ModuleType, root: str) -> bool:
     files = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
-    return any(file is not None and Path(place) in Path(file).absolute().parents for file in files)
+    return any(file is not None and Path(root) in Path(file).absolute().parents for file in files)

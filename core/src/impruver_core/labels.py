@@ -1,7 +1,5 @@
 """Labels of token rows: which of their tokens a model is trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 TRAINED_ROLES = ("assistant", "function_call")

@@ -1,7 +1,5 @@
 """Keeps libraries from speaking between a tool's own lines."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 
@@ -11,9 +9,8 @@ MODULES = "(transformers|peft|torch|accelerate|bitsandbytes)"
 def quiet_libraries(*names: str, errors_only: bool = False) -> None:
     """Turns off progress bars, and the warnings that libraries have for each other.
 
-    Args:
-        names: the libraries to import for that: `datasets`, `transformers`.
-        errors_only: turns off their other warnings as well; of `datasets` errors too, which it raises besides.
+    `names`: the libraries to import for that, `datasets` and `transformers`. `errors_only` turns off their other
+    warnings as well, and the errors that `datasets` logs, as it raises them besides.
     """
     if "datasets" in names:
         import datasets
@@ -29,9 +26,7 @@ def quiet_libraries(*names: str, errors_only: bool = False) -> None:
             transformers_logging.set_verbosity_error()
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for further packages, whatever the weights
         # transformers' word on its own default, for each class that is not called …ForCausalLM, such as GPT-2's
-        logging.getLogger("transformers.modeling_utils").addFilter(_is_of_interest)
+        logging.getLogger("transformers.modeling_utils").addFilter(
+            lambda record: "loss_type=None" not in record.getMessage()
+        )
         warnings.filterwarnings("ignore", category=Warning if errors_only else FutureWarning, module=MODULES)
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    return "loss_type=None" not in record.getMessage()

@@ -21,8 +21,7 @@ def check_cyllama_installed(needed_by: str, package: str) -> None:
 def load_gguf(path: Path, **settings: object) -> LlamaModel:
     """The model in a GGUF file, without llama.cpp's log; ImpruverError where llama.cpp can't load it.
 
-    Args:
-        settings: of llama.cpp's model parameters, such as `n_gpu_layers=0` or `check_tensors=True`.
+    `settings` are llama.cpp's model parameters, such as `n_gpu_layers=0` or `check_tensors=True`.
     """
     from cyllama.llama import llama_cpp
 

@@ -1,7 +1,5 @@
 """The names that a misspelt one is nearest to."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Any
@@ -16,12 +14,7 @@ def find_similar(name: Any, valid: Iterable[str], count: int = 1, cutoff: float 
 
 
 def suggest(
-    name: Any,
-    valid: Iterable[str],
-    *,
-    cutoff: float = 0.6,
-    form: str = "; did you mean {}?",
-    list_valid: bool = True,
+    name: Any, valid: Iterable[str], *, cutoff: float = 0.6, form: str = "; did you mean {}?", list_valid: bool = True
 ) -> str:
     """`form` with the valid name nearest to a misspelt one, else (`list_valid`) the valid names, else nothing."""
     valid = list(valid)

@@ -1,6 +1,4 @@
-"""Processors and memory that this process may use."""
-
-from __future__ import annotations
+"""What this process runs on: processors, memory, installed packages."""
 
 import os
 from contextlib import suppress
@@ -33,7 +31,7 @@ def get_process_memory() -> int:
     return psutil.Process().memory_info().rss
 
 
-# psutil tells no peak on Linux, and getrusage's can't be reset and counts what the process was before exec.
+# psutil has no peak on Linux, and getrusage's can't be reset and counts what the process was before exec.
 def reset_peak_memory() -> None:
     """Has `get_peak_memory` start anew; where the system can't do that, the peak of before stays."""
     with suppress(OSError):
@@ -41,9 +39,19 @@ def reset_peak_memory() -> None:
 
 
 def get_peak_memory() -> int | None:
-    """The most bytes that this process held since `reset_peak_memory`; None where the system does not tell."""
+    """The most bytes that this process held since `reset_peak_memory`; None where the system has no such figure."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def get_installed_version(package: str) -> str | None:
+    """The version of an installed distribution from its metadata, or None; nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,27 +1,43 @@
 """Loads tokenizers with the recipe's special tokens and chat template, and encodes plainly with them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from impruver_core.cli.console import warn
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import find_local, resolve_model_path
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from impruver_core.recipe.sections import TokenizerSection
+
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # lists
 
 
-def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path | None = None):
+def load_tokenizer(
+    section: TokenizerSection,
+    model_name: str | None = None,
+    *,
+    recipe_dir: Path | None = None,
+    warn: Callable[[str], Any] = warnings.warn,
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a recipe (`tokenizer.name`, else `model_name`), special tokens and chat template set.
 
-    `section` is the recipe's tokenizer section; local names are looked for in `recipe_dir`, the working folder and the
-    installed recipes. ImpruverError where it can't be had. Of a special token its text counts: a `*_token_id` that
-    disagrees is warned about with the right id.
+    Of a special token its text counts: a `*_token_id` that disagrees is warned about with the right id.
+
+    Local names are looked for in `recipe_dir`, the working folder and the installed recipes. `warn` takes the warnings.
+    Raises ImpruverError where the tokenizer can't be loaded, or a key of the section names nothing.
     """
     name = section.name or model_name
     if not name:
@@ -31,27 +47,27 @@ def load_tokenizer(section, model_name: str | None = None, *, recipe_dir: Path |
     try:
         tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
-        raise ImpruverError(_load_failure(name, Path(source), error)) from None
+        raise ImpruverError(_describe_failure(name, Path(source), error)) from None
     if not hasattr(tokenizer, "add_special_tokens"):
         raise ImpruverError(f"tokenizer.class: {section.class_} loads no tokenizer but a {type(tokenizer).__name__}")
-    _set_special_tokens(tokenizer, section.special_tokens or {})
+    _set_special_tokens(tokenizer, section.special_tokens or {}, warn)
     if section.chat_template:
-        tokenizer.chat_template = _template_text(section.chat_template, recipe_dir)
+        tokenizer.chat_template = _read_template(section.chat_template, recipe_dir)
     return tokenizer
 
 
-def _load_failure(name: str, folder: Path, error: Exception) -> str:
+def _describe_failure(name: str, folder: Path, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"the tokenizer of {name} needs its repository's code: read it, then set tokenizer.trust_remote_code: true"
         )
     if not folder.is_dir():
         return f"{name} is no folder here, and its tokenizer can't be loaded from the hub: {describe_error(error)}"
-    return f"the tokenizer of {name} can't be loaded: {_broken_file(folder) or describe_error(error)}"
+    return f"the tokenizer of {name} can't be loaded: {_describe_broken_file(folder) or describe_error(error)}"
 
 
-def _broken_file(folder: Path) -> str | None:
-    """What is wrong with the first file that a local tokenizer fails on: the libraries' own words name none."""
+def _describe_broken_file(folder: Path) -> str | None:
+    """What is wrong with the first file that a local tokenizer fails on: the libraries' own messages name no file."""
     from tokenizers import Tokenizer
     from transformers import AutoConfig
 
@@ -72,7 +88,7 @@ def _broken_file(folder: Path) -> str | None:
     return None
 
 
-def _set_special_tokens(tokenizer, wanted: dict) -> None:
+def _set_special_tokens(tokenizer: PreTrainedTokenizerBase, wanted: dict, warn: Callable[[str], Any]) -> None:
     texts = {key: value for key, value in wanted.items() if not key.endswith("_token_id") and value is not None}
     unknown = [key for key in texts if key not in (*NAMED_TOKENS, *FURTHER_TOKENS)]
     if unknown:
@@ -91,19 +107,19 @@ def _set_special_tokens(tokenizer, wanted: dict) -> None:
                 )
 
 
-def _template_text(value: str, recipe_dir: Path | None) -> str:
+def _read_template(value: str, recipe_dir: Path | None) -> str:
     """A template given inline, or the text of the file that `value` names."""
     if "{" in value or "\n" in value:
         return value
-    found = find_local(value, recipe_dir)
-    if found is None:
+    path = find_local(value, recipe_dir)
+    if path is None:
         raise ImpruverError(
             f"tokenizer.chat_template: {value} is neither a template nor a file; left out, it is the tokenizer's own"
         )
-    return found.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
-def get_special_tokens(tokenizer) -> dict:
+def get_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict:
     """Special tokens by name, as templates read them; the further ones as the list `additional_special_tokens`."""
     names = dict(tokenizer.special_tokens_map)
     known = {str(value) for value in names.values() if isinstance(value, str)}
@@ -114,14 +130,14 @@ def get_special_tokens(tokenizer) -> dict:
     return names | {"additional_special_tokens": ordered}
 
 
-def starts_with_bos(tokenizer) -> bool:
+def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer itself puts BOS before plain text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
 
 
 @contextmanager
-def plain_encoder(tokenizer) -> Iterator[Callable[[list[str]], list]]:
+def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[[list[str]], list[Encoding]]]:
     """`encode(texts) -> [Encoding]` on the tokenizer's own backend: no special tokens added, nothing cut or padded.
 
     Meanwhile the backend has no truncation, padding or post-processor: that one would trim blanks from the offsets.
@@ -142,21 +158,23 @@ def plain_encoder(tokenizer) -> Iterator[Callable[[list[str]], list]]:
             backend.enable_padding(**padding)
 
 
-def compute_fingerprint(tokenizer) -> str:
-    """sha256 of the tokenizer's own JSON less truncation and padding, which change as it is used."""
+def compute_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The sha256 of the tokenizer's own JSON less truncation and padding, which change as it is used."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content.pop("truncation", None)
     content.pop("padding", None)
-    return _sha256(json.dumps(content, sort_keys=True, ensure_ascii=False))
+    return _hash_text(json.dumps(content, sort_keys=True, ensure_ascii=False))
 
 
-def compute_template_fingerprint(tokenizer) -> str | None:
-    """sha256 of the chat template (of all, where it has several); None without one."""
+def compute_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The sha256 of the chat template (of all, where it has several); None without one."""
     template = tokenizer.chat_template
     if template is None:
         return None
-    return _sha256(template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False))
+    return _hash_text(
+        template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False)
+    )
 
 
-def _sha256(text: str) -> str:
+def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

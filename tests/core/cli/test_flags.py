@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Optional
 
 import pytest
-from impruver_core.cli.flags import CommonFlags, flag, from_recipe, list_recipe_flags
-from impruver_core.cli.parser import Parser
+from impruver_core.cli.flags import CommonFlags, Parser, flag, from_recipe, list_recipe_flags
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a tool says: results on stdout, all else on stderr; progress with the time left; tables.
+"""What a tool prints: results on stdout, all else on stderr; progress with the time left; tables.
 
 A reader that goes away (`… | head`) never stops the work: what would be written to it is dropped.
 """
@@ -11,7 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _state = {"quiet": False, "mute": False}
 LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
@@ -19,7 +22,7 @@ LOG_SECONDS = 30.0  # and at least this often
 
 
 def open_streams() -> None:
-    """Opens what of stdin, stdout and stderr was closed outright (`>&-`) on nothing.
+    """Opens those of stdin, stdout and stderr that are closed (`>&-`) on the null device.
 
     Else the next file that is opened takes its number, and what a library prints ends up in that file.
     """
@@ -30,47 +33,44 @@ def open_streams() -> None:
 
 
 def set_quiet(quiet: bool) -> None:
-    """Quiet: no `say`, no progress; results, warnings and errors stay."""
+    """Quiet: neither `log_info` nor progress; results, warnings and errors stay."""
     _state["quiet"] = quiet
 
 
 def set_mute(mute: bool) -> None:
-    """Mute: not a word, results and warnings neither; for a process whose like says the same."""
+    """Mute: prints nothing, no results and warnings either; for all but one of several processes that say the same."""
     _state["mute"] = mute
 
 
 def log_info(text: str) -> None:
-    """A line about the work, on stderr."""
+    """Prints a line about the work on stderr, unless quiet."""
     if not _state["quiet"]:
         _write(sys.stderr, text)
 
 
 def log_always(text: str) -> None:
-    """What was asked for, on stderr, quiet or not."""
+    """Prints what was asked for on stderr, quiet or not."""
     _write(sys.stderr, text)
 
 
 def warn(text: str) -> None:
-    """A warning on stderr, quiet or not."""
+    """Prints a warning on stderr, quiet or not."""
     log_always(f"warning: {text}")
 
 
 def print_result(text: str) -> None:
-    """A result on stdout."""
+    """Prints a result on stdout."""
     _write(sys.stdout, text)
 
 
-def open_progress(total: int | None, what: str) -> Any:
-    """Counts by `.update(n)` and shows how far it is: on a terminal a bar with the time left, in a log a line at times.
-
-    It is a context manager as well.
-    """
+def open_progress(total: int | None, what: str) -> tqdm | _LogProgress:
+    """A context manager whose `.update(n)` moves a bar with the time left; in a log it prints a line at times."""
     if _state["quiet"] or _state["mute"] or not sys.stderr.isatty():
         return _LogProgress(total, what)
     from tqdm import tqdm
 
     # A terminal that doesn't know its size would show no bar at all.
-    size = {"dynamic_ncols": True} if _columns() else {"ncols": 80, "nrows": 25}
+    size = {"dynamic_ncols": True} if _get_columns() else {"ncols": 80, "nrows": 25}
     return tqdm(total=total, desc=what, file=sys.stderr, **size)
 
 
@@ -96,14 +96,14 @@ def silence_stream(stream: TextIO) -> None:
 
 def format_duration(seconds: float) -> str:
     """`42 s`, `3 m 05 s`, `2 h 14 m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, rest = divmod(total, 60)
     return f"{minutes} m {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} m"
 
 
-def _columns() -> int:
+def _get_columns() -> int:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
@@ -120,7 +120,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def write_stream(stream: TextIO, text: str) -> None:
-    """A text, at once; a reader that went away gets nothing more."""
+    """Writes a text at once; a reader that went away gets nothing more."""
     try:
         stream.write(text)
         stream.flush()
@@ -131,29 +131,29 @@ def write_stream(stream: TextIO, text: str) -> None:
 
 
 class _LogProgress:
-    """tqdm's part that we use, for a log."""
+    """The part of tqdm that we use, for a log: a line at every tenth of the work, and every 30 seconds."""
 
     def __init__(self, total: int | None, what: str):
         self.total, self.what = total, what
-        self.done, self.told = 0, 0
-        self.started = self.told_at = time.monotonic()
+        self.done, self.logged = 0, 0
+        self.started = self.logged_at = time.monotonic()
 
     def update(self, count: int = 1) -> None:
         """Counts `count` more items as done."""
         self.done += count
         now = time.monotonic()
-        waited = now - self.told_at
-        share = (self.done - self.told) / self.total if self.total else 0
+        waited = now - self.logged_at
+        share = (self.done - self.logged) / self.total if self.total else 0
         if self.done != self.total and (waited > LOG_SECONDS or (share >= LOG_SHARE and waited > 1)):
-            self._tell(now)
+            self._log(now)
 
     def close(self) -> None:
-        """The last line; harmless when called again."""
-        if self.done != self.told:
-            self._tell(time.monotonic())
+        """Logs the last line; harmless when called again."""
+        if self.done != self.logged:
+            self._log(time.monotonic())
 
-    def _tell(self, now: float) -> None:
-        self.told, self.told_at = self.done, now
+    def _log(self, now: float) -> None:
+        self.logged, self.logged_at = self.done, now
         spent = now - self.started
         line = f"{self.what}: {self.done:,}"
         if self.total:

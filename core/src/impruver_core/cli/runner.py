@@ -12,10 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import open_streams, set_quiet, silence_stream
 from impruver_core.errors import ImpruverError, RecipeError
+
+if TYPE_CHECKING:
+    from impruver_core.recipe.loading import Recipe
 
 STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
 NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
@@ -24,33 +27,32 @@ NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hu
 class TerminationSignal(BaseException):
     """SIGTERM came. Like KeyboardInterrupt no Exception: what is open is unwound, nobody swallows it by chance.
 
-    What either is raised with is told: what was saved.
+    What either is raised with, such as what was saved, is printed.
     """
 
 
 def run_tool(
     program: str,
     flags_type: type,
-    main: Callable[[Any, Any], int | None],
+    main: Callable[[Recipe, Any], int | None],
     argv: Sequence[str] | None = None,
     *,
     config_from_output_dir: bool = False,
 ) -> int:
-    """Parses `argv`, loads and layers the recipe, calls `main(recipe, flags)`; the exit code, see DESIGN.
+    """Parses `argv`, loads the recipe with its overrides, calls `main(recipe, flags)`; returns the exit code.
 
     `main` returns None (0), or a code of its own. SystemExit, as from --help, passes through. With
     `config_from_output_dir` the recipe.yaml that training left in --output_dir stands in for --config.
     """
 
     def work() -> int | None:
-        from impruver_core.cli.flags import list_recipe_flags
-        from impruver_core.cli.parser import Parser
+        from impruver_core.cli.flags import Parser, list_recipe_flags
         from impruver_core.recipe.loading import load_recipe
 
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
         set_quiet(flags.quiet)
-        config = flags.config or (_trained_recipe(flags.output_dir) if config_from_output_dir else None)
+        config = flags.config or (_find_trained_recipe(flags.output_dir) if config_from_output_dir else None)
         if not config:
             raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
         return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)
@@ -62,25 +64,25 @@ def run_guarded(program: str, work: Callable[[], int | None]) -> int:
     """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults."""
     open_streams()
     try:
-        with _terminable():
+        with _terminable_by_signal():
             code = work() or 0
             _flush()
             return code
     except KeyboardInterrupt as stop:
-        return _ended(program, ": ".join(["stopped by Ctrl+C", *map(str, stop.args)]), STOPPED_BY_KEYBOARD)
+        return _exit(program, ": ".join(["stopped by Ctrl+C", *map(str, stop.args)]), STOPPED_BY_KEYBOARD)
     except TerminationSignal as stop:
-        return _ended(program, ": ".join(["stopped by SIGTERM", *map(str, stop.args)]), STOPPED_BY_SIGNAL)
+        return _exit(program, ": ".join(["stopped by SIGTERM", *map(str, stop.args)]), STOPPED_BY_SIGNAL)
     except ImpruverError as error:
-        return _ended(program, _told(error), error.exit_code)
+        return _exit(program, _format_error(error), error.exit_code)
     except Exception as error:
-        told = _outside(error)
-        if told is not None:
-            return _ended(program, f"error: {told}", 2)
+        message = _translate_error(error)
+        if message is not None:
+            return _exit(program, f"error: {message}", 2)
         traceback.print_exc()
-        return _ended(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
+        return _exit(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
 
 
-def _trained_recipe(output_dir: str | None) -> str | None:
+def _find_trained_recipe(output_dir: str | None) -> str | None:
     """The recipe that training left in its output_dir, to go without --config."""
     if output_dir is None:
         return None
@@ -90,13 +92,13 @@ def _trained_recipe(output_dir: str | None) -> str | None:
     return str(path)
 
 
-def _told(error: ImpruverError) -> str:
+def _format_error(error: ImpruverError) -> str:
     if isinstance(error, RecipeError) and len(error.faults) > 1:
         return "\n  ".join([f"error: {len(error.faults)} faults in the recipe", *error.faults])
     return f"error: {error}"
 
 
-def _outside(error: Exception) -> str | None:
+def _translate_error(error: Exception) -> str | None:
     """The message for what the user or the machine must put right; None for a fault of ours."""
     words = str(error).strip() or type(error).__name__
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's on a CPU
@@ -116,8 +118,8 @@ def _outside(error: Exception) -> str | None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated in the main thread; a second one, or one in a forked worker, ends the process."""
+def _terminable_by_signal() -> Iterator[None]:
+    """Has SIGTERM raise TerminationSignal in the main thread; a second one, or one in a forked worker, ends it."""
     ours = os.getpid()
 
     def stop(number, frame):
@@ -143,12 +145,13 @@ def _flush() -> None:
         silence_stream(sys.stdout)
 
 
-def _ended(program: str, told: str, code: int) -> int:
+def _exit(program: str, message: str, code: int) -> int:
+    """Prints the last message and returns the code."""
     try:
         sys.stdout.flush()
-        sys.stderr.write(f"{program}: {told}\n")
+        sys.stderr.write(f"{program}: {message}\n")
         sys.stderr.flush()
-    except OSError:  # nobody reads any more, or the log's disk is full; the code tells
+    except OSError:  # nobody reads any more, or the log's disk is full; the exit code says it
         silence_stream(sys.stdout)
         silence_stream(sys.stderr)
     return code

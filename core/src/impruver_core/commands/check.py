@@ -1,7 +1,5 @@
 """`impruver check --config RECIPE`: every installed tool's --dry_run, one after the other."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys
@@ -18,14 +16,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a file, or a name that `impruver ls` lists")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     arguments = parser.parse_args(argv)
-    load_recipe(arguments.config, arguments.set)  # its faults are told once, not by each tool
+    load_recipe(arguments.config, arguments.set)  # its faults are reported once, not by each tool
     flags = ["--config", arguments.config, *(f"--set={override}" for override in arguments.set), "--dry_run"]
-    codes = {package: _checked(package, flags) for package in TOOLS}
-    print_result("\n" + "\n".join(f"{package}: {_told(package, code)}" for package, code in codes.items()))
+    codes = {package: _run_check(package, flags) for package in TOOLS}
+    print_result("\n" + "\n".join(f"{package}: {_format_result(package, code)}" for package, code in codes.items()))
     return max(code or 0 for code in codes.values())
 
 
-def _checked(package: str, flags: list[str]) -> int | None:
+def _run_check(package: str, flags: list[str]) -> int | None:
     """The exit code of the tool's --dry_run as a shell tells it; None where the tool is absent."""
     program = find_program(package)
     if program is None:
@@ -36,7 +34,7 @@ def _checked(package: str, flags: list[str]) -> int | None:
     return 128 - code if code < 0 else code
 
 
-def _told(package: str, code: int | None) -> str:
+def _format_result(package: str, code: int | None) -> str:
     if code is None:
         return f"not installed, so not checked ({format_install_command(package)})"
     return "passed" if code == 0 else f"failed (exit {code})"

@@ -1,7 +1,5 @@
 """`impruver cp RECIPE WHERE`: a copy of a recipe to change."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Composes data, trains a tiny model from scratch, converts it to GGUF, then asks 
 questions that were held out.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -21,7 +19,6 @@ from impruver_core.errors import CheckFailedError, ImpruverError
 RECIPE = "quickstart/tiny_full"
 ASKING = ("--input", "val.quickstart_tiny.jsonl", "--output")
 MODEL, GGUF = "answers.model.jsonl", "answers.q8_0.jsonl"
-
 STEPS = (
     ("impruver-compose",),
     ("impruver-train", "--overwrite"),  # the folder is the demo's own, whatever an earlier one left in it
@@ -29,35 +26,36 @@ STEPS = (
     ("impruver-chat", *ASKING, MODEL, "--expect"),
     ("impruver-chat", "--gguf", "models/quickstart_tiny_full/gguf/model-q8_0.gguf", *ASKING, GGUF, "--expect"),
 )
-
 RIGHT_AT_LEAST = 0.8
 LAST_LINES = 6
 MARK = ".impruver-demo"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the demo; CheckFailed where fewer than 80% of the answers are right."""
+    """Runs the demo; CheckFailedError where fewer than 80% of the answers are right."""
     parser = argparse.ArgumentParser(
         "impruver demo", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "folder", nargs="?", default="impruver_demo", help="where all of it goes (default: %(default)s)"
     )
-    folder = _taken(Path(parser.parse_args(argv).folder).expanduser())
+    folder = _claim_folder(Path(parser.parse_args(argv).folder).expanduser())
     for program in dict.fromkeys(step[0] for step in STEPS):
         require_program(program)
     start = time.monotonic()
     for program, *flags in STEPS:
-        _run(program, ["--config", RECIPE, *flags], folder)
-    shares = {name: _told(name, folder / file) for name, file in (("the model", MODEL), ("its q8_0 GGUF", GGUF))}
+        _run_step(program, ["--config", RECIPE, *flags], folder)
+    shares = {
+        name: _print_answers(name, folder / file) for name, file in (("the model", MODEL), ("its q8_0 GGUF", GGUF))
+    }
     print_result(f"\n{format_duration(time.monotonic() - start)}; everything is in {folder}")
     if min(shares.values()) < RIGHT_AT_LEAST:
         raise CheckFailedError(f"fewer than {RIGHT_AT_LEAST:.0%} of the answers are right")
     return 0
 
 
-def _taken(folder: Path) -> Path:
-    """The folder, made; one that holds something else is left alone."""
+def _claim_folder(folder: Path) -> Path:
+    """Makes the folder and marks it as the demo's own; ImpruverError for one that holds something else."""
     if folder.exists() and not (folder / MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ImpruverError(f"{folder} is there and holds something else: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,38 +63,38 @@ def _taken(folder: Path) -> Path:
     return folder
 
 
-def _run(program: str, flags: list[str], folder: Path) -> None:
-    """Runs one command in the folder, everything that it caches too, and shows its last lines."""
+def _run_step(program: str, flags: list[str], folder: Path) -> None:
+    """Runs one command in the folder, its caches there too, and prints its last lines."""
     print_result(f"\n$ {' '.join([program, *flags])}")
     cache = folder.absolute() / "cache"
     inside = {name: str(cache / name.lower()) for name in ("IMPRUVER_CACHE", "HF_HOME", "XDG_CACHE_HOME", "TMPDIR")}
     (cache / "tmpdir").mkdir(parents=True, exist_ok=True)
     # Threads that spin while they wait cost several times the work on a machine that does something else, too.
     environment = os.environ | inside | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
-    began = time.monotonic()
-    code, told = _finished([require_program(program), *flags], cwd=folder, env=environment)
-    lines = told.rstrip().splitlines()
+    start = time.monotonic()
+    code, output = _run_command([require_program(program), *flags], cwd=folder, env=environment)
+    lines = output.rstrip().splitlines()
     if code:
         raise ImpruverError("\n".join([f"{program} ended with exit code {code}", *lines[-20:]]))
     print_result("\n".join(f"  {line}" for line in lines[-LAST_LINES:]))
-    print_result(f"  ({format_duration(time.monotonic() - began)})")
+    print_result(f"  ({format_duration(time.monotonic() - start)})")
 
 
-def _finished(command: list, **options) -> tuple[int, str]:
-    """(exit code, what it said); stopped from outside it stops the command too, which saves its work."""
+def _run_command(command: list, **options) -> tuple[int, str]:
+    """(exit code, output) of a command; stopped from outside it stops the command too, which saves its work."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, text=True, encoding="utf-8", errors="replace", **pipes, **options) as child:
         try:
-            told = child.communicate()[0]
+            output = child.communicate()[0]
         except BaseException:
             child.terminate()
             child.communicate()
             raise
-        return child.returncode, told
+        return child.returncode, output
 
 
-def _told(name: str, answers: Path) -> float:
-    """Shows the score and a few answers; the share that is right."""
+def _print_answers(name: str, answers: Path) -> float:
+    """Prints the score and a few answers; returns the share that is right."""
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     right = sum(bool(row.get("match")) for row in rows)
     print_result(f"\n{name}: {right} of {len(rows)} held-out questions right ({right / len(rows):.1%})")

@@ -1,7 +1,5 @@
 """The four tools: their programs, the names that `impruver run` knows them by, where they are on this machine."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import dataclass
@@ -25,7 +23,6 @@ TOOLS = {
     "impruver-gguf": Tool("convert_gguf", "gguf", "the trained model into GGUF, quantized and checked"),
     "impruver-chat": Tool("chat", "chat", "talk to the trained model, or answer a file of questions"),
 }
-
 NAMES = {name: package for package, tool in TOOLS.items() for name in (tool.name, tool.short, package)}
 
 

@@ -1,27 +1,25 @@
 """`impruver ls`: the installed recipes by family, and the tools."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.cli.console import format_table, print_result
-from impruver_core.cli.versions import get_installed_version
 from impruver_core.commands.installed_tools import TOOLS, find_program, format_install_command
 from impruver_core.recipe.catalog import find_recipes_root, list_recipes
+from impruver_core.system import get_installed_version
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints both lists on stdout."""
     argparse.ArgumentParser("impruver ls", description="List the installed recipes and tools.").parse_args(argv)
-    print_result(_recipes())
+    print_result(_format_recipes())
     print_result("")
-    print_result(_tools())
+    print_result(_format_tools())
     return 0
 
 
-def _recipes() -> str:
+def _format_recipes() -> str:
     rows = [(name, read_headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
     if not rows:
         return "no recipes are installed; install them with: pip install impruver-configs"
@@ -35,7 +33,7 @@ def read_headline(path: Path) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def _tools() -> str:
+def _format_tools() -> str:
     rows = []
     for package, tool in TOOLS.items():
         version = get_installed_version(package)

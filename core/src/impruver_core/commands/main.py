@@ -1,6 +1,4 @@
-"""`impruver run|ls|cp|check|env|demo`: what stands around the tools. One verb a file, each a `main(argv) -> int`."""
-
-from __future__ import annotations
+"""`impruver run|ls|cp|check|env|demo`: what surrounds the tools. One verb a file, each a `main(argv) -> int`."""
 
 import importlib
 import sys
@@ -20,7 +18,6 @@ VERBS = {
     "env": "print the versions that a bug report needs",
     "demo": "run the whole chain on a tiny model, offline, into one folder",
 }
-
 HELP = """\
 usage: impruver COMMAND …     impruver COMMAND --help tells more
 
@@ -34,15 +31,15 @@ tools, each a program of its own (`impruver ls` tells which are installed):
 def main(argv: Sequence[str] | None = None) -> int:
     """The program `impruver`; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return run_guarded("impruver", lambda: _dispatch(words))
+    return run_guarded("impruver", lambda: _run_command(words))
 
 
-def _dispatch(words: list[str]) -> int:
+def _run_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print_result(_help())
+        print_result(_format_help())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        from impruver_core.cli.versions import format_version_line
+        from impruver_core.cli.flags import format_version_line
 
         print_result(format_version_line("impruver"))
         return 0
@@ -52,7 +49,7 @@ def _dispatch(words: list[str]) -> int:
     return importlib.import_module(f"impruver_core.commands.{words[0]}").main(words[1:])
 
 
-def _help() -> str:
+def _format_help() -> str:
     width = max(map(len, [*VERBS, *TOOLS]))
     verbs = [f"  {name:<{width}}  {does}" for name, does in VERBS.items()]
     tools = [f"  {name:<{width}}  {tool.does}" for name, tool in TOOLS.items()]

@@ -3,8 +3,6 @@
 What stands before NAME goes to `python -m torch.distributed.run`, as it is; only finetune takes that.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
@@ -16,15 +14,12 @@ from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
 TRAIN = "impruver-train"
-
 # With one of these the user arranges the meeting of the processes; without, two jobs would meet on one port.
 MEETING = ("--standalone", "--rdzv", "--master", "--nnodes", "--node-rank")
 SWITCHES = ("--standalone", "--no-python", "--run-path", "--module", "-m", "--virtual-local-rank")  # take no value
 MEETING_VARIABLES = ("PET_STANDALONE", "PET_RDZV", "PET_MASTER", "PET_NNODES", "PET_NODE_RANK")
-
 # Seconds that torchrun leaves its processes after a signal before it kills them: its 30 are too few for a checkpoint.
 SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300"
-
 HELP = """\
 usage: impruver run NAME --config RECIPE [FLAGS]
        impruver run [LAUNCHER OPTIONS] finetune --config RECIPE [FLAGS]
@@ -41,20 +36,21 @@ def main(argv: Sequence[str]) -> int:
         lines = [f"  {tool.name:<16} {package:<17} {tool.does}" for package, tool in TOOLS.items()]
         print_result(HELP.format(tools="\n".join(lines)))
         return 0 if argv else 2
-    launcher, name, flags = _parted(list(argv))
+    position = _find_name(list(argv))
+    launcher, name, flags = argv[:position], argv[position], argv[position + 1 :]
     behind = [flag for flag in flags if flag.replace("_", "-").startswith(("--nproc", *MEETING))]
     if behind:
         raise ImpruverError(f"{behind[0]} is an option of the launcher: put it before the name, ahead of {name}")
     package = NAMES[name]
     program = require_program(package)
     if not launcher:
-        return _become([program, *flags])
+        return _replace_process([program, *flags])
     if package != TRAIN:
         raise ImpruverError(f"{' '.join(launcher)}: only finetune takes options of the launcher (torchrun)")
     if find_spec("torch") is None or find_spec("impruver_train") is None:
         raise ImpruverError(f"a launch needs torch and impruver_train in this Python: {format_install_command(TRAIN)}")
     os.environ.setdefault(SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS)
-    return _become(build_launch_command(launcher, flags))
+    return _replace_process(build_launch_command(launcher, flags))
 
 
 def build_launch_command(launcher: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -65,23 +61,22 @@ def build_launch_command(launcher: Sequence[str], flags: Sequence[str]) -> list[
     return [sys.executable, "-m", "torch.distributed.run", *alone, *launcher, "-m", "impruver_train", *flags]
 
 
-def _parted(argv: list[str]) -> tuple[list[str], str, list[str]]:
-    """(launcher's options, name, the tool's flags); without a dash in front the first word must be the name."""
-    places = [number for number, word in enumerate(argv) if word in NAMES]
-    if places and (places[0] == 0 or argv[0].startswith("-")):
-        number = next((place for place in places if not _is_value(argv, place)), places[0])
-        return argv[:number], argv[number], argv[number + 1 :]
+def _find_name(argv: list[str]) -> int:
+    """The position of the tool's name; without a dash in front the first word must be the name."""
+    positions = [position for position, word in enumerate(argv) if word in NAMES]
+    if positions and (positions[0] == 0 or argv[0].startswith("-")):
+        return next((position for position in positions if not _is_value(argv, position)), positions[0])
     unknown = next((word for word in argv if not word.startswith("-")), argv[0])
     raise ImpruverError(f"no tool {unknown}{suggest(unknown, NAMES)}")
 
 
-def _is_value(argv: list[str], place: int) -> bool:
+def _is_value(argv: list[str], position: int) -> bool:
     """Whether a word belongs to the launcher's option before it, as in `--log_dir chat`."""
-    before = argv[place - 1] if place else ""
+    before = argv[position - 1] if position else ""
     return before.startswith("-") and "=" not in before and before.replace("_", "-") not in SWITCHES
 
 
-def _become(command: list[str]) -> int:
+def _replace_process(command: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], command)

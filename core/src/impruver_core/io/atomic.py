@@ -12,21 +12,21 @@ from impruver_core.errors import ImpruverError
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """A file to write beside `path`, synced and renamed to it at the end; an exception leaves `path` as it was."""
+    """Opens a file beside `path` that is synced and renamed to it at the end; an exception leaves `path` as it was."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open_synced(part, mode) as file:
+        with open_synced(temporary, mode) as file:
             yield file
-        os.replace(part, path)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """An open file (UTF-8, \\n) that is on the disk when it closes; its folder is made."""
+    """Opens a file for writing (UTF-8, \\n) that is on the disk when it closes; makes its folder."""
     path = Path(path)
     make_folder(path.parent)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -38,11 +38,11 @@ def open_synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 def check_folder(path: Path, key: str | None = None) -> None:
     """ImpruverError, beginning with `key`, where a folder can't be made or written to; makes nothing."""
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    where = f"{key}: {there}" if key else str(there)
-    if not there.is_dir():
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    where = f"{key}: {existing}" if key else str(existing)
+    if not existing.is_dir():
         raise ImpruverError(f"{where} is a file, not a folder: name another path")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise ImpruverError(f"{where}: no right to write in this folder: name another path")
 
 
@@ -56,7 +56,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Brings the names in a folder to the disk, where the system can do that."""
+    """Syncs the names in a folder to the disk, where the system can do that."""
     with suppress(OSError):
         number = os.open(path, os.O_RDONLY)
         try:

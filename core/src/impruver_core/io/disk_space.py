@@ -19,7 +19,7 @@ def check_free_space(path: str | Path, needed: int) -> None:
 
 @contextmanager
 def reserve_space(path: str | Path, needed: int) -> Iterator[None]:
-    """As `need_room`; a disk that is full before the work inside has ended is told with what it needs, too."""
+    """Checks as `check_free_space`, and turns a disk that fills up during the work inside into ImpruverError."""
     check_free_space(path, needed)
     try:
         yield

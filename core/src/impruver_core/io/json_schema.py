@@ -1,6 +1,4 @@
-"""JSON files of a model: read, and what their keys may hold told by file and key before anything is computed."""
-
-from __future__ import annotations
+"""Reads JSON files and checks what their keys hold; messages name file and key."""
 
 import json
 import re
@@ -14,14 +12,13 @@ from impruver_core.errors import ImpruverError
 
 @dataclass(frozen=True)
 class JsonType:
-    """A kind of value, in words, and what tells it."""
+    """A kind of value: its words for messages, and the check whether a value is one."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
 Keys = Mapping[str, "JsonType | Keys"]
-
 TYPE_WORDS = {
     str: "text",
     int: "a whole number",
@@ -37,7 +34,7 @@ def describe_type(kind: type) -> str:
     return TYPE_WORDS.get(kind, str(kind))
 
 
-def _compiles(text: str) -> bool:
+def _is_pattern(text: str) -> bool:
     try:
         re.compile(text)
     except re.error:
@@ -53,7 +50,7 @@ POSITIVE = JsonType("a number above 0", lambda value: NUMBER.holds(value) and va
 FLAG = JsonType(describe_type(bool), lambda value: isinstance(value, bool))
 TEXT = JsonType("a text", lambda value: isinstance(value, str))
 OBJECT = JsonType("an object", lambda value: isinstance(value, dict))
-PATTERN = JsonType("a text that is a regular expression", lambda value: isinstance(value, str) and _compiles(value))
+PATTERN = JsonType("a text that is a regular expression", lambda value: isinstance(value, str) and _is_pattern(value))
 
 
 def list_of(kind: JsonType) -> JsonType:
@@ -108,13 +105,13 @@ def check_keys(content: Mapping[str, Any], keys: Keys, path: Path | str, within:
         if value is None:
             continue
         nested = not isinstance(kind, JsonType)
-        asked = OBJECT if nested else kind
-        if not asked.holds(value):
-            raise ImpruverError(f"{path}: {within}{key} must be {asked.words}, not {_short(value)}")
+        wanted = OBJECT if nested else kind
+        if not wanted.holds(value):
+            raise ImpruverError(f"{path}: {within}{key} must be {wanted.words}, not {_format_value(value)}")
         if nested:
             check_keys(value, kind, path, f"{within}{key}.")
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -34,9 +34,9 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
     try:
         with open_compressed(path) if file is None else nullcontext(file) as file:
             for number, line in enumerate(file, 1):
-                text = _decoded(path, number, line)
+                text = _decode_line(path, number, line)
                 if text.strip(BLANKS):
-                    yield number, _parsed(path, number, text)
+                    yield number, _parse_row(path, number, text)
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
@@ -44,7 +44,7 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
 
 
 def build_read_error(where: str, error: Exception) -> Exception:
-    """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that tells of the file."""
+    """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that names the file."""
     if getattr(error, "errno", None) is not None:
         return error
     return ImpruverError(f"{where}: the compressed file is broken: {error}")
@@ -62,7 +62,7 @@ def open_compressed(path: str | Path) -> BinaryIO:
     return io.BufferedReader(zstandard.open(path, "rb"))
 
 
-def _decoded(path, number: int, line: bytes) -> str:
+def _decode_line(path: str | Path, number: int, line: bytes) -> str:
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -71,12 +71,12 @@ def _decoded(path, number: int, line: bytes) -> str:
         ) from None
 
 
-def _parsed(path, number: int, text: str) -> dict:
+def _parse_row(path: str | Path, number: int, text: str) -> dict:
     try:
         row = json.loads(text.rstrip(BLANKS))
     except json.JSONDecodeError as error:
         where = f"{path}, line {number}, column {error.pos + 1}"
-        raise ImpruverError(f"{where}: not JSON: {error.msg}; {_advice(text, error)}") from None
+        raise ImpruverError(f"{where}: not JSON: {error.msg}; {_get_advice(text, error)}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deep
         raise ImpruverError(f"{path}, line {number}: can't be read: {error}") from None
     if not isinstance(row, dict):
@@ -85,8 +85,8 @@ def _parsed(path, number: int, text: str) -> dict:
     return row
 
 
-def _advice(text: str, error: json.JSONDecodeError) -> str:
-    """What to do about a line that is no row, by what it looks like."""
+def _get_advice(text: str, error: json.JSONDecodeError) -> str:
+    """What to do about a line that is no row, by its looks."""
     rest = text[error.pos :].lstrip()
     looks = {
         "a pointer of Git LFS stands here, not the file: fetch that with git lfs pull": text.startswith(LFS_POINTER),

@@ -1,4 +1,4 @@
-"""The manifest: what a tool made, from what, with which counts. It is written last, so what it describes is whole."""
+"""The manifest of an output: what a tool made, from what, with which counts. It is written last."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
             raise ImpruverError(
                 f"{path}: manifest format {manifest['impruver']} is newer than this version reads ({FORMAT}); update it"
             )
-        wrong = _misshapen(manifest)
+        wrong = _find_wrong_field(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
@@ -35,8 +35,8 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _misshapen(manifest: dict) -> str | None:
-    """What of that which its readers rely on is not of its kind, though it is there."""
+def _find_wrong_field(manifest: dict) -> str | None:
+    """The first field of a wrong type, of those that readers rely on; None where all are right."""
     ends, recipe = manifest.get("end_of_turn") or [], manifest.get("recipe") or {}
     if not (isinstance(ends, list) and all(isinstance(end, str) for end in ends)):
         return f"end_of_turn is {ends!r}, not a list of texts"
@@ -48,7 +48,7 @@ def _misshapen(manifest: dict) -> str | None:
 
 
 def describe_file(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
-    """A file for a manifest's inputs or outputs; its bare name where it stands in the folder `beside`."""
+    """An entry for a manifest's inputs or outputs; the bare name of a file in the folder `beside`."""
     path = Path(path)
     name = path.name if beside is not None and path.absolute().parent == Path(beside).absolute() else str(path)
     entry: dict[str, Any] = {"path": name, "bytes": path.stat().st_size}
@@ -60,7 +60,7 @@ def describe_file(path: str | Path, rows: int | None = None, digest: bool = Fals
 
 
 def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: bool = False) -> None:
-    """ImpruverError where a file that stands at one of `paths` is not as the manifest at `manifest_path` tells it."""
+    """ImpruverError where a file at one of `paths` is not as the manifest at `manifest_path` describes it."""
     present = [path for path in map(Path, paths) if path.exists()]
     for path in present:
         if path.is_dir():
@@ -86,14 +86,14 @@ def get_manifest_path(path: Path) -> Path:
 
 
 def get_pending_path(manifest_path: Path) -> Path:
-    """Where `publish` notes what it is about to put in place."""
+    """Where `publish` records what it is about to put in place."""
     return Path(f"{manifest_path}.pending")
 
 
 def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Mapping[str, Any]) -> None:
     """Puts the files of `staged` (final path → where it is now) in place, and the manifest after them.
 
-    A hash that the manifest tells of a file is not computed again. What is about to happen is noted before the first
+    A hash that the manifest has of a file is not computed again. What is about to happen is recorded before the first
     rename: `recover` finishes it after a kill at any point.
     """
     manifest_path = Path(manifest_path)
@@ -110,11 +110,11 @@ def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Ma
     if files:
         with atomic_write(get_pending_path(manifest_path)) as file:
             json.dump({"files": files, "manifest": manifest}, file, ensure_ascii=False)
-    _finish(manifest_path, files, manifest)
+    _move_staged(manifest_path, files, manifest)
 
 
 def recover(manifest_path: str | Path) -> None:
-    """Finishes a `publish` that was cut off; where its files are gone, takes back what is left of it."""
+    """Finishes a `publish` that was interrupted; where its files are gone, removes what is left of it."""
     manifest_path = Path(manifest_path)
     try:
         pending = json.loads(get_pending_path(manifest_path).read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def recover(manifest_path: str | Path) -> None:
     except (ValueError, KeyError, TypeError):
         raise ImpruverError(f"{get_pending_path(manifest_path)}: Impruver did not write this; remove it") from None
     if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in files):
-        _finish(manifest_path, files, manifest)
+        _move_staged(manifest_path, files, manifest)
         return
     for entry in files:
         Path(entry["staged"]).unlink(missing_ok=True)
@@ -137,7 +137,8 @@ def _is_at(entry: dict, key: str) -> bool:
     return path.is_file() and hash_file(path) == entry["sha256"]
 
 
-def _finish(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any]) -> None:
+def _move_staged(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any]) -> None:
+    """Renames the files that are still staged, then writes the manifest."""
     for entry in files:
         if Path(entry["staged"]).exists():
             Path(entry["staged"]).replace(entry["path"])

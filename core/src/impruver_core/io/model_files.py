@@ -1,7 +1,5 @@
 """Files of a model's folder, read without torch: safetensors headers, config.json, pickled weights (refused)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from operator import index
@@ -14,7 +12,6 @@ LFS_POINTER = "version https://git-lfs"  # what Git LFS leaves in place of a lar
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
-
 CONVERT_PICKLED = (
     "if you trust them, convert them to safetensors once (from_pretrained, then save_pretrained) and name the new "
     "folder"
@@ -74,7 +71,7 @@ def refuse_pickled_weights(folder: Path, advice: str = CONVERT_PICKLED, key: str
 
 
 def get_context_length(config: Any) -> int | None:
-    """The longest sequence that a model is made for; None where its configuration does not tell.
+    """The longest sequence that a model is made for; None where its configuration has no such key.
 
     `config`: the object of config.json, whose `text_config` counts where it has no length of its own, or the
     configuration that transformers makes of it.
@@ -87,7 +84,7 @@ def get_context_length(config: Any) -> int | None:
 
 
 def check_no_lfs_pointer(path: str | Path) -> None:
-    """ImpruverError where `path` is a pointer of Git LFS, of which whoever reads it as the file tells broken bytes."""
+    """ImpruverError where `path` is a pointer of Git LFS, which a reader would take for a broken file."""
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
             raise ImpruverError(f"{path} is a pointer of Git LFS, not the file: fetch that with git lfs pull")

@@ -1,6 +1,13 @@
-"""Device and dtype selection."""
+"""The device and dtype to compute in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from impruver_core.errors import ImpruverError
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
@@ -10,8 +17,8 @@ def choose_device() -> str:
     """The accelerator that torch finds (`cuda`, `mps`, `xpu`…), else `cpu`."""
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found else "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
 
 
 def has_bf16(device: str) -> bool:
@@ -26,7 +33,7 @@ def has_bf16(device: str) -> bool:
     return device.startswith("xpu")
 
 
-def resolve_dtype(name: str, device: str):
+def resolve_dtype(name: str, device: str) -> torch.dtype:
     """The torch dtype to compute in: `auto` is bf16 where `device` has it, else fp32 on a CPU and fp16 elsewhere."""
     import torch
 

@@ -1,32 +1,36 @@
-"""Loads models: compute dtype, configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter.
+"""Loads models: configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter; checks that the weights fit.
 
 `section` below is the recipe's `model` section; torch and transformers are imported when a function needs them.
 """
 
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import CONVERT_PICKLED
-from impruver_core.modeling.checkpoint_checks import (
-    check_adapter_complete,
-    check_loading_info,
-    disable_cpu_4bit_repacking,
-    shape_errors_as_user_errors,
-)
 from impruver_core.modeling.devices import choose_device
 from impruver_core.recipe.paths import resolve_model_path
 
-BITNET = "custom.llama."
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+    from impruver_core.recipe.sections import ModelSection
+
+BITNET = "custom.llama."
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
-def load_model_class(section: Any, search_dir: Path | None = None) -> type:
+def load_model_class(section: ModelSection, search_dir: Path | None = None) -> type:
     """The class that `model.class` names. A `custom.*` class of the first impruver is refused with what to set."""
     try:
         return load_object(section.class_, "model.class", search_dir)
@@ -46,7 +50,7 @@ def load_model_class(section: Any, search_dir: Path | None = None) -> type:
         raise ImpruverError(f"model.class: {section.class_} belongs to the first impruver: {way_out}") from error
 
 
-def load_config(section: Any, search_dir: Path | None = None) -> Any:
+def load_config(section: ModelSection, search_dir: Path | None = None) -> PretrainedConfig:
     """The configuration of `model.name`; for a model from scratch, `config_class` filled with `config`."""
     if section.name:
         from transformers import AutoConfig
@@ -62,18 +66,18 @@ def load_config(section: Any, search_dir: Path | None = None) -> Any:
         return getattr(config_class, "for_model", config_class)(**values)  # for_model: AutoConfig's
 
 
-def find_unknown_config_keys(config: Any, names: list[str]) -> list[str]:
+def find_unknown_config_keys(config: PretrainedConfig, names: list[str]) -> list[str]:
     """Those of `names` that the class of `config` does not declare (it keeps them all the same)."""
     import inspect
 
     declared = {"torch_dtype", "dtype", "model_type", "architectures", *getattr(config, "attribute_map", {})}
-    for part in type(config).__mro__:
-        declared |= set(getattr(part, "__annotations__", {}))
-        declared |= set(inspect.signature(part.__init__).parameters)
+    for class_ in type(config).__mro__:
+        declared |= set(getattr(class_, "__annotations__", {}))
+        declared |= set(inspect.signature(class_.__init__).parameters)
     return [name for name in names if name not in declared and not name.startswith("_")]
 
 
-def build_quantization_config(section: Any, dtype: Any) -> Any:
+def build_quantization_config(section: ModelSection, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """The bitsandbytes settings that `load_in_4bit` (nf4, double quantization) or `load_in_8bit` ask for, else None."""
     if not section.load_in_4bit and not section.load_in_8bit:
         return None
@@ -86,7 +90,9 @@ def build_quantization_config(section: Any, dtype: Any) -> Any:
     )
 
 
-def build_new_model(section: Any, config: Any, dtype: Any, search_dir: Path | None = None) -> Any:
+def build_new_model(
+    section: ModelSection, config: PretrainedConfig, dtype: torch.dtype, search_dir: Path | None = None
+) -> PreTrainedModel:
     """A model of `config` with fresh weights in `dtype`; on torch's meta device where the caller set it."""
     model_class = load_model_class(section, search_dir)
     build = getattr(model_class, "from_config", None) or getattr(model_class, "_from_config", None)
@@ -99,7 +105,9 @@ def build_new_model(section: Any, config: Any, dtype: Any, search_dir: Path | No
         return build(config, dtype=dtype, **extra)
 
 
-def load_model(section: Any, dtype: Any, *, device: str | None = None, search_dir: Path | None = None) -> Any:
+def load_model(
+    section: ModelSection, dtype: torch.dtype, *, device: str | None = None, search_dir: Path | None = None
+) -> PreTrainedModel:
     """The base `model.name` with its weights in `dtype`, or in 4 or 8 bit; pickled weights are refused.
 
     `device` is where the weights go (None: left to the caller; a quantized model then goes to the best device).
@@ -120,7 +128,7 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
             use_safetensors=True,
             trust_remote_code=section.trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # require_fitting tells them
+            ignore_mismatched_sizes=True,  # check_loading_info names them
             **options,
         )
     check_loading_info(model, info, section.name)
@@ -128,8 +136,10 @@ def load_model(section: Any, dtype: Any, *, device: str | None = None, search_di
     return model
 
 
-def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False) -> Any:
-    """`model` with its adapter (ImpruverError for another base's), embeddings grown to `vocabulary` as in training."""
+def load_adapter(
+    model: PreTrainedModel, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False
+) -> PeftModel:
+    """`model` with its adapter, embeddings grown to `vocabulary` rows; ImpruverError for an adapter of another base."""
     from peft import PeftModel
 
     resize_embeddings_if_needed(model, vocabulary or 0)
@@ -142,8 +152,8 @@ def load_adapter(model: Any, adapter_dir: str | Path, vocabulary: int | None = N
     return adapted
 
 
-def resize_embeddings_if_needed(model: Any, vocabulary: int) -> bool:
-    """Gives `model` embedding rows for ids up to `vocabulary`; never takes any away. True if it grew."""
+def resize_embeddings_if_needed(model: PreTrainedModel, vocabulary: int) -> bool:
+    """Gives `model` embedding rows for ids below `vocabulary`; never takes any away. True if it grew."""
     weight = model.get_input_embeddings().weight
     if vocabulary <= getattr(weight, "ds_shape", weight.shape)[0]:  # DeepSpeed leaves an empty tensor of a sharded one
         return False
@@ -152,8 +162,8 @@ def resize_embeddings_if_needed(model: Any, vocabulary: int) -> bool:
 
 
 @contextmanager
-def loading_errors_as_user_errors(key: str, name: str):
-    """Turns what transformers raises while it loads `name`, given by the recipe's `key`, into one plain message."""
+def loading_errors_as_user_errors(key: str, name: str) -> Iterator[None]:
+    """Turns what transformers raises while it loads `name`, set by the recipe's `key`, into one ImpruverError."""
     try:
         yield
     except Exception as error:
@@ -176,3 +186,103 @@ def loading_errors_as_user_errors(key: str, name: str):
         else:
             message = describe_error(error)
         raise ImpruverError(f"{key}: {name}: {message}") from error
+
+
+def check_loading_info(model: PreTrainedModel, info: dict[str, Any], name: str) -> None:
+    """ImpruverError where tensors of a loaded model have no weights or other shapes, or weights are unused.
+
+    `info` is what `from_pretrained(…, output_loading_info=True)` returns.
+    """
+    fault = next(_find_faults(model, info), None)
+    if fault:
+        raise ImpruverError(f"model.name: {name}: {fault}")
+
+
+def disable_cpu_4bit_repacking(model: PreTrainedModel) -> None:
+    """Has 4-bit matrices on a CPU stay as they were loaded.
+
+    Where a CPU has bf16 instructions, bitsandbytes rewrites them at the first forward pass outside of training: from
+    then on they are computed in bf16, whatever the dtype, and pass no gradient on.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _find_faults(model: PreTrainedModel, info: dict[str, Any]) -> Iterator[str]:
+    kind, mismatched, missing = type(model).__name__, info["mismatched_keys"], info["missing_keys"]
+    if mismatched:
+        tensor, saved, wanted = min(mismatched)
+        more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
+        yield (
+            f"{tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: they are not of one "
+            "model; copy both again"
+        )
+    if missing:
+        yield (
+            f"it has no weights for {_format_names(missing)} of {kind}; they would start at random: set the "
+            "model.class it was saved with, or copy config.json and weights again"
+        )
+    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
+    modules = {_get_module_name(tensor) for tensor, _ in model.named_parameters()}
+    unused = [tensor for tensor in info["unexpected_keys"] if _get_module_name(tensor) in modules]
+    if unused:
+        yield (
+            f"by config.json {kind} has no place for {_format_names(unused)}: fewer layers, or no bias? It would not "
+            "be the model that was saved; copy config.json again"
+        )
+
+
+def _get_module_name(tensor: str) -> str:
+    """The module of a tensor, the same for all layers: `model.layers.#.mlp`."""
+    return re.sub(r"\d+", "#", tensor.rpartition(".")[0])
+
+
+def _format_names(tensors: Collection[str]) -> str:
+    """`2 tensors (a, b)`, three at most."""
+    more = ", …" if len(tensors) > 3 else ""
+    return f"{len(tensors)} tensor{'s' * (len(tensors) > 1)} ({', '.join(sorted(tensors)[:3])}{more})"
+
+
+# torch names each such tensor in a line of its own.
+MISMATCH = (
+    r"size mismatch for (\S+): copying a param with shape (.*?) from checkpoint.*current model is (.*?)\.?(?:\n|$)"
+)
+
+
+@contextmanager
+def shape_errors_as_user_errors(adapter_dir: str | Path) -> Iterator[None]:
+    """Turns torch's error about the shapes of an adapter's tensors into one message with the first of them."""
+    try:
+        yield
+    except RuntimeError as error:
+        mismatches = re.findall(MISMATCH, str(error))
+        if not mismatches:
+            raise
+        name, saved, here = (text.replace("torch.Size", "") for text in mismatches[0])
+        more = f" ({len(mismatches)} tensors do not fit)" if len(mismatches) > 1 else ""
+        raise ImpruverError(
+            f"adapter: {adapter_dir} was trained on another base, or its adapter_config.json was changed: {name} is "
+            f"{saved} in it, and {here} here{more}"
+        ) from error
+
+
+def check_adapter_complete(model: PeftModel, adapter_dir: Path) -> None:
+    """ImpruverError where `model`, with the adapter on it, has other LoRA tensors than the adapter's file."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    path = adapter_dir / "adapter_model.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        saved = {name: file.get_slice(name).get_shape() for name in file.keys() if "lora_" in name}  # noqa: SIM118
+    here = {name: list(weight.shape) for name, weight in get_peft_model_state_dict(model).items() if "lora_" in name}
+    for names, what in ((saved.keys() - here.keys(), "has no place for"), (here.keys() - saved.keys(), "also has")):
+        if names:
+            first = min(names)
+            shape = tuple((saved | here)[first])
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ImpruverError(
+                f"adapter: {adapter_dir} was trained on another base: this one {what} {first} {shape}{more}"
+            )

@@ -1,6 +1,4 @@
-"""Recipes by name or path, and the files and folders that a recipe names."""
-
-from __future__ import annotations
+"""The installed recipes by name."""
 
 import os
 from functools import cache
@@ -34,13 +32,13 @@ def find_recipe(name: str | Path) -> Path:
         return find_recipes_root() / f"{wanted}.yaml"
     if os.path.isdir(path):
         raise ImpruverError(f"{name} is a folder, not a recipe: name a YAML file in it")
-    near = _near(wanted)
+    near = _find_similar_recipes(wanted)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     what = "no such file" if str(name).startswith(("/", ".", "~")) else "neither a file nor an installed recipe"
     raise ImpruverError(f"recipe {name}: {what}; {hint}`impruver ls` lists the installed recipes")
 
 
-def _near(wanted: str) -> list[str]:
+def _find_similar_recipes(wanted: str) -> list[str]:
     """Up to three names like the wanted one, or with its last part."""
     names = list_recipes()
     ends = {name.rpartition("/")[2]: name for name in names}

@@ -1,9 +1,7 @@
-"""Loads a recipe: its file, the layers above it, one check, and a Recipe whose values are typed.
+"""Loads a recipe: its file, the overrides, one check, and a Recipe whose values are typed.
 
 defaults < recipe file < `--set a.b=value` < named flags
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from impruver_core.recipe.catalog import find_recipe
 from impruver_core.recipe.overrides import apply_flags, apply_overrides, split_path
 from impruver_core.recipe.paths import find_local
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
-from impruver_core.recipe.schema import fields_of
+from impruver_core.recipe.schema import RecipeFlag, get_fields
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection
 from impruver_core.recipe.validation import remove_unset, validate_value
 from impruver_core.recipe.yaml_document import Document, dump, read_document
@@ -27,7 +25,7 @@ SEEDS = range(2**32)  # numpy takes no others
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe after layering. A section whose owner is not installed is as it stands in the file, or None.
+    """A recipe with its overrides. A section whose owner is not installed is as in the file, or None.
 
     `path` is the file it came from, `base_dir` its folder; neither counts when recipes are compared.
     `tokenizer.name`, `tokenizer.chat_template` and `model.name` are absolute where they name something local.
@@ -56,7 +54,7 @@ class Recipe:
         return Path(self.path).absolute().parent
 
     def locate(self, key_path: str) -> str:
-        """`file:line: trainer.optim`, to begin a message about that key; --set and flags are told as such."""
+        """`file:line: trainer.optim`, to begin a message about that key; an override is named as such."""
         return f"{self.document.locate(split_path(key_path))}: {key_path}"
 
 
@@ -64,13 +62,13 @@ def load_recipe(
     path_or_name: str | Path,
     overrides: Sequence[str] = (),
     *,
-    named: Sequence[tuple[str, Any, str]] = (),
+    named: Sequence[RecipeFlag] = (),
     sections: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe of a file or an installed name, checked whole; no network, no tokenizer, no weights.
+    """Loads and checks the recipe of a file or an installed name; without network, tokenizer and weights.
 
-    `overrides` are `a.b=value` texts; `named` are named flags as (key path, value, flag); `sections` stands in for
-    those of the installed tools. RecipeError tells every fault, ImpruverError that there is no such recipe.
+    `overrides` are the texts `a.b=value` of --set; `named`, the named flags that were given, win over them; `sections`
+    stand in for those of the installed tools. Raises RecipeError with all faults, ImpruverError for no such recipe.
     """
     path = find_recipe(path_or_name)
     document = read_document(path)
@@ -81,14 +79,14 @@ def load_recipe(
     document.data = document.data or {}
     apply_overrides(document, overrides)
     apply_flags(document, named)
-    values = _checked(document, load_installed_sections() if sections is None else {**SECTIONS, **sections})
+    values = _validate(document, load_installed_sections() if sections is None else {**SECTIONS, **sections})
     if document.faults:
         raise RecipeError(document.faults)
     recipe = Recipe(**values, path=path, document=document)
     return dataclasses.replace(
         recipe,
-        tokenizer=_absolute(recipe.tokenizer, recipe.base_dir),
-        model=_absolute(recipe.model, recipe.base_dir),
+        tokenizer=_make_absolute(recipe.tokenizer, recipe.base_dir),
+        model=_make_absolute(recipe.model, recipe.base_dir),
     )
 
 
@@ -97,7 +95,7 @@ def resolve_recipe(recipe: Recipe, absolute: bool = False) -> dict[str, Any]:
     mapping = {}
     for name in OWNERS:
         value = getattr(recipe, name)
-        value = _to_plain(_absolute(value, recipe.base_dir) if absolute else value)
+        value = _to_plain(_make_absolute(value, recipe.base_dir) if absolute else value)
         if value is not None and (value or name == "lora" or not isinstance(value, (dict, list))):
             mapping[name] = value
     return mapping
@@ -111,19 +109,19 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
         file.write(dump(resolve_recipe(recipe, absolute=True)))
 
 
-def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
+def _validate(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     for name in document.data:
         if name not in OWNERS:
-            meant = suggest_key(name, sections)
-            hint = f"; did you mean {meant}?" if meant else suggest(name, OWNERS)
+            key = suggest_key(name, sections)
+            hint = f"; did you mean {key}?" if key else suggest(name, OWNERS)
             document.add_fault((name,), f"no such key{hint}")
     values = {}
     for name in OWNERS:
-        given = document.data.get(name)
+        value = document.data.get(name)
         if name in sections:
-            values[name] = validate_value(sections[name], given, (name,), document.add_fault)
+            values[name] = validate_value(sections[name], value, (name,), document.add_fault)
         else:
-            values[name] = remove_unset(given)
+            values[name] = remove_unset(value)
     if values["seed"] is not None and values["seed"] not in SEEDS:
         document.add_fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
     if isinstance(values["trainer"], dict):
@@ -131,19 +129,19 @@ def _checked(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _absolute(value: Any, base_dir: Path) -> Any:
+def _make_absolute(value: Any, base_dir: Path) -> Any:
     """The section with the absolute path in each key that names something local."""
     if isinstance(value, list):
-        return [_absolute(item, base_dir) for item in value]
+        return [_make_absolute(item, base_dir) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    found = {}
+    absolute = {}
     for each in dataclasses.fields(value):
-        named = getattr(value, each.name)
-        if each.metadata.get("local") and isinstance(named, str) and "{" not in named:  # no inline template
-            local = find_local(named, base_dir)
-            found |= {} if local is None else {each.name: str(local)}
-    return dataclasses.replace(value, **found) if found else value
+        name = getattr(value, each.name)
+        if each.metadata.get("local") and isinstance(name, str) and "{" not in name:  # no inline template
+            local = find_local(name, base_dir)
+            absolute |= {} if local is None else {each.name: str(local)}
+    return dataclasses.replace(value, **absolute) if absolute else value
 
 
 def _to_plain(value: Any) -> Any:
@@ -153,5 +151,5 @@ def _to_plain(value: Any) -> Any:
         return [_to_plain(item) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
-    given = {name: getattr(value, each.name) for name, each in fields_of(type(value)).items()}
-    return {name: _to_plain(item) for name, item in given.items() if item is not None and item != {}}
+    items = {name: getattr(value, each.name) for name, each in get_fields(type(value)).items()}
+    return {name: _to_plain(item) for name, item in items.items() if item is not None and item != {}}

@@ -1,64 +1,66 @@
-"""The layers above the recipe's file: `--set a.b=value`, then named flags."""
-
-from __future__ import annotations
+"""What goes over the recipe's file: `--set a.b=value`, then named flags."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from impruver_core.recipe.schema import RecipeFlag
 from impruver_core.recipe.validation import REMOVED, describe_value
 from impruver_core.recipe.yaml_document import Document, parse_text
 
 SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
-ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others too
+ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others, too
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Puts each `a.b=value` in its place: the value is YAML, list items go by number, null removes."""
+    """Sets each `a.b=value` in the document: the value is YAML, list items go by number, null removes."""
     for override in overrides:
         name, equals, text = override.partition("=")
-        told = f"--set {name}=…" if SECRET.search(name) else f"--set {override}"
+        source = f"--set {name}=…" if SECRET.search(name) else f"--set {override}"
         path = split_path(name)
         if not equals or not all(part != "" for part in path):
-            document.faults.append(f"{told}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
+            document.faults.append(f"{source}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
             continue
-        parsed = Document(told)
-        parse_text(text, parsed, place=lambda line, told=told: told, path=path)
+        parsed = Document(source)
+        parse_text(text, parsed, place=lambda line, source=source: source, path=path)
         if parsed.faults:
             document.faults += parsed.faults
         else:
             document.locations.update(parsed.locations)
-            set_value(document, path, REMOVED if parsed.data is None else parsed.data, told)
+            set_value(document, path, REMOVED if parsed.data is None else parsed.data, source)
 
 
-def apply_flags(document: Document, named: Sequence[tuple[str, Any, str]]) -> None:
-    """Puts the values of named flags, given as (key path, value, flag)."""
-    for name, value, flag in named:
-        for target in (name, *ALSO.get(name, ())):
+def apply_flags(document: Document, flags: Sequence[RecipeFlag]) -> None:
+    """Sets the values of named flags in the document."""
+    for key_path, value, flag in flags:
+        for target in (key_path, *ALSO.get(key_path, ())):
             set_value(document, split_path(target), value, flag)
 
 
-def set_value(document: Document, path: tuple, value: Any, told: str) -> None:
-    """Sets `value` at the key path; mappings that are not there yet are made, list items must exist or be the next."""
+def set_value(document: Document, path: tuple, value: Any, source: str) -> None:
+    """Sets `value` at a key path; mappings that are missing are made, list items must exist or be the next.
+
+    `source` names the override in messages.
+    """
     if not isinstance(document.data, dict):
         document.data = {}
-    at = document.data
+    target = document.data
     for depth, part in enumerate(path):
-        document.locations.setdefault(path[: depth + 1], told)
-        problem = _unusable(at, part)
+        document.locations.setdefault(path[: depth + 1], source)
+        problem = _find_problem(target, part)
         if problem:
-            document.faults.append(f"{told}: {'.'.join(map(str, path[:depth]))}: {problem}")
+            document.faults.append(f"{source}: {'.'.join(map(str, path[:depth]))}: {problem}")
             return
-        if isinstance(at, list) and part == len(at):
-            at.append(None)
+        if isinstance(target, list) and part == len(target):
+            target.append(None)
         if depth + 1 == len(path):
-            at[part] = value
-            document.locations[path] = told
+            target[part] = value
+            document.locations[path] = source
             return
-        inner = at[part] if isinstance(at, list) else at.get(part)
+        inner = target[part] if isinstance(target, list) else target.get(part)
         if inner is None or inner is REMOVED:
-            inner = at[part] = [] if isinstance(path[depth + 1], int) else {}
-        at = inner
+            inner = target[part] = [] if isinstance(path[depth + 1], int) else {}
+        target = inner
 
 
 def split_path(name: str) -> tuple:
@@ -66,11 +68,12 @@ def split_path(name: str) -> tuple:
     return tuple(int(part) if part.isdecimal() else part for part in name.strip().split("."))
 
 
-def _unusable(at: Any, part: Any) -> str | None:
-    if isinstance(at, dict):
+def _find_problem(target: Any, part: Any) -> str | None:
+    """Why `part` of a key path can't be set in what stands above it; None where it can."""
+    if isinstance(target, dict):
         return None
-    if not isinstance(at, list):
-        return f"holds no keys, it is {describe_value(at)}"
+    if not isinstance(target, list):
+        return f"holds no keys, it is {describe_value(target)}"
     if not isinstance(part, int):
         return f"is a list; its items go by number, as in datasets.0.{part}"
-    return f"has {len(at)} items, numbered from 0" if part > len(at) else None
+    return f"has {len(target)} items, numbered from 0" if part > len(target) else None

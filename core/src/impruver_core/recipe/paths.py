@@ -1,6 +1,4 @@
-"""Resolve local paths and hub ids that a recipe names."""
-
-from __future__ import annotations
+"""Resolves the local paths and hub ids that a recipe names."""
 
 import glob
 import os
@@ -36,17 +34,17 @@ def find_local(value: str, recipe_dir: Path | None) -> Path | None:
     path = Path(value).expanduser()
     folders = [Path(recipe_dir)] if recipe_dir is not None else []
     candidates = (Path(os.path.abspath(folder / path)) for folder in [*folders, Path.cwd(), find_recipes_root()])
-    return next(filter(_exists, candidates), None)
+    return next(filter(_is_there, candidates), None)
 
 
 def resolve_model_path(name: str, recipe_dir: Path | None, key: str) -> str:
     """The folder that `name` is, else the name itself as a hub id; ImpruverError for a file, and for what is gone."""
-    found = find_local(name, recipe_dir)
-    if found is None:
+    folder = find_local(name, recipe_dir)
+    if folder is None:
         check_hub_id(name, key)
         return name
-    check_model_folder(found, key)
-    return str(found)
+    check_model_folder(folder, key)
+    return str(folder)
 
 
 def find_or_download(name: str, recipe_dir: Path | None, files: Sequence[str], revision: str | None = None) -> Path:
@@ -69,7 +67,7 @@ def find_or_download(name: str, recipe_dir: Path | None, files: Sequence[str], r
 
 
 def check_model_folder(path: Path, key: str) -> None:
-    """ImpruverError, beginning with `key`, where a file stands in place of a model's folder."""
+    """ImpruverError, beginning with `key`, where a path is a file in place of a model's folder."""
     if path.suffix.lower() == ".gguf" and path.is_file():
         raise ImpruverError(f"{key}: {path} is a GGUF file, which can't be trained: name the model it was made from")
     if path.is_file():
@@ -82,7 +80,7 @@ def check_hub_id(name: str, key: str) -> None:
         raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
 
 
-def _exists(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
     try:
         return path.exists() or (
             glob.has_magic(str(path)) and next(glob.iglob(str(path), recursive=True), None) is not None

@@ -1,17 +1,15 @@
-"""All installed sections; find the owner of a key."""
-
-from __future__ import annotations
+"""The sections of all installed tools; finds the declaration of a key."""
 
 import dataclasses
 import importlib
 import typing
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, fields_of, keys_of
+from impruver_core.recipe.schema import ListOf, OpenMapping, Scalar, get_fields, list_keys
 from impruver_core.recipe.sections import OWNERS, SECTIONS
 
 GROUP = "impruver.sections"
@@ -20,26 +18,26 @@ GROUP = "impruver.sections"
 @cache
 def load_installed_sections() -> dict[str, Any]:
     """Top-level key -> its declaration, for core and every installed tool; the others' keys are not in it."""
-    found = dict(SECTIONS)
+    sections = dict(SECTIONS)
     for entry in entry_points(group=GROUP):
-        found.update(_loaded(entry))
-    return found
+        sections.update(_load_sections(entry))
+    return sections
 
 
 def find_key(path: str) -> Scalar:
-    """The declaration behind `seed` or `chat.top_k`; type None: open, anything goes.
+    """The declaration of a key: of `seed` or `chat.top_k`; with type None where anything may stand.
 
     KeyError where the path names nothing, a fault of ours.
     """
     top, _, inner = path.partition(".")
     name, _, deeper = inner.partition(".")
-    spec = SECTIONS[top] if top in SECTIONS else _owners_sections(OWNERS[top])[top]
+    spec = SECTIONS[top] if top in SECTIONS else _load_owners_sections(OWNERS[top])[top]
     if isinstance(spec, Scalar):
         return spec
     if isinstance(spec, OpenMapping):
         return Scalar(None, None, "")
     section = spec.section if isinstance(spec, ListOf) else spec
-    field = fields_of(section)[name]
+    field = get_fields(section)[name]
     default = None if deeper or field.default is dataclasses.MISSING else field.default
     hint = None if deeper else typing.get_type_hints(section)[field.name]
     return Scalar(hint, default, field.metadata.get("help", ""), field.metadata.get("choices"))
@@ -62,20 +60,20 @@ ELSEWHERE = {
 def suggest_key(name: str, sections: Mapping[str, Any]) -> str | None:
     """The key path that a bare name stands for: `trainer.learning_rate` for `learning_rate`, or for another kit's."""
     for top, spec in sections.items():
-        if name in keys_of(spec):
+        if name in list_keys(spec):
             return f"{top}.0.{name}" if isinstance(spec, ListOf) else f"{top}.{name}"
     return ELSEWHERE.get(name)
 
 
-def _owners_sections(owner: str) -> dict[str, Any]:
+def _load_owners_sections(owner: str) -> dict[str, Any]:
     """The sections of one package alone, so that a broken sibling can't break this tool's --help."""
     for entry in entry_points(group=GROUP):
         if entry.value.startswith(owner.replace("-", "_") + "."):
-            return _loaded(entry)
+            return _load_sections(entry)
     raise KeyError(f"{owner} declares no sections")
 
 
-def _loaded(entry) -> dict[str, Any]:
+def _load_sections(entry: EntryPoint) -> dict[str, Any]:
     if entry.value == "impruver_core.recipe.sections:SECTIONS":
         return SECTIONS
     try:

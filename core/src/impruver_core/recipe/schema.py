@@ -1,4 +1,4 @@
-"""How a tool declares its part of a recipe; check.py holds recipes against it.
+"""How a tool declares its part of a recipe; validation.py checks recipes against it.
 
 A tool's `sections.py` describes its part of the recipe:
 
@@ -13,12 +13,10 @@ dataclass, a union of these, or Any. `null` in a recipe means "not given". A sec
 `__post_init__` may raise ValueError("what is wrong"), or ValueError("what is wrong", "key") where one key alone is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 REQUIRED = MISSING
 OLD_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # YAML 1.1's words
@@ -63,21 +61,29 @@ class OpenMapping:
     names: Callable[[], Iterable[str]] = tuple
 
 
+class RecipeFlag(NamedTuple):
+    """A named flag that was given, and the key path of the recipe that it sets."""
+
+    key_path: str
+    value: Any
+    flag: str
+
+
 scalar, list_of, open_mapping = Scalar, ListOf, OpenMapping
 
 
-def yaml_name(field: dataclasses.Field) -> str:
+def get_yaml_name(field: dataclasses.Field) -> str:
     """The key of a field: `class_` is `class` in a recipe."""
     return field.name.rstrip("_")
 
 
-def keys_of(spec: Any) -> Iterable[str]:
-    """The keys that stand in a top-level key, as far as its owner knows them."""
+def list_keys(spec: Any) -> Iterable[str]:
+    """The keys below a top-level key, as far as its owner knows them."""
     if isinstance(spec, OpenMapping):
         return spec.names()
-    return () if isinstance(spec, Scalar) else fields_of(spec.section if isinstance(spec, ListOf) else spec)
+    return () if isinstance(spec, Scalar) else get_fields(spec.section if isinstance(spec, ListOf) else spec)
 
 
-def fields_of(section: type) -> dict[str, dataclasses.Field]:
+def get_fields(section: type) -> dict[str, dataclasses.Field]:
     """The fields of a section by their keys."""
-    return {yaml_name(field): field for field in dataclasses.fields(section)}
+    return {get_yaml_name(field): field for field in dataclasses.fields(section)}

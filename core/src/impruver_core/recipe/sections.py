@@ -1,6 +1,4 @@
-"""The table of all top-level keys with their owners, core's own sections, and those of the installed tools."""
-
-from __future__ import annotations
+"""All top-level keys of a recipe with their owners, and core's own sections."""
 
 # ruff: noqa: RUF009  (key() copies its default)
 from dataclasses import dataclass
@@ -8,7 +6,6 @@ from dataclasses import dataclass
 from impruver_core.recipe.schema import key, scalar
 
 CORE = "impruver-core"
-
 OWNERS = {
     "output_dir": CORE,
     "train_path": CORE,

@@ -1,6 +1,4 @@
-"""The one check of a recipe against its declared sections: every fault is told, none stops the next."""
-
-from __future__ import annotations
+"""The one check of a recipe against its declared sections: every fault is reported, none stops the next."""
 
 import dataclasses
 import types
@@ -10,11 +8,11 @@ from dataclasses import MISSING
 from typing import Any
 
 from impruver_core.io.json_schema import TYPE_WORDS, describe_type
-from impruver_core.recipe.schema import OLD_BOOLEANS, ListOf, OpenMapping, Scalar, fields_of
+from impruver_core.recipe.schema import OLD_BOOLEANS, ListOf, OpenMapping, Scalar, get_fields
 from impruver_core.suggestions import suggest
 
 FaultReport = Callable[[tuple, str], None]  # takes a key path and what is wrong there
-REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it never stood there
+REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it were never given
 
 
 def validate_value(spec: Any, value: Any, path: tuple, report: FaultReport) -> Any:
@@ -22,12 +20,12 @@ def validate_value(spec: Any, value: Any, path: tuple, report: FaultReport) -> A
     if value is REMOVED:
         value = None
     if isinstance(spec, Scalar):
-        return spec.default if value is None else _checked(spec.type, value, spec.choices, path, report)
+        return spec.default if value is None else _check_value(spec.type, value, spec.choices, path, report)
     if isinstance(spec, ListOf):
-        return [] if value is None else _value(list[spec.section], value, path, report)
+        return [] if value is None else _check_type(list[spec.section], value, path, report)
     if isinstance(spec, OpenMapping):
-        return _open(spec, value, path, report)
-    return _section(spec, {} if value is None else value, path, report)
+        return _check_open_mapping(spec, value, path, report)
+    return _check_section(spec, {} if value is None else value, path, report)
 
 
 def remove_unset(value: Any) -> Any:
@@ -39,69 +37,71 @@ def remove_unset(value: Any) -> Any:
     return None if value is REMOVED else value
 
 
-def _open(spec: OpenMapping, value: Any, path: tuple, report: FaultReport) -> dict | None:
+def _check_open_mapping(spec: OpenMapping, value: Any, path: tuple, report: FaultReport) -> dict | None:
     if value is None:
         return None if spec.optional else {}
-    mapping = _value(dict, value, path, report)
+    mapping = _check_type(dict, value, path, report)
     if spec.check is not None and isinstance(mapping, dict):
         for name, fault in spec.check(mapping):
             report((*path, name), fault)
     return mapping
 
 
-def _section(section: type, value: Any, path: tuple, report: FaultReport) -> Any:
+def _check_section(section: type, value: Any, path: tuple, report: FaultReport) -> Any:
     if not isinstance(value, dict):
         return report(path, f"expected a mapping, found {describe_value(value)}")
-    fields = fields_of(section)
+    fields = get_fields(section)
     hints = typing.get_type_hints(section)
-    sound, given = True, {}
+    valid, values = True, {}
 
-    def note(where: tuple, what: str) -> None:
-        nonlocal sound
-        sound = False
+    def report_here(where: tuple, what: str) -> None:
+        nonlocal valid
+        valid = False
         report(where, what)
 
     for name, item in value.items():
         if name not in fields:
-            note((*path, name), f"no such key{suggest(name, fields)}")
+            report_here((*path, name), f"no such key{suggest(name, fields)}")
         elif item is not None and item is not REMOVED:
             field = fields[name]
-            given[field.name] = _checked(hints[field.name], item, field.metadata.get("choices"), (*path, name), note)
+            values[field.name] = _check_value(
+                hints[field.name], item, field.metadata.get("choices"), (*path, name), report_here
+            )
     for name, field in fields.items():
-        if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
-            note((*path, name), "is missing")
-    return _made(section, given, path, report) if sound else None
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            report_here((*path, name), "is missing")
+    return _build_section(section, values, path, report) if valid else None
 
 
-def _made(section: type, given: dict, path: tuple, report: FaultReport) -> Any:
+def _build_section(section: type, values: dict, path: tuple, report: FaultReport) -> Any:
     try:
-        return section(**given)
+        return section(**values)
     except ValueError as error:  # a section's own check: what is wrong, and the key if it is about one alone
         what, *key = error.args
         return report((*path, *key), str(what))
 
 
-def _checked(hint: Any, value: Any, choices: Collection | None, path: tuple, report: FaultReport) -> Any:
-    result = _value(hint, value, path, report)
+def _check_value(hint: Any, value: Any, choices: Collection | None, path: tuple, report: FaultReport) -> Any:
+    result = _check_type(hint, value, path, report)
     if choices is not None and type(value) in (str, int, float) and result is not None and result not in choices:
         near = suggest(value, map(str, choices), cutoff=0.5, list_valid=False)
         report(path, f"{value!r} is none of {', '.join(map(str, choices))}{near}")
     return result
 
 
-def _value(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
+def _check_type(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return remove_unset(value)
     if origin in (typing.Union, types.UnionType):
-        return _union(arguments, value, path, report)
+        return _check_union(arguments, value, path, report)
     if origin is typing.Literal:
-        return _checked(type(arguments[0]), value, arguments, path, report)
+        return _check_value(type(arguments[0]), value, arguments, path, report)
     if dataclasses.is_dataclass(hint):
-        return _section(hint, value, path, report)
+        return _check_section(hint, value, path, report)
     base = origin or hint
     if base in (list, dict) and isinstance(value, base):
-        return _items(base, arguments, value, path, report)
+        return _check_items(base, arguments, value, path, report)
     if base is bool and isinstance(value, str) and value.lower() in OLD_BOOLEANS:
         return OLD_BOOLEANS[value.lower()]
     if base is float and type(value) is int:
@@ -109,39 +109,39 @@ def _value(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     if base is int and type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not base:
-        return report(path, f"expected {describe_type(base)}, found {describe_value(value)}{_advice(base, value)}")
+        return report(path, f"expected {describe_type(base)}, found {describe_value(value)}{_get_advice(base, value)}")
     return value
 
 
-def _advice(base: type, value: Any) -> str:
+def _get_advice(base: type, value: Any) -> str:
     if base is list:
         return "; begin each item with a dash" if isinstance(value, dict) else f"; write [{value}]"
     return "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
 
 
-def _items(base: type, arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
+def _check_items(base: type, arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
     if not arguments:
         return remove_unset(value)
     pairs = value.items() if base is dict else enumerate(value)
-    made = {at: _value(arguments[-1], item, (*path, at), report) for at, item in pairs if item is not REMOVED}
-    return made if base is dict else list(made.values())
+    items = {at: _check_type(arguments[-1], item, (*path, at), report) for at, item in pairs if item is not REMOVED}
+    return items if base is dict else list(items.values())
 
 
-def _union(arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
+def _check_union(arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
     arms = [arm for arm in arguments if arm is not type(None)]
     if len(arms) == 1:
-        return _value(arms[0], value, path, report)
+        return _check_type(arms[0], value, path, report)
     for arm in arms:
         faults: list = []
-        made = _value(arm, value, path, lambda *fault: faults.append(fault))  # noqa: B023
+        checked = _check_type(arm, value, path, lambda *fault: faults.append(fault))  # noqa: B023
         if not faults:
-            return made
+            return checked
     names = " or ".join(TYPE_WORDS.get(typing.get_origin(arm) or arm, describe_type(dict)) for arm in arms)
     return report(path, f"expected {names}, found {describe_value(value)}")
 
 
 def describe_value(value: Any) -> str:
-    """What a value is, in a fault's words."""
+    """What a value is, in the words of a fault."""
     if isinstance(value, (list, dict)):
         return describe_type(type(value))
     if isinstance(value, bool) or value is None:

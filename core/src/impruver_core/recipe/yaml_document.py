@@ -4,9 +4,8 @@ Words are read as YAML 1.2's core schema does, which is what people mean: `2e-4`
 `2024-01-01` are text, only true and false are booleans. `1_000` stays a number, as in YAML 1.1.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import yaml
 
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
-
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -48,7 +46,7 @@ _Dumper.add_representer(
 
 @dataclass
 class Document:
-    """Plain values, where each stands (`recipe.yaml:12` by key path), and the faults found so far."""
+    """Plain values, the location of each (`recipe.yaml:12`) by key path, and the faults so far."""
 
     name: str
     data: Any = None
@@ -56,7 +54,7 @@ class Document:
     faults: list[str] = field(default_factory=list)
 
     def locate(self, path: tuple) -> str:
-        """The place of a key path, else of the nearest thing above it."""
+        """The location of a key path, else of the nearest thing above it."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.locations:
                 return self.locations[path[:length]]
@@ -64,9 +62,9 @@ class Document:
 
     def add_fault(self, path: tuple, what: str) -> None:
         """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set."""
-        told = ": ".join(part for part in (self.locate(path), ".".join(map(str, path)), what) if part)
-        if told not in self.faults:
-            self.faults.append(told)
+        fault = ": ".join(part for part in (self.locate(path), ".".join(map(str, path)), what) if part)
+        if fault not in self.faults:
+            self.faults.append(fault)
 
 
 def read_document(path: Path) -> Document:
@@ -83,7 +81,7 @@ def read_document(path: Path) -> Document:
     return document
 
 
-def parse_text(text: str, document: Document, place=lambda line: "", path: tuple = ()) -> None:
+def parse_text(text: str, document: Document, place: Callable[[int], str] = lambda line: "", path: tuple = ()) -> None:
     """Parses YAML into `document.data` and `locations`.
 
     `place(line)` names a line (from 1), `path` is the key path that the values go to.
@@ -92,9 +90,9 @@ def parse_text(text: str, document: Document, place=lambda line: "", path: tuple
         _check_depth(text)
         node = yaml.compose(text, _Loader)
     except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: bytes of a command line
-        document.faults.append(_told(error, text, document, place))
+        document.faults.append(_describe_error(error, text, document, place))
         return
-    document.data = None if node is None else _Reader(document, place).value(node, path)
+    document.data = None if node is None else _NodeReader(document, place).read_value(node, path)
 
 
 def dump(data: Any) -> str:
@@ -110,7 +108,7 @@ def _check_depth(text: str) -> None:
             raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
 
 
-def _told(error: Exception, text: str, document: Document, place) -> str:
+def _describe_error(error: Exception, text: str, document: Document, place: Callable[[int], str]) -> str:
     """Where and why the text is no YAML, and what to do about it."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = place(mark.line + 1) if mark and place(1) else document.name
@@ -121,34 +119,34 @@ def _told(error: Exception, text: str, document: Document, place) -> str:
         "; in single quotes a backslash is one": "unknown escape" in problem,
         "; put the value in quotes": "values are not allowed" in problem or before.endswith(("%", "@", "`")),
     }
-    told = next((each for each, fits in advice.items() if fits), "")
-    return f"{where}: not valid YAML: {problem or str(error).splitlines()[0]}{told}"
+    hint = next((each for each, fits in advice.items() if fits), "")
+    return f"{where}: not valid YAML: {problem or str(error).splitlines()[0]}{hint}"
 
 
-class _Reader:
-    """Turns the nodes of one text into values and notes their locations."""
+class _NodeReader:
+    """Turns the nodes of one text into values, and records their locations."""
 
-    def __init__(self, document: Document, place):
+    def __init__(self, document: Document, place: Callable[[int], str]):
         self.document, self.place, self.open = document, place, set()
 
-    def value(self, node: yaml.Node, path: tuple) -> Any:
-        if path:  # what is nowhere in the file is told with the file's name alone
+    def read_value(self, node: yaml.Node, path: tuple) -> Any:
+        if path:  # a fault of the whole document names the file alone
             self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
         if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node, path)
+            return self.read_scalar(node, path)
         if id(node) in self.open:
             return self.document.add_fault(path, "an alias to what it stands in")
         self.open.add(id(node))
-        read = self.mapping if isinstance(node, yaml.MappingNode) else self.sequence
-        made = read(node, path)
+        read = self.read_mapping if isinstance(node, yaml.MappingNode) else self.read_sequence
+        value = read(node, path)
         self.open.discard(id(node))
-        return made
+        return value
 
-    def sequence(self, node: yaml.Node, path: tuple) -> list:
-        return [self.value(item, (*path, number)) for number, item in enumerate(node.value)]
+    def read_sequence(self, node: yaml.Node, path: tuple) -> list:
+        return [self.read_value(item, (*path, number)) for number, item in enumerate(node.value)]
 
-    def mapping(self, node: yaml.Node, path: tuple) -> dict:
-        made: dict = {}
+    def read_mapping(self, node: yaml.Node, path: tuple) -> dict:
+        mapping: dict = {}
         lines: dict = {}
         merged: list[dict] = []
         for key_node, value_node in node.value:
@@ -160,27 +158,27 @@ class _Reader:
                 )
                 continue
             if key_node.tag == TAG + "merge":
-                merged += self.merged(value_node, path)
+                merged += self.read_merged(value_node, path)
                 continue
-            name = self.scalar(key_node, path)
+            name = self.read_scalar(key_node, path)
             self.document.locations[(*path, name)] = self.place(line)
             if name in lines:
                 self.document.add_fault((*path, name), f"repeated: it also stands in line {lines[name]}")
                 continue
             lines[name] = line
-            made[name] = self.value(value_node, (*path, name))
-        for mapping in merged:
-            made.update({name: item for name, item in mapping.items() if name not in made})
-        return made
+            mapping[name] = self.read_value(value_node, (*path, name))
+        for other in merged:
+            mapping.update({name: item for name, item in other.items() if name not in mapping})
+        return mapping
 
-    def merged(self, node: yaml.Node, path: tuple) -> list[dict]:
+    def read_merged(self, node: yaml.Node, path: tuple) -> list[dict]:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        values = [self.value(each, path) for each in nodes]
+        values = [self.read_value(each, path) for each in nodes]
         if not all(isinstance(each, dict) for each in values):
             self.document.add_fault(path, "<< takes a mapping or a list of mappings")
         return [each for each in values if isinstance(each, dict)]
 
-    def scalar(self, node: yaml.ScalarNode, path: tuple) -> Any:
+    def read_scalar(self, node: yaml.ScalarNode, path: tuple) -> Any:
         kind = node.tag.removeprefix(TAG)
         try:
             return _SCALARS[kind](node.value)

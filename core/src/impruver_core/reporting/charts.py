@@ -1,9 +1,15 @@
 """Charts as inline SVG, drawn by leather; their colours come from the page's style, light and dark."""
 
+from __future__ import annotations
+
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    import leather
 
 WIDTH = 720
 BAR, LINES_HEIGHT = 30, 320  # of a chart: for each bar, and whole
@@ -18,14 +24,14 @@ def render_bars(label: str, values: Mapping[str, Sequence[float]], names: Sequen
     """A bar for each name of `values`; of several values each covers a part of the one before, `names` tell which."""
     if not values:
         return None
-    chart = _chart()
-    shorter = _shortened(list(values))
+    chart = _make_chart()
+    shorter = _shorten_names(list(values))
     for at, name in enumerate(names):
         rows = [(float(each[at]), short) for each, short in zip(values.values(), shorter, strict=True)]
         chart.add_bars(rows, name=name, fill_color=f"var(--series-{at})")
     _keep_range(chart.add_x_scale, [0.0, *(value for each in values.values() for value in each)])
-    chart.add_x_axis(tick_formatter=_tick)
-    return _part(label, chart, 110 + BAR * len(values), "bars")
+    chart.add_x_axis(tick_formatter=_format_tick)
+    return _render_chart(label, chart, 110 + BAR * len(values), "bars")
 
 
 def render_histogram(
@@ -38,22 +44,22 @@ def render_histogram(
     for start, end, count in zip(edges, edges[1:], counts, strict=False):
         steps += [(start, count), (end, count)]
     steps.append((edges[-1], 0))
-    chart = _chart()
+    chart = _make_chart()
     chart.add_line([(float(x), float(y)) for x, y in steps], name=y_name, stroke_color="var(--series-0)", width=1)
     for at, (name, limit) in enumerate(limits.items(), 2):
         line = [(float(limit), 0.0), (float(limit), float(max(counts)))]
         chart.add_line(line, name=name, stroke_color=f"var(--series-{at})")
     _add_axes(chart, x_name, [edges[0], edges[-1], *limits.values()], [0, *counts])
-    return _part(label, chart, LINES_HEIGHT, "histogram")
+    return _render_chart(label, chart, LINES_HEIGHT, "histogram")
 
 
 def render_lines(label: str, series: Mapping[str, Sequence[tuple[float, float]]], x_name: str = "step") -> dict | None:
     """A line for each series of (x, y) points; what is no finite number is left out."""
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
-    drawn = {name: _thinned(points) for name, points in finite.items() if points}
+    drawn = {name: _thin_points(points) for name, points in finite.items() if points}
     if not drawn:
         return None
-    chart = _chart()
+    chart = _make_chart()
     for at, (name, points) in enumerate(drawn.items()):
         twice = points * 2 if len(points) == 1 else points  # else nothing is drawn of it
         width = 8 if len(points) == 1 else 2 if len(points) < CROWDED else 1
@@ -61,24 +67,24 @@ def render_lines(label: str, series: Mapping[str, Sequence[tuple[float, float]]]
         chart.add_line(rows, name=name, stroke_color=f"var(--series-{at})", width=width)
     xs, ys = zip(*(point for points in drawn.values() for point in points), strict=True)
     _add_axes(chart, x_name, xs, ys)
-    return _part(label, chart, LINES_HEIGHT, "lines")
+    return _render_chart(label, chart, LINES_HEIGHT, "lines")
 
 
-def _chart():
+def _make_chart() -> leather.Chart:
     import leather
 
     return leather.Chart()
 
 
-def _add_axes(chart, x_name: str, xs: Sequence[float], ys: Sequence[float]) -> None:
+def _add_axes(chart: leather.Chart, x_name: str, xs: Sequence[float], ys: Sequence[float]) -> None:
     """Axes over all of these values."""
     _keep_range(chart.add_x_scale, xs)
     _keep_range(chart.add_y_scale, ys)
-    chart.add_x_axis(tick_formatter=_tick, name=x_name)
-    chart.add_y_axis(tick_formatter=_tick)
+    chart.add_x_axis(tick_formatter=_format_tick, name=x_name)
+    chart.add_y_axis(tick_formatter=_format_tick)
 
 
-def _keep_range(add_scale, values: Sequence[float]) -> None:
+def _keep_range(add_scale: Callable, values: Sequence[float]) -> None:
     """A scale that shows all values; leather's own would show 0 to 1 where they are all one."""
     low, high = float(min(values)), float(max(values))
     if low == high:
@@ -86,19 +92,19 @@ def _keep_range(add_scale, values: Sequence[float]) -> None:
     add_scale(low, high)
 
 
-def _part(label: str, chart, height: int, style: str) -> dict:
-    """The chart as a part of a page: sized by it, with short numbers."""
+def _render_chart(label: str, chart: leather.Chart, height: int, style: str) -> dict:
+    """The chart as a part of a page: it takes the page's width, its numbers are short."""
     root = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": label})
     root.set("viewBox", f"{EDGE} {EDGE} {WIDTH - EDGE} {height - 2 * EDGE}")
     root.append(chart.to_svg_group(WIDTH, height))
     for element in root.iter():
         for name, value in element.attrib.items():
             if name in PLACES:
-                element.set(name, NUMBER.sub(lambda found: f"{round(float(found[0]), 1):g}", value))
+                element.set(name, NUMBER.sub(lambda match: f"{round(float(match[0]), 1):g}", value))
     return {"kind": "chart", "label": label, "style": style, "svg": ElementTree.tostring(root, encoding="unicode")}
 
 
-def _tick(value, index: int, count: int) -> str:
+def _format_tick(value: Any, index: int, count: int) -> str:
     """Of an axis: 1200 → 1.2k."""
     number = float(value)
     for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -107,24 +113,24 @@ def _tick(value, index: int, count: int) -> str:
     return f"{number:.4g}"
 
 
-def _shortened(names: Sequence[str]) -> list[str]:
-    """Names that fit beside a bar, each another."""
-    found: list[str] = []
+def _shorten_names(names: Sequence[str]) -> list[str]:
+    """The names shortened to fit beside a bar, all different."""
+    shortened: list[str] = []
     for name in names:
         short = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
-        while short in found:
+        while short in shortened:
             short += "′"
-        found.append(short)
-    return found
+        shortened.append(short)
+    return shortened
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thin_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most about POINTS of them: of each stretch the lowest and the highest, so that no spike is lost."""
     if len(points) <= POINTS:
         return list(points)
     size = math.ceil(2 * len(points) / POINTS)
-    kept = []
+    thinned = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]
-        kept += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
-    return kept
+        thinned += sorted({min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])})
+    return thinned

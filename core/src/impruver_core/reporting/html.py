@@ -24,7 +24,7 @@ def render_page(title: str, lead: str, sections: Iterable[dict]) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters.update(cell=_cell, is_number=_is_number)
+    environment.filters.update(cell=_format_cell, is_number=_is_number)
     environment.filters["anchor"] = lambda title: re.sub(r"\W+", "-", title.lower()).strip("-")
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     # A lone surrogate, which JSON may hold, can't be written.
@@ -59,13 +59,13 @@ def build_pairs(items: Iterable[tuple[str, tuple[str, Sequence[Span]], tuple[str
 
 def truncate_spans(spans: Iterable[Span], most: int) -> list[Span]:
     """The first `most` characters, and how many more there are."""
-    found, left, more = [], most, 0
+    shown, left, more = [], most, 0
     for text, kind in spans:
         if text[:left]:
-            found.append((text[:left], kind))
+            shown.append((text[:left], kind))
         more += max(0, len(text) - left)
         left = max(0, left - len(text))
-    return [*found, (f"… {more:,} more characters", "left_out")] if more else found
+    return [*shown, (f"… {more:,} more characters", "left_out")] if more else shown
 
 
 def mark_strings(spans: Iterable[Span], strings: Sequence[str], kind: str = "special") -> list[Span]:
@@ -73,16 +73,16 @@ def mark_strings(spans: Iterable[Span], strings: Sequence[str], kind: str = "spe
     longest_first = sorted(filter(None, strings), key=len, reverse=True)
     if not longest_first:
         return list(spans)
-    found = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
     return [
-        (part, f"{own} {kind}".strip() if at % 2 else own)
+        (part, f"{own} {kind}".strip() if index % 2 else own)
         for text, own in spans
-        for at, part in enumerate(found.split(text))
+        for index, part in enumerate(pattern.split(text))
         if part
     ]
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -26,35 +26,34 @@ from impruver_core.errors import RefusedError
 def analyze_template(
     template: str, variables: Mapping, specials: Iterable[str], with_tools: bool = False
 ) -> TemplateFormat:
-    """The shape of `template` with these variables and special tokens; probed once for the same arguments."""
+    """What probes find out of `template` with these variables and special tokens; cached by its arguments."""
     key = json.dumps(dict(variables), sort_keys=True, ensure_ascii=False, default=str)
     return _analyze_template(template, key, tuple(specials), with_tools)
 
 
 @lru_cache(maxsize=256)
 def _analyze_template(template: str, variables: str, specials: tuple[str, ...], with_tools: bool) -> TemplateFormat:
-    named = json.loads(variables)
-    shape = TemplateFormat(SpecialTokens(specials), named.get("eos_token"))
-    probe = TemplateProber(template, named, shape.specials, with_tools)
-    _find_tool_call_format(probe, shape)
-    find_turn_boundaries(probe, shape)
-    find_turn_endings(probe, shape)
-    return shape
+    values = json.loads(variables)
+    fmt = TemplateFormat(SpecialTokens(specials), values.get("eos_token"))
+    probe = TemplateProber(template, values, fmt.specials, with_tools)
+    _find_tool_call_format(probe, fmt)
+    find_turn_boundaries(probe, fmt)
+    find_turn_endings(probe, fmt)
+    return fmt
 
 
-def _find_tool_call_format(probe: TemplateProber, shape: TemplateFormat) -> None:
-    """Notes in `shape` which forms of a call the template renders, and whether it renders tools."""
-    as_role = probe(USER, FUNCTION_CALL, FUNCTION_RESPONSE, ANSWER)
-    shape.renders_function_roles = as_role is not None
+def _find_tool_call_format(probe: TemplateProber, fmt: TemplateFormat) -> None:
+    """Sets which forms of a tool call the template renders: a role of its own, arguments as objects or as JSON text."""
+    fmt.renders_function_roles = probe(USER, FUNCTION_CALL, FUNCTION_RESPONSE, ANSWER) is not None
     for as_text in (False, True):
-        layout = probe(USER, build_tool_call(as_text), TOOL, ANSWER)
-        if layout is None:
+        rendering = probe(USER, build_tool_call(as_text), TOOL, ANSWER)
+        if rendering is None:
             continue
-        rendered = layout.text[layout.spans[1][0] : layout.spans[2][0]]
-        broken = '\\"' in rendered if as_text else str(ARGUMENTS) in rendered
-        if "probe_tool" in rendered and "probe value" in rendered and not broken:
-            shape.renders_calls, shape.arguments_as_text = True, as_text
+        written = rendering.text[rendering.spans[1][0] : rendering.spans[2][0]]
+        broken = '\\"' in written if as_text else str(ARGUMENTS) in written
+        if "probe_tool" in written and "probe value" in written and not broken:
+            fmt.renders_calls, fmt.arguments_as_text = True, as_text
             break
     with suppress(RefusedError):
         with_tools = render_template(probe.template, [USER], [build_tool_schema()], variables=probe.variables)
-        shape.renders_tools = "probe_tool" in with_tools
+        fmt.renders_tools = "probe_tool" in with_tools

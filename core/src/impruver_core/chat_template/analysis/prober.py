@@ -1,8 +1,10 @@
-"""Renders probe conversations, and finds where their texts stand."""
+"""Renders probe conversations with a template, and locates their texts in the rendering."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from impruver_core.chat_template.analysis.template_format import SpecialTokens
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.text_spans import find_message_spans
 from impruver_core.chat_template.rendering.traced_string import get_runs, trace_messages
@@ -49,11 +51,11 @@ class ProbeRendering:
 class TemplateProber:
     """Renders probe conversations of one template; None for those that it refuses or renders in part."""
 
-    def __init__(self, template, variables, specials, with_tools):
+    def __init__(self, template: str, variables: Mapping, specials: SpecialTokens, with_tools: bool):
         self.template, self.variables, self.specials = template, variables, specials
         self.tools = [build_tool_schema()] if with_tools else None
 
-    def __call__(self, *messages, prompt=False) -> ProbeRendering | None:
+    def __call__(self, *messages: dict, prompt: bool = False) -> ProbeRendering | None:
         for opening in ((), (SYSTEM,)):  # some templates want a system message
             traced = trace_messages([*opening, *messages])
             try:
@@ -62,8 +64,8 @@ class TemplateProber:
                 )
             except RefusedError:
                 continue
-            places = find_message_spans(get_runs(text), len(text))
-            if all(number in places for number in range(len(opening), len(traced))):
-                spans = [(places[number].start, places[number].end) for number in range(len(opening), len(traced))]
-                return ProbeRendering(str.__str__(text), spans)
+            spans = find_message_spans(get_runs(text), len(text))
+            numbers = range(len(opening), len(traced))
+            if all(number in spans for number in numbers):
+                return ProbeRendering(str.__str__(text), [(spans[n].start, spans[n].end) for n in numbers])
         return None

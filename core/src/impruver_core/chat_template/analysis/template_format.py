@@ -1,13 +1,14 @@
-"""What a chat template puts around the texts of a conversation, found once by probing it.
+"""What is known of a chat template: what it puts around the texts of a conversation.
 
 A conversation is header, text and end of turn, over and over. Between the last character of one text and the first of
-the next stands what the template wrote itself: the rest of one turn and the head of the next. A `Shape` tells where the
-one ends and the other begins.
+the next stands what the template wrote itself: the rest of one turn and the header of the next. A `TemplateFormat` says
+where the one ends and the other begins.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class SpecialTokens:
@@ -19,15 +20,15 @@ class SpecialTokens:
         for token in self.tokens:
             for pair in {token[i : i + 2] for i in range(len(token) - 1)}:
                 self._by_pair[pair].append(token)
-        self._ended: dict[str, str] = {}
+        self._cut: dict[str, str] = {}
 
-    def find_token_across(self, text: str, at: int) -> tuple[int, int]:
-        """Where the special token starts and ends that stands across position `at`; (at, at) where none does."""
-        for token in self._by_pair.get(text[at - 1 : at + 1], ()) if at else ():
-            start = text.find(token, max(0, at - len(token) + 1), at + len(token) - 1)
-            if 0 <= start < at < start + len(token):
+    def find_token_across(self, text: str, position: int) -> tuple[int, int]:
+        """Start and end of the special token that stands across `position`; (position, position) without one."""
+        for token in self._by_pair.get(text[position - 1 : position + 1], ()) if position else ():
+            start = text.find(token, max(0, position - len(token) + 1), position + len(token) - 1)
+            if 0 <= start < position < start + len(token):
                 return start, start + len(token)
-        return at, at
+        return position, position
 
     def compute_shared_length(self, one: str, other: str) -> int:
         """The length of the longest common prefix that cuts no special token of either text in two."""
@@ -37,10 +38,10 @@ class SpecialTokens:
 
     def cut_after_last_token(self, literal: str) -> str:
         """`literal` through its last special token, or, without one, less its trailing blanks."""
-        if literal not in self._ended:
+        if literal not in self._cut:
             ends = [literal.rfind(token) + len(token) for token in self.tokens if token in literal]
-            self._ended[literal] = literal[: max(ends)] if ends else literal.rstrip()
-        return self._ended[literal]
+            self._cut[literal] = literal[: max(ends)] if ends else literal.rstrip()
+        return self._cut[literal]
 
     def find_suffix(self, literal: str) -> str | None:
         """The special token that `literal` ends with, the longest of several."""
@@ -51,7 +52,7 @@ class SpecialTokens:
         return next((token for token in self.tokens if text.startswith(token)), None)
 
     def has_any(self, text: str) -> bool:
-        """Whether a special token stands in `text`."""
+        """Whether a special token is in `text`."""
         return any(token in text for token in self.tokens)
 
 
@@ -69,13 +70,20 @@ class TurnBoundary:
     header: str
 
 
+class LastEnding(NamedTuple):
+    """What ends the last turn of a conversation, and whether in a special token."""
+
+    literal: str
+    closed: bool
+
+
 @dataclass
 class TemplateFormat:
     """What is known of a template for given arguments and special tokens."""
 
     specials: SpecialTokens
     eos: str | None = None
-    junctions: dict[str, list[TurnBoundary]] = field(default_factory=dict)  # by the role of the text before
+    boundaries: dict[str, list[TurnBoundary]] = field(default_factory=dict)  # by the role of the text before
     ends: dict[tuple[str, bool], str] = field(default_factory=dict)  # ("answer" or "calls", last turn?) → end of turn
     trailing: list[str] = field(default_factory=list)  # headers: the user's, and a prompt that is always there
     stops: list[str] = field(default_factory=list)  # the end-of-turn tokens
@@ -83,15 +91,15 @@ class TemplateFormat:
     renders_calls: bool = False
     arguments_as_text: bool = False
     renders_tools: bool = False
-    _last_ends: dict[tuple[str, str], tuple[str, bool]] = field(default_factory=dict)
+    _last_endings: dict[tuple[str, str], LastEnding] = field(default_factory=dict)
 
-    def find_last_ending(self, closing: str, kind: str) -> tuple[str, bool]:
-        """(what ends the last turn of all that stands behind it, whether in a special token).
+    def find_last_ending(self, closing: str, kind: str) -> LastEnding:
+        """What ends the last turn ("answer" or "calls"), of all that stands behind its text.
 
         What is special to the last turn ends it (gpt-oss: <|return|>); a prompt for the next turn does not.
         """
         key = (closing, kind)
-        if key not in self._last_ends:
+        if key not in self._last_endings:
             literal = self.specials.cut_after_last_token(closing)
             middle = self.ends.get((kind, False))
             if middle is not None and closing.startswith(middle):
@@ -100,5 +108,5 @@ class TemplateFormat:
                     trailing.rstrip().endswith(rest) for trailing in self.trailing
                 )
                 literal = middle if prompted or not self.specials.has_any(rest) else literal
-            self._last_ends[key] = literal, self.specials.find_suffix(literal) is not None
-        return self._last_ends[key]
+            self._last_endings[key] = LastEnding(literal, self.specials.find_suffix(literal) is not None)
+        return self._last_endings[key]

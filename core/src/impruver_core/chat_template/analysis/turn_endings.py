@@ -12,12 +12,12 @@ from impruver_core.chat_template.analysis.prober import (
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 
 
-def find_turn_endings(probe: TemplateProber, shape: TemplateFormat) -> None:
-    """The literal that ends an assistant's turn, by what it ends in (an answer, calls) and whether it is the last."""
-    tails = [junction.tail for junction in shape.junctions["user"] if junction.tail]
+def find_turn_endings(probe: TemplateProber, fmt: TemplateFormat) -> None:
+    """Sets the literals that end an assistant's turn (by what it ends in, and whether it is the last) and the stops."""
+    tails = [boundary.tail for boundary in fmt.boundaries["user"] if boundary.tail]
     kinds = [
         ("answer", ANSWER, [AGAIN]),
-        *([("calls", build_tool_call(shape.arguments_as_text), [TOOL, ANSWER])] if shape.renders_calls else []),
+        *([("calls", build_tool_call(fmt.arguments_as_text), [TOOL, ANSWER])] if fmt.renders_calls else []),
     ]
     for kind, turn, after in kinds:
         last, middle = probe(USER, turn), probe(USER, turn, *after)
@@ -25,18 +25,20 @@ def find_turn_endings(probe: TemplateProber, shape: TemplateFormat) -> None:
         if middle is not None:
             between = middle.text[middle.spans[1][1] : middle.spans[2][0]]
             header = middle.text[: middle.spans[0][0]]
-            stop = shape.ends.get(("answer", False), "") if kind == "calls" else ""
-            rest = _less_header(probe, between, header, closing, tails, stop, kind)
-            shape.ends[kind, False] = probe.specials.cut_after_last_token(rest)
+            stop = fmt.ends.get(("answer", False), "") if kind == "calls" else ""
+            rest = _cut_header(probe, between, header, closing, tails, stop, kind)
+            fmt.ends[kind, False] = probe.specials.cut_after_last_token(rest)
         if closing is not None:
-            shape.ends[kind, True] = shape.find_last_ending(closing, kind)[0]
-    found = [(stop, kind) for (kind, _), end in shape.ends.items() if (stop := _stop(probe, end))]
-    stops = [stop for stop, kind in found if kind == "answer" or stop in probe.specials.tokens]
-    inner = _inside_a_turn(probe, shape)
-    shape.stops = list(dict.fromkeys(stop for stop in stops if stop not in inner))
+            fmt.ends[kind, True] = fmt.find_last_ending(closing, kind).literal
+    ends = [(stop, kind) for (kind, _), end in fmt.ends.items() if (stop := _get_stop(probe, end))]
+    stops = [stop for stop, kind in ends if kind == "answer" or stop in probe.specials.tokens]
+    inner = _get_text_inside_turns(probe, fmt)
+    fmt.stops = list(dict.fromkeys(stop for stop in stops if stop not in inner))
 
 
-def _less_header(probe, between: str, header: str, last: str | None, tails: list[str], stop: str, kind: str) -> str:
+def _cut_header(
+    probe: TemplateProber, between: str, header: str, last: str | None, tails: list[str], stop: str, kind: str
+) -> str:
     """What stands between a turn's text and the next one, less that text's header."""
     cut = len(between)  # what also stands before the first user's text is header
     while cut and between[cut - 1 :] == header[-(len(between) - cut + 1) :]:
@@ -45,7 +47,7 @@ def _less_header(probe, between: str, header: str, last: str | None, tails: list
     headed = bool(between[len(less_suffix) :].strip())
     if last and last.strip() and between.startswith(last) and (between[len(last) :].strip() or not headed):
         return last
-    if stop and (token := _stop(probe, stop)) in between:
+    if stop and (token := _get_stop(probe, stop)) in between:
         return between[: between.index(token) + len(token)]
     opening = probe.specials.find_prefix(header.removeprefix(probe.variables.get("bos_token") or ""))
     if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
@@ -58,12 +60,12 @@ def _less_header(probe, between: str, header: str, last: str | None, tails: list
     return next((literal for literal in either if literal.strip()), "")
 
 
-def _stop(probe: TemplateProber, end: str) -> str:
+def _get_stop(probe: TemplateProber, end: str) -> str:
     return probe.specials.find_suffix(end) or end.strip()
 
 
-def _inside_a_turn(probe: TemplateProber, shape: TemplateFormat) -> str:
+def _get_text_inside_turns(probe: TemplateProber, fmt: TemplateFormat) -> str:
     """What stands inside a turn, between reasoning and answer and between two calls: a token in it ends no turn."""
-    turns = [THOUGHT, *([build_tool_call(shape.arguments_as_text, 2)] if shape.renders_calls else [])]
-    layouts = [layout for turn in turns if (layout := probe(USER, turn)) is not None]
-    return "\n".join(layout.text[slice(*layout.spans[1])] for layout in layouts)
+    turns = [THOUGHT, *([build_tool_call(fmt.arguments_as_text, 2)] if fmt.renders_calls else [])]
+    renderings = [rendering for turn in turns if (rendering := probe(USER, turn)) is not None]
+    return "\n".join(rendering.text[slice(*rendering.spans[1])] for rendering in renderings)

@@ -1,4 +1,4 @@
-"""Makes of a messages row what the template can render: tool calls in its form, no nulls, no unknown shapes."""
+"""Makes of a messages row what the template can render: tool calls in its form, no nulls, no fields of wrong types."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
 from impruver_core.errors import RefusedError
 
 
-def normalize_messages(messages: Sequence[dict], shape: TemplateFormat) -> list[dict]:
+def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[dict]:
     """The messages as the template is to get them; RefusedError("bad_row") where they are no messages.
 
     `function_call` and `function_response` become `tool_calls` and `tool` unless the template renders these roles;
@@ -17,16 +17,19 @@ def normalize_messages(messages: Sequence[dict], shape: TemplateFormat) -> list[
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise RefusedError("bad_row", "messages is not a list of messages" if messages else "messages is empty")
-    prepared = [_checked(message, number) for number, message in enumerate(messages)]
-    if not shape.renders_function_roles:
-        prepared = _as_tool_calls(prepared)
+    prepared = [_check_message(message, number) for number, message in enumerate(messages)]
+    if not fmt.renders_function_roles:
+        prepared = _convert_to_tool_calls(prepared)
     for number, message in enumerate(prepared):
         if message.get("tool_calls"):
-            message["tool_calls"] = [_call(call, number, shape.arguments_as_text) for call in message["tool_calls"]]
+            message["tool_calls"] = [
+                _normalize_call(call, number, fmt.arguments_as_text) for call in message["tool_calls"]
+            ]
     return prepared
 
 
-def _checked(message: dict, number: int) -> dict:
+def _check_message(message: dict, number: int) -> dict:
+    """The message without null and our own keys; RefusedError where a field is of a wrong type."""
     if not isinstance(message, dict):
         raise RefusedError("bad_row", f"message {number} is not an object but {type(message).__name__}")
     if not isinstance(message.get("role"), str):
@@ -41,17 +44,19 @@ def _checked(message: dict, number: int) -> dict:
         raise RefusedError("bad_row", f"tool_calls of message {number} is not a list")
     if not isinstance(message.get("train"), (bool, type(None))):
         raise RefusedError("bad_row", f"train of message {number} is neither true nor false")
-    kept = {key: value for key, value in message.items() if value is not None and key != "train"}
-    return kept | {"content": "" if content is None else content}
+    fields = {key: value for key, value in message.items() if value is not None and key != "train"}
+    return fields | {"content": "" if content is None else content}
 
 
-def _as_tool_calls(messages: list[dict]) -> list[dict]:
+def _convert_to_tool_calls(messages: list[dict]) -> list[dict]:
+    """The messages with `function_call` and `function_response` as OpenAI's `tool_calls` and `tool`."""
     prepared, names = [], []
     for number, message in enumerate(messages):
         if message["role"] == "function_call":
-            calls = _parsed_calls(message["content"], number)
+            calls = _parse_calls(message["content"], number)
             names = [
-                (f"call{number:05d}" if at == 0 else f"call{number:03d}{at:02d}", call) for at, call in enumerate(calls)
+                (f"call{number:05d}" if index == 0 else f"call{number:03d}{index:02d}", call)
+                for index, call in enumerate(calls)
             ]
             tool_calls = [{"id": id_, "type": "function", "function": call} for id_, call in names]
             prepared.append({"role": "assistant", "content": "", "tool_calls": tool_calls})
@@ -65,7 +70,7 @@ def _as_tool_calls(messages: list[dict]) -> list[dict]:
     return prepared
 
 
-def _parsed_calls(content, number: int) -> list[dict]:
+def _parse_calls(content: str, number: int) -> list[dict]:
     """The calls in the text of a function_call message: `{"name", "arguments"}` or a list of such."""
     try:
         parsed = json.loads(content)
@@ -78,7 +83,8 @@ def _parsed_calls(content, number: int) -> list[dict]:
     return [{"name": call["name"], "arguments": call.get("arguments", call.get("parameters", {}))} for call in calls]
 
 
-def _call(call: dict, number: int, as_text: bool) -> dict:
+def _normalize_call(call: dict, number: int, as_text: bool) -> dict:
+    """A call of message `number` with its arguments as the template wants them: JSON text, or an object."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RefusedError("bad_row", f"a tool call of message {number} has no function name")

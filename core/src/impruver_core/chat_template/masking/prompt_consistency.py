@@ -1,5 +1,6 @@
-"""Where training and inference meet: before the last learned answer of a conversation."""
+"""Whether inference asks as training did: the rendered row up to an answer against the prompt for that answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from impruver_core.chat_template.masking.completeness import strips_reasoning
@@ -13,7 +14,7 @@ from impruver_core.errors import RefusedError
 
 @dataclass(frozen=True, slots=True)
 class PromptConsistency:
-    """Of message `number`, the last learned answer: the text that training has before it, and what asks for it.
+    """Of message `number`, the last answer that is trained on: the text that training has before it, and its prompt.
 
     `prompt`: None where the template refuses one there. `ended`: the template ends that turn. `strips_reasoning`: of
     earlier turns reasoning is not in the text.
@@ -27,19 +28,25 @@ class PromptConsistency:
 
 
 def compare_prompt(
-    templates: TemplateSelector, messages, tools=None, chat_template_kwargs=None
+    templates: TemplateSelector,
+    messages: Sequence[dict],
+    tools: list[dict] | None = None,
+    chat_template_kwargs: dict | None = None,
 ) -> PromptConsistency | None:
-    """The joint of a conversation, None where nothing of it is learned; RefusedError as in `encode_chat`."""
-    text, traced, spans = render_chat(templates, messages, tools, chat_template_kwargs)
-    learned = [turn for turn in spans.turns if messages[turn[0]].get("train") is not False]
-    if not learned:
+    """Renders a conversation and the prompt for its last answer that is trained on; None where there is none.
+
+    Raises RefusedError as `encode_chat` does.
+    """
+    chat = render_chat(templates, messages, tools, chat_template_kwargs)
+    if not chat.trained:
         return None
-    number, (start, _), ended = learned[-1]
-    template, variables, shape = templates.select(tools, chat_template_kwargs)
-    before = normalize_messages(messages[:number], shape) if number else []
+    number, (start, _), ended = chat.trained[-1]
+    selected = templates.select(tools, chat_template_kwargs)
+    before = normalize_messages(messages[:number], selected.format) if number else []
     try:
-        prompt = str.__str__(render_template(template, before, tools, add_generation_prompt=True, variables=variables))
+        prompt = render_template(selected.text, before, tools, add_generation_prompt=True, variables=selected.variables)
+        prompt = str.__str__(prompt)
     except RefusedError:
         prompt = None
-    trained, last_turn = str.__str__(text)[:start], spans.turns[-1][0]
-    return PromptConsistency(number, trained, prompt, ended, strips_reasoning(get_runs(text), traced, last_turn))
+    stripped = strips_reasoning(get_runs(chat.text), chat.messages, chat.spans.turns[-1].message)
+    return PromptConsistency(number, str.__str__(chat.text)[:start], prompt, ended, stripped)

@@ -1,8 +1,8 @@
 """Renders chat templates in jinja2's sandbox, as transformers does, without transformers.
 
 The environment follows transformers' own (trimmed blocks, `{% generation %}`, loop controls, its filters and
-functions), so that a rendering equals `apply_chat_template(tokenize=False)`; besides, it keeps what `traced` strings
-know. A template is code from elsewhere: it sees plain JSON types only.
+functions), so that a rendering equals `apply_chat_template(tokenize=False)`; besides, it keeps the runs of traced
+strings. A template is code from elsewhere: it sees plain JSON types only.
 """
 
 import json
@@ -22,21 +22,21 @@ import jinja2.utils
 from impruver_core.chat_template.rendering.traced_string import TracedStr, join_traced, trace_transformed
 from impruver_core.errors import ImpruverError, RefusedError
 
-TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now tells; no template sees it
+TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now gives; no template sees it
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read either
 
 
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     @jinja2.compiler.optimizeconst
     def visit_Concat(self, node, frame):
-        self.write("environment.joined((")
+        self.write("environment.join_parts((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
         self.write("))")
 
 
-class _Generation(jinja2.ext.Extension):
+class _GenerationTag(jinja2.ext.Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser):
@@ -51,7 +51,7 @@ class _Generation(jinja2.ext.Extension):
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
     concat = staticmethod(join_traced)
-    joined = staticmethod(join_traced)
+    join_parts = staticmethod(join_traced)
 
     def getattr(self, obj, attribute):
         return super().getattr(TracedStr(obj) if type(obj) is str else obj, attribute)
@@ -80,7 +80,7 @@ class _Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
 
-def _raise(message):
+def _raise_template_error(message):
     raise jinja2.exceptions.TemplateError(message)
 
 
@@ -105,10 +105,12 @@ def _indent(s, width=4, first=False, blank=False):
 
 @lru_cache(maxsize=256)
 def compile_template(template: str) -> jinja2.Template:
-    """The compiled template; one that does not parse is an ImpruverError with its line."""
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    """The compiled template; ImpruverError with the line for one that does not parse."""
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
     environment.filters |= {"tojson": _tojson, "join": _join, "indent": _indent}
-    environment.globals |= {"raise_exception": _raise, "dict": _Dict(), "namespace": _Namespace}
+    environment.globals |= {"raise_exception": _raise_template_error, "dict": _Dict(), "namespace": _Namespace}
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
@@ -125,17 +127,17 @@ def render_template(
 ) -> str:
     """Renders `messages` (plain JSON types) as `apply_chat_template(tokenize=False)` would.
 
-    `variables` are the special tokens by name and the chat_template_kwargs; a `date_string` among them is also what
-    `strftime_now` gives. Whatever the template raises comes as RefusedError("template_refused") in its own words.
+    `variables` are the special tokens by name and the chat_template_kwargs; a `date_string` among them is also the day
+    that `strftime_now` gives. Raises RefusedError("template_refused") in the words of what the template raised.
     """
     compiled = compile_template(template)
     variables = dict(variables or {})
     day = variables.pop(TODAY, None)
-    chat = [_with_reasoning({k: v for k, v in message.items() if v is not None}) for message in messages]
+    chat = [_add_reasoning_fields({k: v for k, v in message.items() if v is not None}) for message in messages]
     try:
         return compiled.render(
             {
-                "strftime_now": lambda pattern: _today(pattern, variables.get("date_string") or day),
+                "strftime_now": lambda pattern: _format_today(pattern, variables.get("date_string") or day),
                 **variables,
                 "messages": chat,
                 "tools": tools,
@@ -151,12 +153,12 @@ def render_template(
         raise RefusedError("template_refused", f"{type(error).__name__}: {error}") from None
 
 
-def _with_reasoning(message: dict) -> dict:
+def _add_reasoning_fields(message: dict) -> dict:
     reasoning = next((message[key] for key in REASONING_FIELDS if key in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _today(pattern: str, date_string: str | None) -> str:
+def _format_today(pattern: str, date_string: str | None) -> str:
     if date_string is None:
         return datetime.now().strftime(pattern)
     for form in ("%Y-%m-%d", "%d %b %Y", "%d %B %Y", "%B %d, %Y"):

@@ -1,12 +1,22 @@
 """Strings that know where they came from.
 
-A chat template copies, trims, splits and joins the texts of a conversation. `Traced` is a string that keeps, through
-all that, which of its characters came from which text; its characters are those of an ordinary string, so a template
-can't tell the difference. After one rendering each character is known to be a message's or the template's own.
+A chat template copies, trims, splits and joins the texts of a conversation. A `TracedStr` keeps through all that which
+of its characters came from which text. Its characters are those of an ordinary string, so a template can't tell the
+difference. After one rendering each character is known to be a message's or the template's own. An example:
+
+    messages            0: user "Hi"                  1: assistant " Yes! "
+    template            <|user|>{{ m.content }}<|end|>  <|bot|>{{ m.content | trim }}<|end|>
+
+    rendering           <|user|>Hi<|end|><|bot|>Yes!<|end|>
+    source              ........00..............1111.......    (. is the template's own)
+    runs                (8, 10, message 0, offset 0)  (24, 28, message 1, offset 1)
+
+The offset 1 says that the template trimmed a blank: "Yes!" are the characters from 1 on of the answer " Yes! ".
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(eq=False, slots=True)
@@ -18,17 +28,25 @@ class TextSource:
     text: str
 
 
-# (start, end, source, offset): characters start..end of the string are those from `offset` on of the source's text;
-# offset -1: the whole source, in another form (JSON, another case). An empty run says where an empty text stands.
-TextRun = tuple[int, int, TextSource, int]
+class TextRun(NamedTuple):
+    """Characters `start` to `end` of a string: those of the source's text from `offset` on.
+
+    An offset of -1 stands for the whole source in another form (JSON, another case). An empty run says where an empty
+    text stands.
+    """
+
+    start: int
+    end: int
+    source: TextSource
+    offset: int
 
 
-def _recasting(method: Callable[[str], str]) -> Callable[["TracedStr"], str]:
+def _make_recasting(method: Callable[[str], str]) -> Callable[["TracedStr"], str]:
     return lambda self: self._recast(method(self))
 
 
 class TracedStr(str):
-    """A string with the runs of its characters that came from the texts of a conversation."""
+    """A string with the runs of its characters that came from the texts of a conversation, in their order."""
 
     __slots__ = ("_runs",)
 
@@ -43,10 +61,10 @@ class TracedStr(str):
     def __add__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        return TracedStr(str.__add__(self, other), [*self._runs, *_moved(get_runs(other), len(self))])
+        return TracedStr(str.__add__(self, other), [*self._runs, *_shift_runs(get_runs(other), len(self))])
 
     def __radd__(self, other: str) -> str:
-        return TracedStr(str.__add__(other, self), _moved(self._runs, len(other)))
+        return TracedStr(str.__add__(other, self), _shift_runs(self._runs, len(other)))
 
     def __getitem__(self, key: int | slice) -> str:
         if isinstance(key, slice):
@@ -60,21 +78,24 @@ class TracedStr(str):
         return (self._cut(i, i + 1) for i in range(len(self)))
 
     def _cut(self, start: int, stop: int) -> "TracedStr":
+        """Characters `start` to `stop` with their runs."""
         runs: list[TextRun] = []
         for run_start, run_end, source, offset in self._runs:
             first, last = max(run_start, start), min(run_end, stop)
             if first < last or (run_start == run_end and start <= run_start <= stop):
-                runs.append((first - start, last - start, source, offset + first - run_start if offset >= 0 else -1))
-        if start == stop and not runs and self._runs:  # all of it trimmed away: an empty text keeps its place
-            runs = [(0, 0, self._runs[0][2], 0)]
+                offset = offset + first - run_start if offset >= 0 else -1
+                runs.append(TextRun(first - start, last - start, source, offset))
+        if start == stop and not runs and self._runs:  # all of it trimmed away: an empty text keeps its position
+            runs = [TextRun(0, 0, self._runs[0].source, 0)]
         return TracedStr(str.__getitem__(self, slice(start, stop)), runs)
 
-    def _pieces(self, parts: list[str], gap: int) -> list[str]:
-        pieces, at = [], 0
+    def _trace_parts(self, parts: list[str], gap: int) -> list[str]:
+        """The parts that a method of `str` split this into, with their runs; `gap` characters stood between two."""
+        traced, position = [], 0
         for part in parts:
-            pieces.append(self._cut(at, at + len(part)))
-            at += len(part) + gap
-        return pieces
+            traced.append(self._cut(position, position + len(part)))
+            position += len(part) + gap
+        return traced
 
     def strip(self, chars: str | None = None, /) -> str:
         start = len(self) - len(str.lstrip(self, chars))
@@ -95,26 +116,26 @@ class TracedStr(str):
     def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
         parts = str.split(self, sep, maxsplit)
         if sep is not None:
-            return self._pieces(parts, len(sep))
-        pieces, at = [], 0
+            return self._trace_parts(parts, len(sep))
+        traced, position = [], 0
         for part in parts:  # a part starts at the first character that is not blank
-            at = self.index(part, at)
-            pieces.append(self._cut(at, at + len(part)))
-            at += len(part)
-        return pieces
+            position = self.index(part, position)
+            traced.append(self._cut(position, position + len(part)))
+            position += len(part)
+        return traced
 
     def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
-        return self.split() if sep is None else self._pieces(str.rsplit(self, sep, maxsplit), len(sep))
+        return self.split() if sep is None else self._trace_parts(str.rsplit(self, sep, maxsplit), len(sep))
 
     def splitlines(self, keepends: bool = False) -> list[str]:
-        lines = self._pieces(str.splitlines(self, keepends=True), 0)
+        lines = self._trace_parts(str.splitlines(self, keepends=True), 0)
         return lines if keepends else [line._cut(0, len(str.splitlines(line)[0])) for line in lines]
 
     def partition(self, sep: str, /) -> tuple[str, ...]:
-        return tuple(self._pieces(list(str.partition(self, sep)), 0))
+        return tuple(self._trace_parts(list(str.partition(self, sep)), 0))
 
     def rpartition(self, sep: str, /) -> tuple[str, ...]:
-        return tuple(self._pieces(list(str.rpartition(self, sep)), 0))
+        return tuple(self._trace_parts(list(str.rpartition(self, sep)), 0))
 
     def replace(self, old: str, new: str, count: int = -1, /) -> str:
         return join_traced(self.split(old, count), new) if old else self._recast(str.replace(self, old, new, count))
@@ -123,42 +144,43 @@ class TracedStr(str):
         return join_traced(parts, self)
 
     def _recast(self, text: str) -> str:
+        """`text`, a form of this string: with the same runs where it has the same length, else traced as a whole."""
         if len(text) == len(self):
             return TracedStr(text, self._runs)
-        return TracedStr(text, [(0, len(text), source, -1) for _, _, source, _ in self._runs])
+        return TracedStr(text, [TextRun(0, len(text), run.source, -1) for run in self._runs])
 
-    upper, lower, capitalize, title = map(_recasting, (str.upper, str.lower, str.capitalize, str.title))
+    upper, lower, capitalize, title = map(_make_recasting, (str.upper, str.lower, str.capitalize, str.title))
 
 
-def _moved(runs: Iterable[TextRun], by: int) -> list[TextRun]:
-    return [(start + by, end + by, source, offset) for start, end, source, offset in runs]
+def _shift_runs(runs: Iterable[TextRun], by: int) -> list[TextRun]:
+    return [TextRun(start + by, end + by, source, offset) for start, end, source, offset in runs]
 
 
 def join_traced(parts: Iterable[str], separator: str = "") -> str:
-    """The parts as one string that keeps what they know; plain where none of them knows anything."""
+    """The parts as one string with all their runs; an ordinary string where none of them has any."""
     parts = [part if isinstance(part, str) else str(part) for part in parts]
     if separator:
         parts = [piece for part in parts for piece in (separator, part)][1:]
     text = "".join(parts)
     runs: list[TextRun] = []
-    at = 0
+    position = 0
     for part in parts:
         if type(part) is TracedStr:
-            runs += _moved(part._runs, at)
-        at += len(part)
+            runs += _shift_runs(part._runs, position)
+        position += len(part)
     return TracedStr(text, runs) if runs else text
 
 
 def trace_transformed(text: str, value) -> str:
-    """`text`, a form of `value` in which no single character can be followed, as one run of each text in it."""
+    """`text`, a form of `value` whose characters can't be followed one by one, as one run of each text in it."""
     sources = list(dict.fromkeys(find_sources(value)))
-    return TracedStr(text, [(0, len(text), source, -1) for source in sources]) if sources else text
+    return TracedStr(text, [TextRun(0, len(text), source, -1) for source in sources]) if sources else text
 
 
 def find_sources(value) -> Iterator[TextSource]:
     """The texts that are in a value of plain JSON types."""
     if isinstance(value, TracedStr):
-        yield from (run[2] for run in value._runs)
+        yield from (run.source for run in value._runs)
     elif isinstance(value, (dict, list, tuple)):
         for item in value.items() if isinstance(value, dict) else value:
             yield from find_sources(item)
@@ -179,7 +201,7 @@ def trace_value(value, message: int, path: str):
     """
     if isinstance(value, str):
         text = str.__str__(value)
-        return TracedStr(text, [(0, len(text), TextSource(message, path, text), 0)])
+        return TracedStr(text, [TextRun(0, len(text), TextSource(message, path, text), 0)])
     if isinstance(value, dict):
         return {
             key: item
@@ -193,5 +215,5 @@ def trace_value(value, message: int, path: str):
 
 
 def get_runs(text: str) -> tuple[TextRun, ...]:
-    """What is known of a rendered text: its runs in the order of the text."""
+    """The runs of a rendered text, in its order; () for an ordinary string."""
     return text._runs if isinstance(text, TracedStr) else ()
