@@ -1,4 +1,4 @@
-"""Logits of learned places alone: loss and gradients of all logits, on any family."""
+"""Logits of target positions alone: loss and gradients of all logits, on any family."""
 
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ def model_of(kind, **given):
 
 @pytest.fixture
 def batch():
-    """Three rows, two of them padded, learned in parts; one has its first token learned, which nothing predicts."""
+    """Three rows, two of them padded, with targets in parts; one labels its first token, which nothing predicts."""
     import torch
 
     ids = torch.randint(3, 50, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -34,27 +34,26 @@ def batch():
 
 @pytest.mark.parametrize(("count", "fuse"), [(17, True), (None, True), (17, False)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse, monkeypatch):
+def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse):
     import torch
-    from impruver_train.modeling import chunked_loss as forwards
-    from impruver_train.modeling import chunked_loss as logits
+    from impruver_train.modeling import chunked_loss
+    from impruver_train.modeling.logits_path import find_logits_path
 
-    monkeypatch.setattr(logits, "PIECE", 7)
     model = model_of(kind)
-    assert forwards.can_choose(model)
-    assert forwards.plain_head(model) is model.get_output_embeddings()
+    path = chunked_loss.LogitsPath.CHUNKED if fuse else chunked_loss.LogitsPath.TARGETS
+    assert find_logits_path(model, path) is path
     seen = []
-    for given in (batch, logits.choose_learned(batch)):
-        if given is not batch:
-            logits.take_loss_in_pieces(model, fuse)
+    for inputs in (batch, chunked_loss.add_logits_to_keep(batch)):
+        if inputs is not batch:
+            chunked_loss.enable_chunked_loss(model, path, 7)
         model.zero_grad()
-        said = model(**given, num_items_in_batch=count)
-        said.loss.backward()
-        seen.append((said, {name: weight.grad.clone() for name, weight in model.named_parameters()}))
+        outputs = model(**inputs, num_items_in_batch=count)
+        outputs.loss.backward()
+        seen.append((outputs, {name: weight.grad.clone() for name, weight in model.named_parameters()}))
     (everywhere, whole), (chosen, part) = seen
-    learned = int((batch["labels"][:, 1:] != IGNORED).sum())
-    assert (chosen.logits.given.shape[0] if fuse else len(chosen.logits)) == learned
-    assert isinstance(chosen.logits, logits.Unmade) == fuse
+    targets = int((batch["labels"][:, 1:] != IGNORED).sum())
+    assert (chosen.logits.hidden.shape[0] if fuse else len(chosen.logits)) == targets
+    assert isinstance(chosen.logits, chunked_loss.LazyLogits) == fuse
     assert everywhere.logits.shape == (3, 16, 50)
     assert chosen.loss.item() == pytest.approx(everywhere.loss.item(), rel=1e-5)
     for name, gradient in whole.items():
@@ -65,13 +64,13 @@ def test_loss_and_gradients_are_those_of_all_logits(kind, batch, count, fuse, mo
 def test_loss_and_gradient_in_pieces_are_torchs(dtype):
     """Also scaled, as fp16's loss is: its small gradients come through. Little is kept beside the gradient."""
     import torch
-    from impruver_train.modeling.chunked_loss import PIECE, loss_in_pieces
+    from impruver_train.modeling.chunked_loss import CHUNK, compute_chunked_loss
 
-    logits = (torch.randn(2 * PIECE + 5, 300) * 4).to(getattr(torch, dtype)).requires_grad_()
+    logits = (torch.randn(2 * CHUNK + 5, 300) * 4).to(getattr(torch, dtype)).requires_grad_()
     labels = torch.randint(0, 300, (1, len(logits) + 1))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
-        loss = loss_in_pieces(logits, labels, 300)
+        loss = compute_chunked_loss(logits, labels, 300)
     assert [part.shape for part in kept if part.dim()] == [logits.shape]
     (loss * 1024).backward()
     exact = logits.detach().float().requires_grad_()
@@ -79,24 +78,24 @@ def test_loss_and_gradient_in_pieces_are_torchs(dtype):
     assert torch.allclose(logits.grad.float(), exact.grad, rtol=2e-2 if dtype == "bfloat16" else 2e-3, atol=1e-6)
     assert (logits.grad != 0).float().mean() > 0.9
     with torch.no_grad():
-        assert loss_in_pieces(logits, labels, 300).item() == pytest.approx(loss.item())
+        assert compute_chunked_loss(logits, labels, 300).item() == pytest.approx(loss.item())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
     import torch
-    from impruver_train.modeling.chunked_loss import PIECE, Unmade, loss_in_pieces
+    from impruver_train.modeling.chunked_loss import CHUNK, LazyLogits, compute_chunked_loss
 
     torch.manual_seed(0)
-    places, head = 2 * PIECE + 5, torch.nn.Linear(16, 300)
+    places, head = 2 * CHUNK + 5, torch.nn.Linear(16, 300)
     head = head.to(getattr(torch, dtype)).requires_grad_(not frozen)
     hidden = torch.randn(places, 16, dtype=getattr(torch, dtype), requires_grad=True)
     labels = torch.randint(0, 300, (1, places + 1))
     trained = [weight for weight in head.parameters() if weight.requires_grad]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part) or part, lambda part: part):
-        loss = loss_in_pieces(Unmade(hidden, head, trained) * 2.0, labels, 300)
+        loss = compute_chunked_loss(LazyLogits(hidden, head, trained) * 2.0, labels, 300)
     assert max(part.numel() for part in kept) == max(hidden.numel(), sum(weight.numel() for weight in trained[:1]))
     (loss * 1024).backward()
     exact = hidden.detach().float().requires_grad_()
@@ -110,54 +109,18 @@ def test_a_matrix_applied_in_pieces_keeps_no_logits(dtype, frozen):
         assert near < (1e-5 if dtype == "float32" else 2e-2)
 
 
-def test_a_16_bit_matrix_has_its_gradient_rounded_once(monkeypatch):
+def test_a_16_bit_matrix_has_its_gradient_rounded_once():
     import torch
-    from impruver_train.modeling import chunked_loss as logits
+    from impruver_train.modeling.chunked_loss import LazyLogits, compute_chunked_loss
 
-    monkeypatch.setattr(logits, "PIECE", 4)
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(16, 50, bias=False).bfloat16(), torch.randn(2000, 16).bfloat16()
     labels = torch.randint(0, 50, (1, 2001))
-    logits.loss_in_pieces(logits.Unmade(hidden, head, [head.weight]), labels, 50).backward()
+    compute_chunked_loss(LazyLogits(hidden, head, [head.weight]), labels, 50, chunk=4).backward()
     exact = head.weight.detach().double().requires_grad_()
     torch.nn.functional.cross_entropy(hidden.double() @ exact.T, labels[0, 1:]).backward()
     assert head.weight.grad.dtype == torch.bfloat16
     assert (head.weight.grad - exact.grad).norm() < 5e-3 * exact.grad.norm()
-
-
-def test_a_model_that_makes_its_loss_itself_is_left_alone():
-    from impruver_train.modeling.chunked_loss import can_choose
-    from transformers import LlamaForCausalLM
-
-    class Own(LlamaForCausalLM):
-        def forward(self, input_ids=None, labels=None, **more):
-            logits = super().forward(input_ids=input_ids, **more).logits
-            return SimpleNamespace(loss=logits.mean(), logits=logits)
-
-    assert not can_choose(Own(model_of("llama").config))
-
-
-def test_a_forward_that_looks_at_rows_of_logits_is_left_alone():
-    import torch
-    from impruver_train.modeling.chunked_loss import can_choose
-    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
-
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    with torch.device("meta"):
-        model = ChameleonForConditionalGeneration(ChameleonConfig(**sizes, vocabulary_map={"<image>": 4}))
-    assert not can_choose(model)
-
-
-def test_a_forward_without_source_is_left_alone():
-    from impruver_train.modeling.chunked_loss import can_choose
-    from transformers import LlamaForCausalLM
-
-    made: dict = {"LlamaForCausalLM": LlamaForCausalLM}
-    exec(
-        "class Made(LlamaForCausalLM):\n    def forward(self, **given):\n        return super().forward(**given)\n",
-        made,
-    )
-    assert not can_choose(made["Made"](model_of("llama").config))
 
 
 STRICT = """
@@ -216,12 +179,12 @@ def test_what_a_batch_goes_through_leaves_losses_alone(more, recipe, impruver_tr
     [("label_smoothing_factor", 0.1), ("use_liger_kernel", True), ("torch_compile", True), ("n_gpu", 2)],
 )
 def test_where_somebody_looks_at_logits_all_are_made(key, value):
-    from impruver_train.modeling.chunked_loss import may_choose
+    from impruver_train.modeling.chunked_loss import may_use_sparse_logits
 
     plain = {"label_smoothing_factor": 0.0, "use_liger_kernel": False, "torch_compile": False, "n_gpu": 0}
-    assert may_choose(SimpleNamespace(**plain), False)
-    assert not may_choose(SimpleNamespace(**plain), True)
-    assert not may_choose(SimpleNamespace(**plain | {key: value}), False)
+    assert may_use_sparse_logits(SimpleNamespace(**plain), False)
+    assert not may_use_sparse_logits(SimpleNamespace(**plain), True)
+    assert not may_use_sparse_logits(SimpleNamespace(**plain | {key: value}), False)
 
 
 LOOKS = """
@@ -247,79 +210,89 @@ def test_a_custom_trainer_sees_all_logits_and_the_same_losses(recipe, impruver_t
     assert losses["own"] == pytest.approx(losses["plain"], rel=1e-4)
 
 
-MADE, SAID = "        logits = self.lm_head(hidden_states)\n", "        return CausalLMOutput("
-SLICED = "        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)\n"
+FORWARD, RETURN = "    def forward(self", "        return CausalLMOutput("
+NAMES = "input_ids, attention_mask, labels, logits_to_keep"
+HEAD = "        logits = self.lm_head(hidden_states)\n"
+OWN = "        loss = nn.functional.cross_entropy(logits[:, :-1].mT, labels[:, 1:])\n"
 LOSS = "        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)\n"
-FORWARD, OUTPUTS = "    def forward(self", "        outputs = self.model("
-ODD = {  # what is replaced in that forward and by what; whether places may be chosen, and the head applied in pieces
-    "nothing": ("", "", True, True),
-    "capped": (MADE, MADE + "        if self.config.cap:\n            logits = torch.tanh(logits)\n", True, True),
-    "divided, why": (MADE, MADE + "        logits = logits / self.config.cap  # logits\n", True, True),
-    "over lines": (MADE, "        logits = self.lm_head(\n            hidden_states  # all\n        )\n", True, True),
-    "scaled by a trained number": (MADE, MADE + "        logits = logits * self.scale\n", True, True),
-    "clamped": (MADE, MADE + "        logits = logits.clamp(-9, 9)\n", False, False),
-    "moved": (MADE, MADE + "        logits = logits + self.moved\n", False, False),
-    "scaled by place": (
-        MADE,
-        "        scale = 1 + attention_mask[..., None]\n" + MADE + "        logits = logits * scale\n",
-        False,
-        False,
-    ),
-    "in place": (MADE, MADE + "        logits[..., 7] = 0\n", False, False),
-    "a column": (MADE, MADE + "        loss = logits[..., :40]\n", False, False),
-    "z-loss": (SAID, "        loss = loss + logits.logsumexp(-1).pow(2).mean()\n" + SAID, False, False),
-    "a penalty in the output": (SAID, SAID + "hidden_states=(logits.norm(),), ", False, False),
-    "other labels": (MADE, "        labels = labels.masked_fill(labels % 3 == 0, -100)\n" + MADE, False, False),
-    "unshifted": (LOSS, LOSS.replace(")\n", ", shift_labels=labels)\n"), False, False),
-    "in another precision": (MADE, "        with torch.autocast('cpu', torch.bfloat16):\n    " + MADE, False, False),
-    "only in words": (OUTPUTS, f'        """\n{SLICED}{MADE}"""\n{OUTPUTS}', False, False),
-    "only in a comment": (SLICED, SLICED.replace("hidden_states =", "# hidden_states ="), False, False),
-    "decorated": (FORWARD, f"    @twice\n{FORWARD}", False, False),
-    "no def": (FORWARD, "    forward = lambda self, **given: self.said(**given)\n\n    def said(self", False, False),
+Z_LOSS = "loss = loss + {} * logits.float().logsumexp(-1).pow(2).mean()\n"
+ODD = {  # what is replaced in that forward and by what; which logits may be computed
+    "nothing": ("", "", "CHUNKED"),
+    "capped": (HEAD, HEAD + "        logits = torch.tanh(logits / 3.0) * 3.0\n", "CHUNKED"),
+    "scaled by a trained number": (HEAD, HEAD + "        logits = logits * self.scale\n", "CHUNKED"),
+    "clamped": (HEAD, HEAD + "        logits = logits.clamp(-9, 9)\n", "TARGETS"),
+    "moved by trained numbers": (HEAD, HEAD + "        logits = logits + self.moved\n", "TARGETS"),
+    "in place": (HEAD, HEAD + "        logits[..., 7] = 0\n", "TARGETS"),
+    "in another precision": (HEAD, "        with torch.autocast('cpu', torch.bfloat16):\n    " + HEAD, "ALL"),
+    "a norm in the output": (RETURN, RETURN + "hidden_states=(logits.norm(),), ", "TARGETS"),
+    "scaled by position": (HEAD, HEAD + "        logits = logits * (1 + attention_mask[..., None])\n", "ALL"),
+    "less their mean over positions": (HEAD, HEAD + "        logits = logits - logits.mean(-2, True)\n", "ALL"),
+    "z-loss": (LOSS, f"{LOSS}        {Z_LOSS.format(1.0)}", "ALL"),
+    "a small z-loss": (LOSS, f"{LOSS}        {Z_LOSS.format(1e-4)}", "ALL"),
+    "z-loss in training": (LOSS, f"{LOSS}        if self.training:\n            {Z_LOSS.format(1e-4)}", "ALL"),
+    "z-loss in evaluation": (LOSS, f"{LOSS}        if not self.training:\n            {Z_LOSS.format(1.0)}", "ALL"),
+    "other labels": (HEAD, "        labels = labels.masked_fill(labels % 3 == 0, -100)\n" + HEAD, "ALL"),
+    "unshifted labels": (LOSS, LOSS.replace(")\n", ", shift_labels=labels)\n"), "ALL"),
+    "a loss of its own": (LOSS, "        loss = logits.float().mean()\n", "ALL"),
+    "the loss of all logits": (LOSS, OWN, "ALL"),
+    "all positions": ("(hidden_states, logits_to_keep)", "(hidden_states, 0)", "ALL"),
+    "decorated": (FORWARD, f"    @twice\n{FORWARD}", "ALL"),
+    "no def": (FORWARD, f"    forward = lambda self, {NAMES}=0: self.run({NAMES})\n\n    def run(self", "CHUNKED"),
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_what_a_forward_does_to_logits_decides(odd, batch, tmp_path):
-    """And either way loss and gradients are those of all logits."""
+@pytest.fixture
+def strict(tmp_path):
+    """A tiny model of that class with a replacement in its source."""
     from runpy import run_path
 
     import torch
-    from impruver_train.modeling import chunked_loss as forwards
 
-    old, new, chooses, fuses = ODD[odd]
-    assert old in STRICT
-    made = STRICT.replace(old, new) if old else STRICT
-    (tmp_path / "made.py").write_text(made, encoding="utf-8")
-    config = model_of("llama").config
-    config.cap = 3.0
-    model = run_path(str(tmp_path / "made.py"))["Strict"](config)
-    model.scale, model.moved = torch.nn.Parameter(torch.tensor(0.5)), torch.nn.Parameter(torch.rand(50))
-    assert forwards.can_choose(model) == chooses
-    assert (chooses and forwards.plain_head(model) is model.lm_head) == fuses
-    agree(model, batch)
+    def make(old="", new="", **more):
+        assert old in STRICT
+        (tmp_path / "strict.py").write_text(STRICT.replace(old, new) if old else STRICT, encoding="utf-8")
+        model = run_path(str(tmp_path / "strict.py"))["Strict"](model_of("llama", **more).config)
+        model.scale, model.moved = torch.nn.Parameter(torch.tensor(0.5)), torch.nn.Parameter(torch.rand(50))
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_a_forward_does_to_logits_decides(odd, strict, batch):
+    """And either way loss and gradients are those of all logits."""
+    old, new, path = ODD[odd]
+    assert agree(strict(old, new), batch) == path
 
 
 def agree(model, batch):
-    """Has `model` learn as a run would, and compares with all logits."""
-    from impruver_train.modeling import chunked_loss as forwards
-    from impruver_train.modeling import chunked_loss as logits
+    """Has `model` train as a run would, and compares with all logits; the path's name."""
+    import torch
+    from impruver_train.modeling import chunked_loss
+    from impruver_train.modeling.logits_path import find_logits_path
 
     seen = []
-    for chosen in (False, forwards.can_choose(model)):
-        if chosen:
-            logits.take_loss_in_pieces(model, True)
+    path = find_logits_path(model)
+    for sparse in (False, path is not chunked_loss.LogitsPath.ALL):
+        if sparse:
+            chunked_loss.enable_chunked_loss(model, path)
         model.zero_grad()
-        loss = model(**(logits.choose_learned(batch) if chosen else batch)).loss
+        torch.manual_seed(0)
+        loss = model(**(chunked_loss.add_logits_to_keep(batch) if sparse else batch)).loss
         loss.backward()
         seen.append([loss.detach(), *(weight.grad for weight in model.parameters() if weight.grad is not None)])
     assert len(seen[0]) == len(seen[1])
     for whole, part in zip(*seen, strict=True):
         assert (whole - part).norm() <= 1e-5 * whole.norm()
+    return path.name
 
 
 def hooked(model, torch):
-    model.lm_head.register_forward_hook(lambda head, given, logits: logits - logits.mean(-2, keepdim=True))
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: logits - logits.mean(-2, keepdim=True))
+
+
+def softmaxed_hook(model, torch):
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: logits.log_softmax(-1))
 
 
 def viewed(model, torch):
@@ -333,36 +306,182 @@ def normed(model, torch):
 
 def wrapped(model, torch):
     plain = model.forward
-    model.forward = lambda **given: plain(**given)
+    model.forward = lambda **inputs: plain(**inputs)
+
+
+def tied(model, torch):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def centred(model, torch):
+    class Centred(torch.nn.Linear):
+        def forward(self, hidden):
+            return super().forward(hidden - hidden.mean(-2, keepdim=True))
+
+    model.lm_head = Centred(32, 50)
+
+
+def with_a_loss_of_its_own(model, torch):
+    model.loss_function = lambda logits, labels, vocab_size, **more: logits.float().pow(2).mean()
+
+
+def adapted(model, torch):
+    """Its head too, with dropout, which draws other numbers for other positions."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["lm_head", "q_proj"], lora_dropout=0.3), model)
+    model.eval()
 
 
 @pytest.mark.parametrize(
-    ("change", "chooses"), [(hooked, False), (wrapped, False), (viewed, True), (normed, True), (None, False)]
+    ("change", "path"),
+    [
+        (hooked, "ALL"),
+        (softmaxed_hook, "TARGETS"),
+        (viewed, "TARGETS"),
+        (normed, "TARGETS"),
+        (wrapped, "CHUNKED"),
+        (tied, "CHUNKED"),
+        (centred, "ALL"),
+        (with_a_loss_of_its_own, "ALL"),
+        (adapted, "TARGETS"),
+    ],
 )
-def test_a_head_that_is_no_plain_matrix_is_not_applied_in_pieces(change, chooses, batch, tmp_path):
-    from runpy import run_path
-
+def test_a_changed_head_or_model_trains_exactly(change, path, batch):
     import torch
-    from impruver_train.modeling import chunked_loss as forwards
 
     model = model_of("llama")
-    if change is None:
-        (tmp_path / "made.py").write_text(STRICT, encoding="utf-8")
-        model.lm_head = run_path(str(tmp_path / "made.py"))["Centred"](32, 50)
-    else:
-        change(model, torch)
-    assert forwards.can_choose(model) == chooses
-    assert not chooses or forwards.plain_head(model) is None
-    agree(model, batch)
+    change(model, torch)
+    assert agree(model, batch) == path
 
 
-def test_a_loss_of_all_logits_sees_them_all(batch):
-    from impruver_train.modeling import chunked_loss as forwards
-
+@pytest.mark.parametrize("z_loss", [0.1, 1e-4])
+def test_a_loss_of_all_logits_sees_them_all(z_loss, batch):
     model = model_of("bamba", mamba_n_heads=2, mamba_d_head=32, mamba_d_state=8, attn_layer_indices=[1])
-    model.z_loss_coefficient = 0.1
-    assert not forwards.can_choose(model)
-    agree(model, batch)
+    model.z_loss_coefficient = z_loss
+    assert agree(model, batch) == "ALL"
+
+
+def test_a_routers_loss_is_not_one_of_logits(batch):
+    model = model_of("mixtral", output_router_logits=True, num_local_experts=4, router_jitter_noise=0.1)
+    assert agree(model.train(), batch) == "CHUNKED"
+
+
+def test_a_forward_that_looks_at_rows_of_logits_computes_all():
+    import torch
+    from impruver_train.modeling.logits_path import find_logits_path
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4}
+    vision = {"base_channels": 32, "embed_dim": 32, "latent_channels": 32, "num_embeddings": 32, "num_res_blocks": 1}
+    torch.manual_seed(0)
+    config = ChameleonConfig(**sizes, vq_config=vision, vocab_size=64, vocabulary_map={"<image>": 4, "IMGIMGAZ": 60})
+    assert find_logits_path(ChameleonForConditionalGeneration(config)).name == "ALL"
+
+
+@pytest.mark.parametrize("z_loss", [None, 1e-4])
+@pytest.mark.parametrize("how", ["bf16", "autocast"])
+def test_in_16_bits_a_row_without_targets_tells_of_other_losses(how, z_loss, strict):
+    import torch
+    from impruver_train.modeling.logits_path import find_logits_path
+
+    model = strict(LOSS, f"{LOSS}        {Z_LOSS.format(z_loss)}") if z_loss else strict()
+    autocast = torch.bfloat16 if how == "autocast" else None
+    path = find_logits_path(model if autocast else model.bfloat16(), autocast=autocast)
+    assert path.name == ("ALL" if z_loss else "CHUNKED")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_dropout_is_the_same_with_and_without(kind):
+    from impruver_train.modeling.logits_path import find_logits_path
+
+    more = {"attention_dropout": 0.2} if kind == "llama" else {}  # GPT-2's own: 0.1 in four places
+    assert find_logits_path(model_of(kind, **more)).name == "CHUNKED"
+
+
+def test_the_test_leaves_a_model_as_it_was(strict):
+    """Weights, gradients, buffers that a forward changes, modes, hooks, random state."""
+    import torch
+    from impruver_train.modeling.logits_path import find_logits_path
+
+    counted = "        self.calls += 1\n        self.register_buffer('last', hidden_states[0, 0].detach())\n"
+    model = strict(HEAD, counted + HEAD)
+    model.register_buffer("calls", torch.zeros(1))
+    model.register_buffer("last", torch.zeros(32))
+    model.train()
+    model.model.eval()  # a mode for each part
+
+    def state():
+        hooks = [len(part._forward_hooks) for part in model.modules()]
+        weights = [(each.clone(), each.grad, each._post_accumulate_grad_hooks or None) for each in model.parameters()]
+        own = [sorted(vars(part)) for part in model.modules()]
+        modes = [part.training for part in model.modules()]
+        return hooks, own, model.config.to_dict(), modes, weights, [*model.buffers()], torch.get_rng_state()
+
+    before = state()
+    before[5][:] = [buffer.clone() for buffer in before[5]]
+    assert find_logits_path(model).name == "CHUNKED"
+    for then, now in zip(before, state(), strict=True):
+        assert str(then) == str(now)
+    assert float(model.calls) == 0
+
+
+FAMILIES = [*KINDS, "deepseek_v3", "gemma3n_text", "gemma4_text", "qwen3_moe", "cohere2", "granite", "olmo_hybrid"]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_before_weights_a_small_model_of_the_class_tells(kind):
+    import torch
+    from impruver_core.recipe.sections import ModelSection
+    from impruver_train.modeling.logits_path import predict_logits_path
+    from transformers import CONFIG_MAPPING
+
+    before = torch.get_rng_state()
+    section = ModelSection(attn_implementation="flash_attention_2")
+    assert predict_logits_path(section, CONFIG_MAPPING[kind](), None).name == "CHUNKED"
+    assert (torch.get_rng_state() == before).all()
+
+
+def test_a_class_that_can_not_be_made_small_is_guessed_at_and_tried_when_loaded(recipe, impruver_train, tmp_path):
+    (tmp_path / "strict.py").write_text(STRICT.replace(FORWARD, REFUSES + FORWARD), encoding="utf-8")
+    path = recipe(lora=None, model={"class": "strict.Strict"})
+    _, out, _ = impruver_train(path, "--dry_run")
+    assert "logits: of target positions alone, a chunk at a time with their loss, if the loaded model passes" in out
+    code, _, err = impruver_train(path)
+    assert code == 0, err
+    assert "fails the test" not in err
+
+
+REFUSES = """    def __init__(self, config):
+        if config.vocab_size < 100:
+            raise ValueError("too few")
+        super().__init__(config)
+
+"""
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_model_that_fails_trains_on_all_logits_and_says_so(known_before, recipe, impruver_train, tmp_path, tiny):
+    source = STRICT.replace(LOSS, f"{LOSS}        {Z_LOSS.format(0.1)}")
+    source = source if known_before else source.replace(FORWARD, REFUSES + FORWARD)
+    (tmp_path / "odd.py").write_text(source, encoding="utf-8")
+    (tmp_path / "on_all.py").write_text(LOOKS.replace("Looks", "OnAll"), encoding="utf-8")
+    losses = {}
+    for name, trainer in (("own", {"class": "on_all.OnAll"}), ("ours", {})):
+        path = recipe(output_dir=str(tmp_path / name), lora=None, model={"class": "odd.Strict"}, trainer=trainer)
+        code, _, err = impruver_train(path)
+        assert code == 0, err
+        losses[name] = [row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
+    assert losses["own"] == losses["ours"]
+    path = recipe(output_dir=str(tmp_path / "dry"), lora=None, model={"class": "odd.Strict"})
+    _, out, _ = impruver_train(path, "--dry_run")
+    if known_before:
+        assert "logits: of all positions; of target positions alone this model has" in out
+        assert "logits: of all positions; of target" in err
+    else:
+        assert "if the loaded model passes the test" in out
+        assert "logits: of all positions, as this model fails the test" in err
 
 
 def test_smoothed_labels_train(recipe, impruver_train, parts, tmp_path, tiny):

@@ -13,51 +13,29 @@ from impruver_compose.storage.records import EncodedShard
 from impruver_compose.storage.shard_file import ShardReader
 
 DETAIL = 100  # characters of a detail in a table
-REASONS = (
-    "bad_row",
-    "converter_skipped",
-    "converter_failed",
-    "template_refused",
-    "template_lost_text",
-    "mask_refused",
-    "nothing_to_learn",
-    "too_long",
-    "exact_duplicate",
-    "near_duplicate",
-    "sampled_out",
-)
 
 
 @dataclass
 class DatasetStats:
-    """What became of the rows of data set number `index`; from `rows` on the fields of the manifest's `counts`.
-
-    Attributes:
-        first: of each reason the row that was dropped first, with the detail.
-        ledger: a line for each row or conversation that was dropped.
-        train, val: conversations.
-        train_rows, val_rows: token rows, unfolded and repeated; of these `tokens`, target tokens (`learned`), and the
-            rows whose last turn's end is trained on (`ended`).
-        rows_dropped, dropped: by reason, rows that the converter dropped, and conversations.
-    """
+    """What became of the rows of data set number `index`; from `rows` on the fields of the manifest's `counts`."""
 
     name: str
     index: int
-    first: dict[str, str] = field(default_factory=dict)
-    ledger: list[dict] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)  # of each reason the first row, with the detail
+    ledger: list[dict] = field(default_factory=list)  # a line for each row or conversation that was dropped
     rows: int = 0
     converted: int = 0
     conversations: int = 0
-    train: int = 0
+    train: int = 0  # conversations
     val: int = 0
     trimmed: int = 0
-    train_rows: int = 0
+    train_rows: int = 0  # token rows, unfolded and repeated
     val_rows: int = 0
-    ended: int = 0
+    ended: int = 0  # token rows whose last turn's end is trained on
     tokens: int = 0
-    learned: int = 0
-    rows_dropped: Counter = field(default_factory=Counter)
-    dropped: Counter = field(default_factory=Counter)
+    learned: int = 0  # target tokens
+    rows_dropped: Counter = field(default_factory=Counter)  # rows that the converter dropped, by reason
+    dropped: Counter = field(default_factory=Counter)  # conversations
 
     def add_shard(self, shard: EncodedShard | ShardReader) -> None:
         """Adds what a shard counted and dropped."""
@@ -67,11 +45,7 @@ class DatasetStats:
             self.drop(reason, row, part, detail)
 
     def drop(self, reason: str, row: int, part: int | None, detail: str = "", **of_duplicate) -> None:
-        """Counts a conversation, or with `part` None a whole row, as dropped, and adds a line to the ledger.
-
-        Args:
-            of_duplicate: `kept`, the origin of the conversation that is repeated, and `similarity`.
-        """
+        """Counts a conversation, or with `part` None a whole row, as dropped, and adds a line to the ledger."""
         (self.rows_dropped if part is None else self.dropped)[reason] += 1
         if reason not in self.first:
             self.first[reason] = f"row {row}: {_shorten(detail)}" if detail else f"row {row}"
@@ -101,8 +75,8 @@ class DatasetStats:
 def count_encoded(name: str, index: int, shards: Iterable[Path]) -> DatasetStats:
     """Counts what became of a data set's rows until they were encoded."""
     stats = DatasetStats(name, index)
-    for shard in shards:
-        stats.add_shard(ShardReader(shard))
+    for path in shards:
+        stats.add_shard(ShardReader(path))
     return stats
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class OutputPaths(NamedTuple):
-    """Where the outputs go: ledger, report and manifest beside train."""
+    """Where the outputs go: ledger, report and, always last, the manifest beside train."""
 
     train: Path
     val: Path
@@ -48,17 +48,9 @@ class OutputPaths(NamedTuple):
         """The folders of all outputs."""
         return [self.train.parent, self.val.parent]
 
-    @property
-    def outputs(self) -> list[Path]:
-        """What a run replaces, without the manifest."""
-        return list(self[:-1])
-
 
 def resolve_output_paths(train_path: str | None, val_path: str | None, recipe: Path, where: Callable) -> OutputPaths:
-    """Resolves the paths of all outputs; ImpruverError if one is missing, compressed, or that of another.
-
-    For messages: `recipe` is the recipe's file, and `where` returns file and line of a key.
-    """
+    """Resolves the paths of all outputs; ImpruverError, with `where` a key is, for one that can't be an output's."""
     values = {"train_path": train_path, "val_path": val_path}
     missing = [name for name, value in values.items() if not value]
     if missing:
@@ -84,7 +76,7 @@ def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
         with lock_outputs(paths, overwrite):
             pass
     elif not get_pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
-        check_replaceable(paths.outputs, paths.manifest, overwrite)
+        check_replaceable(paths[:-1], paths.manifest, overwrite)
 
 
 @contextmanager
@@ -92,7 +84,7 @@ def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
         recover(paths.manifest)
-        check_replaceable(paths.outputs, paths.manifest, overwrite)
+        check_replaceable(paths[:-1], paths.manifest, overwrite)
         yield
 
 
@@ -110,7 +102,7 @@ def publish_outputs(
     paths: OutputPaths, corpus: Corpus, selection: Selection, ledger: list[dict], report: str, manifest: dict
 ) -> None:
     """Writes all files beside their places, then puts them there, the manifest last."""
-    staged = {path: get_staged_path(path) for path in paths.outputs}
+    staged = {path: get_staged_path(path) for path in paths[:-1]}
     rows = {paths.train: len(selection.train_rows), paths.val: len(selection.val_rows), paths.ledger: len(ledger)}
     for_val = int(corpus.compute_sizes(selection.val_rows, with_extra=True).sum())
     needed = int(corpus.compute_sizes(selection.train_rows).sum()) + len(report)
@@ -124,11 +116,8 @@ def publish_outputs(
                 write_rows(file, ledger)
             with open_synced(staged[paths.report]) as file:
                 file.write(report)
-        outputs = [
-            describe_file(place, rows.get(path), digest=True)
-            | {"path": path.name if _is_beside(path, paths) else str(path.absolute())}
-            for path, place in staged.items()
-        ]
+        names = {path: path.name if _is_beside(path, paths) else str(path.absolute()) for path in staged}
+        outputs = [describe_file(staged[path], rows.get(path), digest=True) | {"path": names[path]} for path in staged]
         publish(paths.manifest, staged, manifest | {"outputs": outputs})
     finally:
         if not get_pending_path(paths.manifest).exists():  # else a start that finds it finishes
@@ -140,7 +129,7 @@ def outputs_up_to_date(paths: OutputPaths, manifest: dict) -> bool:
     """Tells whether all outputs are there and their manifest says the same."""
     before = read_manifest(paths.manifest) or {}
     before.pop("outputs", None)
-    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.outputs)
+    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths[:-1])
 
 
 def _is_beside(path: Path, paths: OutputPaths) -> bool:

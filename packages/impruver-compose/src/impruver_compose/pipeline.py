@@ -43,7 +43,7 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
     probes = [template_checks.probe_template(job) for job in jobs]
     encode_missing_shards(jobs, entries, num_proc)
-    shards = [[slot.path for slot in entry.list_shards()] for entry in entries]
+    shards = [[slot.path for slot in entry.shards] for entry in entries]
     stats = [ledger.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
     corpus = Corpus([job.name for job in jobs], shards)
 
@@ -119,10 +119,9 @@ def _open_jobs(recipe: Recipe, outputs: Sequence[Path] = ()) -> list[DatasetJob]
     """Opens all data sets before any of them is worked on; none may hold one of the `outputs`."""
     if not recipe.datasets:
         raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
-    places = [recipe.locate(f"datasets.{index}") for index in range(len(recipe.datasets))]
     return [
-        open_job(index, section, recipe.dedup, where, recipe.base_dir, outputs)
-        for index, (section, where) in enumerate(zip(recipe.datasets, places, strict=True))
+        open_job(index, section, recipe.dedup, recipe.locate(f"datasets.{index}"), recipe.base_dir, outputs)
+        for index, section in enumerate(recipe.datasets)
     ]
 
 

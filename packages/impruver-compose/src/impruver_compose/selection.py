@@ -37,10 +37,10 @@ def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], stats: Sequ
 def split_train_val(
     numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, val_rows: int | None, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Splits conversations into train and val, both shuffled; those with the same prompt stay on one side.
+    """Splits conversations into train and val, both shuffled; those with the same prompt (a digest) stay on one side.
 
     Val gets `val_rows`, else `val_ratio` of them (at least one of two or more, unless the ratio is 0), or fewer where
-    no whole group fits any more. `prompts` has a digest for each number. ImpruverError if nothing is left for train.
+    no whole group fits any more. ImpruverError if nothing is left for train.
     """
     wanted = val_rows if val_rows is not None else round(len(numbers) * val_ratio)
     if val_rows is None and val_ratio > 0 and len(numbers) > 1:
@@ -57,9 +57,8 @@ def split_train_val(
     if wanted and not val:
         warn(f"val_path gets no row: each group of conversations with the same prompt has more than {wanted}")
     if not train:
-        raise ImpruverError(
-            f"none of {len(val)} conversations is left for train_path: lower split.val_rows (or val_ratio)"
-        )
+        ways = "lower split.val_rows (or val_ratio)"
+        raise ImpruverError(f"none of {len(val)} conversations is left for train_path: {ways}")
     chance.shuffle(train)
     chance.shuffle(val)
     return train, val

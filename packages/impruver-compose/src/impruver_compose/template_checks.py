@@ -1,14 +1,10 @@
-"""Probe each data set's first rows; check the trained share, the end of turn and the prompt's consistency.
-
-Whether the chat template gives exact loss masks is known before any work. After it, an entry for each data set says
-how much is trained on, whether the model learns to stop, and whether inference prompts it as training does.
-"""
+"""Probe each data set's first rows before any work; check the trained share, end of turn and prompt consistency."""
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
-from typing import NamedTuple
 
 from impruver_core.chat_template.masking.prompt_consistency import PromptConsistency, compare_prompt
 from impruver_core.chat_template.rendering.renderer import render_template
@@ -30,44 +26,23 @@ USER, ANSWER = {"role": "user", "content": "What is two and two?"}, {"role": "as
 AGAIN, LAST = {"role": "user", "content": "А три и три?"}, {"role": "assistant", "content": " Шесть.\n"}
 SYSTEM = {"role": "system", "content": "Answer briefly."}
 BUILT_IN = [[USER, ANSWER], [USER, ANSWER, AGAIN, LAST], [SYSTEM, USER, ANSWER], [SYSTEM, USER, ANSWER, AGAIN, LAST]]
-
-
-class PromptMismatch(NamedTuple):
-    """A conversation whose text before the last answer in training is not the inference prompt."""
-
-    row: int
-    part: int
-    trained: str
-    prompt: str
+_View = tuple[list[dict], PromptConsistency]  # a row's messages, and how training and inference compare
 
 
 @dataclass
 class TemplateProbeResult:
-    """What a data set's first rows show.
-
-    Attributes:
-        documents: plain texts.
-        rows: rows of chats, as `turns` makes them.
-        unlike_prompt: those whose text before the last answer is not the inference prompt.
-        mismatch: the first of these.
-        reasoning_stripped: those whose earlier turns have lost their reasoning.
-        missing_ends: why the end of a row's last trained turn is not trained on; an ordered set.
-    """
+    """What a data set's first rows show."""
 
     documents: int = 0
-    rows: int = 0
-    unlike_prompt: int = 0
-    mismatch: PromptMismatch | None = None
-    reasoning_stripped: int = 0
-    missing_ends: dict[str, None] = field(default_factory=dict)
+    rows: int = 0  # of chats, as `turns` makes them
+    unlike_prompt: int = 0  # of these: the text before the last answer is not the inference prompt
+    example: dict | None = None  # the first such row
+    reasoning_stripped: int = 0  # of these: earlier turns have lost their reasoning
+    missing_ends: dict[str, None] = field(default_factory=dict)  # why a last turn's end is not trained on, in order
 
 
 def probe_template(job: DatasetJob) -> TemplateProbeResult:
-    """Renders a data set's first rows.
-
-    CheckFailedError with the row if one has no exact loss mask, or with what becomes of a built-in conversation if
-    neither one of these nor any row has one.
-    """
+    """Renders a data set's first rows; CheckFailedError if one of them, or all and the built-in ones, have no mask."""
     result, templates, chats, tools = TemplateProbeResult(), TemplateSelector(job.tokenizer), 0, None
     for part in _convert_first_rows(job):
         chat = part.conversation
@@ -77,8 +52,8 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
         chats += 1
         tools = tools or chat.tools
         try:
-            for messages, consistency in _compare_views(job, templates, chat):
-                _add_view(result, job, part, messages, consistency)
+            for view in _compare_views(job, templates, chat):
+                _add_view(result, job, part, view)
         except RefusedError as error:
             if error.reason == "mask_refused":
                 where = f"data set {job.index} ({job.name}), row {part.row}, conversation {part.part}"
@@ -93,16 +68,12 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
 
 def _convert_first_rows(job: DatasetJob) -> Iterator[ConvertedPart]:
     for row in range(min(PROBED, len(job.rows))):
-        try:
+        with suppress(RefusedError):  # counted when all are encoded
             yield from (ConvertedPart(row, part, chat) for part, chat in enumerate(convert_row_of(job, row)))
-        except RefusedError:  # counted when all are encoded
-            continue
 
 
-def _compare_views(
-    job: DatasetJob, templates: TemplateSelector, chat: Conversation
-) -> list[tuple[list[dict], PromptConsistency]]:
-    """Compares training with the inference prompt for each view of a conversation; its messages, and the result."""
+def _compare_views(job: DatasetJob, templates: TemplateSelector, chat: Conversation) -> list[_View]:
+    """Compares training with the inference prompt for each view of a conversation."""
     kwargs = job.build_template_kwargs(chat)
     whole = compare_prompt(templates, chat.messages, chat.tools, kwargs)
     if whole is None or job.section.turns == "all":
@@ -112,19 +83,13 @@ def _compare_views(
     return [(messages, consistency) for messages, consistency in compared if consistency is not None]
 
 
-def _add_view(
-    result: TemplateProbeResult,
-    job: DatasetJob,
-    part: ConvertedPart,
-    messages: list[dict],
-    consistency: PromptConsistency,
-) -> None:
+def _add_view(result: TemplateProbeResult, job: DatasetJob, part: ConvertedPart, view: _View) -> None:
+    messages, consistency = view
     result.rows += 1
     result.reasoning_stripped += consistency.strips_reasoning and job.section.turns == "all"  # else as at inference
     if consistency.prompt is not None and consistency.prompt != consistency.trained:
         result.unlike_prompt += 1
-        mismatch = PromptMismatch(part.row, part.part, consistency.trained, consistency.prompt)
-        result.mismatch = result.mismatch or mismatch
+        result.example = result.example or _build_example(part, consistency.trained, consistency.prompt)
     reason = None if consistency.ended else _explain_missing_end(job, messages[consistency.number + 1 :])
     if reason:
         result.missing_ends[reason] = None
@@ -188,7 +153,7 @@ def _build_entry(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResul
         "ended": stats.ended,
         "probed": probe.rows,
         "unlike_prompt": probe.unlike_prompt,
-        "example": probe.mismatch and _build_example(probe.mismatch),
+        "example": probe.example,
         "reasoning_stripped": probe.reasoning_stripped,
     }
     warnings = [_format_end_warning(job, entry, probe), _format_prompt_warning(entry), _format_reasoning_warning(entry)]
@@ -228,13 +193,9 @@ def _format_reasoning_warning(entry: dict) -> str | None:
     )
 
 
-def _build_example(mismatch: PromptMismatch) -> dict:
-    """Builds a mismatch's entry, with both texts around where they differ."""
-    start = len(commonprefix([mismatch.trained, mismatch.prompt]))  # noqa: RUF071 (no paths)
-    trained, prompt = (_cut_around(text, start) for text in (mismatch.trained, mismatch.prompt))
-    return mismatch._replace(trained=trained, prompt=prompt)._asdict()
-
-
-def _cut_around(text: str, position: int) -> str:
+def _build_example(part: ConvertedPart, *texts: str) -> dict:
+    """Builds the entry of a row, with both texts around where they differ."""
+    position = len(commonprefix(texts))  # noqa: RUF071 (no paths)
     start, stop = max(0, position - AROUND), position + AROUND
-    return f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}"
+    trained, prompt = (f"{'…' if start else ''}{text[start:stop]}{'…' if stop < len(text) else ''}" for text in texts)
+    return {"row": part.row, "part": part.part, "trained": trained, "prompt": prompt}

@@ -74,7 +74,12 @@ def export(
         publish_quality(report, source.manifest_path, manifest)
         print_verification(report, recipe.gguf.limits)
         recommended = report.recommended
-    _print_next_step(source.files, recommended)
+    level = recommended or next(iter([*source.files][1:]), next(iter(source.files)))
+    modelfile = source.files[level].with_name(f"Modelfile.{level}")
+    print_result(
+        f"wrote {len(source.files)} GGUF files and their Modelfiles to {modelfile.parent}; next: "
+        f"ollama create NAME -f {modelfile}"
+    )
 
 
 def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
@@ -161,13 +166,3 @@ def _print_plan(planned: artifacts.ArtifactPlan) -> None:
 
 def _print_sizes(sizes: Mapping[Path, int], unit: str) -> None:
     print_result(format_table(("FILE", unit), [(path.name, f"{size / 1e6:,.1f}") for path, size in sizes.items()]))
-
-
-def _print_next_step(files: Mapping[str, Path], recommended: str | None) -> None:
-    """Print the last line; without a recommended level the first one is named."""
-    level = recommended or next(iter([*files][1:]), next(iter(files)))
-    folder = files[level].parent
-    print_result(
-        f"wrote {len(files)} GGUF files and their Modelfiles to {folder}; next: "
-        f"ollama create NAME -f {folder / f'Modelfile.{level}'}"
-    )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from impruver_core.io.disk_space import format_size
 
 from impruver_train import distributed as sharding
-from impruver_train.modeling.chunked_loss import PIECE
+from impruver_train.modeling.chunked_loss import CHUNK, LogitsPath
 from impruver_train.modeling.model_size import Size
 
 # Bytes of an optimizer's state for each trained weight; AdamW's 8 where a name is not here.
@@ -90,18 +90,19 @@ def activations(size: Size, config: Any, arguments: Any, precision: Any, bits: i
         whole = layers * hidden * stream + whole / layers
     cast = 2 * size.trainable if full and precision.autocast else 0  # 16-bit copies of trained weights
     # Gradients of a matrix that is applied piece by piece: their sum in fp32, and one's.
-    head = (4 + value) * hidden * config.vocab_size if full and size.fuses else 0
+    head = (4 + value) * hidden * config.vocab_size if full and size.logits is LogitsPath.CHUNKED else 0
     return int(tokens * whole) + of_logits(tokens * places.logits, size, config, precision, learns=True) + cast + head
 
 
 def of_logits(places: float, size: Size, config: Any, precision: Any, learns: bool) -> int:
     """Bytes of logits at so many places and of what their loss needs, with or without their gradient."""
-    if not size.chooses:
+    if size.logits is LogitsPath.ALL:
         return int(places * LOGITS * config.vocab_size)
     value = precision.compute.itemsize
-    kept = 0 if size.fuses else (1 + learns) * value
-    piece = (4 if value == 4 else 8) + size.fuses * value  # logarithms, of 16 bits the logits in 32; else not kept
-    return int((places * kept + min(places, PIECE) * piece) * config.vocab_size)
+    chunked = size.logits is LogitsPath.CHUNKED
+    kept = 0 if chunked else (1 + learns) * value
+    piece = (4 if value == 4 else 8) + chunked * value  # logarithms, of 16 bits the logits in 32; else not kept
+    return int((places * kept + min(places, CHUNK) * piece) * config.vocab_size)
 
 
 def per_layer(config: Any, value: int, longest: int, attention: str) -> int:

@@ -124,7 +124,9 @@ def tell(ready: Ready, dry_run: bool) -> None:
     plan, model, layout = ready.plan, ready.recipe.model, ready.layout
     bits = build.bits_of(model)
     text = plan.config.get_text_config()
-    for line in estimate.lines(plan.size, text, ready.facts.get("train"), layout, plan.arguments, plan.precision, bits):
+    facts = ready.facts.get("train")
+    lines = estimate.lines(plan.size, text, facts, layout, plan.arguments, plan.precision, bits)
+    for line in [*lines, plan.logits_note]:
         (print_result if dry_run else log_info)(line)
     steps = estimate.steps(len(layout.sizes), plan.arguments) if layout is not None else None
     resume.tell_start(ready.start, plan.arguments.world_size, plan.arguments, steps[1] if steps else None)
@@ -137,7 +139,7 @@ def fit(ready: Ready, overwrite: bool) -> None:
     plan, output_dir = ready.plan, ready.output_dir
     writes = plan.arguments.process_index == 0  # of several processes one alone writes
     about = resume.about_run(ready.whole, ready.digests, plan.arguments.world_size)
-    places = estimate.busiest(ready.facts["train"], ready.layout, plan.size.chooses)
+    places = estimate.busiest(ready.facts["train"], ready.layout, plan.size.logits)
     advice = partial(room.memory_advice, plan, places, build.bits_of(ready.recipe.model))
     with (
         place.held(output_dir) if writes else nullcontext(),

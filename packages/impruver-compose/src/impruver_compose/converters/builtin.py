@@ -1,7 +1,4 @@
-"""Built-in converters (messages, ShareGPT, Alpaca, text, …). Each takes a row and its mapping of fields to columns.
-
-Those that a recipe names have the recipe's names: `impruver.instruction_to_messages`. None changes its arguments.
-"""
+"""Built-in converters (messages, ShareGPT, Alpaca, text, …): functions of a row and a mapping of fields to columns."""
 
 import json
 import random
@@ -9,18 +6,10 @@ from typing import Any
 
 SKIPPED_LABELS = ("bad_output",)
 ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "function_call": "function_call",
-    "function_response": "function_response",
-    "observation": "function_response",
-    "tool": "function_response",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "bot", "assistant", "chatgpt", "model"), "assistant"),
+    **{role: role for role in ("system", "function_call")},
+    **dict.fromkeys(("function_response", "observation", "tool"), "function_response"),
 }
 
 
@@ -109,16 +98,12 @@ def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]] | None
     What the system prompt has of the character's sheet is drawn at random, seeded by the row.
     """
     chance = random.Random(json.dumps([row.get("name"), row.get("context"), row.get("greeting")], ensure_ascii=False))
-    conversations = [
-        _build_character_prompt(row, chance) + [_convert_turn(message) for message in dialogue["chat"]]
-        for dialogue in row["dialogues"]
-        if dialogue["model_name"] == "gpt-4"
-    ]
+    roles, conversations = {"char": "assistant"}, []
+    for dialogue in row["dialogues"]:
+        if dialogue["model_name"] == "gpt-4":
+            turns = [{"role": roles.get(m["role"], "user"), "content": m["content"]} for m in dialogue["chat"]]
+            conversations.append(_build_character_prompt(row, chance) + turns)
     return conversations or None
-
-
-def _convert_turn(message: dict) -> dict:
-    return {"role": "assistant" if message["role"] == "char" else "user", "content": message["content"]}
 
 
 def _build_character_prompt(row: dict, chance: random.Random) -> list[dict]:

@@ -9,10 +9,7 @@ from impruver_core.io.jsonl import format_row
 
 
 class Conversation(NamedTuple):
-    """A part of a row, converted: messages, with the row's tools and template arguments, or plain text.
-
-    `as_json` is what `to_row` returns, as JSON.
-    """
+    """A part of a row, converted: messages with tools and template arguments, or a text; `as_json` is `to_row`'s."""
 
     messages: list[dict] | None
     text: str | None
@@ -26,11 +23,7 @@ class Conversation(NamedTuple):
 
 
 def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
-    """Converts a row to its conversations; to none if the converter skips it.
-
-    Raises:
-        RefusedError: `converter_failed` if the converter raises, `bad_row` if what it returns is no conversation.
-    """
+    """Converts a row to its conversations, none if it is skipped; RefusedError (`converter_failed`, `bad_row`)."""
     tools = _wrap_tools(_parse_field(row, "tools", list))
     kwargs = _parse_field(row, "chat_template_kwargs", dict)
     try:

@@ -1,7 +1,4 @@
-"""Find a data set's converter by name, dotted path or columns.
-
-A converter is a function `(row, mapping)` that returns messages, a list of several conversations, a text, or None.
-"""
+"""Find a data set's converter by name, dotted path or columns: a function `(row, mapping)`."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -52,10 +49,7 @@ class DatasetConverter(NamedTuple):
 def find_converter(
     section: DatasetSection, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path
 ) -> DatasetConverter:
-    """Finds the converter that a section names, else the built-in one that fits the columns and the row `sample`.
-
-    `where` is the file, line and key of the section, for messages.
-    """
+    """Finds the converter that a section names, else the built-in one that fits the columns and the row `sample`."""
     name, mapping = section.converter, section.mapping
     if name is None:
         name, mapping = detect_converter(columns, sample, mapping, where)

@@ -24,11 +24,7 @@ def compute_shingles(ids: np.ndarray) -> np.ndarray:
 
 
 def compute_all_shingles(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the shingles of several texts, none of them empty, at once; repeated ones stay.
-
-    Returns:
-        The hashes of all texts one after another (uint64), and the position where each text's begin.
-    """
+    """Computes the shingles (uint64) of texts that are not empty, repeated ones too, and where each text's begin."""
     lengths = np.array([len(text) for text in texts])
     counts = np.maximum(lengths - N + 1, 1)
     starts = np.cumsum(counts) - counts

@@ -78,16 +78,13 @@ def _find_first_match(
 def _find_shared_buckets(
     corpus: Corpus, candidates: np.ndarray, threshold: float, num_perm: int
 ) -> list[tuple[int, list[int]]]:
-    """Lists the candidates (bool for each conversation) in order, each with the LSH buckets that it shares with others.
-
-    A conversation that is alone in all of its buckets is left out.
-    """
+    """Lists the candidates (a bool for each conversation) that share LSH buckets with others, each with those."""
     bands, width = choose_bands(threshold, num_perm)
     numbers = np.flatnonzero(candidates)
     if not len(numbers):
         return []
-    keys = [compute_band_keys(shard.read_signatures(), bands, width) for shard in corpus.open_shards()]
-    keys = np.concatenate(keys)[numbers]
+    all_keys = [compute_band_keys(shard.read_signatures(), bands, width) for shard in corpus.open_shards()]
+    keys = np.concatenate(all_keys)[numbers]
     shared: dict[int, list[int]] = defaultdict(list)
     base = 0
     for band in range(bands):

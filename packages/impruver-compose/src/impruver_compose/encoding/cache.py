@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,28 +32,28 @@ class ShardSlot(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """The folder of the shards of a data set of `rows` rows."""
+class CacheEntry(NamedTuple):
+    """The folder of a data set's shards, and all of these in order, there or not."""
 
     folder: Path
-    rows: int
-
-    def list_shards(self) -> list[ShardSlot]:
-        """Lists all shards, there or not, in order."""
-        starts = range(0, self.rows, ROWS)
-        paths = (self.folder / f"{number:06d}.arrow" for number in range(len(starts)))
-        return [ShardSlot(path, start, min(start + ROWS, self.rows)) for path, start in zip(paths, starts, strict=True)]
+    shards: list[ShardSlot]
 
 
 def open_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
     """Opens the entry of a data set, and marks it as used today; `fingerprint` is the tokenizer's."""
-    content = [_compute_code_version(), fingerprint, *_get_settings(job)]
+    section, dedup, converter, tokenizer = job.section, job.dedup, job.converter, job.tokenizer
+    content = [
+        [_compute_code_version(), fingerprint, job.key, converter.mapping, _get_source(converter.function), ROWS],
+        [tokenizer.chat_template, get_special_tokens(tokenizer), job.template_kwargs, job.build_encode_options()],
+        [job.max_length, section.turns, section.on_overflow, dedup.on, dedup.num_perm],
+    ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
     folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
     make_folder(folder)
     os.utime(folder)
-    return CacheEntry(folder, len(job.rows))
+    starts, total = range(0, len(job.rows), ROWS), len(job.rows)
+    slots = [(folder / f"{n:06d}.arrow", start, min(start + ROWS, total)) for n, start in enumerate(starts)]
+    return CacheEntry(folder, [ShardSlot(*slot) for slot in slots])
 
 
 def pin_day(job: DatasetJob, entry: CacheEntry) -> DatasetJob:
@@ -74,23 +74,6 @@ def remove_old_entries() -> None:
         with suppress(OSError):  # another run may be removing it
             if folder.stat().st_mtime < oldest:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _get_settings(job: DatasetJob) -> list[Any]:
-    section, converter, tokenizer = job.section, job.converter, job.tokenizer
-    return [
-        [job.key, converter.mapping, _get_source(converter.function)],
-        [tokenizer.chat_template, get_special_tokens(tokenizer), job.template_kwargs],
-        [
-            job.build_encode_options(),
-            job.max_length,
-            section.turns,
-            section.on_overflow,
-            job.dedup.on,
-            job.dedup.num_perm,
-            ROWS,
-        ],
-    ]
 
 
 def _get_source(function: Callable) -> list[Any]:

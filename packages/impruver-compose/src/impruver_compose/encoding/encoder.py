@@ -1,12 +1,10 @@
 """Rows to an encoded shard: convert, tokenize chats and documents in batches, record what is dropped."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
@@ -14,6 +12,7 @@ from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
 from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_tokens
 from impruver_core.tokenizer import plain_encoder
+from tokenizers import Encoding
 
 from impruver_compose.converters.conversation import Conversation, convert_row
 from impruver_compose.dedup.minhash import compute_signatures
@@ -22,9 +21,6 @@ from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.turns import TrainingView
 from impruver_compose.storage import records
 from impruver_compose.storage.records import DroppedRow, EncodedConversation, EncodedShard
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
 
 BATCH = 500  # rows in memory at once,
 BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding takes a hundred bytes
@@ -90,8 +86,7 @@ def _encode_batch(job: DatasetJob, parts: list[ConvertedPart], shard: EncodedSha
     whole = _encode_messages(job, chats, [chat.messages for chat in chats])
     views = iter(zip(whole, _encode_views(job, chats, whole), strict=True))
     with plain_encoder(job.tokenizer) as encode:
-        texts = [part.conversation.text for part in parts if part.conversation.text is not None]
-        encodings = iter(encode(texts))
+        encodings = iter(encode([each.conversation.text for each in parts if each.conversation.text is not None]))
     for part in parts:
         if part.conversation.text is not None:
             encoded = _encode_document(job, part, next(encodings))
@@ -165,11 +160,8 @@ def _format_extra(chat: Conversation, length: int) -> bytes:
 
 
 def _serialize_prompt(messages: list[dict]) -> bytes:
-    """Serializes the texts and tool calls of messages but the system's; empty if there are none.
-
-    By text, not by tokens: behind another system prompt the same text may begin with another token. Templates strip
-    blanks at its ends.
-    """
+    """Serializes the texts and tool calls of messages but the system's; empty if there are none."""
+    # not the tokens: behind another system prompt a text may begin with another one; templates strip its ends
     contents = [
         [text.strip() if isinstance(text, str) else text or "", message.get("tool_calls") or []]
         for message in messages
@@ -180,10 +172,7 @@ def _serialize_prompt(messages: list[dict]) -> bytes:
 
 
 def _encode_document(job: DatasetJob, part: ConvertedPart, encoding: Encoding) -> EncodedConversation | Refused:
-    """Encodes plain text with BOS and EOS around it, cut at the longest row; all but BOS is trained on.
-
-    Each row has its piece of the text as `text`.
-    """
+    """Encodes plain text with BOS and EOS around it, cut at the longest row; all but BOS is trained on."""
     text, tokenizer = part.conversation.text, job.tokenizer
     if not encoding.ids:
         return Refused("nothing_to_learn", "no tokens")

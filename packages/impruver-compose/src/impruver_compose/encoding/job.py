@@ -13,6 +13,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
 from impruver_core.io.model_files import get_context_length
 from impruver_core.recipe.paths import find_or_download
+from impruver_core.recipe.sections import ModelSection
 
 from impruver_compose.converters.conversation import Conversation
 from impruver_compose.converters.registry import DatasetConverter, find_converter
@@ -21,7 +22,6 @@ from impruver_compose.sources.loading import load_dataset
 from impruver_compose.sources.row_table import RowTable
 
 if TYPE_CHECKING:
-    from impruver_core.recipe.sections import ModelSection
     from transformers import PreTrainedTokenizerFast
 
 UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer that knows no limit
@@ -29,28 +29,20 @@ UNLIMITED = 10**9  # transformers writes 10**30 for a tokenizer that knows no li
 
 @dataclass(frozen=True)
 class DatasetJob:
-    """A data set, opened, with its converter and what encoding it needs.
-
-    Attributes:
-        inputs: what the manifest says of the data.
-        key: of JSON types, equal for the same rows.
-        tokenizer: None where rows are only converted.
-        max_length: tokens of the longest row that is allowed; None if any is.
-        day: what a template that asks for the date gets, as 2026-11-22; None for today.
-    """
+    """A data set, opened, with its converter and what encoding it needs."""
 
     name: str
     index: int
     section: DatasetSection
     dedup: DedupSection
     rows: RowTable
-    inputs: list[dict]
-    key: list
+    inputs: list[dict]  # what the manifest says of the data
+    key: list  # of JSON types, equal for the same rows
     converter: DatasetConverter
-    tokenizer: PreTrainedTokenizerFast | None = None
-    max_length: int | None = None
+    tokenizer: PreTrainedTokenizerFast | None = None  # None: rows are only converted
+    max_length: int | None = None  # tokens of the longest row that is allowed
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    day: str | None = None
+    day: str | None = None  # for a template that asks for the date, as 2026-11-22; None: today
 
     def build_encode_options(self) -> dict[str, bool]:
         """Builds the options of core's `encode_chats`."""
@@ -72,10 +64,7 @@ class DatasetJob:
 def open_job(
     index: int, section: DatasetSection, dedup: DedupSection, where: str, recipe_dir: Path, outputs: Sequence[Path]
 ) -> DatasetJob:
-    """Opens a data set, which must hold none of the run's `outputs`, and finds its converter.
-
-    The job has no tokenizer yet. `where` is the file, line and key of the section, for messages.
-    """
+    """Opens a data set, which must hold none of the run's `outputs`, and finds its converter; no tokenizer yet."""
     data = load_dataset(section, where, recipe_dir, outputs)
     rows = data.rows
     if not len(rows):

@@ -42,10 +42,7 @@ def _find_trained_turns(messages: Sequence[dict]) -> list[int]:
 def select_fitting_views(
     views: list[TrainingView], max_length: int | None, shorten: Callable[[], list[TrainingView]] | None
 ) -> list[TrainingView] | Refused:
-    """Selects the views of at most `max_length` tokens; Refused if one of them is, or without `shorten` is longer.
-
-    `shorten` is asked for a shorter view if none fits; it may find none.
-    """
+    """Selects the views of at most `max_length` tokens, else what `shorten` finds; without it all of them must fit."""
     refused = next((view.encoded for view in views if isinstance(view.encoded, Refused)), None)
     if refused is not None:
         return refused
@@ -61,8 +58,7 @@ def find_longest_fitting_prefix(
 ) -> list[TrainingView]:
     """Finds the longest view of at most `max_length` tokens that ends with a trained turn; [] if there is none.
 
-    `whole` is the encoding of all messages: a turn that ends behind `max_length` there can't fit. `encode` encodes a
-    list of conversations.
+    `whole` is the encoding of all messages: a turn that ends behind `max_length` there can't fit.
     """
     reached = {number: end for number, _, end in whole.texts}
     ends = _find_trained_turns(messages)

@@ -23,11 +23,7 @@ from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.storage.shard_file import is_readable, write_shard
 
 SHARD_SHARE = 5  # a shard's bytes to its rows', at least, for tokens of three to four characters
-
-
-Task = tuple[DatasetJob, ShardSlot]
-
-_tasks: list[Task] = []  # of a worker process: what it was forked with
+_tasks: list[tuple[DatasetJob, ShardSlot]] = []  # what workers are forked with
 
 
 def resolve_num_proc(wanted: int | None) -> int:
@@ -38,20 +34,17 @@ def resolve_num_proc(wanted: int | None) -> int:
 
 
 def encode_missing_shards(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:
-    """Encodes the shards that are not in the cache; those that a stopped run encoded stay.
-
-    With one process (or one shard, or on systems other than Linux) `tokenizers` uses threads of its own.
-    """
+    """Encodes the shards that the cache does not have; one process, or one that can't be forked, has own threads."""
     pairs = zip(jobs, entries, strict=True)
-    tasks = [(job, slot) for job, entry in pairs for slot in entry.list_shards() if not is_readable(slot.path)]
-    if not tasks:
+    _tasks[:] = [(job, slot) for job, entry in pairs for slot in entry.shards if not is_readable(slot.path)]
+    if not _tasks:
         return
-    needed = sum(_estimate_bytes(job, slot) for job, slot in tasks)
-    rows = sum(slot.stop - slot.start for _, slot in tasks)
-    num_proc = min(num_proc, len(tasks))
+    needed = sum(_estimate_bytes(job, slot) for job, slot in _tasks)
+    rows = sum(slot.stop - slot.start for _, slot in _tasks)
+    numbers, num_proc = range(len(_tasks)), min(num_proc, len(_tasks))
     alone = num_proc == 1 or sys.platform != "linux"
     with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as progress:
-        for count in map(_encode_shard, tasks) if alone else _encode_in_processes(tasks, num_proc):
+        for count in map(_encode_shard, numbers) if alone else _encode_in_processes(numbers, num_proc):
             progress.update(count)
 
 
@@ -61,34 +54,30 @@ def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
     return SHARD_SHARE * table.nbytes * (slot.stop - slot.start) // max(1, table.num_rows)
 
 
-def _encode_shard(task: Task) -> int:
-    """Encodes a shard and writes it; returns its number of rows."""
-    job, slot = task
+def _encode_shard(number: int) -> int:
+    """Encodes the shard of a task and writes it; returns its number of rows."""
+    job, slot = _tasks[number]
     write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
     return slot.stop - slot.start
 
 
-def _encode_in_processes(tasks: list[Task], num_proc: int) -> Iterator[int]:
+def _encode_in_processes(numbers: Sequence[int], num_proc: int) -> Iterator[int]:
     """Encodes shards in forked processes, which share the libraries' memory; each one's rows as it is done."""
     context, leash = multiprocessing.get_context("fork"), os.pipe()
     gc.freeze()  # a collection in a worker would copy every page that it looks at
-    _tasks.extend(tasks)
     pool = ProcessPoolExecutor(num_proc, context, _start_worker, leash)
     try:
         with _single_threaded_tokenizers():
-            futures = [pool.submit(_run_task, index) for index in range(len(tasks))]
+            futures = [pool.submit(_encode_shard, number) for number in numbers]
             for future in as_completed(futures):
                 yield future.result()
     except BrokenProcessPool:
-        raise ImpruverError(
-            "a worker process was killed, most likely for want of memory: set a lower --num_proc "
-            "(what is encoded is kept)"
-        ) from None
+        way = "set a lower --num_proc (what is encoded is kept)"
+        raise ImpruverError(f"a worker process was killed, most likely for want of memory: {way}") from None
     finally:
         os.close(leash[1])  # ends those that still work
         pool.shutdown(cancel_futures=True)
         os.close(leash[0])
-        _tasks.clear()
         gc.unfreeze()
 
 
@@ -114,7 +103,3 @@ def _start_worker(leash: int, parents_end: int) -> None:
     if sys.modules.get("torch") is not None:  # of a user's converter: its threads did not come along, and it would wait
         sys.modules["torch"].set_num_threads(1)
     threading.Thread(target=lambda: os.read(leash, 1) or os._exit(1), daemon=True).start()
-
-
-def _run_task(index: int) -> int:
-    return _encode_shard(_tasks[index])

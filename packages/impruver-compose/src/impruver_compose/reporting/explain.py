@@ -43,8 +43,8 @@ def parse_reference(text: str) -> RowReference:
     """Parses `<dataset_index>:<row>[:<part>]`."""
     if not re.fullmatch(r"\d{1,15}:\d{1,15}(:\d{1,15})?", text, re.ASCII):
         raise ImpruverError(f"--explain {text}: not of the form <dataset_index>:<row>[:<part>], as in 0:17")
-    numbers = [int(number) for number in text.split(":")]
-    return RowReference(*numbers) if len(numbers) == 3 else RowReference(*numbers, None)
+    index, row, *part = (int(number) for number in text.split(":"))
+    return RowReference(index, row, part[0] if part else None)
 
 
 def load_previous_run(paths: OutputPaths) -> PreviousRun:
@@ -74,9 +74,8 @@ def print_explanation(jobs: Sequence[DatasetJob], previous: PreviousRun, referen
         parts = []
     numbers = range(max(1, len(parts)))
     if reference.part is not None and reference.part not in numbers:
-        raise ImpruverError(
-            f"row {reference.row} of data set {job.index} has {len(parts)} conversations, numbered from 0"
-        )
+        row = f"row {reference.row} of data set {job.index}"
+        raise ImpruverError(f"{row} has {len(parts)} conversations, numbered from 0")
     for part in numbers if reference.part is None else [reference.part]:
         _print_outcome(jobs, previous, reference._replace(part=part), parts[part] if parts else None)
 
@@ -87,9 +86,8 @@ def _get_job(jobs: Sequence[DatasetJob], reference: RowReference) -> DatasetJob:
         raise ImpruverError(f"--explain: there are {len(jobs)} data sets, numbered from 0: no {index}")
     job = jobs[index]
     if row >= len(job.rows):
-        raise ImpruverError(
-            f"--explain: data set {index} ({job.name}) has {len(job.rows)} rows, numbered from 0: no {row}"
-        )
+        name = f"data set {index} ({job.name})"
+        raise ImpruverError(f"--explain: {name} has {len(job.rows)} rows, numbered from 0: no {row}")
     return job
 
 
@@ -112,14 +110,10 @@ def _print_outcome(
         kept = _get_reference(line["kept"])
         print_result(f"{name}: dropped, {line['reason']}, similarity {line['similarity']}")
         print_result(f"kept was {kept.format(jobs)}")
-        _print_comparison(conversation, _find_conversation(jobs, kept))
-
-
-def _find_conversation(jobs: Sequence[DatasetJob], reference: RowReference) -> Conversation | None:
-    try:
-        return convert_row_of(_get_job(jobs, reference), reference.row)[reference.part]
-    except (ImpruverError, IndexError):  # the data has changed
-        return None
+        try:
+            _print_comparison(conversation, convert_row_of(_get_job(jobs, kept), kept.row)[kept.part])
+        except (ImpruverError, IndexError):  # the data has changed
+            _print_comparison(conversation, None)
 
 
 def _print_comparison(dropped: Conversation | None, kept: Conversation | None) -> None:
@@ -134,10 +128,8 @@ def _print_comparison(dropped: Conversation | None, kept: Conversation | None) -
             print_result(f"{roles[0]}, both:\n{_indent(format_visible(texts[0]))}")
             continue
         pieces = list(compare_texts(*map(format_visible, texts)))
-        for side, name in enumerate(("dropped", "kept")):
-            marked = (
-                each[side] if each[0] == each[1] or not each[side] else markers[side](each[side]) for each in pieces
-            )
+        for side, (mark, name) in enumerate(zip(markers, ("dropped", "kept"), strict=True)):
+            marked = (each[side] if each[0] == each[1] or not each[side] else mark(each[side]) for each in pieces)
             print_result(f"{roles[side] or 'nothing'}, {name}:\n{_indent(''.join(marked))}")
 
 

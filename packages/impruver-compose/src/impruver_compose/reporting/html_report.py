@@ -50,31 +50,21 @@ def render_report(
 
 
 def _build_facts(stats: Sequence[DatasetStats]) -> dict:
-    train, val, tokens, learned = (
-        sum(getattr(each, name) for each in stats) for name in ("train_rows", "val_rows", "tokens", "learned")
-    )
-    return html.build_facts(
-        {
-            "rows to train": train,
-            "rows to validate": val,
-            "tokens": tokens,
-            "trained on": summary_tables.format_share(learned, tokens),
-            "dropped": sum(each.dropped.total() + each.rows_dropped.total() for each in stats),
-        }
-    )
+    facts = {"rows to train": "train_rows", "rows to validate": "val_rows", "tokens": "tokens"}
+    facts = {title: sum(getattr(each, name) for each in stats) for title, name in facts.items()}
+    share = summary_tables.format_share(sum(each.learned for each in stats), facts["tokens"])
+    return html.build_facts(facts | {"trained on": share, "dropped": sum(len(each.ledger) for each in stats)})
 
 
 def _build_datasets(stats: Sequence[DatasetStats]) -> dict:
-    names = [f"{each.index} {PurePath(each.name).name}" for each in stats]
-    rows = [(each.train_rows + each.val_rows, each.val_rows) for each in stats]
-    tokens = [(each.tokens, each.learned) for each in stats]
+    named = {f"{each.index} {PurePath(each.name).name}": each for each in stats}
+    rows = {name: (each.train_rows + each.val_rows, each.val_rows) for name, each in named.items()}
+    tokens = {name: (each.tokens, each.learned) for name, each in named.items()}
     return html.build_section(
         "Data sets",
         "Rows and tokens as they are written: unfolded and repeated where the recipe asks for it.",
-        charts.render_bars("Rows by data set", dict(zip(names, rows, strict=True)), ("train", "val")),
-        charts.render_bars(
-            "Tokens by data set", dict(zip(names, tokens, strict=True)), ("not trained on", "trained on")
-        ),
+        charts.render_bars("Rows by data set", rows, ("train", "val")),
+        charts.render_bars("Tokens by data set", tokens, ("not trained on", "trained on")),
         html.build_table(*summary_tables.build_dataset_table(stats)),
     )
 

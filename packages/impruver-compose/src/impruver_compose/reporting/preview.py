@@ -73,14 +73,5 @@ def make_marker(colour: str, left: str = "", right: str = "") -> Callable[[str],
 def format_visible(text: str, reserved: str = "") -> str:
     """Makes line ends, tabs and easily overlooked blanks visible; escapes unprintable and `reserved` characters."""
     text = BLANKS.sub(lambda match: "·" * len(match[0]), text)
-    return "".join(_format_character(character, reserved) for character in text)
-
-
-def _format_character(character: str, reserved: str) -> str:
-    if character == "\n":
-        return "⏎\n"
-    if character == "\t":
-        return "→\t"
-    if character in reserved:
-        return ascii(character)[1:-1]
-    return character if character.isprintable() else repr(character)[1:-1]
+    escapes = {"\n": "⏎\n", "\t": "→\t", **{character: ascii(character)[1:-1] for character in reserved}}
+    return "".join(escapes.get(each) or (each if each.isprintable() else repr(each)[1:-1]) for each in text)

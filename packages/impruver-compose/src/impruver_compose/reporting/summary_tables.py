@@ -1,7 +1,6 @@
 """Statistics as tables, header and rows, for the terminal and the report; the lines that a run ends with."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from impruver_core.cli.console import format_table, log_info, print_result, warn
 from impruver_core.errors import ImpruverError
@@ -15,11 +14,7 @@ WAYS_OUT = {
 }
 
 
-class Table(NamedTuple):
-    """A table's header and its rows of cells."""
-
-    header: list[str]
-    rows: list[list[str | int]]
+Table = tuple[list[str], list[list[str | int]]]  # header, rows
 
 
 def build_dataset_table(stats: Sequence[DatasetStats]) -> Table:
@@ -27,7 +22,7 @@ def build_dataset_table(stats: Sequence[DatasetStats]) -> Table:
     names = ("index", "name", "rows", "conversations", "train_rows", "val_rows", "tokens")
     header = ["#", "data set", "rows", "conversations", "train rows", "val rows", "tokens", "trained on"]
     rows = [[*(getattr(each, name) for name in names), format_share(each.learned, each.tokens)] for each in stats]
-    return Table(header, rows)
+    return header, rows
 
 
 def build_drop_table(stats: Sequence[DatasetStats]) -> Table:
@@ -37,7 +32,7 @@ def build_drop_table(stats: Sequence[DatasetStats]) -> Table:
         for each in stats
         for reason, count in sorted((each.rows_dropped + each.dropped).items())
     ]
-    return Table(["#", "data set", "dropped for", "number", "the first"], rows)
+    return ["#", "data set", "dropped for", "number", "the first"], rows
 
 
 def build_template_check_table(entries: Sequence[dict]) -> Table:
@@ -55,7 +50,7 @@ def build_template_check_table(entries: Sequence[dict]) -> Table:
         ]
         for each in entries
     ]
-    return Table([*header, "reasoning stripped"], rows)
+    return [*header, "reasoning stripped"], rows
 
 
 def format_share(part: int, whole: int) -> str:
@@ -65,8 +60,8 @@ def format_share(part: int, whole: int) -> str:
 
 def print_template_checks(entries: Sequence[dict]) -> None:
     """Prints the template checks as a table, and their warnings."""
-    table = build_template_check_table(entries)
-    log_info(format_table(table.header[:5], [row[:5] for row in table.rows]))  # warnings speak of the others
+    header, rows = build_template_check_table(entries)
+    log_info(format_table(header[:5], [row[:5] for row in rows]))  # warnings speak of the others
     for entry in entries:
         for warning in entry["warnings"]:
             warn(f"data set {entry['dataset_index']} ({entry['dataset']}): {warning}")
@@ -95,10 +90,7 @@ def print_summary(paths: OutputPaths, stats: Sequence[DatasetStats]) -> None:
 
 
 def print_estimate(stats: Sequence[DatasetStats], totals: Sequence[int]) -> None:
-    """Prints what the first rows tell of all; ImpruverError if none of them is usable.
-
-    `totals` are the numbers of rows of the data sets.
-    """
+    """Prints what the first rows tell of all, `totals` of each data set; ImpruverError if none of them is usable."""
     rows = []
     for each, total in zip(stats, totals, strict=True):
         factor, usable = total / max(1, each.rows), each.conversations - each.dropped.total()

@@ -31,7 +31,7 @@ def compare_texts(left: str, right: str) -> Iterator[tuple[str, str]]:
 
 def build_diff_spans(left: str, right: str) -> tuple[list[Span], list[Span]]:
     """Builds the spans of both texts: "differs", "" for what is the same, "left_out" for the note in place of words."""
-    sides: tuple[list[Span], list[Span]] = ([], [])
+    sides = ([], [])
     for pieces in compare_texts(left, right):
         for spans, text in zip(sides, pieces, strict=True):
             spans.extend(_shorten(text) if pieces[0] == pieces[1] else [(text, "differs")])

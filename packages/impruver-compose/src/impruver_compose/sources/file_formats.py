@@ -61,19 +61,14 @@ def check_not_output(files: list[Path], path: Path, outputs: Sequence[Path], wha
 
 
 def build_csv_options(files: Sequence[Path], separator: str, where: str) -> dict[str, Any]:
-    """Builds the options with which `datasets` reads every cell of CSV files as the text that it is.
-
-    ImpruverError where pandas would shift or lose cells without a word.
-    """
+    """Builds the options to read every cell as text; ImpruverError where pandas would shift or lose cells silently."""
     import datasets
 
     headers = [_read_header(path, separator, where) for path in files]
     for path, columns in zip(files, headers, strict=True):
         if set(columns) != set(headers[0]):
-            raise ImpruverError(
-                f"{where}: {path} has the columns {', '.join(columns)}, {files[0].name} has {', '.join(headers[0])}: "
-                "name the files one by one"
-            )
+            other = f"{files[0].name} has {', '.join(headers[0])}: name the files one by one"
+            raise ImpruverError(f"{where}: {path} has the columns {', '.join(columns)}, {other}")
     texts = datasets.Features({name: datasets.Value("string") for name in headers[0]})
     return {"sep": separator, "features": texts, "keep_default_na": False, "encoding": "utf-8-sig"}
 

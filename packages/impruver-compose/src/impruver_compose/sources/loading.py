@@ -40,10 +40,7 @@ class LoadedDataset:
 
 
 def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs: Sequence[Path]) -> LoadedDataset:
-    """Opens the data set of a section, which must hold none of the run's `outputs`.
-
-    ImpruverError, beginning with `where`, for one that can't be read.
-    """
+    """Opens the data set of a section; ImpruverError for one that can't be read, or holds one of the `outputs`."""
     quiet_libraries("datasets", errors_only=True)  # what it raises is reported here
     path = find_local(section.name, recipe_dir)
     if path is not None:
@@ -67,19 +64,17 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
     kind = get_kind(files[0])
     if kind == "json":
         return _load_json(files, split, where, cache)
+    options = {}
     if kind == "text":
-        _warn_if_json(files[0], where)
-    options = {"encoding": "utf-8-sig"} if kind == "text" else {}
+        options = {"encoding": "utf-8-sig"}
+        with open_compressed(files[0]) as file:
+            if JSON_START.match(file.read(1000)):
+                looks = "is read as plain text, line by line, and looks like JSON"
+                warn(f"{where}: {files[0]} {looks}: name it .json or .jsonl")
     if kind in ("csv", "tsv"):
         options = build_csv_options(files, "," if kind == "csv" else "\t", where)
     table = _load_table("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
     return RowTable(table, tuple(table.column_names))
-
-
-def _warn_if_json(path: Path, where: str) -> None:
-    with open_compressed(path) as file:
-        if JSON_START.match(file.read(1000)):
-            warn(f"{where}: {path} is read as plain text, line by line, and looks like JSON: name it .json or .jsonl")
 
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
@@ -147,7 +142,6 @@ def _load_from_hub(section: DatasetSection, where: str) -> Dataset:
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error) or section.revision:
                 raise
-            log_info(
-                f"{section.name} is a script, which `datasets` no longer runs: reading the hub's Parquet copy of it"
-            )
+            script = f"{section.name} is a script, which `datasets` no longer runs"
+            log_info(f"{script}: reading the hub's Parquet copy of it")
             return datasets.load_dataset(section.name, revision="refs/convert/parquet", **options)

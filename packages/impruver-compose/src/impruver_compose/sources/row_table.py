@@ -1,8 +1,4 @@
-"""Memory-mapped rows. Those of JSON files stay as they were written.
-
-Arrow would read dates out of strings, round numbers, and give every row the keys of all others; so a row of JSON stays
-a line of text until it is used.
-"""
+"""Memory-mapped rows; those of JSON stay lines of text: Arrow would turn strings into dates and add keys of others."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowTable:
-    """The rows of a data set; with `json_lines` the table's column `text` has each row as a line of JSON."""
+    """The rows of a data set; `json_lines`: the table's column `text` has each row as a line of JSON."""
 
     table: Dataset
     columns: tuple[str, ...]
@@ -51,10 +47,7 @@ def _drop_inner_nulls(value: Any, inner: bool = False) -> Any:
 
 
 def scan_json_lines(paths: Sequence[Path], cache: Path) -> tuple[list[str], int]:
-    """Checks every line of JSONL files; the columns of all rows in order of their first use, and the number of rows.
-
-    ImpruverError with file and line for the first line that is no row. The result is kept in the file `cache`.
-    """
+    """Checks every line of JSONL files; their columns in order, and the number of rows, also kept in `cache`."""
     if cache.exists():
         return tuple(json.loads(cache.read_text(encoding="utf-8")))
     columns, rows = {}, 0

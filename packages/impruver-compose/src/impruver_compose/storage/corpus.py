@@ -20,15 +20,7 @@ BY_TOKEN_ROW = ("tokens", "target_tokens", "ended")
 class Corpus:
     """The conversations of all data sets in the recipe's order, numbered from 0, and their token rows likewise.
 
-    What later steps decide by is in memory; the rest stays in the memory-mapped shards.
-
-    Attributes:
-        dataset, row, part: where each conversation comes from, (conversations,).
-        digest, prompt_digest: what it is compared by, 16 bytes each, (conversations,).
-        compared_size: how many tokens near-duplicates are judged by, (conversations,).
-        first_row: number of each conversation's first token row and, last, of all token rows, (conversations + 1,).
-        tokens, target_tokens, ended: of each token row, (token rows,).
-        content_size, extra_size: bytes of each token row, (token rows,).
+    What later steps decide by is in memory, as arrays; the rest stays in the memory-mapped shards.
     """
 
     def __init__(self, names: Sequence[str], shards: Sequence[Sequence[Path]]):
@@ -37,11 +29,13 @@ class Corpus:
         self._paths = [path for paths in shards for path in paths]
         indexes = [_read_index(ShardReader(path)) for path in self._paths]
         joined = {name: np.concatenate([columns[name] for columns in indexes]) for name in indexes[0]}
+        # (conversations,): where each comes from, and what it is compared by; how many tokens near-duplicates have
         self.row, self.part, self.digest, self.prompt_digest = (joined[name] for name in BY_CONVERSATION)
+        self.compared_size = joined["compared_size"]
+        self.first_row = np.cumsum([0, *joined["row_count"]])  # (conversations + 1,): the number of its first token row
+        # (token rows,): counts, and bytes
         self.tokens, self.target_tokens, self.ended = (joined[name] for name in BY_TOKEN_ROW)
         self.content_size, self.extra_size = joined["content_size"], joined["extra_size"]
-        self.compared_size = joined["compared_size"]
-        self.first_row = np.cumsum([0, *joined["row_count"]])
         sizes = [len(columns["row"]) for columns in indexes]
         self._shard_starts = np.cumsum([0, *sizes])  # the first conversation of each shard
         self._shard_row_starts = np.cumsum([0, *(len(columns["tokens"]) for columns in indexes)])
@@ -90,10 +84,7 @@ class Corpus:
         return self.content_size[rows] + 1 + (self.extra_size[rows] - 1 if with_extra else 0)
 
     def write_token_rows(self, file: BinaryIO, rows: np.ndarray, with_extra: bool = False) -> None:
-        """Writes these token rows in this order, `with_extra` as rows of val.jsonl.
-
-        Reads each shard once and writes every row at its offset: in the rows' order all shards would have to be open.
-        """
+        """Writes these token rows in this order, `with_extra` as rows of val.jsonl; each shard is read only once."""
         sizes = self.compute_sizes(rows, with_extra)
         offsets = (np.cumsum(sizes) - sizes).tolist()
         by_row = np.argsort(rows, kind="stable")

@@ -21,16 +21,13 @@ class RowOrigin(NamedTuple):
 
 
 class TokenRow(NamedTuple):
-    """A line of train.jsonl without its end, and the JSON object that val.jsonl adds to it.
-
-    `ended` is 1 if the last trained turn is trained on up to its end.
-    """
+    """A line of train.jsonl without its end, and the JSON object that val.jsonl adds to it."""
 
     content: bytes
     extra: bytes
     tokens: int
     target_tokens: int
-    ended: int
+    ended: int  # 1 if the last trained turn is trained on up to its end
 
 
 def build_token_row(encoded: Encoded, extra: bytes) -> TokenRow:
@@ -46,22 +43,15 @@ def compute_digest(content: bytes | np.ndarray) -> bytes:
 
 
 class EncodedConversation(NamedTuple):
-    """A conversation's token rows (several where it is unfolded, or a long document) and what it is compared by.
-
-    Attributes:
-        compared_ids: the tokens that near-duplicates are judged by, uint32.
-        digest: equal for exact duplicates.
-        prompt_digest: of the texts before the last answer, else of everything; the split keeps equal ones together.
-        trimmed: something of the conversation is in no token row.
-    """
+    """A conversation's token rows (several where it is unfolded, or a long document) and what it is compared by."""
 
     row: int
     part: int
     token_rows: list[TokenRow]
-    compared_ids: np.ndarray
-    digest: bytes
-    prompt_digest: bytes
-    trimmed: bool = False
+    compared_ids: np.ndarray  # uint32, the tokens that near-duplicates are judged by
+    digest: bytes  # equal for exact duplicates
+    prompt_digest: bytes  # of the texts before the last answer, else of everything; the split keeps equal ones together
+    trimmed: bool = False  # something of it is in no token row
 
 
 class DroppedRow(NamedTuple):

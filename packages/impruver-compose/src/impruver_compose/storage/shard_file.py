@@ -1,8 +1,4 @@
-"""Write and memory-map one Arrow shard: the encoded conversations of a range of a data set's rows.
-
-It holds all that later steps need: the lines of train.jsonl, what val.jsonl adds to them, what duplicates are judged
-by, and what was dropped.
-"""
+"""Write and memory-map one Arrow shard: what encoding made of a range of a data set's rows."""
 
 import json
 import os
@@ -33,11 +29,7 @@ TOKEN_ROW_COLUMNS = {  # a list for each conversation
 
 
 def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None:
-    """Writes a shard; the file is whole or not there.
-
-    Args:
-        signatures: MinHash signatures of the conversations, uint32 (conversations, num_perm).
-    """
+    """Writes a shard with its conversations' MinHash signatures, uint32 (conversations, num_perm)."""
     columns = {"signature": pyarrow.FixedSizeListArray.from_arrays(signatures.ravel(), signatures.shape[1])}
     for name, kind in CONVERSATION_COLUMNS.items():
         columns[name] = pyarrow.array([getattr(each, name) for each in shard.conversations], kind)

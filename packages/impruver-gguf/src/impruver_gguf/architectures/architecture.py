@@ -13,7 +13,7 @@ from typing import Any
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import Keys
 
-from impruver_gguf.merging.tied_embeddings import TiedModules
+from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor

@@ -9,7 +9,7 @@ from impruver_core.io.json_schema import COUNT, FLAG, INDEX, POSITIVE, TEXT, lis
 
 from impruver_gguf.architectures.architecture import Architecture, Config
 from impruver_gguf.architectures.rope import ROPE_KEYS, get_rope, write_rope_scaling
-from impruver_gguf.merging.tied_embeddings import TiedModules
+from impruver_gguf.merging.merge import TiedModules
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size")
 KEYS = {

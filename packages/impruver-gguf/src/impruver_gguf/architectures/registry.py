@@ -60,7 +60,7 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
         if name.endswith(BUFFERS):
             continue
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
-        shape = architecture.shapes.get(strip_block_number(gguf_name or ""))
+        shape = architecture.shapes.get(_strip_block_number(gguf_name or ""))
         if shape is None:
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
@@ -81,7 +81,7 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
 def make_expected_tensors(architecture: Architecture, config: Config) -> dict[str, LazyTensor]:
     """Make the tensors that a model of this configuration has, by GGUF name, of shapes alone."""
     sizes, tensors = architecture.get_sizes(config), architecture.generate_extra_tensors(config)
-    for name in architecture.shapes.keys() - _get_optional(architecture, config):
+    for name in _get_required(architecture, config):
         shape = tuple(sizes[size] for size in architecture.shapes[name])
         if not name.startswith("blk."):
             tensors[name] = LazyTensor(shape, do_nothing)
@@ -92,20 +92,19 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
     return tensors
 
 
-def _get_optional(architecture: Architecture, config: Config) -> set[str]:
-    tied = ["output.weight"] if config["tie_word_embeddings"] else []
-    return {*architecture.get_optional(config), *tied}
+def _get_required(architecture: Architecture, config: Config) -> set[str]:
+    tied = {"output.weight"} if config["tie_word_embeddings"] else set()
+    return {*architecture.shapes} - {*architecture.get_optional(config)} - tied
 
 
-def strip_block_number(name: str) -> str:
+def _strip_block_number(name: str) -> str:
     """A tensor's GGUF name without the number of its layer."""
     return re.sub(r"^blk\.\d+\.", "blk.", name)
 
 
 def _check_complete(architecture: Architecture, names: Collection[str], config: Config, path: Path) -> None:
     """Every layer must have what any of them has, and the model what its architecture requires."""
-    required = architecture.shapes.keys() - _get_optional(architecture, config)
-    required |= {strip_block_number(name) for name in names}
+    required = _get_required(architecture, config) | {_strip_block_number(name) for name in names}
     for block in range(config[architecture.blocks]):
         for name in sorted(required):
             if name.replace("blk.", f"blk.{block}.", 1) in names:

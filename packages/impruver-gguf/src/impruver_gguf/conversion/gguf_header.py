@@ -35,13 +35,7 @@ def build_header(
     types: Mapping[str, TensorType],
     file_type: int,
 ) -> bytes:
-    """Build all that stands before the tensors' data, as gguf-py writes it.
-
-    Args:
-        folder: Where README.md, config.json and generation_config.json are; its name is the model's if nothing else is.
-        types: The type of each of `tensors`.
-        file_type: ggml's number of the whole file's type.
-    """
+    """Build all that stands before the tensors' data; `folder` has the model card, its name is the last resort."""
     writer = gguf.GGUFWriter(None, architecture.name)
     for name, tensor in tensors.items():
         kind = gguf.GGMLQuantizationType(types[name].ggml)

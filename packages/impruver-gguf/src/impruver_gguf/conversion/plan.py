@@ -6,7 +6,7 @@ All that can be checked before anything is written is checked here; before train
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -28,15 +28,14 @@ from impruver_gguf.conversion.gguf_writer import (
     is_same_gguf,
     write_gguf,
 )
-from impruver_gguf.merging.merge import merge_adapter
-from impruver_gguf.merging.tied_embeddings import TiedModules
+from impruver_gguf.merging.merge import TiedModules, merge_adapter
 from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
 from impruver_gguf.weights.checkpoint import SourceCheckpoint, has_model, make_checkpoint, read_checkpoint
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 from impruver_gguf.weights.peft_adapter import check_mergeable, describe_unmergeable
 
-EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head.weight"
+EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,9 @@ def _build_tensors(
 def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir: Path, outtype: str) -> ConversionPlan:
     tensors = checkpoint.tensors
     if checkpoint.adapter:
-        tensors = merge_adapter(tensors, checkpoint.adapter, tied=_find_tied_modules(tensors))
+        embedding = next((name.removesuffix(".weight") for name in tensors if name.endswith(EMBEDDINGS)), None)
+        tied = TiedModules(embedding, OUTPUT) if embedding and f"{OUTPUT}.weight" not in tensors else None
+        tensors = merge_adapter(tensors, checkpoint.adapter, tied=tied)
     all_types = choose_tensor_types(tensors, outtype), llama_cpp_tools.choose_merged_types(tensors, outtype)
     file_bytes, scratch_bytes = (
         sum(types[name].compute_bytes(tensor.shape) for name, tensor in tensors.items()) for types in all_types
@@ -156,14 +157,6 @@ def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir
         scratch_bytes=scratch_bytes if checkpoint.adapter else 0,
         by_script=True,
     )
-
-
-def _find_tied_modules(tensors: Collection[str]) -> TiedModules | None:
-    """The modules of both ends, where the weights have no output of their own."""
-    embedding = next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
-    if embedding is None or OUTPUT in tensors:
-        return None
-    return TiedModules(embedding.removesuffix(".weight"), OUTPUT.removesuffix(".weight"))
 
 
 class UnknownModelError(ImpruverError):
@@ -190,7 +183,12 @@ def plan_checkpoint(
         weights = has_model(base)
         checkpoint = read_checkpoint(base, None, recipe_dir) if weights else make_checkpoint(base, {}, None, base)
     elif section.config_class:
-        checkpoint = _make_from_config(section)
+        # As train builds it, without a vocabulary of its own: the recipe's config, the class's defaults.
+        class_name = section.class_.rpartition(".")[2]
+        if class_name.startswith("Auto"):
+            class_name = section.config_class.rpartition(".")[2].removesuffix("Config") + "ForCausalLM"
+        config = {"vocab_size": 1, **section.config, "architectures": [class_name]}
+        checkpoint = SourceCheckpoint(Path("model.config"), config, {}, None, Path())
     else:
         raise UnknownModelError("neither model.name nor model.config_class is set")
     tokenizer_dir = _find_folder(tokenizer, recipe_dir) if tokenizer else checkpoint.base
@@ -205,15 +203,6 @@ def _find_folder(name: str, recipe_dir: Path | None) -> Path:
         raise UnknownModelError(f"{name} is not there") from None
     except OSError as error:
         raise UnknownModelError(f"{name} is neither in the hub's cache nor to be had from the hub ({error})") from None
-
-
-def _make_from_config(section: ModelSection) -> SourceCheckpoint:
-    """As train builds it, without a vocabulary of its own: the recipe's config, the class's defaults."""
-    class_name = section.class_.rpartition(".")[2]
-    if class_name.startswith("Auto"):
-        class_name = section.config_class.rpartition(".")[2].removesuffix("Config") + "ForCausalLM"
-    config = {"vocab_size": 1, **section.config, "architectures": [class_name]}
-    return SourceCheckpoint(Path("model.config"), config, {}, None, Path())
 
 
 def _grow_embeddings(checkpoint: SourceCheckpoint, largest_id: int) -> SourceCheckpoint:

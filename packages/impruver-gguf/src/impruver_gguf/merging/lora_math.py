@@ -51,10 +51,7 @@ def add_lora(weight: LazyTensor, a: LazyTensor, b: LazyTensor, scaling: float, t
 
 
 def _multiply(b: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """Compute b @ a, (rows, r) by (r, columns), rank after rank with fused multiply-adds.
-
-    A float64 holds the product of two float32 exactly, so that only the sum is rounded.
-    """
+    """Compute b @ a rank after rank; a float64 holds the product of two float32 exactly, so only sums are rounded."""
     result = np.zeros((b.shape[0], a.shape[1]), np.float32)
     columns, ranks = b.T.astype(np.float64), a.astype(np.float64)
     rows = max(1, BLOCK_VALUES // a.shape[1])

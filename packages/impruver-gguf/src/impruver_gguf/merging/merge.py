@@ -6,13 +6,15 @@ What would not come out exactly, does not fit its base, or is not whole is refus
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
-from impruver_gguf.merging.tied_embeddings import ModuleDelta, TiedModules, drop_tied_output, untie_if_needed
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32, has_same_values
 from impruver_gguf.weights.peft_adapter import PeftAdapter, check_mergeable, get_rank, get_scaling, is_module_named
 
 PREFIX = "base_model.model."
@@ -29,6 +31,26 @@ PARTS = {  # how names in an adapter's file end
 MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # these leave out some of target_modules
 
 
+class TiedModules(NamedTuple):
+    """The modules of input and output embeddings (`embed_tokens`, `lm_head`), where they share one matrix."""
+
+    embedding: str
+    output: str
+
+
+@dataclass
+class ModuleDelta:
+    """What an adapter does to one module: tensors to be merged by their role, or whole tensors that replace its own."""
+
+    parts: dict[str, LazyTensor] = field(default_factory=dict)  # "a", "b", "magnitude", …; "rows" of trained tokens
+    replaced: dict[str, LazyTensor] = field(default_factory=dict)  # "weight", "bias"
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether any of the parts belongs to LoRA."""
+        return bool(self.parts.keys() - {"rows"})
+
+
 def merge_adapter(
     base: Tensors, adapter: PeftAdapter, *, conv1d: tuple[str, ...] | None = None, tied: TiedModules | None = None
 ) -> dict[str, LazyTensor]:
@@ -42,13 +64,55 @@ def merge_adapter(
     deltas = _collect_deltas(adapter)
     names = _match_module_names(base, [*deltas, *(tied or ())])
     tensors = {name: as_float32(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
-    if tied and deltas.keys() & set(tied) and drop_tied_output(tensors, tied, names):
-        untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
+    if tied and deltas.keys() & set(tied) and _drop_tied_output(tensors, tied, names):
+        _untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
     for module, delta in deltas.items():
         transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
         _apply_delta(tensors, names.get(module, module), module, delta, adapter, transposed)
     _check_complete(base, adapter, {names.get(module, module) for module, delta in deltas.items() if delta.has_lora})
     return tensors
+
+
+def _drop_tied_output(tensors: dict[str, LazyTensor], tied: TiedModules, names: Mapping[str, str]) -> bool:
+    """Say whether a file's weights are tied, as transformers judges; an output that is a copy is taken out."""
+    embedding, output = (f"{names.get(module, module)}.weight" for module in tied)
+    if output in tensors and not has_same_values(tensors[embedding], tensors[output]):
+        return False
+    tensors.pop(output, None)
+    return True
+
+
+def _untie_if_needed(
+    tensors: dict[str, LazyTensor], deltas: dict[str, ModuleDelta], tied: TiedModules, name: str, config: dict[str, Any]
+) -> None:
+    """Give the output a matrix of its own where one end was trained by itself, else take its delta, a copy, out."""
+    embedding, output = tied
+    below, above = deltas.get(embedding, ModuleDelta()), deltas.get(output, ModuleDelta())
+    saved = [str(name) for name in config.get("modules_to_save") or []]
+    own_output = any(is_module_named(output, name) for name in saved)
+    ends = [delta.replaced["weight"] for delta in (below, above) if "weight" in delta.replaced]
+    saved_as_one = len(ends) == 2 and has_same_values(*ends)  # PEFT's ensure_weight_tying saves both, alike
+    own_embedding = any(is_module_named(embedding, name) for name in saved) and not saved_as_one
+    same_scaling = get_scaling(config, embedding) == get_scaling(config, output)
+    same_update = same_scaling and _is_same_update(below.parts, above.parts)
+    trained_output = (above.has_lora and not same_update) or ("rows" in above.parts and "rows" not in below.parts)
+    if not own_output and not trained_output:
+        deltas.pop(output, None)
+    if trained_output or (own_embedding and not own_output):
+        tensors.setdefault(f"{output}.weight", tensors[f"{name}.weight"])
+    elif below.has_lora and not above.has_lora and not own_output:
+        warn(
+            f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left that "
+            "as it was, so the model may answer otherwise"
+        )
+
+
+def _is_same_update(below: Tensors, above: Tensors) -> bool:
+    """Whether the output's LoRA is the embedding's, transposed: what PEFT's ensure_weight_tying trains."""
+    if above.keys() != {"a", "b"} or below.keys() != {"embedding_a", "embedding_b"}:
+        return False
+    pairs = ((below["embedding_a"], above["b"]), (below["embedding_b"], above["a"]))
+    return all(np.array_equal(one.read_float32().T, other.read_float32()) for one, other in pairs)
 
 
 def _collect_deltas(adapter: PeftAdapter) -> dict[str, ModuleDelta]:

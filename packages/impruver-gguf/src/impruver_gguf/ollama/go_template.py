@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from impruver_core.chat_template.analysis.analyzer import analyze_template
 from impruver_core.chat_template.rendering.renderer import render_template
@@ -16,6 +17,7 @@ from impruver_core.errors import RefusedError
 
 DATE_VARIABLES = re.compile(r"\b(strftime_now|date_string)\b")  # what they render is another text tomorrow
 ROLES = ("system", "user", "assistant")
+TRIAL_ROLES = ("user", "system user", "user assistant user", "system user assistant user assistant user")
 TRIAL_TEXTS = (
     *("one text", "  blanks\n\naround ", "<think>\nwhy\n</think>\n\nan answer"),
     'quotes " \\n {{ .System }} {% x %}',
@@ -78,23 +80,15 @@ def translate_to_go(template: str, named: Mapping[str, object], bos_added: str |
         literals = _find_literals(render)
         if literals is None or literals == CHATML:
             return None
-        exact = all(literals.render(chat) == render(chat) for chat in _build_trial_chats())
+        for roles in TRIAL_ROLES:  # every kind of chat that Ollama sends
+            for start in range(len(TRIAL_TEXTS)):
+                texts = islice(cycle(TRIAL_TEXTS), start, None)
+                chat = [{"role": role, "content": text} for role, text in zip(roles.split(), texts, strict=False)]
+                if literals.render(chat) != render(chat):
+                    return None
     except RefusedError:
         return None
-    return literals.format_go() if exact else None
-
-
-def _build_trial_chats() -> list[list[dict[str, str]]]:
-    """Chats of every length and kind that Ollama sends, with texts that templates treat in ways of their own."""
-    shapes = ["user", "system user", "user assistant user", "system user assistant user assistant user"]
-    return [
-        [
-            {"role": role, "content": TRIAL_TEXTS[(position + start) % len(TRIAL_TEXTS)]}
-            for position, role in enumerate(shape.split())
-        ]
-        for shape in shapes
-        for start in range(len(TRIAL_TEXTS))
-    ]
+    return literals.format_go()
 
 
 def _find_literals(render: Render) -> RoleLiterals | None:

@@ -140,17 +140,12 @@ def find_model_defaults(
     warn_about_dropped_characters(system)
     num_ctx = section.num_ctx or get_num_ctx(output_dir, training)
     parameters = get_sampling_parameters(output_dir, chat) | section.parameters
-    return ModelDefaults(stops, num_ctx, parameters, system, _translate_template(output_dir))
-
-
-def _translate_template(output_dir: Path) -> str | None:
-    """Translate the chat template to Go's language where Ollama would not do right with the one in the GGUF."""
-    template = read_chat_template(output_dir)
-    if not template:
-        return None
-    config, named = read_tokenizer_config(output_dir), read_special_tokens(output_dir)
-    translated = translate_to_go(template, named, named.get("bos_token") if config.get("add_bos_token") else None)
+    template = translated = read_chat_template(output_dir)
+    if template:
+        named = read_special_tokens(output_dir)
+        bos_added = named.get("bos_token") if read_tokenizer_config(output_dir).get("add_bos_token") else None
+        translated = translate_to_go(template, named, bos_added)
     if translated and find_unquotable_lines(translated):
         warn('the chat template has a line that ends in """, which a Modelfile can\'t hold: no TEMPLATE is written')
-        return None
-    return translated
+        translated = None
+    return ModelDefaults(stops, num_ctx, parameters, system, translated)

@@ -37,11 +37,7 @@ def check_measurement(measurement: FileMeasurement, inputs: VerificationInputs) 
 
 
 def _is_same_except_blanks(ours: list[int], theirs: list[int], tokenizer: SavedTokenizer) -> bool:
-    """Whether two lists of ids say the same but for blanks at the start or after a special token.
-
-    SentencePiece puts a blank before a text; llama.cpp and tokenizers disagree where one starts. Up to the first word's
-    end the tokens may then differ, their text less the blank may not.
-    """
+    """Whether ids say the same but for SentencePiece's blank at the start or after a special token."""
     segments = [_split_at_special_tokens(ids, tokenizer) for ids in (ours, theirs)]
     return len(segments[0]) == len(segments[1]) and all(map(_is_same_segment, *segments))
 

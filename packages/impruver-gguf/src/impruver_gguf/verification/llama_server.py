@@ -106,23 +106,18 @@ def _running_server(program: str, path: Path) -> Iterator[str | None]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            address = _wait_until_ready(process, f"http://127.0.0.1:{port}")
-            if address is None:
+            address, ready, deadline = f"http://127.0.0.1:{port}", False, time.monotonic() + TIMEOUT
+            while not ready and process.poll() is None and time.monotonic() < deadline:
+                try:
+                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                    ready = True
+                except OSError:  # not there yet, or loading
+                    time.sleep(0.05)
+            if not ready:
                 log.seek(0)
                 lines = [line.strip() for line in log.read().splitlines() if line.strip()][-2:]
                 warn(f"{program} does not start, its template engine is not compared: {' / '.join(lines)}")
-            yield address
+            yield address if ready else None
         finally:
             process.kill()
             process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen, address: str) -> str | None:
-    deadline = time.monotonic() + TIMEOUT
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return address
-        except OSError:  # not there yet, or loading
-            time.sleep(0.05)
-    return None

@@ -158,10 +158,7 @@ class RowComparison(NamedTuple):
 def _compare_rows(
     measurement: FileMeasurement, model: LlamaModel, task: dict[str, Any], reference: BinaryIO, is_reference: bool
 ) -> None:
-    """Fill in what is measured at the target tokens.
-
-    Rows are computed side by side, each by few threads: those of one decoding wait for one another, and for Python.
-    """
+    """Fill in what is measured at target tokens; rows run side by side, since threads wait for one another."""
     rows, count = task["rows"], min(available_cpus(), MAX_ROWS_AT_ONCE)
     room, idle, lock = max(len(row["ids"]) for row in rows), SimpleQueue(), Lock()
     for _ in range(count):
@@ -193,10 +190,7 @@ def _compare_rows(
 def _compare_row(
     positions: Iterable[tuple[np.ndarray, int, int]], reference: BinaryIO, lock: Lock, is_reference: bool
 ) -> RowComparison:
-    """Compare a row with the reference, or write it as that.
-
-    `positions`: log probabilities (vocabulary,), the target token, and where the reference's are in its file.
-    """
+    """Compare log probabilities (vocabulary,) of a row with those in the reference's file, or write them there."""
     nll, kl, same_top, last_predicted = 0.0, 0.0, 0, False
     for log_probabilities, target, offset in positions:
         top = int(log_probabilities.argmax())

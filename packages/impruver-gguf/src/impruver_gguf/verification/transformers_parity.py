@@ -98,10 +98,7 @@ def _build_answer_row(prompt: list[int], answer: list[int]) -> dict[str, list[in
 
 
 def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
-    """What the worker loads: the model section, the adapter, and whether tied ends are merged one by one.
-
-    peft would add what trained either of the ends to both.
-    """
+    """What the worker loads; tied ends are merged one by one, since peft would add what trained either to both."""
     checkpoint, section = read_checkpoint(model.output_dir, model.model.name, model.recipe_dir), model.model
     adapter = checkpoint.adapter.tensors if checkpoint.adapter else ()
     in_file = any(name == "output.weight" for name, _, _ in read_tensor_infos(path))

@@ -156,21 +156,22 @@ def _is_within_limits(row: dict[str, Any], first: dict[str, Any], limits: Limits
 
 def format_quality_table(report: VerificationReport) -> str:
     """Format the rows for people."""
-    return format_table(COLUMNS, [_format_cells(row, row["level"] in report.failures) for row in report.rows])
-
-
-def _format_cells(row: dict[str, Any], failed: bool) -> tuple[str, ...]:
-    equal = {None: "-", True: "equal", False: "DIFFER"}[row["ids_equal"]]
-    return (
-        row["level"],
-        f"{row['bytes'] / 1e6:,.1f}",
-        _format_number(row["bits_per_weight"], ".2f"),
-        equal,
-        _format_number(row["perplexity"], ".4g"),
-        _format_number(row["kl"], ".4f"),
-        _format_number(row["top1"], ".1%"),
-        _format_number(row["stops"], ".0%"),
-        "FAILED" if failed else "recommended" if row["recommended"] else "",
+    return format_table(
+        COLUMNS,
+        [
+            (
+                row["level"],
+                f"{row['bytes'] / 1e6:,.1f}",
+                _format_number(row["bits_per_weight"], ".2f"),
+                {None: "-", True: "equal", False: "DIFFER"}[row["ids_equal"]],
+                _format_number(row["perplexity"], ".4g"),
+                _format_number(row["kl"], ".4f"),
+                _format_number(row["top1"], ".1%"),
+                _format_number(row["stops"], ".0%"),
+                "FAILED" if row["level"] in report.failures else "recommended" if row["recommended"] else "",
+            )
+            for row in report.rows
+        ],
     )
 
 

@@ -25,10 +25,7 @@ def is_byte_level(content: dict[str, Any]) -> bool:
 
 
 def build_byte_level_vocab(folder: Path, content: dict[str, Any], config: dict[str, Any], size: int) -> Vocabulary:
-    """Build the vocabulary, padded to `size` ids; ImpruverError where llama.cpp would split text otherwise.
-
-    `content` and `config` are tokenizer.json and tokenizer_config.json.
-    """
+    """Build the vocabulary from tokenizer.json and tokenizer_config.json, padded to `size` ids."""
     affix = next((name for name in AFFIXES if content["model"].get(name)), None)
     if affix:
         raise ImpruverError(

@@ -18,14 +18,6 @@ NO_SCORE, ADDED_SCORE = -10000.0, -1000.0  # llama.cpp's, for ids without a piec
 MAX_DIFFERING = 0.01  # share of pieces that tokenizer.json may call otherwise
 
 
-class Pieces(NamedTuple):
-    """What tokenizer.model holds by id."""
-
-    texts: list[str]
-    scores: list[float]
-    types: list[int]
-
-
 class AddedToken(NamedTuple):
     """A token that the files beside tokenizer.model add, or describe anew."""
 
@@ -37,11 +29,20 @@ class AddedToken(NamedTuple):
 def build_sentencepiece_vocab(
     folder: Path, content: dict[str, Any], config: dict[str, Any], size: int, plain_added: bool
 ) -> Vocabulary:
-    """Build the vocabulary, padded to `size` ids; with `plain_added` added tokens stand as they are.
+    """Build the vocabulary, padded to `size` ids; with `plain_added` added tokens stand as they are."""
+    from sentencepiece import SentencePieceProcessor
 
-    `content` and `config` are tokenizer.json and tokenizer_config.json.
-    """
-    texts, scores, types = _read_pieces(folder / SENTENCEPIECE_MODEL)
+    model, path = SentencePieceProcessor(), folder / SENTENCEPIECE_MODEL
+    try:
+        model.LoadFromFile(str(path))
+    except (RuntimeError, OSError) as error:
+        raise ImpruverError(f"{path}: no SentencePiece model ({error}); copy the base's again") from None
+    ids = list(range(model.vocab_size()))
+    texts, scores, types = model.IdToPiece(ids), model.GetScore(ids), np.full(len(ids), TokenType.NORMAL)
+    kinds = {"UNUSED": model.IsUnused, "CONTROL": model.IsControl, "UNKNOWN": model.IsUnknown}
+    for name, is_kind in ({"BYTE": model.IsByte} | kinds).items():
+        types[np.array(is_kind(ids), bool)] = TokenType[name]
+    types = types.tolist()
     check_vocab_size(folder, len(texts) - 1, size)
     _check_same_pieces(folder, texts, content)
     for token in map(make_padding, range(len(texts), size)):
@@ -54,27 +55,6 @@ def build_sentencepiece_vocab(
         token = plain if plain_added else make_added_token(added.text, added.special)
         texts[added.id], types[added.id], scores[added.id] = token.text, token.type, ADDED_SCORE
     return Vocabulary(texts, types, "default", config, folder, scores)
-
-
-def _read_pieces(path: Path) -> Pieces:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    try:
-        model.LoadFromFile(str(path))
-    except (RuntimeError, OSError) as error:
-        raise ImpruverError(f"{path}: no SentencePiece model ({error}); copy the base's again") from None
-    ids = list(range(model.vocab_size()))
-    types = np.full(len(ids), TokenType.NORMAL)
-    kinds = (
-        (model.IsByte, TokenType.BYTE),
-        (model.IsUnused, TokenType.UNUSED),
-        (model.IsControl, TokenType.CONTROL),
-        (model.IsUnknown, TokenType.UNKNOWN),
-    )
-    for is_kind, kind in kinds:
-        types[np.array(is_kind(ids), bool)] = kind
-    return Pieces(model.IdToPiece(ids), model.GetScore(ids), types.tolist())
 
 
 def _check_same_pieces(folder: Path, texts: list[str], content: dict[str, Any]) -> None:

@@ -23,10 +23,7 @@ Templates = str | list[dict[str, str]] | None  # a chat template, or named ones 
 
 
 def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocabulary:
-    """Read the vocabulary in a folder, padded to `size` ids; ImpruverError where there is none that can be exported.
-
-    `plain_added`: added tokens stand in a SentencePiece vocabulary as they are.
-    """
+    """Read the vocabulary in a folder, padded to `size` ids; `plain_added` as in `Architecture`."""
     config, path = read_tokenizer_config(folder), folder / "tokenizer.json"
     has_model = (folder / SENTENCEPIECE_MODEL).is_file()
     if not path.is_file() and not has_model:

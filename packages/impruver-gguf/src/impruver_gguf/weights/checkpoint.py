@@ -41,12 +41,9 @@ def has_model(output_dir: Path) -> bool:
 def read_checkpoint(
     output_dir: Path, base_name: str | None, recipe_dir: Path | None, dry_run: bool = False
 ) -> SourceCheckpoint:
-    """Read the model in `output_dir`, or the adapter there with its base.
+    """Read the model in `output_dir`, or the adapter there with its base: `base_name`, else the one that it names.
 
-    Args:
-        base_name: The recipe's model.name, which wins over the base that adapter_config.json names.
-        recipe_dir: Where local names are looked for first.
-        dry_run: Bring no weights from the hub: a base whose weights are not on this disk then has no tensors.
+    A `dry_run` brings no weights from the hub: a base whose weights are not on this disk then has no tensors.
     """
     if not output_dir.is_dir():
         raise ImpruverError(f"output_dir: {output_dir} is not there; impruver-train makes it")

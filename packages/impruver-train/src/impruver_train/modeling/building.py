@@ -20,6 +20,8 @@ from impruver_core.tokenizer import load_tokenizer
 from impruver_train.config.precision import Precision
 from impruver_train.data.packing import refuse_state
 from impruver_train.modeling.checks import check_base, near_targets, unmatched
+from impruver_train.modeling.chunked_loss import LogitsPath, get_plain_head
+from impruver_train.modeling.logits_path import guess_logits_path, predict_logits_path
 from impruver_train.modeling.model_size import Size, count
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -94,6 +96,8 @@ def measure(
     """Parameters of the model to be, counted on torch's meta device: no weights are loaded."""
     import torch
 
+    logits = predict_logits_path(section, config, recipe_dir)
+    tested = logits is not None
     with torch.device("meta"):
         model = build_new_model(section, deepcopy(config), torch.float32, recipe_dir)
         if model.get_output_embeddings() is None and not model.can_generate():
@@ -104,17 +108,21 @@ def measure(
             refuse_state(model)
         if vocabulary > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        logits = logits if tested else guess_logits_path(model)
         total = sum(weight.numel() for weight in model.parameters())
-        if lora is None:
-            return count(model, total, total)
-        passed_over = unmatched(model, lora)
-        model = with_adapter(model, lora, new_ids, True)
+        passed_over = unmatched(model, lora) if lora is not None else []
+        if lora is not None:
+            model = with_adapter(model, lora, new_ids, True)
+    if get_plain_head(model) is None:  # an adapter's, for instance
+        logits = min(logits, LogitsPath.TARGETS)
+    if lora is None:
+        return replace(count(model, total, total), logits=logits, logits_tested=tested)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     if not trainable:
         raise ImpruverError("lora: nothing of the model would be trained; leave lora.inference_mode out")
     for text in passed_over:
         warn(text)
-    return count(model, trainable, total + trainable)
+    return replace(count(model, trainable, total + trainable), logits=logits, logits_tested=tested)
 
 
 def build_model(

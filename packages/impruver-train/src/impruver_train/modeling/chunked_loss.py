@@ -1,120 +1,41 @@
-"""Logits where something is learned and nowhere else, and their loss in pieces.
+"""Logits of target positions alone, and their cross entropy a chunk at a time.
 
-The vocabulary is most of what a small model takes: places of prompts and padding pay nothing for it, and of the rest
-only a piece's logits are there at a time.
+The vocabulary is most of what a small model computes. Positions of prompts and padding need no logits, and of those
+that do only one chunk's logits exist at a time, together with their loss and gradients (as in Liger-Kernel):
+
+    labels             -100  -100   A     B    -100   C   -100      (batch, sequence)
+    logits_to_keep       .     x    x     .     x     .     .       the next position's label is a target
+    hidden states              h1   h2          h4                  (targets, hidden)
+    chunks of 2              [ h1   h2 ]      [ h4 ]                LazyLogits: the output matrix is not yet applied
+    a chunk              logits = head(h1, h2)                      (chunk, vocabulary), freed before the next chunk
+                         loss += -log softmax(logits)[A, B]
+                         gradient of h1, h2 and of the head's weights, from softmax(logits) - onehot(A, B)
+
+Whether a model may be trained so is tested by its behaviour: see `logits_path`.
 """
 
-import ast
-import inspect
-import re
-import textwrap
 from collections.abc import Callable
-from functools import cache
+from enum import IntEnum
+from functools import cache, partial
 from typing import Any
 
+from impruver_core.labels import IGNORE_INDEX
+
 from impruver_train import distributed as sharding
-from impruver_train.data.collator import IGNORED
 
-# The statements of a known forward, from the learned places on: the head and what is done to its output (scaled, capped
-# by tanh, in fp32), the usual loss, the output. Nothing else looks at logits, labels or the places to keep.
-SLICED = re.compile(r" *hidden_states = slice_logits_to_keep\([\w.\[\]]+, logits_to_keep\)")
-
-
-HEAD = re.compile(
-    r"logits = self\.(\w+)\(hidden_states(\.to\((dtype=)?self\.\w+\.weight\.dtype\))?\)"
-    r"( [*/] self[\w.]+)?(\.float\(\))?"
-)
-
-
-STEP = re.compile(
-    r"logits = logits(\.float\(\))? [*/] (self|\w*config|final_logit_softcapping)\b[\w.]*"
-    r"|logits = torch\.tanh\(logits\)"
-)
-
-
-LOSS = re.compile(
-    r"loss = self\.loss_function\((logits=)?logits, (labels=)?labels, (vocab_size=)?self[\w.()]+(, \*\*\w+)?\)"
-)
-
-
-PASSED = re.compile(r"\b(labels=labels|logits_to_keep=logits_to_keep)(?=[,)])|^if labels is not None:$")
-
-
-OUTPUT = re.compile(r"(?<=^return )(\w+\(.*)\blogits=logits(?=[,)])|(?<=^output = )\(logits,\)")
-
-
-LOOKS = re.compile(r"\b(logits|labels|logits_to_keep)\b|^with ")  # what is done under a context is not told apart
-
-
-KNOWN = {"torch", "transformers", "peft", "bitsandbytes"}  # whose modules make a place's logits of that place
-
-
-def can_choose(model: Any) -> bool:
-    """Whether `model` of transformers computes logits at chosen places of each row and the usual loss over them.
-
-    Each statement of its forward must be known: others might look at places that are not there.
-    """
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    head = getattr(model, head_name(model) or "", None)
-    if head is None or getattr(model, "loss_function", None) is not ForCausalLMLoss:
-        return False
-    parts = [model, *head.modules()]
-    if any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts):
-        return False
-    return all(type(part).__module__.partition(".")[0] in KNOWN for part in head.modules())
-
-
-def plain_head(model: Any) -> Any:
-    """The output matrix of `model`, which `can_choose`; None where it is wrapped or its weights are not its own."""
-    from torch import nn
-
-    base = getattr(model, "get_base_model", lambda: model)()
-    head = base.get_output_embeddings()
-    plain = type(head) is nn.Linear and set(head._parameters) == {"weight", "bias"}
-    return head if plain and getattr(base, head_name(base) or "", None) is head else None
-
-
-def head_name(model: Any) -> str | None:
-    """The attribute of `model` that makes its logits, if nothing unknown is done with them."""
-    lines = statements(type(model).forward)
-    start = next((at for at, line in enumerate(lines) if SLICED.fullmatch(line)), len(lines))
-    made = HEAD.fullmatch(lines[start + 1]) if start + 1 < len(lines) else None
-    lines = [line.strip() for line in lines]
-    end = next((at for at, line in enumerate(lines) if LOSS.fullmatch(line)), None)
-    if made is None or end is None:
-        return None
-    steps = [line for line in lines[start + 2 : end] if not STEP.fullmatch(line)]
-    others = lines[:start] + steps + [OUTPUT.sub(r"\1", line, count=1) for line in lines[end + 1 :]]
-    return None if any(LOOKS.search(PASSED.sub("", line)) for line in others) else made[1]
-
-
-def statements(forward: Any) -> list[str]:
-    """The lines of a forward, each a whole statement without comments.
-
-    There are none without source, or where what wraps it is not transformers' own.
-    """
-    while hasattr(forward, "__wrapped__"):
-        if not getattr(forward, "__globals__", {}).get("__name__", "").startswith("transformers."):
-            return []
-        forward = forward.__wrapped__
-    try:
-        made = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
-    except (OSError, TypeError, SyntaxError):  # made while the program runs, or no function
-        return []
-    if not isinstance(made, ast.FunctionDef):
-        return []
-    body = made.body[1:] if ast.get_docstring(made) else made.body
-    return ast.unparse(ast.Module(body, [])).splitlines()
-
-
-PIECE = 256  # places
-
-
+CHUNK = 256  # positions
 SCALE = 1024  # of gradients in forward: fp16 holds small ones of a sum as well as those of a scaled loss
 
 
-def may_choose(arguments: Any, own_trainer: bool) -> bool:
+class LogitsPath(IntEnum):
+    """Which logits a training step computes; a greater one needs less memory and time."""
+
+    ALL = 0  # of every position, as transformers does
+    TARGETS = 1  # of target positions, held as a whole
+    CHUNKED = 2  # of target positions, a chunk at a time together with loss and gradients
+
+
+def may_use_sparse_logits(arguments: Any, own_trainer: bool) -> bool:
     """Whether nothing but the model's loss looks at logits or at the labels' shape in a run of these arguments.
 
     Smoothed labels, a Trainer of one's own and Liger's loss do; compiled code wants shapes that don't change, and
@@ -124,56 +45,72 @@ def may_choose(arguments: Any, own_trainer: bool) -> bool:
     return not any(others) and arguments.n_gpu <= 1 and getattr(arguments, "parallelism_config", None) is None
 
 
-def may_fuse(arguments: Any, trains_head: bool) -> bool:
-    """Whether the output matrix may be applied in pieces: its weights are whole, and fp16 can hold their gradient."""
+def may_chunk_head(arguments: Any, trains_head: bool) -> bool:
+    """Whether the output matrix may be applied to chunks: its weights are whole, and fp16 can hold their gradient."""
     return not (sharding.by_fsdp(arguments) or sharding.stage(arguments) == 3 or (arguments.fp16 and trains_head))
 
 
-def choose_learned(batch: dict[str, Any]) -> dict[str, Any]:
-    """`batch` with `logits_to_keep`, a bool for each place."""
-    return {**batch, "logits_to_keep": next_labels(batch["labels"]) != IGNORED}
+def add_logits_to_keep(batch: dict[str, Any]) -> dict[str, Any]:
+    """`batch` with `logits_to_keep`, a bool for each position of `labels`, (batch, sequence)."""
+    return {**batch, "logits_to_keep": shift_labels(batch["labels"]) != IGNORE_INDEX}
 
 
-def next_labels(labels: Any) -> Any:
-    """The label that follows each place, of labels (rows, places)."""
+def shift_labels(labels: Any) -> Any:
+    """The label of the next position for each position of `labels`, (batch, sequence)."""
     from torch.nn.functional import pad
 
-    return pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def take_loss_in_pieces(model: Any, fuse: bool) -> None:
-    """Has `model`, whose loss is transformers' of causal models, compute it by `loss_in_pieces`.
+def get_plain_head(model: Any) -> Any:
+    """The output matrix of `model` if it is a linear layer of its own weights, else None (wrapped by an adapter …)."""
+    from torch import nn
 
-    `fuse`: its `plain_head` is applied to pieces of the chosen places too.
+    head = get_base(model).get_output_embeddings()
+    plain = type(head) is nn.Linear and set(head._parameters) == {"weight", "bias"} and "forward" not in vars(head)
+    return head if plain else None
+
+
+def get_base(model: Any) -> Any:
+    """The transformers model in an adapter's wrapper, or `model` itself."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
+def enable_chunked_loss(model: Any, path: LogitsPath, chunk: int = CHUNK) -> None:
+    """Has `model`, whose loss is transformers' ForCausalLMLoss, compute it by `compute_chunked_loss`.
+
+    With `LogitsPath.CHUNKED` its output matrix is applied to chunks of the target positions too.
     """
-    getattr(model, "get_base_model", lambda: model)().loss_function = loss_in_pieces
-    head = plain_head(model) if fuse else None
+    get_base(model).loss_function = partial(compute_chunked_loss, chunk=chunk)
+    head = get_plain_head(model) if path is LogitsPath.CHUNKED else None
     if head is not None:
-        whole = head.forward
+        apply = head.forward
 
         def forward(hidden: Any) -> Any:
-            if hidden.dim() > 2:  # chosen places have lost their rows: two dimensions
-                return whole(hidden)
-            return Unmade(hidden, whole, [weight for weight in head.parameters() if weight.requires_grad])
+            if hidden.dim() > 2:  # target positions have lost their rows: two dimensions
+                return apply(hidden)
+            return LazyLogits(hidden, apply, [weight for weight in head.parameters() if weight.requires_grad])
 
         head.forward = forward
 
 
-class Unmade:
-    """Logits (places, vocabulary) that are yet to be made from `given`, by the head and what a forward does to them.
+class LazyLogits:
+    """Logits (positions, vocabulary) that are yet to be made of `hidden`: by the head and what a forward does to them.
 
-    No tuple nor dataclass, whose tensors those who wrap a model look for.
+    It takes the steps that are known to concern each logit alone: any other operation is an error. No tuple nor
+    dataclass, whose tensors those who wrap a model look for.
     """
 
-    def __init__(self, given: Any, make: Callable[[Any], Any], trained: list[Any]):
-        self.given, self.make, self.trained = given, make, trained
+    def __init__(self, hidden: Any, make: Callable[[Any], Any], trained: list[Any]) -> None:
+        self.hidden, self.make, self.trained = hidden, make, trained
 
     def then(self, step: Callable[[Any], Any], factor: Any = 1.0) -> Any:
-        if not isinstance(factor, int | float):  # a tensor may be trained: it gets its gradient of logits that are made
-            return step(self.make(self.given))
-        return Unmade(self.given, lambda part: step(self.make(part)), self.trained)
+        """These logits after `step`; made at once where its `factor` is a tensor, which may be trained."""
+        if not isinstance(factor, int | float):
+            return step(self.make(self.hidden))
+        return LazyLogits(self.hidden, lambda chunk: step(self.make(chunk)), self.trained)
 
-    def float(self) -> "Unmade":
+    def float(self) -> "LazyLogits":
         return self.then(lambda logits: logits.float())
 
     def __mul__(self, factor: Any) -> Any:
@@ -183,52 +120,69 @@ class Unmade:
         return self.then(lambda logits: logits / factor, factor)
 
     @classmethod
-    def __torch_function__(cls, function: Callable, types: Any, given: tuple, named: Any = None) -> "Unmade":
-        return given[0].then(function)
+    def __torch_function__(cls, function: Callable, types: Any, args: tuple, kwargs: Any = None) -> Any:
+        import torch
+
+        return args[0].then(function) if function is torch.tanh and len(args) == 1 and not kwargs else NotImplemented
 
 
-def loss_in_pieces(logits: Any, labels: Any, vocab_size: int, **given: Any) -> Any:
-    """transformers' ForCausalLMLoss of chosen logits (places, vocabulary), made or not, of which little is in fp32.
+def is_sparse(logits: Any) -> bool:
+    """Whether logits are of target positions, (positions, vocabulary), and not (batch, sequence, vocabulary)."""
+    return isinstance(logits, LazyLogits) or logits.dim() == 2
 
-    Where all logits were asked for it is ForCausalLMLoss itself.
+
+def compute_chunked_loss(logits: Any, labels: Any, vocab_size: int, chunk: int = CHUNK, **more: Any) -> Any:
+    """transformers' ForCausalLMLoss of the logits of target positions, lazy or not; of all logits it is itself.
+
+    Args:
+        logits: (positions, vocabulary), or (batch, sequence, vocabulary).
+        labels: (batch, sequence).
+        more: what `forward` passes on: `num_items_in_batch`, by which the sum is divided.
     """
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    if not isinstance(logits, Unmade):
-        if logits.dim() > 2:
-            return ForCausalLMLoss(logits, labels, vocab_size, **given)
-        logits = Unmade(logits, lambda part: part, [])
-    following, count = next_labels(labels), given.get("num_items_in_batch")
-    following = following[following != IGNORED].to(logits.given.device)
-    count = torch.as_tensor(len(following) if count is None else count, device=following.device)
-    return piecewise().apply(logits.given, following, count, logits.make, torch.is_grad_enabled(), *logits.trained)
+    if not is_sparse(logits):
+        return ForCausalLMLoss(logits, labels, vocab_size, **more)
+    if more.get("shift_labels") is not None:
+        raise TypeError("logits of target positions have no shift_labels")
+    if not isinstance(logits, LazyLogits):
+        logits = LazyLogits(logits, lambda part: part, [])
+    targets, count = shift_labels(labels), more.get("num_items_in_batch")
+    targets = targets[targets != IGNORE_INDEX].to(logits.hidden.device)
+    if len(targets) != len(logits.hidden):
+        raise ValueError(f"{len(logits.hidden)} positions have logits, and {len(targets)} a target")
+    count = torch.as_tensor(len(targets) if count is None else count, device=targets.device)
+    function, needs_grad = load_chunked_cross_entropy(), torch.is_grad_enabled()
+    return function.apply(logits.hidden, targets, count, logits.make, chunk, needs_grad, *logits.trained)
 
 
 @cache
-def piecewise() -> Any:
-    """The autograd function: summed cross entropy of the logits that `make` makes of `given`'s places, over `count`.
-
-    Gradients of `given` and of the weights that `make` trains are made as the loss is (as in Liger-Kernel and other
-    fused losses). They are those of the sum: its count, and the scale of fp16's loss, come in backward.
-    """
+def load_chunked_cross_entropy() -> Any:
+    """The autograd function ChunkedCrossEntropy: torch, and with it its base, takes seconds to import."""
     import torch
     from torch.autograd.function import once_differentiable
 
-    class Piecewise(torch.autograd.Function):
+    class ChunkedCrossEntropy(torch.autograd.Function):
+        """Summed cross entropy of the logits that `make` makes of `hidden`, (positions, size), over `count`.
+
+        Gradients of `hidden` and of the weights that `make` trains are computed with the loss. They are those of the
+        sum: its count, and the scale of fp16's loss, come in backward.
+        """
+
         @staticmethod
-        def forward(ctx, given, following, count, make, learns, *trained):
-            # A weight's is a sum over pieces: in fp32, of which autograd makes the weight's own dtype.
+        def forward(ctx, hidden, targets, count, make, chunk, needs_grad, *trained):
+            # A weight's is a sum over chunks: in fp32, of which autograd makes the weight's own dtype.
             sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in trained]
-            gradients = [torch.zeros_like(given), *sums] if learns else []
-            total = torch.zeros((), device=given.device)
-            for at in range(0, len(given), PIECE):
-                part = given[at : at + PIECE].detach().requires_grad_(learns)
-                loss, made = loss_and_gradients(part, following[at : at + PIECE, None], make, trained)
+            gradients = [torch.zeros_like(hidden), *sums] if needs_grad else []
+            total = torch.zeros((), device=hidden.device)
+            for start in range(0, len(hidden), chunk):
+                part = hidden[start : start + chunk].detach().requires_grad_(needs_grad)
+                loss, computed = compute_loss_and_gradients(part, targets[start : start + chunk, None], make, trained)
                 total += loss
-                if learns:
-                    gradients[0][at : at + PIECE] = made[0]
-                    for gradient, more in zip(gradients[1:], made[1:], strict=True):
+                if needs_grad:
+                    gradients[0][start : start + chunk] = computed[0]
+                    for gradient, more in zip(gradients[1:], computed[1:], strict=True):
                         gradient += more
             ctx.save_for_backward(count, *gradients)
             return total / count
@@ -236,22 +190,22 @@ def piecewise() -> Any:
         @staticmethod
         @once_differentiable
         def backward(ctx, outer):
-            count, given, *trained = ctx.saved_tensors
-            given, *trained = (gradient.mul_(outer / (SCALE * count)) for gradient in (given, *trained))
-            return given, None, None, None, None, *trained
+            count, *gradients = ctx.saved_tensors
+            hidden, *trained = (gradient.mul_(outer / (SCALE * count)) for gradient in gradients)
+            return hidden, None, None, None, None, None, *trained
 
-    return Piecewise
+    return ChunkedCrossEntropy
 
 
-def loss_and_gradients(part: Any, label: Any, make: Callable, trained: tuple) -> tuple[Any, tuple]:
-    """A piece's summed loss, and where `part` asks for gradients SCALE times its and those of the `trained` weights."""
+def compute_loss_and_gradients(part: Any, target: Any, make: Callable, trained: tuple) -> tuple[Any, tuple]:
+    """A chunk's summed loss, and where `part` asks for gradients SCALE times its and those of the `trained` weights."""
     import torch
 
     with torch.set_grad_enabled(part.requires_grad):
         logits = make(part)
     logs = torch.log_softmax(logits.detach().float(), -1)
-    loss = -logs.gather(1, label).sum()
+    loss = -logs.gather(1, target).sum()
     if not part.requires_grad:
         return loss, ()
-    outer = logs.exp_().scatter_add_(1, label, -torch.ones_like(label, dtype=logs.dtype)).mul_(SCALE)
-    return loss, torch.autograd.grad(logits, (part, *trained), outer.to(logits.dtype))  # softmax less one at the label
+    outer = logs.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=logs.dtype)).mul_(SCALE)
+    return loss, torch.autograd.grad(logits, (part, *trained), outer.to(logits.dtype))  # softmax less one at the target

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from impruver_train.modeling.chunked_loss import can_choose, plain_head
+from impruver_train.modeling.chunked_loss import LogitsPath
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,7 @@ class Size:
 
     `inputs`: values a token that backward needs as inputs of trained matrices, in all layers; `dropped` of them pass
     an adapter's dropout, which keeps its mask. `every`: the inputs of all matrices, which 8-bit ones keep. `attention`:
-    its implementation's name. `chooses`: logits are computed at learned places alone. `fuses`: and only as their
-    loss is.
+    its implementation's name. `logits`: which of them a step computes, `logits_tested` on a small model.
     """
 
     total: int
@@ -23,15 +22,14 @@ class Size:
     dropped: int = 0
     every: int = 0
     attention: str = "sdpa"
-    chooses: bool = False
-    fuses: bool = False
+    logits: LogitsPath = LogitsPath.ALL
+    logits_tested: bool = False
 
 
 def count(model: Any, trainable: int, total: int) -> Size:
     """The size of `model`, on the meta device, its adapter included."""
     import torch
 
-    base = getattr(model, "get_base_model", lambda: model)()
     attention = str(model.config.get_text_config()._attn_implementation)
     matrices = {name: part for name, part in model.named_modules() if is_matrix(name, part)}
     matrices = {name: part for name, part in matrices.items() if part is not model.get_output_embeddings()}
@@ -46,9 +44,7 @@ def count(model: Any, trainable: int, total: int) -> Size:
     inputs = dropped + distinct(learning | {name: adapted[name] for name in adapted.keys() - dropping.keys()})
     quantizable = sum(part.weight.numel() for part in matrices.values())
     every = distinct({name.removesuffix(".base_layer"): part for name, part in matrices.items()})
-    chooses = can_choose(base)
-    fuses = chooses and plain_head(model) is not None
-    return Size(total, trainable, quantizable, inputs, dropped, every, attention, chooses, fuses)
+    return Size(total, trainable, quantizable, inputs, dropped, every, attention)
 
 
 def is_matrix(name: str, part: Any) -> bool:

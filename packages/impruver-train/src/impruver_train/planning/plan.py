@@ -17,7 +17,8 @@ from impruver_train.data import validation
 from impruver_train.data.packing import Layout, lay_out
 from impruver_train.modeling import building as build
 from impruver_train.modeling import checks
-from impruver_train.modeling.chunked_loss import may_choose, may_fuse
+from impruver_train.modeling.chunked_loss import LogitsPath, may_chunk_head, may_use_sparse_logits
+from impruver_train.modeling.logits_path import describe_logits_path
 from impruver_train.modeling.model_size import Size
 
 
@@ -33,6 +34,7 @@ class Plan:
     arguments: Any
     size: Size
     packing: bool
+    logits_note: str
 
 
 def recipe_name(file: Path) -> str:
@@ -95,10 +97,11 @@ def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
         log_info(f"note: {text}")
     for text in [*warnings, *checks.merge_warnings(lora)]:
         warn(text)
-    chooses = size.chooses and may_choose(training, own_trainer)
-    fuses = chooses and size.fuses and may_fuse(training, lora is None)
-    size = replace(size, chooses=chooses, fuses=fuses)
-    return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing)
+    allowed = may_use_sparse_logits(training, own_trainer)
+    limit = LogitsPath.CHUNKED if may_chunk_head(training, lora is None) else LogitsPath.TARGETS
+    size = replace(size, logits=min(size.logits, limit) if allowed else LogitsPath.ALL)
+    logits_note = describe_logits_path(size.logits, size.logits_tested, allowed)
+    return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing, logits_note)
 
 
 def read_rows(

@@ -10,6 +10,7 @@ from impruver_train import memory
 from impruver_train.data.collator import MULTIPLE
 from impruver_train.data.token_dataset import Facts
 from impruver_train.memory import Places
+from impruver_train.modeling.chunked_loss import LogitsPath
 from impruver_train.modeling.model_size import Size
 
 
@@ -18,11 +19,11 @@ def longest(sizes: Any) -> int:
     return -(-int(np.max(sizes)) // MULTIPLE) * MULTIPLE
 
 
-def busiest(facts: Facts, layout: Any, chooses: bool) -> Places:
-    """What a row of the busiest batch takes; `chooses`: logits are computed where something is learned alone."""
+def busiest(facts: Facts, layout: Any, logits: LogitsPath) -> Places:
+    """What a row of the busiest batch takes, with those `logits` computed."""
     most = longest(layout.sizes)
     learned = facts.learned / facts.tokens if layout.order is not None else facts.most_learned / most
-    return Places(most, learned if chooses else 1.0)
+    return Places(most, learned if logits else 1.0)
 
 
 def steps(rows: int, arguments: Any) -> tuple[int, int]:
@@ -117,7 +118,7 @@ def lines(
     epoch, whole = steps(len(layout.sizes), arguments)
     waste, width = padding(layout.sizes, arguments)
     processes = arguments.world_size
-    places = busiest(facts, layout, size.chooses)
+    places = busiest(facts, layout, size.logits)
     return [
         *told,
         f"rows: {rows:,}; tokens an epoch: {facts.tokens:,}, {learned:,} learned ({learned / facts.tokens:.0%})",

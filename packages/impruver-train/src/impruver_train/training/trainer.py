@@ -17,9 +17,10 @@ from impruver_train.config.training_arguments import trainer_class
 from impruver_train.data import packing
 from impruver_train.data.collator import make_collator
 from impruver_train.modeling import building as build
-from impruver_train.modeling import chunked_loss as logits
 from impruver_train.modeling import generation_config
 from impruver_train.modeling import packed_attention as attention
+from impruver_train.modeling.chunked_loss import LogitsPath, add_logits_to_keep, enable_chunked_loss
+from impruver_train.modeling.logits_path import find_logits_path
 from impruver_train.planning import run_estimate as estimate
 from impruver_train.planning import trial
 from impruver_train.planning.plan import Plan
@@ -51,11 +52,11 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
     )
     if plan.packing and plan.arguments.device.type == "cpu":
         attention.go_by_row(model)
+    if not (sharding.by_fsdp(plan.arguments) or plan.arguments.deepspeed or build.bits_of(recipe.model)):
+        model.to(plan.arguments.device)  # as Trainer will; flash attention runs nowhere else
     if plan.packing and sharding.stage(plan.arguments) == 3:
         warn("trainer.packing: two packed rows can't be tried on weights that ZeRO 3 has spread")
     elif plan.packing:
-        if not (sharding.by_fsdp(plan.arguments) or plan.arguments.deepspeed or build.bits_of(recipe.model)):
-            model.to(plan.arguments.device)  # as Trainer will; flash attention runs nowhere else
         precision = plan.precision
         packing.require_apart(model, precision.compute if precision.autocast else None)
     return model
@@ -64,9 +65,10 @@ def make_model(recipe: Recipe, plan: Plan) -> Any:
 def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list) -> Any:
     """The recipe's Trainer around `model`; `arguments`: the plan's, or those of a trial."""
     finish_batch = dict
-    if plan.size.chooses:
-        finish_batch = logits.choose_learned
-        logits.take_loss_in_pieces(model, plan.size.fuses)
+    path = settle_logits_path(model, plan)
+    if path is not LogitsPath.ALL:
+        finish_batch = add_logits_to_keep
+        enable_chunked_loss(model, path)
     positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
     collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch, positions)
     return build_trainer(
@@ -80,6 +82,24 @@ def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: An
         processing_class=plan.tokenizer,
         callbacks=callbacks,
     )
+
+
+def settle_logits_path(model: Any, plan: Plan) -> LogitsPath:
+    """Which logits the loaded `model` computes: those that were planned, if it passes the test of it.
+
+    Where it can't be tested (weights spread over processes) a small model of its class has to have been.
+    """
+    planned = plan.size.logits
+    spread = sharding.by_fsdp(plan.arguments) or sharding.stage(plan.arguments) == 3
+    autocast = plan.precision.compute if plan.precision.autocast else None
+    path = planned if spread or not planned else find_logits_path(model, planned, autocast)
+    if (spread or path is None) and not plan.size.logits_tested:
+        path = LogitsPath.ALL
+    path = planned if path is None else path
+    if path < planned:
+        which = "all positions" if path is LogitsPath.ALL else "target positions, held as a whole"
+        warn(f"logits: of {which}, as this model fails the test of less; that takes more memory than estimated")
+    return path
 
 
 def build_trainer(class_path: str | None, recipe_dir: Path | None, **parts: Any) -> Any:
