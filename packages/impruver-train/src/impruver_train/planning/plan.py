@@ -7,8 +7,8 @@ from typing import Any
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.modeling.devices import choose_device
-from impruver_core.recipe.catalog import find_recipes_root
 from impruver_core.recipe.loading import Recipe
+from impruver_core.recipe.paths import find_recipes_root
 
 from impruver_train.config import training_arguments as arguments
 from impruver_train.config.precision import Precision, choose_precision
