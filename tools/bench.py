@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.targets import BENCHMARKS
 from benchmarks.workload import run_tool
-from impruver_core.recipe.catalog import find_recipes_root
+from impruver_core.recipe.paths import find_recipes_root
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Benchmarks

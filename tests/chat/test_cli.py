@@ -1,26 +1,19 @@
 """The command: its start, --output_dir alone, --dry_run, `impruver run chat`."""
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
 
 import pytest
+from support.cli import measure_cpu_seconds, run_watching_imports
 
 
 def test_help_and_faults_import_nothing_heavy(recipe, tmp_path):
     heavy = {"torch", "transformers", "peft", "cyllama", "numpy", "rich", "prompt_toolkit", "markdown_it"}
-    code = (
-        "import sys; from impruver_chat.cli import main\n"
-        "try: ended = main(sys.argv[1:])\n"
-        "except SystemExit as stop: ended = stop.code\n"
-        f"print(sorted({heavy} & set(sys.modules)), ended)"
-    )
 
     def run(*flags):
-        done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], capture_output=True, text=True)
-        return done.stdout.splitlines()[-1], done.stderr
+        return run_watching_imports("impruver_chat.cli", heavy, *flags)
 
     assert run("--help")[0] == "[] 0"
     ended, told = run("--temprature", "1")
@@ -32,16 +25,7 @@ def test_help_and_faults_import_nothing_heavy(recipe, tmp_path):
 
 
 def test_help_takes_under_half_a_second_of_cpu():
-    def spent():
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    times = []
-    for _ in range(3):
-        before = spent()
-        subprocess.run([sys.executable, "-m", "impruver_chat", "--help"], check=True, capture_output=True)
-        times.append(spent() - before)
-    assert min(times) < 0.5
+    assert measure_cpu_seconds(sys.executable, "-m", "impruver_chat", "--help") < 0.5
 
 
 def test_dry_run_says_what_would_be_done_and_writes_nothing(chat, recipe, models, write_jsonl, tmp_path):

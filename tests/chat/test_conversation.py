@@ -2,6 +2,7 @@
 
 import pytest
 from impruver_chat.conversation import Conversation, NoAnswerError, fit_to_context, limit_new_tokens, select_last_turns
+from support.messages import user
 
 
 def chat(*roles):
@@ -31,25 +32,25 @@ def test_dropped_turns_are_counted_and_the_system_prompt_stays():
     session = Conversation("be brief", history_limit=3)
     dropped = []
     for number in range(4):
-        session.add_question(f"question {number}")
+        session.messages.append(user(f"question {number}"))
         asked = session.build_prompt(encode, None, 10)
         dropped.append(asked.forgotten_by_limit)
         assert asked.forgotten_by_context == 0
         assert len(asked.ids) == 2 + 2 * len(session.messages[session.forgotten :])
-        session.add_answer(ANSWER)
+        session.messages.append(ANSWER)
     assert dropped == [0, 0, 2, 2]
     assert len(session.get_messages()) == 9
     session.reset()
-    session.add_question("a question")
+    session.messages.append(user("a question"))
     assert len(session.build_prompt(encode, None, 10).ids) == 4
 
 
 def test_what_is_taken_back_leaves_a_conversation_that_can_go_on():
     session = Conversation(history_limit=1)
     for text in ("one", "two"):
-        session.add_question(text)
+        session.messages.append(user(text))
         session.build_prompt(encode, None, 10)
-        session.add_answer(ANSWER)
+        session.messages.append(ANSWER)
     assert session.forgotten == 2
     session.remove_last_answer()
     with pytest.raises(NoAnswerError, match="no answer yet"):
@@ -63,17 +64,17 @@ def test_what_is_taken_back_leaves_a_conversation_that_can_go_on():
 
 def test_each_call_gets_its_response():
     session = Conversation()
-    session.add_question("both")
+    session.messages.append(user("both"))
     with pytest.raises(NoAnswerError):
         session.add_tool_response("early")
     calls = [{"id": f"call{n}", "type": "function", "function": {"name": name}} for n, name in enumerate("ab")]
-    session.add_answer({"role": "assistant", "content": "let me", "tool_calls": calls})
+    session.messages.append({"role": "assistant", "content": "let me", "tool_calls": calls})
     assert [session.add_tool_response("first"), session.add_tool_response("second")] == [1, 0]
     assert session.messages[2:] == [
         {"role": "tool", "name": "a", "tool_call_id": "call0", "content": "first"},
         {"role": "tool", "name": "b", "tool_call_id": "call1", "content": "second"},
     ]
-    session.add_answer({"role": "function_call", "content": '[{"name": "a"}, {"name": "b"}]'})
+    session.messages.append({"role": "function_call", "content": '[{"name": "a"}, {"name": "b"}]'})
     assert [session.add_tool_response("first"), session.add_tool_response("second")] == [1, 0]
     assert session.messages[-1] == {"role": "function_response", "content": "second"}
     with pytest.raises(NoAnswerError):
@@ -93,7 +94,7 @@ def test_the_oldest_turns_make_room_for_the_answer():
 
 def test_one_turn_that_does_not_fit_is_refused_and_taken_back():
     session = Conversation(None)
-    session.add_question("x " * 30)
+    session.messages.append(user("x " * 30))
     with pytest.raises(NoAnswerError, match=r"30 tokens, and the model's context is 30"):
         session.build_prompt(encode, 30, 1)
     session.remove_last_messages()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from impruver_compose import output
+from support.cli import run_watching_imports
 
 
 def as_python(code, **environment):
@@ -38,19 +39,13 @@ def comes(row):
 
 
 def test_help_and_faults_import_nothing_heavy(recipe, tmp_path):
-    code = (
-        "import sys; from impruver_compose.cli import main\n"
-        "try: ended = main(sys.argv[1:])\n"
-        "except SystemExit as stop: ended = stop.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'datasketch', 'numpy', 'tokenizers'}\n"
-        "print(sorted(heavy & set(sys.modules)), ended)"
-    )
+    heavy = {"torch", "transformers", "datasets", "datasketch", "numpy", "tokenizers"}
     bad = recipe(dedup={"treshold": 1})
     cases = {("--help",): 0, ("--train_pth", "x"): 2, ("--config", str(bad)): 2, ("--config", "gone.yaml"): 2}
     for flags, ended in cases.items():
-        run = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
-        assert run.stdout.splitlines()[-1] == f"[] {ended}", run.stderr
-    assert "neither a file nor an installed recipe" in run.stderr
+        left, err = run_watching_imports("impruver_compose.cli", heavy, *flags)
+        assert left == f"[] {ended}", err
+    assert "neither a file nor an installed recipe" in err
 
 
 def test_the_installed_command(as_process):

@@ -1,12 +1,12 @@
 """The quickstart's data and tokenizer: what is committed is what tools/make_quickstart.py makes, and it is usable."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support import ROOT
+from support.jsonl import read_jsonl
 
 QUICKSTART = ROOT / "configs" / "impruver_configs" / "quickstart"
 MADE = (
@@ -25,7 +25,7 @@ def make(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
-    return [json.loads(line) for line in (QUICKSTART / "countries.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_jsonl(QUICKSTART / "countries.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from importlib import import_module
 
 import pytest
 from impruver_core.cli.runner import run_tool
-from impruver_core.recipe.catalog import find_recipes_root
 from impruver_core.recipe.loading import resolve_recipe
+from impruver_core.recipe.paths import find_recipes_root
 from support import ROOT
 
 RECIPES = sorted(

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from impruver_core.recipe.catalog import find_recipes_root
+from impruver_core.recipe.paths import find_recipes_root
 from support import ROOT
 
 

@@ -6,10 +6,9 @@ import re
 import signal
 import string
 import subprocess
-import sys
-import time
 import unicodedata
-from pathlib import Path
+
+from support.cli import script, wait_for
 
 
 def normal(text: str) -> str:
@@ -41,12 +40,10 @@ def answers(folder, conversations: list[list[dict]]) -> list[str]:
 
 def stopped_in_training(tmp_path):
     """Starts the demo and stops it with SIGTERM when train has begun; train ends with it."""
-    command = [Path(sys.executable).with_name("impruver"), "demo", "there"]
+    command = [script("impruver"), "demo", "there"]
     environment = os.environ | {"HOME": str(tmp_path / "home")}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True) as demo:
-        while not (tmp_path / "there/models/quickstart_tiny_full/metrics.jsonl").exists():
-            assert demo.poll() is None, demo.stderr.read()
-            time.sleep(0.1)
+        wait_for((tmp_path / "there/models/quickstart_tiny_full/metrics.jsonl").exists, demo, 600)
         demo.send_signal(signal.SIGTERM)
         _, err = demo.communicate(timeout=120)
     assert demo.returncode == 143, err

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from math import prod
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from impruver_gguf import export
 from impruver_gguf.conversion.plan import plan_existing_file
 from safetensors import safe_open
+from support.cli import wait_for
 from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
 from support.oracles import write_program
 from support.recipes import write_adapter_recipe
@@ -388,9 +388,7 @@ def test_a_stop_leaves_nothing_under_a_final_name(stop, code, tiny, tmp_path, gg
     write_program(program, "#!/bin/sh\necho half > $2\nexec sleep 20\n")
     command = [sys.executable, "-m", "impruver_gguf", "--output_dir", tiny, "--llama_cpp_quantize_bin", program]
     process = subprocess.Popen([*command, "--verify", "false"], stderr=subprocess.PIPE, text=True)
-    while not (tiny / "gguf/.model-q8_0.gguf.staged").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for((tiny / "gguf/.model-q8_0.gguf.staged").exists, process)
     process.send_signal(getattr(signal, stop))
     assert process.wait(20) == code
     process.stderr.close()

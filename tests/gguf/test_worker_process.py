@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from impruver_gguf.worker_process import get_error_reason
+from support.cli import is_ended
 
 PRINTS = """
 import os
@@ -62,12 +61,7 @@ def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
     process.kill()
     process.wait()
     process.stdout.close()
-    state = Path(f"/proc/{pid}/stat")
-    for _ in range(100):
-        if not state.exists() or state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX":
-            return
-        time.sleep(0.05)
-    raise AssertionError("it goes on without its parent")
+    assert is_ended(pid)
 
 
 def test_what_a_killed_run_left_is_written_anew(tiny, gguf):

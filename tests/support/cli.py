@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -45,3 +46,53 @@ def run_as_process(
         check=False,
         **{"text": True} | options,
     )
+
+
+def run_watching_imports(module: str, heavy: set[str], *flags: object) -> tuple[str, str]:
+    """Runs `module`'s main in a fresh Python; what is left of `heavy` in sys.modules with the exit code, and stderr."""
+    code = (
+        f"import sys; from {module} import main\n"
+        "try: ended = main(sys.argv[1:])\n"
+        "except SystemExit as stop: ended = stop.code\n"
+        f"print(sorted({heavy} & set(sys.modules)), ended)"
+    )
+    done = run_as_process(sys.executable, "-c", code, *flags)
+    return done.stdout.splitlines()[-1], done.stderr
+
+
+def measure_cpu_seconds(*words: object) -> float:
+    """CPU time of a command that must end well: the least of three runs."""
+    times = []
+    for _ in range(3):
+        before = os.times()
+        assert run_as_process(*words).returncode == 0
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(times)
+
+
+def wait_for(done: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Waits until `done()` is true while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def has_content(path: Path | str) -> bool:
+    """Whether a file is there and holds something."""
+    return os.path.exists(path) and os.path.getsize(path) > 0
+
+
+def is_ended(pid: int, seconds: float = 10) -> bool:
+    """Whether a process that may be nobody's child ends within some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,43 +1,25 @@
 """The command as a process: its start, trackers read back, nothing on stdout but results."""
 
 import json
-import resource
 import struct
-import subprocess
 import sys
 
 import pytest
+from support.cli import measure_cpu_seconds, run_watching_imports
 from support.jsonl import read_jsonl
 
 
 def test_help_and_faults_are_quick_and_import_nothing_heavy(recipe, tmp_path):
-    code = (
-        "import sys; from impruver_train.cli import main\n"
-        "try: ended = main(sys.argv[1:])\n"
-        "except SystemExit as stop: ended = stop.code\n"
-        "print(sorted({'torch', 'transformers', 'datasets', 'peft'} & set(sys.modules)), ended)"
-    )
-    cases = {"--help": 0, "--learning_rat": 2}
-    for flag, ended in cases.items():
-        run = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True)
-        assert run.stdout.splitlines()[-1] == f"[] {ended}", run.stderr
+    heavy = {"torch", "transformers", "datasets", "peft"}
     path = recipe(trainer={"learning_rat": 1}, lora={"q": 1})
-    run = subprocess.run([sys.executable, "-c", code, "--config", str(path)], capture_output=True, text=True)
-    assert run.stdout.splitlines()[-1] == "[] 2", run.stderr
-    assert "learning_rate" in run.stderr
+    for flags, code in (["--help"], 0), (["--learning_rat"], 2), (["--config", path], 2):
+        ended, err = run_watching_imports("impruver_train.cli", heavy, *flags)
+        assert ended == f"[] {code}", err
+    assert "learning_rate" in err
 
 
 def test_help_takes_under_half_a_second_of_cpu():
-    def spent():
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    times = []
-    for _ in range(3):
-        before = spent()
-        subprocess.run([sys.executable, "-m", "impruver_train", "--help"], check=True, capture_output=True)
-        times.append(spent() - before)
-    assert min(times) < 0.5
+    assert measure_cpu_seconds(sys.executable, "-m", "impruver_train", "--help") < 0.5
 
 
 def wandb_records(path):

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from support.cli import has_content, wait_for
 from support.jsonl import read_jsonl
 from support.trainers import put_beside_recipe
 
@@ -118,11 +118,7 @@ def test_a_killed_worker_ends_all(recipe, tmp_path):
     trainer = {"max_steps": 100000, "save_strategy": "no", "per_device_train_batch_size": 2}
     process = start(IMPRUVER_RUN, recipe(trainer=trainer))
     metrics = tmp_path / "out/metrics.jsonl"
-    for _ in range(1200):
-        if process.poll() is not None or (metrics.exists() and metrics.read_text()):
-            break
-        time.sleep(0.1)
-    assert process.poll() is None, process.stderr.read()
+    wait_for(lambda: has_content(metrics), process)
     found = workers(process.pid)
     assert len(found) == 2
     os.kill(found[1], signal.SIGKILL)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.cli import wait_for
 from support.jsonl import read_jsonl, write_jsonl
 from support.trainers import put_beside_recipe
 
@@ -51,12 +52,7 @@ def start(parts, recipe, tmp_path, monkeypatch):
 
 def reached(process):
     """Until the process came to where it waits."""
-    for _ in range(1200):
-        if Path("reached").exists():
-            return
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError("it did not come there")
+    wait_for(Path("reached").exists, process)
 
 
 def ended(process):

@@ -84,8 +84,8 @@ def decoded_at(backend: Any) -> Iterator[list[float]]:
 
 def forget(backend: Any) -> None:
     """Drops the cache that is kept between turns."""
-    from impruver_chat.backends.llama_cpp.context import CachedSequence
-    from impruver_chat.backends.transformers.prompt_cache import PromptCache
+    from impruver_chat.backends.llama_cpp.backend import CachedSequence
+    from impruver_chat.backends.transformers.backend import PromptCache
 
     if hasattr(backend, "_cache"):
         backend._cache = PromptCache()
@@ -117,7 +117,7 @@ def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
 def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
     """The same of cyllama's own calls: decode, sample, detokenize."""
     from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams, llama_batch_get_one
-    from impruver_chat.backends.llama_cpp.context import make_context
+    from impruver_chat.backends.llama_cpp.backend import make_context
 
     context, sampler = make_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
     sampler.add_greedy()

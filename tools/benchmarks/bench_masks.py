@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from impruver_core import Encoded, encode_chats
-from impruver_core.recipe.catalog import find_recipes_root
+from impruver_core.recipe.paths import find_recipes_root
 from results import record
 from workload import chat, questions
 

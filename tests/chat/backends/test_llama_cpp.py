@@ -7,7 +7,6 @@ import pytest
 from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.chat_tokenizer import EncodingOptions
 from impruver_chat.backends.llama_cpp import backend as gguf
-from impruver_chat.backends.llama_cpp import context as contexts
 from impruver_chat.backends.llama_cpp.vocab import make_decoder
 from impruver_chat.generation.parameters import GREEDY, SamplingParams
 from impruver_chat.model_dir import GgufFile
@@ -124,7 +123,7 @@ def test_a_prompt_in_several_batches(smollm2_gguf, monkeypatch):
     backend = gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
     ids = backend.tokenizer.encode(HI)
     assert len(ids) > 16
-    monkeypatch.setattr(contexts, "BATCH_TOKENS", 7)
+    monkeypatch.setattr(gguf, "BATCH_TOKENS", 7)
     assert ask(backend, ids).text == ANSWER
 
 
@@ -167,7 +166,7 @@ def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
     prompts = [Prompt(each, 12 + 3 * place, place) for place, each in enumerate(ids)]
     assert len(ids[2]) > 200
     alone = dict(backend.answer_batch(prompts, GREEDY, 1))
-    monkeypatch.setattr(contexts, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(gguf, "BATCH_TOKENS", 64)
     assert dict(backend.answer_batch(prompts, GREEDY, 3)) == alone
     for place in (0, 1, 3, 5):
         assert alone[place] == ask(backend, ids[place], room=prompts[place].max_new_tokens)

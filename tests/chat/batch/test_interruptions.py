@@ -9,10 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from support.chat_models import WORDS
+from support.cli import has_content, wait_for
 
 JOURNAL = ".a.jsonl.partial"
 LIMIT = 20_000  # bytes a file may have, as on a full disk
@@ -29,11 +29,7 @@ def started(recipe, write_jsonl, tmp_path):
         command = [sys.executable, "-m", "impruver_chat", *map(str, flags), "--max_new_tokens", "40"]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         staged = tmp_path / "out" / ".a.jsonl.staged"
-        deadline = time.monotonic() + 120
-        while not (staged.exists() and staged.stat().st_size):
-            assert processes[0].poll() is None, processes[0].stderr.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: has_content(staged), processes[0])
         return processes[0]
 
     yield start

@@ -2,7 +2,7 @@
 
 import json
 
-from impruver_chat.batch.questions import parse_question
+from impruver_chat.batch.rows import parse_question
 from support.chat_models import WORDS
 
 

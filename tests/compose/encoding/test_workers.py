@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from impruver_compose.storage.shard_file import ROWS
 from impruver_compose.template_checks import PROBED
+from support.cli import has_content, is_ended, script, wait_for
 
 # Notes each row that it converts; where a file `wait` is, it stays with row 2100 until somebody ends the process.
 NOTING = """
@@ -53,30 +53,8 @@ def contents(folder):
 
 
 def start(config, *flags):
-    program = Path(sys.executable).with_name("impruver-compose")
-    command = [program, "--config", str(config), "--num_proc", "2", *flags]
+    command = [script("impruver-compose"), "--config", str(config), "--num_proc", "2", *flags]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for(path, process):
-    """Until `path` is there and holds something."""
-    for _ in range(600):
-        assert process.poll() is None, process.stderr.read()
-        if Path(path).exists() and Path(path).read_text():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{path} did not come")
-
-
-def gone(pid):
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_any_number_of_processes_writes_the_same_bytes(sets, composed, as_process, recipe):
@@ -109,7 +87,7 @@ def test_a_stopped_run_is_gone_on_with(name, sets, composed, recipe, tmp_path):
     config = recipe(datasets=sets)
     Path("wait").touch()
     process = start(config)
-    wait_for("waiting", process)
+    wait_for(lambda: has_content("waiting"), process)
     worker = int(Path("waiting").read_text())
     for _ in range(100):  # the other worker goes on meanwhile
         if len(list(Path("cache/compose").rglob("0*.arrow"))) == 4:
@@ -124,7 +102,7 @@ def test_a_stopped_run_is_gone_on_with(name, sets, composed, recipe, tmp_path):
     err = process.stderr.read()
     assert code == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130}[name], err
     assert "Traceback" not in err
-    assert gone(worker)
+    assert is_ended(worker)
     assert list((tmp_path / "out").iterdir()) == []
     noted()
     composed(datasets=sets)
@@ -138,7 +116,7 @@ def test_a_stopped_run_is_gone_on_with(name, sets, composed, recipe, tmp_path):
 def test_a_killed_worker_is_told(sets, recipe):
     Path("wait").touch()
     process = start(recipe(datasets=sets))
-    wait_for("waiting", process)
+    wait_for(lambda: has_content("waiting"), process)
     os.kill(int(Path("waiting").read_text()), signal.SIGKILL)
     assert process.wait(30) == 2
     err = process.stderr.read()

@@ -68,86 +68,48 @@ def _check_start(name, tokenizer, messages, text, row, offsets):
 
 # What templates render and is refused all the same: its reason and the chats, with the templates.
 REFUSED = {
-    ("mask_refused", "system"): (
-        "BAAI-BGE-VL-MLLM-S1",
-        "BAAI-BGE-VL-v1.5-mmeb",
-        "UnicomLLM-Unichat-llama3-Chinese-8B",
-    ),
-    ("mask_refused", "two padded"): (
-        "ServiceNow-AI-AprielGuard",
-        "ibm-granite-granite-guardian-3.2-5b",
-        "llamas-community-LlamaGuard-7b",
-        "openguardrails-OpenGuardrails-Text-2510",
-    ),
-    ("mask_refused", "two system padded"): (
-        "Huyisbeee-SFT-Guard-Llama-Guard-3-1B",
-        "Huyisbeee-SFT-Guard-Qwen3Guard-Gen-0.6B",
-        "Qwen-Qwen3Guard-Gen-4B",
-        "arcee-ai-llama-8b-sft-qlora",
-        "ibm-granite-granite-guardian-3.3-8b",
-        "inclusionAI-SingGuard-2b",
-        "nvidia-NVIDIA-Nemotron-3-Ultra-550B-A55B-GenRM",
-        "nvidia-Qwen3-Nemotron-235B-A22B-GenRM-2603",
-    ),
-    ("template_lost_text", "system"): (
-        "0xA50C1A1-Mistral-Nemo-Instruct-2407-Heretic-v2",
-        "AI-MO-NuminaMath-7B-TIR",
-        "Azure99-blossom-v5.1-9b",
-        "EleutherAI-less-replication-7b-warmup",
-        "JetBrains-Mellum2-12B-A2.5B-Base-Pretrain",
-        "Nekochu-nanochat-d24",
-        "OrionStarAI-Orion-14B-Chat",
-        "arcee-ai-Patent-Instruct-Pro",
-        "bharatgenai-AyurParam",
-        "bharatgenai-FinanceParam",
-        "bharatgenai-LegalParam",
-        "ibm-granite-granite-speech-4.1-2b",
-        "llm-jp-llm-jp-3-1.8b-instruct",
-        "microsoft-Phi-3-medium-128k-instruct",
-        "microsoft-Phi-4-reasoning",
-        "microsoft-Phi-4-reasoning-vision-15B",
-        "mistralai-Codestral-22B-v0.1",
-        "mistralai-Mistral-7B-Instruct-v0.3",
-        "mistralai-Mistral-Nemo-Instruct-2407",
-        "nvidia-Llama3-ChatQA-1.5-8B",
-        "nvidia-Nemotron-3-Content-Safety",
-        "nvidia-Nemotron-3.5-Content-Safety",
-        "nvidia-Riva-Translate-4B-Instruct-v1.1",
-        "optimum-intel-internal-testing-tiny-random-Phi3ForCausalLM",
-        "parasail-ai-GritLM-7B-vllm",
-        "spitfire4794-supra-arith",
-        "zai-org-GLM-Z1-Rumination-32B-0414",
-    ),
-    ("template_lost_text", "two padded"): ("alpindale-Llama-Guard-3-1B",),
-    ("template_lost_text", "two system padded"): (
-        "BAAI-Emu3-Chat-hf",
-        "HuggingFaceTB-SmolVLM-256M-Base",
-        "HuggingFaceTB-SmolVLM-256M-Instruct",
-        "HuggingFaceTB-SmolVLM-Instruct-DPO",
-        "HuggingFaceTB-SmolVLM-Synthetic",
-        "Kwaipilot-SRPO-Qwen-32B",
-        "MiniMaxAI-MiniMax-VL-01",
-        "Qwen-Qwen2-VL-2B",
-        "Qwen-Qwen3-ASR-0.6B-hf",
-        "Qwen-Qwen3-ASR-1.7B",
-        "Qwen-Qwen3-ForcedAligner-0.6B-hf",
-        "Qwen-Qwen3-Reranker-0.6B",
-        "StanfordAIMI-GREEN-RadLlama2-7b",
-        "bezzam-VibeVoice-7B-hf",
-        "ibm-granite-granite-guardian-3.0-2b",
-        "ibm-granite-granite-guardian-3.1-2b",
-        "ibm-granite-granite-guardian-3.2-8b-factuality-detection",
-        "kakaocorp-kanana-safeguard-8b",
-        "kakaocorp-kanana-safeguard-prompt-2.1b",
-        "kakaocorp-kanana-safeguard-siren-8b",
-        "microsoft-VibeVoice-ASR-HF",
-        "nvidia-NVIDIA-Nemotron-Parse-v1.1-TC",
-        "tencent-Hy-Embodied-VLM-1.0",
-        "zai-org-glm-edge-v-2b",
-    ),
+    ("mask_refused", "system"): """
+        BAAI-BGE-VL-MLLM-S1 BAAI-BGE-VL-v1.5-mmeb UnicomLLM-Unichat-llama3-Chinese-8B
+    """,
+    ("mask_refused", "two padded"): """
+        ServiceNow-AI-AprielGuard ibm-granite-granite-guardian-3.2-5b llamas-community-LlamaGuard-7b
+        openguardrails-OpenGuardrails-Text-2510
+    """,
+    ("mask_refused", "two system padded"): """
+        Huyisbeee-SFT-Guard-Llama-Guard-3-1B Huyisbeee-SFT-Guard-Qwen3Guard-Gen-0.6B Qwen-Qwen3Guard-Gen-4B
+        arcee-ai-llama-8b-sft-qlora ibm-granite-granite-guardian-3.3-8b inclusionAI-SingGuard-2b
+        nvidia-NVIDIA-Nemotron-3-Ultra-550B-A55B-GenRM nvidia-Qwen3-Nemotron-235B-A22B-GenRM-2603
+    """,
+    ("template_lost_text", "system"): """
+        0xA50C1A1-Mistral-Nemo-Instruct-2407-Heretic-v2 AI-MO-NuminaMath-7B-TIR Azure99-blossom-v5.1-9b
+        EleutherAI-less-replication-7b-warmup JetBrains-Mellum2-12B-A2.5B-Base-Pretrain Nekochu-nanochat-d24
+        OrionStarAI-Orion-14B-Chat arcee-ai-Patent-Instruct-Pro bharatgenai-AyurParam bharatgenai-FinanceParam
+        bharatgenai-LegalParam ibm-granite-granite-speech-4.1-2b llm-jp-llm-jp-3-1.8b-instruct
+        microsoft-Phi-3-medium-128k-instruct microsoft-Phi-4-reasoning microsoft-Phi-4-reasoning-vision-15B
+        mistralai-Codestral-22B-v0.1 mistralai-Mistral-7B-Instruct-v0.3 mistralai-Mistral-Nemo-Instruct-2407
+        nvidia-Llama3-ChatQA-1.5-8B nvidia-Nemotron-3-Content-Safety nvidia-Nemotron-3.5-Content-Safety
+        nvidia-Riva-Translate-4B-Instruct-v1.1 optimum-intel-internal-testing-tiny-random-Phi3ForCausalLM
+        parasail-ai-GritLM-7B-vllm spitfire4794-supra-arith zai-org-GLM-Z1-Rumination-32B-0414
+    """,
+    ("template_lost_text", "two padded"): """
+        alpindale-Llama-Guard-3-1B
+    """,
+    ("template_lost_text", "two system padded"): """
+        BAAI-Emu3-Chat-hf HuggingFaceTB-SmolVLM-256M-Base HuggingFaceTB-SmolVLM-256M-Instruct
+        HuggingFaceTB-SmolVLM-Instruct-DPO HuggingFaceTB-SmolVLM-Synthetic Kwaipilot-SRPO-Qwen-32B
+        MiniMaxAI-MiniMax-VL-01 Qwen-Qwen2-VL-2B Qwen-Qwen3-ASR-0.6B-hf Qwen-Qwen3-ASR-1.7B
+        Qwen-Qwen3-ForcedAligner-0.6B-hf Qwen-Qwen3-Reranker-0.6B StanfordAIMI-GREEN-RadLlama2-7b
+        bezzam-VibeVoice-7B-hf ibm-granite-granite-guardian-3.0-2b ibm-granite-granite-guardian-3.1-2b
+        ibm-granite-granite-guardian-3.2-8b-factuality-detection kakaocorp-kanana-safeguard-8b
+        kakaocorp-kanana-safeguard-prompt-2.1b kakaocorp-kanana-safeguard-siren-8b microsoft-VibeVoice-ASR-HF
+        nvidia-NVIDIA-Nemotron-Parse-v1.1-TC tencent-Hy-Embodied-VLM-1.0 zai-org-glm-edge-v-2b
+    """,
 }
 REASONS = {
-    (name, chat): reason for (reason, chats), names in REFUSED.items() for name in names for chat in chats.split()
+    (name, chat): reason
+    for (reason, chats), names in REFUSED.items()
+    for name in names.split()
+    for chat in chats.split()
 }
 # Their answers do not start as their prompts do: a blank more, a token more, a thought that only the prompt asks for.
 UNLIKE_THEIR_PROMPT = (

@@ -13,7 +13,7 @@ import sys
 import pytest
 from impruver_core.commands.installed_tools import TOOLS
 from impruver_core.commands.run import build_launch_command
-from impruver_core.recipe.catalog import list_recipes
+from impruver_core.recipe.paths import list_recipes
 from support import ROOT
 
 IMPRUVER = "import sys; from impruver_core.commands.main import main; sys.exit(main())"

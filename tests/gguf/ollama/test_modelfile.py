@@ -8,6 +8,8 @@ from impruver_core.errors import ImpruverError
 from impruver_gguf.ollama.go_template import translate_to_go
 from impruver_gguf.ollama.modelfile import ModelDefaults, format_modelfile
 from support.models import edit_json
+from support.tokenizers import CHATML
+from support.tokenizers import ROLE_TAGS as OWN
 
 
 def read(text: str) -> list[tuple[str, str]]:
@@ -84,8 +86,6 @@ def test_parameters():
     assert others == {"num_ctx": "99", "temperature": "0.5", "top_k": "40", "penalize_newline": "false"}
 
 
-OWN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-OWN += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 DEFAULT = (
     "{% if messages[0]['role'] != 'system' %}<|system|>Be {% raw %}{{ kind }}{% endraw %}.<|end|>{% endif %}" + OWN
 )
@@ -103,10 +103,6 @@ def test_the_template_in_go_says_the_same(template, ollama):
     written = dict(read(format_modelfile("m.gguf", defaults)))["TEMPLATE"]
     wanted = [render_template(template, chat, add_generation_prompt=True, variables=named) for chat in CHATS]
     assert ollama(written, CHATS) == [text.removeprefix("<s>") for text in wanted]
-
-
-CHATML = OWN.replace("<|{{ m['role'] }}|>", "<|im_start|>{{ m['role'] }}\n").replace("<|end|>", "<|im_end|>\n")
-CHATML = CHATML.replace("<|assistant|>", "<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def flag(type: Any, default: Any, *, choices: Collection | None = None, nargs: A
     """A flag of the tool's own. `nargs` as argparse has it; a list as default is copied."""
     if not (default is None or default is MISSING or default == []):
         help = f"{help} (default: {_format_default(default)})"
-    metadata = {"type": _get_converter(type), "choices": choices, "nargs": nargs, "help": escape_help(help)}
+    metadata = {"type": _get_converter(type), "choices": choices, "nargs": nargs, "help": help.replace("%", "%%")}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -50,7 +50,7 @@ def from_recipe(path: str, help: str | None = None, *, type: Any = None, nargs: 
         "type": _get_converter(type or _strip_none(declared.type)),
         "choices": declared.choices,
         "nargs": nargs,
-        "help": escape_help(f"{help or declared.help} (default: the recipe's {path}{default})"),
+        "help": f"{help or declared.help} (default: the recipe's {path}{default})".replace("%", "%%"),
     }
     return dataclasses.field(default=None, metadata=metadata)
 
@@ -112,11 +112,6 @@ def _make_number_parser(kind: Callable) -> Callable:
 
 def _format_default(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def escape_help(help: str) -> str:
-    """Help text as argparse takes it: a bare % would break --help."""
-    return help.replace("%", "%%")
 
 
 @dataclass

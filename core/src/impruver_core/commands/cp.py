@@ -8,7 +8,7 @@ from pathlib import Path
 from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import make_folder
-from impruver_core.recipe.catalog import find_recipe
+from impruver_core.recipe.paths import find_recipe
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from impruver_core.cli.console import format_table, print_result
 from impruver_core.commands.installed_tools import TOOLS, find_program, format_install_command
-from impruver_core.recipe.catalog import find_recipes_root, list_recipes
+from impruver_core.recipe.paths import find_recipes_root, list_recipes
 from impruver_core.system import get_installed_version
 
 

@@ -19,14 +19,8 @@ class JsonType:
 
 
 Keys = Mapping[str, "JsonType | Keys"]
-TYPE_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "a mapping",
-}
+TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+TYPE_WORDS |= {list: "a list", dict: "a mapping"}
 
 
 def describe_type(kind: type) -> str:

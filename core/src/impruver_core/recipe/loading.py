@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import RecipeError
-from impruver_core.recipe.catalog import find_recipe
 from impruver_core.recipe.overrides import apply_flags, apply_overrides, split_path
-from impruver_core.recipe.paths import find_local
+from impruver_core.recipe.paths import find_local, find_recipe
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
 from impruver_core.recipe.schema import RecipeFlag, get_fields
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection

@@ -5,20 +5,10 @@ from dataclasses import dataclass
 
 from impruver_core.recipe.schema import key, scalar
 
-CORE = "impruver-core"
 OWNERS = {
-    "output_dir": CORE,
-    "train_path": CORE,
-    "val_path": CORE,
-    "seed": CORE,
-    "tokenizer": CORE,
-    "model": CORE,
-    "datasets": "impruver-compose",
-    "dedup": "impruver-compose",
-    "split": "impruver-compose",
-    "lora": "impruver-train",
-    "trainer": "impruver-train",
-    "ddp": "impruver-train",
+    **dict.fromkeys(("output_dir", "train_path", "val_path", "seed", "tokenizer", "model"), "impruver-core"),
+    **dict.fromkeys(("datasets", "dedup", "split"), "impruver-compose"),
+    **dict.fromkeys(("lora", "trainer", "ddp"), "impruver-train"),
     "gguf": "impruver-gguf",
     "chat": "impruver-chat",
 }

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_batch_job(recipe: Recipe, flags: Flags) -> "BatchJob | None":
     """Build the job of answering a file of questions; None for a conversation."""
     from impruver_chat.batch.job import BatchJob
-    from impruver_chat.batch.questions import STDIN, has_rows_on_stdin
+    from impruver_chat.batch.rows import STDIN, has_rows_on_stdin
 
     questions, answers = flags.input, flags.output
     if questions is None and not flags.dry_run and has_rows_on_stdin():

@@ -10,7 +10,6 @@ from impruver_chat.responses.stream_parser import get_tool_calls
 
 ANSWER_ROLES = ("assistant", "function_call")
 RESPONSE_ROLES = ("tool", "function_response")
-
 EncodeMessages = Callable[[list[dict]], list[int]]
 
 
@@ -44,14 +43,6 @@ class Conversation:
         """The system prompt and all messages, forgotten or not."""
         return make_system_messages(self.system_prompt) + self.messages
 
-    def add_question(self, text: str) -> None:
-        """Add a user's message."""
-        self.messages.append({"role": "user", "content": text})
-
-    def add_answer(self, message: dict) -> None:
-        """Add a message of the model."""
-        self.messages.append(message)
-
     def add_tool_response(self, text: str) -> int:
         """Add the response to the first tool call that has none; how many calls still wait. NoAnswerError without."""
         pending = self.find_pending_responses()
@@ -67,10 +58,8 @@ class Conversation:
         if caller["role"] == "function_call":
             expected = [{"role": "function_response"} for _ in get_tool_calls(caller)]
         else:
-            calls = caller.get("tool_calls", ())
-            expected = [
-                {"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"]} for call in calls
-            ]
+            calls = [(call["function"]["name"], call["id"]) for call in caller.get("tool_calls", ())]
+            expected = [{"role": "tool", "name": name, "tool_call_id": call_id} for name, call_id in calls]
         return expected[responses:]
 
     def remove_last_turn(self) -> str:

@@ -46,10 +46,9 @@ class ModelDirectory:
 
     def describe(self, model: ModelSection) -> str:
         """Describe it for a person, with the precision that the recipe's section has it loaded in."""
-        kind = "model" if self.base is None else "adapter"
-        base = "" if self.base is None else f" on its base {self.base}"
+        what = f"adapter in {self.output_dir} on its base {self.base}" if self.base else f"model in {self.output_dir}"
         bits = "4 bit, " if model.load_in_4bit else "8 bit, " if model.load_in_8bit else ""
-        return f"the {kind} in {self.output_dir}{base} ({bits}dtype {model.dtype})"
+        return f"the {what} ({bits}dtype {model.dtype})"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Flags of the command `impruver-gguf`."""
 
 # ruff: noqa: RUF009  (flag() makes a field)
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

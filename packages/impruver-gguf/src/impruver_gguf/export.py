@@ -1,7 +1,5 @@
 """The steps of `impruver-gguf`: inspect, plan, convert, quantize, publish, verify."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

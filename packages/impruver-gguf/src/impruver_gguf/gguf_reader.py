@@ -1,7 +1,5 @@
 """Read the types and shapes of the tensors in a GGUF file from its header."""
 
-from __future__ import annotations
-
 import mmap
 import struct
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The recipe's `gguf` section."""
 
-from __future__ import annotations
-
 # ruff: noqa: RUF009  (key() copies its default)
 import re
 from dataclasses import dataclass

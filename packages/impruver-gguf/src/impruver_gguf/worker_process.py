@@ -1,7 +1,5 @@
 """Run llama.cpp in processes of their own: what it prints, or aborts with, does not mix with their results."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -6,6 +6,7 @@ import random
 import pytest
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import (
+    TextRun,
     TextSource,
     TracedStr,
     get_runs,
@@ -47,7 +48,7 @@ def test_operations_equal_those_of_str_and_keep_true_sources(seed):
     for _ in range(200):
         text = "".join(chance.choice("abc \nя") for _ in range(chance.randrange(40)))
         source = TextSource(0, "content", text)
-        plain, traced = text, TracedStr(text, [(0, len(text), source, 0)])
+        plain, traced = text, TracedStr(text, [TextRun(0, len(text), source, 0)])
         for _ in range(chance.randrange(1, 4)):
             operation, state = chance.choice(OPERATIONS), chance.getstate()
             try:
@@ -81,8 +82,8 @@ def _with_traced_join(operation, traced, chance):
 
 def test_iteration_and_json_keep_sources():
     source = TextSource(3, "content", "ab")
-    traced = TracedStr("ab", [(0, 2, source, 0)])
-    assert [get_runs(character)[0][3] for character in traced] == [0, 1]
+    traced = TracedStr("ab", [TextRun(0, 2, source, 0)])
+    assert [get_runs(character)[0].offset for character in traced] == [0, 1]
     dumped = trace_transformed(json.dumps({"x": traced}), {"x": traced})
     assert get_runs(dumped) == ((0, len(dumped), source, -1),)
 
@@ -124,4 +125,4 @@ def test_what_a_template_does_to_a_text_is_followed(expression):
     plain = render_template(template, [message])
     traced = render_template(template, [{"role": "user", "content": trace_value("an answer", 0, "content")}])
     assert traced == plain
-    assert {run[2].message for run in get_runs(traced)} == {0}
+    assert {run.source.message for run in get_runs(traced)} == {0}

@@ -31,11 +31,8 @@ def build_tool_call(as_text: bool, times: int = 1) -> dict:
 
 def build_tool_schema() -> dict:
     """The schema of the tool that the probes call."""
-    parameters = {
-        "type": "object",
-        "properties": {"key": {"type": "string", "description": "probe"}},
-        "required": ["key"],
-    }
+    properties = {"key": {"type": "string", "description": "probe"}}
+    parameters = {"type": "object", "properties": properties, "required": ["key"]}
     function = {"name": "probe_tool", "description": "probe tool", "parameters": parameters}
     return {"type": "function", "function": function}
 

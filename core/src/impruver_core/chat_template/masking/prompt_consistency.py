@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from impruver_core.chat_template.masking.completeness import strips_reasoning
 from impruver_core.chat_template.masking.loss_mask import render_chat
+from impruver_core.chat_template.masking.loss_spans import strips_reasoning
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import get_runs

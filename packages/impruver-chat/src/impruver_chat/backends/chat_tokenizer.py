@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core import encode_prompt, load_tokenizer
-from impruver_core.chat_template.selection import get_end_of_turn
+from impruver_core.chat_template.selection import TemplateSelector, get_end_of_turn
+from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 
 from impruver_chat.generation.detokenizer import StopCriteria, make_stop_criteria
 from impruver_chat.model_dir import read_end_of_turn, read_eos_token_ids
-from impruver_chat.responses.template_markers import TemplateMarkers, find_tokenizer_markers
+from impruver_chat.responses.template_markers import TemplateMarkers, find_markers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,15 +57,16 @@ def make_chat_tokenizer(
     tokenizer: PreTrainedTokenizerBase, output_dir: Path, options: EncodingOptions
 ) -> ChatTokenizer:
     """Make the ChatTokenizer of transformers' tokenizer that was saved in `output_dir`."""
-    markers = find_tokenizer_markers(tokenizer, options.chat_template_kwargs)
+    try:
+        markers = find_markers(*TemplateSelector(tokenizer).select(None, dict(options.chat_template_kwargs)))
+    except ImpruverError:  # no template: encoding will say so
+        markers = TemplateMarkers()
     specials = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     hidden = {number for number, text in specials.items() if text not in markers.special_tokens}
 
     def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        variables = {**options.chat_template_kwargs, **(kwargs or {})}
-        return encode_prompt(
-            tokenizer, messages, tools, add_bos=options.add_bos, chat_template_kwargs=variables or None
-        )
+        kwargs = {**options.chat_template_kwargs, **(kwargs or {})} or None
+        return encode_prompt(tokenizer, messages, tools, add_bos=options.add_bos, chat_template_kwargs=kwargs)
 
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([n for n in ids if int(n) not in hidden], clean_up_tokenization_spaces=False)

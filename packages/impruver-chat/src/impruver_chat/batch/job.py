@@ -20,8 +20,8 @@ from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import check_replaceable, describe_file, get_manifest_path, publish, recover
 
 from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
-from impruver_chat.batch import answers as rows
-from impruver_chat.batch.questions import Question, check_no_faults, encode_questions, read_questions
+from impruver_chat.batch import rows
+from impruver_chat.batch.rows import Question
 from impruver_chat.generation.parameters import SamplingParams
 
 HEAD = b'{"answers_of"'
@@ -54,9 +54,9 @@ def prepare_batch_job(job: BatchJob, dry_run: bool) -> list[Question]:
     """Read the questions, and check all that can be checked of them and of the output before a model is loaded."""
     if job.output and job.output.exists() and job.output.samefile(job.input):
         raise ImpruverError(f"--output: {job.output} is the --input itself")
-    questions = read_questions(job.input, job.system_prompt)
+    questions = rows.read_questions(job.input, job.system_prompt)
     if job.strict:
-        check_no_faults(job.input, questions)
+        rows.check_no_faults(job.input, questions)
     if job.expect and not any(question.reference for question in questions):
         raise ImpruverError(f"--expect: no row of {job.input} has a reference (a last answer, or `reference`)")
     if job.output:
@@ -71,29 +71,24 @@ def prepare_batch_job(job: BatchJob, dry_run: bool) -> list[Question]:
 
 
 def run_batch_job(
-    job: BatchJob,
-    questions: list[Question],
-    backend: Backend,
-    sampling: SamplingParams,
-    model_state: list,
-    manifest: dict,
+    job: BatchJob, questions: list[Question], backend: Backend, sampling: SamplingParams, state: list, manifest: dict
 ) -> None:
     """Answer the questions, publish answers and manifest, print the stats.
 
     Args:
-        model_state: what the answers depend on besides prompts and sampling; see `compute_fingerprint`.
+        state: what the answers depend on besides prompts and sampling; see `compute_fingerprint`.
         manifest: the head of the manifest.
     """
-    questions, stats = encode_questions(questions, backend, sampling, job.seed), rows.BatchStats()
+    questions, stats = rows.encode_questions(questions, backend, sampling, job.seed), rows.BatchStats()
     markers = backend.tokenizer.markers
     if job.strict:
-        check_no_faults(job.input, questions)
+        rows.check_no_faults(job.input, questions)
     if job.output is None:
         answers = rows.generate_answers(questions, backend, sampling, job.batch_size, None)
         with closing(rows.build_answer_rows(questions, answers, markers, stats, job.expect)) as answered:
             rows.print_rows(answered)
     else:
-        fingerprint = compute_fingerprint(questions, sampling, model_state)
+        fingerprint = compute_fingerprint(questions, sampling, state)
         journal = get_journal_path(job.output)
         known = {} if job.overwrite else load_journal(journal, fingerprint)
         if known:
@@ -164,8 +159,8 @@ def load_journal(journal: Path, fingerprint: str) -> dict[int, Answer]:
         head, *lines = journal.read_bytes().splitlines(keepends=True)
         if json.loads(head) != {"answers_of": fingerprint}:
             return {}
-        rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        return {row["place"]: Answer(row["text"], row["ended"]) for row in rows}
+        entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        return {entry["place"]: Answer(entry["text"], entry["ended"]) for entry in entries}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 

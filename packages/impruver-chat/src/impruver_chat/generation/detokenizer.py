@@ -41,10 +41,8 @@ class StreamingDetokenizer:
 
     def add_token(self, token: int) -> None:
         """Add the next token; ignored after a stop."""
+        self.stopped = self.stopped or token in self._stops.ids
         if self.stopped:
-            return
-        if token in self._stops.ids:
-            self.stopped = True
             return
         self._ids.append(token)
         text = self._decode_new_text()

@@ -13,8 +13,6 @@ from impruver_core.suggestions import suggest
 
 from impruver_chat.sections import ChatSection, find_out_of_range
 
-SAMPLING_NAMES = ("temperature", "top_p", "top_k")
-
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -41,7 +39,12 @@ def resolve_parameters(section: ChatSection, model_dir: Path, interactive: bool)
     """
     values = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
     defaults = SamplingParams() if interactive else GREEDY
-    saved = _read_generation_config(model_dir / "generation_config.json")
+    path = model_dir / "generation_config.json"
+    config = read_json(path, JSON_TYPES, missing_ok=True)
+    # transformers takes no whole number for a float
+    saved = {name: kind(config[name]) for name, kind in TYPES.items() if config.get(name) is not None}
+    for name, fault in find_out_of_range(saved).items():
+        raise ImpruverError(f"{path}: {name} {fault}")
     return _apply(replace(defaults, **saved), values)
 
 
@@ -53,7 +56,7 @@ def with_parameter(sampling: SamplingParams, name: str, text: str) -> SamplingPa
 
 
 def _apply(sampling: SamplingParams, values: dict[str, Any]) -> SamplingParams:
-    if "do_sample" not in values and any(name in values for name in SAMPLING_NAMES):
+    if "do_sample" not in values and any(name in values for name in ("temperature", "top_p", "top_k")):
         values = values | {"do_sample": True}
     new = replace(sampling, **values)
     return replace(new, do_sample=new.do_sample and new.temperature > 0)
@@ -83,12 +86,3 @@ def format_parameters(sampling: SamplingParams) -> str:
         how = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}"
     penalty = f", repetition_penalty {sampling.repetition_penalty:g}" if sampling.repetition_penalty != 1 else ""
     return f"{how}{penalty}, at most {sampling.max_new_tokens} new tokens"
-
-
-def _read_generation_config(path: Path) -> dict[str, Any]:
-    config = read_json(path, JSON_TYPES, missing_ok=True)
-    # transformers takes no whole number for a float
-    values = {name: kind(config[name]) for name, kind in TYPES.items() if config.get(name) is not None}
-    for name, fault in find_out_of_range(values).items():
-        raise ImpruverError(f"{path}: {name} {fault}")
-    return values

@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable
 
 from impruver_chat.generation.detokenizer import find_partial_match
-from impruver_chat.responses.template_markers import TemplateMarkers
-from impruver_chat.responses.tool_call_parser import ToolCallFormat, parse_tool_calls
+from impruver_chat.responses.template_markers import TemplateMarkers, ToolCallFormat, parse_tool_calls
 
 REASONING, TEXT, CALL = "reasoning", "text", "call"
 START = "start"
@@ -18,9 +17,8 @@ class ResponseStreamParser:
         self._markers, self._emit = markers, emit
         self._kind = REASONING if markers.starts_in_reasoning else START
         self._has_reasoned = markers.starts_in_reasoning
-        self._answer = ""
+        self._answer = self._held = ""
         self._parts = {REASONING: "", TEXT: "", CALL: ""}
-        self._held = ""
 
     def feed(self, piece: str) -> None:
         """Add the next piece."""

@@ -33,7 +33,7 @@ CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 CODE_THEME = "ansi_dark"  # the terminal's own colours, on its own background
 CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-CONTROLS[ord("\r")] = ""
+CONTROLS[ord("\r")] = ""  # all of them would be obeyed by a terminal
 LISTS = ("ordered_list_open", "bullet_list_open")
 LIST_MARKER = re.compile(r" {0,3}(\d{1,9}[.)]?|[-+*])\s*")  # or the beginning of one
 COLOUR = r"\x1b\[[0-9;]*m"
@@ -61,7 +61,7 @@ class PlainDisplay:
             write_stream(sys.stderr, "\n")
         self._kind = kind
         if stream.isatty():
-            piece = replace_controls(piece)
+            piece = piece.translate(CONTROLS)
             piece = f"{DIM}{piece}{NORMAL}" if kind == REASONING and os.environ.get("TERM") != "dumb" else piece
         write_stream(stream, piece)
 
@@ -83,11 +83,10 @@ class MarkdownDisplay:
         from rich.console import Console
 
         self._console = Console(file=sys.stdout, highlight=False)
-        self._kind, self._text = "", ""
+        self._kind, self._text, self._due = "", "", 0.0
         self._live = [""]  # the lines that may change yet; the cursor stands in the last
         self._size = get_terminal_size()
         self._begin_block()
-        self._due = 0.0
         self._render_lines("```python\nx = 1\n```")  # what rich imports for it would make the first word wait
 
     def feed(self, kind: str, piece: str) -> None:
@@ -95,7 +94,7 @@ class MarkdownDisplay:
         if kind != self._kind:
             self._finish_part([""])
             self._kind = kind
-        self._text += replace_controls(piece)
+        self._text += piece.translate(CONTROLS)
         if time.monotonic() >= self._due:
             started = time.monotonic()
             with uninterrupted():
@@ -144,7 +143,8 @@ class MarkdownDisplay:
 
     def _split_finished(self) -> tuple[list[str], str]:
         """The lines of the blocks that are finished, less those that are there; and the text of the unfinished one."""
-        *done, rest = (split_paragraphs if self._kind == REASONING else split_blocks)(self._text)
+        text = self._text
+        *done, rest = re.split(r"\n\n+", text) if self._kind == REASONING else split_blocks(text)
         finished: list[str] = []
         for block in done:
             finished += [*self._render_rest(block), ""]
@@ -157,9 +157,12 @@ class MarkdownDisplay:
         return self._drawn[self._final_count :]
 
     def _render_lines(self, text: str) -> list[str]:
+        from rich.text import Text
+
+        rendered = Text(text.strip("\n"), style="dim") if self._kind == REASONING else render_markdown(text)
         with self._console.capture() as captured:
             columns = max(10, self._size.columns - 1)  # a full line would move the cursor on in some terminals
-            self._console.print((render_dimmed if self._kind == REASONING else render_markdown)(text), width=columns)
+            self._console.print(rendered, width=columns)
         return strip_blank_lines([line.rstrip(" ") for line in captured.get().split("\n")])
 
     def _replace_live(self, final: list[str], live: list[str]) -> None:
@@ -199,11 +202,6 @@ def get_terminal_size() -> os.terminal_size:
         return os.terminal_size((80, 24))
 
 
-def replace_controls(text: str) -> str:
-    """Replace control characters, which a terminal would obey."""
-    return text.translate(CONTROLS)
-
-
 @cache
 def make_parser() -> MarkdownIt:
     """Make a parser of Markdown without HTML: what a model writes as tags is text, and is to be seen."""
@@ -221,11 +219,6 @@ def split_blocks(text: str) -> list[str]:
     return ["".join(lines[start:end]) for start, end in pairwise([0, *borders, None])]
 
 
-def split_paragraphs(text: str) -> list[str]:
-    """Split a plain text into paragraphs."""
-    return re.split(r"\n\n+", text)
-
-
 def render_markdown(text: str) -> RenderableType:
     """Render Markdown for rich; line breaks stay where the model put them."""
     from rich.markdown import Markdown
@@ -236,13 +229,6 @@ def render_markdown(text: str) -> RenderableType:
         for child in token.children or ():
             child.type = "hardbreak" if child.type == "softbreak" else child.type
     return rendered
-
-
-def render_dimmed(text: str) -> RenderableType:
-    """Render plain text dimmed."""
-    from rich.text import Text
-
-    return Text(text.strip("\n"), style="dim")
 
 
 def visible_text(line: str) -> str:

@@ -4,8 +4,6 @@ The hooks are named as those of llama.cpp's converter: `modify_tensors`, `set_gg
 `generate_extra_tensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any

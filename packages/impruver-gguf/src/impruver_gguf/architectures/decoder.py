@@ -1,7 +1,5 @@
 """What Llama-like decoders share: keys of config.json, sizes, shapes, and hyperparameters in llama.cpp's order."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from gguf import GGUFWriter

@@ -1,7 +1,5 @@
 """Gemma 3, its text models: a window in five of six layers, norms stored less one."""
 
-from __future__ import annotations
-
 import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, POSITIVE, TEXT

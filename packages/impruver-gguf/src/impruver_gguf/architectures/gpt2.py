@@ -1,7 +1,5 @@
 """GPT-2: OpenAI's, and ruGPT-3."""
 
-from __future__ import annotations
-
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 

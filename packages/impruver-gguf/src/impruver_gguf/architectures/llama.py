@@ -1,7 +1,5 @@
 """Llama (SmolLM, SmolLM2, Llama 2 and 3.x), Mistral, which llama.cpp takes for one, and SmolLM3."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Phi-3 and Phi-4: queries, keys and values in one matrix, gate and up in another; long RoPE."""
 
-from __future__ import annotations
-
 import math
 
 from gguf import GGUFWriter

@@ -1,7 +1,5 @@
 """Qwen2 (and 2.5) and Qwen3, without experts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from impruver_gguf.architectures import decoder

@@ -4,8 +4,6 @@ What is written follows llama.cpp's converter, field by field and in its order: 
 is the same, byte for byte.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from pathlib import Path

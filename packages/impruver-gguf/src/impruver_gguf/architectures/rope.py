@@ -1,7 +1,5 @@
 """RoPE's parameters in config.json, and what GGUF holds of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """Make the files of an export under temporary names, and reuse those of earlier runs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

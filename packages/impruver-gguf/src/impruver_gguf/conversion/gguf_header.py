@@ -1,7 +1,5 @@
 """Build a GGUF's header: names, hyperparameters and vocabulary in llama.cpp's order, and what tensors follow."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path

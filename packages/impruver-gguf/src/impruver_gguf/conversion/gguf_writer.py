@@ -3,8 +3,6 @@
 Values are encoded as llama.cpp does, bit by bit. Several threads read and encode ahead of the one that writes.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

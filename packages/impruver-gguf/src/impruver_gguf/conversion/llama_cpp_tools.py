@@ -3,8 +3,6 @@
 An adapter is merged first, into a folder with all else that the model's folder has.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 All that can be checked before anything is written is checked here; before training also of the model to be.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -21,8 +21,6 @@ B @ A is summed rank after rank as torch does on a CPU with AVX2. numpy's BLAS r
 tiles; where an update is far larger than what is left of a weight, that is several steps of float16.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from threading import Lock
 

@@ -3,8 +3,6 @@
 What would not come out exactly, does not fit its base, or is not whole is refused by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

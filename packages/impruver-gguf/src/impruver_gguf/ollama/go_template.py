@@ -4,8 +4,6 @@ Ollama takes the Jinja template in a GGUF, but for one that is within a hundred 
 renders no tools: that one's Go form stands in, with that one's tokens and without a default system prompt.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Ollama's quotes know no escapes: a value in three quotes ends with the first lin
 no printable character is dropped.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

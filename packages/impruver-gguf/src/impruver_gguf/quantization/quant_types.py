@@ -1,7 +1,5 @@
 """The quantization types that llama.cpp quantizes a file to, which a recipe calls levels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod

@@ -5,8 +5,6 @@
 A process of its own can be stopped at any time, and where llama.cpp aborts nothing else ends.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Check what llama.cpp makes of a file against output_dir's tokenizer and the held-out rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from impruver_core.cli.console import warn

@@ -3,8 +3,6 @@
 The rows are those of output_dir's heldout.jsonl, else a small set that comes with this package.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Compare chat templates with llama.cpp's own engine, where a llama-server is at hand: does it render as ours does?"""
 
-from __future__ import annotations
-
 import json
 import socket
 import subprocess

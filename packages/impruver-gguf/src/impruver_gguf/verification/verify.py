@@ -1,7 +1,5 @@
 """Verify the files that were made: run every check, print what came of it, and publish quality.jsonl."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp

@@ -1,7 +1,5 @@
 """Build a byte-level BPE vocabulary from tokenizer.json."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ pretokenizers.json. A vocabulary that it never saw (a tokenizer of one's own) is
 splits text.
 """
 
-from __future__ import annotations
-
 import json
 from hashlib import sha256
 from pathlib import Path

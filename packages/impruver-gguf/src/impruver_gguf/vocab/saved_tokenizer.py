@@ -1,7 +1,5 @@
 """Read a saved tokenizer without transformers: its files, its chat templates, and the tokenizer itself."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 from typing import Any

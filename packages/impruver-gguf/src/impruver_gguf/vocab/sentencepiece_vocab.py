@@ -1,7 +1,5 @@
 """Build a SentencePiece vocabulary: pieces and scores from tokenizer.model, added tokens from the files beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """What GGUF holds of a tokenizer, whichever kind it is: `Vocabulary`, and llama.cpp's types of tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 The template goes without `{% generation %}`, which only training asks for.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path

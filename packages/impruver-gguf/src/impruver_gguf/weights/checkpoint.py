@@ -1,7 +1,5 @@
 """Find the model in output_dir: its configuration and weights, and for an adapter those of its base."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

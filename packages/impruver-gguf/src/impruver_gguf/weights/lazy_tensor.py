@@ -3,8 +3,6 @@
 numpy has no bfloat16: such values are read as uint16 and shifted into the upper half of a float32.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace

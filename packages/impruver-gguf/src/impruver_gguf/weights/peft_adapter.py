@@ -1,7 +1,5 @@
 """Read an adapter that PEFT saved, and say whether its method can be merged exactly."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import replace
+from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
 from impruver_core.io.model_files import get_context_length
@@ -21,13 +22,12 @@ from impruver_chat.backends.base import ActiveGeneration, Answer, Emit, IndexedA
 from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions
 from impruver_chat.backends.transformers import batching
 from impruver_chat.backends.transformers.batching import check_no_nan, make_generation_config
-from impruver_chat.backends.transformers.prompt_cache import PromptCache
 from impruver_chat.generation.parameters import SamplingParams
 from impruver_chat.model_dir import ModelDirectory
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 class TransformersBackend:
@@ -72,6 +72,47 @@ class TransformersBackend:
     def answer_batch(self, prompts: Sequence[Prompt], sampling: SamplingParams, size: int) -> IndexedAnswers:
         """Answer prompts in batches; see `Backend`."""
         return batching.answer_batch(self.model, self.tokenizer, prompts, sampling, size)
+
+
+class PromptCache:
+    """Keys and values of the last conversation, reused for the tokens that the next prompt shares with it.
+
+    What a chat template changes in earlier turns is computed anew from there on. The model without its adapter has a
+    cache of its own: their states differ.
+    """
+
+    def __init__(self) -> None:
+        self._caches: dict[bool, tuple[Cache | None, list[int]]] = {}
+
+    def pop_shared_prefix(self, model: PreTrainedModel, ids: Sequence[int]) -> dict[str, Any]:
+        """Take the cache of the longest common prefix with `ids` out, as a keyword of `generate`; {} without one.
+
+        A cache that can't be cropped to that prefix (of a recurrent state, of a sliding window that has moved on) is
+        dropped.
+        """
+        cache, cached_ids = self._caches.pop(is_adapter_disabled(model), (None, []))
+        shared = len(commonprefix([cached_ids, ids]))  # noqa: RUF071 (no paths)
+        shared = min(shared, len(ids) - 1)  # the last token is always computed: its scores are wanted
+        if cache is None or not shared:
+            return {}
+        if shared < len(cached_ids):
+            if not cache.is_croppable:
+                return {}
+            try:
+                cache.crop(shared - len(cached_ids))
+            except RuntimeError:
+                return {}
+        return {"past_key_values": cache}
+
+    def store(self, model: PreTrainedModel, cache: Cache | None, ids: list[int]) -> None:
+        """Store the cache after `ids`, unless its length is another (a model with its own kind of cache)."""
+        if cache is not None and cache.get_seq_length() == len(ids):
+            self._caches[is_adapter_disabled(model)] = (cache, ids)
+
+
+def is_adapter_disabled(model: PreTrainedModel) -> bool:
+    """Whether the model has an adapter that is switched off."""
+    return any(getattr(part, "disable_adapters", False) is True for part in model.modules())
 
 
 def load_backend(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 SCORE_TOLERANCE = 5e-5  # how far fp32 scores may be off, as a share of the largest; seen: 2e-6
-
 IndexedPrompt = tuple[int, Prompt]  # with its index among all prompts
 
 
@@ -86,12 +85,11 @@ def _generate(model: PreTrainedModel, slots: list[BatchSlot], sampling: Sampling
     ids = torch.tensor([[each[0]] * (width - len(each)) + each for each in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device)
     while True:
+        remaining = max(slot.prompt.max_new_tokens - slot.token_count for slot in slots)
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            generation_config=make_generation_config(
-                max(slot.prompt.max_new_tokens - slot.token_count for slot in slots)
-            ),
+            generation_config=make_generation_config(remaining),
             logits_processor=[make_token_chooser(model, slots, sampling, mask)],
             stopping_criteria=[stop_at_end],
             **cache,

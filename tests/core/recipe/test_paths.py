@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe import catalog, paths
-from impruver_core.recipe.catalog import find_recipe, list_recipes
-from impruver_core.recipe.paths import find_local, is_local_path
+from impruver_core.recipe import paths
+from impruver_core.recipe.paths import find_local, find_recipe, is_local_path, list_recipes
 
 
 @pytest.fixture
@@ -17,8 +16,7 @@ def installed(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("seed: 1\n")
     (tmp_path / "installed" / "quickstart" / "rows.jsonl").write_text("{}\n")
-    for module in (catalog, paths):
-        monkeypatch.setattr(module, "find_recipes_root", lambda: tmp_path / "installed")
+    monkeypatch.setattr(paths, "find_recipes_root", lambda: tmp_path / "installed")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "installed"
