@@ -126,14 +126,7 @@ def build(
     return trainer
 
 
-def save(
-    recipe: Recipe,
-    inputs: RunInputs,
-    plan: TrainingPlan,
-    data: TrainingData,
-    trainer: Trainer,
-    model,
-) -> None:
+def save(recipe: Recipe, inputs: RunInputs, plan: TrainingPlan, data: TrainingData, trainer: Trainer, model) -> None:
     """Step 5: the outputs, by the process that writes; all processes end together."""
     weights = distributed.gather_full_weights(trainer)
     if plan.arguments.process_index == 0:
