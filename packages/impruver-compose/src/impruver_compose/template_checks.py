@@ -1,7 +1,7 @@
 """Probe each data set's first rows before any work; check the trained share, end of turn and prompt consistency."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
@@ -13,11 +13,11 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import CheckFailedError, RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
-from impruver_compose.converters.conversation import Conversation
+from impruver_compose.converters.conversion import Conversation
 from impruver_compose.encoding.encoder import ConvertedPart, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.turns import build_training_views
-from impruver_compose.ledger import DatasetStats
+from impruver_compose.selection import DatasetStats
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest
 ESTIMATED = 200  # rows of a data set that a dry run encodes
@@ -134,14 +134,8 @@ def estimate_stats(job: DatasetJob) -> DatasetStats:
     return stats
 
 
-def build_template_checks(
-    jobs: Sequence[DatasetJob], stats: Sequence[DatasetStats], probes: Sequence[TemplateProbeResult]
-) -> list[dict]:
-    """Builds the entries of the manifest's `gate`, one for each data set, with what to warn of."""
-    return [_build_entry(*each) for each in zip(jobs, stats, probes, strict=True)]
-
-
-def _build_entry(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResult) -> dict:
+def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResult) -> dict:
+    """Builds a data set's entry of the manifest's `gate`, with what to warn of."""
     entry = {
         "dataset": job.name,
         "dataset_index": job.index,

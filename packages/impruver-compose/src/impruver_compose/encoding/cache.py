@@ -19,7 +19,7 @@ from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder
 from impruver_core.tokenizer import get_special_tokens
 
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.storage.shard_file import ROWS
+from impruver_compose.storage import ROWS
 
 KEPT_DAYS = 30
 

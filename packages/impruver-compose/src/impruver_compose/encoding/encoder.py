@@ -14,13 +14,12 @@ from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_token
 from impruver_core.tokenizer import plain_encoder
 from tokenizers import Encoding
 
-from impruver_compose.converters.conversation import Conversation, convert_row
-from impruver_compose.dedup.minhash import compute_signatures
+from impruver_compose.converters.conversion import Conversation, convert_row
+from impruver_compose.dedup import compute_signatures
 from impruver_compose.encoding import turns
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.turns import TrainingView
-from impruver_compose.storage import records
-from impruver_compose.storage.records import DroppedRow, EncodedConversation, EncodedShard
+from impruver_compose.storage import DroppedRow, EncodedConversation, EncodedShard, build_token_row, compute_digest
 
 BATCH = 500  # rows in memory at once,
 BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding takes a hundred bytes
@@ -139,12 +138,12 @@ def _encode_conversation(
     ids = np.asarray(whole.input_ids, np.uint32)
     texts = [ids[start:end] for number, start, end in whole.texts if number < last or not on_prompt]
     prompt = _serialize_prompt(chat.messages[:last])
-    digest = records.compute_digest(ids)
-    prompt_digest = records.compute_digest(prompt) if prompt else digest
+    digest = compute_digest(ids)
+    prompt_digest = compute_digest(prompt) if prompt else digest
     return EncodedConversation(
         part.row,
         part.part,
-        [records.build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
+        [build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
         np.concatenate([ids[:0], *texts]),
         prompt_digest if on_prompt else digest,
         prompt_digest,
@@ -189,10 +188,10 @@ def _encode_document(job: DatasetJob, part: ConvertedPart, encoding: Encoding) -
         ended = stop == len(ids) and stop - start > 1 and ids[-1] == eos
         encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
         extra = format_row({"text": text[starts[start] : starts[stop]]}).encode()
-        token_rows.append(records.build_token_row(encoded, extra))
+        token_rows.append(build_token_row(encoded, extra))
     if not any(token_row.target_tokens for token_row in token_rows):
         return Refused("nothing_to_learn", "no piece has two tokens")
-    digest = records.compute_digest(np.asarray(ids, np.uint32))
+    digest = compute_digest(np.asarray(ids, np.uint32))
     compared_ids = np.asarray(ids if job.dedup.on == "prompt" else encoding.ids, np.uint32)
     return EncodedConversation(part.row, part.part, token_rows, compared_ids, digest, digest)
 

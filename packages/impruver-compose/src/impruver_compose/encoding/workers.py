@@ -20,7 +20,7 @@ from impruver_core.system import available_cpus
 from impruver_compose.encoding.cache import CacheEntry, ShardSlot
 from impruver_compose.encoding.encoder import encode_rows
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.storage.shard_file import is_readable, write_shard
+from impruver_compose.storage import is_readable, write_shard
 
 SHARD_SHARE = 5  # a shard's bytes to its rows', at least, for tokens of three to four characters
 _tasks: list[tuple[DatasetJob, ShardSlot]] = []  # what workers are forked with

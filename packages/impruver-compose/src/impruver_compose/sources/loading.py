@@ -1,15 +1,16 @@
-"""Open files, folders, globs and hub data sets, memory-mapped by `datasets`."""
+"""Open files, folders, globs and hub data sets as memory-mapped rows, by `datasets`."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
@@ -21,13 +22,52 @@ from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local
 
 from impruver_compose.sections import DatasetSection
-from impruver_compose.sources.file_formats import build_csv_options, check_not_output, find_data_files, get_kind
-from impruver_compose.sources.row_table import RowTable, resolve_json_lines, scan_json_lines
+from impruver_compose.sources.file_formats import (
+    build_csv_options,
+    check_not_output,
+    find_data_files,
+    get_kind,
+    resolve_json_lines,
+    scan_json_lines,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 JSON_START = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The rows of a data set; `json_lines`: the table's column `text` has each row as a line of JSON.
+
+    Those stay text: Arrow would turn strings into dates and add keys of others.
+    """
+
+    table: Dataset
+    columns: tuple[str, ...]
+    json_lines: bool = False
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, start: int, stop: int) -> list[dict]:
+        """Reads rows start..stop; columns that a row of JSON does not have are None, as in a table."""
+        columns = self.table[start:stop]
+        if self.json_lines:
+            lines = (line.removeprefix("\ufeff") for line in columns["text"])
+            return [dict.fromkeys(self.columns) | json.loads(line) for line in lines]
+        size = len(next(iter(columns.values()), ()))
+        return [{name: _drop_inner_nulls(column[row]) for name, column in columns.items()} for row in range(size)]
+
+
+def _drop_inner_nulls(value: Any, inner: bool = False) -> Any:
+    """Drops the nulls inside a value's structs: those are keys that only other rows have."""
+    if isinstance(value, list):
+        return [_drop_inner_nulls(item, inner) for item in value]
+    if isinstance(value, dict):
+        return {name: _drop_inner_nulls(item, True) for name, item in value.items() if item is not None or not inner}
+    return value
 
 
 @dataclass(frozen=True)
