@@ -129,7 +129,9 @@ def find_duplicates(corpus: Corpus, method: str, threshold: float, num_perm: int
     """Finds the conversations to drop, in order; of those that repeat one another the first is kept."""
     if method == "none":
         return []
-    exact = _find_exact(corpus)
+    first: dict[bytes, int] = {}
+    firsts = (first.setdefault(digest, number) for number, digest in enumerate(corpus.digest.tolist()))
+    exact = [Duplicate(number, other, 1.0, True) for number, other in enumerate(firsts) if other != number]
     if method == "exact":
         return exact
     candidates = corpus.compared_size > 0
@@ -149,12 +151,6 @@ def find_leaks(corpus: Corpus, train: list[int], val: list[int], threshold: floa
                 members[bucket].append(number)
     matches = (_find_first_match(corpus, n, buckets, members, threshold) for n, buckets in shared if side[n] == 2)
     return [match for match in matches if match is not None]
-
-
-def _find_exact(corpus: Corpus) -> list[Duplicate]:
-    first: dict[bytes, int] = {}
-    firsts = (first.setdefault(digest, number) for number, digest in enumerate(corpus.digest.tolist()))
-    return [Duplicate(number, other, 1.0, True) for number, other in enumerate(firsts) if other != number]
 
 
 def _find_near(corpus: Corpus, candidates: np.ndarray, threshold: float, num_perm: int) -> Iterator[Duplicate]:

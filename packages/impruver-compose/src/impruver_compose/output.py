@@ -27,7 +27,7 @@ from impruver_core.io.manifest import (
 from impruver_core.tokenizer import compute_template_fingerprint
 
 from impruver_compose.selection import Selection
-from impruver_compose.sources.file_formats import COMPRESSED
+from impruver_compose.sources import COMPRESSED
 from impruver_compose.storage import Corpus
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from impruver_compose import output, selection, template_checks
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
-from impruver_compose.encoding.workers import encode_missing_shards, resolve_num_proc
 from impruver_compose.reporting import html_report, summary_tables, terminal
 from impruver_compose.storage import Corpus
 from impruver_compose.torch_guard import import_libraries
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
     """Composes train and val of a recipe; no file gets its name before all of them are ready."""
-    paths, num_proc = _resolve_paths(recipe), resolve_num_proc(num_proc)
+    paths, num_proc = _resolve_paths(recipe), cache.resolve_num_proc(num_proc)
     output.check_outputs(paths, dry_run, overwrite)
 
     # Load: the tokenizer, and each data set with its converter.
@@ -42,7 +41,7 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     entries = [cache.open_entry(job, fingerprint) for job in jobs]
     jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
     probes = [template_checks.probe_template(job) for job in jobs]
-    encode_missing_shards(jobs, entries, num_proc)
+    cache.encode_missing_shards(jobs, entries, num_proc)
     shards = [[slot.path for slot in entry.shards] for entry in entries]
     stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
     corpus = Corpus([job.name for job in jobs], shards)

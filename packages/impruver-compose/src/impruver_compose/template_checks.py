@@ -150,7 +150,20 @@ def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplatePr
         "example": probe.example,
         "reasoning_stripped": probe.reasoning_stripped,
     }
-    warnings = [_format_end_warning(job, entry, probe), _format_prompt_warning(entry), _format_reasoning_warning(entry)]
+    warnings = [_format_end_warning(job, entry, probe)]
+    if probe.example:
+        example = probe.example
+        warnings.append(
+            f"in {probe.unlike_prompt} of the first {probe.rows} rows the text before the last answer is not the "
+            f"prompt at inference; row {example['row']}, conversation {example['part']}:\n"
+            f"  training:  {example['trained']!r}\n  inference: {example['prompt']!r}"
+        )
+    if probe.reasoning_stripped:
+        warnings.append(
+            f"the chat template strips reasoning of earlier turns in {probe.reasoning_stripped} of the first "
+            f"{probe.rows} rows: it is not trained on, and the answers behind it are trained on without it; "
+            "turns: each (or last) makes rows as at inference"
+        )
     return entry | {"warnings": [warning for warning in warnings if warning]}
 
 
@@ -164,27 +177,6 @@ def _format_end_warning(job: DatasetJob, entry: dict, probe: TemplateProbeResult
     hint = "; the model won't learn to stop" if not entry["ended"] else ""
     why = "; ".join(dict.fromkeys(reasons)) or "no end stands behind some answers"
     return f"the end of the last turn is trained on in {entry['ended']} of {entry['rows']} rows: {why}{hint}"
-
-
-def _format_prompt_warning(entry: dict) -> str | None:
-    if not entry["unlike_prompt"]:
-        return None
-    example = entry["example"]
-    return (
-        f"in {entry['unlike_prompt']} of the first {entry['probed']} rows the text before the last answer is not the "
-        f"prompt at inference; row {example['row']}, conversation {example['part']}:\n"
-        f"  training:  {example['trained']!r}\n  inference: {example['prompt']!r}"
-    )
-
-
-def _format_reasoning_warning(entry: dict) -> str | None:
-    if not entry["reasoning_stripped"]:
-        return None
-    return (
-        f"the chat template strips reasoning of earlier turns in {entry['reasoning_stripped']} of the first "
-        f"{entry['probed']} rows: it is not trained on, and the answers behind it are trained on without it; "
-        "turns: each (or last) makes rows as at inference"
-    )
 
 
 def _build_example(part: ConvertedPart, *texts: str) -> dict:

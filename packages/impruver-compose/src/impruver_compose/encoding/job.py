@@ -17,7 +17,7 @@ from impruver_core.recipe.sections import ModelSection
 
 from impruver_compose.converters.conversion import Conversation, DatasetConverter, find_converter
 from impruver_compose.sections import DatasetSection, DedupSection
-from impruver_compose.sources.loading import RowTable, load_dataset
+from impruver_compose.sources import RowTable, load_dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
