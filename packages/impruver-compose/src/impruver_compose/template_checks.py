@@ -14,9 +14,8 @@ from impruver_core.errors import CheckFailedError, RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 from impruver_compose.converters.conversion import Conversation
-from impruver_compose.encoding.encoder import ConvertedPart, convert_row_of, encode_rows
+from impruver_compose.encoding.encoder import ConvertedPart, build_training_views, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.encoding.turns import build_training_views
 from impruver_compose.selection import DatasetStats
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest
