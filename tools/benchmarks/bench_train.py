@@ -68,7 +68,7 @@ def ours(inputs, plan, data, steps: int) -> float:
             ends.append(time.perf_counter())
 
     plan.arguments.max_steps = steps + 1
-    callbacks = build_callbacks(inputs.output_dir, inputs.files["train"], StopSignal(), {}, None, False)
+    callbacks = build_callbacks(inputs.output_dir, inputs.files["train"], StopSignal(), {}, inputs.start)
     callbacks.callbacks.append(Watch())
     build_run_trainer(plan, data, callbacks).train()
     return (ends[-1] - ends[0]) / steps

@@ -28,11 +28,7 @@ def is_first_on_machine() -> bool:
 
 @contextmanager
 def only_rank_zero_logs() -> Iterator[None]:
-    """Has only the first process on each machine speak.
-
-    What ends the others ends it too, as a rule: they leave the message to it, and print their own when nobody ended
-    them for that.
-    """
+    """Has only the first process on each machine speak; another prints what ends it when nobody ended it first."""
     if "LOCAL_RANK" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch is not imported yet; its warnings are no user's
     if is_first_on_machine():
@@ -52,11 +48,8 @@ def only_rank_zero_logs() -> Iterator[None]:
 
 
 def exit_worker(code: int) -> int:
-    """Returns the exit code; a process that a launcher started ends here.
-
-    Threads of torch's process groups can abort a process that winds down (SIGABRT), and the launcher would take a run
-    whose work is done for a failed one.
-    """
+    """Returns the exit code; a process that a launcher started ends here."""
+    # Threads of torch's process groups can abort one that winds down (SIGABRT): the launcher would see a failed run.
     if "LOCAL_RANK" in os.environ and "torch" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -104,8 +97,17 @@ def check_sharding(arguments: TrainingArguments, trains_token_rows: bool, dry_ru
 
     `trains_token_rows`: an adapter trains rows of the embeddings.
     """
-    if get_zero_stage(arguments) == 3:
-        _check_zero3(arguments.hf_deepspeed_config, trains_token_rows)
+    zero3 = get_zero_stage(arguments) == 3
+    if zero3 and not arguments.hf_deepspeed_config.get_value(f"zero_optimization.{GATHERS}"):
+        raise ImpruverError(
+            f"trainer.deepspeed: ZeRO 3 leaves no process with whole weights to save; set {GATHERS}: true in its "
+            "zero_optimization"
+        )
+    if zero3 and trains_token_rows:
+        raise ImpruverError(
+            "trainer.deepspeed: peft can't train rows of embeddings (the recipe's new special tokens, "
+            "lora.trainable_token_indices) that ZeRO 3 has spread; set its stage: 2"
+        )
     if not uses_fsdp(arguments):
         return
     if arguments.device.type == "cpu":
@@ -118,20 +120,6 @@ def check_sharding(arguments: TrainingArguments, trains_token_rows: bool, dry_ru
         if not dry_run:
             raise ImpruverError(f"{advice}; this is one. Start it so, or leave trainer.fsdp out")
         log_info(f"note: {advice}")
-
-
-def _check_zero3(config: Any, trains_token_rows: bool) -> None:
-    """ImpruverError where ZeRO 3 would fail while it loads or saves."""
-    if not config.get_value(f"zero_optimization.{GATHERS}"):
-        raise ImpruverError(
-            f"trainer.deepspeed: ZeRO 3 leaves no process with whole weights to save; set {GATHERS}: true in its "
-            "zero_optimization"
-        )
-    if trains_token_rows:
-        raise ImpruverError(
-            "trainer.deepspeed: peft can't train rows of embeddings (the recipe's new special tokens, "
-            "lora.trainable_token_indices) that ZeRO 3 has spread; set its stage: 2"
-        )
 
 
 class ShardingDegrees(NamedTuple):

@@ -38,7 +38,7 @@ from impruver_train.training.failures import translate_resource_errors
 from impruver_train.training.trainer import build_run_trainer, run_trial, train_model
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
 
 def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_steps: int = 0) -> None:
@@ -93,8 +93,7 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
 def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
     """Step 2: all that is known before weights are loaded."""
     quiet_libraries("datasets", "transformers")
-    trainer = recipe.trainer | recipe.ddp
-    sections = (recipe.model, recipe.tokenizer, recipe.lora, trainer)
+    sections = (recipe.model, recipe.tokenizer, recipe.lora, recipe.trainer | recipe.ddp)
     return plan_training(*sections, Path(recipe.path), recipe.base_dir, inputs.output_dir)
 
 
@@ -114,9 +113,7 @@ def build(
     """Step 3: the model and its Trainer; then the folder becomes the run's."""
     output_dir, start, processes = inputs.output_dir, inputs.start, plan.arguments.world_size
     identity = resume.build_run_identity(inputs.recipe, inputs.digests, processes)
-    callbacks = build_callbacks(
-        output_dir, inputs.files["train"], stop, identity, start.checkpoint, restore_settings=start.is_named
-    )
+    callbacks = build_callbacks(output_dir, inputs.files["train"], stop, identity, start)
     trainer = build_run_trainer(plan, data, callbacks)
     if plan.arguments.process_index == 0:  # of several processes one alone writes
         output.claim_output_dir(output_dir, overwrite)
@@ -126,7 +123,9 @@ def build(
     return trainer
 
 
-def save(recipe: Recipe, inputs: RunInputs, plan: TrainingPlan, data: TrainingData, trainer: Trainer, model) -> None:
+def save(
+    recipe: Recipe, inputs: RunInputs, plan: TrainingPlan, data: TrainingData, trainer: Trainer, model: PreTrainedModel
+) -> None:
     """Step 5: the outputs, by the process that writes; all processes end together."""
     weights = distributed.gather_full_weights(trainer)
     if plan.arguments.process_index == 0:

@@ -26,10 +26,7 @@ ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has alre
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Has a signal end the process where it is: nothing is to be saved yet.
-
-    An exception, raised while libraries are imported, can be swallowed by them, and the run would continue.
-    """
+    """Has a signal end the process where it is: nothing is to be saved yet, and libraries may swallow an exception."""
 
     def end(number: int, _frame: Any) -> None:
         code, what = (130, "Ctrl+C") if number == signal.SIGINT else (143, "SIGTERM")

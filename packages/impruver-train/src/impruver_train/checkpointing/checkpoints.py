@@ -81,13 +81,6 @@ def remove_later_checkpoints(output_dir: Path, start: Path | None) -> None:
             remove_checkpoint(path)
 
 
-def remove_incomplete_checkpoints(output_dir: Path) -> None:
-    """Removes checkpoints that were not written to their end."""
-    for path in list_checkpoints(output_dir):
-        if not (path / MARKER).exists():
-            remove_checkpoint(path)
-
-
 def remove_stopped_checkpoints(output_dir: Path, but: Path | None = None) -> None:
     """Removes the checkpoints that the recipe did not ask for, but for one."""
     for path in list_checkpoints(output_dir):

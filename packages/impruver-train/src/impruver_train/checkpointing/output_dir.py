@@ -14,12 +14,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_folder
 from impruver_core.io.manifest import read_manifest
 
-from impruver_train.checkpointing.checkpoints import (
-    list_checkpoints,
-    list_complete_checkpoints,
-    read_marker,
-    remove_checkpoint,
-)
+from impruver_train.checkpointing import checkpoints
+from impruver_train.checkpointing.checkpoints import list_complete_checkpoints
 
 MANIFEST = "impruver.json"
 UNFINISHED = "impruver.json.unfinished"  # identifies a run while there is no manifest
@@ -66,10 +62,9 @@ def hash_base(name: str | None) -> dict[str, str]:
 def inspect_output_dir(
     output_dir: Path, recipe: dict[str, Any], digests: dict[str, str], overwrite: bool
 ) -> OutputState:
-    """What `output_dir` is to a run of `recipe` on inputs with these digests; writes nothing.
+    """What `output_dir` is to a run of `recipe` on inputs with these digests; ImpruverError where it can't be used.
 
-    ImpruverError where it can't be used. A run's own earlier work may be replaced with `overwrite`, files that training
-    did not write never.
+    A run's own earlier work may be replaced with `overwrite`, files that training did not write never.
     """
     check_folder(output_dir, "output_dir")
     ours = is_train_output(output_dir)
@@ -86,7 +81,7 @@ def inspect_output_dir(
         changes = find_changes(manifest, recipe, digests) + find_changed_outputs(output_dir, manifest)
         run = "another run"
     else:
-        markers = (read_marker(path) for path in reversed(list_complete_checkpoints(output_dir)))
+        markers = (checkpoints.read_marker(path) for path in reversed(list_complete_checkpoints(output_dir)))
         identity, run = read_manifest(output_dir / UNFINISHED) or next(markers, None), "an unfinished run"
         if not has_work(output_dir):
             return OutputState.NEW
@@ -106,7 +101,8 @@ def is_train_output(output_dir: Path) -> bool:
 
 def list_outputs(output_dir: Path) -> list[Path]:
     """What stands in `output_dir` under the names of what training writes there, checkpoints included."""
-    return [path for path in output_dir.glob("*") if OUTPUTS.fullmatch(path.name)] + list_checkpoints(output_dir)
+    named = [path for path in output_dir.glob("*") if OUTPUTS.fullmatch(path.name)]
+    return named + checkpoints.list_checkpoints(output_dir)
 
 
 def check_base_outside(output_dir: Path, base: Path | None) -> None:
@@ -124,10 +120,7 @@ def has_work(output_dir: Path) -> bool:
 
 
 def claim_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Makes `output_dir`, less what a killed run was writing; `overwrite` removes what an earlier one wrote there.
-
-    What identifies the folder as training's own goes last, should this be cut off.
-    """
+    """Makes `output_dir`, less what a killed run was writing; `overwrite` removes what an earlier one wrote there."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for path in output_dir.glob(".*.part"):
         staged = STAGED.fullmatch(path.name)
@@ -135,16 +128,14 @@ def claim_output_dir(output_dir: Path, overwrite: bool) -> None:
             path.unlink()
     if not overwrite:
         return
+    # What identifies the folder as training's own goes last, should this be cut off.
     for path in sorted(list_outputs(output_dir), key=lambda path: (path.name in (MANIFEST, UNFINISHED), path.name)):
-        remove_checkpoint(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        checkpoints.remove_checkpoint(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager
 def lock_output_dir(output_dir: Path) -> Iterator[None]:
-    """Makes `output_dir` this process's alone; ImpruverError where another trains in it.
-
-    It waits a little: what a killed run left running lets go within seconds.
-    """
+    """Makes `output_dir` this process's alone; ImpruverError where another trains in it for more than seconds."""
     output_dir.mkdir(parents=True, exist_ok=True)
     number = os.open(output_dir, os.O_RDONLY)
     try:

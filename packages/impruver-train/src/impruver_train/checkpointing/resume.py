@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,7 @@ from impruver_train.checkpointing import checkpoints
 from impruver_train.checkpointing.output_dir import UNFINISHED, find_changes, is_train_output
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainingArguments
+    from transformers import TrainingArguments
 
 NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 # A checkpoint of another one of these can't be loaded, or would be continued as what it is not.
@@ -29,10 +28,10 @@ class AlreadyTrainedError(Exception):
 
 
 class ResumePoint(NamedTuple):
-    """The checkpoint to resume from, None for a start anew; the one named by the recipe that this run began at."""
+    """Where a run starts: None for both is anew."""
 
     checkpoint: Path | None
-    origin: Path | None
+    origin: Path | None  # the checkpoint named by a recipe that this run began at
 
     @property
     def is_named(self) -> bool:
@@ -84,9 +83,10 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
     """ImpruverError unless a run of `recipe` can resume from `path`; warns where it is another run's."""
     key = f"trainer.resume_from_checkpoint: {path}"
     if not path.is_dir():
-        others = format_checkpoints(output_dir)
-        raise ImpruverError(f"{key} is not there; {others}. Left out, training resumes by itself or begins")
-    marker = checkpoints.read_marker(path)
+        raise ImpruverError(
+            f"{key} is not there; {format_checkpoints(output_dir)}. Left out, training resumes by itself or begins"
+        )
+    marker, others = checkpoints.read_marker(path), format_checkpoints(output_dir)
     if marker is None:
         absent = [name for name in NEEDED if not (path / name).is_file()]
         weights = "adapter_model" if recipe.get("lora") is not None else "model"
@@ -95,15 +95,13 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
         absent = [] if marker.get("complete") else ["optimizer.pt (trainer.save_only_model: true)"]
         damaged = checkpoints.find_damaged_files(path, marker)
         if damaged:
-            others = format_checkpoints(output_dir)
             raise ImpruverError(f"{key} is damaged: {', '.join(damaged)} gone or of another size; {others}")
     if is_train_output(path) and not checkpoints.NAME.fullmatch(path.name):
         raise ImpruverError(f"{key} is an output_dir, not one of its checkpoints; {format_checkpoints(path)}")
     if absent:
-        others = format_checkpoints(output_dir)
         raise ImpruverError(f"{key} is no checkpoint to resume from: {', '.join(absent)} missing; {others}")
     if marker is None and (path.parent / "recipe.yaml").exists():
-        raise ImpruverError(f"{key} was not written to its end; {format_checkpoints(output_dir)}")
+        raise ImpruverError(f"{key} was not written to its end; {others}")
     if marker is None:
         warn(f"{key} is not of impruver-train: whether it is whole and of these data can't be checked")
         return
@@ -121,10 +119,7 @@ def format_checkpoints(output_dir: Path) -> str:
 
 
 def log_start(start: Path | None, arguments: TrainingArguments, steps: int | None) -> None:
-    """Says what is resumed from, and what may make the run differ from one that was never stopped.
-
-    ImpruverError where that is beyond the run's last of `steps`.
-    """
+    """Logs what is resumed from and what makes the run differ; ImpruverError where it is beyond the last of `steps`."""
     if arguments.ignore_data_skip:
         warn("trainer.ignore_data_skip: true: a run that was stopped sees other rows than one that never was")
     if start is None:
@@ -139,16 +134,3 @@ def log_start(start: Path | None, arguments: TrainingArguments, steps: int | Non
     before = (checkpoints.read_marker(start) or {}).get("processes", processes)
     if before != processes:
         warn(f"{before} processes then, {processes} now: what follows differs from a run that was never stopped")
-
-
-def preserve_adapter_dtype(model: PreTrainedModel) -> None:
-    """Has `model` load a checkpoint's adapter in the dtype that it has here: peft would turn pure bf16 into fp32."""
-    if hasattr(model, "peft_config"):
-        model.load_adapter = partial(model.load_adapter, autocast_adapter_dtype=False)
-
-
-def finish_training(trainer: Trainer) -> None:
-    """What Trainer does after the last step, for a run that was cut off between that and its end."""
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-        trainer._load_best_model()
-    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)

@@ -22,19 +22,13 @@ def make_collator(
     finish: Callable[[dict], dict] = dict,
     positions: int | None = None,
 ) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """The collator of packs and of rows: transformers' DataCollatorForTokenClassification, padding on the right.
+    """The collator of packs and of rows, padded on the right to no more than the `positions` that the model has.
 
-    It works on a copy of the tokenizer: padding changes a fast one's own settings. Padding is masked, so any id will do
-    where the tokenizer has no pad token.
-
-    Args:
-        flat_packs: all packs of a batch become one sequence.
-        finish: is applied to each batch.
-        positions: rows are padded to no more than the model has.
+    `flat_packs`: all packs of a batch become one sequence. `finish` is applied to each batch.
     """
     from transformers import DataCollatorForTokenClassification
 
-    padding = deepcopy(tokenizer)
+    padding = deepcopy(tokenizer)  # padding changes a fast one's own settings; it is masked, so any id will do
     padding.padding_side = "right"
     if padding.pad_token is None:
         padding.pad_token = padding.eos_token or padding.convert_ids_to_tokens(0)

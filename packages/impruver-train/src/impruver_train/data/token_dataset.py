@@ -81,10 +81,7 @@ class TokenFileStats:
 
 
 def read_stats(path: Path, digest: str | None = None) -> tuple[TokenFileStats, ndarray]:
-    """The stats of `path` and the lengths of its rows with targets (an int32 array), writing nothing.
-
-    ImpruverError with file and line at the first bad row.
-    """
+    """The stats of `path` and the lengths of its rows with targets (an int32 array), writing nothing."""
     import numpy as np
 
     if (_get_cache_folder(path, digest) / "facts.json").exists():
@@ -122,19 +119,12 @@ def load_token_dataset(path: Path, digest: str | None = None) -> tuple[TokenFile
     return TokenFileStats(**read_json(stats_file)), Dataset.from_file(str(folder / "rows.arrow"))
 
 
-def _write_cache(path: Path, rows: Path, stats_file: Path) -> None:
-    """Writes the rows, then the stats, whose presence means that the rows are complete."""
-    for left in rows.parent.glob(f"{rows.name}.*"):  # by a process that was killed: this one is alone here
-        left.unlink()
-    stats = write_arrow(path, rows)
-    with atomic_write(stats_file) as file:
-        json.dump(asdict(stats), file)
-
-
-def write_arrow(path: Path, target: Path) -> TokenFileStats:
-    """Writes the rows of `path` that have targets into `target`, an Arrow stream; returns the stats of all."""
+def _write_cache(path: Path, target: Path, stats_file: Path) -> None:
+    """Writes the rows that have targets, an Arrow stream, then the stats, whose presence means that it is complete."""
     import pyarrow as pa
 
+    for left in target.parent.glob(f"{target.name}.*"):  # by a process that was killed: this one is alone here
+        left.unlink()
     columns = {"input_ids": pa.int32(), "labels": pa.int32(), "attention_mask": pa.int8()}
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
     stats = TokenFileStats()
@@ -144,7 +134,8 @@ def write_arrow(path: Path, target: Path) -> TokenFileStats:
         while batch := list(islice(rows, BATCH_ROWS)):
             writer.write_batch(pa.record_batch(dict(zip(columns, zip(*batch, strict=True), strict=True)), schema))
     os.replace(staged, target)
-    return stats
+    with atomic_write(stats_file) as file:
+        json.dump(asdict(stats), file)
 
 
 def read_target_rows(path: Path, stats: TokenFileStats) -> Iterator[TokenRow]:
@@ -184,10 +175,7 @@ def check_row(row: dict[str, Any], path: Path, line: int) -> TokenRow:
 
 
 def check_rows(stats: TokenFileStats, path: Path, vocabulary: int, positions: int | None) -> list[str]:
-    """Refuses a file without targets, ids that the model has no row for and rows longer than its positions.
-
-    `positions` is None where the model has no limit. Returns notes.
-    """
+    """Refuses no targets, ids that the model has no row for, rows longer than its `positions`; returns notes."""
     if not stats.rows:
         raise ImpruverError(f"{path}: no rows; impruver-compose makes them")
     if stats.targetless_rows == stats.rows:

@@ -1,9 +1,10 @@
-"""Builds the model that is trained: base or new, quantized, adapter, new tokens, the dtype of every weight."""
+"""Measures and builds the model that is trained: base or new, quantized, adapter, new tokens, dtypes."""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,31 @@ from impruver_core.tokenizer import load_tokenizer
 from impruver_train.config.precision import Precision
 from impruver_train.modeling.checks import check_base, format_near_targets, list_unmatched_names
 from impruver_train.modeling.chunked_loss import LogitsPath, get_plain_head
-from impruver_train.modeling.logits_path import guess_logits_path, predict_logits_path
-from impruver_train.modeling.model_size import ModelSize, count_parameters
+from impruver_train.modeling.logits_path import predict_logits_path
 from impruver_train.modeling.packed_attention import check_packable
 
 if TYPE_CHECKING:
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Numbers of parameters, adapter included, and what of a step's memory depends on the modules."""
+
+    total: int
+    trainable: int
+    quantizable: int = 0  # in matrices that quantization holds in fewer bits
+    inputs: int = 0  # values a token that backward needs as inputs of trained matrices, in all layers
+    dropped: int = 0  # of these, what passes an adapter's dropout, which keeps its mask
+    every: int = 0  # inputs of all matrices, which 8-bit ones keep
+    attention: str = "sdpa"
+    logits: LogitsPath = LogitsPath.ALL
+    logits_tested: bool = False  # on a small model of the class
 
 
 def load_model_config(
@@ -91,6 +107,7 @@ def measure_model(
 ) -> ModelSize:
     """The size of the model to be, counted on torch's meta device, and which logits it is likely to compute."""
     import torch
+    from transformers.loss.loss_utils import ForCausalLMLoss
 
     logits = predict_logits_path(section, config, recipe_dir)
     tested = logits is not None
@@ -104,7 +121,10 @@ def measure_model(
             check_packable(model)
         if vocabulary > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
-        logits = logits if tested else guess_logits_path(model)
+        if not tested:  # a guess: its forward takes the positions to keep, its loss is the usual one
+            takes = "logits_to_keep" in signature(model.forward).parameters
+            usual = getattr(model, "loss_function", None) is ForCausalLMLoss
+            logits = LogitsPath.CHUNKED if takes and usual else LogitsPath.ALL
         trainable = total = sum(weight.numel() for weight in model.parameters())
         warnings = list_unmatched_names(model, lora) if lora is not None else []
         if lora is not None:
@@ -120,16 +140,51 @@ def measure_model(
     return replace(count_parameters(model, trainable, total), logits=logits, logits_tested=tested)
 
 
+def count_parameters(model: nn.Module, trainable: int, total: int) -> ModelSize:
+    """The size of `model`, its adapter included; which logits it computes is not said yet."""
+    import torch
+
+    attention = str(model.config.get_text_config()._attn_implementation)
+    matrices = {name: module for name, module in model.named_modules() if _is_model_matrix(name, module)}
+    matrices = {name: module for name, module in matrices.items() if module is not model.get_output_embeddings()}
+    adapted = {name: module for name, module in model.named_modules() if getattr(module, "lora_A", None)}
+    dropping = {
+        name: module
+        for name, module in adapted.items()
+        if any(isinstance(each, torch.nn.Dropout) for each in module.lora_dropout.values())
+    }
+    dropped = sum(module.in_features for module in dropping.values())
+    trained = {name: module for name, module in matrices.items() if module.weight.requires_grad}
+    inputs = dropped + _sum_input_widths(trained | {name: adapted[name] for name in adapted.keys() - dropping.keys()})
+    quantizable = sum(module.weight.numel() for module in matrices.values())
+    every = _sum_input_widths({name.removesuffix(".base_layer"): module for name, module in matrices.items()})
+    return ModelSize(total, trainable, quantizable, inputs, dropped, every, attention)
+
+
+def _is_model_matrix(name: str, module: nn.Module) -> bool:
+    """Whether a module is a matrix of the model itself, not one of an adapter nor the adapter's wrapper around it."""
+    kind = type(module).__name__
+    return kind in ("Linear", "Conv1D") and "lora_" not in name and not hasattr(module, "base_layer")
+
+
+def _sum_input_widths(matrices: dict[str, nn.Module]) -> int:
+    """The widths of the inputs of `matrices`, those that several read (q, k and v do) once."""
+    widths = {
+        (name.rpartition(".")[0], getattr(module, "in_features", None) or module.weight.shape[0])
+        for name, module in matrices.items()
+    }
+    return sum(width for _, width in widths)
+
+
 def build_model(
     section: ModelSection,
+    lora: dict[str, Any] | None,
+    recipe_dir: Path | None,
     config: PretrainedConfig,
     precision: Precision,
     arguments: TrainingArguments,
-    *,
     vocabulary: int,
-    lora: dict[str, Any] | None,
     new_ids: list[int],
-    recipe_dir: Path | None,
 ) -> PreTrainedModel:
     """The model, ready for Trainer: base or fresh, embeddings grown, frozen and adapted where `lora` asks for it."""
     from transformers import set_seed

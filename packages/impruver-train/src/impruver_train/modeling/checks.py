@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,23 +41,17 @@ def check_base(folder: Path | None, name: str) -> None:
     for path in (*folder.glob("*.safetensors"), *folder.glob("tokenizer.*")):
         check_no_lfs_pointer(path)
     if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
+        base = "another base"
+        with suppress(OSError, ImpruverError, KeyError):
+            base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
         raise ImpruverError(
-            f"model.name: {name} is an adapter, trained on {_read_base_name(folder)}, and no model; name that base to "
-            "train a new adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged "
-            "folder"
+            f"model.name: {name} is an adapter, trained on {base}, and no model; name that base to train a new "
+            "adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged folder"
         )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ImpruverError(f"model.name: {name} holds no weights; copy its *.safetensors there, or name another model")
     if not any(folder.glob("*.safetensors")):
         refuse_pickled_weights(folder, key="model.name")
-
-
-def _read_base_name(folder: Path) -> str:
-    """The base of the adapter in `folder`, as its configuration names it."""
-    try:
-        return str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
-    except (OSError, ImpruverError, KeyError):
-        return "another base"
 
 
 def list_merge_warnings(lora: dict[str, Any] | None) -> list[str]:

@@ -56,7 +56,7 @@ def limit_logits_path(arguments: TrainingArguments, own_trainer: bool, trains_he
 
 
 def add_logits_to_keep(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`batch` with `logits_to_keep`, a bool for each position of `labels`, (batch, sequence)."""
+    """`batch` with `logits_to_keep`: which positions of (batch, sequence) predict a target."""
     return {**batch, "logits_to_keep": shift_labels(batch["labels"]) != IGNORE_INDEX}
 
 
@@ -139,12 +139,9 @@ def is_sparse(logits: Tensor | LazyLogits) -> bool:
 def compute_chunked_loss(
     logits: Tensor | LazyLogits, labels: Tensor, vocab_size: int, chunk: int = CHUNK, **more: Any
 ) -> Tensor:
-    """transformers' ForCausalLMLoss of the logits of target positions, lazy or not; of all logits it is itself.
+    """transformers' ForCausalLMLoss of target positions' logits, (positions, vocabulary); of all logits it is itself.
 
-    Args:
-        logits: (positions, vocabulary), or (batch, sequence, vocabulary).
-        labels: (batch, sequence).
-        more: what `forward` passes on: `num_items_in_batch`, by which the sum is divided.
+    `labels`: (batch, sequence). `more` is what `forward` passes on, `num_items_in_batch` by which the sum is divided.
     """
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
@@ -173,8 +170,7 @@ def load_chunked_cross_entropy() -> type:
     class ChunkedCrossEntropy(torch.autograd.Function):
         """Summed cross entropy of the logits that `make` makes of `hidden`, (positions, size), over `count`.
 
-        Gradients of `hidden` and of the weights that `make` trains are computed with the loss. They are those of the
-        sum: its count, and the scale of fp16's loss, come in backward.
+        Gradients are computed with the loss. They are those of the sum: count and fp16's scale come in backward.
         """
 
         @staticmethod

@@ -25,14 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from impruver_core.labels import IGNORE_INDEX
 from impruver_core.modeling.loading import build_new_model
 
-from impruver_train.modeling.chunked_loss import (
-    LogitsPath,
-    add_logits_to_keep,
-    enable_chunked_loss,
-    get_base,
-    get_plain_head,
-    is_sparse,
-)
+from impruver_train.modeling import chunked_loss
+from impruver_train.modeling.chunked_loss import LogitsPath, get_base, get_plain_head
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +57,8 @@ def find_logits_path(
 ) -> LogitsPath | None:
     """The greatest path up to `best` whose loss and gradients on a tiny batch are those of all logits.
 
-    Nothing of `model` is changed by it: weights, gradients, buffers, random state.
-
-    Args:
-        autocast: the dtype that training computes in where weights are held in another.
-
-    Returns:
-        None where all logits themselves give no finite loss on this batch, so that nothing can be said.
+    Nothing is changed by it: weights, gradients, buffers, random state. None where all logits themselves give no finite
+    loss. `autocast`: the dtype that training computes in where weights are held in another.
     """
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
@@ -109,7 +98,7 @@ def run_step(model: PreTrainedModel, path: LogitsPath, autocast: torch.dtype | N
 
     base, head, device = get_base(model), get_plain_head(model), next(model.parameters()).device
     batch = make_batch(base.config.get_text_config().vocab_size, device)
-    batch = add_logits_to_keep(batch) if path else batch
+    batch = chunked_loss.add_logits_to_keep(batch) if path else batch
     takes = inspect.signature(base.forward).parameters.values()  # as Trainer finds out
     accepts_count = getattr(base, "accepts_loss_kwargs", any(each.kind is each.VAR_KEYWORD for each in takes))
     count = {"num_items_in_batch": torch.tensor(29, device=device)} if accepts_count else {}
@@ -133,7 +122,7 @@ def run_step(model: PreTrainedModel, path: LogitsPath, autocast: torch.dtype | N
             hooks.append(weight.register_post_accumulate_grad_hook(partial(record, name)))
     try:
         if path:
-            enable_chunked_loss(model, path, CHUNK)
+            chunked_loss.enable_chunked_loss(model, path, CHUNK)
         with preserve_state(model, device):
             for training in (True, False):
                 torch.manual_seed(0)  # the same dropout and routing noise each time
@@ -141,7 +130,7 @@ def run_step(model: PreTrainedModel, path: LogitsPath, autocast: torch.dtype | N
                 casting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None)
                 with torch.set_grad_enabled(training), casting:
                     outputs = model(**batch, **(count if training else {}))
-                if path and not is_sparse(outputs.logits):
+                if path and not chunked_loss.is_sparse(outputs.logits):
                     return None
                 losses.append(outputs.loss.detach().float().cpu())
                 if training:
@@ -164,11 +153,8 @@ def run_step(model: PreTrainedModel, path: LogitsPath, autocast: torch.dtype | N
 
 @contextmanager
 def preserve_state(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Leaves `model` and the random states as they were: modes, buffers (a batch norm's …), cache, the head's dropout.
-
-    An adapter's dropout before the head draws other numbers for other positions: it is off within.
-    """
-    import torch
+    """Leaves modes, buffers, cache and random states as they were, with an adapter's dropout before the head off."""
+    import torch  # that dropout would draw other numbers for other positions
 
     config, head = get_base(model).config.get_text_config(), get_base(model).get_output_embeddings()
     modes, caches = [(module, module.training) for module in model.modules()], getattr(config, "use_cache", False)
@@ -255,11 +241,3 @@ def shrink_config(config: PretrainedConfig, values: dict[str, Any]) -> dict[str,
         elif type(value) is int and ("vocab_size" in name or name.endswith(("_token_id", "_token_index"))):
             small[key] = min(value, VOCABULARY - (not name.endswith("size")))
     return values | small
-
-
-def guess_logits_path(model: PreTrainedModel) -> LogitsPath:
-    """What a model is likely to pass: its forward takes the positions to keep, its loss is the usual one."""
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return LogitsPath.CHUNKED if takes and model.loss_function is ForCausalLMLoss else LogitsPath.ALL

@@ -24,11 +24,7 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # of a
 
 
 def check_packable(model: PreTrainedModel) -> None:
-    """ImpruverError for a model whose rows would not be kept apart; `model` may be on the meta device.
-
-    What is asked: no state of its own, attention in every layer, no convolution over tokens, positions that can be
-    given, and masks made by transformers' one place that knows packed rows.
-    """
+    """ImpruverError for a model, maybe on the meta device, whose rows would not be kept apart."""
     config = model.config.get_text_config()
     others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - ATTENTION)
     base = model.base_model
@@ -53,10 +49,7 @@ def check_packable(model: PreTrainedModel) -> None:
 
 
 def require_row_isolation(model: PreTrainedModel, autocast: torch.dtype | None = None) -> None:
-    """ImpruverError if, in the loaded model, the logits of one row change with the row before it.
-
-    `autocast`: the dtype that training computes in where weights are held in another.
-    """
+    """ImpruverError if, in the loaded model, the logits of one row change with the row before it."""
     import torch
 
     device, vocabulary = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
@@ -94,14 +87,7 @@ def enable_rowwise_attention(model: PreTrainedModel) -> None:
 
 
 def attend_row_by_row(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    position_ids: Tensor | None = None,
-    **more: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention function, from (batch, heads, sequence, size) to (batch, sequence, heads, size).
 
@@ -110,7 +96,7 @@ def attend_row_by_row(
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 
-    length = query.shape[2]
+    position_ids, length = more.pop("position_ids", None), query.shape[2]
     if position_ids is None or position_ids.shape != (len(query), length) or key.shape[2] != length:
         return sdpa(module, query, key, value, attention_mask, position_ids=position_ids, **more)
     packs = []

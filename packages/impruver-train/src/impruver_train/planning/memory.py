@@ -127,8 +127,7 @@ def _estimate_logits(plan: TrainingPlan, positions: float, training: bool) -> in
 def _estimate_layer(config: PretrainedConfig, value: int, longest: int, attention: str) -> int:
     """Bytes a token that a layer keeps whatever is trained: norms in fp32, attention, gated MLP in `value` bytes.
 
-    Eager attention keeps scores of each head in fp32 and, in 16 bits, a copy; SDPA its mask in `value` bytes; both
-    repeat key and value heads that several queries share.
+    Eager attention keeps scores in fp32 and, in 16 bits, a copy, SDPA its mask; both repeat shared key and value heads.
     """
     heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention: as if it had one head
     head = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -21,8 +21,8 @@ from impruver_train.data import token_dataset
 from impruver_train.data.packing import PackingPlan, plan_packing
 from impruver_train.data.token_dataset import TokenFileStats
 from impruver_train.modeling import building, checks
+from impruver_train.modeling.building import ModelSize
 from impruver_train.modeling.chunked_loss import LogitsPath, limit_logits_path
-from impruver_train.modeling.model_size import ModelSize
 
 if TYPE_CHECKING:
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
@@ -173,10 +173,7 @@ def _describe_logits(size: ModelSize, limit: LogitsPath) -> str:
 
 
 def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry_run: bool) -> TrainingData:
-    """Checks and reads the token files, memory-mapped unless it is a dry run.
-
-    Makes every check of rows that the model and tokenizer allow, and of sharding.
-    """
+    """Checks and reads the token files, memory-mapped unless it is a dry run."""
     arguments = plan.arguments
     token_rows = plan.lora is not None and (plan.new_ids or plan.lora.get("trainable_token_indices"))
     distributed.check_sharding(arguments, bool(token_rows), dry_run)

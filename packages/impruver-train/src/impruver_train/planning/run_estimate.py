@@ -14,8 +14,8 @@ from impruver_core.modeling.devices import DTYPES
 from impruver_train.data.collator import MULTIPLE
 from impruver_train.data.packing import PackingPlan
 from impruver_train.data.token_dataset import TokenFileStats
+from impruver_train.modeling.building import ModelSize
 from impruver_train.modeling.chunked_loss import LogitsPath
-from impruver_train.modeling.model_size import ModelSize
 from impruver_train.planning.memory import OPTIMIZER_BYTES, BatchShape, estimate_memory, format_estimate
 from impruver_train.planning.plan import TrainingData, TrainingPlan
 
@@ -66,12 +66,11 @@ def _describe_repeated_rows(rows: int, arguments: TrainingArguments) -> list[str
     """A line where some of `rows` rows (or packs) are seen twice an epoch, that every process have as many batches."""
     batch, processes = arguments.train_batch_size, arguments.world_size
     count = 0 if arguments.dataloader_drop_last or processes == 1 else -rows % (batch * processes)
-    if not count:
-        return []
-    return [
+    line = (
         f"repeated: {count} of the {rows:,} are seen twice an epoch, as they are no multiple of {batch * processes} "
         f"({processes} processes by {batch}); trainer.dataloader_drop_last: true leaves the rest out instead"
-    ]
+    )
+    return [line] if count else []
 
 
 def compute_padding(sizes: ndarray, arguments: TrainingArguments) -> Padding:

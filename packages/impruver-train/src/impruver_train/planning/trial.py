@@ -39,12 +39,6 @@ def choose_items(sizes: ndarray, arguments: TrainingArguments, steps: int) -> li
     return np.concatenate([longest, np.resize(drawn, max(0, count - len(longest)))]).tolist()
 
 
-def _count_positions(sizes: ndarray, items: list[int], batch: int) -> int:
-    """Positions of these items in batches of `batch`, padding included."""
-    batches = [items[start : start + batch] for start in range(0, len(items), batch)]
-    return sum(round_up_longest(sizes[each]) * len(each) for each in batches)
-
-
 def _read_clock() -> float:
     """Seconds, once a GPU has done what it was given."""
     import torch
@@ -103,7 +97,9 @@ def format_trial(
     batch = arguments.train_batch_size * arguments.world_size
     each = batch * arguments.gradient_accumulation_steps
     timed = range(1 if len(seconds) > 1 else 0, len(seconds))
-    positions = sum(_count_positions(sizes, items[step * each : (step + 1) * each], batch) for step in timed)
+    starts = (start for step in timed for start in range(step * each, (step + 1) * each, batch))
+    batches = [items[start : start + batch] for start in starts]
+    positions = sum(round_up_longest(sizes[batch]) * len(batch) for batch in batches)
     total, width = count_steps(len(sizes), arguments).total, compute_padding(sizes, arguments).width
     whole_run = sum(seconds[step] for step in timed) / positions * width * min(each, len(sizes)) * total
     lines = [f"trial: {len(seconds)} steps took {', '.join(f'{each:.2f}' for each in seconds)} s (the first warms up)"]

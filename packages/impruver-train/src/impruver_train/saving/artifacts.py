@@ -43,14 +43,15 @@ def write_outputs(
 ) -> None:
     """Writes what a finished run leaves, the manifest last; what only an unfinished one needs goes.
 
-    Args:
-        weights: those of the model by name where it is spread over processes, else None.
-        tokenizer_source: the folder or hub id that the tokenizer came from.
+    `weights`: the model's by name where it is spread over processes. `tokenizer_source`: its folder or hub id.
     """
     output_dir = inputs.output_dir
     save_model(model, weights, output_dir, plan)
     save_tokenizer(plan.tokenizer, tokenizer_source, output_dir)
-    save_held_out(inputs.files.get("val"), output_dir)
+    val = inputs.files.get("val")
+    rows = (row for row in (read_rows(val) if val else ()) if "messages" in row or "text" in row)
+    with atomic_write(output_dir / "heldout.jsonl") as file:
+        write_rows(file, islice(rows, HELD_OUT))
     counts = build_counts(plan.size, data.stats["train"], steps)
     write_report(output_dir, inputs.recipe, counts)
     write_manifest(inputs, plan, data, {"counts": counts, "end_of_turn": data.end_of_turn})
@@ -102,13 +103,6 @@ def _find_base_file(source: str, name: str) -> str | None:
         return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     except OSError:  # not to be had offline: the base had to be in the cache, and with it its own files
         return None
-
-
-def save_held_out(val: Path | None, output_dir: Path) -> None:
-    """Copies the first rows of `val` that have messages or text into heldout.jsonl, whole."""
-    rows = (row for row in (read_rows(val) if val else ()) if "messages" in row or "text" in row)
-    with atomic_write(output_dir / "heldout.jsonl") as file:
-        write_rows(file, islice(rows, HELD_OUT))
 
 
 def write_manifest(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, more: dict[str, Any]) -> None:

@@ -20,7 +20,9 @@ def translate_resource_errors(output_dir: Path, advice: Callable[[], list[str]])
     try:
         yield
     except BaseException as error:
-        checkpoints.remove_incomplete_checkpoints(output_dir)
+        for path in checkpoints.list_checkpoints(output_dir):
+            if not (path / checkpoints.MARKER).exists():
+                checkpoints.remove_checkpoint(path)
         if is_out_of_memory(error):
             words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             lines = [f"out of memory ({words}); what helps, the greatest effect first:", *advice()]

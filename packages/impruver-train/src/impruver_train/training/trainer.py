@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
@@ -12,7 +13,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import get_context_length
 
 from impruver_train import signals
-from impruver_train.checkpointing import resume
+from impruver_train.checkpointing.resume import AlreadyTrainedError, ResumePoint
 from impruver_train.config.training_arguments import load_trainer_class
 from impruver_train.data.collator import make_collator
 from impruver_train.distributed import get_zero_stage, uses_fsdp
@@ -42,16 +43,8 @@ def build_run_trainer(plan: TrainingPlan, data: TrainingData, callbacks: RunCall
 def load_trained_model(plan: TrainingPlan) -> PreTrainedModel:
     """Loads or makes the model; with packing, two packed rows are tried."""
     arguments, stage = plan.arguments, get_zero_stage(plan.arguments)
-    model = build_model(
-        plan.model,
-        plan.config,
-        plan.precision,
-        arguments,
-        vocabulary=plan.vocabulary,
-        lora=plan.lora,
-        new_ids=plan.new_ids,
-        recipe_dir=plan.recipe_dir,
-    )
+    sections = (plan.model, plan.lora, plan.recipe_dir)
+    model = build_model(*sections, plan.config, plan.precision, arguments, plan.vocabulary, plan.new_ids)
     if plan.packing and arguments.device.type == "cpu":
         packed_attention.enable_rowwise_attention(model)
     if not (uses_fsdp(arguments) or arguments.deepspeed or plan.bits):
@@ -96,10 +89,7 @@ def build_trainer(
 
 
 def settle_logits_path(model: PreTrainedModel, plan: TrainingPlan) -> LogitsPath:
-    """Which logits the loaded `model` computes: those that were planned, if it passes the test of it.
-
-    Where it can't be tested (weights spread over processes) a small model of its class has to have been.
-    """
+    """Which logits the loaded `model` computes: those planned, if it or (weights are spread) a small model passes."""
     planned = plan.size.logits
     spread = uses_fsdp(plan.arguments) or get_zero_stage(plan.arguments) == 3
     path = planned if spread or not planned else find_logits_path(model, planned, plan.precision.autocast_dtype)
@@ -112,13 +102,16 @@ def settle_logits_path(model: PreTrainedModel, plan: TrainingPlan) -> LogitsPath
     return path
 
 
-def train_model(trainer: Trainer, start: resume.ResumePoint) -> PreTrainedModel:
+def train_model(trainer: Trainer, start: ResumePoint) -> PreTrainedModel:
     """Trains from `start` on; the model, with the best checkpoint's weights where that is asked for."""
-    resume.preserve_adapter_dtype(trainer.model)
+    if hasattr(trainer.model, "peft_config"):  # peft would turn the pure bf16 of a checkpoint's adapter into fp32
+        trainer.model.load_adapter = partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     try:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-    except resume.AlreadyTrainedError:
-        resume.finish_training(trainer)
+    except AlreadyTrainedError:  # cut off after the last step: what Trainer does between that and its end
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from impruver_train.checkpointing.resume import ResumePoint
 from impruver_train.signals import StopSignal
 from impruver_train.training.callbacks.checkpointer import CheckpointCallback
 from impruver_train.training.callbacks.metrics_logger import MetricsLoggerCallback
@@ -43,26 +44,15 @@ class RunCallbacks(NamedTuple):
 
 
 def build_callbacks(
-    output_dir: Path,
-    train_path: Path,
-    signal: StopSignal,
-    identity: dict[str, Any],
-    start: Path | None,
-    restore_settings: bool,
+    output_dir: Path, train_path: Path, signal: StopSignal, identity: dict[str, Any], start: ResumePoint
 ) -> RunCallbacks:
-    """All callbacks of a run.
-
-    Args:
-        identity: goes into the marker of each checkpoint.
-        start: the checkpoint to resume from.
-        restore_settings: the recipe names that checkpoint, and may have other settings than it.
-    """
+    """All callbacks of a run; `identity` goes into the marker of each checkpoint."""
     batches: list[dict[str, Any]] = []
-    settings: list[dict[str, Any]] | None = [] if restore_settings else None
+    settings: list[dict[str, Any]] | None = [] if start.is_named else None
     callbacks = [
         as_callback(MetricsLoggerCallback, output_dir / "metrics.jsonl"),
         as_callback(NonFiniteGuardCallback, output_dir, train_path, batches),
-        as_callback(CheckpointCallback, output_dir, signal, identity, start),
+        as_callback(CheckpointCallback, output_dir, signal, identity, start.checkpoint),
         as_callback(ThroughputCallback, output_dir / NAME, batches),
     ]
     if settings is not None:

@@ -15,9 +15,9 @@ NAME = "speed.jsonl"
 
 
 class ThroughputCallback:
-    """Callback that writes a row for each step into `path`: `step`, `seconds`, `tokens`, `memory` (bytes).
+    """Callback that writes a row for each step into `path`, tokens without padding where it is masked.
 
-    `batches`: those of the step, as `record_batches` fills them in.
+    `memory` is in bytes: the most so far on a GPU, else now. `batches`: the step's, as `record_batches` fills them in.
     """
 
     def __init__(self, path: Path, batches: list[Batch]) -> None:
@@ -32,22 +32,14 @@ class ThroughputCallback:
         self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
+        import torch
+
         if not state.is_world_process_zero:
             return
         seconds = round(time.perf_counter() - self.start, 4)
-        tokens = args.world_size * sum(map(count_tokens, self.batches))
+        masks = (batch.get("attention_mask", batch["input_ids"] >= 0) for batch in self.batches)
+        tokens = sum(int(mask.sum()) for mask in masks)
+        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else get_process_memory()
+        row = {"step": state.global_step, "seconds": seconds, "tokens": args.world_size * tokens, "memory": memory}
         with self.path.open("a", encoding="utf-8") as file:
-            row = {"step": state.global_step, "seconds": seconds, "tokens": tokens, "memory": get_memory()}
             file.write(format_row(row) + "\n")
-
-
-def count_tokens(batch: Batch) -> int:
-    """Tokens in a batch, without padding where it is masked."""
-    return int(batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel())
-
-
-def get_memory() -> int:
-    """Bytes that this process holds: the most so far on a GPU, else now."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else get_process_memory()
