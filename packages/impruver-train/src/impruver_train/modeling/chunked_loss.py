@@ -109,26 +109,28 @@ class LazyLogits:
     def __init__(self, hidden: Tensor, make: Callable[[Tensor], Tensor], trained: list[Tensor]) -> None:
         self.hidden, self.make, self.trained = hidden, make, trained
 
-    def then(self, step: Callable[[Tensor], Tensor], factor: Any = 1.0) -> Tensor | LazyLogits:
+    def apply_step(self, step: Callable[[Tensor], Tensor], factor: Any = 1.0) -> Tensor | LazyLogits:
         """These logits after `step`; made at once where its `factor` is a tensor, which may be trained."""
         if not isinstance(factor, int | float):
             return step(self.make(self.hidden))
         return LazyLogits(self.hidden, lambda chunk: step(self.make(chunk)), self.trained)
 
     def float(self) -> LazyLogits:
-        return self.then(lambda logits: logits.float())
+        return self.apply_step(lambda logits: logits.float())
 
     def __mul__(self, factor: Any) -> Tensor | LazyLogits:
-        return self.then(lambda logits: logits * factor, factor)
+        return self.apply_step(lambda logits: logits * factor, factor)
 
     def __truediv__(self, factor: Any) -> Tensor | LazyLogits:
-        return self.then(lambda logits: logits / factor, factor)
+        return self.apply_step(lambda logits: logits / factor, factor)
 
     @classmethod
     def __torch_function__(cls, function: Callable, types: Any, args: tuple, kwargs: Any = None) -> Any:
         import torch
 
-        return args[0].then(function) if function is torch.tanh and len(args) == 1 and not kwargs else NotImplemented
+        return (
+            args[0].apply_step(function) if function is torch.tanh and len(args) == 1 and not kwargs else NotImplemented
+        )
 
 
 def is_sparse(logits: Tensor | LazyLogits) -> bool:

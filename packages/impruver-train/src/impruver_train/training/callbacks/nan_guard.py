@@ -85,7 +85,10 @@ def _list_rows(batch: Batch) -> Iterator[tuple[int, ...]]:
     masks = batch.get("attention_mask")
     for index, ids in enumerate(batch["input_ids"]):
         if "position_ids" in batch:
-            ends = [*(end for end, at in enumerate(batch["position_ids"][index].tolist()) if at == 0), len(ids)]
+            ends = [
+                *(end for end, position in enumerate(batch["position_ids"][index].tolist()) if position == 0),
+                len(ids),
+            ]
             yield from (tuple(ids[start:end].tolist()) for start, end in pairwise(ends))
         elif masks is not None:
             yield tuple(ids[: int(masks[index].nonzero()[-1]) + 1].tolist())
