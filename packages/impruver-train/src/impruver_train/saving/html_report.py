@@ -17,41 +17,43 @@ SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_trai
 
 def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any]) -> None:
     """Writes report.html of what metrics.jsonl and speed.jsonl tell; `counts` are the manifest's."""
-    metrics, speed = (_rows(output_dir / name) for name in ("metrics.jsonl", SPEED))
+    metrics, speed = (_read_rows(output_dir / name) for name in ("metrics.jsonl", SPEED))
     rates = [row | {"tokens a second": row["tokens"] / row["seconds"]} for row in speed if row["seconds"]]
     held = [row | {"memory, MB": row["memory"] / 1e6} for row in speed]
     sections = [
-        html.build_section("", "", html.build_facts(_facts(metrics, speed))),
+        html.build_section("", "", html.build_facts(_build_summary(metrics, speed))),
         html.build_section(
-            "Loss", "Of each optimizer step, and of each evaluation.", _line(metrics, "loss", "eval_loss")
+            "Loss", "Of each optimizer step, and of each evaluation.", _render_line(metrics, "loss", "eval_loss")
         ),
-        html.build_section("Learning rate", "", _line(metrics, "learning_rate")),
-        html.build_section("Gradient norm", "Before it is clipped.", _line(metrics, "grad_norm")),
-        html.build_section("Speed", "Tokens a second in each step, padding aside.", _line(rates, "tokens a second")),
+        html.build_section("Learning rate", "", _render_line(metrics, "learning_rate")),
+        html.build_section("Gradient norm", "Before it is clipped.", _render_line(metrics, "grad_norm")),
         html.build_section(
-            "Memory", "In MB: of a GPU the most so far, else what the process holds.", _line(held, "memory, MB")
+            "Speed", "Tokens a second in each step, padding aside.", _render_line(rates, "tokens a second")
         ),
-        html.build_section("Run", "", html.build_table(["", ""], _about(recipe, counts))),
+        html.build_section(
+            "Memory", "In MB: of a GPU the most so far, else what the process holds.", _render_line(held, "memory, MB")
+        ),
+        html.build_section("Run", "", html.build_table(["", ""], _build_run_table(recipe, counts))),
     ]
     with atomic_write(output_dir / "report.html") as file:
         file.write(html.render_page(output_dir.name, "How training went.", sections))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+def _list_points(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-def _line(rows: list[dict[str, Any]], *names: str) -> dict | None:
-    series = {name.replace("_", " "): _points(rows, name) for name in names}
+def _render_line(rows: list[dict[str, Any]], *names: str) -> dict | None:
+    series = {name.replace("_", " "): _list_points(rows, name) for name in names}
     return charts.render_lines(", ".join(series), series)
 
 
-def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[str, Any]:
-    losses, evaluated = _points(metrics, "loss"), _points(metrics, "eval_loss")
+def _build_summary(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[str, Any]:
+    losses, evaluated = _list_points(metrics, "loss"), _list_points(metrics, "eval_loss")
     last = losses[-max(1, len(losses) // 10) :]
     facts: dict[str, Any] = {"steps": losses[-1][0] if losses else 0}
     if last:
@@ -66,10 +68,11 @@ def _facts(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[s
     return facts
 
 
-def _about(recipe: dict[str, Any], counts: dict[str, Any]) -> list[list[Any]]:
+def _build_run_table(recipe: dict[str, Any], counts: dict[str, Any]) -> list[list[Any]]:
     model, trainer = recipe.get("model") or {}, recipe.get("trainer") or {}
     rows = [["model", model.get("name") or model.get("config_class")], ["dtype", model.get("dtype")]]
     rows += [[name.replace("_", " "), trainer[name]] for name in SHOWN if name in trainer]
     if recipe.get("lora"):
         rows.append(["lora", {name: value for name, value in recipe["lora"].items() if value is not None}])
-    return rows + [[name.replace("_", " "), value] for name, value in counts.items()]
+    names = {"learned_tokens": "target tokens"}
+    return rows + [[names.get(name, name.replace("_", " ")), value] for name, value in counts.items()]

@@ -67,9 +67,9 @@ def build_metrics_row(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
     A number that is not finite becomes null: the file is strict JSON.
     """
     if "eval_loss" in logs:
-        return {"step": step, "eval_loss": _finite_or_none(logs["eval_loss"])}
+        return {"step": step, "eval_loss": _get_finite(logs["eval_loss"])}
     if "loss" in logs:
-        return {"step": step} | {name: _finite_or_none(logs[name]) for name in COLUMNS if name in logs}
+        return {"step": step} | {name: _get_finite(logs[name]) for name in COLUMNS if name in logs}
     return None
 
 
@@ -80,5 +80,5 @@ def format_metrics(row: dict[str, Any], steps: int) -> str:
     return f"step {row['step']}/{steps}: {', '.join(parts)}"
 
 
-def _finite_or_none(value: float) -> float | None:
+def _get_finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
