@@ -36,20 +36,17 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "impruver demo", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", nargs="?", default="impruver_demo", help="where all of it goes (default: %(default)s)"
-    )
+    where = "where all of it goes (default: %(default)s)"
+    parser.add_argument("folder", nargs="?", default="impruver_demo", help=where)
     folder = _claim_folder(Path(parser.parse_args(argv).folder).expanduser())
     for program in dict.fromkeys(step[0] for step in STEPS):
         require_program(program)
     start = time.monotonic()
     for program, *flags in STEPS:
         _run_step(program, ["--config", RECIPE, *flags], folder)
-    shares = {
-        name: _print_answers(name, folder / file) for name, file in (("the model", MODEL), ("its q8_0 GGUF", GGUF))
-    }
+    shares = [_print_answers("the model", folder / MODEL), _print_answers("its q8_0 GGUF", folder / GGUF)]
     print_result(f"\n{format_duration(time.monotonic() - start)}; everything is in {folder}")
-    if min(shares.values()) < RIGHT_AT_LEAST:
+    if min(shares) < RIGHT_AT_LEAST:
         raise CheckFailedError(f"fewer than {RIGHT_AT_LEAST:.0%} of the answers are right")
     return 0
 

@@ -193,9 +193,27 @@ def check_loading_info(model: PreTrainedModel, info: dict[str, Any], name: str) 
 
     `info` is what `from_pretrained(…, output_loading_info=True)` returns.
     """
-    fault = next(_find_faults(model, info), None)
-    if fault:
-        raise ImpruverError(f"model.name: {name}: {fault}")
+    kind, mismatched, missing = type(model).__name__, info["mismatched_keys"], info["missing_keys"]
+    if mismatched:
+        tensor, saved, wanted = min(mismatched)
+        more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
+        raise ImpruverError(
+            f"model.name: {name}: {tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: "
+            "they are not of one model; copy both again"
+        )
+    if missing:
+        raise ImpruverError(
+            f"model.name: {name}: it has no weights for {_format_names(missing)} of {kind}; they would start at "
+            "random: set the model.class it was saved with, or copy config.json and weights again"
+        )
+    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
+    modules = {_get_module_name(tensor) for tensor, _ in model.named_parameters()}
+    unused = [tensor for tensor in info["unexpected_keys"] if _get_module_name(tensor) in modules]
+    if unused:
+        raise ImpruverError(
+            f"model.name: {name}: by config.json {kind} has no place for {_format_names(unused)}: fewer layers, or no "
+            "bias? It would not be the model that was saved; copy config.json again"
+        )
 
 
 def disable_cpu_4bit_repacking(model: PreTrainedModel) -> None:
@@ -207,30 +225,6 @@ def disable_cpu_4bit_repacking(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-
-
-def _find_faults(model: PreTrainedModel, info: dict[str, Any]) -> Iterator[str]:
-    kind, mismatched, missing = type(model).__name__, info["mismatched_keys"], info["missing_keys"]
-    if mismatched:
-        tensor, saved, wanted = min(mismatched)
-        more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
-        yield (
-            f"{tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: they are not of one "
-            "model; copy both again"
-        )
-    if missing:
-        yield (
-            f"it has no weights for {_format_names(missing)} of {kind}; they would start at random: set the "
-            "model.class it was saved with, or copy config.json and weights again"
-        )
-    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
-    modules = {_get_module_name(tensor) for tensor, _ in model.named_parameters()}
-    unused = [tensor for tensor in info["unexpected_keys"] if _get_module_name(tensor) in modules]
-    if unused:
-        yield (
-            f"by config.json {kind} has no place for {_format_names(unused)}: fewer layers, or no bias? It would not "
-            "be the model that was saved; copy config.json again"
-        )
 
 
 def _get_module_name(tensor: str) -> str:

@@ -55,10 +55,9 @@ class TemplateProber:
     def __call__(self, *messages: dict, prompt: bool = False) -> ProbeRendering | None:
         for opening in ((), (SYSTEM,)):  # some templates want a system message
             traced = trace_messages([*opening, *messages])
+            options = {"add_generation_prompt": prompt, "variables": self.variables}
             try:
-                text = render_template(
-                    self.template, traced, self.tools, add_generation_prompt=prompt, variables=self.variables
-                )
+                text = render_template(self.template, traced, self.tools, **options)
             except RefusedError:
                 continue
             spans = find_message_spans(get_runs(text), len(text))
