@@ -30,13 +30,13 @@ def make_tokenizer(folder, template=ROLE_TAGS, texts=TEXTS):
 
 
 def make_rows(tokenizer, count):
-    """Token rows of one question and answer each, the answer learned."""
+    """Token rows of one question and answer each, the answer trained on."""
     rows = []
     for text in (TEXTS * (count // len(TEXTS) + 1))[:count]:
         question, _, answer = text.partition(" is ")
         prompt = tokenizer(f"<|user|>{question}<|end|><|assistant|>", add_special_tokens=False)["input_ids"]
-        learned = tokenizer(f"{answer}<|end|>", add_special_tokens=False)["input_ids"]
-        rows.append({"input_ids": prompt + learned, "labels": [-100] * len(prompt) + learned})
+        targets = tokenizer(f"{answer}<|end|>", add_special_tokens=False)["input_ids"]
+        rows.append({"input_ids": prompt + targets, "labels": [-100] * len(prompt) + targets})
     return rows
 
 

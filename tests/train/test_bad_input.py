@@ -48,13 +48,13 @@ BAD_ROWS = {
     "a messages row": ([{"messages": [{"role": "user", "content": "a"}]}], "line 1", "impruver-compose"),
     "a mask that hides all": (
         [GOOD | {"attention_mask": [0, 0, 0]}] * 2,
-        "nothing to learn",
+        "nothing to train on",
         "2 rows",
     ),
-    "nothing to learn": ([{"input_ids": [5, 6], "labels": [-100, -100]}] * 3, "nothing to learn", "3 rows"),
+    "nothing to learn": ([{"input_ids": [5, 6], "labels": [-100, -100]}] * 3, "nothing to train on", "3 rows"),
     "only a first label, which is never a target": (
         [{"input_ids": [5, 6], "labels": [5, -100]}],
-        "nothing to learn",
+        "nothing to train on",
         "",
     ),
     "no rows": ([], "no rows", "impruver-compose"),

@@ -82,7 +82,7 @@ def test_resuming_with_two_processes_equals_an_unstopped_run(recipe, tmp_path):
     assert (saved / "impruver.json").exists()
     code, out, err = run("stopped")
     assert code == 0, err
-    assert err.count(f"goes on from {saved}") == 1
+    assert err.count(f"resumes from {saved}") == 1
     for name in ("metrics.jsonl", "adapter_model.safetensors"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 

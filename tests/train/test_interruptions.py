@@ -72,7 +72,7 @@ def test_signals_and_a_kill_then_the_same_result(recipe, start, impruver_train, 
     Path("go").touch()
     code, stdout, err = ended(process)
     assert (code, stdout) == (143, ""), err
-    assert f"saved after step 2 in {out / 'stopped-2'}; the same command goes on from there" in err
+    assert f"saved after step 2 in {out / 'stopped-2'}; the same command resumes from there" in err
     metrics = [row["step"] for row in read_jsonl(out / "metrics.jsonl")]
     assert metrics == [1, 2]
 
@@ -93,7 +93,7 @@ def test_signals_and_a_kill_then_the_same_result(recipe, start, impruver_train, 
     Path("go").touch()
     code, _, err = ended(process)
     assert code == 130, err
-    assert "goes on from" in err
+    assert "resumes from" in err
     assert f"stopped by Ctrl+C: saved after step 5 in {out / 'stopped-5'}" in err
 
     code, stdout, err = ended(start(config))
@@ -190,7 +190,7 @@ def test_a_full_disk_is_told_before_and_is_a_clean_stop(recipe, start, small_dis
     code, stdout, err = ended(process)
     assert (code, stdout) == (2, ""), err
     assert "the disk is full" in err
-    assert f"goes on from {out / 'checkpoint-3'}" in err
+    assert f"resumes from {out / 'checkpoint-3'}" in err
     assert {path.name for path in out.glob("checkpoint-*")} == whole
     filler.unlink()
     assert impruver_train(config)[0] == 0

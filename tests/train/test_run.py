@@ -164,20 +164,20 @@ def test_metrics_have_every_step_whatever_logging_steps_says(recipe, impruver_tr
 
 
 def test_first_loss_is_the_models_own(recipe, impruver_train, parts, tmp_path, tiny):
-    """Loss of step 1 over a whole-file batch: the mean over learned tokens, computed here without Trainer."""
+    """Loss of step 1 over a whole-file batch: the mean over target tokens, computed here without Trainer."""
     import torch
     from transformers import AutoModelForCausalLM
 
     rows = read_jsonl(parts / "train.jsonl")
     assert impruver_train(recipe(lora=None, trainer={"per_device_train_batch_size": len(rows), "max_steps": 1}))[0] == 0
     model = AutoModelForCausalLM.from_pretrained(parts / "base")
-    lost, learned = 0.0, 0
+    lost, targets = 0.0, 0
     for row in rows:
         logits = says(model, torch.tensor([row["input_ids"]]))[0, :-1]
         labels = torch.tensor(row["labels"])[1:]
         lost += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100).item()
-        learned += int((labels != -100).sum())
-    assert read_jsonl(tmp_path / "out" / "metrics.jsonl")[0]["loss"] == pytest.approx(lost / learned, abs=1e-5)
+        targets += int((labels != -100).sum())
+    assert read_jsonl(tmp_path / "out" / "metrics.jsonl")[0]["loss"] == pytest.approx(lost / targets, abs=1e-5)
 
 
 def test_from_scratch_takes_the_tokenizers_vocabulary(recipe, impruver_train, parts, tmp_path, tiny):

@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from impruver_train.training.callbacks import nan_guard, trackers
 from results import record
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
@@ -41,31 +41,24 @@ def recipe_file(folder: Path, name: str, keys: dict) -> Path:
     return path
 
 
-def planned(path: str, overrides: list[str]):
-    """(recipe, plan, rows) as impruver-train makes them."""
-    from impruver_core.io.atomic import hash_file
+def make_plan(path: str, overrides: list[str]):
+    """The recipe, the plan and the data as impruver-train makes them."""
     from impruver_core.recipe.loading import load_recipe
-    from impruver_train import run as train
-    from impruver_train.planning import plan
+    from impruver_train import run
 
     recipe = load_recipe(path, overrides)
-    train.quiet_libraries()
-    inputs = plan.find_inputs(recipe.train_path, None, recipe.path, False)
-    out = Path(recipe.output_dir)
-    made = plan.plan_model(recipe, out)
-    digests = {name: hash_file(path) for name, path in inputs.items()}
-    _, rows, layout = plan.read_rows(recipe, inputs, digests, made, map_rows=True)
-    out.mkdir(parents=True, exist_ok=True)
-    return recipe, made, rows, layout
+    inputs = run.check(recipe, False, True, 0)
+    plan = run.plan_run(recipe, inputs)
+    data = run.load_data(plan, inputs, recipe.tokenizer.max_tokens_count, False)
+    inputs.output_dir.mkdir(parents=True, exist_ok=True)
+    return inputs, plan, data
 
 
-def ours(recipe, made, rows, steps: int) -> float:
+def ours(inputs, plan, data, steps: int) -> float:
     """Seconds a step of the recipe's Trainer, the first left out."""
-    from impruver_train import signals
-    from impruver_train.training import trainer as trainers
-    from impruver_train.training.callbacks import checkpointer as stopping
-    from impruver_train.training.callbacks.base import as_callback
-    from impruver_train.training.callbacks.throughput import Speed
+    from impruver_train.signals import StopSignal
+    from impruver_train.training.callbacks.run_callbacks import build_callbacks
+    from impruver_train.training.trainer import build_run_trainer
     from transformers import TrainerCallback
 
     ends: list[float] = []
@@ -74,33 +67,30 @@ def ours(recipe, made, rows, steps: int) -> float:
         def on_step_end(self, args, state, control, **_):
             ends.append(time.perf_counter())
 
-    made.arguments.max_steps = steps + 1
-    out = Path(recipe.output_dir)
-    finite = as_callback(nan_guard.Finite, out, Path(recipe.train_path))
-    saving = as_callback(stopping.Saving, out, signals.Noted(), {}, None)
-    speed = as_callback(Speed, out / "speed.jsonl")
-    trainer = trainers.make_trainer(recipe, made, {"train": rows["train"]}, [], [finite, saving, speed, Watch()])
-    finite.batches = speed.batches = nan_guard.remember_batches(trainer)
-    trackers.pace_trackers(trainer)
-    trainer.train()
+    plan.arguments.max_steps = steps + 1
+    callbacks = build_callbacks(inputs.output_dir, inputs.files["train"], StopSignal(), {}, None, False)
+    callbacks.callbacks.append(Watch())
+    build_run_trainer(plan, data, callbacks).train()
     return (ends[-1] - ends[0]) / steps
 
 
-def bare(recipe, made, rows, steps: int) -> float:
+def bare(plan, data, steps: int) -> float:
     """Seconds a step of a PyTorch loop over the same batches, the first left out."""
     import itertools
 
     import torch
     from impruver_train.data.collator import make_collator
-    from impruver_train.training import trainer as trainers
+    from impruver_train.training.trainer import load_trained_model
 
-    model = trainers.make_model(recipe, made).train()
+    model = load_trained_model(plan).train()
     model.config.use_cache = False
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=made.arguments.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=plan.arguments.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     batches = torch.utils.data.DataLoader(
-        rows["train"], batch_size=made.arguments.train_batch_size, collate_fn=make_collator(made.tokenizer)
+        data.datasets["train"],
+        batch_size=plan.arguments.train_batch_size,
+        collate_fn=make_collator(plan.tokenizer),
     )
     ends = []
     for batch in itertools.islice(itertools.cycle(batches), steps + 1):
@@ -116,8 +106,8 @@ def bare(recipe, made, rows, steps: int) -> float:
 def compare_steps(name: str, path: str, overrides: list[str], steps: int, turns: int) -> None:
     """Prints both, taking turns."""
     sequential = ["trainer.train_sampling_strategy=sequential", "trainer.eval_strategy=no", "trainer.save_strategy=no"]
-    recipe, made, rows, _ = planned(path, [*overrides, *sequential, "trainer.use_cpu=true", "trainer.report_to=none"])
-    pairs = [(bare(recipe, made, rows, steps), ours(recipe, made, rows, steps)) for _ in range(turns)]
+    inputs, plan, data = make_plan(path, [*overrides, *sequential, "trainer.use_cpu=true", "trainer.report_to=none"])
+    pairs = [(bare(plan, data, steps), ours(inputs, plan, data, steps)) for _ in range(turns)]
     least, most = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
     print(f"{path}: bare {least * 1e3:.1f} ms a step, ours {most * 1e3:.1f} ms, {most / least:.3f} times")
     record(name, most / least)
@@ -125,18 +115,19 @@ def compare_steps(name: str, path: str, overrides: list[str], steps: int, turns:
 
 def compare_packing(recipe_path: str, steps: int) -> None:
     """Prints target tokens a second with plain padding and packed."""
-    from impruver_train.planning import run_estimate as estimate
+    from impruver_train.planning.run_estimate import compute_padding
 
     speeds = {}
     for packing, batch in ((False, 8), (True, 1)):
         sets = [f"trainer.packing={str(packing).lower()}", f"trainer.per_device_train_batch_size={batch}"]
-        recipe, made, rows, layout = planned(recipe_path, sets)
-        learned = sum(sum(label >= 0 for label in rows["train"][i]["labels"]) for i in range(0, len(rows["train"]), 7))
-        learned = learned / len(range(0, len(rows["train"]), 7))
-        waste, width = estimate.padding(layout.sizes, made.arguments)
+        inputs, plan, data = make_plan(recipe_path, sets)
+        rows, sizes = data.datasets["train"], data.batches.sizes
+        learned = sum(sum(label >= 0 for label in rows[i]["labels"]) for i in range(0, len(rows), 7))
+        learned = learned / len(range(0, len(rows), 7))
+        waste, width = compute_padding(sizes, plan.arguments)
         # A step of drawn batches varies: what a place costs is measured, how many places there are is known.
-        sample = draw(rows["train"], layout.sizes, batch, steps, width)
-        seconds = ours(recipe, made, {"train": sample}, steps)
+        sample = draw(rows, sizes, batch, steps, width)
+        seconds = ours(inputs, plan, replace(data, datasets={"train": sample}), steps)
         speeds[packing] = learned * batch / seconds
         print(f"packing {packing}: {speeds[packing]:.1f} target tokens a second, {waste:.1%} padding, {seconds:.1f} s")
     print(f"packing: {speeds[True] / speeds[False]:.2f} times the target tokens a second")

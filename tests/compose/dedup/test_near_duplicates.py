@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from impruver_compose.dedup.minhash import (
+from impruver_compose.dedup import (
     WEIGHTS,
     choose_bands,
     compute_all_shingles,

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from impruver_compose.storage.shard_file import ROWS
+from impruver_compose.storage import ROWS
 from impruver_compose.template_checks import PROBED
 from support.cli import has_content, is_ended, script, wait_for
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
-from impruver_gguf.vocab.pre_tokenizers import LLAMA3, QWEN2, TEKKEN
+from impruver_gguf.vocab.byte_level_bpe import LLAMA3, QWEN2, TEKKEN
 from support.gguf_cases import FAMILIES, OLD_NAMES
 from support.models import edit_json
 from tokenizers import Tokenizer

@@ -96,6 +96,6 @@ def test_a_damaged_checkpoint_is_passed_over(recipe, impruver_train, checkpoint,
     optimizer.write_bytes(optimizer.read_bytes()[:100])
     code, _, err = impruver_train(recipe(trainer={"save_strategy": "steps", "save_steps": 2}))
     assert code == 0, err
-    assert "checkpoint-4 is damaged (optimizer.pt gone or of another size) and not gone on from" in err
-    assert f"goes on from {checkpoint}" in err
+    assert "checkpoint-4 is damaged (optimizer.pt gone or of another size) and not resumed from" in err
+    assert f"resumes from {checkpoint}" in err
     assert (out / "adapter_model.safetensors").read_bytes() == whole

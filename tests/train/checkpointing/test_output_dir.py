@@ -80,7 +80,7 @@ def test_unfinished_work_of_another_run_is_refused(recipe, impruver_train, unfin
 
 def test_how_often_is_saved_may_change_in_between(recipe, impruver_train, unfinished, tmp_path):
     trainer = unfinished["trainer"] | {"save_steps": 1, "save_total_limit": 1, "logging_steps": 1}
-    assert "goes on from" in impruver_train(recipe(trainer=trainer), "--dry_run")[2]
+    assert "resumes from" in impruver_train(recipe(trainer=trainer), "--dry_run")[2]
     assert impruver_train(recipe(trainer=trainer))[0] == 0
     assert {path.name for path in (tmp_path / "out").glob("*-*")} == {"checkpoint-4"}
 
@@ -112,7 +112,7 @@ def test_a_given_checkpoint(recipe, impruver_train, unfinished, tmp_path, tiny, 
     (out / "checkpoint-1" / "impruver.json").unlink()
     for path, flags, keys, wanted in (
         (tmp_path / "nowhere", [], {}, "nowhere is not there; there are"),
-        (tmp_path, [], {}, "is no checkpoint to go on from: trainer_state.json"),
+        (tmp_path, [], {}, "is no checkpoint to resume from: trainer_state.json"),
         (out / "checkpoint-1", [], {}, "was not written to its end"),
         (out / "checkpoint-2", ["--overwrite"], {}, "--overwrite would remove"),
         (out / "checkpoint-2", [], other | {"lora": {"r": 2}}, "lora.r: 4 then, 2 now"),
@@ -122,10 +122,10 @@ def test_a_given_checkpoint(recipe, impruver_train, unfinished, tmp_path, tiny, 
         assert (code, wanted in err) == (2, True), err
     code, _, err = given(out / "checkpoint-2", **other)
     assert code == 0
-    assert "goes on from" in err
+    assert "resumes from" in err
     assert [row["step"] for row in read_jsonl(tmp_path / "other" / "metrics.jsonl")] == [3, 4]
     monkeypatch.setenv("STOP", "3")
-    for _ in range(2):  # what came after it is done again; the same command then goes on from what that left
+    for _ in range(2):  # what came after it is done again; the same command then resumes from what that left
         code, _, err = given(out / "checkpoint-2")
         assert code == (143 if "checkpoint-2, after" in err else 0), err
     assert "stopped-3, after step 3" in err
@@ -164,7 +164,7 @@ def test_dry_run_agrees_with_the_run(recipe, impruver_train, tmp_path, tiny):
     assert impruver_train(recipe(trainer=trainer))[0] == 0
     counts = json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]
     assert f"{counts['steps']} in all" in stdout
-    assert f"{counts['tokens']:,}, {counts['learned_tokens']:,} learned" in stdout
+    assert f"{counts['tokens']:,}, {counts['learned_tokens']:,} target tokens" in stdout
     assert len(read_jsonl(tmp_path / "out" / "metrics.jsonl")) == counts["steps"]
 
 
@@ -175,13 +175,13 @@ def test_dry_run_before_compose_is_a_note(recipe, impruver_train, tmp_path):
     assert "45,088 in all" in stdout
 
 
-def test_rows_that_teach_nothing_are_left_out_and_told(recipe, impruver_train, parts, tmp_path, tiny):
+def test_rows_without_targets_are_left_out_and_told(recipe, impruver_train, parts, tmp_path, tiny):
     rows = read_jsonl(parts / "train.jsonl")
     rows[3]["labels"] = [-100] * len(rows[3]["labels"])
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     code, _, err = impruver_train(recipe(train_path=str(data)))
     assert code == 0
-    assert "1 rows teach nothing and are left out (the first is line 4)" in err
+    assert "1 rows have no target tokens and are left out (the first is line 4)" in err
     assert json.loads((tmp_path / "out" / "impruver.json").read_text())["counts"]["rows"] == 47
 
 

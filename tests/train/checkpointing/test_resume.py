@@ -1,4 +1,4 @@
-"""A run that was stopped and gone on with equals one that never was, number for number."""
+"""A run that was stopped and resumed equals one that never was, number for number."""
 
 import pytest
 from support.jsonl import read_jsonl
@@ -79,7 +79,7 @@ def ran(recipe, impruver_train, parts, tmp_path, monkeypatch, tiny):
         monkeypatch.delenv("STOP", raising=False)
         code, _, err = impruver_train(config)
         assert code == 0, err
-        assert not stops or f"goes on from {tmp_path / name}" in err
+        assert not stops or f"resumes from {tmp_path / name}" in err
         out = tmp_path / name
         weights = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
         return read_jsonl(out / "metrics.jsonl"), weights, {path.name for path in out.iterdir()}

@@ -12,7 +12,7 @@ IGNORED = -100
 
 
 def write_mixed(tiny, parts, path, count=40):
-    """Rows of 3 to 60 tokens, every label learned; of some not the first."""
+    """Rows of 3 to 60 tokens, every label a target; of some not the first."""
     rows = []
     for number in range(count):
         length = 3 + (number * 17) % 58
@@ -34,9 +34,9 @@ def row_losses(model, batch):
         each = torch.nn.functional.cross_entropy(said[:-1].float(), labels[1:], ignore_index=IGNORED, reduction="none")
         bounds = [*(starts == 0).nonzero().flatten().tolist(), len(ids)] if "position_ids" in batch else [0, len(ids)]
         for start, end in itertools.pairwise(bounds):
-            learned = labels[start:end] != IGNORED
-            if learned.any():
-                key = tuple(ids[start:end][: int(learned.nonzero().max()) + 1].tolist())
+            targets = labels[start:end] != IGNORED
+            if targets.any():
+                key = tuple(ids[start:end][: int(targets.nonzero().max()) + 1].tolist())
                 losses[key] = float(each[start : end - 1].sum())
     return losses
 
@@ -44,19 +44,18 @@ def row_losses(model, batch):
 @pytest.fixture
 def packed(parts, tmp_path, tiny):
     """(rows, packs of 64 tokens) of mixed rows, and the collator over the tiny tokenizer."""
-    from impruver_train.data import packing
-    from impruver_train.data import token_dataset as data
+    from impruver_train.data import packing, token_dataset
     from impruver_train.data.collator import make_collator
     from transformers import AutoTokenizer
 
-    _, rows = data.prepare(write_mixed(tiny, parts, tmp_path / "mixed.jsonl"))
-    layout = packing.lay_out(data.row_lengths(rows), True, 64, 0)
-    return rows, layout.over(rows), make_collator(AutoTokenizer.from_pretrained(parts / "base"))
+    _, rows = token_dataset.load_token_dataset(write_mixed(tiny, parts, tmp_path / "mixed.jsonl"))
+    layout = packing.plan_packing(token_dataset.get_row_lengths(rows), True, 64, 0)
+    return rows, layout.build_dataset(rows), make_collator(AutoTokenizer.from_pretrained(parts / "base"))
 
 
 def model_of(kind, attention, parts, lora=False):
     import torch
-    from impruver_train.modeling.packed_attention import go_by_row
+    from impruver_train.modeling.packed_attention import enable_rowwise_attention
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
@@ -72,7 +71,7 @@ def model_of(kind, attention, parts, lora=False):
     by_row = attention == "row by row"
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa" if by_row else attention)
     if by_row:
-        go_by_row(model)
+        enable_rowwise_attention(model)
     for weight in model.parameters():  # fresh norms and small weights would hide a leak
         weight.data += torch.randn_like(weight) * 0.2
     if lora:
@@ -96,7 +95,7 @@ def test_each_row_has_the_loss_that_it_has_alone(kind, attention, packed, parts)
     assert len(alone) == len(rows)
     assert together.keys() == alone.keys()
     assert max(abs(together[key] - alone[key]) / len(key) for key in alone) < 1e-4
-    assert max(len(packs.bounds[i : i + 2]) for i in range(len(packs))) > 1
+    assert max(len(packs.packs.bounds[i : i + 2]) for i in range(len(packs))) > 1
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])
@@ -134,49 +133,49 @@ def test_a_row_in_a_pack_is_attended_to_by_itself(packed, parts, monkeypatch):
 
 
 def test_packs_hold_every_row_once_and_little_else(tmp_path):
-    from impruver_train.data.packing import lay_out
+    from impruver_train.data.packing import plan_packing
 
     lengths = numpy.random.default_rng(0).lognormal(5, 0.8, 5000).clip(8, 1024).astype(numpy.int32)
-    layout = lay_out(lengths, True, 1024, 7)
-    assert sorted(layout.order) == list(range(5000))
+    layout = plan_packing(lengths, True, 1024, 7)
+    assert sorted(layout.packs.order) == list(range(5000))
     assert layout.sizes.max() <= 1024
     assert layout.sizes.sum() == lengths.sum()
     assert 1 - lengths.sum() / (len(layout.sizes) * 1024) < 0.01
-    again, other = lay_out(lengths, True, 1024, 7), lay_out(lengths, True, 1024, 8)
-    assert (again.order == layout.order).all()
-    assert not (other.order == layout.order).all()
+    again, other = plan_packing(lengths, True, 1024, 7), plan_packing(lengths, True, 1024, 8)
+    assert (again.packs.order == layout.packs.order).all()
+    assert not (other.packs.order == layout.packs.order).all()
 
 
 def test_flash_attention_gets_one_sequence(packed, parts):
-    from impruver_train.data.collator import join_packs
+    from impruver_train.data.collator import collate_packs
 
     _, packs, _ = packed
-    batch = join_packs([packs[0], packs[1]], 0, flat=True)
+    batch = collate_packs([packs[0], packs[1]], 0, flat=True)
     assert len(batch["input_ids"]) == 1
     bounds = (batch["position_ids"][0] == 0).sum()
-    assert bounds >= packs.bounds[2]
+    assert bounds >= packs.packs.bounds[2]
     assert (batch["labels"][0][batch["position_ids"][0] == 0] == IGNORED).all()
 
 
 def test_packs_longer_than_the_positions_a_model_has():
     """A batch of one full pack and one that is nearly empty: padding has positions that rows have."""
-    from impruver_train.data.collator import join_packs
+    from impruver_train.data.collator import collate_packs
 
     full = {"input_ids": [5] * 40, "labels": [5] * 40, "position_ids": [*range(10)] * 4}
     short = {"input_ids": [5, 6], "labels": [5, 6], "position_ids": [0, 1]}
-    batch = join_packs([full, short], 0, flat=False)
+    batch = collate_packs([full, short], 0, flat=False)
     assert batch["position_ids"][1].tolist() == [0, 1, *[*range(10)] * 3, *range(8)]
 
 
 def test_mixed_rows_are_seen_with_a_vocabulary_of_six_tokens(monkeypatch):
     import torch
-    from impruver_train.data.packing import require_apart
+    from impruver_train.modeling.packed_attention import require_row_isolation
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(
         LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=6, initializer_range=0.5)
     )
-    require_apart(model)
+    require_row_isolation(model)
     forward = model.forward
 
     def mix(position_ids, **inputs):
@@ -184,7 +183,7 @@ def test_mixed_rows_are_seen_with_a_vocabulary_of_six_tokens(monkeypatch):
 
     monkeypatch.setattr(model, "forward", mix)
     with pytest.raises(ImpruverError, match="packed rows see each other"):
-        require_apart(model)
+        require_row_isolation(model)
 
 
 VARIANTS = {
@@ -200,7 +199,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_one_step_over_everything_is_the_step_without_packing(name, recipe, impruver_train, parts, tmp_path, tiny):
-    """Loss (a mean over learned tokens), gradient norm and the loss after the step: the same, packed or not."""
+    """Loss (a mean over target tokens), gradient norm and the loss after the step: the same, packed or not."""
     data = write_mixed(tiny, parts, tmp_path / "mixed.jsonl")
     keys = VARIANTS[name]
     said = {}
@@ -289,7 +288,7 @@ def test_packs_count_in_the_steps(recipe, impruver_train, parts, tmp_path, tiny)
 
 def test_the_lines_of_packed_rows_are_found(parts, tiny):
     from impruver_train.data.collator import make_collator
-    from impruver_train.training.callbacks.nan_guard import lines_of
+    from impruver_train.training.callbacks.nan_guard import find_lines
     from transformers import AutoTokenizer
 
     rows = read_jsonl(parts / "train.jsonl")
@@ -299,4 +298,4 @@ def test_the_lines_of_packed_rows_are_found(parts, tiny):
         for one, other in ((rows[30], rows[4]), (rows[11], rows[2]))
     ]
     batch = make_collator(AutoTokenizer.from_pretrained(parts / "base"))(packs)
-    assert lines_of(parts / "train.jsonl", [batch]) == [3, 5, 12, 31]
+    assert find_lines(parts / "train.jsonl", [batch]) == [3, 5, 12, 31]

@@ -179,12 +179,18 @@ def test_what_a_batch_goes_through_leaves_losses_alone(more, recipe, impruver_tr
     [("label_smoothing_factor", 0.1), ("use_liger_kernel", True), ("torch_compile", True), ("n_gpu", 2)],
 )
 def test_where_somebody_looks_at_logits_all_are_made(key, value):
-    from impruver_train.modeling.chunked_loss import may_use_sparse_logits
+    from impruver_train.modeling.chunked_loss import limit_logits_path
 
     plain = {"label_smoothing_factor": 0.0, "use_liger_kernel": False, "torch_compile": False, "n_gpu": 0}
-    assert may_use_sparse_logits(SimpleNamespace(**plain), False)
-    assert not may_use_sparse_logits(SimpleNamespace(**plain), True)
-    assert not may_use_sparse_logits(SimpleNamespace(**plain | {key: value}), False)
+    plain |= {"fsdp": "", "fp16": False}
+
+    def limit(own_trainer=False, trains_head=True, **more):
+        return limit_logits_path(SimpleNamespace(**plain | more), own_trainer, trains_head).name
+
+    assert limit() == "CHUNKED"
+    assert limit(own_trainer=True) == limit(**{key: value}) == "ALL"
+    assert limit(fp16=True) == limit(fsdp="full_shard") == "TARGETS"
+    assert limit(fp16=True, trains_head=False) == "CHUNKED"
 
 
 LOOKS = """

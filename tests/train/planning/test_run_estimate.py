@@ -81,19 +81,20 @@ def settings(**more):
 
 
 def test_a_configuration_whose_layers_differ_has_no_estimate():
-    from impruver_train.memory import estimate, told
+    from impruver_train.planning.memory import BatchShape, estimate_memory, format_estimate
 
     config = SimpleNamespace(num_hidden_layers=2, hidden_size=8, vocab_size=9, intermediate_size=[8, 16])
-    assert "--trial_steps" in told(estimate(None, config, None, None, None, 8))
+    plan = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    assert "--trial_steps" in format_estimate(estimate_memory(plan, BatchShape(8), None))
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_padding_of_shuffled_rows_is_the_mean_over_shuffles(drop_last):
-    from impruver_train.planning.run_estimate import padding
+    from impruver_train.planning.run_estimate import compute_padding
 
     random = numpy.random.default_rng(0)
     sizes = random.integers(5, 90, 43)
-    told, _ = padding(sizes, settings(dataloader_drop_last=drop_last))
+    told, _ = compute_padding(sizes, settings(dataloader_drop_last=drop_last))
     places = tokens = 0
     for _ in range(4000):
         order = random.permutation(43)
@@ -105,13 +106,13 @@ def test_padding_of_shuffled_rows_is_the_mean_over_shuffles(drop_last):
 
 
 def test_length_grouping_and_packing_pad_less():
-    from impruver_train.data.packing import lay_out
-    from impruver_train.planning.run_estimate import padding
+    from impruver_train.data.packing import plan_packing
+    from impruver_train.planning.run_estimate import compute_padding
 
     lengths = numpy.random.default_rng(0).lognormal(5, 0.8, 3000).clip(8, 1024).astype(numpy.int32)
-    shuffled, _ = padding(lengths, settings())
-    grouped, _ = padding(lengths, settings(train_sampling_strategy="group_by_length"))
-    packed, _ = padding(lay_out(lengths, True, 1024, 0).sizes, settings())
+    shuffled, _ = compute_padding(lengths, settings())
+    grouped, _ = compute_padding(lengths, settings(train_sampling_strategy="group_by_length"))
+    packed, _ = compute_padding(plan_packing(lengths, True, 1024, 0).sizes, settings())
     assert packed < 0.05
     assert packed < grouped < shuffled
 
@@ -119,7 +120,14 @@ def test_length_grouping_and_packing_pad_less():
 def test_the_dry_run_tells_it_all_and_writes_nothing(recipe, impruver_train, tmp_path):
     code, stdout, err = impruver_train(recipe(), "--dry_run")
     assert code == 0, err
-    for part in ("parameters: ", "learned", "padding: ", "steps: 12 an epoch, 4 in all", "memory: about", "optimizer"):
+    for part in (
+        "parameters: ",
+        "target tokens",
+        "padding: ",
+        "steps: 12 an epoch, 4 in all",
+        "memory: about",
+        "optimizer",
+    ):
         assert part in stdout
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "cache").exists()
@@ -166,8 +174,8 @@ def test_adapters_that_it_can_are_not(more, recipe, impruver_train):
 
 
 def test_layers_of_different_sizes_have_no_estimate():
-    from impruver_train.memory import knows
+    from impruver_train.planning.memory import supports_config
     from transformers import Gemma4TextConfig
 
-    assert knows(Gemma4TextConfig(head_dim=8, global_head_dim=8))
-    assert not knows(Gemma4TextConfig(head_dim=8, global_head_dim=16))
+    assert supports_config(Gemma4TextConfig(head_dim=8, global_head_dim=8))
+    assert not supports_config(Gemma4TextConfig(head_dim=8, global_head_dim=16))

@@ -27,8 +27,8 @@ from impruver_core.io.manifest import (
 from impruver_core.tokenizer import compute_template_fingerprint
 
 from impruver_compose.selection import Selection
-from impruver_compose.sources.file_formats import COMPRESSED
-from impruver_compose.storage.corpus import Corpus
+from impruver_compose.sources import COMPRESSED
+from impruver_compose.storage import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,13 +13,12 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import resolve_recipe
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
-from impruver_compose import ledger, output, selection, template_checks
-from impruver_compose.dedup.near_duplicates import find_duplicates
+from impruver_compose import output, selection, template_checks
+from impruver_compose.dedup import find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
-from impruver_compose.encoding.workers import encode_missing_shards, resolve_num_proc
-from impruver_compose.reporting import explain, html_report, preview, summary_tables
-from impruver_compose.storage.corpus import Corpus
+from impruver_compose.reporting import html_report, summary_tables, terminal
+from impruver_compose.storage import Corpus
 from impruver_compose.torch_guard import import_libraries
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
     """Composes train and val of a recipe; no file gets its name before all of them are ready."""
-    paths, num_proc = _resolve_paths(recipe), resolve_num_proc(num_proc)
+    paths, num_proc = _resolve_paths(recipe), cache.resolve_num_proc(num_proc)
     output.check_outputs(paths, dry_run, overwrite)
 
     # Load: the tokenizer, and each data set with its converter.
@@ -42,9 +41,9 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     entries = [cache.open_entry(job, fingerprint) for job in jobs]
     jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
     probes = [template_checks.probe_template(job) for job in jobs]
-    encode_missing_shards(jobs, entries, num_proc)
+    cache.encode_missing_shards(jobs, entries, num_proc)
     shards = [[slot.path for slot in entry.shards] for entry in entries]
-    stats = [ledger.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
+    stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
     corpus = Corpus([job.name for job in jobs], shards)
 
     # Deduplicate.
@@ -64,7 +63,7 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     selected = selection.select_rows(corpus, train, val, stats)
 
     # Write.
-    checks = template_checks.build_template_checks(jobs, stats, probes)
+    checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
     summary_tables.print_template_checks(checks)
     manifest = output.build_run_manifest(
         resolve_recipe(recipe),
@@ -80,24 +79,24 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     report = html_report.render_report(paths, corpus, selected, jobs, stats, duplicates, checks)
     with output.lock_outputs(paths, overwrite):  # checks again: another run may have written since
         if overwrite or not output.outputs_up_to_date(paths, manifest):
-            output.publish_outputs(paths, corpus, selected, ledger.collect_ledger(stats), report, manifest)
+            output.publish_outputs(paths, corpus, selected, selection.collect_ledger(stats), report, manifest)
     cache.remove_old_entries()
     summary_tables.print_summary(paths, stats)
-    ledger.check_masks_found(stats, paths.ledger)
+    selection.check_masks_found(stats, paths.ledger)
 
 
 def show_rows(recipe: Recipe, count: int) -> None:
     """Prints the first rows of each data set as they are trained on; writes nothing."""
     jobs, _ = _load(recipe)
-    preview.print_rows(jobs, count)
+    terminal.print_rows(jobs, count)
 
 
 def explain_row(recipe: Recipe, reference: str) -> None:
     """Prints what became of a row in the last run; writes nothing."""
-    row = explain.parse_reference(reference)
-    previous = explain.load_previous_run(_resolve_paths(recipe))
+    row = terminal.parse_reference(reference)
+    previous = terminal.load_previous_run(_resolve_paths(recipe))
     import_libraries()
-    explain.print_explanation(_open_jobs(recipe), previous, row)
+    terminal.print_explanation(_open_jobs(recipe), previous, row)
 
 
 def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
@@ -129,5 +128,6 @@ def _estimate(jobs: Sequence[DatasetJob]) -> None:
     """Tries the template on the first rows, and prints what they tell of all; writes nothing."""
     probes = [template_checks.probe_template(job) for job in jobs]
     stats = [template_checks.estimate_stats(job) for job in jobs]
-    summary_tables.print_template_checks(template_checks.build_template_checks(jobs, stats, probes))
+    checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
+    summary_tables.print_template_checks(checks)
     summary_tables.print_estimate(stats, [len(job.rows) for job in jobs])

@@ -1,7 +1,7 @@
 """Probe each data set's first rows before any work; check the trained share, end of turn and prompt consistency."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
@@ -13,11 +13,10 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import CheckFailedError, RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
-from impruver_compose.converters.conversation import Conversation
-from impruver_compose.encoding.encoder import ConvertedPart, convert_row_of, encode_rows
+from impruver_compose.converters.conversion import Conversation
+from impruver_compose.encoding.encoder import ConvertedPart, build_training_views, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.encoding.turns import build_training_views
-from impruver_compose.ledger import DatasetStats
+from impruver_compose.selection import DatasetStats
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest
 ESTIMATED = 200  # rows of a data set that a dry run encodes
@@ -134,14 +133,8 @@ def estimate_stats(job: DatasetJob) -> DatasetStats:
     return stats
 
 
-def build_template_checks(
-    jobs: Sequence[DatasetJob], stats: Sequence[DatasetStats], probes: Sequence[TemplateProbeResult]
-) -> list[dict]:
-    """Builds the entries of the manifest's `gate`, one for each data set, with what to warn of."""
-    return [_build_entry(*each) for each in zip(jobs, stats, probes, strict=True)]
-
-
-def _build_entry(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResult) -> dict:
+def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResult) -> dict:
+    """Builds a data set's entry of the manifest's `gate`, with what to warn of."""
     entry = {
         "dataset": job.name,
         "dataset_index": job.index,
@@ -156,7 +149,20 @@ def _build_entry(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResul
         "example": probe.example,
         "reasoning_stripped": probe.reasoning_stripped,
     }
-    warnings = [_format_end_warning(job, entry, probe), _format_prompt_warning(entry), _format_reasoning_warning(entry)]
+    warnings = [_format_end_warning(job, entry, probe)]
+    if probe.example:
+        example = probe.example
+        warnings.append(
+            f"in {probe.unlike_prompt} of the first {probe.rows} rows the text before the last answer is not the "
+            f"prompt at inference; row {example['row']}, conversation {example['part']}:\n"
+            f"  training:  {example['trained']!r}\n  inference: {example['prompt']!r}"
+        )
+    if probe.reasoning_stripped:
+        warnings.append(
+            f"the chat template strips reasoning of earlier turns in {probe.reasoning_stripped} of the first "
+            f"{probe.rows} rows: it is not trained on, and the answers behind it are trained on without it; "
+            "turns: each (or last) makes rows as at inference"
+        )
     return entry | {"warnings": [warning for warning in warnings if warning]}
 
 
@@ -170,27 +176,6 @@ def _format_end_warning(job: DatasetJob, entry: dict, probe: TemplateProbeResult
     hint = "; the model won't learn to stop" if not entry["ended"] else ""
     why = "; ".join(dict.fromkeys(reasons)) or "no end stands behind some answers"
     return f"the end of the last turn is trained on in {entry['ended']} of {entry['rows']} rows: {why}{hint}"
-
-
-def _format_prompt_warning(entry: dict) -> str | None:
-    if not entry["unlike_prompt"]:
-        return None
-    example = entry["example"]
-    return (
-        f"in {entry['unlike_prompt']} of the first {entry['probed']} rows the text before the last answer is not the "
-        f"prompt at inference; row {example['row']}, conversation {example['part']}:\n"
-        f"  training:  {example['trained']!r}\n  inference: {example['prompt']!r}"
-    )
-
-
-def _format_reasoning_warning(entry: dict) -> str | None:
-    if not entry["reasoning_stripped"]:
-        return None
-    return (
-        f"the chat template strips reasoning of earlier turns in {entry['reasoning_stripped']} of the first "
-        f"{entry['probed']} rows: it is not trained on, and the answers behind it are trained on without it; "
-        "turns: each (or last) makes rows as at inference"
-    )
 
 
 def _build_example(part: ConvertedPart, *texts: str) -> dict:

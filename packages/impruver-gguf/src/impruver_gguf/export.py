@@ -13,12 +13,7 @@ from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_gguf.conversion import artifacts, plan
 from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths, find_quantizer, find_server
-from impruver_gguf.ollama.modelfile import (
-    find_model_defaults,
-    format_modelfile,
-    get_turn_ends,
-    read_training_manifest,
-)
+from impruver_gguf.ollama.modelfile import find_model_defaults, format_modelfile, get_turn_ends, read_training_manifest
 from impruver_gguf.quantization.quant_types import check_rows_fit
 from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
 from impruver_gguf.verification.verify import print_verification, publish_quality, verify

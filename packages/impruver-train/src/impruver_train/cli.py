@@ -7,7 +7,7 @@ from typing import Optional
 from impruver_core.cli.flags import CommonFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
 
-from impruver_train.distributed import leave, one_voice
+from impruver_train.distributed import exit_worker, only_rank_zero_logs
 
 
 @dataclass
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(recipe, flags) -> None:
         from impruver_train.run import train
 
-        with one_voice():
+        with only_rank_zero_logs():
             train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)
 
-    return leave(run_tool("impruver-train", Flags, work, argv))
+    return exit_worker(run_tool("impruver-train", Flags, work, argv))

@@ -6,14 +6,21 @@ from typing import Any
 
 from impruver_core.recipe.schema import open_mapping
 
-from impruver_train.config.argument_fields import OLD_NAMES, OURS, faults, lora_fields, out_of_range, training_fields
+from impruver_train.config.argument_fields import (
+    OLD_NAMES,
+    OURS,
+    find_faults,
+    find_out_of_range,
+    get_lora_fields,
+    get_training_fields,
+)
 
 
 def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type."""
-    yield from faults(values, training_fields(), (*OURS, *OLD_NAMES))
-    yield from out_of_range(values)
-    yield from packing_faults(values)
+    yield from find_faults(values, get_training_fields(), (*OURS, *OLD_NAMES))
+    yield from find_out_of_range(values)
+    yield from find_packing_faults(values)
     for name, wanted in (("class", "a dotted path such as transformers.Trainer"), ("resume_from_checkpoint", "a path")):
         if not isinstance(values.get(name), (str, bool if name != "class" else str, type(None))):
             yield name, f"{values[name]!r} is not {wanted}"
@@ -21,7 +28,7 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "hub_token", "a recipe is copied into output_dir; keep the token in the environment variable HF_TOKEN"
 
 
-def packing_faults(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def find_packing_faults(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `trainer.packing`: no truth value, or beside what it contradicts."""
     packing = values.get("packing")
     if packing not in (None, True, False):
@@ -36,42 +43,42 @@ def packing_faults(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `ddp`, whose names are TrainingArguments too."""
-    yield from faults(values, training_fields(), OLD_NAMES)
-    yield from out_of_range(values)
+    yield from find_faults(values, get_training_fields(), OLD_NAMES)
+    yield from find_out_of_range(values)
 
 
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `lora`: names that LoraConfig does not take, values of a wrong type."""
-    yield from faults(values, lora_fields())
+    yield from find_faults(values, get_lora_fields())
     if values.get("task_type") not in (None, "CAUSAL_LM"):
         yield "task_type", f"{values['task_type']!r}: what is trained is a CAUSAL_LM; leave it out"
     for name in ("rank_pattern", "alpha_pattern"):
-        given = values.get(name) or {}
-        if not isinstance(given, dict):
-            yield name, f"{given!r} is no mapping of modules to numbers"
+        patterns = values.get(name) or {}
+        if not isinstance(patterns, dict):
+            yield name, f"{patterns!r} is no mapping of modules to numbers"
             continue
-        for pattern in given:
+        for pattern in patterns:
             try:
                 re.compile(str(pattern))
             except re.error as error:
                 yield name, f"{pattern!r} is no regular expression ({error})"
     for name in ("target_modules", "exclude_modules", "modules_to_save"):
-        given = values.get(name)
-        if not all(isinstance(part, str) for part in (given if isinstance(given, list) else [given or ""])):
-            yield name, f"{given!r}: modules are named by texts"
-        elif isinstance(given, str) and re.fullmatch(r"[\w.]+(,\s*[\w.]+)+", given):
-            yield name, f"{given!r} is one regular expression; several names are a list: write [{given}]"
+        modules = values.get(name)
+        if not all(isinstance(module, str) for module in (modules if isinstance(modules, list) else [modules or ""])):
+            yield name, f"{modules!r}: modules are named by texts"
+        elif isinstance(modules, str) and re.fullmatch(r"[\w.]+(,\s*[\w.]+)+", modules):
+            yield name, f"{modules!r} is one regular expression; several names are a list: write [{modules}]"
 
 
 SECTIONS = {
     "lora": open_mapping(
-        "any field of peft.LoraConfig; left out: all weights are trained", True, check_lora, names=lora_fields
+        "any field of peft.LoraConfig; left out: all weights are trained", True, check_lora, names=get_lora_fields
     ),
     "trainer": open_mapping(
         "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
         "which sees another) and any field of transformers.TrainingArguments",
         check=check_trainer,
-        names=lambda: (*OURS, *training_fields()),
+        names=lambda: (*OURS, *get_training_fields()),
     ),
     "ddp": open_mapping("merged into the training arguments", check=check_ddp),
 }

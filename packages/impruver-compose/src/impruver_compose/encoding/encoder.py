@@ -1,7 +1,7 @@
 """Rows to an encoded shard: convert, tokenize chats and documents in batches, record what is dropped."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,13 +14,10 @@ from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_token
 from impruver_core.tokenizer import plain_encoder
 from tokenizers import Encoding
 
-from impruver_compose.converters.conversation import Conversation, convert_row
-from impruver_compose.dedup.minhash import compute_signatures
-from impruver_compose.encoding import turns
+from impruver_compose.converters.conversion import Conversation, convert_row
+from impruver_compose.dedup import compute_signatures
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.encoding.turns import TrainingView
-from impruver_compose.storage import records
-from impruver_compose.storage.records import DroppedRow, EncodedConversation, EncodedShard
+from impruver_compose.storage import DroppedRow, EncodedConversation, EncodedShard, build_token_row, compute_digest
 
 BATCH = 500  # rows in memory at once,
 BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding takes a hundred bytes
@@ -32,6 +29,13 @@ class ConvertedPart(NamedTuple):
     row: int
     part: int
     conversation: Conversation
+
+
+class TrainingView(NamedTuple):
+    """The first `length` messages of a conversation, encoded as a row."""
+
+    length: int
+    encoded: Encoded | Refused
 
 
 def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, np.ndarray]:
@@ -111,7 +115,7 @@ def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list) -> li
     if job.section.turns == "all":
         return [[TrainingView(len(chat.messages), encoded)] for chat, encoded in pairs]
     views = [
-        turns.build_training_views(chat.messages, job.section.turns) if isinstance(encoded, Encoded) else []
+        build_training_views(chat.messages, job.section.turns) if isinstance(encoded, Encoded) else []
         for chat, encoded in pairs
     ]
     owners = [chat for chat, own in zip(chats, views, strict=True) for _ in own]
@@ -129,22 +133,22 @@ def _encode_conversation(
     if not views or not count_target_tokens(whole.labels):
         roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
         return Refused("nothing_to_learn", f"no assistant's turn is trained on (roles: {roles})")
-    encode, prefix = partial(_encode_messages, job, [chat]), turns.find_longest_fitting_prefix
-    shorten = partial(prefix, chat.messages, whole, encode, section.turns, job.max_length)
+    encode = partial(_encode_messages, job, [chat])
+    shorten = partial(find_longest_fitting_prefix, chat.messages, whole, encode, section.turns, job.max_length)
     trim = section.on_overflow == "trim_turns"
-    fitting = turns.select_fitting_views(views, job.max_length, shorten if trim else None)
+    fitting = select_fitting_views(views, job.max_length, shorten if trim else None)
     if isinstance(fitting, Refused):
         return fitting
     last = max((n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES), default=0)
     ids = np.asarray(whole.input_ids, np.uint32)
     texts = [ids[start:end] for number, start, end in whole.texts if number < last or not on_prompt]
     prompt = _serialize_prompt(chat.messages[:last])
-    digest = records.compute_digest(ids)
-    prompt_digest = records.compute_digest(prompt) if prompt else digest
+    digest = compute_digest(ids)
+    prompt_digest = compute_digest(prompt) if prompt else digest
     return EncodedConversation(
         part.row,
         part.part,
-        [records.build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
+        [build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
         np.concatenate([ids[:0], *texts]),
         prompt_digest if on_prompt else digest,
         prompt_digest,
@@ -189,10 +193,10 @@ def _encode_document(job: DatasetJob, part: ConvertedPart, encoding: Encoding) -
         ended = stop == len(ids) and stop - start > 1 and ids[-1] == eos
         encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
         extra = format_row({"text": text[starts[start] : starts[stop]]}).encode()
-        token_rows.append(records.build_token_row(encoded, extra))
+        token_rows.append(build_token_row(encoded, extra))
     if not any(token_row.target_tokens for token_row in token_rows):
         return Refused("nothing_to_learn", "no piece has two tokens")
-    digest = records.compute_digest(np.asarray(ids, np.uint32))
+    digest = compute_digest(np.asarray(ids, np.uint32))
     compared_ids = np.asarray(ids if job.dedup.on == "prompt" else encoding.ids, np.uint32)
     return EncodedConversation(part.row, part.part, token_rows, compared_ids, digest, digest)
 
@@ -204,3 +208,61 @@ def _compute_borders(length: int, max_length: int | None) -> list[int]:
     if length % size == 1 and len(borders) > 2 and size > 2:
         borders[-2] -= 1
     return borders
+
+
+def build_training_views(messages: Sequence[dict], turns: str) -> list[list[dict]]:
+    """Builds the messages of each row that `turns` (`each` or `last`) asks for.
+
+    Of a conversation user, assistant, user, assistant the rows are these; what is marked * is trained on:
+
+        turns: all    user assistant* user assistant*
+        turns: last   user assistant  user assistant*
+        turns: each   user assistant*
+                      user assistant  user assistant*
+    """
+    ends = _find_trained_turns(messages)
+    return [_build_view(messages, end, turns) for end in (ends if turns == "each" else ends[-1:])]
+
+
+def _build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
+    """Builds the messages up to number `end`; unless `turns` is `all`, only that one is trained on."""
+    if turns == "all":
+        return list(messages[: end + 1])
+    return [*({**message, "train": False} for message in messages[:end]), messages[end]]
+
+
+def _find_trained_turns(messages: Sequence[dict]) -> list[int]:
+    return [n for n, m in enumerate(messages) if m["role"] in TRAINED_ROLES and m.get("train") is not False]
+
+
+def select_fitting_views(
+    views: list[TrainingView], max_length: int | None, shorten: Callable[[], list[TrainingView]] | None
+) -> list[TrainingView] | Refused:
+    """Selects the views of at most `max_length` tokens, else what `shorten` finds; without it all of them must fit."""
+    refused = next((view.encoded for view in views if isinstance(view.encoded, Refused)), None)
+    if refused is not None:
+        return refused
+    fitting = [view for view in views if max_length is None or len(view.encoded.input_ids) <= max_length]
+    if len(fitting) < len(views):
+        fitting = (fitting or shorten()) if shorten else []
+    longest = max(len(view.encoded.input_ids) for view in views)
+    return fitting or Refused("too_long", f"{longest} tokens, at most {max_length} (max_tokens_count)")
+
+
+def find_longest_fitting_prefix(
+    messages: Sequence[dict], whole: Encoded, encode: Callable, turns: str, max_length: int
+) -> list[TrainingView]:
+    """Finds the longest view of at most `max_length` tokens that ends with a trained turn; [] if there is none.
+
+    `whole` is the encoding of all messages: a turn that ends behind `max_length` there can't fit.
+    """
+    reached = {number: end for number, _, end in whole.texts}
+    ends = _find_trained_turns(messages)
+    if turns != "all" or ends[-1:] == [len(messages) - 1]:
+        ends = ends[:-1]  # that view was too long
+    for end in reversed(ends):
+        if reached.get(end, 0) <= max_length:
+            (encoded,) = encode([_build_view(messages, end, turns)])
+            if isinstance(encoded, Encoded) and len(encoded.input_ids) <= max_length:
+                return [TrainingView(end + 1, encoded)]
+    return []

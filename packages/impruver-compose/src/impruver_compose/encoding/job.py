@@ -15,11 +15,9 @@ from impruver_core.io.model_files import get_context_length
 from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
-from impruver_compose.converters.conversation import Conversation
-from impruver_compose.converters.registry import DatasetConverter, find_converter
+from impruver_compose.converters.conversion import Conversation, DatasetConverter, find_converter
 from impruver_compose.sections import DatasetSection, DedupSection
-from impruver_compose.sources.loading import load_dataset
-from impruver_compose.sources.row_table import RowTable
+from impruver_compose.sources import RowTable, load_dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,15 +9,13 @@ import numpy as np
 from impruver_core.chat_template.masking.segments import decode_segments
 from impruver_core.reporting import charts, html
 
-from impruver_compose.dedup.near_duplicates import Duplicate
+from impruver_compose.dedup import Duplicate
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.ledger import DatasetStats
 from impruver_compose.output import OutputPaths
 from impruver_compose.reporting import summary_tables
 from impruver_compose.reporting.text_diff import build_diff_spans
-from impruver_compose.selection import Selection
-from impruver_compose.storage.corpus import Corpus
-from impruver_compose.storage.records import RowOrigin
+from impruver_compose.selection import DatasetStats, Selection
+from impruver_compose.storage import Corpus, RowOrigin
 
 BINS = 48  # of the histogram of lengths
 PAIRS = 10  # of duplicates

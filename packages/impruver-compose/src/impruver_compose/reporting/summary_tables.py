@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from impruver_core.cli.console import format_table, log_info, print_result, warn
 from impruver_core.errors import ImpruverError
 
-from impruver_compose.ledger import DatasetStats
 from impruver_compose.output import OutputPaths
+from impruver_compose.selection import DatasetStats
 
 WAYS_OUT = {
     "nothing_to_learn": "what is to be trained on needs the role assistant",
     "too_long": "raise max_tokens_count, or set the data set's on_overflow: trim_turns",
 }
-
-
 Table = tuple[list[str], list[list[str | int]]]  # header, rows
 
 

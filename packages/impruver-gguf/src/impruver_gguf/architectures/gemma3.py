@@ -6,13 +6,12 @@ from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, POSITIVE, TEXT
 
 from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.rope import ROPE_KEYS, find_unsupported_rope
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-NESTED_ROPE_KEYS = ROPE_KEYS | {FULL: ROPE_KEYS, SLIDING: ROPE_KEYS}
+NESTED_ROPE_KEYS = decoder.ROPE_KEYS | {FULL: decoder.ROPE_KEYS, SLIDING: decoder.ROPE_KEYS}
 POST_NORMS = {"blk.post_attention_norm.weight": ("hidden_size",), "blk.post_ffw_norm.weight": ("hidden_size",)}
 FULL_EVERY = 6  # llama.cpp has each sixth layer attend to all
 LAYERS_OF_27B = 62  # the model whose attention llama.cpp scales by another width
@@ -34,9 +33,9 @@ def get_local_rope(config: Config) -> Config:
 
 def find_gemma3_unsupported(config: Config) -> str | None:
     """Name what llama.cpp would compute otherwise: activation, RoPE, biases, layer types, the attention's scale."""
-    reason = find_unsupported_rope(get_global_config(config), ("default", "linear")) or decoder.find_unsupported(
-        config | {"hidden_act": config["hidden_activation"]}, "gelu_pytorch_tanh"
-    )
+    reason = decoder.find_unsupported_rope(get_global_config(config), ("default", "linear"))
+    named = config | {"hidden_act": config["hidden_activation"]}
+    reason = reason or decoder.find_unsupported(named, "gelu_pytorch_tanh")
     for name in ("attention_bias", "use_bidirectional_attention", "attn_logit_softcapping"):
         reason = reason or (name if config.get(name) else None)
     kind = get_local_rope(config).get("rope_type", "default")

@@ -78,16 +78,8 @@ GPT2 = Architecture(
     blocks="n_layer",
     tied=TiedModules("transformer.wte", "lm_head"),
     keys=KEYS,
-    defaults={
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "layer_norm_epsilon": 1e-5,
-        "activation_function": "gelu_new",
-        "tie_word_embeddings": True,
-    },
+    defaults={"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+    | {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
     find_contradiction=find_gpt2_contradiction,
     get_sizes=get_gpt2_sizes,
     shapes=SHAPES,

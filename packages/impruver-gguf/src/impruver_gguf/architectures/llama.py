@@ -9,12 +9,6 @@ from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
 from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.rope import (
-    compute_llama3_factors,
-    find_unsupported_rope,
-    get_rope,
-    make_factors_tensor,
-)
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor
@@ -36,7 +30,7 @@ def get_llama_optional(config: Config) -> list[str]:
 
 def find_llama_unsupported(config: Config) -> str | None:
     """Name what llama.cpp would compute otherwise: RoPE, activation."""
-    return find_unsupported_rope(config, ROPE_TYPES) or decoder.find_unsupported(config)
+    return decoder.find_unsupported_rope(config, ROPE_TYPES) or decoder.find_unsupported(config)
 
 
 def find_smollm3_unsupported(config: Config) -> str | None:
@@ -64,10 +58,11 @@ def set_llama_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int
 
 def generate_llama_extra_tensors(config: Config) -> dict[str, LazyTensor]:
     """Make the factors of Llama 3.x's RoPE, which GGUF holds as a tensor."""
-    rope = get_rope(config)
+    rope = decoder.get_rope(config)
     if rope["rope_type"] != "llama3":
         return {}
-    return {"rope_freqs.weight": make_factors_tensor(compute_llama3_factors(rope, decoder.get_head_dim(config)))}
+    factors = decoder.compute_llama3_factors(rope, decoder.get_head_dim(config))
+    return {"rope_freqs.weight": decoder.make_factors_tensor(factors)}
 
 
 def modify_llama_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTensor:

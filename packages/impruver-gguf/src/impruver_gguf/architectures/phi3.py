@@ -7,7 +7,6 @@ from impruver_core.io.json_schema import COUNT
 
 from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.rope import get_rope, make_factors_tensor
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 QKV, GATE_UP, ORIGINAL = "queries, keys and values", "2 x intermediate_size", "original_max_position_embeddings"
@@ -24,7 +23,7 @@ SHAPES = decoder.EMBEDDINGS | {
 
 def find_phi3_contradiction(config: Config) -> str | None:
     """Name what in a configuration no Phi-3 can have: long RoPE with a wrong number of factors, and a decoder's."""
-    rope, pairs = get_rope(config), get_rotary_dim(config) // 2
+    rope, pairs = decoder.get_rope(config), get_rotary_dim(config) // 2
     for name in ("long_factor", "short_factor"):
         if rope["rope_type"] in LONG_ROPE and len(rope.get(name) or []) != pairs:
             return f"{name} holds {len(rope.get(name) or [])} factors, and should hold {pairs}"
@@ -40,7 +39,7 @@ def get_phi3_sizes(config: Config) -> dict[str, int]:
 
 def find_phi3_unsupported(config: Config) -> str | None:
     """Name what llama.cpp would compute otherwise: RoPE, activation."""
-    rope = get_rope(config)
+    rope = decoder.get_rope(config)
     if rope["rope_type"] not in ("default", *LONG_ROPE):
         return f"rope_type {rope['rope_type']}"
     return decoder.find_unsupported(config)
@@ -48,18 +47,19 @@ def find_phi3_unsupported(config: Config) -> str | None:
 
 def get_rotary_dim(config: Config) -> int:
     """How many values of a head RoPE turns."""
-    return int(get_rope(config)["partial_rotary_factor"] * config["hidden_size"]) // config["num_attention_heads"]
+    share = decoder.get_rope(config)["partial_rotary_factor"]
+    return int(share * config["hidden_size"]) // config["num_attention_heads"]
 
 
 def get_original_context(config: Config) -> int:
     """The context of the first training; for long RoPE the key outside counts, as for transformers."""
-    rope = get_rope(config)
+    rope = decoder.get_rope(config)
     return config[ORIGINAL] if rope["rope_type"] in LONG_ROPE else rope.get(ORIGINAL, config[ORIGINAL])
 
 
 def set_phi3_leading_parameters(writer: GGUFWriter, config: Config) -> None:
     """Write by what attention is multiplied where the context is longer than in the first training."""
-    if get_rope(config)["rope_type"] in LONG_ROPE:
+    if decoder.get_rope(config)["rope_type"] in LONG_ROPE:
         original = get_original_context(config)
         scale = config["max_position_embeddings"] / original
         factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
@@ -68,10 +68,12 @@ def set_phi3_leading_parameters(writer: GGUFWriter, config: Config) -> None:
 
 def generate_phi3_extra_tensors(config: Config) -> dict[str, LazyTensor]:
     """Make the factors of long RoPE in long and short contexts, which GGUF holds as tensors."""
-    rope = get_rope(config)
+    rope = decoder.get_rope(config)
     if rope["rope_type"] not in LONG_ROPE:
         return {}
-    return {f"rope_factors_{kind}.weight": make_factors_tensor(rope[f"{kind}_factor"]) for kind in ("long", "short")}
+    return {
+        f"rope_factors_{kind}.weight": decoder.make_factors_tensor(rope[f"{kind}_factor"]) for kind in ("long", "short")
+    }
 
 
 def set_phi3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:
@@ -85,7 +87,7 @@ def set_phi3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int)
     writer.add_head_count_kv(decoder.get_kv_head_count(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_dimension_count(get_rotary_dim(config))
-    writer.add_rope_freq_base(get_rope(config)["rope_theta"])
+    writer.add_rope_freq_base(decoder.get_rope(config)["rope_theta"])
     writer.add_file_type(file_type)
     writer.add_sliding_window(config.get("sliding_window") or 0)
 

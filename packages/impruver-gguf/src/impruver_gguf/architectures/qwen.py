@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from impruver_gguf.architectures import decoder
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.rope import find_unsupported_rope
 
 QKV_BIASES = {name: sizes for name, sizes in decoder.ATTENTION_BIASES.items() if name != "blk.attn_output.bias"}
 
@@ -13,7 +12,7 @@ def find_qwen_unsupported(config: Config) -> str | None:
     """Name what llama.cpp would compute otherwise: windows, RoPE, activation."""
     if decoder.has_sliding_window(config):
         return "sliding windows"
-    return find_unsupported_rope(config, ("default", "linear", "yarn")) or decoder.find_unsupported(config)
+    return decoder.find_unsupported_rope(config, ("default", "linear", "yarn")) or decoder.find_unsupported(config)
 
 
 def find_qwen2_unsupported(config: Config) -> str | None:

@@ -1,8 +1,10 @@
 """Write a GGUF file: its header, then the tensors, some rows at a time: read, encoded, written.
 
-Values are encoded as llama.cpp does, bit by bit. Several threads read and encode ahead of the one that writes.
+The header has names, hyperparameters and vocabulary in llama.cpp's order. Values are encoded as llama.cpp does, bit by
+bit. Several threads read and encode ahead of the one that writes.
 """
 
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,19 +12,30 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gguf
 import numpy as np
 from impruver_core.cli.console import open_progress
-from impruver_core.errors import CheckFailedError
+from impruver_core.errors import CheckFailedError, ImpruverError
+from impruver_core.io.json_schema import INDEX, NUMBER, TEXT, WHOLE, check_keys, list_of, read_json
 from impruver_core.system import available_cpus
 
+from impruver_gguf.architectures.registry import Architecture
+from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.weights.lazy_tensor import CHUNK_VALUES, LazyTensor, Tensors
 
 ALIGNMENT = 32  # GGUF's default
 VALUES_AHEAD = 16 * CHUNK_VALUES  # values read and encoded that are not yet written
 WORKERS = 8  # more would wait for the disk
 Q8_BLOCK = 32  # values that share a scale
+SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
+    "sequence": TEXT,
+    **dict.fromkeys(("top_k", "mirostat", "penalty_last_n"), WHOLE),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"), NUMBER),
+    **dict.fromkeys(("penalty_repeat", "mirostat_tau", "mirostat_eta"), NUMBER),
+}
+CARD_KEYS = {"STRING": TEXT, "ARRAY": list_of(TEXT), "UINT32": INDEX}  # by GGUF's type
 
 
 class EncodingError(ValueError):
@@ -129,6 +142,30 @@ class GgufContent:
         sizes = (self.types[name].compute_bytes(tensor.shape) for name, tensor in self.tensors.items())
         return _pad(len(self.header)) + sum(map(_pad, sizes))
 
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for data in self._generate_bytes("tensors written"):
+                file.write(data)
+
+    def is_same(self, path: Path) -> bool:
+        """Whether `write` would write what stands at `path`, byte for byte."""
+        if path.stat().st_size != self.size:
+            return False
+        with path.open("rb") as file, closing(self._generate_bytes("tensors compared")) as expected:
+            return all(file.read(len(data)) == data for data in expected)
+
+    def _generate_bytes(self, doing: str) -> Iterator[bytes | memoryview]:
+        with open_progress(len(self.tensors), doing) as bar:
+            yield self.header.ljust(_pad(len(self.header)), b"\0")
+            for rows, data in encode_tensors(self.tensors, self.types):
+                yield data.data.cast("B")
+                if rows.stop == rows.tensor.row_count:
+                    size = rows.type.compute_bytes(rows.tensor.shape)
+                    yield bytes(_pad(size) - size)
+                    bar.update(1)
+
 
 class TensorSlice(NamedTuple):
     """Some rows of a tensor, and the type that they are encoded in."""
@@ -143,33 +180,6 @@ class TensorSlice(NamedTuple):
     def size(self) -> int:
         """How many values it has."""
         return (self.stop - self.start) * prod(self.tensor.shape[1:])
-
-
-def write_gguf(path: Path, content: GgufContent) -> None:
-    """Write the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for data in _generate_bytes(content, "tensors written"):
-            file.write(data)
-
-
-def is_same_gguf(path: Path, content: GgufContent) -> bool:
-    """Whether `write_gguf` would write what stands at `path`, byte for byte."""
-    if path.stat().st_size != content.size:
-        return False
-    with path.open("rb") as file, closing(_generate_bytes(content, "tensors compared")) as expected:
-        return all(file.read(len(data)) == data for data in expected)
-
-
-def _generate_bytes(content: GgufContent, doing: str) -> Iterator[bytes | memoryview]:
-    with open_progress(len(content.tensors), doing) as bar:
-        yield content.header.ljust(_pad(len(content.header)), b"\0")
-        for rows, data in encode_tensors(content.tensors, content.types):
-            yield data.data.cast("B")
-            if rows.stop == rows.tensor.row_count:
-                size = rows.type.compute_bytes(rows.tensor.shape)
-                yield bytes(_pad(size) - size)
-                bar.update(1)
 
 
 def encode_tensors(tensors: Tensors, types: Mapping[str, TensorType]) -> Iterator[tuple[TensorSlice, np.ndarray]]:
@@ -205,3 +215,50 @@ def _encode_slice(rows: TensorSlice) -> np.ndarray:
 
 def _pad(size: int) -> int:
     return size + -size % ALIGNMENT
+
+
+def build_header(
+    architecture: Architecture,
+    config: dict[str, Any],
+    vocab: Vocabulary,
+    folder: Path,
+    tensors: Tensors,
+    types: Mapping[str, TensorType],
+    file_type: int,
+) -> bytes:
+    """Build all that stands before the tensors' data; `folder` has the model card, its name is the last resort."""
+    writer = gguf.GGUFWriter(None, architecture.name)
+    for name, tensor in tensors.items():
+        kind = gguf.GGMLQuantizationType(types[name].ggml)
+        writer.add_tensor_info(name, tensor.shape, np.dtype("f4"), types[name].compute_bytes(tensor.shape), kind)
+    read_json(folder / "generation_config.json", SAMPLING_KEYS, missing_ok=True)  # gguf-py takes it as it comes
+    architecture.set_leading_parameters(writer, config)
+    _write_general(writer, folder)
+    architecture.set_gguf_parameters(writer, config, file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    architecture.set_vocab(writer, config, vocab)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "header.gguf"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        return path.read_bytes()
+
+
+def _write_general(writer: gguf.GGUFWriter, folder: Path) -> None:
+    """Write `general.*`: what README.md's front matter, config.json and the folder's name say of the model."""
+    total, shared, expert, experts = writer.get_total_parameter_count()
+    card = folder / "README.md"
+    try:
+        general = gguf.Metadata.load(None, folder, None, total)
+        general.name = general.name or folder.name
+        general.size_label = general.size_label or gguf.size_label(total, shared, expert, experts)
+        writer.add_type(gguf.GGUFType.MODEL)
+        general.set_gguf_meta_model(writer)
+    except Exception as error:  # gguf takes the front matter as it comes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImpruverError(f"{card}: its front matter can't be read ({reason}); mend it, or move it away") from None
+    entries = {key: entry for key, entry in writer.kv_data[0].items() if entry.type.name in CARD_KEYS}
+    values = {key: entry.value for key, entry in entries.items()}
+    check_keys(values, {key: CARD_KEYS[entry.type.name] for key, entry in entries.items()}, card)

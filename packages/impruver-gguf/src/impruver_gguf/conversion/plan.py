@@ -6,7 +6,6 @@ All that can be checked before anything is written is checked here; before train
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,19 @@ from impruver_core.recipe.sections import ModelSection
 from impruver_gguf.architectures.architecture import Architecture
 from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config, convert_tensors, make_expected_tensors
 from impruver_gguf.conversion import llama_cpp_tools
-from impruver_gguf.conversion.gguf_header import build_header
-from impruver_gguf.conversion.gguf_writer import (
-    TENSOR_TYPES,
-    GgufContent,
-    choose_tensor_types,
-    is_same_gguf,
-    write_gguf,
-)
+from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, GgufContent, build_header, choose_tensor_types
 from impruver_gguf.merging.merge import TiedModules, merge_adapter
 from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
-from impruver_gguf.weights.checkpoint import SourceCheckpoint, has_model, make_checkpoint, read_checkpoint
+from impruver_gguf.weights.checkpoint import (
+    SourceCheckpoint,
+    check_mergeable,
+    describe_unmergeable,
+    has_model,
+    make_checkpoint,
+    read_checkpoint,
+)
 from impruver_gguf.weights.lazy_tensor import LazyTensor
-from impruver_gguf.weights.peft_adapter import check_mergeable, describe_unmergeable
 
 EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head"
 
@@ -107,8 +105,8 @@ def _plan_own_conversion(
         {name: tensor.shape for name, tensor in tensors.items()},
         len(header),
         content.size,
-        partial(write_gguf, content=content),
-        partial(is_same_gguf, content=content),
+        content.write,
+        content.is_same,
     )
 
 

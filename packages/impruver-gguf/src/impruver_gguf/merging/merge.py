@@ -3,7 +3,7 @@
 What would not come out exactly, does not fit its base, or is not whole is refused by name.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
+from impruver_gguf.weights.checkpoint import PeftAdapter, check_mergeable, get_rank, get_scaling, is_module_named
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32, has_same_values
-from impruver_gguf.weights.peft_adapter import PeftAdapter, check_mergeable, get_rank, get_scaling, is_module_named
 
 PREFIX = "base_model.model."
 PARTS = {  # how names in an adapter's file end
@@ -157,7 +157,9 @@ def _apply_delta(
 
 
 def _replace_token_rows(weight: LazyTensor, rows: LazyTensor, module: str, config: Mapping[str, Any]) -> LazyTensor:
-    indices = _get_token_indices(module, config)
+    indices = config.get("trainable_token_indices") or []
+    if isinstance(indices, dict):
+        indices = next((numbers for name, numbers in indices.items() if is_module_named(module, name)), [])
     if len(indices) != rows.shape[0] or rows.shape[1:] != weight.shape[1:]:
         raise ImpruverError(
             f"{module}: the adapter has rows {list(rows.shape)} for {len(indices)} tokens, its base "
@@ -167,13 +169,6 @@ def _replace_token_rows(weight: LazyTensor, rows: LazyTensor, module: str, confi
     if unknown:
         raise ImpruverError(f"{module}: token {unknown[0]} has a row neither in the base nor in the adapter")
     return replace_rows(weight, rows, indices)
-
-
-def _get_token_indices(module: str, config: Mapping[str, Any]) -> Sequence[int]:
-    indices = config.get("trainable_token_indices") or []
-    if isinstance(indices, dict):
-        return next((numbers for name, numbers in indices.items() if is_module_named(module, name)), [])
-    return indices
 
 
 def _merge_lora(
@@ -191,7 +186,12 @@ def _merge_lora(
             f"{adapter.folder}: {module}.lora_A.weight has rank {a.shape[0]}, adapter_config.json says {rank} (r or "
             "rank_pattern): the two are of different trainings; copy both files from one"
         )
-    _check_update_shape(module, a, b, weight, transposed)
+    shape = (b.shape[0], a.shape[1])
+    if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
+        raise ImpruverError(
+            f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
+            "it was trained on another base"
+        )
     scaling = get_scaling(adapter.config, module)
     weight = add_lora(weight, a, b, scaling, transposed)
     if adapter.config.get("use_dora") and "magnitude" not in parts:
@@ -224,13 +224,3 @@ def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> N
                 f"{adapter.folder}: the adapter has nothing for {module}, which target_modules names: it is not whole, "
                 "or of another base; copy it again"
             )
-
-
-def _check_update_shape(module: str, a: LazyTensor, b: LazyTensor, weight: LazyTensor, transposed: bool) -> None:
-    """B @ A must have the shape of the weight."""
-    shape = (b.shape[0], a.shape[1])
-    if a.shape[0] != b.shape[1] or (shape[::-1] if transposed else shape) != weight.shape:
-        raise ImpruverError(
-            f"{module}: the adapter's {list(b.shape)} x {list(a.shape)} does not fit the base's {list(weight.shape)}: "
-            "it was trained on another base"
-        )

@@ -1,5 +1,12 @@
-"""Build a byte-level BPE vocabulary from tokenizer.json."""
+"""Build a byte-level BPE vocabulary from tokenizer.json, with the one of llama.cpp's pre-tokenizers that it needs.
 
+llama.cpp's converter identifies a published vocabulary by the hash of the ids that a probe text gets: its table is
+pretokenizers.json. A vocabulary that it never saw (a tokenizer of one's own) is identified by how its tokenizer.json
+splits text.
+"""
+
+import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +14,56 @@ from gguf import TokenType
 from impruver_core.errors import ImpruverError
 from tokenizers import AddedToken, Tokenizer
 
-from impruver_gguf.vocab.pre_tokenizers import PROBE, find_pre_tokenizer
 from impruver_gguf.vocab.saved_tokenizer import load_backend_tokenizer
 from impruver_gguf.vocab.token_types import Token, Vocabulary, check_vocab_size, make_added_token, make_padding
 
+PROBE = "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"  # noqa: E501
+_SPLIT = (  # Llama 3's and Qwen 2's differ in how many digits go together
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3, QWEN2 = _SPLIT % r"\p{N}{1,3}", _SPLIT % r"\p{N}"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (  # Mistral's, which splits words where capitals begin
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How tokenizer.json splits → the pre-tokenizer that does the same, and whether it takes whole words before merging.
+SPLITS = {
+    (("ByteLevel", True),): ("gpt-2", False),
+    (("Digits", True), ("ByteLevel", True)): ("smollm", False),
+    (("Split", LLAMA3), ("ByteLevel", False)): ("llama-bpe", True),
+    (("Split", QWEN2), ("ByteLevel", False)): ("qwen2", False),
+    (("Split", TEKKEN), ("ByteLevel", False)): ("tekken", True),
+}
+IGNORED_NORMALIZERS = {("qwen2", "NFC")}  # normalizers that Qwen's own vocabularies have, and llama.cpp does without
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+
+
+def find_pre_tokenizer(ids: list[int], content: dict[str, Any]) -> str | None:
+    """llama.cpp's name for a vocabulary by its ids of PROBE, else by its tokenizer.json `content`; None for neither."""
+    table = json.loads(Path(__file__).with_name("pretokenizers.json").read_text(encoding="utf-8"))
+    name = table.get(sha256(str(ids).encode()).hexdigest())
+    if name:
+        return name
+    pre = content.get("pre_tokenizer") or {}
+    steps = tuple(_describe_step(step) for step in pre.get("pretokenizers") or [pre])
+    name, whole_words = SPLITS.get(steps, (None, False))
+    normalizer = (content.get("normalizer") or {}).get("type")
+    if normalizer and (name, normalizer) not in IGNORED_NORMALIZERS:
+        return None
+    return name if bool(content["model"].get("ignore_merges")) == whole_words else None
+
+
+def _describe_step(step: dict[str, Any]) -> tuple[str | None, Any]:
+    """A pre-tokenizer's type with the setting that matters for how it splits; None for settings that no SPLITS has."""
+    kind = step.get("type")
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return kind, step.get("use_regex", True)
+    if kind == "Digits":
+        return kind, step.get("individual_digits")
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        return kind, (step.get("pattern") or {}).get("Regex")
+    return kind, None
 
 
 def is_byte_level(content: dict[str, Any]) -> bool:

@@ -17,7 +17,6 @@ from impruver_gguf.vocab.sentencepiece_vocab import build_sentencepiece_vocab
 from impruver_gguf.vocab.token_types import Vocabulary
 
 GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
-Templates = str | list[dict[str, str]] | None  # a chat template, or named ones as tokenizer_config.json has them
 
 
 def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocabulary:
@@ -59,15 +58,12 @@ def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
             f"{vocab.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
             f"read ({error}); copy these files again"
         ) from None
-    special.chat_template = export_chat_template(special.chat_template)
+    template = special.chat_template  # or named ones, as tokenizer_config.json has them
+    if isinstance(template, str):
+        special.chat_template = strip_generation_tags(template)
+    elif isinstance(template, list):
+        special.chat_template = [entry | {"template": strip_generation_tags(entry["template"])} for entry in template]
     special.add_to_gguf(writer, quiet=True)
-
-
-def export_chat_template(templates: Templates) -> Templates:
-    """Strip a chat template, or each of several."""
-    if isinstance(templates, list):
-        return [entry | {"template": strip_generation_tags(entry["template"])} for entry in templates]
-    return strip_generation_tags(templates) if isinstance(templates, str) else templates
 
 
 def strip_generation_tags(template: str) -> str:

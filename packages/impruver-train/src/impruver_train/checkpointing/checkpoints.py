@@ -1,6 +1,6 @@
-"""Checkpoints on the disk: which of them are whole, how they come and how they go.
+"""Checkpoints on the disk: which of them are complete, how they come and how they go.
 
-One is whole once it holds our marker, which is written after all the rest is synced, and which goes first when the
+One is complete once it holds our marker, which is written after all the rest is synced, and which goes first when the
 checkpoint goes. `checkpoint-N` are those that the recipe asks for; `stopped-N` was saved because a signal came.
 """
 
@@ -15,46 +15,42 @@ from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import read_manifest
 
 MARKER = "impruver.json"
-
-
 NAME = re.compile(r"(checkpoint|stopped)-(\d+)")
-
-
 STATE = "trainer_state.json"
 
 
-def folders(output_dir: Path) -> list[Path]:
-    """Every checkpoint's folder, whole or not, by step."""
-    found = [path for path in output_dir.glob("*-*") if path.is_dir() and NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (step_of(path), path.name))
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Every checkpoint's folder, complete or not, by step."""
+    folders = [path for path in output_dir.glob("*-*") if path.is_dir() and NAME.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: (get_step(path), path.name))
 
 
-def step_of(folder: Path) -> int:
+def get_step(folder: Path) -> int:
     """The step after which a checkpoint was saved."""
     return int(NAME.fullmatch(folder.name)[2])
 
 
-def marker_of(folder: Path) -> dict[str, Any] | None:
-    """What a whole checkpoint tells of its run; None for one that was cut off, or that is not ours."""
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """What a complete checkpoint says of its run; None for one that was cut off, or that is not ours."""
     return read_manifest(folder / MARKER)
 
 
-def whole(output_dir: Path, to_go_on: bool = False) -> list[Path]:
-    """The whole checkpoints by step; `to_go_on`: those alone that also hold optimizer, scheduler and random states."""
-    marked = [(path, marker_of(path)) for path in folders(output_dir)]
-    marked = [(path, marker) for path, marker in marked if marker and not damage(path, marker)]
-    return [path for path, marker in marked if marker.get("complete") or not to_go_on]
+def list_complete_checkpoints(output_dir: Path, resumable: bool = False) -> list[Path]:
+    """The complete checkpoints by step; `resumable`: those that also hold optimizer, scheduler and random states."""
+    marked = [(path, read_marker(path)) for path in list_checkpoints(output_dir)]
+    marked = [(path, marker) for path, marker in marked if marker and not find_damaged_files(path, marker)]
+    return [path for path, marker in marked if marker.get("complete") or not resumable]
 
 
-def damage(folder: Path, marker: dict[str, Any]) -> list[str]:
+def find_damaged_files(folder: Path, marker: dict[str, Any]) -> list[str]:
     """Files of a marked checkpoint that are gone or of another size."""
     sizes = marker.get("files") or {}
     there = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
     return [name for name, size in sizes.items() if there.get(name) != size]
 
 
-def mark(folder: Path, about: dict[str, Any]) -> None:
-    """Brings a checkpoint to the disk, then marks it as whole."""
+def write_marker(folder: Path, content: dict[str, Any]) -> None:
+    """Brings a checkpoint to the disk, then marks it as complete."""
     inside = sorted(folder.rglob("*"))
     for path in inside:
         if path.is_file():
@@ -66,48 +62,48 @@ def mark(folder: Path, about: dict[str, Any]) -> None:
     sync_folder(folder.parent)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in inside if path.is_file()}
     with atomic_write(folder / MARKER) as file:
-        file.write(format_row(about | {"files": sizes}) + "\n")
+        file.write(format_row(content | {"files": sizes}) + "\n")
 
 
-def discard(folder: Path) -> None:
-    """Removes a checkpoint, its marker first: cut off in between it is no whole one."""
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint, its marker first: cut off in between it is no complete one."""
     (folder / MARKER).unlink(missing_ok=True)
     sync_folder(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def discard_after(output_dir: Path, start: Path | None) -> None:
-    """Removes half-written checkpoints, and those later than the one to go on from: all where none in here is."""
-    last = step_of(start) if start is not None and start.parent.absolute() == output_dir.absolute() else 0
-    for path in folders(output_dir):
-        marker = marker_of(path)
-        if step_of(path) > last or not marker or damage(path, marker):
-            discard(path)
+def remove_later_checkpoints(output_dir: Path, start: Path | None) -> None:
+    """Removes incomplete checkpoints, and those after the one to resume from: all where none in here is."""
+    last = get_step(start) if start is not None and start.parent.absolute() == output_dir.absolute() else 0
+    for path in list_checkpoints(output_dir):
+        marker = read_marker(path)
+        if get_step(path) > last or not marker or find_damaged_files(path, marker):
+            remove_checkpoint(path)
 
 
-def discard_half_written(output_dir: Path) -> None:
+def remove_incomplete_checkpoints(output_dir: Path) -> None:
     """Removes checkpoints that were not written to their end."""
-    for path in folders(output_dir):
+    for path in list_checkpoints(output_dir):
         if not (path / MARKER).exists():
-            discard(path)
+            remove_checkpoint(path)
 
 
-def discard_stopped(output_dir: Path, but: Path | None = None) -> None:
+def remove_stopped_checkpoints(output_dir: Path, but: Path | None = None) -> None:
     """Removes the checkpoints that the recipe did not ask for, but for one."""
-    for path in folders(output_dir):
+    for path in list_checkpoints(output_dir):
         if path.name.startswith("stopped-") and path != but:
-            discard(path)
+            remove_checkpoint(path)
 
 
-def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
+def rotate_checkpoints(output_dir: Path, limit: int | None, best: str | None) -> None:
     """Removes the oldest of the recipe's checkpoints beyond `limit`; the last and the best one stay.
 
-    Trainer's own rotation comes before a checkpoint is known to be whole, and takes one that is not for the last.
+    Trainer's own rotation comes before a checkpoint is known to be complete, and takes one that is not for the last.
     """
-    kept = [path for path in whole(output_dir) if path.name.startswith("checkpoint-")]
-    if not limit or not kept:
+    complete = [path for path in list_complete_checkpoints(output_dir) if path.name.startswith("checkpoint-")]
+    if not limit or not complete:
         return
-    protected = {kept[-1].name, Path(best).name if best else kept[-1].name}
-    spare = [path for path in kept if path.name not in protected]
-    for path in spare[: max(0, len(kept) - max(limit, len(protected)))]:
-        discard(path)
+    protected = {complete[-1].name, Path(best).name if best else complete[-1].name}
+    spare = [path for path in complete if path.name not in protected]
+    for path in spare[: max(0, len(complete) - max(limit, len(protected)))]:
+        remove_checkpoint(path)

@@ -14,8 +14,8 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.validation import suggest
 
+OURS = ("class", "packing")  # keys of `trainer` that are no TrainingArguments
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
-
 
 # Names that transformers has given up, and the ones that mean the same now.
 RENAMED = {
@@ -28,7 +28,6 @@ RENAMED = {
     "push_to_hub_token": "hub_token",
 }
 
-
 # Names that transformers has given up and that nothing is lost without.
 GONE = {
     "overwrite_output_dir": "the flag --overwrite starts anew",
@@ -39,9 +38,7 @@ GONE = {
     "use_mps_device": "the device is found",
 }
 
-
 OLD_NAMES = {*RENAMED, *GONE, "group_by_length"}
-
 
 # Numbers that transformers or torch would refuse only once training starts, or not at all: the least that works.
 AT_LEAST = {
@@ -51,12 +48,8 @@ AT_LEAST = {
     "save_total_limit": 1,
 }
 
-
 ABOVE = dict.fromkeys(("save_steps", "eval_steps", "logging_steps"), 0)  # a share of the run, or a number of steps
-
-
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
-
 
 CHOICES = {
     "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
@@ -66,7 +59,7 @@ CHOICES = {
 
 
 @cache
-def fields_of(package: str, module: str, name: str) -> dict[str, str]:
+def read_dataclass_fields(package: str, module: str, name: str) -> dict[str, str]:
     """Field name -> annotation of the dataclass `name` in a file of an installed package, read without an import."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -82,28 +75,30 @@ def fields_of(package: str, module: str, name: str) -> dict[str, str]:
     raise ImpruverError(f"{path}: class {name} is not there; this version of {package} is not known to impruver-train")
 
 
-def training_fields() -> dict[str, str]:
+def get_training_fields() -> dict[str, str]:
     """What transformers.TrainingArguments takes."""
-    return fields_of("transformers", "training_args.py", "TrainingArguments")
+    return read_dataclass_fields("transformers", "training_args.py", "TrainingArguments")
 
 
-def lora_fields() -> dict[str, str]:
+def get_lora_fields() -> dict[str, str]:
     """What peft.LoraConfig takes, with the fields it inherits."""
-    base = fields_of("peft", "config.py", "PeftConfigMixin") | fields_of("peft", "config.py", "PeftConfig")
-    return base | fields_of("peft", "tuners/lora/config.py", "LoraConfig")
+    base = read_dataclass_fields("peft", "config.py", "PeftConfigMixin") | read_dataclass_fields(
+        "peft", "config.py", "PeftConfig"
+    )
+    return base | read_dataclass_fields("peft", "tuners/lora/config.py", "LoraConfig")
 
 
-def faults(values: dict[str, Any], fields: dict[str, str], more: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def find_faults(values: dict[str, Any], fields: dict[str, str], more: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) for each name that is neither a field nor one of `more`, and each value of a wrong type."""
     for name, value in values.items():
-        if name in fields and not _fits(value, fields[name]):
+        if name in fields and not _is_of_type(value, fields[name]):
             quoted = isinstance(value, str) and value.replace("e-", "", 1).replace(".", "", 1).isdecimal()
             yield name, f"{value!r} is not of type {fields[name]}{'; take the quotes away' if quoted else ''}"
         elif name not in fields and name not in more:
             yield name, f"no such argument{suggest(name, [*fields, *more])}"
 
 
-def out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def find_out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) for each training argument whose value no training can be done with."""
     for name, value in values.items():
         if isinstance(value, str) and value not in CHOICES.get(name, (value,)):
@@ -118,8 +113,8 @@ def out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, f"{value} is not below {BELOW[name]}"
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether `value` is the number, truth value or literal that is annotated; other annotations are not judged."""
+def _is_of_type(value: Any, annotation: str) -> bool:
+    """Whether `value` is the number, truth value or literal that is annotated; true for other annotations."""
     if annotation.startswith("Literal["):
         return value in ast.literal_eval(annotation.removeprefix("Literal"))
     kinds = [part.strip() for part in annotation.split("|")]
@@ -130,7 +125,7 @@ def _fits(value: Any, annotation: str) -> bool:
     return any(isinstance(value, PLAIN[kind]) for kind in kinds)
 
 
-def translate(values: dict[str, Any], fields: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+def translate_arguments(values: dict[str, Any], fields: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """`values` in the names of the installed transformers, and a note for each that had to be changed."""
     now: dict[str, Any] = {}
     notes = []
@@ -150,6 +145,3 @@ def translate(values: dict[str, Any], fields: dict[str, str]) -> tuple[dict[str,
         else:
             now[name] = value
     return now, notes
-
-
-OURS = ("class", "packing")  # keys of `trainer` that are no TrainingArguments

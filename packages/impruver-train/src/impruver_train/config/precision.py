@@ -1,24 +1,34 @@
-"""Compute and storage dtype."""
+"""What is computed in and what weights are held in."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.modeling.devices import DTYPES, has_bf16, resolve_dtype
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True)
 class Precision:
-    """What is computed in and what weights are held in: torch dtypes; `autocast` is bf16, fp16 or None."""
+    """What is computed in, what weights are held in, and the kind of autocast: bf16, fp16 or None."""
 
-    compute: Any
-    trained: Any
-    frozen: Any
+    compute: torch.dtype
+    trained: torch.dtype
+    frozen: torch.dtype
     autocast: str | None
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """For torch.autocast; None where weights are held in what is computed in."""
+        return self.compute if self.autocast else None
 
 
 def choose_precision(dtype: str, trainer: dict[str, Any], device: str) -> tuple[Precision, list[str]]:
-    """The precision for `model.dtype` and `trainer.bf16` / `fp16` on `device`, and what is to be said about it.
+    """The precision for `model.dtype` and `trainer.bf16` / `fp16` on `device`, and warnings.
 
     Trained weights are fp32 under autocast, frozen ones 16 bit, unless `trainer.bf16: false` asks for pure bf16.
     """

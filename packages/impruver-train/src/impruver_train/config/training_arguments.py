@@ -1,16 +1,21 @@
-"""From the recipe's `trainer` and `ddp` to transformers' TrainingArguments, and the precision that goes with them."""
+"""From the recipe's `trainer` and `ddp` to transformers' TrainingArguments."""
+
+from __future__ import annotations
 
 import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
-from impruver_train.config.argument_fields import OURS, training_fields, translate
+from impruver_train.config.argument_fields import OURS, get_training_fields, translate_arguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
 
 # What transformers asks for only when the first step is near: how a value begins → module, what to install.
 NEEDS = {
@@ -28,36 +33,27 @@ NEEDS = {
         "stable_adamw": ("optimi", "torch-optimi"),
     },
 }
-
-
-# Of an evaluation by transformers' Trainer.
-KNOWN_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
-
-
+KNOWN_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")  # of an evaluation by transformers' own
 NOT_TAKEN = {
     "output_dir": "output_dir is a key of its own",
     "enable_jit_checkpoint": "a run that is stopped is always saved, after the optimizer's step",
 }
-
-
 DEFAULTS = {
     "report_to": "none",
     "project": "impruver",
     "label_names": ["labels"],
     "logging_nan_inf_filter": False,  # it would put another number in place of a NaN
 }
-
-
 ALWAYS = {
     "disable_tqdm": True,  # our own progress
     "remove_unused_columns": False,  # the rows hold nothing else
 }
 
 
-def argument_values(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What TrainingArguments is given of the recipe's `trainer` and `ddp`, with our own defaults below, and notes."""
-    fields = training_fields()
-    values, notes = translate({name: value for name, value in given.items() if name not in OURS}, fields)
+def build_argument_values(trainer: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What TrainingArguments gets of the recipe's `trainer` and `ddp`, over defaults of our own, and notes."""
+    fields = get_training_fields()
+    values, notes = translate_arguments({name: value for name, value in trainer.items() if name not in OURS}, fields)
     for name, why in NOT_TAKEN.items():
         if values.pop(name, None) is not None:
             notes.append(f"trainer.{name} is left out: {why}")
@@ -69,17 +65,17 @@ def argument_values(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return {name: value for name, value in values.items() if name in fields}, notes
 
 
-def trainer_class(class_path: str | None, recipe_dir: Path | None) -> type:
+def load_trainer_class(class_path: str | None, recipe_dir: Path | None) -> type[Trainer]:
     """The class that `trainer.class` names, transformers' own without one; ImpruverError if it is no Trainer."""
     from transformers import Trainer
 
-    found = load_object(class_path, "trainer.class", recipe_dir) if class_path else Trainer
-    if not (isinstance(found, type) and issubclass(found, Trainer)):
+    trainer_class = load_object(class_path, "trainer.class", recipe_dir) if class_path else Trainer
+    if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
         raise ImpruverError(f"trainer.class: {class_path} is no subclass of transformers.Trainer")
-    return found
+    return trainer_class
 
 
-def check_metric(arguments: Any) -> None:
+def check_metric(arguments: TrainingArguments) -> None:
     """ImpruverError for a metric that transformers' own Trainer will not have when it looks for it."""
     name = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     if name not in KNOWN_METRICS:
@@ -89,10 +85,10 @@ def check_metric(arguments: Any) -> None:
         )
 
 
-def build_arguments(values: dict[str, Any]) -> Any:
+def build_arguments(values: dict[str, Any]) -> TrainingArguments:
     """TrainingArguments; a value that transformers refuses, or a package that it lacks, is an ImpruverError."""
     values["report_to"] = values["report_to"] or "none"
-    require_packages(values)
+    check_packages(values)
     from transformers import TrainingArguments
     from transformers.integrations import get_reporting_integration_callbacks
 
@@ -100,7 +96,7 @@ def build_arguments(values: dict[str, Any]) -> Any:
         arguments = TrainingArguments(**values)
         get_reporting_integration_callbacks(arguments.report_to)
     except (ValueError, TypeError, ImportError) as error:
-        raise ImpruverError(f"trainer{_refused(values, str(error))}") from error
+        raise ImpruverError(f"trainer{_format_refusal(values, str(error))}") from error
     if arguments.max_steps == 0:
         raise ImpruverError("trainer.max_steps: 0 steps train nothing; leave it out to count in epochs")
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
@@ -111,24 +107,24 @@ def build_arguments(values: dict[str, Any]) -> Any:
     ):
         if asked and arguments.eval_strategy == "no":
             raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
-    try_keywords(arguments)
+    check_keyword_arguments(arguments)
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments
 
 
-def require_packages(values: dict[str, Any]) -> None:
+def check_packages(values: dict[str, Any]) -> None:
     """ImpruverError for a package that these values need and that is not installed."""
     if values.get("deepspeed") and find_spec("deepspeed") is None:
         raise ImpruverError("trainer.deepspeed needs deepspeed: pip install deepspeed")
     for name, packages in NEEDS.items():
-        given = values.get(name)
-        for value in map(str, given if isinstance(given, list) else [given]):
+        value = values.get(name)
+        for text in map(str, value if isinstance(value, list) else [value]):
             for start, (module, install) in packages.items():
-                if value.startswith(start) and find_spec(module) is None:
-                    raise ImpruverError(f"trainer.{name}: {value} needs {module}: pip install {install}")
+                if text.startswith(start) and find_spec(module) is None:
+                    raise ImpruverError(f"trainer.{name}: {text} needs {module}: pip install {install}")
 
 
-def try_keywords(arguments: Any) -> None:
+def check_keyword_arguments(arguments: TrainingArguments) -> None:
     """ImpruverError for keywords that the scheduler or checkpointing would refuse once training starts."""
     import torch
     from torch.utils.checkpoint import checkpoint
@@ -139,7 +135,7 @@ def try_keywords(arguments: Any) -> None:
     keywords = arguments.lr_scheduler_kwargs or {}
     name = "gradient_checkpointing_kwargs"
     try:
-        checkpoint(lambda part: part, weight, **{"use_reentrant": False} | (getattr(arguments, name, None) or {}))
+        checkpoint(lambda value: value, weight, **{"use_reentrant": False} | (getattr(arguments, name, None) or {}))
         name = "lr_scheduler_kwargs"
         optimizer = torch.optim.SGD([weight], lr=1.0)
         get_scheduler(arguments.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=keywords)
@@ -147,12 +143,12 @@ def try_keywords(arguments: Any) -> None:
         raise ImpruverError(f"trainer.{name}: {error}") from error
 
 
-def _refused(values: dict[str, Any], told: str) -> str:
-    """What TrainingArguments told, behind the name that it is about; of a long list the nearest."""
-    value, is_choice, choices = told.partition(" is not a valid ")
-    name = next((name for name, given in values.items() if str(given) == value), None)
+def _format_refusal(values: dict[str, Any], message: str) -> str:
+    """What TrainingArguments says, behind the name that it is about; of a long list the nearest."""
+    value, is_choice, choices = message.partition(" is not a valid ")
+    name = next((name for name, each in values.items() if str(each) == value), None)
     if not is_choice or name is None:
-        return f": {told}"
-    found = re.findall("'(.*?)'", choices)
-    longer = [each for each in found if each.startswith(value.lower())]
-    return f".{name}: there is no {value}{suggest(value, longer[:1] or found)}"
+        return f": {message}"
+    valid = re.findall("'(.*?)'", choices)
+    longer = [each for each in valid if each.startswith(value.lower())]
+    return f".{name}: there is no {value}{suggest(value, longer[:1] or valid)}"

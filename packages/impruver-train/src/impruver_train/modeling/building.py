@@ -1,9 +1,11 @@
 """Builds the model that is trained: base or new, quantized, adapter, new tokens, the dtype of every weight."""
 
+from __future__ import annotations
+
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
@@ -18,16 +20,23 @@ from impruver_core.recipe.paths import find_local
 from impruver_core.tokenizer import load_tokenizer
 
 from impruver_train.config.precision import Precision
-from impruver_train.data.packing import refuse_state
-from impruver_train.modeling.checks import check_base, near_targets, unmatched
+from impruver_train.modeling.checks import check_base, format_near_targets, list_unmatched_names
 from impruver_train.modeling.chunked_loss import LogitsPath, get_plain_head
 from impruver_train.modeling.logits_path import guess_logits_path, predict_logits_path
-from impruver_train.modeling.model_size import Size, count
+from impruver_train.modeling.model_size import ModelSize, count_parameters
+from impruver_train.modeling.packed_attention import check_packable
+
+if TYPE_CHECKING:
+    from impruver_core.recipe.sections import ModelSection, TokenizerSection
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 
 
-def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple[Any, int]:
+def load_model_config(
+    section: ModelSection, tokenizer: PreTrainedTokenizerBase, recipe_dir: Path | None
+) -> tuple[PretrainedConfig, int]:
     """The model's configuration and its vocabulary (embedding rows once the tokenizer's new tokens have theirs).
 
     A model from scratch takes the vocabulary and the special ids that `model.config` does not give from the tokenizer.
@@ -46,18 +55,24 @@ def model_config(section: Any, tokenizer: Any, recipe_dir: Path | None) -> tuple
     return config, config.vocab_size
 
 
-def new_token_ids(section: Any, tokenizer: Any, model: Any, config: Any, recipe_dir: Path | None) -> list[int]:
+def find_new_token_ids(
+    section: TokenizerSection,
+    tokenizer: PreTrainedTokenizerBase,
+    base: str | None,
+    config: PretrainedConfig,
+    recipe_dir: Path | None,
+) -> list[int]:
     """Ids that the base never saw: those it has no row for, and those that the recipe's special tokens added."""
-    if not model.name:
+    if not base:
         return []
     known = config.get_text_config().vocab_size
     if section.special_tokens:
         plain = replace(section, special_tokens={}, chat_template=None)
-        known = min(known, len(load_tokenizer(plain, model.name, recipe_dir=recipe_dir)))
+        known = min(known, len(load_tokenizer(plain, base, recipe_dir=recipe_dir)))
     return list(range(known, len(tokenizer)))
 
 
-def config_notes(section: Any, config: Any) -> list[str]:
+def list_config_notes(section: ModelSection, config: PretrainedConfig) -> list[str]:
     """Notes on what of `model.config` has no effect: all beside a base, else names that its class does not declare."""
     if section.name:
         return ["model.config is left out: model.name brings its own"] if section.config else []
@@ -65,35 +80,16 @@ def config_notes(section: Any, config: Any) -> list[str]:
     return [f"model.config.{name}: {type(config).__name__} does not declare it; it is kept, unused" for name in names]
 
 
-def check_method(section: Any, lora: dict[str, Any] | None) -> None:
-    """Refuses what can't be trained: a quantized base without an adapter, and an adapter on random weights."""
-    if lora is None and (section.load_in_4bit or section.load_in_8bit):
-        bits = 4 if section.load_in_4bit else 8
-        raise ImpruverError(
-            f"model.load_in_{bits}bit: {bits}-bit weights can't be trained themselves; add a `lora` section, or leave "
-            f"load_in_{bits}bit out"
-        )
-    if lora is not None and not section.name:
-        raise ImpruverError(
-            "lora: an adapter needs a base to go with it; set model.name, or leave the `lora` section out"
-        )
-
-
-def bits_of(section: Any) -> int | None:
-    """In how many bits the `model` section has the base held; None for all of them."""
-    return 4 if section.load_in_4bit else 8 if section.load_in_8bit else None
-
-
-def measure(
-    section: Any,
-    config: Any,
+def measure_model(
+    section: ModelSection,
+    config: PretrainedConfig,
     vocabulary: int,
     lora: dict[str, Any] | None,
     new_ids: list[int],
     recipe_dir: Path | None,
     packing: bool,
-) -> Size:
-    """Parameters of the model to be, counted on torch's meta device: no weights are loaded."""
+) -> ModelSize:
+    """The size of the model to be, counted on torch's meta device, and which logits it is likely to compute."""
     import torch
 
     logits = predict_logits_path(section, config, recipe_dir)
@@ -105,37 +101,36 @@ def measure(
                 f"model.class: {section.class_} is no causal language model; set transformers.AutoModelForCausalLM"
             )
         if packing:
-            refuse_state(model)
+            check_packable(model)
         if vocabulary > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=False)
         logits = logits if tested else guess_logits_path(model)
-        total = sum(weight.numel() for weight in model.parameters())
-        passed_over = unmatched(model, lora) if lora is not None else []
+        trainable = total = sum(weight.numel() for weight in model.parameters())
+        warnings = list_unmatched_names(model, lora) if lora is not None else []
         if lora is not None:
-            model = with_adapter(model, lora, new_ids, True)
-    if get_plain_head(model) is None:  # an adapter's, for instance
-        logits = min(logits, LogitsPath.TARGETS)
-    if lora is None:
-        return replace(count(model, total, total), logits=logits, logits_tested=tested)
-    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+            model = add_adapter(model, lora, new_ids, True)
+            trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+            total += trainable
     if not trainable:
         raise ImpruverError("lora: nothing of the model would be trained; leave lora.inference_mode out")
-    for text in passed_over:
+    for text in warnings:
         warn(text)
-    return replace(count(model, trainable, total + trainable), logits=logits, logits_tested=tested)
+    if get_plain_head(model) is None:  # an adapter's, for instance
+        logits = min(logits, LogitsPath.TARGETS)
+    return replace(count_parameters(model, trainable, total), logits=logits, logits_tested=tested)
 
 
 def build_model(
-    section: Any,
-    config: Any,
+    section: ModelSection,
+    config: PretrainedConfig,
     precision: Precision,
-    arguments: Any,
+    arguments: TrainingArguments,
     *,
     vocabulary: int,
     lora: dict[str, Any] | None,
     new_ids: list[int],
     recipe_dir: Path | None,
-) -> Any:
+) -> PreTrainedModel:
     """The model, ready for Trainer: base or fresh, embeddings grown, frozen and adapted where `lora` asks for it."""
     from transformers import set_seed
 
@@ -144,9 +139,9 @@ def build_model(
     if not section.name:
         model = build_new_model(section, config, precision.trained, recipe_dir)
     else:
-        held = precision.trained if lora is None else precision.frozen
+        dtype = precision.trained if lora is None else precision.frozen
         device = str(arguments.device) if quantized else None  # Trainer moves the others itself
-        model = load_model(section, held, device=device, search_dir=recipe_dir)
+        model = load_model(section, dtype, device=device, search_dir=recipe_dir)
     resize_embeddings_if_needed(model, vocabulary)
     checkpointing = bool(getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing)
     if quantized:
@@ -157,23 +152,23 @@ def build_model(
         model.enable_input_require_grads()  # else no gradient reaches a checkpointed block of frozen weights
     if lora is None:
         return model
-    model = with_adapter(model, lora, new_ids, precision.trained != precision.compute)
+    model = add_adapter(model, lora, new_ids, precision.trained != precision.compute)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(precision.trained)
     return model
 
 
-def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast: bool) -> Any:
+def add_adapter(model: PreTrainedModel, lora: dict[str, Any], new_ids: list[int], autocast: bool) -> PreTrainedModel:
     """`model` wrapped by peft with the recipe's `lora`; the embedding rows of `new_ids` are trained and saved too."""
     from peft import LoraConfig, get_peft_model
 
     settings = lora | {"task_type": "CAUSAL_LM"}
     saved_whole = settings.get("modules_to_save") or []
     if new_ids and not settings.get("trainable_token_indices"):
-        rows = {name: new_ids for name in trained_rows(model) if name.rsplit(".", 1)[-1] not in saved_whole}
+        rows = {name: new_ids for name in _list_token_matrices(model) if name.rsplit(".", 1)[-1] not in saved_whole}
         settings["trainable_token_indices"] = rows or None
-    shared = tied_output(model)
+    shared = _find_tied_output(model)
     if settings.get("trainable_token_indices") and shared in saved_whole:
         raise ImpruverError(
             f"lora.modules_to_save: {shared} shares its weights with the input embeddings, of which the rows of new "
@@ -182,11 +177,11 @@ def with_adapter(model: Any, lora: dict[str, Any], new_ids: list[int], autocast:
     try:
         return get_peft_model(model, LoraConfig(**settings), autocast_adapter_dtype=autocast)
     except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError, LookupError) as error:
-        near = near_targets(model, settings.get("target_modules")) if "target" in str(error).lower() else ""
+        near = format_near_targets(model, settings.get("target_modules")) if "target" in str(error).lower() else ""
         raise ImpruverError(f"lora: {error}{near}") from error
 
 
-def tied_output(model: Any) -> str | None:
+def _find_tied_output(model: PreTrainedModel) -> str | None:
     """The output embeddings' name where they share their weights with the input's."""
     output = model.get_output_embeddings()
     if not model.config.get_text_config().tie_word_embeddings or output is None:
@@ -194,9 +189,37 @@ def tied_output(model: Any) -> str | None:
     return next(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is output)
 
 
-def trained_rows(model: Any) -> list[str]:
+def _list_token_matrices(model: PreTrainedModel) -> list[str]:
     """Names of the modules that hold a row for each token: the input embeddings, and an output that is not tied."""
-    parts = [model.get_input_embeddings()]
+    matrices = [model.get_input_embeddings()]
     if not model.config.get_text_config().tie_word_embeddings and model.get_output_embeddings() is not None:
-        parts.append(model.get_output_embeddings())
-    return [name for name, module in model.named_modules() if any(module is part for part in parts)]
+        matrices.append(model.get_output_embeddings())
+    return [name for name, module in model.named_modules() if any(module is matrix for matrix in matrices)]
+
+
+def set_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: list[str]) -> None:
+    """Gives `model` the tokenizer's special ids and the generation configuration that is saved with it.
+
+    It stops at the ends of turn and at EOS. The base's sampling values go where it does not sample: transformers would
+    refuse to save them.
+    """
+    from transformers import GenerationConfig
+
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    generation = getattr(model, "generation_config", None) or GenerationConfig()
+    unknown = tokenizer.unk_token_id
+    stops = [tokenizer.convert_tokens_to_ids(text) for text in end_of_turn] + [tokenizer.eos_token_id]
+    stops = list(dict.fromkeys(number for number in stops if number is not None and number != unknown))
+    generation._from_model_config = False  # else transformers may rebuild it from config.json
+    generation.eos_token_id = stops or None
+    config = model.config.get_text_config()
+    for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+        number, known = getattr(tokenizer, name), getattr(config, name, None)
+        if number is not None and number != known and not (isinstance(known, list) and number in known):
+            setattr(config, name, number)
+        if number is not None and name != "eos_token_id":
+            setattr(generation, name, number)
+    if not generation.do_sample:
+        for name in SAMPLING:
+            setattr(generation, name, None)
+    model.generation_config = generation

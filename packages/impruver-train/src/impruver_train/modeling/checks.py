@@ -1,14 +1,35 @@
-"""What can be checked before any weights are loaded, each check with what to do about it."""
+"""What of a base and of `lora` can be checked before any weights are loaded, each check with what to do about it."""
 
-import difflib
-import json
+from __future__ import annotations
+
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.model_files import check_no_lfs_pointer
+from impruver_core.io.json_schema import read_json
+from impruver_core.io.model_files import check_no_lfs_pointer, refuse_pickled_weights
+from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import check_model_folder
+from impruver_core.suggestions import find_similar
+
+if TYPE_CHECKING:
+    from impruver_core.recipe.sections import ModelSection
+    from torch import nn
+
+
+def check_method(section: ModelSection, lora: dict[str, Any] | None) -> None:
+    """Refuses what can't be trained: a quantized base without an adapter, and an adapter on random weights."""
+    if lora is None and (section.load_in_4bit or section.load_in_8bit):
+        bits = 4 if section.load_in_4bit else 8
+        raise ImpruverError(
+            f"model.load_in_{bits}bit: {bits}-bit weights can't be trained themselves; add a `lora` section, or leave "
+            f"load_in_{bits}bit out"
+        )
+    if lora is not None and not section.name:
+        raise ImpruverError(
+            "lora: an adapter needs a base to go with it; set model.name, or leave the `lora` section out"
+        )
 
 
 def check_base(folder: Path | None, name: str) -> None:
@@ -20,80 +41,63 @@ def check_base(folder: Path | None, name: str) -> None:
         check_no_lfs_pointer(path)
     if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
         raise ImpruverError(
-            f"model.name: {name} is an adapter, trained on {base_of(folder)}, and no model; name that base to train a "
-            "new adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged folder"
+            f"model.name: {name} is an adapter, trained on {_read_base_name(folder)}, and no model; name that base to "
+            "train a new adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged "
+            "folder"
         )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ImpruverError(f"model.name: {name} holds no weights; copy its *.safetensors there, or name another model")
-    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
-        raise ImpruverError(
-            f"model.name: {name}: it has no weights in safetensors; pickled ones run code when they are loaded and are "
-            "refused. If you trust them, convert them once (from_pretrained, then save_pretrained) and name the new "
-            "folder"
-        )
+    if not any(folder.glob("*.safetensors")):
+        refuse_pickled_weights(folder, key="model.name")
 
 
-def base_of(folder: Path) -> str:
+def _read_base_name(folder: Path) -> str:
     """The base of the adapter in `folder`, as its configuration names it."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+    except (OSError, ImpruverError, KeyError):
         return "another base"
 
 
-# What impruver-gguf merges exactly, and the methods of peft that it does not; the first changes the base as well.
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-
-
-UNMERGED = (
-    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-)
-
-
-def merge_warnings(lora: dict[str, Any] | None) -> list[str]:
-    """What to say of a method in `lora` that impruver-gguf can't merge exactly, before hours go into it."""
-    lora = lora or {}
-    other = [f"lora.{name}" for name in UNMERGED if lora.get(name)]
-    start = lora.get("init_lora_weights")
-    if not any(start is known or start == known for known in PLAIN_STARTS):
-        other.append(f"lora.init_lora_weights: {start} (it changes the base too)")
+def list_merge_warnings(lora: dict[str, Any] | None) -> list[str]:
+    """Warnings of a method in `lora` that impruver-gguf can't merge exactly, before hours go into it."""
     return [
-        f"{name}: impruver-gguf can't merge such an adapter exactly; peft can (merge_and_unload, save_pretrained)"
-        for name in other
+        f"lora.{name}{detail and f': {detail}'}: impruver-gguf can't merge such an adapter exactly; peft can "
+        "(merge_and_unload, save_pretrained)"
+        for name, detail in find_unmergeable(lora or {}).items()
     ]
 
 
-def unmatched(model: Any, lora: dict[str, Any]) -> list[str]:
-    """What to say of the names in `lora` that no module of `model` has; peft passes over them."""
+def list_unmatched_names(model: nn.Module, lora: dict[str, Any]) -> list[str]:
+    """Warnings of the names in `lora` that no module of `model` has; peft passes over them."""
     names = [name for name, _ in model.named_modules()]
-    told = []
+    warnings = []
     for key in ("target_modules", "modules_to_save"):
         wanted = lora.get(key) if isinstance(lora.get(key), (list, tuple)) else []
         absent = [each for each in wanted if not any(f".{name}".endswith(f".{each}") for name in names)]
         if absent:
-            told.append(f"lora.{key}: the model has no {', '.join(absent)}; not trained{near_targets(model, absent)}")
+            near = format_near_targets(model, absent)
+            warnings.append(f"lora.{key}: the model has no {', '.join(absent)}; not trained{near}")
     for key in ("rank_pattern", "alpha_pattern"):  # whose names are regular expressions, which peft matches so
         absent = [
             each for each in lora.get(key) or {} if not any(re.match(rf"(.*\.)?({each})$", name) for name in names)
         ]
         if absent:
-            told.append(f"lora.{key}: the model has no {', '.join(absent)}; passed over")
+            warnings.append(f"lora.{key}: the model has no {', '.join(absent)}; passed over")
     weights = [f".{name}" for name, _ in model.named_parameters()]
     wanted = lora.get("target_parameters") or []
     absent = [each for each in wanted if not any(name.endswith(f".{each}") for name in weights)]
     if absent:
-        told.append(f"lora.target_parameters: the model has no weights {', '.join(absent)}; not trained")
-    return told
+        warnings.append(f"lora.target_parameters: the model has no weights {', '.join(absent)}; not trained")
+    return warnings
 
 
-def near_targets(model: Any, targets: Any) -> str:
-    """The model's own module names that are nearest to the targets which peft did not find."""
+def format_near_targets(model: nn.Module, targets: Any) -> str:
+    """The model's own module names, first those nearest to the targets which peft did not find."""
     import torch
 
-    names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    names |= {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if type(part).__name__ == "Conv1D"}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    names |= {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module).__name__ == "Conv1D"}
     wanted = targets if isinstance(targets, (list, tuple)) else [str(targets)]
-    near = {match for target in wanted for match in difflib.get_close_matches(str(target), names, n=2)}
+    near = {match for target in wanted for match in find_similar(target, names, 2)}
     return f" (the model has {', '.join(sorted(near) + sorted(names - near))})" if names else ""

@@ -14,14 +14,20 @@ that do only one chunk's logits exist at a time, together with their loss and gr
 Whether a model may be trained so is tested by its behaviour: see `logits_path`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from enum import IntEnum
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.labels import IGNORE_INDEX
 
-from impruver_train import distributed as sharding
+from impruver_train.distributed import get_zero_stage, uses_fsdp
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, TrainingArguments
 
 CHUNK = 256  # positions
 SCALE = 1024  # of gradients in forward: fp16 holds small ones of a sum as well as those of a scaled loss
@@ -35,34 +41,33 @@ class LogitsPath(IntEnum):
     CHUNKED = 2  # of target positions, a chunk at a time together with loss and gradients
 
 
-def may_use_sparse_logits(arguments: Any, own_trainer: bool) -> bool:
-    """Whether nothing but the model's loss looks at logits or at the labels' shape in a run of these arguments.
+def limit_logits_path(arguments: TrainingArguments, own_trainer: bool, trains_head: bool) -> LogitsPath:
+    """The greatest path that a run of these arguments allows any model.
 
-    Smoothed labels, a Trainer of one's own and Liger's loss do; compiled code wants shapes that don't change, and
-    DataParallel splits a batch by rows.
+    Something besides the model's loss looks at all logits or at the labels' shape where labels are smoothed, with a
+    Trainer of one's own and Liger's loss; compiled code wants shapes that don't change, and DataParallel splits a batch
+    by rows. The output matrix is applied to chunks where its weights are whole and fp16 need not hold their gradient.
     """
     others = (arguments.label_smoothing_factor, arguments.use_liger_kernel, arguments.torch_compile, own_trainer)
-    return not any(others) and arguments.n_gpu <= 1 and getattr(arguments, "parallelism_config", None) is None
+    if any(others) or arguments.n_gpu > 1 or getattr(arguments, "parallelism_config", None) is not None:
+        return LogitsPath.ALL
+    spread = uses_fsdp(arguments) or get_zero_stage(arguments) == 3
+    return LogitsPath.TARGETS if spread or (arguments.fp16 and trains_head) else LogitsPath.CHUNKED
 
 
-def may_chunk_head(arguments: Any, trains_head: bool) -> bool:
-    """Whether the output matrix may be applied to chunks: its weights are whole, and fp16 can hold their gradient."""
-    return not (sharding.by_fsdp(arguments) or sharding.stage(arguments) == 3 or (arguments.fp16 and trains_head))
-
-
-def add_logits_to_keep(batch: dict[str, Any]) -> dict[str, Any]:
+def add_logits_to_keep(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """`batch` with `logits_to_keep`, a bool for each position of `labels`, (batch, sequence)."""
     return {**batch, "logits_to_keep": shift_labels(batch["labels"]) != IGNORE_INDEX}
 
 
-def shift_labels(labels: Any) -> Any:
+def shift_labels(labels: Tensor) -> Tensor:
     """The label of the next position for each position of `labels`, (batch, sequence)."""
     from torch.nn.functional import pad
 
     return pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def get_plain_head(model: Any) -> Any:
+def get_plain_head(model: PreTrainedModel) -> nn.Linear | None:
     """The output matrix of `model` if it is a linear layer of its own weights, else None (wrapped by an adapter …)."""
     from torch import nn
 
@@ -71,12 +76,12 @@ def get_plain_head(model: Any) -> Any:
     return head if plain else None
 
 
-def get_base(model: Any) -> Any:
+def get_base(model: PreTrainedModel) -> PreTrainedModel:
     """The transformers model in an adapter's wrapper, or `model` itself."""
     return getattr(model, "get_base_model", lambda: model)()
 
 
-def enable_chunked_loss(model: Any, path: LogitsPath, chunk: int = CHUNK) -> None:
+def enable_chunked_loss(model: PreTrainedModel, path: LogitsPath, chunk: int = CHUNK) -> None:
     """Has `model`, whose loss is transformers' ForCausalLMLoss, compute it by `compute_chunked_loss`.
 
     With `LogitsPath.CHUNKED` its output matrix is applied to chunks of the target positions too.
@@ -86,7 +91,7 @@ def enable_chunked_loss(model: Any, path: LogitsPath, chunk: int = CHUNK) -> Non
     if head is not None:
         apply = head.forward
 
-        def forward(hidden: Any) -> Any:
+        def forward(hidden: Tensor) -> Tensor | LazyLogits:
             if hidden.dim() > 2:  # target positions have lost their rows: two dimensions
                 return apply(hidden)
             return LazyLogits(hidden, apply, [weight for weight in head.parameters() if weight.requires_grad])
@@ -101,22 +106,22 @@ class LazyLogits:
     dataclass, whose tensors those who wrap a model look for.
     """
 
-    def __init__(self, hidden: Any, make: Callable[[Any], Any], trained: list[Any]) -> None:
+    def __init__(self, hidden: Tensor, make: Callable[[Tensor], Tensor], trained: list[Tensor]) -> None:
         self.hidden, self.make, self.trained = hidden, make, trained
 
-    def then(self, step: Callable[[Any], Any], factor: Any = 1.0) -> Any:
+    def then(self, step: Callable[[Tensor], Tensor], factor: Any = 1.0) -> Tensor | LazyLogits:
         """These logits after `step`; made at once where its `factor` is a tensor, which may be trained."""
         if not isinstance(factor, int | float):
             return step(self.make(self.hidden))
         return LazyLogits(self.hidden, lambda chunk: step(self.make(chunk)), self.trained)
 
-    def float(self) -> "LazyLogits":
+    def float(self) -> LazyLogits:
         return self.then(lambda logits: logits.float())
 
-    def __mul__(self, factor: Any) -> Any:
+    def __mul__(self, factor: Any) -> Tensor | LazyLogits:
         return self.then(lambda logits: logits * factor, factor)
 
-    def __truediv__(self, factor: Any) -> Any:
+    def __truediv__(self, factor: Any) -> Tensor | LazyLogits:
         return self.then(lambda logits: logits / factor, factor)
 
     @classmethod
@@ -126,12 +131,14 @@ class LazyLogits:
         return args[0].then(function) if function is torch.tanh and len(args) == 1 and not kwargs else NotImplemented
 
 
-def is_sparse(logits: Any) -> bool:
+def is_sparse(logits: Tensor | LazyLogits) -> bool:
     """Whether logits are of target positions, (positions, vocabulary), and not (batch, sequence, vocabulary)."""
     return isinstance(logits, LazyLogits) or logits.dim() == 2
 
 
-def compute_chunked_loss(logits: Any, labels: Any, vocab_size: int, chunk: int = CHUNK, **more: Any) -> Any:
+def compute_chunked_loss(
+    logits: Tensor | LazyLogits, labels: Tensor, vocab_size: int, chunk: int = CHUNK, **more: Any
+) -> Tensor:
     """transformers' ForCausalLMLoss of the logits of target positions, lazy or not; of all logits it is itself.
 
     Args:
@@ -158,7 +165,7 @@ def compute_chunked_loss(logits: Any, labels: Any, vocab_size: int, chunk: int =
 
 
 @cache
-def load_chunked_cross_entropy() -> Any:
+def load_chunked_cross_entropy() -> type:
     """The autograd function ChunkedCrossEntropy: torch, and with it its base, takes seconds to import."""
     import torch
     from torch.autograd.function import once_differentiable
@@ -197,7 +204,9 @@ def load_chunked_cross_entropy() -> Any:
     return ChunkedCrossEntropy
 
 
-def compute_loss_and_gradients(part: Any, target: Any, make: Callable, trained: tuple) -> tuple[Any, tuple]:
+def compute_loss_and_gradients(
+    part: Tensor, target: Tensor, make: Callable, trained: tuple
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A chunk's summed loss, and where `part` asks for gradients SCALE times its and those of the `trained` weights."""
     import torch
 

@@ -13,6 +13,7 @@ loaded on a small model of the same class and switches in fp32, then on the load
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -36,26 +37,17 @@ from impruver_train.modeling.chunked_loss import (
 if TYPE_CHECKING:
     import torch
     from impruver_core.recipe.sections import ModelSection
-    from torch import Tensor, nn
-    from transformers import PretrainedConfig
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ROWS = ("ttttt", ".t.t_", ".....")
 CHUNK = 4  # positions, so that the tiny batch has several chunks
 SCALE = 1024.0  # of the loss: fp16 holds small gradients
 SAMPLES = 1 << 14  # values of each gradient that are compared
-NOISE = 0.1  # of the largest gradient, times the tolerance: how far one may be off that is but rounding (a key's bias)
+FP32, ROUNDED = (1e-5, 1e-4), (1e-2, 0.25)  # how far loss and gradients may be off; 16 bits round in each layer
+NOISE = 0.1  # of the largest gradient, times that: how far one may be off that is but rounding (a key's bias)
 WIDTH, VOCABULARY = 16, 64  # of a small model: hidden values for each attention head, tokens
 MOST = 200_000_000  # weights of a small model
-
-
-class Tolerance(NamedTuple):
-    """How far, relatively, loss and gradients may be off."""
-
-    loss: float
-    gradient: float
-
-
-FP32, ROUNDED = Tolerance(1e-5, 1e-4), Tolerance(1e-2, 0.25)  # 16-bit gradients gather roundings over many layers
 
 
 class Step(NamedTuple):
@@ -67,7 +59,7 @@ class Step(NamedTuple):
 
 
 def find_logits_path(
-    model: nn.Module, best: LogitsPath = LogitsPath.CHUNKED, autocast: torch.dtype | None = None
+    model: PreTrainedModel, best: LogitsPath = LogitsPath.CHUNKED, autocast: torch.dtype | None = None
 ) -> LogitsPath | None:
     """The greatest path up to `best` whose loss and gradients on a tiny batch are those of all logits.
 
@@ -90,68 +82,64 @@ def find_logits_path(
     if get_plain_head(model) is None:
         best = min(best, LogitsPath.TARGETS)
     exact = autocast is None and all(weight.dtype == torch.float32 for weight in model.parameters())
-    for path in sorted(LogitsPath, reverse=True):
-        if path <= best and path and is_same(run_step(model, path, autocast), plain, FP32 if exact else ROUNDED):
+    for path in (LogitsPath.CHUNKED, LogitsPath.TARGETS):
+        if path <= best and is_same(run_step(model, path, autocast), plain, *(FP32 if exact else ROUNDED)):
             return path
     return LogitsPath.ALL
 
 
-def is_same(step: Step | None, plain: Step, tolerance: Tolerance) -> bool:
-    """Whether a step has the losses and gradients of the `plain` one."""
+def is_same(step: Step | None, plain: Step, of_loss: float, of_gradient: float) -> bool:
+    """Whether a step has the losses and gradients of the `plain` one, but for these parts of them."""
     if step is None or step.weights.keys() != plain.weights.keys() or step.rows.shape != plain.rows.shape:
         return False
     floor = NOISE * max((gradient.norm() for gradient in plain.weights.values()), default=0.0)
     return bool(
-        ((step.losses - plain.losses).abs() <= tolerance.loss * plain.losses.abs()).all()
-        and ((step.rows - plain.rows).norm(dim=1) <= tolerance.gradient * plain.rows.norm(dim=1)).all()
+        ((step.losses - plain.losses).abs() <= of_loss * plain.losses.abs()).all()
+        and ((step.rows - plain.rows).norm(dim=1) <= of_gradient * plain.rows.norm(dim=1)).all()
         and all(
-            (step.weights[name] - gradient).norm() <= tolerance.gradient * max(gradient.norm(), floor)
+            (step.weights[name] - gradient).norm() <= of_gradient * max(gradient.norm(), floor)
             for name, gradient in plain.weights.items()
         )
     )
 
 
-def run_step(model: nn.Module, path: LogitsPath, autocast: torch.dtype | None) -> Step | None:
-    """Trains and evaluates on the tiny batch by `path`; None where that fails, or all logits are made nevertheless."""
+def run_step(model: PreTrainedModel, path: LogitsPath, autocast: torch.dtype | None) -> Step | None:
+    """Trains and evaluates on the tiny batch by `path`; None where that fails, or all logits are computed after all."""
     import torch
 
     base, head, device = get_base(model), get_plain_head(model), next(model.parameters()).device
     batch = make_batch(base.config.get_text_config().vocab_size, device)
     batch = add_logits_to_keep(batch) if path else batch
-    takes = inspect.signature(base.forward).parameters.values()
+    takes = inspect.signature(base.forward).parameters.values()  # as Trainer finds out
     accepts_count = getattr(base, "accepts_loss_kwargs", any(each.kind is each.VAR_KEYWORD for each in takes))
     count = {"num_items_in_batch": torch.tensor(29, device=device)} if accepts_count else {}
-    rows: list[Any] = []
-    weights: dict[str, Any] = {}
+    losses: list[Tensor] = []
+    rows: list[Tensor] = []
+    weights: dict[str, Tensor] = {}
 
-    def watch(_module: Any, _inputs: Any, embedded: Any) -> None:
+    def watch(_module: Any, _inputs: Any, embedded: Tensor) -> None:
         if torch.is_grad_enabled():
             embedded.requires_grad_().register_hook(lambda gradient: rows.append(gradient.float().cpu()))
 
-    def record(name: str, weight: Any) -> None:
+    def record(name: str, weight: Tensor) -> None:
         """Samples a gradient and drops it: no more than one is held."""
         sample = weight.grad.flatten()[:: 1 + weight.grad.numel() // SAMPLES].float().cpu()
         weights[name] = weights.get(name, 0) + sample
         weight.grad = None
 
     hooks = [model.get_input_embeddings().register_forward_hook(watch)]
-    hooks += [
-        weight.register_post_accumulate_grad_hook(partial(record, name))
-        for name, weight in model.named_parameters()
-        if weight.requires_grad
-    ]
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            hooks.append(weight.register_post_accumulate_grad_hook(partial(record, name)))
     try:
         if path:
             enable_chunked_loss(model, path, CHUNK)
         with preserve_state(model, device):
-            losses = []
             for training in (True, False):
                 torch.manual_seed(0)  # the same dropout and routing noise each time
                 model.train(training)
-                with (
-                    torch.set_grad_enabled(training),
-                    torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-                ):
+                casting = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None)
+                with torch.set_grad_enabled(training), casting:
                     outputs = model(**batch, **(count if training else {}))
                 if path and not is_sparse(outputs.logits):
                     return None
@@ -175,43 +163,42 @@ def run_step(model: nn.Module, path: LogitsPath, autocast: torch.dtype | None) -
 
 
 @contextmanager
-def preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Leaves `model` and the random states as they were: mode, buffers (a batch norm's …), cache, the head's dropout.
+def preserve_state(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """Leaves `model` and the random states as they were: modes, buffers (a batch norm's …), cache, the head's dropout.
 
     An adapter's dropout before the head draws other numbers for other positions: it is off within.
     """
     import torch
 
-    config = get_base(model).config.get_text_config()
-    modes, caches = [(part, part.training) for part in model.modules()], getattr(config, "use_cache", False)
+    config, head = get_base(model).config.get_text_config(), get_base(model).get_output_embeddings()
+    modes, caches = [(module, module.training) for module in model.modules()], getattr(config, "use_cache", False)
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    head = get_base(model).get_output_embeddings()
-    dropouts = [(part, part.p) for part in (head.modules() if head else ()) if isinstance(part, torch.nn.Dropout)]
+    dropouts = [(module, module.p) for module in (head.modules() if head else ()) if type(module) is torch.nn.Dropout]
     devices = [] if device.type == "cpu" else [device.index or 0]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         try:
             if caches:
                 config.use_cache = False
-            for part, _ in dropouts:
-                part.p = 0.0
+            for module, _ in dropouts:
+                module.p = 0.0
             yield
         finally:
-            for part, training in modes:
-                part.training = training
             if caches:
                 config.use_cache = caches
-            for part, probability in dropouts:
-                part.p = probability
+            for module, training in modes:
+                module.training = training
+            for module, probability in dropouts:
+                module.p = probability
             for module, name, buffer, before in buffers:
                 module._buffers[name] = buffer.copy_(before)
 
 
-def make_batch(vocabulary: int, device: torch.device) -> dict[str, Any]:
+def make_batch(vocabulary: int, device: torch.device) -> dict[str, Tensor]:
     """The rows of the module's picture: random ids, and labels that have nothing to do with them."""
     import torch
 
@@ -223,32 +210,13 @@ def make_batch(vocabulary: int, device: torch.device) -> dict[str, Any]:
     return {name: values.to(device) for name, values in batch.items()}
 
 
-def guess_logits_path(model: nn.Module) -> LogitsPath:
-    """What a model is likely to pass: its forward takes the positions to keep, its loss is the usual one."""
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-    usual = getattr(model, "loss_function", None) is ForCausalLMLoss
-    return LogitsPath.CHUNKED if takes and usual else LogitsPath.ALL
-
-
-def describe_logits_path(path: LogitsPath, tested: bool, allowed: bool) -> str:
-    """The line of the run's summary: which logits are computed and, of all of them, why."""
-    if not allowed:
-        return "logits: of all positions, which the recipe's trainer looks at (its class, kernels or label smoothing)"
-    if path is LogitsPath.ALL:
-        return "logits: of all positions; of target positions alone this model has no logits, or another loss"
-    how = ", a chunk at a time with their loss" if path is LogitsPath.CHUNKED else ""
-    return f"logits: of target positions alone{how}{'' if tested else ', if the loaded model passes the test of it'}"
-
-
 def predict_logits_path(section: ModelSection, config: PretrainedConfig, recipe_dir: Path | None) -> LogitsPath | None:
     """What `find_logits_path` finds of a small model of that class with random weights; None where none can be made."""
     import torch
 
     if section.attn_implementation not in ("eager", "sdpa"):
         section = replace(section, attn_implementation=None)  # the others want a GPU
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(0)
         try:
             small = type(config).from_dict(shrink_config(config, config.to_dict()))
@@ -287,3 +255,11 @@ def shrink_config(config: PretrainedConfig, values: dict[str, Any]) -> dict[str,
         elif type(value) is int and ("vocab_size" in name or name.endswith(("_token_id", "_token_index"))):
             small[key] = min(value, VOCABULARY - (not name.endswith("size")))
     return values | small
+
+
+def guess_logits_path(model: PreTrainedModel) -> LogitsPath:
+    """What a model is likely to pass: its forward takes the positions to keep, its loss is the usual one."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    takes = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return LogitsPath.CHUNKED if takes and model.loss_function is ForCausalLMLoss else LogitsPath.ALL

@@ -1,58 +1,89 @@
-"""All that is known before weights are loaded: files, tokenizer, precision, training arguments, size, rows."""
+"""All that is known before weights are loaded: inputs, tokenizer, precision, training arguments, size, rows."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import get_context_length
 from impruver_core.modeling.devices import choose_device
-from impruver_core.recipe.loading import Recipe
 from impruver_core.recipe.paths import find_recipes_root
 
-from impruver_train.config import training_arguments as arguments
+from impruver_train import distributed
+from impruver_train.checkpointing.resume import ResumePoint
+from impruver_train.config import training_arguments
 from impruver_train.config.precision import Precision, choose_precision
-from impruver_train.data import token_dataset as data
-from impruver_train.data import validation
-from impruver_train.data.packing import Layout, lay_out
-from impruver_train.modeling import building as build
-from impruver_train.modeling import checks
-from impruver_train.modeling.chunked_loss import LogitsPath, may_chunk_head, may_use_sparse_logits
-from impruver_train.modeling.logits_path import describe_logits_path
-from impruver_train.modeling.model_size import Size
+from impruver_train.data import token_dataset
+from impruver_train.data.packing import PackingPlan, plan_packing
+from impruver_train.data.token_dataset import TokenFileStats
+from impruver_train.modeling import building, checks
+from impruver_train.modeling.chunked_loss import LogitsPath, limit_logits_path
+from impruver_train.modeling.model_size import ModelSize
+
+if TYPE_CHECKING:
+    from impruver_core.recipe.sections import ModelSection, TokenizerSection
+    from numpy import ndarray
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is trained and how. `vocabulary`: embedding rows once `new_ids`, the recipe's new tokens, have theirs."""
+class RunInputs:
+    """What a run is of, and where it starts; `recipe` is the resolved one, `files` and `digests` are by role."""
 
-    tokenizer: Any
-    config: Any
-    vocabulary: int
-    new_ids: list[int]
+    output_dir: Path
+    recipe: dict[str, Any]
+    files: dict[str, Path]
+    digests: dict[str, str]
+    start: ResumePoint
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is trained and how."""
+
+    model: ModelSection
+    lora: dict[str, Any] | None
+    trainer_class: str | None
+    recipe_dir: Path | None
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+    vocabulary: int  # embedding rows once `new_ids` have theirs
+    new_ids: list[int]  # of the recipe's new tokens
     precision: Precision
-    arguments: Any
-    size: Size
+    arguments: TrainingArguments
+    size: ModelSize
     packing: bool
     logits_note: str
 
-
-def recipe_name(file: Path) -> str:
-    """`family/name` of an installed recipe, the file's name of another."""
-    path = file.absolute()
-    return (
-        str(path.relative_to(find_recipes_root()).with_suffix("")) if find_recipes_root() in path.parents else path.stem
-    )
+    @property
+    def bits(self) -> int | None:
+        """4 or 8 for a quantized base."""
+        return 4 if self.model.load_in_4bit else 8 if self.model.load_in_8bit else None
 
 
-def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
+@dataclass(frozen=True)
+class TrainingData:
+    """The token files by role, and how training's rows become batches: None in a dry run that is ahead of compose."""
+
+    stats: dict[str, TokenFileStats]
+    datasets: dict[str, Any]  # empty in a dry run
+    batches: PackingPlan | None
+    manifest: dict[str, Any]
+    end_of_turn: list[str]
+
+
+def find_token_files(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
     """The token files as {"train": …, "val": …}; in a dry run those that compose has yet to make may be missing."""
     if not train_path:
         raise ImpruverError(f"{recipe_path}: train_path is not set")
-    inputs = {"train": Path(train_path).expanduser()}
+    files = {"train": Path(train_path).expanduser()}
     if val_path:
-        inputs["val"] = Path(val_path).expanduser()
-    for name, path in list(inputs.items()):
+        files["val"] = Path(val_path).expanduser()
+    for name, path in list(files.items()):
         if path.is_file():
             continue
         if path.is_dir():
@@ -63,19 +94,26 @@ def find_inputs(train_path: str | None, val_path: str | None, recipe_path: Path,
         if not dry_run:
             raise ImpruverError(absent)
         log_info(f"note: {absent}")
-        del inputs[name]
-    return inputs
+        del files[name]
+    return files
 
 
-def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
-    """Tokenizer, configuration, precision, training arguments and size; tells its notes."""
+def plan_training(
+    model: ModelSection,
+    tokenizer_section: TokenizerSection,
+    lora: dict[str, Any] | None,
+    trainer: dict[str, Any],
+    recipe_path: Path,
+    recipe_dir: Path | None,
+    output_dir: Path,
+) -> TrainingPlan:
+    """Tokenizer, configuration, precision, training arguments and size; logs its notes."""
     from impruver_core.tokenizer import load_tokenizer
 
-    model, lora, given, recipe_dir = recipe.model, recipe.lora, recipe.trainer | recipe.ddp, recipe.base_dir
-    tokenizer = load_tokenizer(recipe.tokenizer, model.name, recipe_dir=recipe_dir, warn=warn)
-    config, vocabulary = build.model_config(model, tokenizer, recipe_dir)
-    new_ids = build.new_token_ids(recipe.tokenizer, tokenizer, model, config, recipe_dir)
-    values, notes = arguments.argument_values(given)
+    tokenizer = load_tokenizer(tokenizer_section, model.name, recipe_dir=recipe_dir)
+    config, vocabulary = building.load_model_config(model, tokenizer, recipe_dir)
+    new_ids = building.find_new_token_ids(tokenizer_section, tokenizer, model.name, config, recipe_dir)
+    values, notes = training_arguments.build_argument_values(trainer)
     device = "cpu" if values.get("use_cpu") else choose_device()
     precision, warnings = choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
@@ -86,66 +124,103 @@ def plan_model(recipe: Recipe, output_dir: Path) -> Plan:
         "bf16": precision.autocast == "bf16",
         "fp16": precision.autocast == "fp16",
     }
-    packing = bool(given.get("packing"))
+    packing = bool(trainer.get("packing"))
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
-    size = build.measure(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
-    training = arguments.build_arguments({"run_name": recipe_name(Path(recipe.path))} | values)
-    own_trainer = not arguments.trainer_class(given.get("class"), recipe_dir).__module__.startswith("transformers.")
+    size = building.measure_model(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
+    arguments = training_arguments.build_arguments({"run_name": _name_run(recipe_path)} | values)
+    trainer_class = training_arguments.load_trainer_class(trainer.get("class"), recipe_dir)
+    own_trainer = not trainer_class.__module__.startswith("transformers.")
     if not own_trainer:
-        arguments.check_metric(training)
-    for text in [*notes, *build.config_notes(model, config)]:
+        training_arguments.check_metric(arguments)
+    for text in [*notes, *building.list_config_notes(model, config)]:
         log_info(f"note: {text}")
-    for text in [*warnings, *checks.merge_warnings(lora)]:
+    for text in [*warnings, *checks.list_merge_warnings(lora)]:
         warn(text)
-    allowed = may_use_sparse_logits(training, own_trainer)
-    limit = LogitsPath.CHUNKED if may_chunk_head(training, lora is None) else LogitsPath.TARGETS
-    size = replace(size, logits=min(size.logits, limit) if allowed else LogitsPath.ALL)
-    logits_note = describe_logits_path(size.logits, size.logits_tested, allowed)
-    return Plan(tokenizer, config, vocabulary, new_ids, precision, training, size, packing, logits_note)
+    limit = limit_logits_path(arguments, own_trainer, lora is None)
+    size = replace(size, logits=min(size.logits, limit))
+    return TrainingPlan(
+        model=model,
+        lora=lora,
+        trainer_class=trainer.get("class"),
+        recipe_dir=recipe_dir,
+        tokenizer=tokenizer,
+        config=config,
+        vocabulary=vocabulary,
+        new_ids=new_ids,
+        precision=precision,
+        arguments=arguments,
+        size=size,
+        packing=packing,
+        logits_note=_describe_logits(size, limit),
+    )
 
 
-def read_rows(
-    recipe: Recipe, inputs: dict[str, Path], digests: dict[str, str], plan: Plan, map_rows: bool
-) -> tuple[dict, dict, Layout | None]:
-    """Facts of each file, if `map_rows` its rows, and how training's become batches or packs.
+def _name_run(recipe_path: Path) -> str:
+    """`family/name` of an installed recipe, the file's name of another."""
+    path, root = recipe_path.absolute(), find_recipes_root()
+    return str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
 
-    Makes every check of rows that the model and tokenizer allow.
+
+def _describe_logits(size: ModelSize, limit: LogitsPath) -> str:
+    """The line of the run's summary: which logits are computed and, of all of them, why."""
+    if limit is LogitsPath.ALL:
+        return "logits: of all positions, which the recipe's trainer looks at (its class, kernels or label smoothing)"
+    if size.logits is LogitsPath.ALL:
+        return "logits: of all positions; of target positions alone this model has no logits, or another loss"
+    how = ", a chunk at a time with their loss" if size.logits is LogitsPath.CHUNKED else ""
+    tested = "" if size.logits_tested else ", if the loaded model passes the test of it"
+    return f"logits: of target positions alone{how}{tested}"
+
+
+def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry_run: bool) -> TrainingData:
+    """Checks and reads the token files, memory-mapped unless it is a dry run.
+
+    Makes every check of rows that the model and tokenizer allow, and of sharding.
     """
-    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
-    facts, rows, layout = {}, {}, None
-    for name, path in inputs.items():
-        if map_rows:
-            facts[name], rows[name] = data.prepare(path, digests[name])
+    arguments = plan.arguments
+    token_rows = plan.lora is not None and (plan.new_ids or plan.lora.get("trainable_token_indices"))
+    distributed.check_sharding(arguments, bool(token_rows), dry_run)
+    manifest = token_dataset.check_data_manifest(inputs.files.get("train"), plan.tokenizer)
+    positions = get_context_length(plan.config)
+    stats, datasets, batches = {}, {}, None
+    for name, path in inputs.files.items():
+        if dry_run:
+            stats[name], lengths = token_dataset.read_stats(path, inputs.digests[name])
         else:
-            facts[name], lengths = data.read_facts(path, digests[name])
-        if name == "train" or facts[name].rows:
-            for text in validation.check_rows(facts[name], path, plan.vocabulary, positions):
+            stats[name], datasets[name] = token_dataset.load_token_dataset(path, inputs.digests[name])
+        if name == "train" or stats[name].rows:
+            for text in token_dataset.check_rows(stats[name], path, plan.vocabulary, positions):
                 log_info(f"note: {text}")
         if name == "train":
-            lengths = data.row_lengths(rows[name]) if map_rows else lengths
-            layout = pack_rows(lengths, facts[name], path, plan, recipe.tokenizer.max_tokens_count)
-            grouped = plan.arguments.train_sampling_strategy == "group_by_length"
-            rows = {name: layout.over(part, grouped) for name, part in rows.items()}
-    to_come = bool(recipe.val_path) and "val" not in inputs  # in a dry run before compose
-    if plan.arguments.eval_strategy != "no" and not to_come and not ("val" in facts and facts["val"].rows):
+            lengths = lengths if dry_run else token_dataset.get_row_lengths(datasets[name])
+            batches = plan_batches(plan, lengths, stats[name], path, max_tokens)
+    if "train" in datasets:
+        by_length = arguments.train_sampling_strategy == "group_by_length"
+        datasets["train"] = batches.build_dataset(datasets["train"], by_length)
+    val_to_come = bool(inputs.recipe.get("val_path")) and "val" not in inputs.files  # in a dry run before compose
+    if arguments.eval_strategy != "no" and not val_to_come and not ("val" in stats and stats["val"].rows):
         raise ImpruverError(
-            f"trainer.eval_strategy: {plan.arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
+            f"trainer.eval_strategy: {arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
             "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"
         )
-    return facts, rows, layout
+    end_of_turn = list(manifest.get("end_of_turn") or get_end_of_turn(plan.tokenizer))
+    return TrainingData(stats, datasets, batches, manifest, end_of_turn)
 
 
-def pack_rows(lengths: Any, facts: data.Facts, path: Path, plan: Plan, room: int | None) -> Layout:
+def plan_batches(
+    plan: TrainingPlan, lengths: ndarray, stats: TokenFileStats, path: Path, max_tokens: int | None
+) -> PackingPlan:
     """How training's rows become batches; ImpruverError for rows that can't be packed."""
-    if plan.packing and facts.masked_line:
+    arguments = plan.arguments
+    if plan.packing and stats.masked_line:
         raise ImpruverError(
-            f"{path}, line {facts.masked_line}: its attention_mask hides tokens, and packed rows have none; leave such "
+            f"{path}, line {stats.masked_line}: its attention_mask hides tokens, and packed rows have none; leave such "
             "tokens out of the rows, or set trainer.packing: false"
         )
-    if plan.arguments.dataloader_drop_last and len(lengths) < plan.arguments.train_batch_size:
+    if arguments.dataloader_drop_last and len(lengths) < arguments.train_batch_size:
         raise ImpruverError(
             f"trainer.dataloader_drop_last: {len(lengths)} rows are less than a batch of "
-            f"{plan.arguments.train_batch_size}, so that none is left; set it to false, or a smaller batch"
+            f"{arguments.train_batch_size}, so that none is left; set it to false, or a smaller batch"
         )
-    seed = plan.arguments.seed if plan.arguments.data_seed is None else plan.arguments.data_seed
-    return lay_out(lengths, plan.packing, room, seed)
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    return plan_packing(lengths, plan.packing, max_tokens, seed)

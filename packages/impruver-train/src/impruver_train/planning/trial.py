@@ -1,19 +1,25 @@
-"""`--trial_steps`: a few real steps on the longest and on drawn batches, timed, and the whole run told from them."""
+"""`--trial_steps`: a few real steps on the longest and on drawn batches, timed, and from them the whole run."""
+
+from __future__ import annotations
 
 import copy
 import time
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from impruver_core.cli.console import format_duration
+from impruver_core.system import get_peak_memory, get_process_memory, reset_peak_memory
 
-from impruver_train import memory
-from impruver_train.planning import run_estimate as estimate
+from impruver_train.planning.memory import MIB
+from impruver_train.planning.run_estimate import compute_padding, count_steps, round_up_longest
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from transformers import TrainingArguments
 
 
-def trial_arguments(arguments: Any, steps: int, folder: str) -> Any:
-    """The run's training arguments for `steps` steps that leave nothing behind but in `folder`."""
+def build_trial_arguments(arguments: TrainingArguments, steps: int, folder: str) -> TrainingArguments:
+    """The run's training arguments for `steps` steps that write nothing but into `folder`."""
     quiet = copy.copy(arguments)
     values = {"max_steps": steps, "output_dir": folder, "report_to": [], "load_best_model_at_end": False}
     values |= {"train_sampling_strategy": "sequential", "push_to_hub": False, "dataloader_num_workers": 0}
@@ -24,25 +30,22 @@ def trial_arguments(arguments: Any, steps: int, folder: str) -> Any:
     return quiet
 
 
-def choose(sizes: Any, arguments: Any, steps: int) -> list[int]:
+def choose_items(sizes: ndarray, arguments: TrainingArguments, steps: int) -> list[int]:
     """Items for `steps` steps: first the longest, which take the most memory, then drawn ones."""
-    import numpy as np
-
     batch = arguments.train_batch_size * arguments.world_size
-    each = batch * arguments.gradient_accumulation_steps
     longest = np.argsort(-np.asarray(sizes), kind="stable")[:batch]
     drawn = np.random.default_rng(arguments.seed).permutation(len(sizes))
-    items = np.concatenate([longest, np.resize(drawn, max(0, steps * each - len(longest)))])
-    return items.tolist()
+    count = steps * batch * arguments.gradient_accumulation_steps
+    return np.concatenate([longest, np.resize(drawn, max(0, count - len(longest)))]).tolist()
 
 
-def places(sizes: Any, items: list[int], batch: int) -> int:
-    """Places of these items in batches of `batch`, padding included."""
-    batches = [items[at : at + batch] for at in range(0, len(items), batch)]
-    return sum(estimate.longest(sizes[each]) * len(each) for each in batches)
+def _count_positions(sizes: ndarray, items: list[int], batch: int) -> int:
+    """Positions of these items in batches of `batch`, padding included."""
+    batches = [items[start : start + batch] for start in range(0, len(items), batch)]
+    return sum(round_up_longest(sizes[each]) * len(each) for each in batches)
 
 
-def now() -> float:
+def _read_clock() -> float:
     """Seconds, once a GPU has done what it was given."""
     import torch
 
@@ -51,20 +54,20 @@ def now() -> float:
     return time.perf_counter()
 
 
-class Stopwatch:
-    """Callback that puts the seconds of each optimizer step into `watch`."""
+class StopwatchCallback:
+    """Callback that puts the seconds of each optimizer step into `seconds`."""
 
-    def __init__(self, watch: list[float]) -> None:
-        self.watch = watch
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = seconds
 
     def on_step_begin(self, args, state, control, **_):
-        self.watch.append(-now())
+        self.seconds.append(-_read_clock())
 
     def on_step_end(self, args, state, control, **_):
-        self.watch[-1] += now()
+        self.seconds[-1] += _read_clock()
 
 
-class Peak:
+class PeakMemory:
     """The most memory held since `start`: of the GPU, else of this process above what it held when this was made."""
 
     def __init__(self) -> None:
@@ -73,8 +76,7 @@ class Peak:
         from transformers import Trainer  # noqa: F401
 
         self.gpu = torch.cuda.is_available()
-        self.status = Path("/proc/self/status")
-        self.before = self.read("VmRSS")
+        self.before = get_process_memory()
 
     def start(self) -> None:
         """Forgets the peak of before: loading may take more for a moment than training does."""
@@ -82,36 +84,32 @@ class Peak:
 
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
-        with suppress(OSError):  # else that peak stays: too high a figure rather than none
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        reset_peak_memory()
 
-    def read(self, name: str) -> int:
-        if not self.status.exists():
-            return 0
-        lines = dict(line.split(":", 1) for line in self.status.read_text(encoding="ascii").splitlines())
-        return int(lines[name].split()[0]) * 1024
-
-    def taken(self) -> int | None:
-        """Bytes; None where this system does not tell."""
+    def read(self) -> int | None:
+        """Bytes; None where this system has no such figure."""
         import torch
 
         if self.gpu:
             return torch.cuda.max_memory_allocated()
-        return self.read("VmHWM") - self.before or None
+        peak = get_peak_memory()
+        return None if peak is None else peak - self.before
 
 
-def report(watch: list[float], items: list[int], sizes: Any, arguments: Any, taken: int | None) -> list[str]:
-    """What the steps took, and the whole run from that: by places, less the first step, which warms up."""
+def format_trial(
+    seconds: list[float], items: list[int], sizes: ndarray, arguments: TrainingArguments, peak: int | None
+) -> list[str]:
+    """What the steps took, and the whole run from that: by positions, less the first step, which warms up."""
     batch = arguments.train_batch_size * arguments.world_size
     each = batch * arguments.gradient_accumulation_steps
-    timed = range(1 if len(watch) > 1 else 0, len(watch))
-    seconds = sum(watch[step] for step in timed)
-    held = sum(places(sizes, items[step * each : (step + 1) * each], batch) for step in timed)
-    _, whole = estimate.steps(len(sizes), arguments)
-    _, width = estimate.padding(sizes, arguments)
-    run = seconds / held * width * min(each, len(sizes)) * whole
-    shown = ", ".join(f"{second:.2f}" for second in watch)
-    lines = [f"trial: {len(watch)} steps took {shown} s (the first warms up)"]
-    if taken is not None:
-        lines.append(f"memory: {max(taken, 0) / memory.MIB:,.0f} MiB at its peak, measured on the longest batch")
-    return [*lines, f"the whole run: {whole:,} steps, about {format_duration(run)}, without evaluation and saving"]
+    timed = range(1 if len(seconds) > 1 else 0, len(seconds))
+    positions = sum(_count_positions(sizes, items[step * each : (step + 1) * each], batch) for step in timed)
+    total, width = count_steps(len(sizes), arguments).total, compute_padding(sizes, arguments).width
+    whole_run = sum(seconds[step] for step in timed) / positions * width * min(each, len(sizes)) * total
+    lines = [f"trial: {len(seconds)} steps took {', '.join(f'{each:.2f}' for each in seconds)} s (the first warms up)"]
+    if peak is not None:
+        lines.append(f"memory: {max(peak, 0) / MIB:,.0f} MiB at its peak, measured on the longest batch")
+    return [
+        *lines,
+        f"the whole run: {total:,} steps, about {format_duration(whole_run)}, without evaluation and saving",
+    ]

@@ -1,4 +1,4 @@
-"""What may go wrong while training runs, told with what to do: no number, no memory, no room."""
+"""Errors of memory or a disk that was not enough, with what to do."""
 
 import errno
 from collections.abc import Callable, Iterator
@@ -10,30 +10,26 @@ from impruver_core.errors import ImpruverError
 from impruver_train.checkpointing import checkpoints
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
-
-
 DISK_FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122", "os error 27")
-
-
 TORN = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch's words when it can't write on
 
 
 @contextmanager
-def told(output_dir: Path, advice: Callable[[], list[str]]) -> Iterator[None]:
-    """Tells of memory or a disk that was not enough, with `advice()` for memory; leaves no half-written checkpoint."""
+def translate_resource_errors(output_dir: Path, advice: Callable[[], list[str]]) -> Iterator[None]:
+    """Makes a lack of memory (with `advice()`) or of disk space an ImpruverError; removes half-written checkpoints."""
     try:
         yield
     except BaseException as error:
-        checkpoints.discard_half_written(output_dir)
+        checkpoints.remove_incomplete_checkpoints(output_dir)
         if is_out_of_memory(error):
             words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            told = [f"out of memory ({words}); what helps, the greatest effect first:", *advice()]
-            raise ImpruverError("\n  ".join(told)) from None
+            lines = [f"out of memory ({words}); what helps, the greatest effect first:", *advice()]
+            raise ImpruverError("\n  ".join(lines)) from None
         if is_disk_full(error):
-            good = checkpoints.whole(output_dir, to_go_on=True)
+            good = checkpoints.list_complete_checkpoints(output_dir, resumable=True)
             raise ImpruverError(
-                f"{output_dir}: the disk is full; make room and give the same command again: it goes on from "
-                f"{good[-1] if good else 'the beginning, as there is no whole checkpoint'}"
+                f"{output_dir}: the disk is full; make room and give the same command again: it resumes from "
+                f"{good[-1] if good else 'the beginning, as there is no complete checkpoint'}"
             ) from None
         raise
 

@@ -1,98 +1,108 @@
-"""The recipe's Trainer around its model: for the run, and for a few steps on trial."""
+"""The model and the recipe's Trainer around it: for the run, and for a few steps on trial."""
+
+from __future__ import annotations
 
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.loading import Recipe
+from impruver_core.io.model_files import get_context_length
 
-from impruver_train import distributed as sharding
 from impruver_train import signals
 from impruver_train.checkpointing import resume
-from impruver_train.config.training_arguments import trainer_class
-from impruver_train.data import packing
+from impruver_train.config.training_arguments import load_trainer_class
 from impruver_train.data.collator import make_collator
-from impruver_train.modeling import building as build
-from impruver_train.modeling import generation_config
-from impruver_train.modeling import packed_attention as attention
+from impruver_train.distributed import get_zero_stage, uses_fsdp
+from impruver_train.modeling import packed_attention
+from impruver_train.modeling.building import build_model, set_generation_config
 from impruver_train.modeling.chunked_loss import LogitsPath, add_logits_to_keep, enable_chunked_loss
 from impruver_train.modeling.logits_path import find_logits_path
-from impruver_train.planning import run_estimate as estimate
 from impruver_train.planning import trial
-from impruver_train.planning.plan import Plan
-from impruver_train.training.callbacks import metrics_logger as metrics
-from impruver_train.training.callbacks import resume_settings, trackers
-from impruver_train.training.callbacks.base import as_callback
+from impruver_train.planning.plan import TrainingData, TrainingPlan
+from impruver_train.planning.run_estimate import count_steps
+from impruver_train.training.callbacks.run_callbacks import RunCallbacks, as_callback
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 
-def make_trainer(recipe: Recipe, plan: Plan, rows: dict[str, Any], ends: list[str], callbacks: list[Any]) -> Any:
+def build_run_trainer(plan: TrainingPlan, data: TrainingData, callbacks: RunCallbacks) -> Trainer:
     """Loads or makes the model and puts the recipe's Trainer around it."""
-    model = make_model(recipe, plan)
-    generation_config.set_generation(model, plan.tokenizer, ends)
-    val = rows.get("val") if plan.arguments.eval_strategy != "no" else None
-    callbacks = [as_callback(metrics.EachStep, Path(plan.arguments.output_dir) / "metrics.jsonl"), *callbacks]
-    return put_trainer(recipe, plan, model, plan.arguments, rows["train"], val, callbacks)
+    model = load_trained_model(plan)
+    set_generation_config(model, plan.tokenizer, data.end_of_turn)
+    val = data.datasets.get("val") if plan.arguments.eval_strategy != "no" else None
+    trainer = build_trainer(plan, model, plan.arguments, data.datasets["train"], val, callbacks.callbacks)
+    callbacks.attach(trainer)
+    return trainer
 
 
-def make_model(recipe: Recipe, plan: Plan) -> Any:
-    """Loads or makes the model."""
-    model = build.build_model(
-        recipe.model,
+def load_trained_model(plan: TrainingPlan) -> PreTrainedModel:
+    """Loads or makes the model; with packing, two packed rows are tried."""
+    arguments, stage = plan.arguments, get_zero_stage(plan.arguments)
+    model = build_model(
+        plan.model,
         plan.config,
         plan.precision,
-        plan.arguments,
+        arguments,
         vocabulary=plan.vocabulary,
-        lora=recipe.lora,
+        lora=plan.lora,
         new_ids=plan.new_ids,
-        recipe_dir=recipe.base_dir,
+        recipe_dir=plan.recipe_dir,
     )
-    if plan.packing and plan.arguments.device.type == "cpu":
-        attention.go_by_row(model)
-    if not (sharding.by_fsdp(plan.arguments) or plan.arguments.deepspeed or build.bits_of(recipe.model)):
-        model.to(plan.arguments.device)  # as Trainer will; flash attention runs nowhere else
-    if plan.packing and sharding.stage(plan.arguments) == 3:
+    if plan.packing and arguments.device.type == "cpu":
+        packed_attention.enable_rowwise_attention(model)
+    if not (uses_fsdp(arguments) or arguments.deepspeed or plan.bits):
+        model.to(arguments.device)  # as Trainer will; flash attention runs nowhere else
+    if plan.packing and stage == 3:
         warn("trainer.packing: two packed rows can't be tried on weights that ZeRO 3 has spread")
     elif plan.packing:
-        precision = plan.precision
-        packing.require_apart(model, precision.compute if precision.autocast else None)
+        packed_attention.require_row_isolation(model, plan.precision.autocast_dtype)
     return model
 
 
-def put_trainer(recipe: Recipe, plan: Plan, model: Any, arguments: Any, rows: Any, val: Any, callbacks: list) -> Any:
-    """The recipe's Trainer around `model`; `arguments`: the plan's, or those of a trial."""
-    finish_batch = dict
+def build_trainer(
+    plan: TrainingPlan, model: PreTrainedModel, arguments: TrainingArguments, rows: Any, val: Any, callbacks: list
+) -> Trainer:
+    """The Trainer that `trainer.class` names around `model`; what it refuses is an ImpruverError.
+
+    `arguments`: the plan's, or those of a trial.
+    """
     path = settle_logits_path(model, plan)
     if path is not LogitsPath.ALL:
-        finish_batch = add_logits_to_keep
         enable_chunked_loss(model, path)
-    positions = getattr(plan.config.get_text_config(), "max_position_embeddings", None)
-    collator = make_collator(plan.tokenizer, packing.is_flash(model), finish_batch, positions)
-    return build_trainer(
-        recipe.trainer.get("class"),
-        recipe.base_dir,
-        model=model,
-        args=arguments,
-        data_collator=signals.shielded(collator),
-        train_dataset=rows,
-        eval_dataset=val,
-        processing_class=plan.tokenizer,
-        callbacks=callbacks,
-    )
+    finish = dict if path is LogitsPath.ALL else add_logits_to_keep
+    flat = packed_attention.uses_flash_attention(model)
+    collator = make_collator(plan.tokenizer, flat, finish, get_context_length(plan.config))
+    trainer_class = load_trainer_class(plan.trainer_class, plan.recipe_dir)
+    try:
+        return trainer_class(
+            model=model,
+            args=arguments,
+            data_collator=signals.ignore_signals_in_workers(collator),
+            train_dataset=rows,
+            eval_dataset=val,
+            processing_class=plan.tokenizer,
+            callbacks=callbacks,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ImpruverError(f"trainer: {error}") from error
+    except Exception as error:
+        if plan.trainer_class is None:
+            raise
+        raise ImpruverError(f"trainer.class: {plan.trainer_class}: {type(error).__name__}: {error}") from error
 
 
-def settle_logits_path(model: Any, plan: Plan) -> LogitsPath:
+def settle_logits_path(model: PreTrainedModel, plan: TrainingPlan) -> LogitsPath:
     """Which logits the loaded `model` computes: those that were planned, if it passes the test of it.
 
     Where it can't be tested (weights spread over processes) a small model of its class has to have been.
     """
     planned = plan.size.logits
-    spread = sharding.by_fsdp(plan.arguments) or sharding.stage(plan.arguments) == 3
-    autocast = plan.precision.compute if plan.precision.autocast else None
-    path = planned if spread or not planned else find_logits_path(model, planned, autocast)
+    spread = uses_fsdp(plan.arguments) or get_zero_stage(plan.arguments) == 3
+    path = planned if spread or not planned else find_logits_path(model, planned, plan.precision.autocast_dtype)
     if (spread or path is None) and not plan.size.logits_tested:
         path = LogitsPath.ALL
     path = planned if path is None else path
@@ -102,51 +112,33 @@ def settle_logits_path(model: Any, plan: Plan) -> LogitsPath:
     return path
 
 
-def build_trainer(class_path: str | None, recipe_dir: Path | None, **parts: Any) -> Any:
-    """The Trainer that `trainer.class` names over its parts; what it refuses is an ImpruverError."""
-    kind = trainer_class(class_path, recipe_dir)
+def train_model(trainer: Trainer, start: resume.ResumePoint) -> PreTrainedModel:
+    """Trains from `start` on; the model, with the best checkpoint's weights where that is asked for."""
+    resume.preserve_adapter_dtype(trainer.model)
     try:
-        return kind(**parts)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ImpruverError(f"trainer: {error}") from error
-    except Exception as error:
-        if class_path is None:
-            raise
-        raise ImpruverError(f"trainer.class: {class_path}: {type(error).__name__}: {error}") from error
-
-
-def try_out(recipe: Recipe, plan: Plan, rows: Any, sizes: Any, steps: int) -> list[str]:
-    """Makes `steps` steps, in a folder of their own; what they took and the whole run will."""
-    from torch.utils.data import Subset
-    from transformers import PrinterCallback
-
-    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-        peak, watch = trial.Peak(), []
-        steps = min(steps, estimate.steps(len(sizes), plan.arguments)[1])
-        items = trial.choose(sizes, plan.arguments, steps)
-        arguments = trial.trial_arguments(plan.arguments, steps, folder)
-        model = make_model(recipe, plan)
-        part = Subset(rows, items)
-        trainer = put_trainer(recipe, plan, model, arguments, part, None, [as_callback(trial.Stopwatch, watch)])
-        peak.start()
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        return trial.report(watch, items, sizes, plan.arguments, peak.taken())
-
-
-def run(trainer: Any, start: Path | None, given: bool) -> Any:
-    """Trains, from the checkpoint `start` on; the model, with the best checkpoint's weights where that is asked for.
-
-    `given`: the recipe names that checkpoint, and may have other settings than it.
-    """
-    if given:
-        resume_settings.take_settings(trainer)
-    trackers.pace_trackers(trainer)
-    resume.keep_adapter_dtype(trainer.model)
-    try:
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    except resume.AlreadyTrained:
-        resume.end_training(trainer)
+        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+    except resume.AlreadyTrainedError:
+        resume.finish_training(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model
+
+
+def run_trial(plan: TrainingPlan, data: TrainingData, steps: int) -> list[str]:
+    """Makes `steps` steps, in a folder of their own; lines of what they took and the whole run will."""
+    from torch.utils.data import Subset
+    from transformers import PrinterCallback
+
+    sizes = data.batches.sizes
+    with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        peak, seconds = trial.PeakMemory(), []
+        steps = min(steps, count_steps(len(sizes), plan.arguments).total)
+        items = trial.choose_items(sizes, plan.arguments, steps)
+        arguments = trial.build_trial_arguments(plan.arguments, steps, folder)
+        model = load_trained_model(plan)
+        rows = Subset(data.datasets["train"], items)
+        trainer = build_trainer(plan, model, arguments, rows, None, [as_callback(trial.StopwatchCallback, seconds)])
+        peak.start()
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return trial.format_trial(seconds, items, sizes, plan.arguments, peak.read())

@@ -1,28 +1,33 @@
 """Saving so that nothing is lost: each checkpoint gets its marker, and a signal brings one after the running step.
 
-What a checkpoint holds makes a run that goes on from it equal, number for number, to one that was never stopped.
+What a checkpoint holds makes a run that resumes from it equal, number for number, to one that was never stopped.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from impruver_train.checkpointing import checkpoints
-from impruver_train.checkpointing.resume import AlreadyTrained
+from impruver_train.checkpointing.resume import AlreadyTrainedError
 from impruver_train.distributed import wait_for_all
-from impruver_train.signals import Noted, agreed, stopped
+from impruver_train.signals import StopSignal, get_signal_of_any_rank, make_stop_exception
+
+if TYPE_CHECKING:
+    from transformers import TrainerState, TrainingArguments
 
 EPOCH_RANDOM = "epoch_random_{}.pth"  # torch's state where the epoch began: length grouping shuffles by it
 
 
-class Saving:
-    """Callback that makes checkpoints whole.
+class CheckpointCallback:
+    """Callback that completes checkpoints.
 
-    `about` goes into each marker, `start` is gone on from. `asked`: whether the recipe asks for the save that is due,
-    `late`: whether that waits for the epoch's end.
+    `identity` goes into each marker, `start` is resumed from. `asked`: whether the recipe asks for the save that is
+    due, `late`: whether that waits for the epoch's end.
     """
 
-    def __init__(self, output_dir: Path, noted: Noted, about: dict[str, Any], start: Path | None) -> None:
-        self.output_dir, self.noted, self.about = output_dir, noted, about
+    def __init__(self, output_dir: Path, signal: StopSignal, identity: dict[str, Any], start: Path | None) -> None:
+        self.output_dir, self.signal, self.identity = output_dir, signal, identity
         self.limit, self.best, self.epoch_random = None, None, None
         self.asked = self.late = self.by_best = False
         self.stop, self.start = 0, start
@@ -31,14 +36,14 @@ class Saving:
         self.limit = self.limit or args.save_total_limit
         args.save_total_limit = None  # ours comes after the marker
         if self.start is not None:
-            args.eval_on_start = False  # it was, in the run that this one goes on with
+            args.eval_on_start = False  # it was, in the run that this one resumes
             state.compute_steps(args, state.max_steps)  # save_steps may have been changed
-            best = (checkpoints.marker_of(self.start) or {}).get("best")
+            best = (checkpoints.read_marker(self.start) or {}).get("best")
             if best and (self.output_dir / best).is_dir():  # Trainer forgets it where the folder was named otherwise
                 state.best_model_checkpoint = str(self.output_dir / best)
             if state.global_step >= state.max_steps:  # Trainer would take a step more
-                raise AlreadyTrained
-        self.noted.arm()
+                raise AlreadyTrainedError
+        self.signal.arm()
 
     def on_epoch_begin(self, args, state, control, **_):
         import torch
@@ -53,7 +58,7 @@ class Saving:
     def on_step_end(self, args, state, control, **_):
         ends = state.epoch == int(state.epoch) or control.should_training_stop
         self.asked, self.best = control.should_save, state.best_model_checkpoint
-        self.stop = agreed(self.noted, args.device)
+        self.stop = get_signal_of_any_rank(self.signal, args.device)
         if self.stop:
             control.should_save, args.save_only_model = True, False
             if args.save_strategy == "best":  # which would take the save back after an evaluation
@@ -75,32 +80,33 @@ class Saving:
         torch.save(self.epoch_random, folder / EPOCH_RANDOM.format(args.process_index))
         wait_for_all()  # each process writes a part
         if state.is_world_process_zero:
-            folder = self.finish(folder, args, state, asked)
+            folder = self.complete(folder, args, state, asked)
         wait_for_all()
-        self.stop = self.stop or (0 if args.save_only_model else agreed(self.noted, args.device))
+        self.stop = self.stop or (0 if args.save_only_model else get_signal_of_any_rank(self.signal, args.device))
         if self.stop:
             saved = f"saved after step {state.global_step} in {folder}"
-            raise stopped(self.stop, saved, tells=state.is_world_process_zero)
+            raise make_stop_exception(self.stop, saved, speaks=state.is_world_process_zero)
 
-    def finish(self, folder: Path, args: Any, state: Any, asked: bool) -> Path:
-        """Marks a checkpoint as whole, then removes those that it makes superfluous; where it is now."""
+    def complete(self, folder: Path, args: TrainingArguments, state: TrainerState, asked: bool) -> Path:
+        """Marks a checkpoint as complete, then removes those that it makes superfluous; returns where it is now."""
         if not asked:  # under a name of its own Trainer never takes it for the best one
             state.best_model_checkpoint = self.best
             state.save_to_json(str(folder / checkpoints.STATE))
             folder = folder.rename(self.output_dir / f"stopped-{state.global_step}")
-        complete = not args.save_only_model
+        resumable = not args.save_only_model
         best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
-        checkpoints.mark(folder, self.about | {"step": state.global_step, "complete": complete, "best": best})
-        if complete:
-            checkpoints.discard_stopped(self.output_dir, but=folder)
+        marker = {"step": state.global_step, "complete": resumable, "best": best}
+        checkpoints.write_marker(folder, self.identity | marker)
+        if resumable:
+            checkpoints.remove_stopped_checkpoints(self.output_dir, but=folder)
         if asked:
-            checkpoints.rotate(self.output_dir, self.limit, best)
+            checkpoints.rotate_checkpoints(self.output_dir, self.limit, best)
         return folder
 
     def on_train_end(self, args, state, control, **_):
         # As Trainer does: of one checkpoint that may stay, it is the best.
         if self.limit == 1 and state.best_model_checkpoint and state.is_world_process_zero:
             best = Path(state.best_model_checkpoint).name
-            for path in checkpoints.whole(self.output_dir):
+            for path in checkpoints.list_complete_checkpoints(self.output_dir):
                 if path.name != best and path.name.startswith("checkpoint-"):
-                    checkpoints.discard(path)
+                    checkpoints.remove_checkpoint(path)

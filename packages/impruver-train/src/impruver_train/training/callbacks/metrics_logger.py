@@ -1,4 +1,4 @@
-"""Callbacks: a row of metrics.jsonl for each optimizer step, trackers at the recipe's pace, a progress bar."""
+"""A row of metrics.jsonl for each optimizer step, and a progress bar."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from impruver_core.io.atomic import atomic_write
 COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
 
 
-class EachStep:
+class MetricsLoggerCallback:
     """Callback that has Trainer log every step, whatever `logging_steps` says, and writes what it logs into `path`.
 
     It shows progress as well.
@@ -25,7 +25,7 @@ class EachStep:
 
     def on_train_begin(self, args, state, control, **_):
         if state.is_world_process_zero:
-            cut_after(self.path, state.global_step)
+            truncate_after_step(self.path, state.global_step)
             self.bar = open_progress(state.max_steps, "training")
             self.bar.update(state.global_step)
 
@@ -37,48 +37,48 @@ class EachStep:
             self.bar.update(1)
 
     def on_log(self, args, state, control, logs=None, **_):
-        row = metrics_row(state.global_step, logs or {})
+        row = build_metrics_row(state.global_step, logs or {})
         if row is None:
             return
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
             if self.due or "eval_loss" in row:
-                log_info(told(row, state.max_steps))
+                log_info(format_metrics(row, state.max_steps))
 
     def on_train_end(self, args, state, control, **_):
         if self.bar is not None:
             self.bar.close()
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Leaves those rows of `path` that were written up to `step`, none for 0; a run that goes on writes the others."""
-    kept = []
+def truncate_after_step(path: Path, step: int) -> None:
+    """Keeps those rows of `path` that were written up to `step`, none for 0; a resumed run writes the others."""
+    lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if step and path.exists() else ():
         with suppress(ValueError):  # the last line, of a run that was cut off
-            kept += [line] if json.loads(line)["step"] <= step else []
+            lines += [line] if json.loads(line)["step"] <= step else []
     with atomic_write(path) as file:
-        file.writelines(f"{line}\n" for line in kept)
+        file.writelines(f"{line}\n" for line in lines)
 
 
-def metrics_row(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
+def build_metrics_row(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
     """What metrics.jsonl keeps of one of Trainer's logs; None for a log that is neither a step nor an evaluation.
 
     A number that is not finite becomes null: the file is strict JSON.
     """
     if "eval_loss" in logs:
-        return {"step": step, "eval_loss": finite(logs["eval_loss"])}
+        return {"step": step, "eval_loss": _finite_or_none(logs["eval_loss"])}
     if "loss" in logs:
-        return {"step": step} | {name: finite(logs[name]) for name in COLUMNS if name in logs}
+        return {"step": step} | {name: _finite_or_none(logs[name]) for name in COLUMNS if name in logs}
     return None
 
 
-def told(row: dict[str, Any], steps: int) -> str:
+def format_metrics(row: dict[str, Any], steps: int) -> str:
     """A row of metrics.jsonl as a line for the terminal."""
     numbers = {name.replace("_", " "): value for name, value in row.items() if name not in ("step", "epoch")}
-    shown = (f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in numbers.items())
-    return f"step {row['step']}/{steps}: {', '.join(shown)}"
+    parts = (f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in numbers.items())
+    return f"step {row['step']}/{steps}: {', '.join(parts)}"
 
 
-def finite(value: Any) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

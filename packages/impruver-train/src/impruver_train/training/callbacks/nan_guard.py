@@ -1,58 +1,64 @@
-"""Stop on non-finite loss; name the rows."""
+"""Stops a training whose loss, gradient or weights are not finite, and names the rows."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from impruver_core.errors import CheckFailedError
 from impruver_core.io.jsonl import read_numbered_rows
 
-from impruver_train.checkpointing import checkpoints
+from impruver_train.checkpointing.checkpoints import list_complete_checkpoints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Trainer
+
+Batch = dict[str, "Tensor"]
 
 
-def remember_batches(trainer: Any) -> list[dict[str, Any]]:
-    """A list that always holds the batches of the step that `trainer` is at."""
-    kept: list[dict[str, Any]] = []
-    take = trainer.get_batch_samples
+def record_batches(trainer: Trainer, batches: list[Batch]) -> None:
+    """Has `batches` always hold those of the step that `trainer` is at."""
+    get = trainer.get_batch_samples
 
-    def taken(*args, **kwargs):
-        batches, count = take(*args, **kwargs)
-        kept[:] = batches
-        return batches, count
+    def get_and_record(*args, **kwargs):
+        samples, count = get(*args, **kwargs)
+        batches[:] = samples
+        return samples, count
 
-    trainer.get_batch_samples = taken
-    return kept
+    trainer.get_batch_samples = get_and_record
 
 
-class Finite:
+class NonFiniteGuardCallback:
     """Callback that ends a training whose numbers are none any more, before that is saved as its work.
 
-    `batches`: those of the step, as `remember_batches` gives them.
+    `batches`: those of the step, as `record_batches` fills them in.
     """
 
-    def __init__(self, output_dir: Path, train_path: Path) -> None:
-        self.output_dir, self.train_path = output_dir, train_path
-        self.batches: list[dict[str, Any]] = []
+    def __init__(self, output_dir: Path, train_path: Path, batches: list[Batch]) -> None:
+        self.output_dir, self.train_path, self.batches = output_dir, train_path, batches
 
     def on_log(self, args, state, control, logs=None, **_):
-        looked_at = {"loss": (logs or {}).get("loss", 0.0)}
+        values = {"loss": (logs or {}).get("loss", 0.0)}
         if not args.fp16:  # whose scaler skips a step with such a gradient
-            looked_at["gradient's norm"] = (logs or {}).get("grad_norm", 0.0)
-        for what, value in looked_at.items():
+            values["gradient's norm"] = (logs or {}).get("grad_norm", 0.0)
+        for what, value in values.items():
             if not math.isfinite(value):
-                raise self.not_finite(f"the {what} is {value}", state.global_step)
+                raise self.make_error(f"the {what} is {value}", state.global_step)
 
     def on_save(self, args, state, control, model=None, **_):
         if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
-            raise self.not_finite("a weight is no finite number", state.global_step)
+            raise self.make_error("a weight is no finite number", state.global_step)
 
     on_train_end = on_save
 
-    def not_finite(self, what: str, step: int) -> CheckFailedError:
-        lines = ", ".join(map(str, lines_of(self.train_path, self.batches)))
-        good = checkpoints.whole(self.output_dir, to_go_on=True)
+    def make_error(self, what: str, step: int) -> CheckFailedError:
+        """The error that names the step, its rows and the last good checkpoint."""
+        lines = ", ".join(map(str, find_lines(self.train_path, self.batches)))
+        good = list_complete_checkpoints(self.output_dir, resumable=True)
         return CheckFailedError(
             f"{what} after step {step}, on lines {lines} of {self.train_path}: training stopped, nothing of it was "
             f"saved; the last good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a "
@@ -60,28 +66,28 @@ class Finite:
         )
 
 
-def lines_of(path: Path, batches: list[dict[str, Any]]) -> list[int]:
+def find_lines(path: Path, batches: list[Batch]) -> list[int]:
     """The lines of the JSONL at `path` whose rows are in `batches`; of equal rows the first."""
-    wanted = {ids for batch in batches for ids in rows_of(batch)}
-    found = []
+    wanted = {ids for batch in batches for ids in _list_rows(batch)}
+    lines = []
     for line, row in read_numbered_rows(path):
         if not wanted:
             break
         ids = tuple(row["input_ids"])
         if ids in wanted:
             wanted.discard(ids)
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
-def rows_of(batch: dict[str, Any]) -> Iterator[tuple[int, ...]]:
+def _list_rows(batch: Batch) -> Iterator[tuple[int, ...]]:
     """The ids of each row in a batch, without padding; packed rows one by one (their positions begin at 0)."""
     masks = batch.get("attention_mask")
-    for number, ids in enumerate(batch["input_ids"]):
+    for index, ids in enumerate(batch["input_ids"]):
         if "position_ids" in batch:
-            ends = [*(at for at, place in enumerate(batch["position_ids"][number].tolist()) if place == 0), len(ids)]
-            yield from (tuple(ids[a:b].tolist()) for a, b in pairwise(ends))
+            ends = [*(end for end, at in enumerate(batch["position_ids"][index].tolist()) if at == 0), len(ids)]
+            yield from (tuple(ids[start:end].tolist()) for start, end in pairwise(ends))
         elif masks is not None:
-            yield tuple(ids[: int(masks[number].nonzero()[-1]) + 1].tolist())
+            yield tuple(ids[: int(masks[index].nonzero()[-1]) + 1].tolist())
         else:
             yield tuple(ids.tolist())

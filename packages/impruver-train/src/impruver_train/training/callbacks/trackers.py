@@ -1,41 +1,45 @@
-"""Throttle and isolate wandb, TensorBoard…."""
+"""Throttles and isolates wandb, TensorBoard and other trackers."""
+
+from __future__ import annotations
 
 import functools
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import warn
 
-from impruver_train.training.callbacks.metrics_logger import EachStep
+from impruver_train.training.callbacks.metrics_logger import MetricsLoggerCallback
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
 
 CLOSING_SECONDS = 60
 
 
-def pace_trackers(trainer: Any) -> None:
-    """Makes `trainer`'s trackers (wandb, tensorboard…) log at the recipe's pace, the mean loss of the steps between.
+def throttle_trackers(trainer: Trainer, metrics: MetricsLoggerCallback) -> None:
+    """Has `trainer`'s trackers log at the recipe's pace, which `metrics` knows, the mean loss of the steps between.
 
-    Its printing of every log goes: what is to be told, our own callback tells.
+    Its printing of every log goes: our own callback says what is to be said.
     """
     from transformers import PrinterCallback
     from transformers.integrations import get_reporting_integration_callbacks
 
     trainer.remove_callback(PrinterCallback)
-
-    each_step = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EachStep))
     trackers = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, trackers):
-            callback.on_log = paced(callback.on_log, each_step)
-            never_stopping(callback)
+            callback.on_log = _throttle(callback.on_log, metrics)
+            isolate_tracker_errors(callback)
 
 
-def never_stopping(tracker: Any) -> None:
+def isolate_tracker_errors(tracker: TrainerCallback) -> None:
     """Has `tracker` go silent, with one warning, at the first error that it raises: it never ends a training."""
     silent: list[bool] = []
 
-    def kept_alive(event: Any) -> Any:
+    def isolate(event: Callable) -> Callable:
         @functools.wraps(event)
         def call(*args, **kwargs):
             if silent:
@@ -51,11 +55,11 @@ def never_stopping(tracker: Any) -> None:
 
     for name in dir(tracker):
         if name.startswith("on_"):
-            setattr(tracker, name, kept_alive(getattr(tracker, name)))
+            setattr(tracker, name, isolate(getattr(tracker, name)))
 
 
 def close_trackers() -> None:
-    """Ends wandb's run here: at the end of the process it would print its last words on stdout.
+    """Ends wandb's run here: at the end of the process it would print its summary on stdout.
 
     A server that is away gets a minute; by then all that matters is written.
     """
@@ -73,18 +77,18 @@ def close_trackers() -> None:
         warn("wandb did not finish sending; what it has not sent stays in its own folder")
 
 
-def paced(on_log: Any, each_step: Any) -> Any:
+def _throttle(on_log: Callable, metrics: MetricsLoggerCallback) -> Callable:
     """`on_log` that gets a step's log only when it is due, with the mean loss since the last one that was."""
     losses: list[float] = []
 
     @functools.wraps(on_log)
-    def at_pace(args, state, control, logs=None, **kwargs):
+    def log_if_due(args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             losses.append(logs["loss"])
-            if not each_step.due:
+            if not metrics.due:
                 return None
             logs = {**logs, "loss": sum(losses) / len(losses)}
             losses.clear()
         return on_log(args, state, control, logs=logs, **kwargs)
 
-    return at_pace
+    return log_if_due

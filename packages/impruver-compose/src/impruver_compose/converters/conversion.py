@@ -1,17 +1,108 @@
-"""Find a data set's converter by name, dotted path or columns: a function `(row, mapping)`."""
+"""Find a data set's converter by name, dotted path or columns; run it on a row, and check what it returns."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from impruver_core.dynamic_import import load_object
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import ImpruverError, RefusedError
+from impruver_core.io.jsonl import format_row
 from impruver_core.suggestions import suggest
 
 from impruver_compose.converters import builtin
 from impruver_compose.sections import DatasetSection
+
+
+class Conversation(NamedTuple):
+    """A part of a row, converted: messages with tools and template arguments, or a text; `as_json` is `to_row`'s."""
+
+    messages: list[dict] | None
+    text: str | None
+    tools: list[dict] | None
+    chat_template_kwargs: dict | None
+    as_json: bytes = b""
+
+    def to_row(self) -> dict:
+        """Builds the columns that a row of val.jsonl has besides its tokens."""
+        return {name: value for name, value in zip(self._fields[:4], self, strict=False) if value is not None}
+
+
+def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
+    """Converts a row to its conversations, none if it is skipped; RefusedError (`converter_failed`, `bad_row`)."""
+    tools = _wrap_tools(_parse_field(row, "tools", list))
+    kwargs = _parse_field(row, "chat_template_kwargs", dict)
+    try:
+        converted = converter(row, dict(mapping))
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
+        name = getattr(converter, "__name__", "converter")
+        detail = f"{name}: {type(error).__name__}: {error}"
+        raise RefusedError("converter_failed", detail.encode(errors="replace").decode()) from None
+    if converted is None:
+        return
+    if isinstance(converted, str):
+        yield _serialize(Conversation(None, converted, None, None))
+        return
+    if not isinstance(converted, (list, tuple)):
+        raise RefusedError("bad_row", f"the converter gave {type(converted).__name__}, not a list of messages")
+    several = bool(converted) and all(isinstance(item, (list, tuple)) for item in converted)
+    for messages in converted if several else [converted]:
+        yield _serialize(Conversation([_remove_nulls(message) for message in messages], None, tools, kwargs))
+
+
+def _serialize(conversation: Conversation) -> Conversation:
+    """Sets `as_json`; RefusedError for what is no JSON in UTF-8: a user's function may return anything."""
+    try:
+        _check_keys(conversation.messages)
+        return conversation._replace(as_json=format_row(conversation.to_row()).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
+
+
+def _check_keys(value: Any) -> None:
+    """TypeError for a key that is no text: JSON would make it one, unlike what the template sees."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is no text")
+            _check_keys(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_keys(item)
+
+
+def _remove_nulls(message: Any) -> Any:
+    """Removes a message's nulls: tables have them for columns that only other rows use."""
+    if isinstance(message, dict):
+        return {key: value for key, value in message.items() if value is not None or key == "content"}
+    return message
+
+
+def _parse_field(row: dict, name: str, kind: type) -> Any:
+    """Parses a field of the row, which may be JSON text, as a list or an object; None if it is absent or empty."""
+    value = row.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError):  # nested too deep
+            raise RefusedError("bad_row", f"{name} is not JSON") from None
+    if value is not None and not isinstance(value, kind):
+        raise RefusedError("bad_row", f"{name} is no {'list' if kind is list else 'object'}")
+    return value or None
+
+
+def _wrap_tools(tools: list | None) -> list[dict] | None:
+    """Wraps tools as templates read them: {"type": "function", "function": {…}}."""
+    if tools is None:
+        return None
+    return [
+        {"type": "function", "function": tool}
+        if isinstance(tool, dict) and "function" not in tool and "name" in tool
+        else tool
+        for tool in tools
+    ]
 
 
 class BuiltinConverter(NamedTuple):

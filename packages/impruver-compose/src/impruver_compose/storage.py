@@ -1,0 +1,266 @@
+"""What encoding makes of rows, written as memory-mapped Arrow shards and read as one indexed corpus."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow
+from impruver_core.chat_template.masking.loss_mask import Encoded
+from impruver_core.io.atomic import make_folder
+from impruver_core.labels import count_target_tokens
+from pyarrow.compute import binary_length
+
+ROWS = 1000  # rows of the data set in a shard
+DIGESTS = ("digest", "prompt_digest")
+CONVERSATION_COLUMNS = {
+    "row": pyarrow.int64(),
+    "part": pyarrow.int32(),
+    **dict.fromkeys(DIGESTS, pyarrow.binary(16)),
+    "compared_ids": pyarrow.large_list(pyarrow.uint32()),
+}
+TOKEN_ROW_COLUMNS = {  # a list for each conversation
+    "content": pyarrow.large_binary(),
+    "extra": pyarrow.large_binary(),
+    "tokens": pyarrow.int32(),
+    "target_tokens": pyarrow.int32(),
+    "ended": pyarrow.int8(),
+}
+OPEN_SHARDS = 64  # memory-mapped at once, where they are read out of order
+BY_CONVERSATION = ("row", "part", "digest", "prompt_digest")
+BY_TOKEN_ROW = ("tokens", "target_tokens", "ended")
+
+
+class RowOrigin(NamedTuple):
+    """Where a conversation comes from: a row of the loaded split and a part of that row, all numbers from 0."""
+
+    dataset: str
+    dataset_index: int
+    row: int
+    part: int
+
+
+class TokenRow(NamedTuple):
+    """A line of train.jsonl without its end, and the JSON object that val.jsonl adds to it."""
+
+    content: bytes
+    extra: bytes
+    tokens: int
+    target_tokens: int
+    ended: int  # 1 if the last trained turn is trained on up to its end
+
+
+def build_token_row(encoded: Encoded, extra: bytes) -> TokenRow:
+    """Builds the token row of an encoding."""
+    content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    target_tokens = count_target_tokens(encoded.labels)
+    return TokenRow(content, extra, len(encoded.input_ids), target_tokens, int(encoded.ended))
+
+
+def compute_digest(content: bytes | np.ndarray) -> bytes:
+    """Computes the 16 bytes by which contents are compared."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+class EncodedConversation(NamedTuple):
+    """A conversation's token rows (several where it is unfolded, or a long document) and what it is compared by."""
+
+    row: int
+    part: int
+    token_rows: list[TokenRow]
+    compared_ids: np.ndarray  # uint32, the tokens that near-duplicates are judged by
+    digest: bytes  # equal for exact duplicates
+    prompt_digest: bytes  # of the texts before the last answer, else of everything; the split keeps equal ones together
+    trimmed: bool = False  # something of it is in no token row
+
+
+class DroppedRow(NamedTuple):
+    """A conversation that was dropped before duplicates are judged, or with `part` None a whole row."""
+
+    row: int
+    part: int | None
+    reason: str
+    detail: str
+
+
+@dataclass
+class EncodedShard:
+    """What became of a range of rows; `counts` has `rows`, `converted`, `conversations` and `trimmed`."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    conversations: list[EncodedConversation] = field(default_factory=list)
+    dropped: list[DroppedRow] = field(default_factory=list)
+
+
+def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None:
+    """Writes a shard with its conversations' MinHash signatures, uint32 (conversations, num_perm)."""
+    columns = {"signature": pyarrow.FixedSizeListArray.from_arrays(signatures.ravel(), signatures.shape[1])}
+    for name, kind in CONVERSATION_COLUMNS.items():
+        columns[name] = pyarrow.array([getattr(each, name) for each in shard.conversations], kind)
+    for name, kind in TOKEN_ROW_COLUMNS.items():
+        values = [[getattr(row, name) for row in each.token_rows] for each in shard.conversations]
+        columns[name] = pyarrow.array(values, pyarrow.large_list(kind))
+    metadata = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
+    batch = pyarrow.record_batch(columns).replace_schema_metadata(metadata)
+    make_folder(path.parent)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file, pyarrow.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        os.replace(part, path)  # not synced: one that a power cut emptied is made again
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class ShardReader:
+    """A written shard, memory-mapped, with its `counts` and what it `dropped`."""
+
+    def __init__(self, path: Path):
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+        self._batch = reader.get_batch(0)
+        metadata = reader.schema.metadata
+        self.counts: dict[str, int] = json.loads(metadata[b"counts"])
+        self.dropped = [DroppedRow(*each) for each in json.loads(metadata[b"dropped"])]
+
+    def read_column(self, name: str) -> np.ndarray:
+        """Reads a column with a number or digest (a field of 16 bytes) for each conversation."""
+        column = self._batch.column(name)
+        if name in DIGESTS:
+            return np.frombuffer(column.buffers()[1] or b"", "V16")[: len(column)]
+        return column.to_numpy(zero_copy_only=False)
+
+    def read_signatures(self) -> np.ndarray:
+        """Reads the MinHash signatures, uint32 (conversations, num_perm)."""
+        column = self._batch.column("signature")
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+    def read_lengths(self, name: str) -> np.ndarray:
+        """Reads how long each conversation's list is in a column of lists."""
+        return np.diff(self._batch.column(name).offsets.to_numpy())
+
+    def read_row_column(self, name: str) -> pyarrow.Array:
+        """Reads a column of TOKEN_ROW_COLUMNS with a value for each token row."""
+        return self._batch.column(name).flatten()
+
+    def read_compared_ids(self, position: int) -> np.ndarray:
+        """Reads the tokens that near-duplicates are judged by of the conversation at `position`, uint32."""
+        return self._batch.column("compared_ids")[position].values.to_numpy()
+
+
+def make_bytes_getter(values: pyarrow.LargeBinaryArray) -> Callable[[int], bytes]:
+    """Makes a function that returns the value at a position, faster than Arrow's own indexing."""
+    _, offsets, buffer = values.buffers()
+    content = memoryview(buffer if buffer is not None else b"")
+    bounds = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1].tolist()
+    return lambda position: bytes(content[bounds[position] : bounds[position + 1]])
+
+
+def is_readable(path: Path) -> bool:
+    """Tells whether there is a whole shard at `path`."""
+    try:
+        ShardReader(path)
+    except (OSError, pyarrow.ArrowInvalid, KeyError, ValueError):
+        return False
+    return True
+
+
+class Corpus:
+    """The conversations of all data sets in the recipe's order, numbered from 0, and their token rows likewise.
+
+    What later steps decide by is in memory, as arrays; the rest stays in the memory-mapped shards.
+    """
+
+    def __init__(self, names: Sequence[str], shards: Sequence[Sequence[Path]]):
+        """Reads the index of the shards of each data set."""
+        self.names = names
+        self._paths = [path for paths in shards for path in paths]
+        indexes = [_read_index(ShardReader(path)) for path in self._paths]
+        joined = {name: np.concatenate([columns[name] for columns in indexes]) for name in indexes[0]}
+        # (conversations,): where each comes from, and what it is compared by; how many tokens near-duplicates have
+        self.row, self.part, self.digest, self.prompt_digest = (joined[name] for name in BY_CONVERSATION)
+        self.compared_size = joined["compared_size"]
+        self.first_row = np.cumsum([0, *joined["row_count"]])  # (conversations + 1,): the number of its first token row
+        # (token rows,): counts, and bytes
+        self.tokens, self.target_tokens, self.ended = (joined[name] for name in BY_TOKEN_ROW)
+        self.content_size, self.extra_size = joined["content_size"], joined["extra_size"]
+        sizes = [len(columns["row"]) for columns in indexes]
+        self._shard_starts = np.cumsum([0, *sizes])  # the first conversation of each shard
+        self._shard_row_starts = np.cumsum([0, *(len(columns["tokens"]) for columns in indexes)])
+        dataset_of_shards = [index for index, paths in enumerate(shards) for _ in paths]
+        self.dataset = np.repeat(np.array(dataset_of_shards, np.int32), sizes)
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(ShardReader)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @cached_property
+    def dataset_of_rows(self) -> np.ndarray:
+        """The data set's index of each token row, (token rows,)."""
+        return np.repeat(self.dataset, np.diff(self.first_row))
+
+    def get_origin(self, number: int) -> RowOrigin:
+        """Returns where a conversation comes from."""
+        index = int(self.dataset[number])
+        return RowOrigin(self.names[index], index, int(self.row[number]), int(self.part[number]))
+
+    def get_row_numbers(self, numbers: Iterable[int]) -> np.ndarray:
+        """Returns the numbers of these conversations' token rows, int64, in their order."""
+        first = self.first_row.tolist()
+        return np.array([row for number in numbers for row in range(first[number], first[number + 1])], np.int64)
+
+    def find_conversation(self, row: int) -> int:
+        """Finds the number of the conversation that a token row belongs to."""
+        return int(np.searchsorted(self.first_row, row, "right")) - 1
+
+    def read_compared_ids(self, number: int) -> np.ndarray:
+        """Reads the tokens by which a conversation is judged, uint32."""
+        shard = int(np.searchsorted(self._shard_starts, number, "right")) - 1
+        return self._open(self._paths[shard]).read_compared_ids(number - int(self._shard_starts[shard]))
+
+    def read_bytes(self, name: str, row: int) -> bytes:
+        """Reads the `content` or the `extra` of a token row."""
+        shard = int(np.searchsorted(self._shard_row_starts, row, "right")) - 1
+        return self._open(self._paths[shard]).read_row_column(name)[row - int(self._shard_row_starts[shard])].as_py()
+
+    def open_shards(self) -> Iterator[ShardReader]:
+        """Opens one shard after another."""
+        return map(ShardReader, self._paths)
+
+    def compute_sizes(self, rows: np.ndarray, with_extra: bool = False) -> np.ndarray:
+        """Computes the bytes that each of these token rows takes in its file."""
+        return self.content_size[rows] + 1 + (self.extra_size[rows] - 1 if with_extra else 0)
+
+    def write_token_rows(self, file: BinaryIO, rows: np.ndarray, with_extra: bool = False) -> None:
+        """Writes these token rows in this order, `with_extra` as rows of val.jsonl; each shard is read only once."""
+        sizes = self.compute_sizes(rows, with_extra)
+        offsets = (np.cumsum(sizes) - sizes).tolist()
+        by_row = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows, self._shard_row_starts[1:], sorter=by_row)
+        start = 0
+        for shard, first, end in zip(self.open_shards(), self._shard_row_starts[:-1].tolist(), ends, strict=True):
+            content, extra = (make_bytes_getter(shard.read_row_column(name)) for name in ("content", "extra"))
+            for position in by_row[start:end].tolist():
+                row = int(rows[position]) - first
+                line = content(row)
+                if with_extra:  # two JSON objects become one
+                    line = line[:-1] + b"," + extra(row)[1:]
+                os.pwrite(file.fileno(), line + b"\n", offsets[position])
+            start = end
+
+
+def _read_index(shard: ShardReader) -> dict[str, np.ndarray]:
+    return {
+        **{name: shard.read_column(name).copy() for name in BY_CONVERSATION},
+        **{name: shard.read_row_column(name).to_numpy().copy() for name in BY_TOKEN_ROW},
+        "row_count": shard.read_lengths("content"),
+        "compared_size": shard.read_lengths("compared_ids"),
+        "content_size": binary_length(shard.read_row_column("content")).to_numpy(),
+        "extra_size": binary_length(shard.read_row_column("extra")).to_numpy(),
+    }

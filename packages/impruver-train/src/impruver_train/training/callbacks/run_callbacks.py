@@ -1,0 +1,70 @@
+"""The callbacks of a run, listed in one place.
+
+They are classes of their own until a run needs them: transformers, and with it their base, takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from impruver_train.signals import StopSignal
+from impruver_train.training.callbacks.checkpointer import CheckpointCallback
+from impruver_train.training.callbacks.metrics_logger import MetricsLoggerCallback
+from impruver_train.training.callbacks.nan_guard import NonFiniteGuardCallback, record_batches
+from impruver_train.training.callbacks.resume_settings import ResumeSettingsCallback, record_settings
+from impruver_train.training.callbacks.throughput import NAME, ThroughputCallback
+from impruver_train.training.callbacks.trackers import throttle_trackers
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+
+def as_callback(kind: type, *arguments: Any) -> TrainerCallback:
+    """A `kind` of these arguments that is a transformers.TrainerCallback too."""
+    from transformers import TrainerCallback
+
+    return type(kind.__name__, (kind, TrainerCallback), {})(*arguments)
+
+
+class RunCallbacks(NamedTuple):
+    """The callbacks, and what those lists hold that `attach` has the Trainer fill: the step's batches, the settings."""
+
+    callbacks: list[TrainerCallback]
+    batches: list[dict[str, Any]]
+    settings: list[dict[str, Any]] | None
+
+    def attach(self, trainer: Trainer) -> None:
+        """Has `trainer`, made with these callbacks, tell them what they need."""
+        record_batches(trainer, self.batches)
+        if self.settings is not None:
+            record_settings(trainer, self.settings)
+        throttle_trackers(trainer, self.callbacks[0])
+
+
+def build_callbacks(
+    output_dir: Path,
+    train_path: Path,
+    signal: StopSignal,
+    identity: dict[str, Any],
+    start: Path | None,
+    restore_settings: bool,
+) -> RunCallbacks:
+    """All callbacks of a run.
+
+    Args:
+        identity: goes into the marker of each checkpoint.
+        start: the checkpoint to resume from.
+        restore_settings: the recipe names that checkpoint, and may have other settings than it.
+    """
+    batches: list[dict[str, Any]] = []
+    settings: list[dict[str, Any]] | None = [] if restore_settings else None
+    callbacks = [
+        as_callback(MetricsLoggerCallback, output_dir / "metrics.jsonl"),
+        as_callback(NonFiniteGuardCallback, output_dir, train_path, batches),
+        as_callback(CheckpointCallback, output_dir, signal, identity, start),
+        as_callback(ThroughputCallback, output_dir / NAME, batches),
+    ]
+    if settings is not None:
+        callbacks.append(as_callback(ResumeSettingsCallback, settings))
+    return RunCallbacks(callbacks, batches, settings)
