@@ -28,7 +28,7 @@ STEPS = (
 )
 RIGHT_AT_LEAST = 0.8
 LAST_LINES = 6
-MARK = ".impruver-demo"
+MARK = ".impruver-demo"  # in a folder that is the demo's own
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +38,11 @@ def main(argv: Sequence[str]) -> int:
     )
     where = "where all of it goes (default: %(default)s)"
     parser.add_argument("folder", nargs="?", default="impruver_demo", help=where)
-    folder = _claim_folder(Path(parser.parse_args(argv).folder).expanduser())
+    folder = Path(parser.parse_args(argv).folder).expanduser()
+    if folder.exists() and not (folder / MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ImpruverError(f"{folder} is there and holds something else: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     for program in dict.fromkeys(step[0] for step in STEPS):
         require_program(program)
     start = time.monotonic()
@@ -49,15 +53,6 @@ def main(argv: Sequence[str]) -> int:
     if min(shares) < RIGHT_AT_LEAST:
         raise CheckFailedError(f"fewer than {RIGHT_AT_LEAST:.0%} of the answers are right")
     return 0
-
-
-def _claim_folder(folder: Path) -> Path:
-    """Makes the folder and marks it as the demo's own; ImpruverError for one that holds something else."""
-    if folder.exists() and not (folder / MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ImpruverError(f"{folder} is there and holds something else: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).touch()
-    return folder
 
 
 def _run_step(program: str, flags: list[str], folder: Path) -> None:

@@ -143,10 +143,8 @@ def load_adapter(
     from peft import PeftModel
 
     resize_embeddings_if_needed(model, vocabulary or 0)
-    with (
-        loading_errors_as_user_errors("adapter", f"{adapter_dir}: adapter_config.json"),
-        shape_errors_as_user_errors(adapter_dir),
-    ):
+    name = f"{adapter_dir}: adapter_config.json"
+    with loading_errors_as_user_errors("adapter", name), shape_errors_as_user_errors(adapter_dir):
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     check_adapter_complete(adapted, Path(adapter_dir))
     return adapted
@@ -171,18 +169,13 @@ def loading_errors_as_user_errors(key: str, name: str) -> Iterator[None]:
             raise
         text = str(error)
         if "attn_implementation" in text or "FlashAttention" in text:
-            key, name, message = (
-                "model",
-                "attn_implementation",
-                f"{describe_error(error)} Left out, the model's own is taken",
-            )
+            key, name = "model", "attn_implementation"
+            message = f"{describe_error(error)} Left out, the model's own is taken"
         elif "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
         elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
-            message = (
-                "it has no weights in safetensors; pickled weights run code when they are loaded and are refused; "
-                + CONVERT_PICKLED
-            )
+            message = "it has no weights in safetensors; pickled weights run code when they are loaded and are refused"
+            message = f"{message}; {CONVERT_PICKLED}"
         else:
             message = describe_error(error)
         raise ImpruverError(f"{key}: {name}: {message}") from error
@@ -277,6 +270,5 @@ def check_adapter_complete(model: PeftModel, adapter_dir: Path) -> None:
             first = min(names)
             shape = tuple((saved | here)[first])
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ImpruverError(
-                f"adapter: {adapter_dir} was trained on another base: this one {what} {first} {shape}{more}"
-            )
+            fault = f"this one {what} {first} {shape}{more}"
+            raise ImpruverError(f"adapter: {adapter_dir} was trained on another base: {fault}")

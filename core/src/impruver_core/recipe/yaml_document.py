@@ -148,10 +148,9 @@ class _NodeReader:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self.document.locations.setdefault((*path, "?"), self.place(line))
-                self.document.add_fault(
-                    (*path, "?"), "a key is plain text; a value that starts with { or [ needs quotes"
-                )
+                where = (*path, "?")
+                self.document.locations.setdefault(where, self.place(line))
+                self.document.add_fault(where, "a key is plain text; a value that starts with { or [ needs quotes")
                 continue
             if key_node.tag == TAG + "merge":
                 merged += self.read_merged(value_node, path)

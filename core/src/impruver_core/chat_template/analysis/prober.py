@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from impruver_core.chat_template.analysis.template_format import SpecialTokens
 from impruver_core.chat_template.rendering.renderer import render_template
-from impruver_core.chat_template.rendering.text_spans import find_message_spans
-from impruver_core.chat_template.rendering.traced_string import get_runs, trace_messages
+from impruver_core.chat_template.rendering.traced_string import find_message_spans, get_runs, trace_messages
 from impruver_core.errors import RefusedError
 
 USER = {"role": "user", "content": "probe question one"}
