@@ -6,20 +6,13 @@ from typing import Any
 
 from impruver_core.recipe.schema import open_mapping
 
-from impruver_train.config.argument_fields import (
-    OLD_NAMES,
-    OURS,
-    find_faults,
-    find_out_of_range,
-    get_lora_fields,
-    get_training_fields,
-)
+from impruver_train.config import argument_fields as fields
 
 
 def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type, contradictions."""
-    yield from find_faults(values, get_training_fields(), (*OURS, *OLD_NAMES))
-    yield from find_out_of_range(values)
+    yield from fields.find_faults(values, fields.get_training_fields(), (*fields.OURS, *fields.OLD_NAMES))
+    yield from fields.find_out_of_range(values)
     packing, sampling = values.get("packing"), values.get("train_sampling_strategy")
     if packing not in (None, True, False):
         yield "packing", f"{packing!r} is neither true nor false"
@@ -36,13 +29,13 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `ddp`, whose names are TrainingArguments too."""
-    yield from find_faults(values, get_training_fields(), OLD_NAMES)
-    yield from find_out_of_range(values)
+    yield from fields.find_faults(values, fields.get_training_fields(), fields.OLD_NAMES)
+    yield from fields.find_out_of_range(values)
 
 
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `lora`: names that LoraConfig does not take, values of a wrong type."""
-    yield from find_faults(values, get_lora_fields())
+    yield from fields.find_faults(values, fields.get_lora_fields())
     if values.get("task_type") not in (None, "CAUSAL_LM"):
         yield "task_type", f"{values['task_type']!r}: what is trained is a CAUSAL_LM; leave it out"
     for name in ("rank_pattern", "alpha_pattern"):
@@ -65,13 +58,16 @@ def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 SECTIONS = {
     "lora": open_mapping(
-        "any field of peft.LoraConfig; left out: all weights are trained", True, check_lora, names=get_lora_fields
+        "any field of peft.LoraConfig; left out: all weights are trained",
+        True,
+        check_lora,
+        names=fields.get_lora_fields,
     ),
     "trainer": open_mapping(
         "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
         "which sees another) and any field of transformers.TrainingArguments",
         check=check_trainer,
-        names=lambda: (*OURS, *get_training_fields()),
+        names=lambda: (*fields.OURS, *fields.get_training_fields()),
     ),
     "ddp": open_mapping("merged into the training arguments", check=check_ddp),
 }

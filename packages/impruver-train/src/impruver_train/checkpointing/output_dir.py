@@ -86,11 +86,12 @@ def inspect_output_dir(
         changes = find_changes(manifest, recipe, digests) + find_changed_outputs(output_dir, manifest)
         run = "another run"
     else:
-        markers = (read_marker(path) for path in reversed(list_complete_checkpoints(output_dir)))
-        identity, run = read_manifest(output_dir / UNFINISHED) or next(markers, None), "an unfinished run"
-        if not has_work(output_dir):
+        complete, metrics = list_complete_checkpoints(output_dir), output_dir / "metrics.jsonl"
+        has_rows = metrics.exists() and metrics.stat().st_size > 0
+        if not (has_rows or complete or any(output_dir.glob("*.safetensors"))):  # stopped before it wrote any work
             return OutputState.NEW
-        changes = find_changes(identity, recipe, digests)
+        identity = read_manifest(output_dir / UNFINISHED) or next(map(read_marker, reversed(complete)), None)
+        changes, run = find_changes(identity, recipe, digests), "an unfinished run"
         ways_out += "; with another one, trainer.resume_from_checkpoint resumes from this one's work"
     if not changes:
         return OutputState.UNFINISHED if manifest is None else OutputState.FINISHED
@@ -114,13 +115,6 @@ def check_base_outside(output_dir: Path, base: Path | None) -> None:
     folder, base = output_dir.resolve(), base.resolve() if base is not None else None
     if base is not None and (base == folder or folder in base.parents):
         raise ImpruverError(f"output_dir: {output_dir} holds the base (model.name: {base}); set another output_dir")
-
-
-def has_work(output_dir: Path) -> bool:
-    """Whether an unfinished run got as far as to write anything: a step's row, a complete checkpoint, weights."""
-    metrics = output_dir / "metrics.jsonl"
-    rows = metrics.exists() and metrics.stat().st_size > 0
-    return rows or bool(list_complete_checkpoints(output_dir)) or any(output_dir.glob("*.safetensors"))
 
 
 def claim_output_dir(output_dir: Path, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ from impruver_core.modeling.loading import (
 from impruver_core.recipe.paths import find_local
 from impruver_core.tokenizer import load_tokenizer
 
-from impruver_train.config.precision import Precision
+from impruver_train.config.training_arguments import Precision
 from impruver_train.modeling.checks import check_base, format_near_targets, list_unmatched_names
 from impruver_train.modeling.chunked_loss import LogitsPath, get_plain_head
 from impruver_train.modeling.logits_path import guess_logits_path, predict_logits_path

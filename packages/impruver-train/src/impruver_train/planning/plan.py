@@ -16,7 +16,7 @@ from impruver_core.recipe.paths import find_recipes_root
 from impruver_train import distributed
 from impruver_train.checkpointing.resume import ResumePoint
 from impruver_train.config import training_arguments
-from impruver_train.config.precision import Precision, choose_precision
+from impruver_train.config.training_arguments import Precision
 from impruver_train.data import token_dataset
 from impruver_train.data.packing import PackingPlan, plan_packing
 from impruver_train.data.token_dataset import TokenFileStats
@@ -113,7 +113,7 @@ def plan_training(
     new_ids = building.find_new_token_ids(tokenizer_section, tokenizer, model.name, config, recipe_dir)
     values, notes = training_arguments.build_argument_values(trainer)
     device = "cpu" if values.get("use_cpu") else choose_device()
-    precision, warnings = choose_precision(model.dtype, values, device)
+    precision, warnings = training_arguments.choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
         raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
     values |= {"output_dir": str(output_dir), "use_cpu": device == "cpu"}

@@ -2,7 +2,7 @@
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_train.config.precision import choose_precision
+from impruver_train.config.training_arguments import choose_precision
 
 # model.dtype, trainer's own, device, has bf16 -> computed in, trained in, frozen in, autocast, number of warnings
 RULES = [
@@ -23,7 +23,7 @@ REFUSED = [("fp16", {}, "cpu"), ("fp16", {"fp16": False}, "cuda"), ("fp32", {"bf
 
 @pytest.mark.parametrize(("dtype", "trainer", "device", "bf16", "wanted", "warned"), RULES)
 def test_rules(dtype, trainer, device, bf16, wanted, warned, monkeypatch):
-    for module in ("impruver_core.modeling.devices", "impruver_train.config.precision"):
+    for module in ("impruver_core.modeling.devices", "impruver_train.config.training_arguments"):
         monkeypatch.setattr(f"{module}.has_bf16", lambda device: bf16)
     chosen, warnings = choose_precision(dtype, trainer, device)
     held = [str(kind).removeprefix("torch.") for kind in (chosen.compute, chosen.trained, chosen.frozen)]
