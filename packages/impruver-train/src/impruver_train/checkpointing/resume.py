@@ -82,9 +82,8 @@ def find_start(
 
 def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], digests: dict[str, str]) -> None:
     """ImpruverError unless a run of `recipe` can resume from `path`; warns where it is another run's."""
-    key = f"trainer.resume_from_checkpoint: {path}"
+    key, others = f"trainer.resume_from_checkpoint: {path}", format_checkpoints(output_dir)
     if not path.is_dir():
-        others = format_checkpoints(output_dir)
         raise ImpruverError(f"{key} is not there; {others}. Left out, training resumes by itself or begins")
     marker = checkpoints.read_marker(path)
     if marker is None:
@@ -95,15 +94,13 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
         absent = [] if marker.get("complete") else ["optimizer.pt (trainer.save_only_model: true)"]
         damaged = checkpoints.find_damaged_files(path, marker)
         if damaged:
-            others = format_checkpoints(output_dir)
             raise ImpruverError(f"{key} is damaged: {', '.join(damaged)} gone or of another size; {others}")
     if is_train_output(path) and not checkpoints.NAME.fullmatch(path.name):
         raise ImpruverError(f"{key} is an output_dir, not one of its checkpoints; {format_checkpoints(path)}")
     if absent:
-        others = format_checkpoints(output_dir)
         raise ImpruverError(f"{key} is no checkpoint to resume from: {', '.join(absent)} missing; {others}")
     if marker is None and (path.parent / "recipe.yaml").exists():
-        raise ImpruverError(f"{key} was not written to its end; {format_checkpoints(output_dir)}")
+        raise ImpruverError(f"{key} was not written to its end; {others}")
     if marker is None:
         warn(f"{key} is not of impruver-train: whether it is whole and of these data can't be checked")
         return

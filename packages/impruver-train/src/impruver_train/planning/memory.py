@@ -78,15 +78,12 @@ def estimate_memory(plan: TrainingPlan, shape: BatchShape, bits: int | None) -> 
     each = OPTIMIZER_BYTES.get(str(getattr(arguments.optim, "value", arguments.optim)), 8)
     optimizer = size.trainable * (each if trained == 4 else each // 2)
     spread = get_sharding_degrees(arguments)
-    weights, gradients, optimizer = (
-        weights // spread.weights,
-        gradients // spread.gradients,
-        optimizer // spread.optimizer,
-    )
+    weights //= spread.weights
+    gradients //= spread.gradients
+    optimizer //= spread.optimizer
     activations = _estimate_activations(plan, shape, bits)
     # Gradients of several batches stay while the next is computed; those of one come as its activations go.
-    accumulates = arguments.gradient_accumulation_steps > 1
-    largest = activations + gradients if accumulates else max(activations, gradients)
+    largest = activations + gradients if arguments.gradient_accumulation_steps > 1 else max(activations, gradients)
     if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no":
         evaluated = arguments.eval_batch_size * shape.longest * shape.logits
         largest = max(largest, _estimate_logits(plan, evaluated, training=False))
@@ -125,11 +122,7 @@ def _estimate_logits(plan: TrainingPlan, positions: float, training: bool) -> in
 
 
 def _estimate_layer(config: PretrainedConfig, value: int, longest: int, attention: str) -> int:
-    """Bytes a token that a layer keeps whatever is trained: norms in fp32, attention, gated MLP in `value` bytes.
-
-    Eager attention keeps scores of each head in fp32 and, in 16 bits, a copy; SDPA its mask in `value` bytes; both
-    repeat key and value heads that several queries share.
-    """
+    """Bytes a token that a layer keeps whatever is trained: norms in fp32, attention, gated MLP in `value` bytes."""
     heads = getattr(config, "num_attention_heads", None) or 1  # a model without attention: as if it had one head
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     queries, keys = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
@@ -137,9 +130,11 @@ def _estimate_layer(config: PretrainedConfig, value: int, longest: int, attentio
     inner = getattr(config, "moe_intermediate_size", None) if experts > 1 else None
     inner = inner or getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     inner = inner or 4 * config.hidden_size
+    # Eager attention and SDPA repeat key and value heads that several queries share.
     values = 2 * queries + 2 * (keys if "flash" in attention else queries) + 3 * experts * inner
     values += 3 * experts * config.hidden_size if experts > 1 else 0  # each expert's input, output, and that weighed
-    scores = {"eager": (4 + value % 4) * heads, "sdpa": value}.get(attention, 0)  # of 32 bits there is no copy
+    # Eager attention keeps each head's scores in fp32 and, of 16 bits, a copy; SDPA its mask in `value` bytes.
+    scores = {"eager": (4 + value % 4) * heads, "sdpa": value}.get(attention, 0)
     return 8 * config.hidden_size + value * values + scores * longest
 
 
@@ -174,8 +169,7 @@ def list_memory_advice(plan: TrainingPlan, shape: BatchShape) -> list[str]:
     now = _estimate_peak(plan, shape, plan.bits)
     savings = [(now - peak, text) for peak, text in _list_alternatives(plan, shape)] if now is not None else []
     savings.sort(reverse=True)
-    worth = [(saved, text) for saved, text in savings if saved > WORTH * savings[0][0]]
-    lines = [f"{text} (about {format_size(saved)} less)" for saved, text in worth]
+    lines = [f"{text} (about {format_size(saved)} less)" for saved, text in savings if saved > WORTH * savings[0][0]]
     return lines or ["smaller batches, trainer.gradient_checkpointing: true, shorter rows"]
 
 

@@ -39,12 +39,6 @@ def choose_items(sizes: ndarray, arguments: TrainingArguments, steps: int) -> li
     return np.concatenate([longest, np.resize(drawn, max(0, count - len(longest)))]).tolist()
 
 
-def _count_positions(sizes: ndarray, items: list[int], batch: int) -> int:
-    """Positions of these items in batches of `batch`, padding included."""
-    batches = [items[start : start + batch] for start in range(0, len(items), batch)]
-    return sum(round_up_longest(sizes[each]) * len(each) for each in batches)
-
-
 def _read_clock() -> float:
     """Seconds, once a GPU has done what it was given."""
     import torch
@@ -75,23 +69,19 @@ class PeakMemory:
         import torch
         from transformers import Trainer  # noqa: F401
 
-        self.gpu = torch.cuda.is_available()
+        self.gpu = torch.cuda if torch.cuda.is_available() else None
         self.before = get_process_memory()
 
     def start(self) -> None:
         """Forgets the peak of before: loading may take more for a moment than training does."""
-        import torch
-
         if self.gpu:
-            torch.cuda.reset_peak_memory_stats()
+            self.gpu.reset_peak_memory_stats()
         reset_peak_memory()
 
     def read(self) -> int | None:
         """Bytes; None where this system has no such figure."""
-        import torch
-
         if self.gpu:
-            return torch.cuda.max_memory_allocated()
+            return self.gpu.max_memory_allocated()
         peak = get_peak_memory()
         return None if peak is None else peak - self.before
 
@@ -103,7 +93,8 @@ def format_trial(
     batch = arguments.train_batch_size * arguments.world_size
     each = batch * arguments.gradient_accumulation_steps
     timed = range(1 if len(seconds) > 1 else 0, len(seconds))
-    positions = sum(_count_positions(sizes, items[step * each : (step + 1) * each], batch) for step in timed)
+    batches = [items[start : start + batch] for start in range(timed.start * each, timed.stop * each, batch)]
+    positions = sum(round_up_longest(sizes[rows]) * len(rows) for rows in batches)
     total, width = count_steps(len(sizes), arguments).total, compute_padding(sizes, arguments).width
     whole_run = sum(seconds[step] for step in timed) / positions * width * min(each, len(sizes)) * total
     lines = [f"trial: {len(seconds)} steps took {', '.join(f'{each:.2f}' for each in seconds)} s (the first warms up)"]
