@@ -70,22 +70,11 @@ def _get_member(module: ModuleType, names: list[str], path: str, what: str) -> A
 
 @contextmanager
 def _importing_from(folder: Path, top: str, what: str) -> Iterator[None]:
-    """Makes `folder` the first to import from, then the last, so that it can't hide a package later on."""
-    root = str(folder.absolute())
-    _drop_other_module(top, root, what)
-    sys.path.insert(0, root)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(root)
-        if root not in sys.path:
-            sys.path.append(root)
+    """Makes `folder` the first to import from, then the last, so that it can't hide a package later on.
 
-
-def _drop_other_module(top: str, root: str, what: str) -> None:
-    """Drops a module of the same name that an earlier recipe brought; one of a package is never replaced."""
-    loaded = sys.modules.get(top)
+    A module `top` that an earlier recipe brought is dropped; one of a package is never replaced.
+    """
+    root, loaded = str(folder.absolute()), sys.modules.get(top)
     files = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", [])]
     below = any(file is not None and Path(root) in Path(file).absolute().parents for file in files)
     if loaded is not None and not below:
@@ -94,3 +83,11 @@ def _drop_other_module(top: str, root: str, what: str) -> None:
         for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
             del sys.modules[name]
     _ours.add(top)
+    sys.path.insert(0, root)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(root)
+        if root not in sys.path:
+            sys.path.append(root)

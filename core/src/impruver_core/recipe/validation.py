@@ -17,8 +17,7 @@ REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it were never g
 
 def validate_value(spec: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     """The value of a top-level key as its owner declared it; every fault goes to `report`."""
-    if value is REMOVED:
-        value = None
+    value = None if value is REMOVED else value
     if isinstance(spec, Scalar):
         return spec.default if value is None else _check_value(spec.type, value, spec.choices, path, report)
     if isinstance(spec, ListOf):
