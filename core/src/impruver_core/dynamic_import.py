@@ -24,8 +24,10 @@ def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
         raise ImpruverError(f"{what}: {path!r} is no dotted path, such as transformers.AutoModelForCausalLM")
     folders = [Path(folder) for folder in dict.fromkeys([search_dir or Path.cwd(), Path.cwd()])]
     for folder in folders:
-        length = _count_module_parts(folder, parts)
-        if length:
+        for length in range(len(parts) - 1, 0, -1):
+            stem = folder.joinpath(*parts[:length])
+            if not stem.with_name(stem.name + ".py").is_file() and not (stem / "__init__.py").is_file():
+                continue
             with _importing_from(folder, parts[0], what):
                 return _get_member(_import_module(parts[:length], path, what), parts[length:], path, what)
     for length in range(len(parts) - 1, 0, -1):
@@ -33,15 +35,6 @@ def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
         if module is not None:
             return _get_member(module, parts[length:], path, what)
     raise AssertionError("the last turn returns or raises")
-
-
-def _count_module_parts(folder: Path, parts: list[str]) -> int:
-    """How many of the parts name a module in `folder`; 0 where there is none."""
-    for length in range(len(parts) - 1, 0, -1):
-        stem = folder.joinpath(*parts[:length])
-        if stem.with_name(stem.name + ".py").is_file() or (stem / "__init__.py").is_file():
-            return length
-    return 0
 
 
 def _import_module(parts: list[str], path: str, what: str, missing_is_none: bool = False) -> ModuleType | None:
@@ -77,9 +70,19 @@ def _get_member(module: ModuleType, names: list[str], path: str, what: str) -> A
 
 @contextmanager
 def _importing_from(folder: Path, top: str, what: str) -> Iterator[None]:
-    """Makes `folder` the first to import from, then the last, so that it can't hide a package later on."""
-    root = str(folder.absolute())
-    _drop_other_module(top, root, what)
+    """Makes `folder` the first to import from, then the last, so that it can't hide a package later on.
+
+    A module `top` that an earlier recipe brought is dropped; one of a package is never replaced.
+    """
+    root, loaded = str(folder.absolute()), sys.modules.get(top)
+    files = [getattr(loaded, "__file__", None), *getattr(loaded, "__path__", [])]
+    below = any(file is not None and Path(root) in Path(file).absolute().parents for file in files)
+    if loaded is not None and not below:
+        if top not in _ours:
+            raise ImpruverError(f"{what}: {root}/{top} has the name of a package that is in use; give it another name")
+        for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+            del sys.modules[name]
+    _ours.add(top)
     sys.path.insert(0, root)
     importlib.invalidate_caches()
     try:
@@ -88,19 +91,3 @@ def _importing_from(folder: Path, top: str, what: str) -> Iterator[None]:
         sys.path.remove(root)
         if root not in sys.path:
             sys.path.append(root)
-
-
-def _drop_other_module(top: str, root: str, what: str) -> None:
-    """Drops a module of the same name that an earlier recipe brought; one of a package is never replaced."""
-    loaded = sys.modules.get(top)
-    if loaded is not None and not _is_below(loaded, root):
-        if top not in _ours:
-            raise ImpruverError(f"{what}: {root}/{top} has the name of a package that is in use; give it another name")
-        for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
-            del sys.modules[name]
-    _ours.add(top)
-
-
-def _is_below(module: ModuleType, root: str) -> bool:
-    files = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
-    return any(file is not None and Path(root) in Path(file).absolute().parents for file in files)

@@ -26,7 +26,6 @@ def quiet_libraries(*names: str, errors_only: bool = False) -> None:
             transformers_logging.set_verbosity_error()
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for further packages, whatever the weights
         # transformers' word on its own default, for each class that is not called …ForCausalLM, such as GPT-2's
-        logging.getLogger("transformers.modeling_utils").addFilter(
-            lambda record: "loss_type=None" not in record.getMessage()
-        )
+        modeling = logging.getLogger("transformers.modeling_utils")
+        modeling.addFilter(lambda record: "loss_type=None" not in record.getMessage())
         warnings.filterwarnings("ignore", category=Warning if errors_only else FutureWarning, module=MODULES)

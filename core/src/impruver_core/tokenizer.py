@@ -35,7 +35,6 @@ def load_tokenizer(
     """The tokenizer of a recipe (`tokenizer.name`, else `model_name`), special tokens and chat template set.
 
     Of a special token its text counts: a `*_token_id` that disagrees is warned about with the right id.
-
     Local names are looked for in `recipe_dir`, the working folder and the installed recipes. `warn` takes the warnings.
     Raises ImpruverError where the tokenizer can't be loaded, or a key of the section names nothing.
     """
@@ -92,19 +91,16 @@ def _set_special_tokens(tokenizer: PreTrainedTokenizerBase, wanted: dict, warn: 
     texts = {key: value for key, value in wanted.items() if not key.endswith("_token_id") and value is not None}
     unknown = [key for key in texts if key not in (*NAMED_TOKENS, *FURTHER_TOKENS)]
     if unknown:
-        raise ImpruverError(
-            f"tokenizer.special_tokens.{unknown[0]}: no such token; there are {', '.join(NAMED_TOKENS)}"
-        )
+        known = ", ".join(NAMED_TOKENS)
+        raise ImpruverError(f"tokenizer.special_tokens.{unknown[0]}: no such token; there are {known}")
     if texts:
         tokenizer.add_special_tokens(texts)
     for key, number in wanted.items():
         name = key.removesuffix("_id")
         if key.endswith("_token_id") and name in texts:
-            right = tokenizer.convert_tokens_to_ids(texts[name])
+            text, right = texts[name], tokenizer.convert_tokens_to_ids(texts[name])
             if right != number:
-                warn(
-                    f"tokenizer.special_tokens.{key}: {texts[name]!r} has the id {right}, not {number}; the text counts"
-                )
+                warn(f"tokenizer.special_tokens.{key}: {text!r} has the id {right}, not {number}; the text counts")
 
 
 def _read_template(value: str, recipe_dir: Path | None) -> str:
@@ -128,12 +124,6 @@ def get_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict:
     listed = [str(token) for token in getattr(tokenizer, "extra_special_tokens", None) or []]
     ordered = list(dict.fromkeys([*(token for token in listed if token not in known), *further]))
     return names | {"additional_special_tokens": ordered}
-
-
-def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself puts BOS before plain text."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] == [bos]
 
 
 @contextmanager
@@ -169,11 +159,9 @@ def compute_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 def compute_template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The sha256 of the chat template (of all, where it has several); None without one."""
     template = tokenizer.chat_template
-    if template is None:
-        return None
-    return _hash_text(
-        template if isinstance(template, str) else json.dumps(template, sort_keys=True, ensure_ascii=False)
-    )
+    if template is not None and not isinstance(template, str):
+        template = json.dumps(template, sort_keys=True, ensure_ascii=False)
+    return None if template is None else _hash_text(template)
 
 
 def _hash_text(text: str) -> str:

@@ -91,13 +91,8 @@ def _strip_none(hint: Any) -> Any:
 
 def _get_converter(type: Any) -> Any:
     base = typing.get_origin(type) or type
-    return {
-        bool: parse_boolean,
-        list: _parse_mapping,
-        dict: _parse_mapping,
-        int: _make_number_parser(int),
-        float: _make_number_parser(float),
-    }.get(base, type)
+    parsers = {bool: parse_boolean, list: _parse_mapping, dict: _parse_mapping}
+    return _make_number_parser(base) if base in (int, float) else parsers.get(base, type)
 
 
 def _make_number_parser(kind: Callable) -> Callable:
@@ -132,22 +127,12 @@ class Parser(argparse_dataclass.ArgumentParser):
 
     def __init__(self, flags_type: type, prog: str, description: str | None = None):
         self.overrides: list[str] = []
-        super().__init__(
-            flags_type,
-            prog=prog,
-            usage=f"{prog} --config RECIPE [--set KEY=VALUE] [flags]",
-            description=description,
-            allow_abbrev=False,
-        )
-        self.add_argument(
-            "--set",
-            action="append",
-            metavar="KEY=VALUE",
-            help="change a key of the recipe, as in --set trainer.learning_rate=2e-4; may be repeated, null removes",
-        )
-        self.add_argument(
-            "--version", action="version", version=format_version_line(prog), help="print the version and leave"
-        )
+        usage = f"{prog} --config RECIPE [--set KEY=VALUE] [flags]"
+        super().__init__(flags_type, prog=prog, usage=usage, description=description, allow_abbrev=False)
+        set_help = "change a key of the recipe, as in --set trainer.learning_rate=2e-4; may be repeated, null removes"
+        self.add_argument("--set", action="append", metavar="KEY=VALUE", help=set_help)
+        version = format_version_line(prog)
+        self.add_argument("--version", action="version", version=version, help="print the version and leave")
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         """argparse's, with underscores in flags and booleans that take an optional true or false."""

@@ -66,14 +66,19 @@ def run_guarded(program: str, work: Callable[[], int | None]) -> int:
     try:
         with _terminable_by_signal():
             code = work() or 0
-            _flush()
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                silence_stream(sys.stdout)
             return code
     except KeyboardInterrupt as stop:
         return _exit(program, ": ".join(["stopped by Ctrl+C", *map(str, stop.args)]), STOPPED_BY_KEYBOARD)
     except TerminationSignal as stop:
         return _exit(program, ": ".join(["stopped by SIGTERM", *map(str, stop.args)]), STOPPED_BY_SIGNAL)
     except ImpruverError as error:
-        return _exit(program, _format_error(error), error.exit_code)
+        faults = error.faults if isinstance(error, RecipeError) else []
+        lines = [f"error: {len(faults)} faults in the recipe", *faults] if len(faults) > 1 else [f"error: {error}"]
+        return _exit(program, "\n  ".join(lines), error.exit_code)
     except Exception as error:
         message = _translate_error(error)
         if message is not None:
@@ -90,12 +95,6 @@ def _find_trained_recipe(output_dir: str | None) -> str | None:
     if not path.is_file():
         raise ImpruverError(f"--config is missing, and --output_dir {output_dir} holds no recipe.yaml: give a recipe")
     return str(path)
-
-
-def _format_error(error: ImpruverError) -> str:
-    if isinstance(error, RecipeError) and len(error.faults) > 1:
-        return "\n  ".join([f"error: {len(error.faults)} faults in the recipe", *error.faults])
-    return f"error: {error}"
 
 
 def _translate_error(error: Exception) -> str | None:
@@ -136,13 +135,6 @@ def _terminable_by_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-
-
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        silence_stream(sys.stdout)
 
 
 def _exit(program: str, message: str, code: int) -> int:

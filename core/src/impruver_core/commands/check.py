@@ -19,7 +19,11 @@ def main(argv: Sequence[str]) -> int:
     load_recipe(arguments.config, arguments.set)  # its faults are reported once, not by each tool
     flags = ["--config", arguments.config, *(f"--set={override}" for override in arguments.set), "--dry_run"]
     codes = {package: _run_check(package, flags) for package in TOOLS}
-    print_result("\n" + "\n".join(f"{package}: {_format_result(package, code)}" for package, code in codes.items()))
+    print_result("")
+    for package, code in codes.items():
+        result = "passed" if code == 0 else f"failed (exit {code})"
+        absent = f"not installed, so not checked ({format_install_command(package)})"
+        print_result(f"{package}: {absent if code is None else result}")
     return max(code or 0 for code in codes.values())
 
 
@@ -32,9 +36,3 @@ def _run_check(package: str, flags: list[str]) -> int | None:
     sys.stdout.flush()
     code = subprocess.run([program, *flags], stdin=subprocess.DEVNULL, check=False).returncode
     return 128 - code if code < 0 else code
-
-
-def _format_result(package: str, code: int | None) -> str:
-    if code is None:
-        return f"not installed, so not checked ({format_install_command(package)})"
-    return "passed" if code == 0 else f"failed (exit {code})"

@@ -28,7 +28,7 @@ STEPS = (
 )
 RIGHT_AT_LEAST = 0.8
 LAST_LINES = 6
-MARK = ".impruver-demo"
+MARK = ".impruver-demo"  # in a folder that is the demo's own
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,31 +36,23 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "impruver demo", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folder", nargs="?", default="impruver_demo", help="where all of it goes (default: %(default)s)"
-    )
-    folder = _claim_folder(Path(parser.parse_args(argv).folder).expanduser())
+    where = "where all of it goes (default: %(default)s)"
+    parser.add_argument("folder", nargs="?", default="impruver_demo", help=where)
+    folder = Path(parser.parse_args(argv).folder).expanduser()
+    if folder.exists() and not (folder / MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ImpruverError(f"{folder} is there and holds something else: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     for program in dict.fromkeys(step[0] for step in STEPS):
         require_program(program)
     start = time.monotonic()
     for program, *flags in STEPS:
         _run_step(program, ["--config", RECIPE, *flags], folder)
-    shares = {
-        name: _print_answers(name, folder / file) for name, file in (("the model", MODEL), ("its q8_0 GGUF", GGUF))
-    }
+    shares = [_print_answers("the model", folder / MODEL), _print_answers("its q8_0 GGUF", folder / GGUF)]
     print_result(f"\n{format_duration(time.monotonic() - start)}; everything is in {folder}")
-    if min(shares.values()) < RIGHT_AT_LEAST:
+    if min(shares) < RIGHT_AT_LEAST:
         raise CheckFailedError(f"fewer than {RIGHT_AT_LEAST:.0%} of the answers are right")
     return 0
-
-
-def _claim_folder(folder: Path) -> Path:
-    """Makes the folder and marks it as the demo's own; ImpruverError for one that holds something else."""
-    if folder.exists() and not (folder / MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ImpruverError(f"{folder} is there and holds something else: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).touch()
-    return folder
 
 
 def _run_step(program: str, flags: list[str], folder: Path) -> None:

@@ -13,17 +13,20 @@ from impruver_core.system import get_installed_version
 def main(argv: Sequence[str]) -> int:
     """Prints both lists on stdout."""
     argparse.ArgumentParser("impruver ls", description="List the installed recipes and tools.").parse_args(argv)
-    print_result(_format_recipes())
-    print_result("")
-    print_result(_format_tools())
+    recipes = [(name, read_headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
+    if recipes:
+        print_result(format_table(("RECIPE", "MAKES"), recipes))
+    else:
+        print_result("no recipes are installed; install them with: pip install impruver-configs")
+    tools = []
+    for package, tool in TOOLS.items():
+        version = get_installed_version(package)
+        if version is None and find_program(package) is None:
+            tools.append((package, "-", f"not installed: {format_install_command(package)}"))
+        else:
+            tools.append((package, version or "elsewhere on PATH", tool.does))
+    print_result("\n" + format_table(("TOOL", "VERSION", "DOES"), tools))
     return 0
-
-
-def _format_recipes() -> str:
-    rows = [(name, read_headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
-    if not rows:
-        return "no recipes are installed; install them with: pip install impruver-configs"
-    return format_table(("RECIPE", "MAKES"), rows)
 
 
 def read_headline(path: Path) -> str:
@@ -31,14 +34,3 @@ def read_headline(path: Path) -> str:
     with open(path, encoding="utf-8") as file:
         first = file.readline().strip()
     return first.lstrip("# ") if first.startswith("#") else ""
-
-
-def _format_tools() -> str:
-    rows = []
-    for package, tool in TOOLS.items():
-        version = get_installed_version(package)
-        if version is None and find_program(package) is None:
-            rows.append((package, "-", f"not installed: {format_install_command(package)}"))
-        else:
-            rows.append((package, version or "elsewhere on PATH", tool.does))
-    return format_table(("TOOL", "VERSION", "DOES"), rows)

@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print_result(_format_help())
+        width = max(map(len, [*VERBS, *TOOLS]))
+        verbs = [f"  {name:<{width}}  {does}" for name, does in VERBS.items()]
+        tools = [f"  {name:<{width}}  {tool.does}" for name, tool in TOOLS.items()]
+        print_result(HELP.format(verbs="\n".join(verbs), tools="\n".join(tools)))
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
         from impruver_core.cli.flags import format_version_line
@@ -47,10 +50,3 @@ def _run_command(words: list[str]) -> int:
         hint = f"; did you mean run {words[0]}?" if words[0] in NAMES else suggest(words[0], VERBS)
         raise ImpruverError(f"no command {words[0]}{hint}")
     return importlib.import_module(f"impruver_core.commands.{words[0]}").main(words[1:])
-
-
-def _format_help() -> str:
-    width = max(map(len, [*VERBS, *TOOLS]))
-    verbs = [f"  {name:<{width}}  {does}" for name, does in VERBS.items()]
-    tools = [f"  {name:<{width}}  {tool.does}" for name, tool in TOOLS.items()]
-    return HELP.format(verbs="\n".join(verbs), tools="\n".join(tools))

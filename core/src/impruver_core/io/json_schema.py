@@ -49,9 +49,7 @@ PATTERN = JsonType("a text that is a regular expression", lambda value: isinstan
 
 def list_of(kind: JsonType) -> JsonType:
     """A list whose items are all of a kind."""
-    return JsonType(
-        f"a list, each item {kind.words}", lambda value: isinstance(value, list) and all(map(kind.holds, value))
-    )
+    return JsonType(f"a list, each item {kind.words}", lambda v: isinstance(v, list) and all(map(kind.holds, v)))
 
 
 def by_name(name: JsonType, kind: JsonType) -> JsonType:

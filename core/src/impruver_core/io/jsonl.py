@@ -24,8 +24,7 @@ def read_rows(path: str | Path) -> Iterator[dict]:
 
     A name that ends in .gz, .bz2, .xz or .zst is a compressed file.
     """
-    for _, row in read_numbered_rows(path):
-        yield row
+    return (row for _, row in read_numbered_rows(path))
 
 
 def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, dict]]:
@@ -34,7 +33,11 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
     try:
         with open_compressed(path) if file is None else nullcontext(file) as file:
             for number, line in enumerate(file, 1):
-                text = _decode_line(path, number, line)
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    fault = f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+                    raise ImpruverError(f"{path}, line {number}: {fault}") from None
                 if text.strip(BLANKS):
                     yield number, _parse_row(path, number, text)
     except FileNotFoundError:
@@ -60,15 +63,6 @@ def open_compressed(path: str | Path) -> BinaryIO:
     except ImportError:
         raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
     return io.BufferedReader(zstandard.open(path, "rb"))
-
-
-def _decode_line(path: str | Path, number: int, line: bytes) -> str:
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ImpruverError(
-            f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
-        ) from None
 
 
 def _parse_row(path: str | Path, number: int, text: str) -> dict:

@@ -40,9 +40,8 @@ def read_safetensors_header(path: Path, advice: str = "copy or download it again
             raise ImpruverError(f"{path}: cut off, or no safetensors file ({size:,} bytes); {advice}")
         try:
             header = json.loads(file.read(length))
-            entries = {
-                name: _parse_entry(header[name], 8 + length) for name in sorted(header) if name != "__metadata__"
-            }
+            names = [name for name in sorted(header) if name != "__metadata__"]
+            entries = {name: _parse_entry(header[name], 8 + length) for name in names}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ImpruverError(f"{path}: no safetensors file (its header can't be read); {advice}") from None
     for name, entry in entries.items():

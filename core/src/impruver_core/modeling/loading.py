@@ -143,10 +143,8 @@ def load_adapter(
     from peft import PeftModel
 
     resize_embeddings_if_needed(model, vocabulary or 0)
-    with (
-        loading_errors_as_user_errors("adapter", f"{adapter_dir}: adapter_config.json"),
-        shape_errors_as_user_errors(adapter_dir),
-    ):
+    name = f"{adapter_dir}: adapter_config.json"
+    with loading_errors_as_user_errors("adapter", name), shape_errors_as_user_errors(adapter_dir):
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)
     check_adapter_complete(adapted, Path(adapter_dir))
     return adapted
@@ -171,18 +169,13 @@ def loading_errors_as_user_errors(key: str, name: str) -> Iterator[None]:
             raise
         text = str(error)
         if "attn_implementation" in text or "FlashAttention" in text:
-            key, name, message = (
-                "model",
-                "attn_implementation",
-                f"{describe_error(error)} Left out, the model's own is taken",
-            )
+            key, name = "model", "attn_implementation"
+            message = f"{describe_error(error)} Left out, the model's own is taken"
         elif "trust_remote_code" in text:
             message = "its repository brings its own code; if you trust it, set model.trust_remote_code: true"
         elif "safetensors" in text and ("no file named" in text or "does not appear to have a file named" in text):
-            message = (
-                "it has no weights in safetensors; pickled weights run code when they are loaded and are refused; "
-                + CONVERT_PICKLED
-            )
+            message = "it has no weights in safetensors; pickled weights run code when they are loaded and are refused"
+            message = f"{message}; {CONVERT_PICKLED}"
         else:
             message = describe_error(error)
         raise ImpruverError(f"{key}: {name}: {message}") from error
@@ -193,9 +186,27 @@ def check_loading_info(model: PreTrainedModel, info: dict[str, Any], name: str) 
 
     `info` is what `from_pretrained(…, output_loading_info=True)` returns.
     """
-    fault = next(_find_faults(model, info), None)
-    if fault:
-        raise ImpruverError(f"model.name: {name}: {fault}")
+    kind, mismatched, missing = type(model).__name__, info["mismatched_keys"], info["missing_keys"]
+    if mismatched:
+        tensor, saved, wanted = min(mismatched)
+        more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
+        raise ImpruverError(
+            f"model.name: {name}: {tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: "
+            "they are not of one model; copy both again"
+        )
+    if missing:
+        raise ImpruverError(
+            f"model.name: {name}: it has no weights for {_format_names(missing)} of {kind}; they would start at "
+            "random: set the model.class it was saved with, or copy config.json and weights again"
+        )
+    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
+    modules = {_get_module_name(tensor) for tensor, _ in model.named_parameters()}
+    unused = [tensor for tensor in info["unexpected_keys"] if _get_module_name(tensor) in modules]
+    if unused:
+        raise ImpruverError(
+            f"model.name: {name}: by config.json {kind} has no place for {_format_names(unused)}: fewer layers, or no "
+            "bias? It would not be the model that was saved; copy config.json again"
+        )
 
 
 def disable_cpu_4bit_repacking(model: PreTrainedModel) -> None:
@@ -207,30 +218,6 @@ def disable_cpu_4bit_repacking(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-
-
-def _find_faults(model: PreTrainedModel, info: dict[str, Any]) -> Iterator[str]:
-    kind, mismatched, missing = type(model).__name__, info["mismatched_keys"], info["missing_keys"]
-    if mismatched:
-        tensor, saved, wanted = min(mismatched)
-        more = f"; {len(mismatched)} tensors do not fit" if len(mismatched) > 1 else ""
-        yield (
-            f"{tensor} is {tuple(saved)} in the weights, and {tuple(wanted)} by config.json{more}: they are not of one "
-            "model; copy both again"
-        )
-    if missing:
-        yield (
-            f"it has no weights for {_format_names(missing)} of {kind}; they would start at random: set the "
-            "model.class it was saved with, or copy config.json and weights again"
-        )
-    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
-    modules = {_get_module_name(tensor) for tensor, _ in model.named_parameters()}
-    unused = [tensor for tensor in info["unexpected_keys"] if _get_module_name(tensor) in modules]
-    if unused:
-        yield (
-            f"by config.json {kind} has no place for {_format_names(unused)}: fewer layers, or no bias? It would not "
-            "be the model that was saved; copy config.json again"
-        )
 
 
 def _get_module_name(tensor: str) -> str:
@@ -283,6 +270,5 @@ def check_adapter_complete(model: PeftModel, adapter_dir: Path) -> None:
             first = min(names)
             shape = tuple((saved | here)[first])
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ImpruverError(
-                f"adapter: {adapter_dir} was trained on another base: this one {what} {first} {shape}{more}"
-            )
+            fault = f"this one {what} {first} {shape}{more}"
+            raise ImpruverError(f"adapter: {adapter_dir} was trained on another base: {fault}")

@@ -4,22 +4,25 @@ defaults < recipe file < `--set a.b=value` < named flags
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import RecipeError
-from impruver_core.recipe.overrides import apply_flags, apply_overrides, split_path
+from impruver_core.io.atomic import atomic_write
 from impruver_core.recipe.paths import find_local, find_recipe
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
 from impruver_core.recipe.schema import RecipeFlag, get_fields
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection
-from impruver_core.recipe.validation import remove_unset, validate_value
-from impruver_core.recipe.yaml_document import Document, dump, read_document
+from impruver_core.recipe.validation import REMOVED, describe_value, remove_unset, validate_value
+from impruver_core.recipe.yaml_document import Document, dump, parse_text, read_document
 from impruver_core.suggestions import suggest
 
 SEEDS = range(2**32)  # numpy takes no others
+SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
+ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others, too
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Recipe:
 
     def locate(self, key_path: str) -> str:
         """`file:line: trainer.optim`, to begin a message about that key; an override is named as such."""
-        return f"{self.document.locate(split_path(key_path))}: {key_path}"
+        return f"{self.document.locate(_split_path(key_path))}: {key_path}"
 
 
 def load_recipe(
@@ -76,17 +79,14 @@ def load_recipe(
     if document.data is not None and not isinstance(document.data, dict):
         raise RecipeError([f"{path}: a recipe is a mapping of keys, as in `output_dir: ./out`"])
     document.data = document.data or {}
-    apply_overrides(document, overrides)
-    apply_flags(document, named)
+    _apply_overrides(document, overrides)
+    _apply_flags(document, named)
     values = _validate(document, load_installed_sections() if sections is None else {**SECTIONS, **sections})
     if document.faults:
         raise RecipeError(document.faults)
     recipe = Recipe(**values, path=path, document=document)
-    return dataclasses.replace(
-        recipe,
-        tokenizer=_make_absolute(recipe.tokenizer, recipe.base_dir),
-        model=_make_absolute(recipe.model, recipe.base_dir),
-    )
+    inputs = {name: _make_absolute(getattr(recipe, name), recipe.base_dir) for name in ("tokenizer", "model")}
+    return dataclasses.replace(recipe, **inputs)
 
 
 def resolve_recipe(recipe: Recipe, absolute: bool = False) -> dict[str, Any]:
@@ -102,10 +102,72 @@ def resolve_recipe(recipe: Recipe, absolute: bool = False) -> dict[str, Any]:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Writes the resolved recipe, local inputs absolute; the file is whole or not there at all."""
-    from impruver_core.io.atomic import atomic_write
-
     with atomic_write(Path(path)) as file:
         file.write(dump(resolve_recipe(recipe, absolute=True)))
+
+
+def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Sets each `a.b=value` in the document: the value is YAML, list items go by number, null removes."""
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        source = f"--set {name}=…" if SECRET.search(name) else f"--set {override}"
+        path = _split_path(name)
+        if not equals or not all(part != "" for part in path):
+            document.faults.append(f"{source}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
+            continue
+        parsed = Document(source)
+        parse_text(text, parsed, place=lambda line, source=source: source, path=path)
+        if parsed.faults:
+            document.faults += parsed.faults
+        else:
+            document.locations.update(parsed.locations)
+            _set_value(document, path, REMOVED if parsed.data is None else parsed.data, source)
+
+
+def _apply_flags(document: Document, flags: Sequence[RecipeFlag]) -> None:
+    """Sets the values of named flags in the document."""
+    for key_path, value, flag in flags:
+        for target in (key_path, *ALSO.get(key_path, ())):
+            _set_value(document, _split_path(target), value, flag)
+
+
+def _set_value(document: Document, path: tuple, value: Any, source: str) -> None:
+    """Sets `value` at a key path; mappings that are missing are made, list items must exist or be the next."""
+    if not isinstance(document.data, dict):
+        document.data = {}
+    target = document.data
+    for depth, part in enumerate(path):
+        document.locations.setdefault(path[: depth + 1], source)
+        problem = _find_problem(target, part)
+        if problem:
+            document.faults.append(f"{source}: {'.'.join(map(str, path[:depth]))}: {problem}")
+            return
+        if isinstance(target, list) and part == len(target):
+            target.append(None)
+        if depth + 1 == len(path):
+            target[part] = value
+            document.locations[path] = source
+            return
+        inner = target[part] if isinstance(target, list) else target.get(part)
+        if inner is None or inner is REMOVED:
+            inner = target[part] = [] if isinstance(path[depth + 1], int) else {}
+        target = inner
+
+
+def _split_path(name: str) -> tuple:
+    """`datasets.0.name` as its parts, numbers as such."""
+    return tuple(int(part) if part.isdecimal() else part for part in name.strip().split("."))
+
+
+def _find_problem(target: Any, part: Any) -> str | None:
+    """Why `part` of a key path can't be set in what stands above it; None where it can."""
+    if isinstance(target, dict):
+        return None
+    if not isinstance(target, list):
+        return f"holds no keys, it is {describe_value(target)}"
+    if not isinstance(part, int):
+        return f"is a list; its items go by number, as in datasets.0.{part}"
+    return f"has {len(target)} items, numbered from 0" if part > len(target) else None
 
 
 def _validate(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]:

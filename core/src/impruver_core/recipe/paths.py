@@ -35,24 +35,17 @@ def find_recipe(name: str | Path) -> Path:
     if os.path.isfile(path):  # Path.is_file raises on a name too long
         return path
     wanted = str(name).removesuffix(".yaml")
-    if wanted in list_recipes():
+    names = list_recipes()
+    if wanted in names:
         return find_recipes_root() / f"{wanted}.yaml"
     if os.path.isdir(path):
         raise ImpruverError(f"{name} is a folder, not a recipe: name a YAML file in it")
-    near = _find_similar_recipes(wanted)
+    ends, last = {each.rpartition("/")[2]: each for each in names}, wanted.rpartition("/")[2]
+    close = find_similar(wanted, names, 3) + [ends[end] for end in find_similar(last, ends, 3, 0.75)]
+    near = list(dict.fromkeys(close))[:3]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     what = "no such file" if str(name).startswith(("/", ".", "~")) else "neither a file nor an installed recipe"
     raise ImpruverError(f"recipe {name}: {what}; {hint}`impruver ls` lists the installed recipes")
-
-
-def _find_similar_recipes(wanted: str) -> list[str]:
-    """Up to three names like the wanted one, or with its last part."""
-    names = list_recipes()
-    ends = {name.rpartition("/")[2]: name for name in names}
-    close = find_similar(wanted, names, 3) + [
-        ends[end] for end in find_similar(wanted.rpartition("/")[2], ends, 3, 0.75)
-    ]
-    return list(dict.fromkeys(close))[:3]
 
 
 def is_local_path(value: str) -> bool:
@@ -123,8 +116,6 @@ def check_hub_id(name: str, key: str) -> None:
 
 def _is_there(path: Path) -> bool:
     try:
-        return path.exists() or (
-            glob.has_magic(str(path)) and next(glob.iglob(str(path), recursive=True), None) is not None
-        )
+        return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
     except OSError:  # a name too long: a template, not a path
         return False

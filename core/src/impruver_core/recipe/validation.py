@@ -17,14 +17,19 @@ REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it were never g
 
 def validate_value(spec: Any, value: Any, path: tuple, report: FaultReport) -> Any:
     """The value of a top-level key as its owner declared it; every fault goes to `report`."""
-    if value is REMOVED:
-        value = None
+    value = None if value is REMOVED else value
     if isinstance(spec, Scalar):
         return spec.default if value is None else _check_value(spec.type, value, spec.choices, path, report)
     if isinstance(spec, ListOf):
         return [] if value is None else _check_type(list[spec.section], value, path, report)
     if isinstance(spec, OpenMapping):
-        return _check_open_mapping(spec, value, path, report)
+        if value is None:
+            return None if spec.optional else {}
+        mapping = _check_type(dict, value, path, report)
+        if spec.check is not None and isinstance(mapping, dict):
+            for name, fault in spec.check(mapping):
+                report((*path, name), fault)
+        return mapping
     return _check_section(spec, {} if value is None else value, path, report)
 
 
@@ -35,16 +40,6 @@ def remove_unset(value: Any) -> Any:
     if isinstance(value, list):
         return [remove_unset(item) for item in value if item is not REMOVED]
     return None if value is REMOVED else value
-
-
-def _check_open_mapping(spec: OpenMapping, value: Any, path: tuple, report: FaultReport) -> dict | None:
-    if value is None:
-        return None if spec.optional else {}
-    mapping = _check_type(dict, value, path, report)
-    if spec.check is not None and isinstance(mapping, dict):
-        for name, fault in spec.check(mapping):
-            report((*path, name), fault)
-    return mapping
 
 
 def _check_section(section: type, value: Any, path: tuple, report: FaultReport) -> Any:
@@ -63,19 +58,13 @@ def _check_section(section: type, value: Any, path: tuple, report: FaultReport) 
         if name not in fields:
             report_here((*path, name), f"no such key{suggest(name, fields)}")
         elif item is not None and item is not REMOVED:
-            field = fields[name]
-            values[field.name] = _check_value(
-                hints[field.name], item, field.metadata.get("choices"), (*path, name), report_here
-            )
+            key, choices = fields[name].name, fields[name].metadata.get("choices")
+            values[key] = _check_value(hints[key], item, choices, (*path, name), report_here)
     for name, field in fields.items():
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             report_here((*path, name), "is missing")
-    return _build_section(section, values, path, report) if valid else None
-
-
-def _build_section(section: type, values: dict, path: tuple, report: FaultReport) -> Any:
     try:
-        return section(**values)
+        return section(**values) if valid else None
     except ValueError as error:  # a section's own check: what is wrong, and the key if it is about one alone
         what, *key = error.args
         return report((*path, *key), str(what))
@@ -101,7 +90,11 @@ def _check_type(hint: Any, value: Any, path: tuple, report: FaultReport) -> Any:
         return _check_section(hint, value, path, report)
     base = origin or hint
     if base in (list, dict) and isinstance(value, base):
-        return _check_items(base, arguments, value, path, report)
+        if not arguments:
+            return remove_unset(value)
+        pairs = value.items() if base is dict else enumerate(value)
+        items = {at: _check_type(arguments[-1], item, (*path, at), report) for at, item in pairs if item is not REMOVED}
+        return items if base is dict else list(items.values())
     if base is bool and isinstance(value, str) and value.lower() in OLD_BOOLEANS:
         return OLD_BOOLEANS[value.lower()]
     if base is float and type(value) is int:
@@ -117,14 +110,6 @@ def _get_advice(base: type, value: Any) -> str:
     if base is list:
         return "; begin each item with a dash" if isinstance(value, dict) else f"; write [{value}]"
     return "; put it in quotes" if base is str and not isinstance(value, (list, dict)) else ""
-
-
-def _check_items(base: type, arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:
-    if not arguments:
-        return remove_unset(value)
-    pairs = value.items() if base is dict else enumerate(value)
-    items = {at: _check_type(arguments[-1], item, (*path, at), report) for at, item in pairs if item is not REMOVED}
-    return items if base is dict else list(items.values())
 
 
 def _check_union(arguments: tuple, value: Any, path: tuple, report: FaultReport) -> Any:

@@ -87,7 +87,11 @@ def parse_text(text: str, document: Document, place: Callable[[int], str] = lamb
     `place(line)` names a line (from 1), `path` is the key path that the values go to.
     """
     try:
-        _check_depth(text)
+        depth = 0
+        for event in yaml.parse(text, _Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
         node = yaml.compose(text, _Loader)
     except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: bytes of a command line
         document.faults.append(_describe_error(error, text, document, place))
@@ -98,14 +102,6 @@ def parse_text(text: str, document: Document, place: Callable[[int], str] = lamb
 def dump(data: Any) -> str:
     """YAML text that reads back as equal data; keys keep their order, long texts are blocks."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, _Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
 
 
 def _describe_error(error: Exception, text: str, document: Document, place: Callable[[int], str]) -> str:
@@ -152,10 +148,9 @@ class _NodeReader:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self.document.locations.setdefault((*path, "?"), self.place(line))
-                self.document.add_fault(
-                    (*path, "?"), "a key is plain text; a value that starts with { or [ needs quotes"
-                )
+                where = (*path, "?")
+                self.document.locations.setdefault(where, self.place(line))
+                self.document.add_fault(where, "a key is plain text; a value that starts with { or [ needs quotes")
                 continue
             if key_node.tag == TAG + "merge":
                 merged += self.read_merged(value_node, path)

@@ -25,7 +25,12 @@ def render_bars(label: str, values: Mapping[str, Sequence[float]], names: Sequen
     if not values:
         return None
     chart = _make_chart()
-    shorter = _shorten_names(list(values))
+    shorter: list[str] = []  # the names as they fit beside a bar, all different
+    for name in values:
+        short = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
+        while short in shorter:
+            short += "′"
+        shorter.append(short)
     for at, name in enumerate(names):
         rows = [(float(each[at]), short) for each, short in zip(values.values(), shorter, strict=True)]
         chart.add_bars(rows, name=name, fill_color=f"var(--series-{at})")
@@ -111,17 +116,6 @@ def _format_tick(value: Any, index: int, count: int) -> str:
         if abs(number) >= size:
             return f"{number / size:.4g}{sign}"
     return f"{number:.4g}"
-
-
-def _shorten_names(names: Sequence[str]) -> list[str]:
-    """The names shortened to fit beside a bar, all different."""
-    shortened: list[str] = []
-    for name in names:
-        short = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
-        while short in shortened:
-            short += "′"
-        shortened.append(short)
-    return shortened
 
 
 def _thin_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
 
-from impruver_core.chat_template.masking.prompt_consistency import PromptConsistency, compare_prompt
+from impruver_core.chat_template.masking.loss_mask import PromptConsistency, compare_prompt
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.cli.console import warn

@@ -1,7 +1,7 @@
 """Before the last learned answer: the text of training, what asks for it, and the reasoning that is lost."""
 
 import pytest
-from impruver_core.chat_template.masking.prompt_consistency import compare_prompt
+from impruver_core.chat_template.masking.loss_mask import compare_prompt
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError
 from support.messages import assistant, system, user

@@ -1,24 +1,31 @@
-"""`analyze_template`: what a chat template puts around the texts of a conversation, found by all probes once."""
+"""`analyze_template`: what a chat template puts around the texts of a conversation, found by all probes once.
+
+The rendering up to a text, with the generation prompt and without, gives the rest of that text's turn and the prompt.
+Renderings with an answer behind it show how much of the prompt the answer's turn shares. What follows an answer at the
+end of a conversation, or stands before the next header, ends an assistant's turn.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 
-from impruver_core.chat_template.analysis.generation_prompt import find_turn_boundaries
 from impruver_core.chat_template.analysis.prober import (
+    AGAIN,
     ANSWER,
     ARGUMENTS,
     FUNCTION_CALL,
     FUNCTION_RESPONSE,
+    LAST,
+    SYSTEM,
+    THOUGHT,
     TOOL,
     USER,
     TemplateProber,
     build_tool_call,
     build_tool_schema,
 )
-from impruver_core.chat_template.analysis.template_format import SpecialTokens, TemplateFormat
-from impruver_core.chat_template.analysis.turn_endings import find_turn_endings
+from impruver_core.chat_template.analysis.template_format import SpecialTokens, TemplateFormat, TurnBoundary
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import RefusedError
 
@@ -37,8 +44,8 @@ def _analyze_template(template: str, variables: str, specials: tuple[str, ...], 
     fmt = TemplateFormat(SpecialTokens(specials), values.get("eos_token"))
     probe = TemplateProber(template, values, fmt.specials, with_tools)
     _find_tool_call_format(probe, fmt)
-    find_turn_boundaries(probe, fmt)
-    find_turn_endings(probe, fmt)
+    _find_turn_boundaries(probe, fmt)
+    _find_turn_endings(probe, fmt)
     return fmt
 
 
@@ -57,3 +64,126 @@ def _find_tool_call_format(probe: TemplateProber, fmt: TemplateFormat) -> None:
     with suppress(RefusedError):
         with_tools = render_template(probe.template, [USER], [build_tool_schema()], variables=probe.variables)
         fmt.renders_tools = "probe_tool" in with_tools
+
+
+def _find_turn_boundaries(probe: TemplateProber, fmt: TemplateFormat) -> None:
+    """Sets, for each role that may stand before an answer, what stands between its text and the answer's."""
+    tool_call = build_tool_call(fmt.arguments_as_text)
+    histories = {
+        "user": ([USER], [USER, ANSWER, AGAIN]),
+        "tool": ([USER, tool_call, TOOL],) if fmt.renders_calls else (),
+        "function_response": ([USER, FUNCTION_CALL, FUNCTION_RESPONSE],) if fmt.renders_function_roles else (),
+        "system": ([SYSTEM], [USER, ANSWER, SYSTEM]),
+        "assistant": ([USER, ANSWER], [USER, THOUGHT]),
+    }
+    answers = [ANSWER, THOUGHT, *([tool_call] if fmt.renders_calls else [])]
+    for role, conversations in histories.items():
+        boundaries = [_find_boundary(probe, history, answers) for history in conversations]
+        fmt.boundaries[role] = list(dict.fromkeys(filter(None, boundaries)))
+    closed, open_ = probe(USER), probe(USER, prompt=True)
+    if closed and open_:
+        fmt.trailing.append(closed.text[: closed.spans[0][0]])
+        fmt.trailing += [closed.text[closed.spans[0][1] :]] if closed.text == open_.text else []
+
+
+def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dict]) -> TurnBoundary | None:
+    closed, open_ = probe(*history), probe(*history, prompt=True)
+    if closed is None or open_ is None or open_.spans[-1] != max(open_.spans):
+        return None
+    end, number = open_.spans[-1][1], len(history)
+    border = max(end, probe.specials.compute_shared_length(closed.text, open_.text))
+    tail, prompt = open_.text[end:border], open_.text[border:]
+    lengths, header, always = [], "", False
+    for answer, *later in [[answer, *after] for answer in answers for after in ([], [AGAIN, LAST])]:
+        rendering = probe(*history, answer, *later)
+        if rendering is None:
+            continue
+        start, first = rendering.spans[number - 1][1], rendering.spans[number][0]
+        gap, rest = rendering.text[start:first], rendering.text[start:]
+        if not prompt and not gap.startswith(tail):  # a prompt that is always there and differs from the answer's
+            tail = tail[: probe.specials.compute_shared_length(rest, tail)]
+            always = tail not in _get_gap_before_user(probe)  # else it is no prompt, but an end or a header
+        length = _find_shared_length(probe, gap, rest, tail, prompt)
+        if length is not None:
+            lengths.append(length)
+            if answer is ANSWER and not later and not prompt:
+                header = gap[len(tail) :]
+    if not lengths:
+        return None
+    return TurnBoundary(tail, prompt, prompt[: min(lengths)], header if header.strip() and not always else "")
+
+
+def _get_gap_before_user(probe: TemplateProber) -> str:
+    """What stands between an answer and the next user's text."""
+    rendering = probe(USER, ANSWER, AGAIN)
+    return rendering.text[rendering.spans[1][1] : rendering.spans[2][0]] if rendering else ""
+
+
+def _find_shared_length(probe: TemplateProber, gap: str, rest: str, tail: str, prompt: str) -> int | None:
+    """How much of `prompt` the turn in `rest` starts with; None where its header is another one."""
+    if not prompt:
+        return 0 if gap.startswith(tail) else None
+    shared = probe.specials.compute_shared_length(rest[len(tail) :], prompt) if gap.startswith(tail) else 0
+    if shared:
+        return shared
+    for length in range(len(prompt), 0, -1):  # the turn's tail differs: blanks, or a token that only one of them has
+        piece = prompt[:length]
+        cuts_no_token = probe.specials.find_token_across(prompt, length)[0] == length
+        if cuts_no_token and gap.count(piece) == 1 and (length == len(prompt) or probe.specials.has_any(piece)):
+            return length
+    return 0 if gap.startswith(tail) and not gap[len(tail) :].strip() else None
+
+
+def _find_turn_endings(probe: TemplateProber, fmt: TemplateFormat) -> None:
+    """Sets the literals that end an assistant's turn (by what it ends in, and whether it is the last) and the stops."""
+    tails = [boundary.tail for boundary in fmt.boundaries["user"] if boundary.tail]
+    kinds = [
+        ("answer", ANSWER, [AGAIN]),
+        *([("calls", build_tool_call(fmt.arguments_as_text), [TOOL, ANSWER])] if fmt.renders_calls else []),
+    ]
+    for kind, turn, after in kinds:
+        last, middle = probe(USER, turn), probe(USER, turn, *after)
+        closing = last.text[last.spans[1][1] :] if last else None
+        if middle is not None:
+            between = middle.text[middle.spans[1][1] : middle.spans[2][0]]
+            header = middle.text[: middle.spans[0][0]]
+            stop = fmt.ends.get(("answer", False), "") if kind == "calls" else ""
+            rest = _cut_header(probe, between, header, closing, tails, stop, kind)
+            fmt.ends[kind, False] = probe.specials.cut_after_last_token(rest)
+        if closing is not None:
+            fmt.ends[kind, True] = fmt.find_last_ending(closing, kind).literal
+    ends = [(stop, kind) for (kind, _), end in fmt.ends.items() if (stop := _get_stop(probe, end))]
+    stops = [stop for stop, kind in ends if kind == "answer" or stop in probe.specials.tokens]
+    turns = [THOUGHT, *([build_tool_call(fmt.arguments_as_text, 2)] if fmt.renders_calls else [])]
+    renderings = [rendering for turn in turns if (rendering := probe(USER, turn)) is not None]
+    # Between reasoning and answer, and between two calls: a token in it ends no turn.
+    inner = "\n".join(rendering.text[slice(*rendering.spans[1])] for rendering in renderings)
+    fmt.stops = list(dict.fromkeys(stop for stop in stops if stop not in inner))
+
+
+def _cut_header(
+    probe: TemplateProber, between: str, header: str, last: str | None, tails: list[str], stop: str, kind: str
+) -> str:
+    """What stands between a turn's text and the next one, less that text's header."""
+    cut = len(between)  # what also stands before the first user's text is header
+    while cut and between[cut - 1 :] == header[-(len(between) - cut + 1) :]:
+        cut -= 1
+    less_suffix = between[: probe.specials.find_token_across(between, cut)[1]]
+    headed = bool(between[len(less_suffix) :].strip())
+    if last and last.strip() and between.startswith(last) and (between[len(last) :].strip() or not headed):
+        return last
+    if stop and (token := _get_stop(probe, stop)) in between:
+        return between[: between.index(token) + len(token)]
+    opening = probe.specials.find_prefix(header.removeprefix(probe.variables.get("bos_token") or ""))
+    if kind == "answer" and opening and header.endswith(between[between.find(opening) :]) and opening in between:
+        return between[: between.index(opening)]  # a header starts as the conversation does
+    for tail in tails:
+        if between.startswith(tail) and header.endswith(between[len(tail) :]):
+            return tail
+    less_prefix = last[: probe.specials.compute_shared_length(last, between)] if last else ""
+    either = (less_suffix, less_prefix) if kind == "answer" else (less_prefix, less_suffix)
+    return next((literal for literal in either if literal.strip()), "")
+
+
+def _get_stop(probe: TemplateProber, end: str) -> str:
+    return probe.specials.find_suffix(end) or end.strip()

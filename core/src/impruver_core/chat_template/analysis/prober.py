@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from impruver_core.chat_template.analysis.template_format import SpecialTokens
 from impruver_core.chat_template.rendering.renderer import render_template
-from impruver_core.chat_template.rendering.text_spans import find_message_spans
-from impruver_core.chat_template.rendering.traced_string import get_runs, trace_messages
+from impruver_core.chat_template.rendering.traced_string import find_message_spans, get_runs, trace_messages
 from impruver_core.errors import RefusedError
 
 USER = {"role": "user", "content": "probe question one"}
@@ -55,10 +54,9 @@ class TemplateProber:
     def __call__(self, *messages: dict, prompt: bool = False) -> ProbeRendering | None:
         for opening in ((), (SYSTEM,)):  # some templates want a system message
             traced = trace_messages([*opening, *messages])
+            options = {"add_generation_prompt": prompt, "variables": self.variables}
             try:
-                text = render_template(
-                    self.template, traced, self.tools, add_generation_prompt=prompt, variables=self.variables
-                )
+                text = render_template(self.template, traced, self.tools, **options)
             except RefusedError:
                 continue
             spans = find_message_spans(get_runs(text), len(text))

@@ -104,9 +104,7 @@ class TemplateFormat:
             middle = self.ends.get((kind, False))
             if middle is not None and closing.startswith(middle):
                 rest = closing[len(middle) :].strip()
-                prompted = rest not in ("", self.eos) and any(
-                    trailing.rstrip().endswith(rest) for trailing in self.trailing
-                )
+                prompted = rest not in ("", self.eos) and any(text.rstrip().endswith(rest) for text in self.trailing)
                 literal = middle if prompted or not self.specials.has_any(rest) else literal
             self._last_endings[key] = LastEnding(literal, self.specials.find_suffix(literal) is not None)
         return self._last_endings[key]

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from impruver_core.chat_template.masking.loss_spans import LossSpans, TrainedTurn, find_loss_spans
+from impruver_core.chat_template.masking.loss_spans import LossSpans, TrainedTurn, find_loss_spans, strips_reasoning
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
 from impruver_core.chat_template.rendering.renderer import render_template
-from impruver_core.chat_template.rendering.traced_string import trace_messages
+from impruver_core.chat_template.rendering.traced_string import get_runs, trace_messages
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.labels import IGNORE_INDEX
-from impruver_core.tokenizer import plain_encoder, starts_with_bos
+from impruver_core.tokenizer import plain_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -64,6 +64,21 @@ class Refused:
 
     reason: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConsistency:
+    """Of message `number`, the last answer that is trained on: the text that training has before it, and its prompt.
+
+    `prompt`: None where the template refuses one there. `ended`: the template ends that turn. `strips_reasoning`: of
+    earlier turns reasoning is not in the text.
+    """
+
+    number: int
+    trained: str
+    prompt: str | None
+    ended: bool
+    strips_reasoning: bool
 
 
 class RenderedChat(NamedTuple):
@@ -103,10 +118,7 @@ def encode_chats(
     with plain_encoder(tokenizer) as encode:
         encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
     ends = _get_end_tokens(tokenizer, add_bos, add_eos)
-    return [
-        chat if isinstance(chat, Refused) else _label_tokens(next(encodings), chat, ends, only_target_loss)
-        for chat in chats
-    ]
+    return [c if isinstance(c, Refused) else _label_tokens(next(encodings), c, ends, only_target_loss) for c in chats]
 
 
 def encode_chat(
@@ -164,6 +176,31 @@ def render_chat(
     return RenderedChat(text, traced, spans, trained)
 
 
+def compare_prompt(
+    templates: TemplateSelector,
+    messages: Sequence[dict],
+    tools: list[dict] | None = None,
+    chat_template_kwargs: dict | None = None,
+) -> PromptConsistency | None:
+    """Renders a conversation and the prompt for its last answer that is trained on; None where there is none.
+
+    Raises RefusedError as `encode_chat` does.
+    """
+    chat = render_chat(templates, messages, tools, chat_template_kwargs)
+    if not chat.trained:
+        return None
+    number, (start, _), ended = chat.trained[-1]
+    selected = templates.select(tools, chat_template_kwargs)
+    before = normalize_messages(messages[:number], selected.format) if number else []
+    try:
+        prompt = render_template(selected.text, before, tools, add_generation_prompt=True, variables=selected.variables)
+        prompt = str.__str__(prompt)
+    except RefusedError:
+        prompt = None
+    stripped = strips_reasoning(get_runs(chat.text), chat.messages, chat.spans.turns[-1].message)
+    return PromptConsistency(number, str.__str__(chat.text)[:start], prompt, ended, stripped)
+
+
 def _render_or_refuse(templates: TemplateSelector, messages: Messages, *options: Any) -> RenderedChat | Refused:
     try:
         return render_chat(templates, messages, *options)
@@ -173,7 +210,9 @@ def _render_or_refuse(templates: TemplateSelector, messages: Messages, *options:
 
 def _get_end_tokens(tokenizer: PreTrainedTokenizerBase, add_bos: bool, add_eos: bool) -> tuple[int | None, int | None]:
     """BOS and EOS that are to be added where a rendering lacks them."""
-    bos = tokenizer.bos_token_id if add_bos and starts_with_bos(tokenizer) else None
+    bos = tokenizer.bos_token_id if add_bos else None
+    if bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] != [bos]:
+        bos = None  # the tokenizer itself puts none before plain text
     return bos, tokenizer.eos_token_id if add_eos else None
 
 

@@ -7,8 +7,15 @@ from typing import NamedTuple
 
 from impruver_core.chat_template.analysis.template_format import TemplateFormat, TurnBoundary
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
-from impruver_core.chat_template.rendering.text_spans import MessageSpan, find_message_spans, find_source_range
-from impruver_core.chat_template.rendering.traced_string import TextRun, TextSource, find_sources, get_runs
+from impruver_core.chat_template.rendering.traced_string import (
+    MessageSpan,
+    TextRun,
+    TextSource,
+    find_message_spans,
+    find_source_range,
+    find_sources,
+    get_runs,
+)
 from impruver_core.errors import RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
@@ -130,7 +137,10 @@ def check_completeness(
     """
     covered = _find_covered(runs)
     for number, message in enumerate(messages):
-        for source in _list_required_texts(message, number == last_turn):
+        fields = ("content", "tool_calls", *(REASONING_FIELDS if number == last_turn else ()))
+        for source in (source for name in fields for source in find_sources(message.get(name))):
+            if source.path.startswith("tool_calls") and not source.path.startswith("tool_calls.function."):
+                continue
             for missing in _find_missing(source, covered.get(source, [])):
                 written = _get_template_text(text, runs, spans[number]) if number in spans else ""
                 if not (
@@ -169,13 +179,6 @@ def _build_refusal(text: str, source: TextSource, message: dict, missing: str, i
             return RefusedError("template_refused", f"{where}: this template takes no list as content; give it as text")
         return RefusedError("mask_refused", f"{where} can't be followed through the template")
     return RefusedError("template_lost_text", f"{where}: {truncate_text(missing)}")
-
-
-def _list_required_texts(message: dict, with_reasoning: bool) -> list[TextSource]:
-    """The texts of a message that a rendering must hold."""
-    fields = ("content", "tool_calls", *(REASONING_FIELDS if with_reasoning else ()))
-    sources = [source for field in fields for source in find_sources(message.get(field))]
-    return [s for s in sources if not s.path.startswith("tool_calls") or s.path.startswith("tool_calls.function.")]
 
 
 def _find_missing(source: TextSource, covered: Ranges) -> list[str]:

@@ -21,10 +21,8 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
     if not fmt.renders_function_roles:
         prepared = _convert_to_tool_calls(prepared)
     for number, message in enumerate(prepared):
-        if message.get("tool_calls"):
-            message["tool_calls"] = [
-                _normalize_call(call, number, fmt.arguments_as_text) for call in message["tool_calls"]
-            ]
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [_normalize_call(call, number, fmt.arguments_as_text) for call in calls]
     return prepared
 
 

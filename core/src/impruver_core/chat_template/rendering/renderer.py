@@ -106,9 +106,8 @@ def _indent(s, width=4, first=False, blank=False):
 @lru_cache(maxsize=256)
 def compile_template(template: str) -> jinja2.Template:
     """The compiled template; ImpruverError with the line for one that does not parse."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
+    extensions = [_GenerationTag, jinja2.ext.loopcontrols]
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters |= {"tojson": _tojson, "join": _join, "indent": _indent}
     environment.globals |= {"raise_exception": _raise_template_error, "dict": _Dict(), "namespace": _Namespace}
     try:

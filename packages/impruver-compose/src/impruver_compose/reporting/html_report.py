@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
-from impruver_core.chat_template.masking.segments import decode_segments
+from impruver_core.labels import decode_segments
 from impruver_core.reporting import charts, html
 
 from impruver_compose.dedup import Duplicate

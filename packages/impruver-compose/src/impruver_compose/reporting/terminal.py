@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
-from impruver_core.chat_template.masking.segments import decode_segments
 from impruver_core.cli.console import print_result, warn
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.jsonl import read_rows
 from impruver_core.io.manifest import read_manifest
+from impruver_core.labels import decode_segments
 
 from impruver_compose.converters.conversion import Conversation
 from impruver_compose.encoding.encoder import BATCH, convert_row_of, encode_rows

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from impruver_core import encode_chat
-from impruver_core.chat_template.masking.segments import decode_segments
+from impruver_core.labels import decode_segments
 from support.messages import assistant, user
 from support.tokenizers import SMOLLM2_TEMPLATE, byte_level, sentencepiece_like, tokenizer_for
 
