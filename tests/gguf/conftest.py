@@ -135,7 +135,7 @@ def free_room(monkeypatch):
     usage = namedtuple("usage", "total used free")
 
     def told(count: int) -> None:
-        monkeypatch.setattr("impruver_core.io.disk_space.shutil.disk_usage", lambda path: usage(10**9, 0, count))
+        monkeypatch.setattr("impruver_core.io.atomic.shutil.disk_usage", lambda path: usage(10**9, 0, count))
 
     return told
 

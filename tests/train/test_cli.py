@@ -80,7 +80,7 @@ def test_no_tracker_unless_asked_for(recipe, impruver_train, tmp_path, monkeypat
 
 
 def test_explicit_bf16_on_a_cpu_without_it_warns_with_the_reason(recipe, impruver_train):
-    from impruver_core.modeling.devices import has_bf16
+    from impruver_core.modeling.loading import has_bf16
 
     code, _, err = impruver_train(recipe(model={"dtype": "bf16"}), "--dry_run", "--quiet")
     assert code == 0

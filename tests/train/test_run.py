@@ -217,7 +217,7 @@ PRECISIONS = [
 @pytest.mark.parametrize(("model", "trainer", "lora", "held", "autocast"), PRECISIONS)
 def test_precision(model, trainer, lora, held, autocast, probed, monkeypatch):
     monkeypatch.setattr(
-        "impruver_core.modeling.devices.has_bf16", lambda device: False
+        "impruver_core.modeling.loading.has_bf16", lambda device: False
     )  # this machine's answer, on any machine
     _, kept = probed(model=model, trainer=trainer | {"max_steps": 1}, lora=lora)
     kinds = {True: set(), False: set()}

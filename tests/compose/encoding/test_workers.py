@@ -216,7 +216,7 @@ def test_num_proc_below_one(number, refused, files):
 
 def test_disk_space_is_estimated_for_the_chosen_rows_only(composed, files, monkeypatch):
     asked = []
-    monkeypatch.setattr("impruver_core.io.disk_space.check_free_space", lambda path, needed: asked.append(needed))
+    monkeypatch.setattr("impruver_core.io.atomic.check_free_space", lambda path, needed: asked.append(needed))
     rows = files.write("data.jsonl", files.unlike(ROWS))
     composed(data={"split": "train[:5]+train[-5:]"})
     assert max(asked) < 2 * rows.stat().st_size

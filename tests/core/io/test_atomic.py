@@ -7,8 +7,15 @@ import threading
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, get_staged_path, hash_file, lock_folders, make_folder, open_synced
-from impruver_core.io.disk_space import check_free_space
+from impruver_core.io.atomic import (
+    atomic_write,
+    check_free_space,
+    get_staged_path,
+    hash_file,
+    lock_folders,
+    make_folder,
+    open_synced,
+)
 
 
 def names(folder):

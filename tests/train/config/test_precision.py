@@ -23,7 +23,7 @@ REFUSED = [("fp16", {}, "cpu"), ("fp16", {"fp16": False}, "cuda"), ("fp32", {"bf
 
 @pytest.mark.parametrize(("dtype", "trainer", "device", "bf16", "wanted", "warned"), RULES)
 def test_rules(dtype, trainer, device, bf16, wanted, warned, monkeypatch):
-    for module in ("impruver_core.modeling.devices", "impruver_train.config.precision"):
+    for module in ("impruver_core.modeling.loading", "impruver_train.config.precision"):
         monkeypatch.setattr(f"{module}.has_bf16", lambda device: bf16)
     chosen, warnings = choose_precision(dtype, trainer, device)
     held = [str(kind).removeprefix("torch.") for kind in (chosen.compute, chosen.trained, chosen.frozen)]

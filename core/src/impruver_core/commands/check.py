@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from impruver_core.cli.console import print_result
-from impruver_core.commands.installed_tools import TOOLS, find_program, format_install_command
+from impruver_core.commands.installed_tools import TOOLS, find_program
 from impruver_core.recipe.loading import load_recipe
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     print_result("")
     for package, code in codes.items():
         result = "passed" if code == 0 else f"failed (exit {code})"
-        absent = f"not installed, so not checked ({format_install_command(package)})"
+        absent = f"not installed, so not checked (pip install {package})"
         print_result(f"{package}: {absent if code is None else result}")
     return max(code or 0 for code in codes.values())
 

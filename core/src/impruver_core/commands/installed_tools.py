@@ -36,10 +36,5 @@ def require_program(package: str) -> str:
     """As `find_program`; ImpruverError with the command that installs an absent tool."""
     program = find_program(package)
     if program is None:
-        raise ImpruverError(f"{package} is not installed; install it with: {format_install_command(package)}")
+        raise ImpruverError(f"{package} is not installed; install it with: pip install {package}")
     return program
-
-
-def format_install_command(package: str) -> str:
-    """What installs a tool."""
-    return f"pip install {package}"

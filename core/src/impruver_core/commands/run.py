@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from impruver_core.cli.console import print_result
-from impruver_core.commands.installed_tools import NAMES, TOOLS, format_install_command, require_program
+from impruver_core.commands.installed_tools import NAMES, TOOLS, require_program
 from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if package != TRAIN:
         raise ImpruverError(f"{' '.join(launcher)}: only finetune takes options of the launcher (torchrun)")
     if find_spec("torch") is None or find_spec("impruver_train") is None:
-        raise ImpruverError(f"a launch needs torch and impruver_train in this Python: {format_install_command(TRAIN)}")
+        raise ImpruverError(f"a launch needs torch and impruver_train in this Python: pip install {TRAIN}")
     os.environ.setdefault(SHUTDOWN_VARIABLE, SHUTDOWN_SECONDS)
     return _replace_process(build_launch_command(launcher, flags))
 

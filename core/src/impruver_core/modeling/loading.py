@@ -1,4 +1,4 @@
-"""Loads models: configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter; checks that the weights fit.
+"""Loads models: device, dtype, configuration, base in 16, 32, 8 or 4 bit, from scratch, adapter; checks the weights.
 
 `section` below is the recipe's `model` section; torch and transformers are imported when a function needs them.
 """
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.dynamic_import import load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import CONVERT_PICKLED
-from impruver_core.modeling.devices import choose_device
 from impruver_core.recipe.paths import resolve_model_path
 
 if TYPE_CHECKING:
@@ -24,10 +23,43 @@ if TYPE_CHECKING:
 
     from impruver_core.recipe.sections import ModelSection
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 BITNET = "custom.llama."
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
+
+
+def choose_device() -> str:
+    """The accelerator that torch finds (`cuda`, `mps`, `xpu`…), else `cpu`."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
+
+
+def has_bf16(device: str) -> bool:
+    """Whether `device` computes bf16 in hardware; emulation does not count (on a CPU it is 30 times slower)."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name, False) for name in CPU_BF16)
+    return device.startswith("xpu")
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """The torch dtype to compute in: `auto` is bf16 where `device` has it, else fp32 on a CPU and fp16 elsewhere."""
+    import torch
+
+    if name == "auto":
+        name = "bf16" if has_bf16(device) else "fp32" if device == "cpu" else "fp16"
+    if name not in DTYPES:
+        raise ImpruverError(f"model.dtype: {name!r} is none of auto, {', '.join(DTYPES)}")
+    return getattr(torch, DTYPES[name])
 
 
 def load_model_class(section: ModelSection, search_dir: Path | None = None) -> type:

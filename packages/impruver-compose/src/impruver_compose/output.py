@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import check_folder, get_staged_path, lock_folders, make_folder, open_synced
-from impruver_core.io.disk_space import reserve_space
+from impruver_core.io.atomic import check_folder, get_staged_path, lock_folders, make_folder, open_synced, reserve_space
 from impruver_core.io.jsonl import write_rows
 from impruver_core.io.manifest import (
     build_manifest,

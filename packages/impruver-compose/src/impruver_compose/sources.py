@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file
-from impruver_core.io.disk_space import reserve_space
+from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, reserve_space
 from impruver_core.io.jsonl import BLANKS, BROKEN, build_read_error, open_compressed, read_numbered_rows
 from impruver_core.io.manifest import describe_file
 from impruver_core.io.model_files import check_no_lfs_pointer

@@ -7,7 +7,7 @@ from typing import Any
 
 from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
-from impruver_core.io.disk_space import check_free_space
+from impruver_core.io.atomic import check_free_space
 from impruver_core.io.manifest import build_manifest, check_replaceable, describe_file, publish, recover
 from impruver_core.recipe.loading import Recipe, resolve_recipe
 

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 from impruver_core.cli.console import open_progress
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder
-from impruver_core.io.disk_space import reserve_space
+from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder, reserve_space
 from impruver_core.system import available_cpus
 from impruver_core.tokenizer import get_special_tokens
 

@@ -3,7 +3,7 @@
 What would not come out exactly, does not fit its base, or is not whole is refused by name.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -60,7 +60,9 @@ def merge_adapter(
     """
     check_mergeable(adapter)
     deltas = _collect_deltas(adapter)
-    names = _match_module_names(base, [*deltas, *(tied or ())])
+    bare = {module: module.partition(".")[2] for module in [*deltas, *(tied or ())]}
+    # Module as the adapter calls it → as the base's file does: files of a bare model lack the first part.
+    names = {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
     tensors = {name: as_float32(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied and deltas.keys() & set(tied) and _drop_tied_output(tensors, tied, names):
         _untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
@@ -127,12 +129,6 @@ def _collect_deltas(adapter: PeftAdapter) -> dict[str, ModuleDelta]:
             raise ImpruverError(f"{adapter.folder}: {name} is nothing that can be merged exactly; merge it with peft")
         deltas.setdefault(module, ModuleDelta()).replaced[kind] = tensor
     return deltas
-
-
-def _match_module_names(base: Tensors, modules: Iterable[str]) -> dict[str, str]:
-    """Module as the adapter calls it → as the base's file does: files of a bare model lack the first part."""
-    bare = {module: module.partition(".")[2] for module in modules}
-    return {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
 
 
 def _apply_delta(

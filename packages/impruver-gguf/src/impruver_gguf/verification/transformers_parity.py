@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.disk_space import format_size
+from impruver_core.io.atomic import format_size
 from impruver_core.system import available_cpus, get_available_memory
 
 from impruver_gguf.gguf_reader import read_tensor_infos
@@ -73,7 +73,11 @@ def find_difference_from_merged(
     task = _describe_model(path, inputs.model) | {
         "file": str(path),
         "dtype": DTYPES[outtype],
-        "answers": [_build_answer_row(prompt.ids, ids) for prompt, ids in prompts],
+        "answers": [
+            # The positions are those that predict the answer.
+            {"ids": ids + answer, "positions": [*range(len(ids) - 1, len(ids) + len(answer) - 1)], "targets": answer}
+            for ids, answer in ((prompt.ids, answer) for prompt, answer in prompts)
+        ],
         "rows": [{"ids": row.ids, "positions": row.target_positions} for row in rows],
     }
     needed, free = int(MEMORY_FACTOR * 32 / bits_per_weight * path.stat().st_size), get_available_memory()
@@ -89,12 +93,6 @@ def find_difference_from_merged(
     except CalledProcessError as ended:
         warn(f"not compared with transformers: it ended with {ended.returncode}: {get_error_reason(ended.stderr)}")
         return None
-
-
-def _build_answer_row(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
-    """A prompt with its answer as a row, and the positions that predict the answer."""
-    positions = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-    return {"ids": prompt + answer, "positions": [*positions], "targets": answer}
 
 
 def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:

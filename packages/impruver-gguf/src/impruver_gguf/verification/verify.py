@@ -11,8 +11,7 @@ from typing import Any
 
 from impruver_core.cli.console import format_table, log_info, print_result, warn
 from impruver_core.errors import CheckFailedError
-from impruver_core.io.atomic import get_staged_path, open_synced
-from impruver_core.io.disk_space import check_free_space
+from impruver_core.io.atomic import check_free_space, get_staged_path, open_synced
 from impruver_core.io.jsonl import write_rows
 from impruver_core.io.manifest import describe_file, publish
 

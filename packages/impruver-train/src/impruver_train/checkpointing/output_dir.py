@@ -31,7 +31,6 @@ OUTPUTS = re.compile(
     r"|chat_template\.jinja|additional_chat_templates|tokenizer\.model|tekken\.json"
 )
 STAGED = re.compile(r"\.(.+)\.\d+\.part")  # what is being written, and stays where a kill comes in between
-
 MATTERS = ("tokenizer", "model", "lora", "trainer", "ddp")  # sections whose change makes another model
 # Arguments of `trainer` that change nothing of what is trained; those of saving do where the best one is looked for.
 REPORTING = ("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step")

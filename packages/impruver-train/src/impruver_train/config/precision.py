@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.modeling.devices import DTYPES, has_bf16, resolve_dtype
+from impruver_core.modeling.loading import DTYPES, has_bf16, resolve_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -145,7 +145,9 @@ def count_parameters(model: nn.Module, trainable: int, total: int) -> ModelSize:
     import torch
 
     attention = str(model.config.get_text_config()._attn_implementation)
-    matrices = {name: module for name, module in model.named_modules() if _is_model_matrix(name, module)}
+    linear = {name: module for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
+    # Not those of an adapter, nor its wrapper around one of the model's own.
+    matrices = {name: m for name, m in linear.items() if "lora_" not in name and not hasattr(m, "base_layer")}
     matrices = {name: module for name, module in matrices.items() if module is not model.get_output_embeddings()}
     adapted = {name: module for name, module in model.named_modules() if getattr(module, "lora_A", None)}
     dropping = {
@@ -159,12 +161,6 @@ def count_parameters(model: nn.Module, trainable: int, total: int) -> ModelSize:
     quantizable = sum(module.weight.numel() for module in matrices.values())
     every = _sum_input_widths({name.removesuffix(".base_layer"): module for name, module in matrices.items()})
     return ModelSize(total, trainable, quantizable, inputs, dropped, every, attention)
-
-
-def _is_model_matrix(name: str, module: nn.Module) -> bool:
-    """Whether a module is a matrix of the model itself, not one of an adapter nor the adapter's wrapper around it."""
-    kind = type(module).__name__
-    return kind in ("Linear", "Conv1D") and "lora_" not in name and not hasattr(module, "base_layer")
 
 
 def _sum_input_widths(matrices: dict[str, nn.Module]) -> int:

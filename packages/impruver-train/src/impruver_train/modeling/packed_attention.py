@@ -68,11 +68,6 @@ def require_row_isolation(model: PreTrainedModel, autocast: torch.dtype | None =
         )
 
 
-def uses_flash_attention(model: PreTrainedModel) -> bool:
-    """Whether `model` computes attention with a flash attention package, which wants packs in one sequence."""
-    return "flash" in str(model.config.get_text_config()._attn_implementation)
-
-
 def enable_rowwise_attention(model: PreTrainedModel) -> None:
     """Has `model`, if its attention is SDPA, compute packs row by row; what is no pack is computed as before."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from impruver_core.io.disk_space import format_size
+from impruver_core.io.atomic import format_size
 
 from impruver_train.distributed import get_sharding_degrees
 from impruver_train.modeling.chunked_loss import CHUNK, LogitsPath

@@ -10,7 +10,7 @@ from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import get_context_length
-from impruver_core.modeling.devices import choose_device
+from impruver_core.modeling.loading import choose_device
 from impruver_core.recipe.paths import find_recipes_root
 
 from impruver_train import distributed

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.io.disk_space import check_free_space, format_size
-from impruver_core.modeling.devices import DTYPES
+from impruver_core.io.atomic import check_free_space, format_size
+from impruver_core.modeling.loading import DTYPES
 
 from impruver_train.data.collator import MULTIPLE
 from impruver_train.data.packing import PackingPlan

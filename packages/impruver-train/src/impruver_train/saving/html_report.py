@@ -6,8 +6,7 @@ from statistics import median
 from typing import Any
 
 from impruver_core.cli.console import format_duration
-from impruver_core.io.atomic import atomic_write
-from impruver_core.io.disk_space import format_size
+from impruver_core.io.atomic import atomic_write, format_size
 from impruver_core.reporting import charts, html
 
 from impruver_train.training.callbacks.throughput import NAME as SPEED

@@ -67,7 +67,7 @@ def build_trainer(
     if path is not LogitsPath.ALL:
         enable_chunked_loss(model, path)
     finish = dict if path is LogitsPath.ALL else add_logits_to_keep
-    flat = packed_attention.uses_flash_attention(model)
+    flat = "flash" in str(model.config.get_text_config()._attn_implementation)  # packs in one sequence
     collator = make_collator(plan.tokenizer, flat, finish, get_context_length(plan.config))
     trainer_class = load_trainer_class(plan.trainer_class, plan.recipe_dir)
     try:

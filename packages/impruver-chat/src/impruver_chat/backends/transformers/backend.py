@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.cli.console import warn
 from impruver_core.io.model_files import get_context_length
 from impruver_core.library_logging import quiet_libraries
-from impruver_core.modeling.devices import choose_device, has_bf16, resolve_dtype
-from impruver_core.modeling.loading import load_adapter, load_model, loading_errors_as_user_errors
+from impruver_core.modeling.loading import (
+    choose_device,
+    has_bf16,
+    load_adapter,
+    load_model,
+    loading_errors_as_user_errors,
+    resolve_dtype,
+)
 from impruver_core.recipe.sections import ModelSection, TokenizerSection
 
 from impruver_chat.backends import chat_tokenizer as tokenizers

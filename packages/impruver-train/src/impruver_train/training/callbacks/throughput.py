@@ -1,7 +1,5 @@
 """How fast training goes: seconds, tokens and memory of each step, in speed.jsonl beside metrics.jsonl."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 
