@@ -17,28 +17,21 @@ from impruver_train.config.argument_fields import (
 
 
 def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type."""
+    """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type, contradictions."""
     yield from find_faults(values, get_training_fields(), (*OURS, *OLD_NAMES))
     yield from find_out_of_range(values)
-    yield from find_packing_faults(values)
+    packing, sampling = values.get("packing"), values.get("train_sampling_strategy")
+    if packing not in (None, True, False):
+        yield "packing", f"{packing!r} is neither true nor false"
+    if packing and (values.get("group_by_length") or sampling in ("group_by_length", "batch_rebalance")):
+        yield "packing", "packs are of one length: take out train_sampling_strategy"
+    if packing and values.get("use_cache"):
+        yield "packing", "use_cache: true would let packed rows see each other; take it out"
     for name, wanted in (("class", "a dotted path such as transformers.Trainer"), ("resume_from_checkpoint", "a path")):
         if not isinstance(values.get(name), (str, bool if name != "class" else str, type(None))):
             yield name, f"{values[name]!r} is not {wanted}"
     if values.get("hub_token"):
         yield "hub_token", "a recipe is copied into output_dir; keep the token in the environment variable HF_TOKEN"
-
-
-def find_packing_faults(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Faults of `trainer.packing`: no truth value, or beside what it contradicts."""
-    packing = values.get("packing")
-    if packing not in (None, True, False):
-        yield "packing", f"{packing!r} is neither true nor false"
-    if not packing:
-        return
-    if values.get("group_by_length") or values.get("train_sampling_strategy") in ("group_by_length", "batch_rebalance"):
-        yield "packing", "packs are of one length: take out train_sampling_strategy"
-    if values.get("use_cache"):
-        yield "packing", "use_cache: true would let packed rows see each other; take it out"
 
 
 def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

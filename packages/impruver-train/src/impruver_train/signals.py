@@ -87,13 +87,12 @@ def capture_stop_signals() -> Iterator[StopSignal]:
 
 def get_signal_of_any_rank(stop: StopSignal, device: torch.device) -> int:
     """The signal that came to this process or, of several, to any: all stop after the same step."""
-    import torch
+    if is_distributed():
+        import torch
 
-    if not is_distributed():
-        return stop.number
-    number = torch.tensor(stop.number, device=device)
-    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-    stop.number = int(number)
+        number = torch.tensor(stop.number, device=device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        stop.number = int(number)
     return stop.number
 
 

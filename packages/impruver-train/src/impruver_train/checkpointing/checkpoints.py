@@ -52,15 +52,13 @@ def find_damaged_files(folder: Path, marker: dict[str, Any]) -> list[str]:
 def write_marker(folder: Path, content: dict[str, Any]) -> None:
     """Brings a checkpoint to the disk, then marks it as complete."""
     inside = sorted(folder.rglob("*"))
-    for path in inside:
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    for path in [folder, *inside]:
-        if path.is_dir():
-            sync_folder(path)
-    sync_folder(folder.parent)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in inside if path.is_file()}
+    files, folders = [path for path in inside if path.is_file()], [path for path in inside if path.is_dir()]
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in (folder, *folders, folder.parent):
+        sync_folder(path)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     with atomic_write(folder / MARKER) as file:
         file.write(format_row(content | {"files": sizes}) + "\n")
 

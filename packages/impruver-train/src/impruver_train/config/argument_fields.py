@@ -33,8 +33,7 @@ GONE = {
     "overwrite_output_dir": "the flag --overwrite starts anew",
     "save_safetensors": "weights are always saved in safetensors",
     "logging_dir": "TensorBoard writes under output_dir, or where the variable TENSORBOARD_LOGGING_DIR says",
-    "half_precision_backend": "there is one backend",
-    "fp16_backend": "there is one backend",
+    **dict.fromkeys(("half_precision_backend", "fp16_backend"), "there is one backend"),
     "use_mps_device": "the device is found",
 }
 
@@ -82,10 +81,9 @@ def get_training_fields() -> dict[str, str]:
 
 def get_lora_fields() -> dict[str, str]:
     """What peft.LoraConfig takes, with the fields it inherits."""
-    base = read_dataclass_fields("peft", "config.py", "PeftConfigMixin") | read_dataclass_fields(
-        "peft", "config.py", "PeftConfig"
-    )
-    return base | read_dataclass_fields("peft", "tuners/lora/config.py", "LoraConfig")
+    mixin = read_dataclass_fields("peft", "config.py", "PeftConfigMixin")
+    base = read_dataclass_fields("peft", "config.py", "PeftConfig")
+    return mixin | base | read_dataclass_fields("peft", "tuners/lora/config.py", "LoraConfig")
 
 
 def find_faults(values: dict[str, Any], fields: dict[str, str], more: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
@@ -130,7 +128,7 @@ def translate_arguments(values: dict[str, Any], fields: dict[str, str]) -> tuple
     now: dict[str, Any] = {}
     notes = []
     for name, value in values.items():
-        if name in fields:
+        if name in fields or name not in OLD_NAMES:
             now[name] = value
         elif name in GONE:
             notes.append(f"trainer.{name} is no longer an argument of transformers and is left out: {GONE[name]}")
@@ -138,10 +136,8 @@ def translate_arguments(values: dict[str, Any], fields: dict[str, str]) -> tuple
             if value:
                 now["train_sampling_strategy"] = "group_by_length"
             notes.append("trainer.group_by_length is now trainer.train_sampling_strategy: group_by_length")
-        elif name in RENAMED:
+        else:
             if not (name == "warmup_ratio" and values.get("warmup_steps")):
                 now.setdefault(RENAMED[name], value)
             notes.append(f"trainer.{name} is now trainer.{RENAMED[name]}")
-        else:
-            now[name] = value
     return now, notes

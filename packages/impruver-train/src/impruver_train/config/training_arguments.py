@@ -22,12 +22,10 @@ NEEDS = {
     "report_to": {"wandb": ("wandb", '"impruver-train[wandb]"'), "tensorboard": ("tensorboard", "tensorboard")},
     "use_liger_kernel": {"True": ("liger_kernel", "liger-kernel")},
     "optim": {
-        "adamw_torch_4bit": ("torchao", '"impruver-train[torchao]"'),
-        "adamw_torch_8bit": ("torchao", '"impruver-train[torchao]"'),
+        **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), ("torchao", '"impruver-train[torchao]"')),
         "galore": ("galore_torch", "galore-torch"),
         "apollo": ("apollo_torch", "apollo-torch"),
-        "lomo": ("lomo_optim", "lomo-optim"),
-        "adalomo": ("lomo_optim", "lomo-optim"),
+        **dict.fromkeys(("lomo", "adalomo"), ("lomo_optim", "lomo-optim")),
         "grokadamw": ("grokadamw", "grokadamw"),
         "schedule_free": ("schedulefree", "schedulefree"),
         "stable_adamw": ("optimi", "torch-optimi"),
@@ -101,12 +99,9 @@ def build_arguments(values: dict[str, Any]) -> TrainingArguments:
         raise ImpruverError("trainer.max_steps: 0 steps train nothing; leave it out to count in epochs")
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
         raise ImpruverError(f"trainer.num_train_epochs: {arguments.num_train_epochs} epochs train nothing")
-    for name, asked in (
-        ("load_best_model_at_end", arguments.load_best_model_at_end),
-        ("save_strategy: best", arguments.save_strategy == "best"),
-    ):
-        if asked and arguments.eval_strategy == "no":
-            raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
+    if arguments.eval_strategy == "no" and (arguments.load_best_model_at_end or arguments.save_strategy == "best"):
+        name = "load_best_model_at_end" if arguments.load_best_model_at_end else "save_strategy: best"
+        raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
     check_keyword_arguments(arguments)
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     return arguments
@@ -131,14 +126,13 @@ def check_keyword_arguments(arguments: TrainingArguments) -> None:
     from transformers import get_scheduler
 
     weight = torch.zeros(1)
-    steps = {"num_warmup_steps": 1, "num_training_steps": 10}
-    keywords = arguments.lr_scheduler_kwargs or {}
     name = "gradient_checkpointing_kwargs"
     try:
         checkpoint(lambda value: value, weight, **{"use_reentrant": False} | (getattr(arguments, name, None) or {}))
         name = "lr_scheduler_kwargs"
         optimizer = torch.optim.SGD([weight], lr=1.0)
-        get_scheduler(arguments.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=keywords)
+        # For 10 steps, of which 1 warms up.
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 10, arguments.lr_scheduler_kwargs or {})
     except (ValueError, TypeError) as error:
         raise ImpruverError(f"trainer.{name}: {error}") from error
 

@@ -80,9 +80,7 @@ def find_token_files(train_path: str | None, val_path: str | None, recipe_path: 
     """The token files as {"train": …, "val": …}; in a dry run those that compose has yet to make may be missing."""
     if not train_path:
         raise ImpruverError(f"{recipe_path}: train_path is not set")
-    files = {"train": Path(train_path).expanduser()}
-    if val_path:
-        files["val"] = Path(val_path).expanduser()
+    files = {name: Path(text).expanduser() for name, text in (("train", train_path), ("val", val_path)) if text}
     for name, path in list(files.items()):
         if path.is_file():
             continue
@@ -118,16 +116,14 @@ def plan_training(
     precision, warnings = choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
         raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
-    values |= {
-        "output_dir": str(output_dir),
-        "use_cpu": device == "cpu",
-        "bf16": precision.autocast == "bf16",
-        "fp16": precision.autocast == "fp16",
-    }
+    values |= {"output_dir": str(output_dir), "use_cpu": device == "cpu"}
+    values |= {name: precision.autocast == name for name in ("bf16", "fp16")}
     packing = bool(trainer.get("packing"))
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
     size = building.measure_model(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
-    arguments = training_arguments.build_arguments({"run_name": _name_run(recipe_path)} | values)
+    path, root = recipe_path.absolute(), find_recipes_root()
+    run_name = str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
+    arguments = training_arguments.build_arguments({"run_name": run_name} | values)
     trainer_class = training_arguments.load_trainer_class(trainer.get("class"), recipe_dir)
     own_trainer = not trainer_class.__module__.startswith("transformers.")
     if not own_trainer:
@@ -153,12 +149,6 @@ def plan_training(
         packing=packing,
         logits_note=_describe_logits(size, limit),
     )
-
-
-def _name_run(recipe_path: Path) -> str:
-    """`family/name` of an installed recipe, the file's name of another."""
-    path, root = recipe_path.absolute(), find_recipes_root()
-    return str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
 
 
 def _describe_logits(size: ModelSize, limit: LogitsPath) -> str:

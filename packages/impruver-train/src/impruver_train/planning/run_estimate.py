@@ -102,14 +102,11 @@ def _expect_longest(widths: ndarray, drawn: int) -> float:
     if not 0 < drawn <= len(widths):
         return 0.0
     values, counts = np.unique(widths, return_counts=True)
-    below = np.cumsum(counts)
     log = math.lgamma(len(widths) + 1) - math.lgamma(len(widths) - drawn + 1)
-    chance = np.array(
-        [
-            math.exp(math.lgamma(count + 1) - math.lgamma(count - drawn + 1) - log) if count >= drawn else 0.0
-            for count in below.tolist()
-        ]
-    )
+    chance = [
+        math.exp(math.lgamma(count + 1) - math.lgamma(count - drawn + 1) - log) if count >= drawn else 0.0
+        for count in np.cumsum(counts).tolist()
+    ]
     return float(np.sum(values * np.diff(chance, prepend=0.0)))
 
 
@@ -198,5 +195,5 @@ def _count_checkpoints_on_disk(arguments: TrainingArguments, steps: StepCount) -
         paces["best"] = paces["epoch"] if arguments.eval_strategy.value == "epoch" else arguments.eval_steps
     every = paces[arguments.save_strategy.value]
     every = math.ceil(every * steps.total) if every < 1 else every
-    count = 0 if every == math.inf else math.ceil(steps.total / every)
+    count = math.ceil(steps.total / every)
     return (min(count, max(2, arguments.save_total_limit)) if arguments.save_total_limit else count) + 1
