@@ -14,10 +14,8 @@ def main(argv: Sequence[str]) -> int:
     """Prints both lists on stdout."""
     argparse.ArgumentParser("impruver ls", description="List the installed recipes and tools.").parse_args(argv)
     recipes = [(name, read_headline(find_recipes_root() / f"{name}.yaml")) for name in list_recipes()]
-    if recipes:
-        print_result(format_table(("RECIPE", "MAKES"), recipes))
-    else:
-        print_result("no recipes are installed; install them with: pip install impruver-configs")
+    absent = "no recipes are installed; install them with: pip install impruver-configs"
+    print_result(format_table(("RECIPE", "MAKES"), recipes) if recipes else absent)
     tools = []
     for package, tool in TOOLS.items():
         version = get_installed_version(package)

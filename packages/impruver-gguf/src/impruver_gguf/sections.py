@@ -47,7 +47,8 @@ class GgufSection:
             if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
                 raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
             for each in value if isinstance(value, list) else [value]:
-                if not _is_parameter_value(each):
+                # An empty text is no value of a PARAMETER line.
+                if not (each if isinstance(each, str) else isinstance(each, (int, float)) and isfinite(each)):
                     raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
@@ -71,11 +72,6 @@ def _check_level(level: str) -> None:
     if level not in QUANT_TYPES:
         known = suggest(level, QUANT_TYPES) or f" (valid: {', '.join(QUANT_TYPES)})"
         raise ValueError(f"{level} is no level{known}", "quantization_levels")
-
-
-def _is_parameter_value(value: object) -> bool:
-    """Whether a PARAMETER line can hold a value; an empty text is none."""
-    return bool(value) if isinstance(value, str) else isinstance(value, (int, float)) and isfinite(value)
 
 
 SECTIONS = {"gguf": GgufSection}

@@ -51,6 +51,6 @@ def is_disk_full(error: BaseException | None) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    if any(words in str(error) for words in (*DISK_FULL, *TORN)):
-        return True
-    return is_disk_full(error.__cause__ or error.__context__)
+    return any(words in str(error) for words in (*DISK_FULL, *TORN)) or is_disk_full(
+        error.__cause__ or error.__context__
+    )
