@@ -36,8 +36,9 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    fault = f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
-                    raise ImpruverError(f"{path}, line {number}: {fault}") from None
+                    raise ImpruverError(
+                        f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+                    ) from None
                 if text.strip(BLANKS):
                     yield number, _parse_row(path, number, text)
     except FileNotFoundError:

@@ -56,8 +56,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     if dry_run:
         return
     if trial_steps:
-        for line in run_trial(plan, data, trial_steps):
-            print_result(line)
+        print_result("\n".join(run_trial(plan, data, trial_steps)))
         return
     with printing_to_stderr(), guarding_work(inputs, plan, data) as stop:
         trainer = build(recipe, inputs, plan, data, stop, overwrite)
