@@ -108,7 +108,7 @@ def plan_training(
     """Tokenizer, configuration, precision, training arguments and size; logs its notes."""
     from impruver_core.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(tokenizer_section, model.name, recipe_dir=recipe_dir)
+    tokenizer = load_tokenizer(tokenizer_section, model.name, recipe_dir=recipe_dir, warn=warn)
     config, vocabulary = building.load_model_config(model, tokenizer, recipe_dir)
     new_ids = building.find_new_token_ids(tokenizer_section, tokenizer, model.name, config, recipe_dir)
     values, notes = training_arguments.build_argument_values(trainer)
