@@ -87,6 +87,14 @@ def test_explicit_bf16_on_a_cpu_without_it_warns_with_the_reason(recipe, impruve
     assert ("30 times slower" in err) != has_bf16("cpu")
 
 
+def test_what_the_tokenizer_warns_of_is_a_warning_of_ours(recipe, parts, as_process):
+    tokenizer = {"name": str(parts / "base"), "special_tokens": {"pad_token": "<pad>", "pad_token_id": 7}}
+    done = as_process("--config", recipe(tokenizer=tokenizer), "--dry_run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    warning = "warning: tokenizer.special_tokens.pad_token_id: '<pad>' has the id 0, not 7; the text counts"
+    assert warning in done.stderr.splitlines()
+
+
 def test_transformers_notes_on_its_own_defaults_are_not_repeated(recipe, parts, as_process):
     model = {
         "name": None,

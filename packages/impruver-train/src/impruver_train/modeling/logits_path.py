@@ -145,7 +145,7 @@ def run_step(model: PreTrainedModel, path: LogitsPath, autocast: torch.dtype | N
         for weight in model.parameters():
             weight.grad = None
         if path:
-            del base._loss_function
+            vars(base).pop("_loss_function", None)
             if head is not None:
                 vars(head).pop("forward", None)
     return Step(torch.stack(losses), sum(rows).flatten(1) if rows else torch.zeros(0, 0), weights)
