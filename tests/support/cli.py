@@ -60,17 +60,6 @@ def run_watching_imports(module: str, heavy: set[str], *flags: object) -> tuple[
     return done.stdout.splitlines()[-1], done.stderr
 
 
-def measure_cpu_seconds(*words: object) -> float:
-    """CPU time of a command that must end well: the least of three runs."""
-    times = []
-    for _ in range(3):
-        before = os.times()
-        assert run_as_process(*words).returncode == 0
-        after = os.times()
-        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    return min(times)
-
-
 def wait_for(done: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
     """Waits until `done()` is true while a process runs."""
     deadline = time.monotonic() + seconds

@@ -2,10 +2,9 @@
 
 import json
 import struct
-import sys
 
 import pytest
-from support.cli import measure_cpu_seconds, run_watching_imports
+from support.cli import run_watching_imports
 from support.jsonl import read_jsonl
 
 
@@ -16,10 +15,6 @@ def test_help_and_faults_are_quick_and_import_nothing_heavy(recipe, tmp_path):
         ended, err = run_watching_imports("impruver_train.cli", heavy, *flags)
         assert ended == f"[] {code}", err
     assert "learning_rate" in err
-
-
-def test_help_takes_under_half_a_second_of_cpu():
-    assert measure_cpu_seconds(sys.executable, "-m", "impruver_train", "--help") < 0.5
 
 
 def wandb_records(path):

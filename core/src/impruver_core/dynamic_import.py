@@ -1,4 +1,8 @@
-"""Imports the classes and functions that a recipe names by dotted path."""
+"""Imports the classes and functions that a recipe names by dotted path; decides which recipes may run code.
+
+A recipe that the user names may run code, as a script would. A recipe.yaml that lies in a model's folder may come from
+a stranger: it gets transformers' own classes, and no code of a model's repository, unless the user allows it by a flag.
+"""
 
 import importlib
 import sys
@@ -11,30 +15,71 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
-_ours: set[str] = set()  # top-level names that came from beside a recipe or the working folder
+TRUSTED = "transformers"  # the package whose classes any recipe may name
+_ours: set[str] = set()  # top-level names that came from beside a recipe
+_state: dict[str, Path | None] = {"foreign": None}
+
+
+def set_foreign_recipe(path: Path | None) -> None:
+    """From now on the recipe at `path`, which the user did not name, names what is loaded; None: one that they did."""
+    _state["foreign"] = path
+
+
+def allow_remote_code(wanted: bool, key: str) -> bool:
+    """`wanted`, a recipe's `trust_remote_code`; ImpruverError, with the key, where its recipe may not decide that."""
+    if wanted and _state["foreign"]:
+        raise ImpruverError(_describe_foreign(f"{key}: true"))
+    return bool(wanted)
+
+
+def check_class_allowed(path: str, what: str) -> None:
+    """ImpruverError where the recipe may not name this class; nothing is imported."""
+    if _state["foreign"] and path.partition(".")[0] != TRUSTED:
+        raise ImpruverError(_describe_foreign(f"{what}: {path}"))
 
 
 def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
-    """The object behind `package.module.Name`: beside the recipe, in the working folder, then in installed packages.
+    """The object behind `package.module.Name`: beside the recipe (in `search_dir`), then in installed packages.
 
-    `what` is the key that named it, for the message. ImpruverError where it isn't there or can't be imported.
+    `what` is the key that named it, for the message. ImpruverError where it isn't there or can't be imported, for one
+    of Python's own library, and for one that the recipe may not name.
     """
     parts = path.split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ImpruverError(f"{what}: {path!r} is no dotted path, such as transformers.AutoModelForCausalLM")
-    folders = [Path(folder) for folder in dict.fromkeys([search_dir or Path.cwd(), Path.cwd()])]
-    for folder in folders:
-        for length in range(len(parts) - 1, 0, -1):
-            stem = folder.joinpath(*parts[:length])
-            if not stem.with_name(stem.name + ".py").is_file() and not (stem / "__init__.py").is_file():
-                continue
-            with _importing_from(folder, parts[0], what):
+    check_class_allowed(path, what)
+    if _state["foreign"]:
+        found = _load_installed(parts, path, what)
+        if not isinstance(found, type) or found.__module__.partition(".")[0] != TRUSTED:
+            raise ImpruverError(_describe_foreign(f"{what}: {path}"))
+        return found
+    for length in range(len(parts) - 1, 0, -1) if search_dir else ():
+        stem = Path(search_dir).joinpath(*parts[:length])
+        if stem.with_name(stem.name + ".py").is_file() or (stem / "__init__.py").is_file():
+            with _importing_from(Path(search_dir), parts[0], what):
                 return _get_member(_import_module(parts[:length], path, what), parts[length:], path, what)
+    if parts[0] in sys.stdlib_module_names:
+        raise ImpruverError(_describe_standard(path, what))
+    return _load_installed(parts, path, what)
+
+
+def _load_installed(parts: list[str], path: str, what: str) -> Any:
     for length in range(len(parts) - 1, 0, -1):
         module = _import_module(parts[:length], path, what, missing_is_none=length > 1)
         if module is not None:
             return _get_member(module, parts[length:], path, what)
     raise AssertionError("the last turn returns or raises")
+
+
+def _describe_foreign(setting: str) -> str:
+    return (
+        f"{_state['foreign']}: {setting} would run code that came with this folder; read it, then allow it with "
+        "--trust_remote_code, or name a recipe of yours with --config"
+    )
+
+
+def _describe_standard(path: str, what: str) -> str:
+    return f"{what}: {path} is of Python's own library, and was not written for this; name a function or class of yours"
 
 
 def _import_module(parts: list[str], path: str, what: str, missing_is_none: bool = False) -> ModuleType | None:
@@ -46,9 +91,7 @@ def _import_module(parts: list[str], path: str, what: str, missing_is_none: bool
             raise ImpruverError(f"{what}: {path} needs the module {error.name}, which is not installed") from error
         if missing_is_none:
             return None
-        raise ImpruverError(
-            f"{what}: {path}: there is no module {parts[0]} beside the recipe, in the working folder or installed"
-        ) from error
+        raise ImpruverError(f"{what}: {path}: there is no module {parts[0]} beside the recipe or installed") from error
     except Exception as error:
         where = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else ""
         raise ImpruverError(f"{what}: {name} can't be imported: {type(error).__name__}: {error}{where}") from error
@@ -65,6 +108,8 @@ def _get_member(module: ModuleType, names: list[str], path: str, what: str) -> A
             raise ImpruverError(f"{what}: {path}: {owner} has no {name}{hint}") from None
         except Exception as error:  # a lazy package imports at this moment
             raise ImpruverError(f"{what}: {path} can't be imported: {type(error).__name__}: {error}") from error
+        if isinstance(value, ModuleType) and value.__name__.partition(".")[0] in sys.stdlib_module_names:
+            raise ImpruverError(_describe_standard(path, what))
     return value
 
 

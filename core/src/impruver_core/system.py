@@ -1,6 +1,7 @@
 """What this process runs on: processors, memory, installed packages."""
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def get_peak_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program in those folders of PATH that are absolute: others depend on where one happens to be."""
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    return shutil.which(name, path=os.pathsep.join(folders)) if folders else None
 
 
 def get_installed_version(package: str) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.dynamic_import import load_object
+from impruver_core.dynamic_import import allow_remote_code, load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.recipe.paths import find_local, resolve_model_path
@@ -43,8 +43,9 @@ def load_tokenizer(
         raise ImpruverError("the recipe names no tokenizer: set tokenizer.name or model.name")
     source = resolve_model_path(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
     class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
+    trusted = allow_remote_code(section.trust_remote_code, "tokenizer.trust_remote_code")
     try:
-        tokenizer = class_.from_pretrained(source, trust_remote_code=bool(section.trust_remote_code))
+        tokenizer = class_.from_pretrained(source, trust_remote_code=trusted)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
         raise ImpruverError(_describe_failure(name, Path(source), error)) from None
     if not hasattr(tokenizer, "add_special_tokens"):

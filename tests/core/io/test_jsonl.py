@@ -5,9 +5,12 @@ import gzip
 import io
 import json
 import lzma
+import re
+import zlib
 
 import pytest
 from impruver_core.errors import ImpruverError
+from impruver_core.io import jsonl
 from impruver_core.io.jsonl import format_row, read_numbered_rows, read_rows, write_rows
 
 ROWS = [{"a": 1, "text": "столица\u2028 \x85 🍎"}, {"b": [1.5, None, {"c": "\n"}]}]
@@ -95,3 +98,42 @@ def test_write_rows_writes_to_any_text_file():
     assert write_rows(file, []) == 0
     assert write_rows(file, [{"a": None}]) == 1
     assert file.getvalue() == '{"a":null}\n'
+
+
+def compress_zeros(suffix, piece, times):
+    """`times` times a piece, compressed without being held as a whole."""
+    if suffix == "zst":
+        packer = pytest.importorskip("zstandard").ZstdCompressor().compressobj()
+    else:
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return b"".join([packer.compress(piece) for _ in range(times)]) + packer.flush()
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize(
+    ("piece", "told"),
+    [
+        (b"x" * (1 << 20), "line 1: longer than 64 MiB"),
+        (b'{"a": "' + b"x" * 9_000 + b'"}\n', "more than 200 times its size"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_a_large_one(suffix, piece, told, tmp_path):
+    path = tmp_path / f"bomb.jsonl.{suffix}"
+    path.write_bytes(compress_zeros(suffix, piece, (1 << 30) // len(piece)))
+    assert path.stat().st_size < 3 << 20
+    with pytest.raises(ImpruverError, match=re.escape(str(path))) as caught:
+        for _ in read_rows(path):
+            pass
+    assert told in str(caught.value) or "more than 200 times its size" in str(caught.value)
+
+
+def test_a_line_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", 31)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "' + "x" * 21 + '"}\n{"a": "' + "x" * 22 + '"}\n')
+    rows = read_numbered_rows(path)
+    assert next(rows)[0] == 1
+    with pytest.raises(
+        ImpruverError, match=r"rows\.jsonl, line 2: longer than .*; a row is one conversation or document"
+    ):
+        next(rows)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import get_staged_path, hash_file
+from impruver_core.io.atomic import get_staged_path, hash_file, open_synced
 from impruver_core.io.manifest import (
     FORMAT,
     build_manifest,
@@ -18,6 +18,7 @@ from impruver_core.io.manifest import (
     read_manifest,
     recover,
 )
+from support.attacks import forge_journals, list_tree
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def place(tmp_path):
 def run(folder, finals, text):
     for final in finals:
         get_staged_path(final).write_text(f"{text} {final.name}")
-    publish(folder / "m.json", {final: get_staged_path(final) for final in finals}, manifest(folder, finals, text))
+    publish(folder / "m.json", finals, manifest(folder, finals, text))
 
 
 def manifest(folder, finals, text):
@@ -61,7 +62,7 @@ def test_publish_puts_all_in_place(place):
     assert state(folder, finals)[0] == ["first"] * 3
     run(folder, finals, "second")
     assert state(folder, finals) == (["second"] * 3, WHOLE)
-    recover(folder / "m.json")
+    recover(folder / "m.json", finals)
     assert state(folder, finals) == (["second"] * 3, WHOLE)
     check_replaceable(finals, folder / "m.json")
 
@@ -88,7 +89,7 @@ outputs = [manifest.describe_file(staged[f], digest=True) | {"path": str(f.relat
 for name in ("replace", "unlink", "fsync"):
     setattr(os, name, dying(getattr(os, name)))
 told = {"impruver": 1, "text": "second", "outputs": outputs}
-manifest.publish(folder / "m.json", staged, told)
+manifest.publish(folder / "m.json", finals, told)
 """
 
 
@@ -104,7 +105,7 @@ def test_killed_at_any_point(place):
         if ended == 0:
             break
         assert ended == 9
-        recover(folder / "m.json")
+        recover(folder / "m.json", finals)
         said, names = state(folder, finals)
         assert said in (["first"] * 3, ["second"] * 3), at
         seen.add(said[0])
@@ -123,13 +124,11 @@ def test_killed_at_any_point(place):
 
 def test_staged_files_that_are_gone_are_undone(place):
     folder, finals = place
-    entries = [
-        {"path": str(final), "staged": str(get_staged_path(final)), "sha256": hash_file(get_staged_path(final))}
-        for final in finals
-    ]
+    entries = [{"path": final.name, "sha256": hash_file(get_staged_path(final))} for final in finals]
+    entries[1]["elsewhere"] = True
     get_pending_path(folder / "m.json").write_text(json.dumps({"files": entries, "manifest": {"impruver": 1}}))
     get_staged_path(finals[0]).unlink()
-    recover(folder / "m.json")
+    recover(folder / "m.json", finals)
     assert state(folder, finals) == (["first"] * 3, WHOLE)
     check_replaceable(finals, folder / "m.json")
 
@@ -137,8 +136,8 @@ def test_staged_files_that_are_gone_are_undone(place):
 def test_recover_without_a_pending_file_does_nothing(place, tmp_path):
     folder, finals = place
     before = state(folder, finals)
-    recover(folder / "m.json")
-    recover(tmp_path / "nowhere" / "m.json")
+    recover(folder / "m.json", finals)
+    recover(tmp_path / "nowhere" / "m.json", finals)
     assert state(folder, finals) == before
 
 
@@ -146,7 +145,47 @@ def test_a_pending_file_of_others_is_told(tmp_path):
     for content in ("{", "[]", '{"files": []}'):
         get_pending_path(tmp_path / "m.json").write_text(content)
         with pytest.raises(ImpruverError, match=r"m\.json\.pending: Impruver did not write this"):
-            recover(tmp_path / "m.json")
+            recover(tmp_path / "m.json", [])
+
+
+def test_forged_records_are_refused_and_nothing_is_touched(tmp_path):
+    victim = tmp_path / "home" / "profile"
+    tried = 0
+    for number in range(40):
+        folder = tmp_path / str(number)
+        victim.parent.mkdir(exist_ok=True)
+        victim.write_text("mine")
+        folder.mkdir()
+        attacks = list(forge_journals(folder / "m.json", "a.jsonl", victim))
+        if number == len(attacks):
+            break
+        what, place = attacks[number]
+        place()
+        before = list_tree(tmp_path)
+        with pytest.raises(ImpruverError, match=r"m\.json\.pending: Impruver did not write this.*; remove it"):
+            recover(folder / "m.json", [folder / "a.jsonl", victim.with_name("b.jsonl")])
+        assert list_tree(tmp_path) == before, what
+        tried += 1
+    assert tried >= 20
+
+
+def test_a_staged_file_that_is_a_link_is_never_put_in_place_nor_written_through(place):
+    folder, finals = place
+    victim = folder.parent / "profile"
+    victim.write_text("mine")
+    staged = get_staged_path(finals[0])
+    staged.unlink()
+    staged.symlink_to(victim)
+    entries = [{"path": finals[0].name, "sha256": hash_file(victim)}]
+    get_pending_path(folder / "m.json").write_text(json.dumps({"files": entries, "manifest": {"impruver": 1}}))
+    recover(folder / "m.json", finals)
+    assert state(folder, finals)[0] == ["first"] * 3
+    for link in (staged, folder / "new.jsonl"):
+        link.symlink_to(victim)
+        with open_synced(link) as file:
+            file.write("other")
+        assert not link.is_symlink()
+    assert victim.read_text() == "mine"
 
 
 def test_publish_of_a_manifest_alone(tmp_path):

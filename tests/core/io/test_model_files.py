@@ -6,7 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from impruver_core.errors import ImpruverError
-from impruver_core.io.model_files import get_context_length, read_safetensors_header, refuse_pickled_weights
+from impruver_core.io.model_files import (
+    get_context_length,
+    read_safetensors_header,
+    read_weight_map,
+    refuse_pickled_weights,
+)
 from impruver_core.modeling.peft_methods import find_unmergeable
 from safetensors.numpy import save_file
 
@@ -95,3 +100,67 @@ def test_context_length_of_a_configuration():
 )
 def test_unmergeable_methods(config, faults):
     assert find_unmergeable(config) == faults
+
+
+def write_header(path, header, data):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(start, stop, shape=None, dtype="F32"):
+    return {"dtype": dtype, "shape": [(stop - start) // 4] if shape is None else shape, "data_offsets": [start, stop]}
+
+
+FORGED = {
+    "tensors that overlap": {"a": entry(0, 8), "b": entry(4, 12)},
+    "a tensor twice": {"a": entry(0, 8), "b": entry(0, 8), "c": entry(8, 12)},
+    "bytes between tensors": {"a": entry(0, 4), "b": entry(8, 12)},
+    "bytes behind the last": {"a": entry(0, 8)},
+    "bytes before the first": {"a": entry(4, 12)},
+    "a name twice": b'{"a": %(a)s, "a": %(a)s}' % {b"a": json.dumps(entry(0, 12)).encode()},
+    "floats for offsets": {"a": entry(0, 12) | {"data_offsets": [0.0, 12.0]}},
+    "floats for a shape": {"a": entry(0, 12, [3.0])},
+    "a shape that is larger": {"a": entry(0, 12, [1 << 40])},
+    "a shape that is smaller": {"a": entry(0, 12, [2])},
+    "a shape below zero": {"a": entry(0, 12, [-3, -1])},
+    "a shape of many": {"a": entry(0, 12, [1] * 1000 + [3])},
+    "offsets the wrong way": {"a": entry(12, 0, [3])},
+    "offsets below zero": {"a": entry(-4, 8, [3])},
+    "three offsets": {"a": entry(0, 12) | {"data_offsets": [0, 4, 12]}},
+    "nesting": b'{"a":' * 100_000,
+    "a number of many digits": b'{"a": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_header_that_lies(what, tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_header(path, FORGED[what], bytes(12))
+    with pytest.raises(ImpruverError, match=r"model\.safetensors: (no safetensors file|cut off)"):
+        read_safetensors_header(path)
+
+
+def test_a_header_of_tensors_without_values(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_header(path, {"a": entry(0, 12), "b": entry(0, 0, [0, 5]), "c": entry(12, 12, [0])}, bytes(12))
+    assert list(read_safetensors_header(path)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "/etc/model.safetensors", "a/model.safetensors", "..", ""]
+)
+def test_an_index_that_leads_out_of_its_folder(name, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert read_weight_map(index) == {"a": "model-1.safetensors"}
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}))
+    with pytest.raises(ImpruverError, match=r"index\.json: names .*, but weights are read from its own folder alone"):
+        read_weight_map(index)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000])
+def test_an_index_that_is_none(content, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(ImpruverError, match="has no weight_map that can be read"):
+        read_weight_map(index)

@@ -12,6 +12,7 @@ from impruver_core.recipe.loading import load_recipe, resolve_recipe, save_recip
 from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
 from impruver_core.recipe.sections import OWNERS
+from impruver_core.recipe.yaml_document import dump
 
 
 @dataclass(frozen=True)
@@ -245,3 +246,55 @@ def test_installed_sections_belong_to_their_owners():
 def test_no_such_recipe():
     with pytest.raises(ImpruverError, match="neither a file nor an installed recipe"):
         load_recipe("nonsense/of_a_name")
+
+
+CREDENTIALS = [
+    "trainer.hub_token",
+    "trainer.push_to_hub_token",
+    "trainer.HF_TOKEN",
+    "ddp.hub_token",
+    "trainer.deepspeed.wandb.api_key",
+    "trainer.report.0.password",
+    "gguf.access_token",
+    "model.config.auth_token",
+    "lora.secret",
+    "trainer.aws_secret_access_key",
+]
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_a_credential_is_refused_and_repeated_nowhere(name, tmp_path):
+    value: object = "hf_mine"
+    for part in reversed(name.split(".")):
+        value = [value] if part == "0" else {part: value}
+    path = tmp_path / "r.yaml"
+    path.write_text(dump(value))
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("seed: 1\ntrainer: {report: [{}]}\n")
+    for where, overrides in ((path, []), (plain, [f"{name}=hf_mine"])):
+        with pytest.raises(ImpruverError, match="a recipe is copied into output_dir; keep") as caught:
+            load_recipe(where, overrides, sections=SECTIONS)
+        assert "hf_mine" not in str(caught.value)
+
+
+def test_names_of_tokens_are_no_credentials(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "tokenizer: {special_tokens: {pad_token: <p>, eos_token: </s>}, chat_template_kwargs: {password: x}}\n"
+        "model: {config: {bos_token_id: 1, image_token: <i>, max_new_tokens: 3}}\n"
+        "trainer: {hub_token: null, hub_private_repo: true}\n"
+        "datasets: [{name: a, mapping: {user: secret}}]\n"
+    )
+    assert load_recipe(path, sections=SECTIONS).trainer["hub_private_repo"] is True
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["a." * 5_000 + "b=1", "datasets." + "9" * 5_000 + "=x", "seed=" + "9" * 5_000, "trainer.x=" + "[" * 50_000],
+    ids=["a long path", "a number of a list", "a number", "nesting"],
+)
+def test_an_override_that_would_take_all_time_is_one_fault(override, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("seed: 1\ndatasets: [{name: a}]\n")
+    with pytest.raises(ImpruverError):
+        load_recipe(path, [override], sections=SECTIONS)

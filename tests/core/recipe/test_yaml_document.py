@@ -141,3 +141,41 @@ def test_nested_too_deep(tmp_path):
     path.write_text("seed: 1\nmodel: {config: " + "[" * 50_000)
     document = read_document(path)
     assert document.faults == [f"{path}:2: not valid YAML: nested more than 100 deep"]
+
+
+def multiply(levels, width, line="a{n}: &a{n} [{aliases}]"):
+    """Lists of aliases of lists of aliases …: width ** levels values."""
+    lines = ["a0: &a0 [x]"]
+    for n in range(1, levels + 1):
+        lines.append(line.format(n=n, aliases=", ".join([f"*a{n - 1}"] * width)))
+    return "\n".join(lines)
+
+
+BOMBS = {
+    "aliases that multiply": (multiply(9, 9), "more than 100,000 values"),
+    "aliases of mappings that multiply": (
+        "a0: &a0 {k: x}\n" + "\n".join(f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}" for n in range(1, 40)),
+        "more than 100,000 values",
+    ),
+    "aliases that nest": (multiply(5_000, 1), "nested more than 100 deep"),
+    "merges that nest": (
+        "a0: &a0 {k: x}\n" + "\n".join(f"a{n}: &a{n} {{<<: *a{n - 1}}}" for n in range(1, 5_000)),
+        "nested more than 100 deep",
+    ),
+    "many values": ("a: [" + "x," * 200_000 + "]", "more than 100,000 values"),
+    "a whole number of many digits": ("a: " + "9" * 100_000, "can't be read as int"),
+    "a hexadecimal number of many digits": ("a: 0x" + "f" * 1_000_000, "can't be read as int"),
+    "mappings in each other": ("{a: " * 100_000, "nested more than 100 deep"),
+    "a large file": ("# " + "x" * (5 << 20), "larger than 4 MiB"),
+}
+
+
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_recipe_that_would_take_all_memory_or_time(what, tmp_path):
+    content, told = BOMBS[what]
+    path = tmp_path / "bomb.yaml"
+    path.write_text(content)
+    faults = read_document(path).faults
+    assert len(faults) == 1
+    assert told in faults[0]
+    assert len(faults[0]) < 400

@@ -1,12 +1,14 @@
 """What a tool prints: results on stdout, all else on stderr; progress with the time left; tables.
 
-A reader that goes away (`… | head`) never stops the work: what would be written to it is dropped.
+A reader that goes away (`… | head`) never stops the work: what would be written to it is dropped. Names and texts come
+from strangers: what a terminal would obey, or what would turn the order of characters, is shown and not sent.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +18,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+# Control characters but for line ends and tabs, marks of direction, and surrogates, as in names that are no UTF-8.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+COLOUR = r"\x1b\[[0-9;]*m"  # what changes the look of text, and nothing else
 _state = {"quiet": False, "mute": False}
 LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
 LOG_SECONDS = 30.0  # and at least this often
@@ -63,6 +68,22 @@ def print_result(text: str) -> None:
     _write(sys.stdout, text)
 
 
+def print_coloured(text: str) -> None:
+    """Prints a result on stdout with the colours that it has: the caller sees to it that they are its own."""
+    parts = re.split(f"({COLOUR})", text)
+    _write(sys.stdout, "".join(part if at % 2 else make_visible(part) for at, part in enumerate(parts)), visible=True)
+
+
+def make_visible(text: str) -> str:
+    """A text with control characters and marks of direction as escapes: `\\x1b`, `\\u202e`; line ends and tabs stay."""
+    return HIDDEN.sub(lambda found: _escape(ord(found[0])), text)
+
+
+def _escape(code: int) -> str:
+    code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0  # a byte of a name that is no UTF-8
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def open_progress(total: int | None, what: str) -> tqdm | _LogProgress:
     """A context manager whose `.update(n)` moves a bar with the time left; in a log it prints a line at times."""
     if _state["quiet"] or _state["mute"] or not sys.stderr.isatty():
@@ -76,7 +97,9 @@ def open_progress(total: int | None, what: str) -> tqdm | _LogProgress:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, numbers to the right; lines without trailing blanks."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [
+        [make_visible(str(cell)).replace("\n", "\\n").replace("\t", " ") for cell in row] for row in [header, *rows]
+    ]
     numeric = [bool(rows) and all(isinstance(row[at], (int, float)) for row in rows) for at in range(len(header))]
     widths = [max(len(row[at]) for row in cells) for at in range(len(header))]
     lines = []
@@ -110,9 +133,10 @@ def _get_columns() -> int:
         return 0
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO, text: str, visible: bool = False) -> None:
     if _state["mute"]:
         return
+    text = text if visible else make_visible(text)
     if stream is sys.stderr and stream.isatty() and "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
         return

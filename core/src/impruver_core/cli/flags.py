@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import argparse_dataclass
 
+from impruver_core.cli.console import make_visible
 from impruver_core.io.json_schema import describe_type
 from impruver_core.recipe.registry import find_key, load_installed_sections, suggest_key
 from impruver_core.recipe.schema import OLD_BOOLEANS, RecipeFlag
@@ -119,6 +120,15 @@ class CommonFlags:
     quiet: bool = flag(bool, False, help="results, warnings and errors only")
 
 
+@dataclass
+class FolderFlags(CommonFlags):
+    """Flags of a tool that the recipe.yaml in --output_dir will do for: it may have come with the folder."""
+
+    trust_remote_code: bool = flag(
+        bool, False, help="without --config: let the recipe.yaml in --output_dir run code that came with the folder"
+    )
+
+
 class Parser(argparse_dataclass.ArgumentParser):
     """Parses a Flags dataclass: `--x` and `--x false`, dashes as underscores, --set, hints for misspelt flags.
 
@@ -158,7 +168,7 @@ class Parser(argparse_dataclass.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One message, without the whole usage before it."""
-        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists the flags\n")
+        self.exit(2, make_visible(f"{self.prog}: error: {message}\n{self.prog} --help lists the flags\n"))
 
     def _describe_unknown(self, unknown: str) -> str:
         name, _, value = unknown.partition("=")

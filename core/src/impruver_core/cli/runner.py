@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.cli.console import open_streams, set_quiet, silence_stream
+from impruver_core.cli.console import make_visible, open_streams, set_quiet, silence_stream
 from impruver_core.errors import ImpruverError, RecipeError
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ def run_tool(
     """Parses `argv`, loads the recipe with its overrides, calls `main(recipe, flags)`; returns the exit code.
 
     `main` returns None (0), or a code of its own. SystemExit, as from --help, passes through. With
-    `config_from_output_dir` the recipe.yaml that training left in --output_dir stands in for --config.
+    `config_from_output_dir` (of FolderFlags) the recipe.yaml that training left in --output_dir stands in for --config.
     """
 
     def work() -> int | None:
         from impruver_core.cli.flags import Parser, list_recipe_flags
+        from impruver_core.dynamic_import import set_foreign_recipe
         from impruver_core.recipe.loading import load_recipe
 
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
@@ -55,6 +56,7 @@ def run_tool(
         config = flags.config or (_find_trained_recipe(flags.output_dir) if config_from_output_dir else None)
         if not config:
             raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
+        set_foreign_recipe(None if flags.config or flags.trust_remote_code else Path(config))
         return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)
 
     return run_guarded(program, work)
@@ -63,6 +65,7 @@ def run_tool(
 def run_guarded(program: str, work: Callable[[], int | None]) -> int:
     """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults."""
     open_streams()
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no child imports what happens to lie in the working folder
     try:
         with _terminable_by_signal():
             code = work() or 0
@@ -141,7 +144,7 @@ def _exit(program: str, message: str, code: int) -> int:
     """Prints the last message and returns the code."""
     try:
         sys.stdout.flush()
-        sys.stderr.write(f"{program}: {message}\n")
+        sys.stderr.write(make_visible(f"{program}: {message}\n"))
         sys.stderr.flush()
     except OSError:  # nobody reads any more, or the log's disk is full; the exit code says it
         silence_stream(sys.stdout)

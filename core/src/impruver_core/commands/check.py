@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from impruver_core.cli.console import print_result
-from impruver_core.commands.installed_tools import TOOLS, find_program
+from impruver_core.commands.installed_tools import TOOLS, find_tool
 from impruver_core.recipe.loading import load_recipe
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_check(package: str, flags: list[str]) -> int | None:
     """The exit code of the tool's --dry_run as a shell tells it; None where the tool is absent."""
-    program = find_program(package)
+    program = find_tool(package)
     if program is None:
         return None
     print_result(f"== {package}")

@@ -3,14 +3,13 @@
 import argparse
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from impruver_core.cli.console import format_table, print_result
 from impruver_core.commands.installed_tools import TOOLS
-from impruver_core.system import get_installed_version, get_total_memory
+from impruver_core.system import find_program, get_installed_version, get_total_memory
 
 OURS = ("impruver-core", "impruver-configs", *TOOLS)
 LIBRARIES = (
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _describe_gpus() -> str:
     """What nvidia-smi says, which needs no torch; `none` without it."""
-    program = shutil.which("nvidia-smi")
+    program = find_program("nvidia-smi")
     if program is None:
         return "none (no nvidia-smi)" if sys.platform != "darwin" else "-"
     query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]

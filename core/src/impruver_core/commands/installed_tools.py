@@ -1,11 +1,11 @@
 """The four tools: their programs, the names that `impruver run` knows them by, where they are on this machine."""
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
+from impruver_core.system import find_program
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ TOOLS = {
 NAMES = {name: package for package, tool in TOOLS.items() for name in (tool.name, tool.short, package)}
 
 
-def find_program(package: str) -> str | None:
+def find_tool(package: str) -> str | None:
     """The tool's program beside this Python, else on PATH, else None."""
     beside = Path(sys.executable).parent / package
-    return str(beside) if beside.is_file() else shutil.which(package)
+    return str(beside) if beside.is_file() else find_program(package)
 
 
 def require_program(package: str) -> str:
-    """As `find_program`; ImpruverError with the command that installs an absent tool."""
-    program = find_program(package)
+    """As `find_tool`; ImpruverError with the command that installs an absent tool."""
+    program = find_tool(package)
     if program is None:
         raise ImpruverError(f"{package} is not installed; install it with: pip install {package}")
     return program

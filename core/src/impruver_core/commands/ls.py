@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impruver_core.cli.console import format_table, print_result
-from impruver_core.commands.installed_tools import TOOLS, find_program
+from impruver_core.commands.installed_tools import TOOLS, find_tool
 from impruver_core.recipe.paths import find_recipes_root, list_recipes
 from impruver_core.system import get_installed_version
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     tools = []
     for package, tool in TOOLS.items():
         version = get_installed_version(package)
-        if version is None and find_program(package) is None:
+        if version is None and find_tool(package) is None:
             tools.append((package, "-", f"not installed: pip install {package}"))
         else:
             tools.append((package, version or "elsewhere on PATH", tool.does))

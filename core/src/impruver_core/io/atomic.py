@@ -11,6 +11,8 @@ from typing import IO
 
 from impruver_core.errors import ImpruverError
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
@@ -28,14 +30,22 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 @contextmanager
 def open_synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a file for writing (UTF-8, \\n) that is on the disk when it closes; makes its folder."""
+    """Opens a new file for writing (UTF-8, \\n) that is on the disk when it closes; makes its folder.
+
+    What stands at `path` is removed first, so that a symbolic link is replaced and never written through.
+    """
     path = Path(path)
     make_folder(path.parent)
+    path.unlink(missing_ok=True)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with open(path, mode, **text) as file:
+    with open(path, mode, opener=_create_new, **text) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _create_new(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_EXCL | NO_LINK, 0o666)
 
 
 def check_folder(path: Path, key: str | None = None) -> None:

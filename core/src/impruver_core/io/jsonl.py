@@ -5,15 +5,20 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import LFS_POINTER
 
+LONGEST_LINE = 64 << 20  # bytes
+FREELY_UNPACKED, LARGEST_RATIO = 64 << 20, 200  # bytes that any file may unpack to, and how many times its size
+BLOCK = 1 << 18  # bytes
 BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
 LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
 BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
@@ -32,7 +37,10 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
     number = 0
     try:
         with open_compressed(path) if file is None else nullcontext(file) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    size = f"longer than {LONGEST_LINE >> 20} MiB"
+                    raise ImpruverError(f"{path}, line {number}: {size}; a row is one conversation or document")
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -57,13 +65,41 @@ def build_read_error(where: str, error: Exception) -> Exception:
 def open_compressed(path: str | Path) -> BinaryIO:
     """The bytes of a file; a name that ends in .gz, .bz2, .xz or .zst is a compressed one."""
     suffix = Path(path).suffix.lower()
-    if suffix != ".zst":
-        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(path, "rb")
-    try:
-        import zstandard
-    except ImportError:
-        raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
-    return io.BufferedReader(zstandard.open(path, "rb"))
+    if suffix == ".zst":
+        try:
+            from zstandard import open as open_packed
+        except ImportError:
+            raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
+    else:
+        open_packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix)
+    return (
+        open(path, "rb") if open_packed is None else io.BufferedReader(_Unpacked(path, open_packed(path, "rb")), BLOCK)
+    )
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a compressed file; ImpruverError where a small one unpacks to more than any data would."""
+
+    def __init__(self, path: str | Path, file: BinaryIO):
+        self.path, self.file, self.count = path, file, 0
+        self.most = max(FREELY_UNPACKED, LARGEST_RATIO * os.path.getsize(path))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: memoryview) -> int:
+        count = self.file.readinto(target)
+        self.count += count
+        if self.count > self.most:
+            raise ImpruverError(
+                f"{self.path}: it unpacks to more than {LARGEST_RATIO} times its size, as no data does; if you trust "
+                "it, name the unpacked file"
+            )
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _parse_row(path: str | Path, number: int, text: str) -> dict:

@@ -1,15 +1,17 @@
 """The manifest of an output: what a tool made, from what, with which counts. It is written last."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, hash_file, sync_folder
+from impruver_core.io.atomic import atomic_write, get_staged_path, hash_file, sync_folder
 
 FORMAT = 1
+LARGEST_PENDING = 1 << 26  # bytes
 
 
 def build_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,8 +92,8 @@ def get_pending_path(manifest_path: Path) -> Path:
     return Path(f"{manifest_path}.pending")
 
 
-def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Mapping[str, Any]) -> None:
-    """Puts the files of `staged` (final path → where it is now) in place, and the manifest after them.
+def publish(manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping[str, Any]) -> None:
+    """Puts staged files in place, each given by its final path, and the manifest after them.
 
     A hash that the manifest has of a file is not computed again. What is about to happen is recorded before the first
     rename: `recover` finishes it after a kill at any point.
@@ -99,50 +101,71 @@ def publish(manifest_path: str | Path, staged: Mapping[Path, Path], manifest: Ma
     manifest_path = Path(manifest_path)
     folder = manifest_path.absolute().parent
     known = {folder / entry["path"]: entry.get("sha256") for entry in manifest.get("outputs") or []}
-    files = [
-        {
-            "path": str(Path(final).absolute()),
-            "staged": str(Path(now).absolute()),
-            "sha256": known.get(Path(final).absolute()) or hash_file(now),
-        }
-        for final, now in staged.items()
+    files = {path.absolute(): known.get(path.absolute()) or hash_file(get_staged_path(path)) for path in staged}
+    entries = [
+        {"path": path.name, "sha256": digest} | ({} if path.parent == folder else {"elsewhere": True})
+        for path, digest in files.items()
     ]
     if files:
         with atomic_write(get_pending_path(manifest_path)) as file:
-            json.dump({"files": files, "manifest": manifest}, file, ensure_ascii=False)
+            json.dump({"files": entries, "manifest": manifest}, file, ensure_ascii=False)
     _move_staged(manifest_path, files, manifest)
 
 
-def recover(manifest_path: str | Path) -> None:
-    """Finishes a `publish` that was interrupted; where its files are gone, removes what is left of it."""
+def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
+    """Finishes a `publish` that was interrupted; where its files are gone, removes what is left of it.
+
+    Args:
+        outputs: what the caller's tool writes with this manifest. The record of a `publish` may come from a stranger,
+            within a folder that was downloaded, and says which files are replaced and removed: it names them by their
+            bare names, and one that names any other than these is refused.
+
+    Raises:
+        ImpruverError: for a record that `publish` did not write; nothing is touched.
+    """
     manifest_path = Path(manifest_path)
-    try:
-        pending = json.loads(get_pending_path(manifest_path).read_text(encoding="utf-8"))
-        files = [{name: str(entry[name]) for name in ("path", "staged", "sha256")} for entry in pending["files"]]
-        manifest = dict(pending["manifest"])
-    except (FileNotFoundError, NotADirectoryError):
+    pending = get_pending_path(manifest_path)
+    if not os.path.lexists(pending):
         return
-    except (ValueError, KeyError, TypeError):
-        raise ImpruverError(f"{get_pending_path(manifest_path)}: Impruver did not write this; remove it") from None
-    if all(_is_at(entry, "staged") or _is_at(entry, "path") for entry in files):
+    try:
+        if pending.is_symlink() or not pending.is_file() or pending.stat().st_size > LARGEST_PENDING:
+            raise ValueError("it is no file of that kind")
+        record = json.loads(pending.read_text(encoding="utf-8"))
+        files = _find_recorded_files(record["files"], manifest_path.absolute().parent, outputs)
+        manifest = dict(record["manifest"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = f" ({error})" if type(error) is ValueError else ""
+        raise ImpruverError(f"{pending}: Impruver did not write this{why}; remove it") from None
+    if all(_has_hash(get_staged_path(path), digest) or _has_hash(path, digest) for path, digest in files.items()):
         _move_staged(manifest_path, files, manifest)
         return
-    for entry in files:
-        Path(entry["staged"]).unlink(missing_ok=True)
-    get_pending_path(manifest_path).unlink()
+    for path in files:
+        get_staged_path(path).unlink(missing_ok=True)
+    pending.unlink()
 
 
-def _is_at(entry: dict, key: str) -> bool:
-    path = Path(entry[key])
-    return path.is_file() and hash_file(path) == entry["sha256"]
+def _find_recorded_files(entries: list[dict], folder: Path, outputs: Iterable[Path]) -> dict[Path, str]:
+    """Final path → sha256 of what a `publish` recorded; ValueError for what is not among `outputs`."""
+    known = {(path.absolute().parent == folder, path.name): path.absolute() for path in outputs}
+    files = {}
+    for entry in entries:
+        path = known.get((not entry.get("elsewhere"), entry["path"]))
+        if path is None or "staged" in entry:
+            raise ValueError(f"it names {entry['path']!r}, which is no output of this run")
+        files[path] = str(entry["sha256"])
+    return files
 
 
-def _move_staged(manifest_path: Path, files: list[dict], manifest: Mapping[str, Any]) -> None:
+def _has_hash(path: Path, digest: str) -> bool:
+    return not path.is_symlink() and path.is_file() and hash_file(path) == digest
+
+
+def _move_staged(manifest_path: Path, files: Iterable[Path], manifest: Mapping[str, Any]) -> None:
     """Renames the files that are still staged, then writes the manifest."""
-    for entry in files:
-        if Path(entry["staged"]).exists():
-            Path(entry["staged"]).replace(entry["path"])
-            sync_folder(Path(entry["path"]).parent)
+    for path in files:
+        if get_staged_path(path).exists():
+            get_staged_path(path).replace(path)
+            sync_folder(path.parent)
     with atomic_write(manifest_path) as file:
         json.dump(manifest, file, ensure_ascii=False, indent=1)
         file.write("\n")

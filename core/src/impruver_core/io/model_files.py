@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import prod
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,13 @@ from impruver_core.errors import ImpruverError
 
 LFS_POINTER = "version https://git-lfs"  # what Git LFS leaves in place of a large file that it did not fetch
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
+MOST_DIMENSIONS = 64  # torch's own limit
+DTYPE_BITS = {  # of those whose size no version of safetensors sees otherwise
+    **dict.fromkeys(("F64", "I64", "U64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 8),
+}
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
 CONVERT_PICKLED = (
@@ -31,6 +39,7 @@ def read_safetensors_header(path: Path, advice: str = "copy or download it again
     """The tensors of a safetensors file by name, sorted; ImpruverError for a file that is broken or cut off.
 
     The format: 8 bytes with the header's length N, N bytes of JSON, then the tensors' data, which offsets count from.
+    Each byte of the data belongs to one tensor: what is stored twice, or hidden behind, is no such file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -39,7 +48,7 @@ def read_safetensors_header(path: Path, advice: str = "copy or download it again
             check_no_lfs_pointer(path)
             raise ImpruverError(f"{path}: cut off, or no safetensors file ({size:,} bytes); {advice}")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_build_unique_dict)
             names = [name for name in sorted(header) if name != "__metadata__"]
             entries = {name: _parse_entry(header[name], 8 + length) for name in names}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -47,14 +56,47 @@ def read_safetensors_header(path: Path, advice: str = "copy or download it again
     for name, entry in entries.items():
         if entry.stop > size:
             raise ImpruverError(f"{path}: cut off within {name}, at {size:,} bytes; {advice}")
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end or entry.stop < end:
+            what = "overlaps the tensor before it" if entry.start < end else "has bytes before it that are no tensor's"
+            raise ImpruverError(f"{path}: no safetensors file: {name} {what}; {advice}")
+        end = entry.stop
+    if end != size:
+        raise ImpruverError(f"{path}: no safetensors file: {size - end:,} bytes follow the last tensor; {advice}")
     return entries
 
 
+def _build_unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a key that stands there twice: readers differ in which of the two counts."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return values
+
+
 def _parse_entry(entry: dict, data: int) -> TensorEntry:
-    start, stop = entry["data_offsets"]
-    if start < 0:
-        raise ValueError(start)
-    return TensorEntry(str(entry["dtype"]), tuple(map(index, entry["shape"])), data + index(start), data + index(stop))
+    start, stop = map(index, entry["data_offsets"])
+    shape = tuple(map(index, entry["shape"]))
+    if not 0 <= start <= stop or min(shape, default=0) < 0 or len(shape) > MOST_DIMENSIONS:
+        raise ValueError(entry)
+    bits = DTYPE_BITS.get(entry["dtype"])
+    if bits is not None and prod(shape) * bits != 8 * (stop - start):
+        raise ValueError(f"{shape} of {entry['dtype']} in {stop - start} bytes")
+    return TensorEntry(str(entry["dtype"]), shape, data + start, data + stop)
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor → file name of a model in several files; ImpruverError for an index that leads out of its folder."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {str(tensor): Path(file).name for tensor, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ImpruverError(f"{index}: has no weight_map that can be read") from None
+    other = next((file for tensor, file in weight_map.items() if names[tensor] != file or file in ("", "..")), None)
+    if other is not None:
+        raise ImpruverError(f"{index}: names {other!r}, but weights are read from its own folder alone; copy it again")
+    return names
 
 
 def refuse_pickled_weights(folder: Path, advice: str = CONVERT_PICKLED, key: str = "") -> None:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.dynamic_import import load_object
+from impruver_core.dynamic_import import allow_remote_code, load_object
 from impruver_core.errors import ImpruverError, describe_error
-from impruver_core.io.model_files import CONVERT_PICKLED
+from impruver_core.io.model_files import CONVERT_PICKLED, read_weight_map
 from impruver_core.recipe.paths import resolve_model_path
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 BITNET = "custom.llama."
+REMOTE_CODE = "model.trust_remote_code"
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
@@ -87,9 +88,10 @@ def load_config(section: ModelSection, search_dir: Path | None = None) -> Pretra
     if section.name:
         from transformers import AutoConfig
 
+        trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
         with loading_errors_as_user_errors("model.name", section.name):
             source = resolve_model_path(section.name, search_dir, "model.name")
-            return AutoConfig.from_pretrained(source, trust_remote_code=section.trust_remote_code)
+            return AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     if not section.config_class:
         raise ImpruverError("model: neither `name` (a base to train) nor `config_class` and `config` (from scratch)")
     config_class = load_object(section.config_class, "model.config_class", search_dir)
@@ -130,7 +132,8 @@ def build_new_model(
     build = getattr(model_class, "from_config", None) or getattr(model_class, "_from_config", None)
     if build is None:
         raise ImpruverError(f"model.class: {section.class_} is no model class of transformers")
-    extra = {"trust_remote_code": section.trust_remote_code} if hasattr(model_class, "from_config") else {}
+    trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
+    extra = {"trust_remote_code": trusted} if hasattr(model_class, "from_config") else {}
     if section.attn_implementation:
         extra["attn_implementation"] = section.attn_implementation
     with loading_errors_as_user_errors("model.class", section.class_):
@@ -145,6 +148,7 @@ def load_model(
     `device` is where the weights go (None: left to the caller; a quantized model then goes to the best device).
     """
     model_class = load_model_class(section, search_dir)
+    trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
     bits = build_quantization_config(section, dtype)
     if bits is not None and device is None:
         device = choose_device()
@@ -153,12 +157,15 @@ def load_model(
         options["device_map"] = {"": device}
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
+    source = resolve_model_path(section.name, search_dir, "model.name")
+    for index in sorted(Path(source).glob("*.safetensors.index.json")):
+        read_weight_map(index)  # refuses what leads out of the folder
     with loading_errors_as_user_errors("model.name", section.name):
         model, info = model_class.from_pretrained(
-            resolve_model_path(section.name, search_dir, "model.name"),
+            source,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=section.trust_remote_code,
+            trust_remote_code=trusted,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_loading_info names them
             **options,

@@ -4,7 +4,6 @@ defaults < recipe file < `--set a.b=value` < named flags
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,20 @@ from impruver_core.recipe.paths import find_local, find_recipe
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
 from impruver_core.recipe.schema import RecipeFlag, get_fields
 from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, TokenizerSection
-from impruver_core.recipe.validation import REMOVED, describe_value, remove_unset, validate_value
-from impruver_core.recipe.yaml_document import Document, dump, parse_text, read_document
+from impruver_core.recipe.validation import (
+    REMOVED,
+    describe_value,
+    list_credentials,
+    names_credential,
+    remove_unset,
+    validate_value,
+)
+from impruver_core.recipe.yaml_document import DEEPEST, Document, dump, parse_text, read_document
 from impruver_core.suggestions import suggest
 
 SEEDS = range(2**32)  # numpy takes no others
-SECRET = re.compile(r"(hub_token|api_key|password|secret)$")  # keys whose values no message repeats
+NO_CREDENTIALS = "a recipe is copied into output_dir; keep the token in the environment variable HF_TOKEN"
+OTHER_CREDENTIALS = "a recipe is copied into output_dir; keep it in the environment variable of the service"
 ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others, too
 
 
@@ -110,9 +117,9 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Sets each `a.b=value` in the document: the value is YAML, list items go by number, null removes."""
     for override in overrides:
         name, equals, text = override.partition("=")
-        source = f"--set {name}=…" if SECRET.search(name) else f"--set {override}"
+        source = f"--set {name}=…" if names_credential(override) else f"--set {override}"
         path = _split_path(name)
-        if not equals or not all(part != "" for part in path):
+        if not equals or not all(part != "" for part in path) or len(path) > DEEPEST:
             document.faults.append(f"{source}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
             continue
         parsed = Document(source)
@@ -156,7 +163,8 @@ def _set_value(document: Document, path: tuple, value: Any, source: str) -> None
 
 def _split_path(name: str) -> tuple:
     """`datasets.0.name` as its parts, numbers as such."""
-    return tuple(int(part) if part.isdecimal() else part for part in name.strip().split("."))
+    parts = name.strip().split(".")
+    return tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)
 
 
 def _find_problem(target: Any, part: Any) -> str | None:
@@ -176,6 +184,8 @@ def _validate(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]
             key = suggest_key(name, sections)
             hint = f"; did you mean {key}?" if key else suggest(name, OWNERS)
             document.add_fault((name,), f"no such key{hint}")
+    for path in list_credentials(document.data):
+        document.add_fault(path, NO_CREDENTIALS if "token" in path[-1] else OTHER_CREDENTIALS)
     values = {}
     for name in OWNERS:
         value = document.data.get(name)

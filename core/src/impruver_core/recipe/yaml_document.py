@@ -14,6 +14,9 @@ import yaml
 
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
+MOST_VALUES = 100_000  # with what aliases repeat: a few lines of them make billions
+LONGEST_NUMBER = 40  # digits
+LARGEST_FILE = 4 << 20  # bytes
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -70,7 +73,11 @@ class Document:
 def read_document(path: Path) -> Document:
     """The YAML file as a Document; unreadable YAML leaves `data` None and a fault.  OSError as it comes."""
     document = Document(str(path))
-    content = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        document.faults.append(f"{path}: larger than {LARGEST_FILE >> 20} MiB, which no recipe is")
+        return document
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -93,10 +100,9 @@ def parse_text(text: str, document: Document, place: Callable[[int], str] = lamb
             if depth > DEEPEST:
                 raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=event.start_mark)
         node = yaml.compose(text, _Loader)
+        document.data = None if node is None else _NodeReader(document, place).read_value(node, path)
     except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: bytes of a command line
         document.faults.append(_describe_error(error, text, document, place))
-        return
-    document.data = None if node is None else _NodeReader(document, place).read_value(node, path)
 
 
 def dump(data: Any) -> str:
@@ -123,9 +129,14 @@ class _NodeReader:
     """Turns the nodes of one text into values, and records their locations."""
 
     def __init__(self, document: Document, place: Callable[[int], str]):
-        self.document, self.place, self.open = document, place, set()
+        self.document, self.place, self.open, self.count = document, place, set(), 0
 
     def read_value(self, node: yaml.Node, path: tuple) -> Any:
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES:,} values", problem_mark=node.start_mark)
+        if len(self.open) > DEEPEST:  # by aliases
+            raise yaml.MarkedYAMLError(problem=f"nested more than {DEEPEST} deep", problem_mark=node.start_mark)
         if path:  # a fault of the whole document names the file alone
             self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
         if isinstance(node, yaml.ScalarNode):
@@ -179,7 +190,14 @@ class _NodeReader:
             return _SCALARS[kind](node.value)
         except (KeyError, ValueError):
             self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
-            return self.document.add_fault(path, f"{node.value!r} can't be read as {kind}")
+            value = node.value if len(node.value) <= 80 else f"{node.value[:80]}…"
+            return self.document.add_fault(path, f"{value!r} can't be read as {kind}")
+
+
+def _parse_whole_number(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(text)
+    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
 
 _SCALARS = {
@@ -187,6 +205,6 @@ _SCALARS = {
     "merge": str,
     "null": lambda text: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "int": lambda text: int(text, 0) if text[:2] in ("0x", "0o") else int(text),
+    "int": _parse_whole_number,
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
 }

@@ -45,7 +45,7 @@ def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, 
 
     options = EncodingOptions(has_bos(recipe.datasets), recipe.tokenizer.chat_template_kwargs or {})
     if gguf:
-        backend = llama_cpp.load_backend(source, recipe.tokenizer, options)
+        backend = llama_cpp.load_backend(source, recipe.tokenizer, options, recipe.base_dir)
     else:
         backend = transformers.load_backend(source, recipe.model, recipe.tokenizer, options, recipe.base_dir)
     if job:

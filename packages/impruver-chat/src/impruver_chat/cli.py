@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from impruver_core.cli.flags import CommonFlags, flag, from_recipe
+from impruver_core.cli.flags import FolderFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import SEEDS, Recipe
@@ -27,7 +27,7 @@ def parse_seed(text: str) -> int:
 
 
 @dataclass
-class Flags(CommonFlags):
+class Flags(FolderFlags):
     """Talks to a trained model at a terminal, or answers a JSONL of questions. --output_dir alone will do."""
 
     output_dir: Optional[str] = from_recipe("output_dir")

@@ -82,7 +82,7 @@ def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
 def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
-        recover(paths.manifest)
+        recover(paths.manifest, paths[:-1])
         check_replaceable(paths[:-1], paths.manifest, overwrite)
         yield
 

@@ -4,13 +4,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from impruver_core.cli.flags import CommonFlags, flag, from_recipe
+from impruver_core.cli.flags import FolderFlags, flag, from_recipe
 from impruver_core.cli.runner import run_tool
 from impruver_core.recipe.loading import Recipe
 
 
 @dataclass
-class Flags(CommonFlags):
+class Flags(FolderFlags):
     """Turns the model or adapter in output_dir into GGUF files, quantized, with Modelfiles for Ollama."""
 
     output_dir: str | None = from_recipe("output_dir")
@@ -18,7 +18,7 @@ class Flags(CommonFlags):
     only_quantize: bool = flag(bool, False, help="quantize the model-f16.gguf that is there, convert nothing")
     verify: bool = flag(bool, True, help="prove the files on heldout.jsonl: ids, template, quality of each level")
     llama_cpp: str | None = flag(
-        str, None, help="folder of llama.cpp, for other architectures (default: $LLAMA_CPP_DIR, ../llama.cpp, PATH)"
+        str, None, help="folder of llama.cpp, for other architectures (default: $LLAMA_CPP_DIR, PATH)"
     )
     llama_cpp_convert_script: str | None = flag(str, None, help="its convert_hf_to_gguf.py")
     llama_cpp_quantize_bin: str | None = flag(str, None, help="its llama-quantize, used for every architecture")

@@ -84,7 +84,7 @@ def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
         raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
     manifest_path = output_dir / "gguf" / MANIFEST
     if not dry_run:
-        recover(manifest_path)
+        recover(manifest_path, artifacts.list_possible_outputs(manifest_path.parent))
     levels = [recipe.gguf.outtype, *(level.lower() for level in recipe.gguf.quantization_levels)]
     files = {level: manifest_path.with_name(f"model-{level}.gguf") for level in levels}
     training = read_training_manifest(output_dir / MANIFEST)

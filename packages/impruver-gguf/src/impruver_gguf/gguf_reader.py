@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from impruver_core.errors import ImpruverError
+
 VALUE_BYTES = (1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)  # by GGUF's number of a value's type
 STRING, ARRAY = 8, 9
+MOST_DIMENSIONS = 4  # llama.cpp's own limit
 FIRST_KEY = 24  # bytes before it
 read_length = struct.Struct("<Q").unpack_from
 
@@ -21,7 +24,14 @@ class TensorInfo(NamedTuple):
 
 
 def read_tensor_infos(path: Path) -> Iterator[TensorInfo]:
-    """Yield each tensor of a GGUF file; nothing for a file that is none."""
+    """Yield each tensor of a GGUF file; nothing for a file that is none, ImpruverError for a header that lies."""
+    try:
+        yield from _read_tensor_infos(path)
+    except (struct.error, IndexError, OverflowError, RecursionError):
+        raise ImpruverError(f"{path}: no GGUF file (its header can't be read); copy it again") from None
+
+
+def _read_tensor_infos(path: Path) -> Iterator[TensorInfo]:
     import gguf
 
     types = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
@@ -40,6 +50,8 @@ def read_tensor_infos(path: Path) -> Iterator[TensorInfo]:
             start, position = position + 8, _skip_text(content, position)
             name = content[start:position].decode("utf-8", "replace")
             (dimensions,) = struct.unpack_from("<I", content, position)
+            if dimensions > MOST_DIMENSIONS:
+                raise IndexError(dimensions)
             *shape, kind = struct.unpack_from(f"<{dimensions}QI", content, position + 4)
             position += 4 + 8 * dimensions + 4 + 8
             yield TensorInfo(name, tuple(shape), types.get(kind, f"type {kind}"))

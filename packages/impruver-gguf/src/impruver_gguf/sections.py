@@ -1,7 +1,6 @@
 """The recipe's `gguf` section."""
 
 # ruff: noqa: RUF009  (key() copies its default)
-import re
 from dataclasses import dataclass
 from math import isfinite
 
@@ -10,6 +9,14 @@ from impruver_core.suggestions import suggest
 
 from impruver_gguf.quantization.quant_types import DEFAULT_LEVELS, NOT_QUANTIZED, QUANT_TYPES, WITH_IMATRIX
 
+# Ollama's own (api.Options), and those that it had once and still takes with a warning.
+OLLAMA_PARAMETERS = (
+    *("num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "temperature"),
+    *("repeat_penalty", "presence_penalty", "frequency_penalty", "stop"),
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"),
+    *("penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "numa"),
+    *("mirostat", "mirostat_tau", "mirostat_eta", "tfs_z"),
+)
 OUTTYPES = ("f16", "bf16", "f32", "q8_0")
 
 
@@ -44,8 +51,9 @@ class GgufSection:
         for level in self.quantization_levels:
             _check_level(level.lower())
         for name, value in self.parameters.items():
-            if not re.fullmatch("[A-Za-z0-9_]+", str(name)):
-                raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold")
+            if name not in OLLAMA_PARAMETERS:
+                near = suggest(str(name), OLLAMA_PARAMETERS)
+                raise ValueError(f"parameters: {name!r} is no name that a Modelfile can hold{near}")
             for each in value if isinstance(value, list) else [value]:
                 # An empty text is no value of a PARAMETER line.
                 if not (each if isinstance(each, str) else isinstance(each, (int, float)) and isfinite(each)):

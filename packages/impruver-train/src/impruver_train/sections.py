@@ -30,8 +30,6 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, wanted in (("class", "a dotted path such as transformers.Trainer"), ("resume_from_checkpoint", "a path")):
         if not isinstance(values.get(name), (str, bool if name != "class" else str, type(None))):
             yield name, f"{values[name]!r} is not {wanted}"
-    if values.get("hub_token"):
-        yield "hub_token", "a recipe is copied into output_dir; keep the token in the environment variable HF_TOKEN"
 
 
 def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -48,9 +48,12 @@ class ChatTokenizer:
     markers: TemplateMarkers
 
 
-def load_saved_tokenizer(output_dir: Path, section: TokenizerSection) -> PreTrainedTokenizerBase:
+def load_saved_tokenizer(
+    output_dir: Path, section: TokenizerSection, recipe_dir: Path | None
+) -> PreTrainedTokenizerBase:
     """Load the tokenizer and chat template that training saved; of the recipe's section only the class counts."""
-    return load_tokenizer(replace(section, name=str(output_dir), special_tokens={}, chat_template=None))
+    section = replace(section, name=str(output_dir.absolute()), special_tokens={}, chat_template=None)
+    return load_tokenizer(section, recipe_dir=recipe_dir)
 
 
 def make_chat_tokenizer(

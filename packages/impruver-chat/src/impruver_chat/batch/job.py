@@ -62,7 +62,7 @@ def prepare_batch_job(job: BatchJob, dry_run: bool) -> list[Question]:
     if job.output:
         manifest_path = get_manifest_path(job.output)
         if not dry_run:
-            recover(manifest_path)
+            recover(manifest_path, [job.output])
         check_replaceable([job.output], manifest_path, job.overwrite)
         check_folder(job.output.parent, "--output")
         if not job.overwrite:
@@ -98,7 +98,7 @@ def run_batch_job(
         answered = rows.build_answer_rows(questions, answers, markers, stats, job.expect)
         with reporting_saved_answers(journal, fingerprint, len(questions)), closing(answered):
             staged = rows.write_staged_rows(job.output, answered)
-        publish(get_manifest_path(job.output), {job.output: staged}, manifest | describe_files(job, staged, stats))
+        publish(get_manifest_path(job.output), [job.output], manifest | describe_files(job, staged, stats))
         journal.unlink(missing_ok=True)
     print_stats(stats, job)
 

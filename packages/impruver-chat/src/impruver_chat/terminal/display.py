@@ -33,7 +33,7 @@ CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
 NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"
 CODE_THEME = "ansi_dark"  # the terminal's own colours, on its own background
 CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-CONTROLS[ord("\r")] = ""  # all of them would be obeyed by a terminal
+CONTROLS |= dict.fromkeys((ord("\r"), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "")  # turn characters round
 LISTS = ("ordered_list_open", "bullet_list_open")
 LIST_MARKER = re.compile(r" {0,3}(\d{1,9}[.)]?|[-+*])\s*")  # or the beginning of one
 COLOUR = r"\x1b\[[0-9;]*m"
@@ -60,9 +60,9 @@ class PlainDisplay:
         if self._kind == REASONING != kind:
             write_stream(sys.stderr, "\n")
         self._kind = kind
-        if stream.isatty():
-            piece = piece.translate(CONTROLS)
-            piece = f"{DIM}{piece}{NORMAL}" if kind == REASONING and os.environ.get("TERM") != "dumb" else piece
+        piece = piece.translate(CONTROLS)
+        if stream.isatty() and kind == REASONING and os.environ.get("TERM") != "dumb":
+            piece = f"{DIM}{piece}{NORMAL}"
         write_stream(stream, piece)
 
     def finish(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
-from impruver_core.cli.console import print_result, warn
+from impruver_core.cli.console import print_coloured, print_result, warn
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.jsonl import read_rows
 from impruver_core.io.manifest import read_manifest
@@ -32,14 +32,15 @@ def print_rows(jobs: Sequence[DatasetJob], count: int) -> None:
     if count < 1:
         raise ImpruverError(f"--show must be at least 1, not {count}")
     trained, other = make_marker(GREEN, LEFT, RIGHT)("trained on"), make_marker(GREY)("not trained on")
-    print_result(f"{trained}, {other if supports_colour() else 'all else is not'}")
+    print_coloured(f"{trained}, {other if supports_colour() else 'all else is not'}")
     for job in jobs:
         reasons: Counter[str] = Counter()
         rows = list(islice(_encode_first_rows(job, count, reasons), count))
         for conversation, row in rows:
             where = f"data set {job.index} ({job.name}), row {conversation.row}, conversation {conversation.part}"
             title = f"{where}: {row.tokens} tokens, {row.target_tokens} trained on"
-            print_result(f"\n{title}\n{_format_row(job, row)}".removesuffix("\n"))
+            print_result(f"\n{title}")
+            print_coloured(_format_row(job, row).removesuffix("\n"))
         if len(rows) < count:
             dropped = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
             print_result(f"\ndata set {job.index} ({job.name}) gives {len(rows)} rows{dropped}")
@@ -194,7 +195,8 @@ def _print_comparison(dropped: Conversation | None, kept: Conversation | None) -
         pieces = list(compare_texts(*map(format_visible, texts)))
         for side, (mark, name) in enumerate(zip(markers, ("dropped", "kept"), strict=True)):
             marked = (each[side] if each[0] == each[1] or not each[side] else mark(each[side]) for each in pieces)
-            print_result(f"{roles[side] or 'nothing'}, {name}:\n{_indent(''.join(marked))}")
+            print_result(f"{roles[side] or 'nothing'}, {name}:")
+            print_coloured(_indent("".join(marked)))
 
 
 def _list_texts(conversation: Conversation) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from impruver_core.io.atomic import get_staged_path, hash_file, make_folder
 from impruver_core.io.manifest import describe_file, read_manifest
 
 from impruver_gguf.conversion.plan import ConversionPlan
-from impruver_gguf.quantization.quant_types import estimate_bytes
+from impruver_gguf.quantization.quant_types import NOT_QUANTIZED, QUANT_TYPES, estimate_bytes
 from impruver_gguf.quantization.quantize import get_quantizer_name, quantize
 
 QUALITY_FILE = "quality.jsonl"
@@ -48,6 +48,14 @@ class ArtifactPlan:
         for level, path in self.levels.items():
             sizes[path] = conversion.header_bytes + estimate_bytes(level, conversion.shapes)
         return {path: size for path, size in sizes.items() if path not in self.done}
+
+
+def list_possible_outputs(folder: Path) -> list[Path]:
+    """List all files that an export may put into `folder`, whatever its recipe."""
+    levels = (*NOT_QUANTIZED, *QUANT_TYPES)
+    return [folder / name for level in levels for name in (f"model-{level}.gguf", f"Modelfile.{level}")] + [
+        folder / QUALITY_FILE
+    ]
 
 
 def read_previous_outputs(manifest_path: Path, overwrite: bool) -> list[dict[str, Any]]:
@@ -92,6 +100,8 @@ def staged_outputs(plan: ArtifactPlan) -> Iterator[Staged]:
     staged = {path: get_staged_path(path) for path in (*source, *levels, *plan.modelfiles)}
     _remove(staged)  # a killed run's: whoever still writes into one writes nowhere
     try:
+        for path in staged.values():
+            path.touch(exist_ok=False)  # no symbolic link can stand there when a library opens it
         yield staged
     except BaseException as error:
         _remove(staged)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
+from impruver_core.system import find_program
 
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
 from impruver_gguf.weights.lazy_tensor import Tensors
@@ -24,8 +25,7 @@ QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize"
 SERVERS = ("llama-server", "build/bin/llama-server", "bin/llama-server")
 HOW_TO_GET = (
     "get llama.cpp with `git clone https://github.com/ggml-org/llama.cpp` and give its folder as --llama_cpp, or as "
-    "LLAMA_CPP_DIR, or put it beside the working folder as ../llama.cpp; its convert_hf_to_gguf.py needs torch and "
-    "transformers"
+    "LLAMA_CPP_DIR; its convert_hf_to_gguf.py needs torch and transformers"
 )
 LEFT_OUT = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "impruver.json", "recipe.yaml")
 DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}  # safetensors' names
@@ -66,12 +66,12 @@ def _find_program(named: str | None, flag: str, folder: str | None, names: tuple
         return str(path.absolute())
     if folder and not Path(folder).is_dir():
         raise ImpruverError(f"--llama_cpp: {folder} is no folder")
-    folders = [Path(path) for path in (folder, os.environ.get("LLAMA_CPP_DIR"), "../llama.cpp") if path]
+    folders = [Path(path) for path in (folder, os.environ.get("LLAMA_CPP_DIR")) if path]
     candidates = (path / name for path in folders for name in names)
     program = next((path for path in candidates if path.is_file() and _is_runnable(path)), None)
     if program:
         return str(program.absolute())
-    return next((path for name in names if "/" not in name and (path := shutil.which(name))), None)
+    return next((path for name in names if "/" not in name and (path := find_program(name))), None)
 
 
 def _is_runnable(path: Path) -> bool:
@@ -84,8 +84,12 @@ def run_convert_script(script: str, folder: Path, target: Path, outtype: str) ->
     log_info(f"running {script}")
     command = [script, str(folder), "--outfile", str(target), "--outtype", outtype]
     if script.endswith(".py"):  # else it is a program; a script is run by this Python if it has torch
-        command.insert(0, sys.executable if find_spec("torch") else shutil.which("python3") or sys.executable)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        command.insert(0, sys.executable if find_spec("torch") else find_program("python3") or sys.executable)
+    # A script imports what lies beside it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0 or not target.is_file():
         tail = get_log_tail(done.stderr + done.stdout)
         raise ImpruverError(f"{script} failed (exit {done.returncode}): {tail}")

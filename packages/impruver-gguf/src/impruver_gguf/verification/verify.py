@@ -112,7 +112,7 @@ def publish_quality(report: VerificationReport, manifest_path: Path, manifest: M
         entry = describe_file(get_staged_path(path), rows=len(report.rows), digest=True) | {"path": QUALITY_FILE}
         failed = {"failed": sorted(report.failures)} if report.failures else {}
         manifest = {**manifest, "outputs": [*manifest["outputs"], entry], **failed}
-        publish(manifest_path, {path: get_staged_path(path)}, manifest)
+        publish(manifest_path, [path], manifest)
     finally:
         get_staged_path(path).unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 numpy has no bfloat16: such values are read as uint16 and shifted into the upper half of a float32.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from impruver_core.errors import ImpruverError
-from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
+from impruver_core.io.model_files import read_safetensors_header, read_weight_map, refuse_pickled_weights
 
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -91,7 +90,7 @@ def read_weights(folder: Path) -> dict[str, LazyTensor]:
     ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
     """
     index = folder / "model.safetensors.index.json"
-    weight_map = _read_weight_map(index) if index.is_file() else {}
+    weight_map = read_weight_map(index) if index.is_file() else {}
     present = {path.name for path in folder.glob("model*.safetensors") if path.is_file()}
     names = sorted(set(weight_map.values()) or present)
     if not names:
@@ -116,11 +115,3 @@ def read_weights(folder: Path) -> dict[str, LazyTensor]:
     if lost:
         raise ImpruverError(f"{folder}: {lost[0]} is in none of the files, but {index.name} names it")
     return tensors
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(tensor): Path(file).name for tensor, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ImpruverError(f"{index}: has no weight_map that can be read") from None

@@ -75,6 +75,12 @@ def inspect_output_dir(
         )
     if not ours or overwrite:
         return OutputState.NEW
+    links = [path for path in list_outputs(output_dir) if path.is_symlink()]
+    if links:
+        raise ImpruverError(
+            f"output_dir: {links[0]} is a symbolic link, and training would write to where it leads: remove it, or set "
+            "another output_dir"
+        )
     manifest, ways_out = read_manifest(output_dir / MANIFEST), "--overwrite starts anew, or set another output_dir"
     if manifest is not None:
         changes = find_changes(manifest, recipe, digests) + find_changed_outputs(output_dir, manifest)

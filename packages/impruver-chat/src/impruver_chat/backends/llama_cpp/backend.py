@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from os.path import commonprefix
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.errors import ImpruverError
@@ -206,10 +207,12 @@ def round_up_to_pages(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
-def load_backend(source: GgufFile, section: TokenizerSection, options: EncodingOptions) -> LlamaCppBackend:
+def load_backend(
+    source: GgufFile, section: TokenizerSection, options: EncodingOptions, recipe_dir: Path | None = None
+) -> LlamaCppBackend:
     """Load a GGUF file; `section` is the recipe's, for the tokenizer in output_dir."""
     try:
         model = load_gguf(source.path)
     except ImpruverError as error:
         raise ImpruverError(f"--gguf: {error}") from error.__cause__
-    return LlamaCppBackend(model, make_gguf_tokenizer(model, source, section, options))
+    return LlamaCppBackend(model, make_gguf_tokenizer(model, source, section, options, recipe_dir))

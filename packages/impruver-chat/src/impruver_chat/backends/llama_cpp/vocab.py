@@ -36,7 +36,7 @@ BYTE_OF_CHARACTER |= {chr(256 + number): bytes([byte]) for number, byte in enume
 
 
 def make_gguf_tokenizer(
-    model: LlamaModel, source: GgufFile, section: TokenizerSection, options: EncodingOptions
+    model: LlamaModel, source: GgufFile, section: TokenizerSection, options: EncodingOptions, recipe_dir: Path | None
 ) -> ChatTokenizer:
     """Make the ChatTokenizer of output_dir's tokenizer if the GGUF has its tokens, else of the GGUF's own vocabulary.
 
@@ -44,7 +44,7 @@ def make_gguf_tokenizer(
     """
     vocab, output_dir = model.get_vocab(), source.output_dir
     if (output_dir / TOKENIZER).is_file():
-        saved = tokenizers.load_saved_tokenizer(output_dir, section)
+        saved = tokenizers.load_saved_tokenizer(output_dir, section, recipe_dir)
         if is_same_vocabulary(saved, vocab):
             tokenizer = tokenizers.make_chat_tokenizer(saved, output_dir, options)
             ids = [*tokenizer.stops.ids, *find_end_token_ids(vocab)]

@@ -127,7 +127,7 @@ def load_backend(
     """Load the model of an output directory, on its base where it is an adapter."""
     quiet_libraries("transformers", errors_only=True)
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
-        saved = tokenizers.load_saved_tokenizer(source.output_dir, tokenizer)
+        saved = tokenizers.load_saved_tokenizer(source.output_dir, tokenizer, recipe_dir)
         chat_tokenizer = tokenizers.make_chat_tokenizer(saved, source.output_dir, options)
         device = choose_device()
         dtype = resolve_dtype(model.dtype, device)

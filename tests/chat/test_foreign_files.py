@@ -1,0 +1,95 @@
+"""Folders from strangers: their recipes run no code, their journals touch nothing, their links are not followed."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from support.attacks import forge_journals, list_tree
+from support.recipes import write_recipe
+
+CODE = "from pathlib import Path\nPath({ran!r}).touch()\nclass Model: pass\n"
+FOREIGN = {
+    "the model's class": ({"model": {"class": "evil.Model"}}, "model.class: evil.Model"),
+    "a class of another package": ({"model": {"class": "yaml.SafeLoader"}}, "model.class: yaml.SafeLoader"),
+    "the tokenizer's class": ({"tokenizer": {"class": "evil.Model"}}, "tokenizer.class: evil.Model"),
+    "the model's code": ({"model": {"trust_remote_code": True}}, "model.trust_remote_code: true"),
+    "the tokenizer's code": ({"tokenizer": {"trust_remote_code": True}}, "tokenizer.trust_remote_code: true"),
+}
+
+
+@pytest.fixture
+def folder(copy, tmp_path):
+    """A model's folder with a module that leaves a file where it is run."""
+    folder = copy("full")
+    (folder / "evil.py").write_text(CODE.format(ran=str(tmp_path / "ran")))
+    return folder
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_recipe_in_the_models_folder_runs_no_code(what, folder, chat, write_jsonl, tmp_path, monkeypatch):
+    keys, named = FOREIGN[what]
+    write_recipe(folder / "recipe.yaml", {"output_dir": str(folder)} | keys)
+    monkeypatch.chdir(folder)
+    flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
+    code, _, err = chat("--output_dir", folder, *flags)
+    assert code == 2, err
+    assert f"recipe.yaml: {named} would run code that came with this folder" in err
+    assert "--trust_remote_code" in err
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_keys_that_chat_does_not_use_are_ignored(folder, chat, write_jsonl, tmp_path):
+    keys = {"datasets": [{"name": "x.jsonl", "converter": "evil.Model"}], "trainer": {"class": "evil.Model"}}
+    write_recipe(folder / "recipe.yaml", {"output_dir": str(folder), "model": {"dtype": "fp32"}} | keys)
+    flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
+    code, _, err = chat("--output_dir", folder, *flags)
+    assert code == 0, err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_user_may_allow_it(folder, chat, write_jsonl, tmp_path):
+    write_recipe(folder / "recipe.yaml", {"output_dir": str(folder), "model": {"class": "evil.Model"}})
+    flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
+    for allowed in (["--trust_remote_code"], ["--config", folder / "recipe.yaml"]):
+        chat("--output_dir", folder, *allowed, *flags)
+        assert (tmp_path / "ran").exists()
+        (tmp_path / "ran").unlink()
+        del sys.modules["evil"]  # else it would not run again
+
+
+def test_forged_journals_are_refused(chat, recipe, write_jsonl, tmp_path):
+    config, questions = recipe(), write_jsonl([{"prompt": "one"}])
+    victim = tmp_path / "home" / "profile"
+    tried = 0
+    for number in range(40):
+        place = tmp_path / str(number)
+        for each in (victim.parent, place):
+            each.mkdir(exist_ok=True)
+        victim.write_text("mine")
+        attacks = list(forge_journals(place / "a.jsonl.manifest.json", "a.jsonl", victim))
+        if number == len(attacks):
+            break
+        what, forge = attacks[number]
+        forge()
+        before = list_tree(tmp_path)
+        code, _, err = chat("--config", config, "--input", questions, "--output", place / "a.jsonl", "--overwrite")
+        assert (what, code) == (what, 2), err
+        assert "a.jsonl.manifest.json.pending: Impruver did not write this" in err
+        assert list_tree(tmp_path) == before, what
+        shutil.rmtree(place)
+        tried += 1
+    assert tried >= 20
+
+
+def test_links_in_place_of_files_are_replaced_and_not_followed(chat, recipe, write_jsonl, tmp_path):
+    victim, output = tmp_path / "profile", tmp_path / "answers.jsonl"
+    victim.write_text("mine")
+    for name in (".answers.jsonl.staged", ".answers.jsonl.partial", "answers.jsonl.manifest.json"):
+        (tmp_path / name).symlink_to(victim)
+    flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", output, "--overwrite"]
+    code, _, err = chat("--config", recipe(), *flags)
+    assert code == 0, err
+    assert victim.read_text() == "mine"
+    assert json.loads((tmp_path / "answers.jsonl.manifest.json").read_text())["tool"] == "impruver-chat"

@@ -1,0 +1,54 @@
+"""What strangers put beside outputs: forged journals are refused, links are replaced and never followed."""
+
+from support.attacks import forge_journals, list_tree
+
+
+def test_forged_journals_are_refused(compose, files, tmp_path):
+    files.write("data.jsonl", files.unlike(4))
+    victim = tmp_path / "profile"
+    tried = 0
+    for number in range(40):
+        out = tmp_path / f"out{number}"
+        out.mkdir()
+        victim.write_text("mine")
+        attacks = list(forge_journals(out / "train.jsonl.manifest.json", "train.jsonl", victim))
+        if number == len(attacks):
+            break
+        what, forge = attacks[number]
+        forge()
+        before = list_tree(tmp_path)
+        paths = {"train_path": f"{out}/train.jsonl", "val_path": f"{out}/val.jsonl"}
+        done = compose("--overwrite", **paths)
+        assert (what, done.code) == (what, 2), done.err
+        assert "train.jsonl.manifest.json.pending: Impruver did not write this" in done.err
+        (tmp_path / "recipe.yaml").unlink()
+        before.pop("recipe.yaml", None)
+        assert list_tree(tmp_path) == before, what
+        tried += 1
+    assert tried >= 20
+
+
+def test_links_in_place_of_outputs_are_replaced_and_not_followed(composed, files, tmp_path):
+    files.write("data.jsonl", files.unlike(4))
+    out = tmp_path / "out"
+    out.mkdir()
+    names = ["train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html", "train.jsonl.manifest.json"]
+    for name in [*names, *(f".{name}.staged" for name in names)]:
+        (tmp_path / f"mine.{name}").write_text("mine")
+        (out / name).symlink_to(tmp_path / f"mine.{name}")
+    done = composed("--overwrite")
+    assert {path.read_text() for path in tmp_path.glob("mine.*")} == {"mine"}
+    assert not any(path.is_symlink() for path in out.iterdir() if path.name in names)
+    assert len(done.train) == 4
+
+
+def test_a_converter_is_found_beside_the_recipe_alone(compose, files, tmp_path, monkeypatch):
+    files.write("data.jsonl", [{"a": "x"}])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "stranger.py").write_text("open('ran', 'w')\ndef convert(row, mapping): return []\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for converter in ("stranger.convert", "subprocess.call", "os.system", "builtins.print"):
+        done = compose(data={"name": str(tmp_path / "data.jsonl"), "converter": converter})
+        assert done.code == 2
+        assert f"converter: {converter}" in done.err
+    assert not (tmp_path / "elsewhere" / "ran").exists()
