@@ -152,7 +152,7 @@ ARGUMENTS = [
     ({"trainer": {"optim": "schedule_free_adamw"}}, ["pip install schedulefree"]),
     ({"trainer": {"metric_for_best_model": "foo"}}, ["trainer.metric_for_best_model: foo", "loss"]),
     ({"trainer": {"class": "transformers.Trainr"}}, ["trainer.class", "Trainer"]),
-    ({"trainer": {"class": "json.loads"}}, ["trainer.class: json.loads", "no subclass"]),
+    ({"trainer": {"class": "yaml.safe_load"}}, ["trainer.class: yaml.safe_load", "no subclass"]),
     ({"trainer": {"class": 5}}, ["trainer.class: 5", "transformers.Trainer"]),
     ({"trainer": {"resume_from_checkpoint": 5}}, ["trainer.resume_from_checkpoint: 5", "a path"]),
     ({"lora": {"target_modules": [1, 2]}}, ["lora.target_modules", "texts"]),

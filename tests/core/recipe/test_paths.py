@@ -1,11 +1,12 @@
 """Recipes by name, and what a recipe names."""
 
+import glob
 from pathlib import Path
 
 import pytest
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe import paths
-from impruver_core.recipe.paths import find_local, find_recipe, is_local_path, list_recipes
+from impruver_core.recipe.paths import find_local, find_recipe, is_local_path, list_matches, list_recipes
 
 
 @pytest.fixture
@@ -116,3 +117,46 @@ def test_what_looks_local(value):
 )
 def test_what_may_be_a_hub_id(value):
     assert not is_local_path(value)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Files in folders, hidden ones, and links that loop."""
+    for name in ("a.jsonl", "b/c.jsonl", "b/d/e.jsonl", "b/d/f.txt", ".hidden/g.jsonl", "b/.h.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*.jsonl",
+        "**/*.jsonl",
+        "b/**/*.jsonl",
+        "b/**",
+        "**/d/*",
+        "*/**/e*",
+        "**/b/**/*.jsonl",
+        "**/nothing",
+        "**/.h*",
+        "b/?.jsonl",
+    ],
+)
+def test_globs_match_as_pythons_do(pattern, tree):
+    found = [Path(name) for name in glob.glob(str(tree / pattern), recursive=True)]
+    assert sorted(list_matches(tree / pattern)) == sorted(path for path in found if path.is_file())
+
+
+def test_a_folder_is_visited_once_whatever_links_lead_to_it(tree):
+    for number in range(8):
+        (tree / f"loop{number}").symlink_to(tree, target_is_directory=True)
+        (tree / f"b/up{number}").symlink_to(tree, target_is_directory=True)
+    (tree / "other").symlink_to(tree / "b", target_is_directory=True)
+    assert len(list(list_matches(tree / "**/*.jsonl"))) == 3
+
+
+def test_a_glob_that_looks_at_too_much_is_told(tree, monkeypatch):
+    monkeypatch.setattr(paths, "MOST_ENTRIES", 4)
+    with pytest.raises(ImpruverError, match="holds more than 4 files to look at: name a folder further down"):
+        list(list_matches(tree / "**/nothing"))

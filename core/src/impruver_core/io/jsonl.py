@@ -88,14 +88,15 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, target: memoryview) -> int:
-        count = self.file.readinto(target)
-        self.count += count
+        piece = self.file.read1(len(target))  # what there is before a broken place, too
+        target[: len(piece)] = piece
+        self.count += len(piece)
         if self.count > self.most:
             raise ImpruverError(
                 f"{self.path}: it unpacks to more than {LARGEST_RATIO} times its size, as no data does; if you trust "
                 "it, name the unpacked file"
             )
-        return count
+        return len(piece)
 
     def close(self) -> None:
         self.file.close()

@@ -1,14 +1,16 @@
 """Finds recipes by name or path, and the local paths and hub ids that a recipe names."""
 
+import fnmatch
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import find_similar
 
+MOST_ENTRIES = 200_000  # files that a glob looks at
 DATA_SUFFIXES = (
     *(".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst", ".xz", ".bz2", ".zip"),
     *(".jinja", ".jinja2", ".j2", ".yaml", ".yml", ".gguf", ".safetensors"),
@@ -114,8 +116,47 @@ def check_hub_id(name: str, key: str) -> None:
         raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
 
 
+def list_matches(pattern: Path, hidden: bool = False) -> Iterator[Path]:
+    """What a glob matches; `**` stands for any folders, of which each is visited once, whatever links lead to it.
+
+    ImpruverError where there are more than MOST_ENTRIES files to look at. `hidden`: names that begin with a dot, too.
+    """
+    parts = pattern.parts
+    if "**" not in parts:
+        yield from map(Path, glob.iglob(str(pattern)))
+        return
+    at = parts.index("**")
+    for root in glob.glob(str(Path(*parts[:at]))) if at else ["."]:
+        yield from _walk(Path(root), parts[at:], hidden or parts[-1].startswith("."))
+
+
+def _walk(root: Path, names: Sequence[str], hidden: bool) -> Iterator[Path]:
+    seen, count = set(), 0
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else sorted(name for name in folders if hidden or not name.startswith("."))
+        files = [] if real in seen else [name for name in files if hidden or not name.startswith(".")]
+        seen.add(real)
+        count += 1 + len(files)
+        if count > MOST_ENTRIES:
+            raise ImpruverError(
+                f"{root}: holds more than {MOST_ENTRIES:,} files to look at: name a folder further down"
+            )
+        parts = Path(folder).relative_to(root).parts
+        yield from (root.joinpath(*parts, name) for name in files if _matches((*parts, name), names))
+
+
+def _matches(parts: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the parts of a path match the patterns, of which `**` stands for any number."""
+    if not names:
+        return not parts
+    if names[0] == "**":
+        return _matches(parts, names[1:]) or (len(parts) > 0 and _matches(parts[1:], names))
+    return len(parts) > 0 and fnmatch.fnmatchcase(parts[0], names[0]) and _matches(parts[1:], names[1:])
+
+
 def _is_there(path: Path) -> bool:
     try:
-        return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True)))
+        return path.exists() or (glob.has_magic(str(path)) and any(True for _ in list_matches(path)))
     except OSError:  # a name too long: a template, not a path
         return False

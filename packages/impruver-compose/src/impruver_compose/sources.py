@@ -20,7 +20,7 @@ from impruver_core.io.jsonl import BLANKS, BROKEN, build_read_error, open_compre
 from impruver_core.io.manifest import describe_file
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.library_logging import quiet_libraries
-from impruver_core.recipe.paths import check_hub_id, find_local
+from impruver_core.recipe.paths import check_hub_id, find_local, list_matches
 
 from impruver_compose.sections import DatasetSection
 
@@ -44,8 +44,8 @@ def find_data_files(path: Path, where: str) -> list[Path]:
     if path.is_file():
         files = [path]
     else:
-        candidates = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-        files = sorted(candidate for candidate in candidates if candidate.is_file() and get_kind(candidate))
+        candidates = list_matches(path / "**" / "*" if path.is_dir() else path, hidden=path.is_dir())
+        files = sorted(candidate for candidate in candidates if get_kind(candidate) and candidate.is_file())
     suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
     known = f"known: {suffixes}, also with {', '.join(COMPRESSED)}"
     if not files:

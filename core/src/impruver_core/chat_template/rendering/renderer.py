@@ -2,7 +2,7 @@
 
 The environment follows transformers' own (trimmed blocks, `{% generation %}`, loop controls, its filters and
 functions), so that a rendering equals `apply_chat_template(tokenize=False)`; besides, it keeps the runs of traced
-strings. A template is code from elsewhere: it sees plain JSON types only.
+strings. A template is code from elsewhere: it sees plain JSON types only, and what it may compute has limits.
 """
 
 import json
@@ -19,8 +19,9 @@ import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
 
+from impruver_core.chat_template.rendering import limits
 from impruver_core.chat_template.rendering.traced_string import TracedStr, join_traced, trace_transformed
-from impruver_core.errors import ImpruverError, RefusedError
+from impruver_core.errors import ImpruverError, RefusedError, describe_error
 
 TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now gives; no template sees it
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read either
@@ -34,6 +35,33 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
             self.visit(part, frame)
             self.write(", ")
         self.write("))")
+
+    @jinja2.compiler.optimizeconst
+    def visit_Add(self, node, frame):
+        self.write("environment.add(")
+        self.visit(node.left, frame)
+        self.write(", ")
+        self.visit(node.right, frame)
+        self.write(")")
+
+    def _output_child_pre(self, node, frame, finalize):
+        self.write("environment.to_text(")
+
+    def visit_List(self, node, frame):
+        self._visit_checked(super().visit_List, node, frame)
+
+    def visit_Dict(self, node, frame):
+        self._visit_checked(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node, frame):
+        self._visit_checked(super().visit_Tuple, node, frame)
+
+    def _visit_checked(self, visit, node, frame):
+        """Lists that hold a variable twice, and each other, would soon hold more than any memory."""
+        checked = getattr(node, "ctx", "load") == "load" and any(node.find_all(_VARIABLE))
+        self.write("environment.check_container(" if checked else "")
+        visit(node, frame)
+        self.write(")" if checked else "")
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -50,8 +78,29 @@ class _GenerationTag(jinja2.ext.Extension):
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
-    concat = staticmethod(join_traced)
-    join_parts = staticmethod(join_traced)
+    intercepted_binops = frozenset(("*", "**", "%"))
+    add = staticmethod(limits.add)
+    check_container = staticmethod(limits.check_container)
+    to_text = staticmethod(limits.to_text)
+
+    @staticmethod
+    def concat(parts):
+        parts = list(parts)
+        limits.check_size(sum(map(len, parts)))
+        return join_traced(parts)
+
+    @staticmethod
+    def join_parts(parts):
+        return _Environment.concat(map(limits.to_text, parts))
+
+    def call_binop(self, context, operator, left, right):
+        limits.check_binop(operator, left, right)
+        return self.binop_table[operator](left, right)
+
+    def call(__self, __context, __obj, *args, **kwargs):  # no named self: a template may pass self=…
+        if getattr(__obj, "__name__", None) in limits.GROWING:
+            limits.check_method(__obj, args, kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
     def getattr(self, obj, attribute):
         return super().getattr(TracedStr(obj) if type(obj) is str else obj, attribute)
@@ -61,10 +110,10 @@ class _Dict:
     """`dict` for templates: callable, without the attributes of the class."""
 
     def __call__(self, *args, **kwargs):
-        return dict(*args, **kwargs)
+        return limits.check_container(dict(*args, **kwargs))
 
     def fromkeys(self, *args, **kwargs):
-        return dict.fromkeys(*args, **kwargs)
+        return limits.check_container(dict.fromkeys(*args, **kwargs))
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -79,12 +128,18 @@ class _Namespace(jinja2.utils.Namespace):
             raise jinja2.exceptions.SecurityError(f"a template may not store the name {name!r}")
         super().__setitem__(name, value)
 
+    def __repr__(self):  # two that hold each other's texts would be printed without end
+        return "<Namespace>"
+
 
 def _raise_template_error(message):
     raise jinja2.exceptions.TemplateError(message)
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    limits.check_printed(value)
+    if indent:
+        limits.check_container(value, indent if isinstance(indent, int) else len(indent))
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return trace_transformed(text, value)
 
@@ -93,14 +148,57 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 def _join(environment, value, d="", attribute=None):
     if attribute is not None:
         value = map(jinja2.filters.make_attrgetter(environment, attribute), value)
-    return join_traced(map(str, value), str(d))
+    texts = [str(limits.check_printed(each)) for each in value]
+    limits.check_size(sum(map(len, texts)) + len(texts) * len(str(d)))
+    return join_traced(texts, str(d))
+
+
+def _replace(s, old, new, count=-1):
+    text = str(limits.check_printed(s))
+    limits.check_method(text.replace, (str(old), str(new)), {})
+    return text.replace(str(old), str(new), -1 if count is None else count)
 
 
 def _indent(s, width=4, first=False, blank=False):
+    s = str(limits.check_printed(s))
+    limits.check_size((1 + s.count("\n")) * (width if isinstance(width, int) else len(width)))
     indention = width if isinstance(width, str) else " " * width
     head, *rest = join_traced((s, "\n")).splitlines()
     lines = [head, *(indention + line if line or blank else line for line in rest)]
     return join_traced((indention if first else "", join_traced(lines, "\n")))
+
+
+def _format(value, *args, **kwargs):
+    limits.check_format(str(value), kwargs or args)
+    return jinja2.filters.do_format(value, *args, **kwargs)
+
+
+def _round(value, precision=0, method="common"):
+    if abs(precision) > limits.MOST_DECIMALS:
+        raise limits.TemplateLimitError(f"it rounds to {precision} decimals")
+    return jinja2.filters.do_round(value, precision, method)
+
+
+def _lipsum(*args, **kwargs):
+    raise jinja2.exceptions.SecurityError("a template has no use for lipsum")
+
+
+_VARIABLE = (jinja2.nodes.Name, jinja2.nodes.Getattr, jinja2.nodes.Getitem, jinja2.nodes.Call, jinja2.nodes.Filter)
+_LIMITED = (
+    *("upper", "lower", "capitalize", "title", "trim", "string", "escape", "e", "forceescape", "safe", "striptags"),
+    *("center", "batch", "truncate", "wordcount", "urlencode", "xmlattr", "pprint"),
+)
+FILTERS = {
+    **{name: limits.limit_filter(jinja2.filters.FILTERS[name]) for name in _LIMITED},
+    **{name: limits.limit_filter(jinja2.filters.FILTERS[name], repeats=True) for name in ("wordwrap", "urlize")},
+    "slice": limits.limit_filter(jinja2.filters.sync_do_slice),
+    "tojson": _tojson,
+    "join": _join,
+    "indent": _indent,
+    "format": _format,
+    "round": _round,
+    "replace": _replace,
+}
 
 
 @lru_cache(maxsize=256)
@@ -108,12 +206,20 @@ def compile_template(template: str) -> jinja2.Template:
     """The compiled template; ImpruverError with the line for one that does not parse."""
     extensions = [_GenerationTag, jinja2.ext.loopcontrols]
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters |= {"tojson": _tojson, "join": _join, "indent": _indent}
+    environment.filters |= FILTERS
     environment.globals |= {"raise_exception": _raise_template_error, "dict": _Dict(), "namespace": _Namespace}
+    environment.globals["lipsum"] = _lipsum
+    if len(template) > limits.LARGEST_TEMPLATE:
+        raise ImpruverError(f"the chat template has {len(template):,} characters, more than any that is one")
+    limits.begin_rendering()
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ImpruverError(f"the chat template does not parse, line {error.lineno}: {error.message}") from None
+    except Exception as error:  # nested too deep for jinja2, or for the Python that it makes
+        raise ImpruverError(f"the chat template does not parse: {describe_error(error)}") from None
+    finally:
+        limits.end_rendering()
 
 
 def render_template(
@@ -133,23 +239,27 @@ def render_template(
     variables = dict(variables or {})
     day = variables.pop(TODAY, None)
     chat = [_add_reasoning_fields({k: v for k, v in message.items() if v is not None}) for message in messages]
+    values = {
+        "strftime_now": lambda pattern: _format_today(pattern, variables.get("date_string") or day),
+        **variables,
+        "messages": chat,
+        "tools": tools,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    limits.begin_rendering()
     try:
-        return compiled.render(
-            {
-                "strftime_now": lambda pattern: _format_today(pattern, variables.get("date_string") or day),
-                **variables,
-                "messages": chat,
-                "tools": tools,
-                "documents": None,
-                "add_generation_prompt": add_generation_prompt,
-            }
-        )
+        return compiled.render(values)
     except RecursionError:
         raise RefusedError("template_refused", "the template recurses without end") from None
+    except limits.TemplateLimitError as error:
+        raise RefusedError("template_refused", f"the template was stopped: {error.message}") from None
     except jinja2.TemplateError as error:
         raise RefusedError("template_refused", error.message or type(error).__name__) from None
     except Exception as error:  # a template may fail in any way that Python can
         raise RefusedError("template_refused", f"{type(error).__name__}: {error}") from None
+    finally:
+        limits.end_rendering()
 
 
 def _add_reasoning_fields(message: dict) -> dict:

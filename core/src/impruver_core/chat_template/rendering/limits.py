@@ -1,0 +1,199 @@
+"""Limits of what a chat template may compute: it is code from elsewhere, and a line of it can fill any memory.
+
+Time is limited by a timer of this process's CPU time. It ends loops; it can't end a single operation that Python does
+not leave, so the size of whatever such an operation makes is checked before: texts that are repeated, padded, joined
+or formatted, powers, and lists that hold each other many times over.
+"""
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
+
+import jinja2
+
+SECONDS = 5.0  # of CPU time, for one rendering
+LARGEST = 1 << 25  # characters of a text, or items and characters of a list or mapping
+MOST_MADE = 1 << 28  # characters of all that one rendering makes
+MOST_DIGITS = 7  # of a width in a format
+MOST_BITS = 1 << 16  # of a whole number
+MOST_DECIMALS = 1000
+FEW_ITEMS = 64  # of a list that is printed without being measured: those in it were, when they were made
+ITEM = 32  # what an item takes, in characters
+LARGEST_TEMPLATE = 1 << 20  # characters
+GROWING = frozenset(  # methods of texts whose result may be larger than their text
+    ("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map")
+)
+
+
+class _State:
+    """Of the rendering that goes on: characters made so far, whether the timer is set."""
+
+    __slots__ = ("made", "timed")
+
+
+_state = _State()
+_state.made, _state.timed = 0, False
+
+
+class TemplateLimitError(jinja2.TemplateRuntimeError):
+    """A template that goes beyond a limit."""
+
+
+def begin_rendering() -> None:
+    """From now on, until `end_rendering`, TemplateLimitError is raised after SECONDS; in the main thread alone."""
+    _state.made = 0
+    _state.timed = threading.get_ident() == threading.main_thread().ident and _claim_timer()
+    if _state.timed:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+
+
+def end_rendering() -> None:
+    """Ends what `begin_rendering` began. The timer never outlives it: without a handler its signal ends the process."""
+    if _state.timed:
+        _state.timed = False  # before: the signal may come in between
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _claim_timer() -> bool:
+    """Whether the timer is there and ours: a profiler's is left alone."""
+    if not hasattr(signal, "setitimer"):
+        return False
+    handler = signal.getsignal(signal.SIGPROF)
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGPROF, _stop_rendering)
+    return handler in (signal.SIG_DFL, _stop_rendering)
+
+
+def _stop_rendering(number: int, frame: Any) -> None:
+    if _state.timed:
+        raise TemplateLimitError(f"it takes more than {SECONDS:g} seconds")
+
+
+def check_size(size: int) -> None:
+    """TemplateLimitError for so many characters or items that a template is about to make."""
+    _state.made += size
+    if size > LARGEST or _state.made > MOST_MADE:
+        raise TemplateLimitError(f"it makes texts or lists of more than {LARGEST:,} characters")
+
+
+def check_container(value: Any, times: int = 1) -> Any:
+    """`value`, a list or mapping; TemplateLimitError where all that it holds, so many times over, is too large."""
+    if measure(value) * times > LARGEST:
+        raise TemplateLimitError(f"it makes texts or lists of more than {LARGEST:,} characters")
+    return value
+
+
+def check_printed(value: Any) -> Any:
+    """`value`, about to become a text; TemplateLimitError where it is a list that would be too long a one."""
+    return check_container(value) if isinstance(value, (list, tuple)) and len(value) > FEW_ITEMS else value
+
+
+def measure(value: Any) -> int:
+    """The characters in a value and ITEM for each item, as often as it is printed; no further than beyond LARGEST."""
+    size, left = 0, [value]
+    while left and size <= LARGEST:
+        value = left.pop()
+        size += ITEM
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, dict):
+            left += value
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return size
+
+
+def add(left: Any, right: Any) -> Any:
+    """`left + right`; TemplateLimitError where that is too large."""
+    result = left + right
+    if isinstance(result, (str, list, tuple)):
+        check_size(len(result))
+    return result
+
+
+def to_text(value: Any) -> str:
+    """A value as it is printed; TemplateLimitError where that is too large."""
+    return value if isinstance(value, str) else str(check_printed(value))
+
+
+def check_binop(operator: str, left: Any, right: Any) -> None:
+    """TemplateLimitError for an operation of two values whose result would be too large."""
+    if operator == "*":
+        for text, times in ((left, right), (right, left)):
+            if isinstance(text, str) and isinstance(times, int):
+                check_size(len(text) * max(times, 0))
+            elif isinstance(text, (list, tuple)) and isinstance(times, int):
+                check_container(text, max(times, 0))
+        if isinstance(left, int) and isinstance(right, int):
+            check_bits(left.bit_length() + right.bit_length())
+    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+        check_bits(left.bit_length() * max(right, 0))
+    elif operator == "%" and isinstance(left, str):
+        check_format(left, right)
+
+
+def check_bits(count: int) -> None:
+    """TemplateLimitError for a whole number of so many bits."""
+    if count > MOST_BITS:
+        raise TemplateLimitError("it computes a number of thousands of digits")
+
+
+def check_format(form: str, values: Any) -> None:
+    """TemplateLimitError where a format has a width, or repeats values, beyond what a text may be."""
+    if re.search(rf"\d{{{MOST_DIGITS},}}|%[-+ #0\d.]*\*", form):
+        raise TemplateLimitError("it formats with a width that no text has")
+    if re.search(r"{[^{}]*{", form):  # a width that is a value
+        check_numbers(
+            values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
+        )
+    widths = sum(map(int, re.findall(r"\d+", form)))
+    fields = 1 + form.count("%") + form.count("{")
+    check_size(len(form) + widths + fields * measure(values))
+
+
+def check_numbers(arguments: Iterable[Any], factor: int = 1) -> None:
+    """TemplateLimitError for a number among the arguments of a function that makes `factor` times as much of it."""
+    for value in arguments:
+        if isinstance(value, int):
+            check_size(min(abs(value), LARGEST + 1) * factor)
+
+
+def check_method(method: Any, arguments: tuple, named: dict) -> None:
+    """TemplateLimitError for a method, one of GROWING of a text, whose result would be too large."""
+    method = getattr(method, "__wrapped__", method)  # the sandbox wraps `format`
+    text, name = getattr(method, "__self__", None), method.__name__
+    if not isinstance(text, str):
+        return
+    check_numbers((*arguments, *named.values()))
+    if name == "replace" and len(arguments) > 1 and isinstance(arguments[0], str) and isinstance(arguments[1], str):
+        check_size(len(text) + (text.count(arguments[0])) * len(arguments[1]))
+    elif name == "join" and arguments and isinstance(arguments[0], (list, tuple, dict, str)):
+        check_size(measure(arguments[0]) + len(arguments[0]) * len(text))
+    elif name == "expandtabs":
+        width = next(iter((*arguments, *named.values())), 8)
+        check_size(len(text) + text.count("\t") * (width if isinstance(width, int) else 8))
+    elif name == "translate" and arguments and isinstance(arguments[0], dict):
+        check_size(len(text) * max((len(to) for to in arguments[0].values() if isinstance(to, str)), default=1))
+    elif name in ("format", "format_map"):
+        check_format(text, [*arguments, *named.values()])
+
+
+def limit_filter(function: Callable, repeats: bool = False) -> Callable:
+    """A filter of jinja's that checks its value and the numbers behind; `repeats`: it may repeat the texts behind."""
+    position = int(hasattr(function, "jinja_pass_arg"))  # behind the environment
+
+    @wraps(function)  # with what jinja passes it
+    def limited(*arguments: Any, **named: Any) -> Any:
+        check_printed(arguments[position])
+        behind = (*arguments[position + 1 :], *named.values())
+        if behind:
+            check_numbers(behind, ITEM)
+        if behind and repeats:
+            check_size(len(str(arguments[position])) * sum(len(text) for text in behind if isinstance(text, str)))
+        return function(*arguments, **named)
+
+    return limited
