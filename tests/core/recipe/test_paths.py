@@ -154,6 +154,15 @@ def test_a_folder_is_visited_once_whatever_links_lead_to_it(tree):
         (tree / f"b/up{number}").symlink_to(tree, target_is_directory=True)
     (tree / "other").symlink_to(tree / "b", target_is_directory=True)
     assert len(list(list_matches(tree / "**/*.jsonl"))) == 3
+    own = [tree / name for name in ("a.jsonl", "b/.h.jsonl", "b/c.jsonl", "b/d/e.jsonl", ".hidden/g.jsonl")]
+    assert sorted(list_matches(tree / "**/*.jsonl", hidden=True, links=False)) == sorted(own)
+
+
+def test_a_folder_whose_name_is_a_pattern(tmp_path):
+    (tmp_path / "part[1]").mkdir()
+    (tmp_path / "part[1]" / "a.jsonl").write_text("{}")
+    whole = Path(glob.escape(str(tmp_path / "part[1]")), "**", "*")
+    assert list(list_matches(whole)) == [tmp_path / "part[1]" / "a.jsonl"]
 
 
 def test_a_glob_that_looks_at_too_much_is_told(tree, monkeypatch):

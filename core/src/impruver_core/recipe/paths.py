@@ -116,10 +116,11 @@ def check_hub_id(name: str, key: str) -> None:
         raise ImpruverError(f"{key}: {name} is not there (looked beside the recipe and in {Path.cwd()})")
 
 
-def list_matches(pattern: Path, hidden: bool = False) -> Iterator[Path]:
+def list_matches(pattern: Path, hidden: bool = False, links: bool = True) -> Iterator[Path]:
     """What a glob matches; `**` stands for any folders, of which each is visited once, whatever links lead to it.
 
     ImpruverError where there are more than MOST_ENTRIES files to look at. `hidden`: names that begin with a dot, too.
+    `links`: folders that are links, too.
     """
     parts = pattern.parts
     if "**" not in parts:
@@ -127,12 +128,12 @@ def list_matches(pattern: Path, hidden: bool = False) -> Iterator[Path]:
         return
     at = parts.index("**")
     for root in glob.glob(str(Path(*parts[:at]))) if at else ["."]:
-        yield from _walk(Path(root), parts[at:], hidden or parts[-1].startswith("."))
+        yield from _walk(Path(root), parts[at:], hidden or parts[-1].startswith("."), links)
 
 
-def _walk(root: Path, names: Sequence[str], hidden: bool) -> Iterator[Path]:
+def _walk(root: Path, names: Sequence[str], hidden: bool, links: bool) -> Iterator[Path]:
     seen, count = set(), 0
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=links):
         real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(name for name in folders if hidden or not name.startswith("."))
         files = [] if real in seen else [name for name in files if hidden or not name.startswith(".")]

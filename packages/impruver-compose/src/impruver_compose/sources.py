@@ -44,7 +44,10 @@ def find_data_files(path: Path, where: str) -> list[Path]:
     if path.is_file():
         files = [path]
     else:
-        candidates = list_matches(path / "**" / "*" if path.is_dir() else path, hidden=path.is_dir())
+        whole = path.is_dir()
+        candidates = list_matches(
+            Path(glob.escape(str(path)), "**", "*") if whole else path, hidden=whole, links=not whole
+        )
         files = sorted(candidate for candidate in candidates if get_kind(candidate) and candidate.is_file())
     suffixes = ", ".join(suffix for known in KINDS.values() for suffix in known)
     known = f"known: {suffixes}, also with {', '.join(COMPRESSED)}"

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -28,14 +29,8 @@ GROWING = frozenset(  # methods of texts whose result may be larger than their t
 )
 
 
-class _State:
-    """Of the rendering that goes on: characters made so far, whether the timer is set."""
-
-    __slots__ = ("made", "timed")
-
-
-_state = _State()
-_state.made, _state.timed = 0, False
+# Of the rendering that goes on: characters made so far, whether the timer is set.
+_state = SimpleNamespace(made=0, timed=False)
 
 
 class TemplateLimitError(jinja2.TemplateRuntimeError):
