@@ -93,3 +93,37 @@ def test_links_in_place_of_files_are_replaced_and_not_followed(chat, recipe, wri
     assert code == 0, err
     assert victim.read_text() == "mine"
     assert json.loads((tmp_path / "answers.jsonl.manifest.json").read_text())["tool"] == "impruver-chat"
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 2000}
+HARM = {
+    "layers without end": ("full", "config.json", {"num_hidden_layers": 100_000}),
+    "a matrix that fills any memory": ("full", "config.json", {"intermediate_size": 10**9}),
+    "a normalizer that fills any memory": (
+        "full",
+        "tokenizer.json",
+        {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 4}},
+    ),
+    "a regular expression of the tokenizer": (
+        "full",
+        "tokenizer.json",
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}},
+    ),
+    "a regular expression of the adapter": ("adapter", "adapter_config.json", {"target_modules": r"([a-z_.0-9]+)+!"}),
+    "a rank that fills any memory": ("adapter", "adapter_config.json", {"r": 10**9}),
+}
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_a_folder_that_would_take_all_time_or_memory_is_refused(what, copy, recipe, chat, write_jsonl, tmp_path):
+    kind, name, keys = HARM[what]
+    folder = copy(kind)
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    base = {"model": {"dtype": "fp32"}} if kind == "full" else {}
+    flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
+    code, _, err = chat("--config", recipe(str(folder), **base), "--output_dir", folder, *flags)
+    assert code == 2, err
+    assert str(path) in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "answers.jsonl").exists()

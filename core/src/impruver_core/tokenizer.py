@@ -7,16 +7,19 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.dynamic_import import allow_remote_code, load_object
-from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.errors import ImpruverError, RefusedError, describe_error
 from impruver_core.io.model_files import check_no_lfs_pointer
-from impruver_core.recipe.paths import find_local, resolve_model_path
+from impruver_core.modeling.foreign_config import check_config
+from impruver_core.recipe.paths import find_local, find_or_download, resolve_model_path
+from impruver_core.tokenizer_trial import trying_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from impruver_core.recipe.sections import TokenizerSection
@@ -42,8 +45,10 @@ def load_tokenizer(
     if not name:
         raise ImpruverError("the recipe names no tokenizer: set tokenizer.name or model.name")
     source = resolve_model_path(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
-    class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
+    with trying_tokenizer(_find_tokenizer_json(source, recipe_dir)):
+        class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
     trusted = allow_remote_code(section.trust_remote_code, "tokenizer.trust_remote_code")
+    check_config(Path(source))  # transformers may read it for the tokenizer's class
     try:
         tokenizer = class_.from_pretrained(source, trust_remote_code=trusted)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
@@ -54,6 +59,14 @@ def load_tokenizer(
     if section.chat_template:
         tokenizer.chat_template = _read_template(section.chat_template, recipe_dir)
     return tokenizer
+
+
+def _find_tokenizer_json(source: str, recipe_dir: Path | None) -> Path:
+    """The tokenizer.json of a folder or hub repository; it may not be there."""
+    try:
+        return find_or_download(source, recipe_dir, ["tokenizer.json"]) / "tokenizer.json"
+    except OSError:  # offline, gated, misspelt: loading it says so
+        return Path(source, "tokenizer.json")
 
 
 def _describe_failure(name: str, folder: Path, error: Exception) -> str:
@@ -128,10 +141,11 @@ def get_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 @contextmanager
-def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[[list[str]], list[Encoding]]]:
+def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[[list[str]], list[Encoding | RefusedError]]]:
     """`encode(texts) -> [Encoding]` on the tokenizer's own backend: no special tokens added, nothing cut or padded.
 
-    Meanwhile the backend has no truncation, padding or post-processor: that one would trim blanks from the offsets.
+    For a text that the backend fails on there is a RefusedError in the list. Meanwhile the backend has no truncation,
+    padding or post-processor: that one would trim blanks from the offsets.
     """
     backend = tokenizer.backend_tokenizer
     truncation, padding, post = backend.truncation, backend.padding, backend.post_processor
@@ -139,7 +153,7 @@ def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[[list
     backend.no_padding()
     backend.post_processor = None
     try:
-        yield lambda texts: backend.encode_batch(texts, add_special_tokens=False)
+        yield partial(_encode_texts, backend)
     finally:
         if post is not None:
             backend.post_processor = post
@@ -147,6 +161,26 @@ def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[[list
             backend.enable_truncation(**truncation)
         if padding is not None:
             backend.enable_padding(**padding)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The ids of a text, as `plain_encoder` encodes it; RefusedError where the backend fails on it."""
+    with plain_encoder(tokenizer) as encode:
+        (encoding,) = encode([text])
+    if isinstance(encoding, RefusedError):
+        raise encoding
+    return encoding.ids
+
+
+def _encode_texts(backend: Tokenizer, texts: list[str]) -> list[Encoding | RefusedError]:
+    try:
+        return backend.encode_batch(texts, add_special_tokens=False)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
+            raise
+        if len(texts) > 1:  # which of them it is
+            return [encoding for text in texts for encoding in _encode_texts(backend, [text])]
+        return [RefusedError("tokenizer_failed", " ".join(str(error).split()))]
 
 
 def compute_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

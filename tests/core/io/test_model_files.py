@@ -120,8 +120,6 @@ FORGED = {
     "a name twice": b'{"a": %(a)s, "a": %(a)s}' % {b"a": json.dumps(entry(0, 12)).encode()},
     "floats for offsets": {"a": entry(0, 12) | {"data_offsets": [0.0, 12.0]}},
     "floats for a shape": {"a": entry(0, 12, [3.0])},
-    "a shape that is larger": {"a": entry(0, 12, [1 << 40])},
-    "a shape that is smaller": {"a": entry(0, 12, [2])},
     "a shape below zero": {"a": entry(0, 12, [-3, -1])},
     "a shape of many": {"a": entry(0, 12, [1] * 1000 + [3])},
     "offsets the wrong way": {"a": entry(12, 0, [3])},

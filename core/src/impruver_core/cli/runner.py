@@ -57,7 +57,10 @@ def run_tool(
         if not config:
             raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
         set_foreign_recipe(None if flags.config or flags.trust_remote_code else Path(config))
-        return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)
+        try:
+            return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)
+        finally:
+            set_foreign_recipe(None)
 
     return run_guarded(program, work)
 
@@ -65,9 +68,8 @@ def run_tool(
 def run_guarded(program: str, work: Callable[[], int | None]) -> int:
     """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults."""
     open_streams()
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no child imports what happens to lie in the working folder
     try:
-        with _terminable_by_signal():
+        with _terminable_by_signal(), _safe_child_imports():
             code = work() or 0
             try:
                 sys.stdout.flush()
@@ -117,6 +119,19 @@ def _translate_error(error: Exception) -> str | None:
     if isinstance(error, OSError) or libraries.intersection(NETWORK_LIBRARIES):
         return words
     return None
+
+
+@contextmanager
+def _safe_child_imports() -> Iterator[None]:
+    """Has Python's child processes import nothing that happens to lie in the working folder."""
+    if "PYTHONSAFEPATH" in os.environ:
+        yield
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from math import prod
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +11,6 @@ from impruver_core.errors import ImpruverError
 LFS_POINTER = "version https://git-lfs"  # what Git LFS leaves in place of a large file that it did not fetch
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 MOST_DIMENSIONS = 64  # torch's own limit
-DTYPE_BITS = {  # of those whose size no version of safetensors sees otherwise
-    **dict.fromkeys(("F64", "I64", "U64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 8),
-}
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PICKLED = ("*.bin", "*.pth", "*.pt", "*.pkl")
 CONVERT_PICKLED = (
@@ -80,9 +73,6 @@ def _parse_entry(entry: dict, data: int) -> TensorEntry:
     shape = tuple(map(index, entry["shape"]))
     if not 0 <= start <= stop or min(shape, default=0) < 0 or len(shape) > MOST_DIMENSIONS:
         raise ValueError(entry)
-    bits = DTYPE_BITS.get(entry["dtype"])
-    if bits is not None and prod(shape) * bits != 8 * (stop - start):
-        raise ValueError(f"{shape} of {entry['dtype']} in {stop - start} bytes")
     return TensorEntry(str(entry["dtype"]), shape, data + start, data + stop)
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.dynamic_import import allow_remote_code, load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import CONVERT_PICKLED, read_weight_map
+from impruver_core.modeling.foreign_config import check_adapter_config, check_config, check_size
 from impruver_core.recipe.paths import resolve_model_path
+from impruver_core.time_limit import limit_cpu_time
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
 BITNET = "custom.llama."
 REMOTE_CODE = "model.trust_remote_code"
+CONFIG_SECONDS, BUILD_SECONDS = 5, 8  # of CPU time, to read a config.json and to build what it describes
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
@@ -91,7 +94,9 @@ def load_config(section: ModelSection, search_dir: Path | None = None) -> Pretra
         trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
         with loading_errors_as_user_errors("model.name", section.name):
             source = resolve_model_path(section.name, search_dir, "model.name")
-            return AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+            check_config(Path(source))
+            with limit_cpu_time(CONFIG_SECONDS, f"model.name: {section.name}: reading its config.json takes for ever"):
+                return AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     if not section.config_class:
         raise ImpruverError("model: neither `name` (a base to train) nor `config_class` and `config` (from scratch)")
     config_class = load_object(section.config_class, "model.config_class", search_dir)
@@ -160,6 +165,8 @@ def load_model(
     source = resolve_model_path(section.name, search_dir, "model.name")
     for index in sorted(Path(source).glob("*.safetensors.index.json")):
         read_weight_map(index)  # refuses what leads out of the folder
+    if Path(source).is_dir():
+        _check_local_config(section, Path(source), search_dir)
     with loading_errors_as_user_errors("model.name", section.name):
         model, info = model_class.from_pretrained(
             source,
@@ -175,6 +182,20 @@ def load_model(
     return model
 
 
+def _check_local_config(section: ModelSection, folder: Path, search_dir: Path | None) -> None:
+    """ImpruverError where what config.json describes is far from the weights beside it, or takes for ever to build."""
+    import torch
+
+    config = load_config(section, search_dir)
+    slow = f"{folder}/config.json: the model that it describes takes too long to build; copy it again"
+    with limit_cpu_time(BUILD_SECONDS, slow), torch.device("meta"):
+        try:
+            model = build_new_model(section, config, torch.float32, search_dir)
+        except Exception:  # whoever builds it with its weights has the words for that
+            return
+    check_size(model, folder)
+
+
 def load_adapter(
     model: PreTrainedModel, adapter_dir: str | Path, vocabulary: int | None = None, trainable: bool = False
 ) -> PeftModel:
@@ -182,6 +203,7 @@ def load_adapter(
     from peft import PeftModel
 
     resize_embeddings_if_needed(model, vocabulary or 0)
+    check_adapter_config(Path(adapter_dir), (name for name, _ in model.named_modules()))
     name = f"{adapter_dir}: adapter_config.json"
     with loading_errors_as_user_errors("adapter", name), shape_errors_as_user_errors(adapter_dir):
         adapted = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=trainable)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
 
-from impruver_core.chat_template.masking.loss_mask import PromptConsistency, compare_prompt
+from impruver_core.chat_template.masking.loss_mask import PromptConsistency, Refused, compare_prompt
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.cli.console import warn
@@ -16,6 +16,7 @@ from impruver_core.labels import TRAINED_ROLES
 from impruver_compose.converters.conversion import Conversation
 from impruver_compose.encoding.encoder import ConvertedPart, build_training_views, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.encoding.overlong import cut_overlong
 from impruver_compose.selection import DatasetStats
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest
@@ -68,7 +69,8 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
 def _convert_first_rows(job: DatasetJob) -> Iterator[ConvertedPart]:
     for row in range(min(PROBED, len(job.rows))):
         with suppress(RefusedError):  # counted when all are encoded
-            yield from (ConvertedPart(row, part, chat) for part, chat in enumerate(convert_row_of(job, row)))
+            chats = enumerate(cut_overlong(job, chat) for chat in convert_row_of(job, row))
+            yield from (ConvertedPart(row, part, chat) for part, chat in chats if not isinstance(chat, Refused))
 
 
 def _compare_views(job: DatasetJob, templates: TemplateSelector, chat: Conversation) -> list[_View]:

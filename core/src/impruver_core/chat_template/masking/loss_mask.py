@@ -27,7 +27,7 @@ from impruver_core.chat_template.rendering.traced_string import get_runs, trace_
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.labels import IGNORE_INDEX
-from impruver_core.tokenizer import plain_encoder
+from impruver_core.tokenizer import encode_text, plain_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -118,7 +118,10 @@ def encode_chats(
     with plain_encoder(tokenizer) as encode:
         encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
     ends = _get_end_tokens(tokenizer, add_bos, add_eos)
-    return [c if isinstance(c, Refused) else _label_tokens(next(encodings), c, ends, only_target_loss) for c in chats]
+    return [
+        chat if isinstance(chat, Refused) else _label_or_refuse(next(encodings), chat, ends, only_target_loss)
+        for chat in chats
+    ]
 
 
 def encode_chat(
@@ -149,10 +152,9 @@ def encode_prompt(
     selected = TemplateSelector(tokenizer).select(tools, chat_template_kwargs)
     messages = normalize_messages(messages, selected.format)
     text = render_template(selected.text, messages, tools, add_generation_prompt=True, variables=selected.variables)
-    with plain_encoder(tokenizer) as encode:
-        (encoding,) = encode([str.__str__(text)])
+    ids = encode_text(tokenizer, str.__str__(text))
     bos, _ = _get_end_tokens(tokenizer, add_bos, False)
-    return [bos, *encoding.ids] if bos is not None and encoding.ids[:1] != [bos] else encoding.ids
+    return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
 
 def check_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -214,6 +216,12 @@ def _get_end_tokens(tokenizer: PreTrainedTokenizerBase, add_bos: bool, add_eos: 
     if bos is not None and tokenizer.backend_tokenizer.encode("a").ids[:1] != [bos]:
         bos = None  # the tokenizer itself puts none before plain text
     return bos, tokenizer.eos_token_id if add_eos else None
+
+
+def _label_or_refuse(encoding: Encoding | RefusedError, chat: RenderedChat, *options: Any) -> Encoded | Refused:
+    if isinstance(encoding, RefusedError):
+        return Refused(encoding.reason, encoding.detail)
+    return _label_tokens(encoding, chat, *options)
 
 
 def _label_tokens(

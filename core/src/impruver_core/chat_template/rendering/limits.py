@@ -6,8 +6,6 @@ or formatted, powers, and lists that hold each other many times over.
 """
 
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterable
 from functools import wraps
 from types import SimpleNamespace
@@ -15,7 +13,9 @@ from typing import Any
 
 import jinja2
 
-SECONDS = 5.0  # of CPU time, for one rendering
+from impruver_core.time_limit import start_timer, stop_timer
+
+SECONDS, SECONDS_PER_MESSAGE = 5, 1e-4  # of CPU time, for one rendering
 LARGEST = 1 << 25  # characters of a text, or items and characters of a list or mapping
 MOST_MADE = 1 << 28  # characters of all that one rendering makes
 MOST_DIGITS = 7  # of a width in a format
@@ -29,7 +29,7 @@ GROWING = frozenset(  # methods of texts whose result may be larger than their t
 )
 
 
-# Of the rendering that goes on: characters made so far, whether the timer is set.
+# Of the rendering that goes on: characters made so far, whether its timer is set.
 _state = SimpleNamespace(made=0, timed=False)
 
 
@@ -37,34 +37,18 @@ class TemplateLimitError(jinja2.TemplateRuntimeError):
     """A template that goes beyond a limit."""
 
 
-def begin_rendering() -> None:
-    """From now on, until `end_rendering`, TemplateLimitError is raised after SECONDS; in the main thread alone."""
+def begin_rendering(messages: int = 0) -> None:
+    """From now on, until `end_rendering`, TemplateLimitError is raised once a rendering of so many takes too long."""
+    seconds = SECONDS + messages * SECONDS_PER_MESSAGE
     _state.made = 0
-    _state.timed = threading.get_ident() == threading.main_thread().ident and _claim_timer()
-    if _state.timed:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    _state.timed = start_timer(seconds, TemplateLimitError(f"it takes more than {seconds:.3g} seconds"))
 
 
 def end_rendering() -> None:
-    """Ends what `begin_rendering` began. The timer never outlives it: without a handler its signal ends the process."""
+    """Ends what `begin_rendering` began."""
     if _state.timed:
-        _state.timed = False  # before: the signal may come in between
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _claim_timer() -> bool:
-    """Whether the timer is there and ours: a profiler's is left alone."""
-    if not hasattr(signal, "setitimer"):
-        return False
-    handler = signal.getsignal(signal.SIGPROF)
-    if handler is signal.SIG_DFL:
-        signal.signal(signal.SIGPROF, _stop_rendering)
-    return handler in (signal.SIG_DFL, _stop_rendering)
-
-
-def _stop_rendering(number: int, frame: Any) -> None:
-    if _state.timed:
-        raise TemplateLimitError(f"it takes more than {SECONDS:g} seconds")
+        _state.timed = False
+        stop_timer()
 
 
 def check_size(size: int) -> None:

@@ -247,7 +247,7 @@ def render_template(
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }
-    limits.begin_rendering()
+    limits.begin_rendering(len(chat))
     try:
         return compiled.render(values)
     except RecursionError:

@@ -17,6 +17,7 @@ from tokenizers import Encoding
 from impruver_compose.converters.conversion import Conversation, convert_row
 from impruver_compose.dedup import compute_signatures
 from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.encoding.overlong import cut_overlong
 from impruver_compose.storage import DroppedRow, EncodedConversation, EncodedShard, build_token_row, compute_digest
 
 BATCH = 500  # rows in memory at once,
@@ -24,11 +25,12 @@ BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding ta
 
 
 class ConvertedPart(NamedTuple):
-    """A conversation that a row became, with the row's and the part's number."""
+    """A conversation that a row became, with the row's and the part's number; `cut`: less messages that can't fit."""
 
     row: int
     part: int
     conversation: Conversation
+    cut: bool = False
 
 
 class TrainingView(NamedTuple):
@@ -68,7 +70,12 @@ def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -
             shard.dropped.append(DroppedRow(number, None, error.reason, error.detail))
             continue
         shard.counts.update(converted=1, conversations=len(conversations))
-        parts += [ConvertedPart(number, part, conversation) for part, conversation in enumerate(conversations)]
+        for part, conversation in enumerate(conversations):
+            cut = cut_overlong(job, conversation)
+            if isinstance(cut, Refused):
+                shard.dropped.append(DroppedRow(number, part, cut.reason, cut.detail))
+            else:
+                parts.append(ConvertedPart(number, part, cut, cut is not conversation))
     return parts
 
 
@@ -152,7 +159,7 @@ def _encode_conversation(
         np.concatenate([ids[:0], *texts]),
         prompt_digest if on_prompt else digest,
         prompt_digest,
-        trimmed=fitting[-1].length < views[-1].length,
+        trimmed=part.cut or fitting[-1].length < views[-1].length,
     )
 
 
@@ -175,9 +182,13 @@ def _serialize_prompt(messages: list[dict]) -> bytes:
     return json.dumps(contents, sort_keys=True).encode() if any(text or calls for text, calls in contents) else b""
 
 
-def _encode_document(job: DatasetJob, part: ConvertedPart, encoding: Encoding) -> EncodedConversation | Refused:
+def _encode_document(
+    job: DatasetJob, part: ConvertedPart, encoding: Encoding | RefusedError
+) -> EncodedConversation | Refused:
     """Encodes plain text with BOS and EOS around it, cut at the longest row; all but BOS is trained on."""
     text, tokenizer = part.conversation.text, job.tokenizer
+    if isinstance(encoding, RefusedError):
+        return Refused(encoding.reason, encoding.detail)
     if not encoding.ids:
         return Refused("nothing_to_learn", "no tokens")
     ids, starts = encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])]

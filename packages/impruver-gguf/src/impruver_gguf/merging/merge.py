@@ -12,10 +12,16 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
-from impruver_gguf.weights.checkpoint import PeftAdapter, check_mergeable, get_rank, get_scaling, is_module_named
+from impruver_gguf.weights.checkpoint import (
+    PEFT_PREFIX,
+    PeftAdapter,
+    check_mergeable,
+    get_rank,
+    get_scaling,
+    is_module_named,
+)
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32, has_same_values
 
-PREFIX = "base_model.model."
 PARTS = {  # how names in an adapter's file end
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -119,7 +125,7 @@ def _collect_deltas(adapter: PeftAdapter) -> dict[str, ModuleDelta]:
     """The adapter's tensors by the module that they change."""
     deltas: dict[str, ModuleDelta] = {}
     for name, tensor in adapter.tensors.items():
-        path = name.removeprefix(PREFIX)
+        path = name.removeprefix(PEFT_PREFIX)
         suffix = next((suffix for suffix in PARTS if path.endswith(suffix)), None)
         if suffix:
             deltas.setdefault(path.removesuffix(suffix), ModuleDelta()).parts[PARTS[suffix]] = tensor

@@ -19,7 +19,7 @@ from impruver_core.io.json_schema import OBJECT, TEXT, WHOLE, check_keys, list_o
 from impruver_core.io.jsonl import read_numbered_rows
 from impruver_core.labels import IGNORE_INDEX, find_target_positions
 from impruver_core.recipe.sections import ModelSection
-from impruver_core.tokenizer import plain_encoder
+from impruver_core.tokenizer import encode_text
 
 from impruver_gguf.ollama.modelfile import get_num_ctx
 from impruver_gguf.verification.llama_runtime import AnswerPrompt
@@ -196,14 +196,14 @@ def _build_chat_example(
     if tokens is None:
         encoded = encode_chat(tokenizer, messages, tools, chat_template_kwargs=kwargs)
         tokens = encoded.input_ids, encoded.labels
-    (ids, labels), text_ids = tokens, _tokenize(tokenizer, text)
+    (ids, labels), text_ids = tokens, encode_text(tokenizer, text)
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] != text_ids[:1] else []
-    prompt_ids = bos + _tokenize(tokenizer, prompt) if prompt else None
+    prompt_ids = bos + encode_text(tokenizer, prompt) if prompt else None
     return HeldOutExample(where, text, text_ids, ids, labels, chat, prompt_ids)
 
 
 def _build_text_example(row: dict, where: str, tokenizer: SavedTokenizer) -> HeldOutExample:
-    text_ids = _tokenize(tokenizer, row["text"])
+    text_ids = encode_text(tokenizer, row["text"])
     ids, labels = _get_tokens(row, where, tokenizer) or (text_ids, [IGNORE_INDEX, *text_ids[1:]])
     return HeldOutExample(where, row["text"], text_ids, ids, labels)
 
@@ -220,8 +220,3 @@ def _get_tokens(row: dict, where: str, tokenizer: SavedTokenizer) -> tuple[list[
             "training left, or move it away to use the built-in set"
         )
     return ids, labels
-
-
-def _tokenize(tokenizer: SavedTokenizer, text: str) -> list[int]:
-    with plain_encoder(tokenizer) as encode:
-        return list(encode([text])[0].ids)

@@ -18,6 +18,7 @@ from impruver_core.io.json_schema import (
     read_text,
 )
 from impruver_core.tokenizer import NAMED_TOKENS
+from impruver_core.tokenizer_trial import trying_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
 SENTENCEPIECE_MODEL = "tokenizer.model"
@@ -61,7 +62,11 @@ class SavedTokenizer:
 def load_backend_tokenizer(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
     """Load tokenizer.json, whose parsed `content` this is, and add the tokens of `config` as transformers would."""
     try:
+        with trying_tokenizer(folder / "tokenizer.json"):
+            pass
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except ImpruverError:
+        raise
     except Exception as error:  # tokenizers raises plain Exception
         raise ImpruverError(f"{folder}/tokenizer.json can't be loaded: {error}") from None
     tokenizer.no_padding()  # settings of whoever saved it, no part of how text becomes ids

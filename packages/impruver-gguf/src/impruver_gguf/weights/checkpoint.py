@@ -10,12 +10,14 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
 from impruver_core.io.model_files import refuse_pickled_weights
+from impruver_core.modeling.foreign_config import check_adapter_config, check_config
 from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import find_or_download
 
 from impruver_gguf.weights.lazy_tensor import LazyTensor, read_safetensors, read_weights
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."  # before a module's name in an adapter's file
 LOAD_PICKLED = "load the adapter with peft where you trust it and save_pretrained it again, which writes safetensors"
 ADAPTER_KEYS = {
     **dict.fromkeys(("base_model_name_or_path", "revision", "peft_type"), TEXT),
@@ -49,7 +51,9 @@ def read_adapter(folder: Path) -> PeftAdapter:
         if (folder / "adapter_model.bin").is_file():
             refuse_pickled_weights(folder, LOAD_PICKLED)
         raise ImpruverError(f"{path} is not there, but {ADAPTER_CONFIG} is: train it again, or copy it whole")
-    return PeftAdapter(config, read_safetensors(path), folder)
+    tensors = read_safetensors(path)
+    check_adapter_config(folder, {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in tensors})
+    return PeftAdapter(config, tensors, folder)
 
 
 def check_mergeable(adapter: PeftAdapter) -> None:
@@ -140,6 +144,7 @@ def make_checkpoint(
     """Put the config.json of `config_dir` to these tensors; ImpruverError where it names no class."""
     path = config_dir / "config.json"
     config = read_json(path, {"architectures": list_of(TEXT), "_name_or_path": TEXT})
+    check_config(config_dir)
     if not config.get("architectures"):
         raise ImpruverError(f"{path}: architectures is not set: name the class there, such as LlamaForCausalLM")
     return SourceCheckpoint(path, config, tensors, adapter, base)

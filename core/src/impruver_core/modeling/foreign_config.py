@@ -1,0 +1,133 @@
+"""Checks config.json and adapter_config.json against the weights beside them, before anything is built by them.
+
+A few numbers there decide how much is built: a stranger's may name more layers than any model has, or matrices that no
+memory holds. Regular expressions there may take for ever on the names of modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impruver_core.errors import ImpruverError
+from impruver_core.io.json_schema import read_json
+from impruver_core.io.model_files import TensorEntry, read_safetensors_header
+from impruver_core.time_limit import limit_cpu_time
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COUNT_KEY = re.compile(r"(^|_)(layers?|depths?|blocks|experts|labels)$")
+LAYERS_KEY = re.compile(r"^(?!max).*(^|_)layers?$")
+MOST_PARTS = 10_000  # layers, experts, …
+SECONDS = 5  # of CPU time
+SPARE_VALUES = 1 << 26  # that a model may have beyond its weights: of small ones, of buffers
+SPARE_FACTOR = 2  # times its weights: tied ones, ones made anew
+FEWEST_BITS = 2  # of a quantized value
+COPY_BOTH = "they are not of one model; copy both again"
+
+
+def check_config(folder: Path) -> None:
+    """ImpruverError where config.json counts more layers than the weights beside it can have, or than any model has.
+
+    A file that can't be read passes: whoever loads it has the words for that.
+    """
+    content = _read_json(folder / "config.json")
+    tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
+    for key, value in _list_numbers(content):
+        if COUNT_KEY.search(key) and value > MOST_PARTS:
+            raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, more than any model has; copy it again")
+        if LAYERS_KEY.search(key) and 0 < tensors < value:
+            raise ImpruverError(
+                f"{folder}/config.json: {key} is {value:,}, and the weights beside it are {tensors:,} tensors: "
+                + COPY_BOTH
+            )
+
+
+def check_size(model: nn.Module, folder: Path) -> None:
+    """ImpruverError where `model`, built on torch's meta device by config.json, is far larger than the weights."""
+    tensors = _read_tensors(folder.glob("*.safetensors"))
+    if not tensors:
+        return
+    if (_read_json(folder / "config.json")).get("quantization_config"):
+        stored = sum(entry.stop - entry.start for entry in tensors.values()) * 8 // FEWEST_BITS
+    else:
+        stored = sum(prod(entry.shape) for entry in tensors.values())
+    values = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if values > SPARE_FACTOR * stored + SPARE_VALUES:
+        raise ImpruverError(
+            f"{folder}/config.json: the model that it describes has {values:,} parameters, and the weights beside it "
+            f"{stored:,}: {COPY_BOTH}"
+        )
+
+
+def check_adapter_config(folder: Path, modules: Iterable[str]) -> None:
+    """ImpruverError for an adapter_config.json with what its weights can't have, or a pattern that takes for ever.
+
+    `modules`: the names that peft matches its patterns with.
+    """
+    path = folder / "adapter_config.json"
+    content = _read_json(path)
+    tensors = _read_tensors([folder / "adapter_model.safetensors"])
+    largest = max((size for entry in tensors.values() for size in entry.shape), default=0)
+    ranks = content.get("rank_pattern")
+    for key, value in (*_list_numbers(content, nested=False), *_list_numbers(ranks, nested=False)):
+        if key != "lora_alpha" and value > max(MOST_PARTS, largest):
+            raise ImpruverError(f"{path}: {key} is {value:,}, more than any of its weights has; copy it again")
+    replicated = [part for part in content.get("layer_replication") or () if isinstance(part, list)]
+    if any(type(number) is int and number > MOST_PARTS for part in replicated for number in part):
+        raise ImpruverError(f"{path}: layer_replication names more layers than any model has; copy it again")
+    names = list(modules)
+    for key, pattern in _list_patterns(content):
+        slow = f"{path}: {key}: {pattern!r} takes more than {SECONDS} seconds to match; name the modules as a list"
+        try:
+            with limit_cpu_time(SECONDS, slow):
+                compiled = re.compile(pattern)
+                for name in names:
+                    compiled.fullmatch(name)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ImpruverError(f"{path}: {key}: {pattern!r} is no regular expression: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with suppress(ImpruverError, OSError):
+        return read_json(path)
+    return {}
+
+
+def _read_tensors(files: Iterable[Path]) -> dict[str, TensorEntry]:
+    """The tensors of safetensors files, less those that can't be read."""
+    tensors = {}
+    for path in files:
+        with suppress(ImpruverError, OSError):
+            tensors |= read_safetensors_header(path)
+    return tensors
+
+
+def _list_numbers(value: Any, nested: bool = True) -> Iterator[tuple[str, int]]:
+    """(key, whole number) of a mapping, and of those in it if `nested`."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            yield from ((key, item) for key, item in value.items() if type(item) is int)
+            left += value.values() if nested else ()
+        elif isinstance(value, list) and nested:
+            left += value
+
+
+def _list_patterns(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, regular expression) of an adapter's configuration, as peft matches them."""
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(content.get(key), str):
+            yield key, content[key]
+    for key in ("rank_pattern", "alpha_pattern"):
+        names = content.get(key)
+        yield from ((key, rf"(.*\.)?({name})$") for name in (names if isinstance(names, Mapping) else ()))
+    layers = content.get("layers_pattern")
+    for name in [layers] if isinstance(layers, str) else layers if isinstance(layers, list) else ():
+        yield "layers_pattern", rf".*\.{name}\.(\d+)\."

@@ -1,0 +1,66 @@
+"""Ends what takes too long, by a timer of this process's CPU time: loops of Python, and its regular expressions.
+
+One operation of a compiled library is not ended: for those, see `tokenizer_trial`.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from impruver_core.errors import ImpruverError
+
+# What the timer raises; None while it is not set.
+_state = SimpleNamespace(error=None)
+
+
+class _TimeUpError(BaseException):
+    """No Exception: what is ended may well catch those."""
+
+
+@contextmanager
+def limit_cpu_time(seconds: float, message: str) -> Iterator[None]:
+    """ImpruverError(message) where the body takes more CPU time; in the main thread alone."""
+    time_up = _TimeUpError()
+    started = start_timer(seconds, time_up)
+    try:
+        yield
+    except _TimeUpError as error:
+        if error is not time_up:  # of a limit around this one
+            raise
+        raise ImpruverError(message) from None
+    finally:
+        if started:
+            stop_timer()
+
+
+def start_timer(seconds: float, error: BaseException) -> bool:
+    """Has `error` raised after so much CPU time; False, and nothing done, where it can't be or a timer is set."""
+    if _state.error is not None or threading.get_ident() != threading.main_thread().ident or not _claim_signal():
+        return False
+    _state.error = error
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    return True
+
+
+def stop_timer() -> None:
+    """Ends what `start_timer` began. The timer never outlives it: without a handler its signal ends the process."""
+    _state.error = None  # before: the signal may come in between
+    signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _claim_signal() -> bool:
+    """Whether the timer is there and ours: a profiler's is left alone."""
+    if not hasattr(signal, "setitimer"):
+        return False
+    handler = signal.getsignal(signal.SIGPROF)
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGPROF, _raise_error)
+    return handler in (signal.SIG_DFL, _raise_error)
+
+
+def _raise_error(number: int, frame: Any) -> None:
+    if _state.error is not None:
+        raise _state.error

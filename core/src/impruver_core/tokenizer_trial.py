@@ -1,0 +1,161 @@
+"""Tries a tokenizer.json from elsewhere in a process of its own, which can be ended.
+
+What `tokenizers` computes can't be interrupted: a few lines of JSON have it loop without end, fill any memory, or end
+the process with Rust's panic. So a copy is loaded, and encodes and decodes a few texts, under limits of time and
+memory, while this process imports what it needs itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impruver_core.errors import ImpruverError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+LARGEST_FILE = 512 << 20  # bytes; Gemma's takes 33 MB
+SECONDS, SECONDS_PER_MB = 4, 0.5  # of CPU time
+MOST_MEMORY = 2 << 30  # bytes
+MOST_GROWTH = 100  # tokens for a character, or characters for one of a token
+LONGEST_TOKEN = 100_000  # characters
+UNUSED_IDS = 100_000  # below the largest, besides as many as there are tokens: embeddings have a row for each
+TEXTS = ("", "a", "Hello, world! 12345", "Привет", "日本語 \U0001f642 e\u0301\ufdfa", "  \t\r\n\n ", "<s></s>[UNK]#@_")
+PATTERN_KEYS = ("String", "Regex", "content", "prepend", "replacement", "pattern")
+MOST_PATTERNS = 100
+RUN, LONG_RUN = 40, 1000  # times a character: what has a regular expression go back and forth
+FAULT = 3  # the exit code of a fault that is told on stdout
+
+_tried: set[str] = set()  # sha256 of those that passed
+
+
+@contextmanager
+def trying_tokenizer(path: Path) -> Iterator[None]:
+    """Tries the tokenizer.json at `path` while the body runs; ImpruverError at its end where it does harm.
+
+    One that can't be loaded for an ordinary reason passes: whoever loads it has the words for that.
+    """
+    process = _start_trial(path)
+    try:
+        yield
+        if process is not None:
+            _finish_trial(process, path)
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _start_trial(path: Path) -> subprocess.Popen | None:
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ImpruverError(f"{path}: {size:,} bytes are more than any tokenizer has; copy it again")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest in _tried:
+        return None
+    command = [sys.executable, "-P", "-m", __name__, str(path), str(round(SECONDS + SECONDS_PER_MB * size / 1e6))]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    process.digest = digest
+    return process
+
+
+def _finish_trial(process: subprocess.Popen, path: Path) -> None:
+    out, err = process.communicate()
+    if process.returncode == 0:
+        _tried.add(process.digest)
+        return
+    panic = next((line for line in err.splitlines() if "PanicException" in line or "memory allocation" in line), "")
+    if process.returncode == FAULT:
+        what = out.strip()
+    elif panic:
+        what = f"`tokenizers` fails: {panic.partition('PanicException: ')[2] or panic}"
+    else:
+        what = "loading it, or encoding a few words, takes more time or memory than any tokenizer does"
+    raise ImpruverError(f"{path}: {what}; copy it again from the model that it belongs to")
+
+
+def main(path: str, seconds: str) -> int:
+    """Loads and uses the tokenizer at `path`; the exit code, with what is wrong on stdout."""
+    _set_limits(int(seconds))
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception:  # tokenizers raises bare ones; the parent will have the same
+        return 0
+    faults = (check_text(tokenizer, text) for text in build_texts(tokenizer))
+    fault = check_vocabulary(tokenizer) or next(filter(None, faults), "")
+    print(fault)
+    return FAULT if fault else 0
+
+
+def _set_limits(seconds: int) -> None:
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(ValueError, OSError):  # a lower limit is set already
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+
+
+def check_vocabulary(tokenizer: Tokenizer) -> str:
+    """What is wrong with the ids and the lengths of tokens; empty for nothing."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    largest = max(vocabulary.values(), default=0)
+    if largest > 2 * len(vocabulary) + UNUSED_IDS:
+        return f"it has {len(vocabulary):,} tokens and the id {largest:,}"
+    longest = max(map(len, vocabulary), default=0)
+    return f"it has a token of {longest:,} characters" if longest > LONGEST_TOKEN else ""
+
+
+def check_text(tokenizer: Tokenizer, text: str) -> str:
+    """What is wrong with the encoding of a text, and with what that decodes to; empty for nothing."""
+    for special in (True, False):
+        try:
+            ids = tokenizer.encode(text, add_special_tokens=special).ids
+            decoded = tokenizer.decode(ids, skip_special_tokens=False)
+        except Exception:  # an unknown character where there is no token for those, which some tokenizers lack
+            continue
+        if len(ids) > MOST_GROWTH * (len(text) + 10):
+            return f"it makes {len(ids):,} tokens of {len(text):,} characters"
+        if len(decoded) > MOST_GROWTH * (sum(len(tokenizer.id_to_token(each) or "") for each in ids) + 10):
+            return f"it makes {len(decoded):,} characters of {len(ids):,} tokens"
+    return ""
+
+
+def build_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts that have each part of a tokenizer do its work: general ones, and of what its patterns are made."""
+    yield from TEXTS
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
+    patterns = [pattern for part in parts if part for pattern in _list_patterns(json.loads(part.__getstate__()))]
+    yield from (pattern[:LONG_RUN] for pattern in patterns[:MOST_PATTERNS])
+    for character in dict.fromkeys("a0 \nж-" + "".join(patterns)[:LONG_RUN]):
+        yield character * RUN + "!"
+        yield character * LONG_RUN + "!"
+
+
+def _list_patterns(value: Any) -> list[str]:
+    """The texts in a normalizer's, pre-tokenizer's or decoder's JSON that are searched for or put in."""
+    patterns, left = [], [value]
+    while left:
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if isinstance(value, dict):
+            patterns += [text for key, text in value.items() if key in PATTERN_KEYS and isinstance(text, str)]
+    return patterns
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
