@@ -127,3 +127,17 @@ def test_a_folder_that_would_take_all_time_or_memory_is_refused(what, copy, reci
     assert str(path) in err
     assert "Traceback" not in err
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_link_out_of_a_base_that_the_adapter_names_is_refused(copy, models, recipe, chat, write_jsonl, tmp_path):
+    adapter, base = copy("adapter"), shutil.copytree(models / "full", tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to(models / "full" / "model.safetensors")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
+    flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
+    code, _, err = chat("--config", recipe(str(adapter)), *flags)
+    assert code == 2, err
+    assert f"{base}/model.safetensors: is a link to" in err
+    code, _, err = chat("--config", recipe(str(adapter)), "--set", f"model.name={base}", *flags)
+    assert code == 0, err

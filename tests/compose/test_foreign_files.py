@@ -1,5 +1,10 @@
 """What strangers put beside outputs: forged journals are refused, links are replaced and never followed."""
 
+import bz2
+import gzip
+import lzma
+
+import pytest
 from support.attacks import forge_journals, list_tree
 
 
@@ -52,3 +57,40 @@ def test_a_converter_is_found_beside_the_recipe_alone(compose, files, tmp_path, 
         assert done.code == 2
         assert f"converter: {converter}" in done.err
     assert not (tmp_path / "elsewhere" / "ran").exists()
+
+
+def write_parquet(path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["x" * 1000] * 80_000}), path)
+
+
+def write_compressed(path):
+    opener = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}[path.suffix]
+    with opener(path, "wb") as file:
+        file.write(b"text\n" + (b"x" * 1000 + b"\n") * 200_000)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz", "a.txt.xz", "a.tsv.bz2"])
+def test_a_small_file_that_unpacks_to_a_large_one(name, compose, tmp_path):
+    path = tmp_path / name
+    write_parquet(path) if name == "a.parquet" else write_compressed(path)
+    done = compose(datasets=[{"name": name, "converter": "impruver.text"}])
+    assert done.code == 2
+    assert f"{path}: it unpacks to more than 200 times its size" in done.err
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+LOOPS = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+SLOW = "{% if messages|length > 2 %}" + LOOPS + "{% endif %}"
+
+
+def test_a_template_that_takes_for_ever_stops_the_run(compose, files, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("impruver_core.chat_template.rendering.limits.SECONDS", 0.2)
+    rows = [files.chat(f"a{number}", "b", "c", "d") for number in range(20)]
+    files.write("data.jsonl", [files.chat("a", "b")] * 3 + rows)
+    (tmp_path / "slow.jinja").write_text(SLOW + tokenizer.chat_template)
+    done = compose("--num_proc", "1", tokenizer={"chat_template": "slow.jinja"})
+    assert done.code == 2, done.err
+    assert "the chat template was stopped 4 times" in done.err

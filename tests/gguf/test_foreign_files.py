@@ -34,3 +34,36 @@ def test_an_adapter_that_would_take_all_time_or_memory_is_refused(key, adapter, 
 
 def change(path, keys):
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+@pytest.fixture
+def linked(tiny, tmp_path):
+    """A base whose weights are a link to a file elsewhere."""
+    (tiny / "model.safetensors").rename(tmp_path / "private.safetensors")
+    (tiny / "model.safetensors").symlink_to(tmp_path / "private.safetensors")
+    return tiny
+
+
+def test_a_link_out_of_a_base_that_the_adapter_names_is_refused(linked, adapter, refused, gguf):
+    change(adapter / "adapter_config.json", {"base_model_name_or_path": str(linked)})
+    (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n")
+    refused(adapter, f"{linked}/model.safetensors: is a link to", "set model.name to it where you trust it")
+    code, _, told = gguf("--output_dir", adapter, "--config", adapter / "recipe.yaml", "--set", f"model.name={linked}")
+    assert code == 0, told
+
+
+def test_links_within_the_hubs_cache_are_followed(linked, adapter, gguf, tmp_path, monkeypatch):
+    cache = tmp_path / "hub"
+    snapshot, blobs = cache / "models--some--base" / "snapshots" / "abc", cache / "models--some--base" / "blobs"
+    blobs.mkdir(parents=True)
+    linked.rename(snapshot.parent.parent / "moved")
+    snapshot.parent.mkdir()
+    (snapshot.parent.parent / "moved").rename(snapshot)
+    (snapshot / "model.safetensors").unlink()
+    (tmp_path / "private.safetensors").rename(blobs / "123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    change(adapter / "adapter_config.json", {"base_model_name_or_path": str(snapshot)})
+    (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n")
+    code, _, told = gguf("--output_dir", adapter)
+    assert code == 0, told

@@ -25,6 +25,11 @@ def set_foreign_recipe(path: Path | None) -> None:
     _state["foreign"] = path
 
 
+def is_foreign_recipe() -> bool:
+    """Whether the user did not name the recipe."""
+    return _state["foreign"] is not None
+
+
 def allow_remote_code(wanted: bool, key: str) -> bool:
     """`wanted`, a recipe's `trust_remote_code`; ImpruverError, with the key, where its recipe may not decide that."""
     if wanted and _state["foreign"]:

@@ -77,12 +77,25 @@ def open_compressed(path: str | Path) -> BinaryIO:
     )
 
 
+def get_most_unpacked(path: str | Path) -> int:
+    """The bytes that a file of data may unpack to."""
+    return max(FREELY_UNPACKED, LARGEST_RATIO * os.path.getsize(path))
+
+
+def build_size_error(path: str | Path) -> ImpruverError:
+    """What to raise for a file that unpacks to more."""
+    return ImpruverError(
+        f"{path}: it unpacks to more than {LARGEST_RATIO} times its size, as no data does; if you trust it, unpack it "
+        "and name that file"
+    )
+
+
 class _Unpacked(io.RawIOBase):
     """The bytes of a compressed file; ImpruverError where a small one unpacks to more than any data would."""
 
     def __init__(self, path: str | Path, file: BinaryIO):
         self.path, self.file, self.count = path, file, 0
-        self.most = max(FREELY_UNPACKED, LARGEST_RATIO * os.path.getsize(path))
+        self.most = get_most_unpacked(path)
 
     def readable(self) -> bool:
         return True
@@ -92,10 +105,7 @@ class _Unpacked(io.RawIOBase):
         target[: len(piece)] = piece
         self.count += len(piece)
         if self.count > self.most:
-            raise ImpruverError(
-                f"{self.path}: it unpacks to more than {LARGEST_RATIO} times its size, as no data does; if you trust "
-                "it, name the unpacked file"
-            )
+            raise build_size_error(self.path)
         return len(piece)
 
     def close(self) -> None:

@@ -89,6 +89,30 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return names
 
 
+def check_weight_links(folder: Path) -> None:
+    """ImpruverError where weights in a folder that the user did not name are links that lead out of it.
+
+    The hub's cache is made of links: those to the blobs of their own repository may be there.
+    """
+    inside = folder.resolve()
+    for path in sorted(folder.glob("*.safetensors")):
+        target = path.resolve()
+        if inside not in target.parents and not _is_hub_blob(path.parent, target):
+            raise ImpruverError(
+                f"{path}: is a link to {target}, out of the folder, which this recipe does not name; set model.name to "
+                "it where you trust it, or copy the file there"
+            )
+
+
+def _is_hub_blob(folder: Path, target: Path) -> bool:
+    """Whether `target` is a blob of the repository in the hub's cache that `folder` is a snapshot of."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = folder.absolute().parent.parent
+    in_cache = repository.parent.resolve() == Path(HF_HUB_CACHE).resolve()
+    return in_cache and (repository / "blobs").resolve() in target.parents
+
+
 def refuse_pickled_weights(folder: Path, advice: str = CONVERT_PICKLED, key: str = "") -> None:
     """ImpruverError, beginning with the recipe's `key`, where `folder` holds weights as pickles: those run code.
 

@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import log_info, warn
+from impruver_core.dynamic_import import is_foreign_recipe
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import TEXT, WHOLE, either, list_of, read_json
 from impruver_core.io.manifest import read_manifest
-from impruver_core.io.model_files import read_safetensors_header, refuse_pickled_weights
+from impruver_core.io.model_files import (
+    check_weight_links,
+    read_safetensors_header,
+    read_weight_map,
+    refuse_pickled_weights,
+)
 from impruver_core.llama_cpp import check_cyllama_installed
 from impruver_core.recipe.paths import find_local, is_local_path
 from impruver_core.recipe.sections import ModelSection
@@ -105,7 +111,10 @@ def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDir
         check_weights(output_dir, "adapter_model")
         settings = read_json(output_dir / "adapter_config.json", {"base_model_name_or_path": TEXT})
         named = settings.get("base_model_name_or_path")
+        by_user = base is not None and not is_foreign_recipe()
         base = find_base_model(base or named, output_dir, recipe_dir)
+        if not by_user:
+            check_weight_links(Path(base))
     elif adapter := next(output_dir.glob("adapter_model*"), None):
         raise ImpruverError(
             f"{adapter} is an adapter's weights without their adapter_config.json: copy that from where it was trained"
@@ -148,7 +157,7 @@ def check_weights(folder: Path, stem: str) -> None:
     """Raise ImpruverError unless `folder` holds complete safetensors of that name."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        paths = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        paths = [folder / name for name in sorted(set(read_weight_map(index).values()))]
     else:
         paths = [folder / f"{stem}.safetensors"]
     for path in paths:

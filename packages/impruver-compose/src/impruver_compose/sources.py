@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, reserve_space
-from impruver_core.io.jsonl import BLANKS, BROKEN, build_read_error, open_compressed, read_numbered_rows
+from impruver_core.io.jsonl import (
+    BLANKS,
+    BLOCK,
+    BROKEN,
+    build_read_error,
+    build_size_error,
+    get_most_unpacked,
+    open_compressed,
+    read_numbered_rows,
+)
 from impruver_core.io.manifest import describe_file
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.library_logging import quiet_libraries
@@ -35,6 +44,7 @@ KINDS = {
     "text": (".txt",),
     "arrow": (".arrow",),
 }
+PARQUET_ROWS = 32  # read at once, to count their bytes
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 JSON_START = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')
 
@@ -236,8 +246,38 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
                 warn(f"{where}: {files[0]} {looks}: name it .json or .jsonl")
     if kind in ("csv", "tsv"):
         options = build_csv_options(files, "," if kind == "csv" else "\t", where)
+    for path in files:
+        check_unpacked_size(path, where)
     table = _load_table("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
     return RowTable(table, tuple(table.column_names))
+
+
+def check_unpacked_size(path: Path, where: str) -> None:
+    """ImpruverError for a small file of much data: compressed, or the columns of a Parquet or Arrow file."""
+    if path.suffix.lower() in COMPRESSED:
+        try:
+            with open_compressed(path) as file:  # which counts
+                while file.read(BLOCK):
+                    pass
+        except BROKEN as error:
+            raise build_read_error(str(path), error) from None
+    elif get_kind(path) == "parquet":
+        _check_parquet_size(path, where)
+
+
+def _check_parquet_size(path: Path, where: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    most, count = get_most_unpacked(path), 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(PARQUET_ROWS):
+                count += batch.nbytes
+                if count > most:
+                    raise build_size_error(path)
+    except (pyarrow.ArrowException, OSError):  # `datasets` has the words for that
+        return
 
 
 def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:

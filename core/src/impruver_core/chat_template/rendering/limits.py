@@ -6,6 +6,7 @@ or formatted, powers, and lists that hold each other many times over.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import wraps
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ from typing import Any
 
 import jinja2
 
+from impruver_core.errors import ImpruverError
 from impruver_core.time_limit import start_timer, stop_timer
 
 SECONDS, SECONDS_PER_MESSAGE = 5, 1e-4  # of CPU time, for one rendering
+MOST_TIMEOUTS = 3  # renderings that may take longer, before the template is not used any more
 LARGEST = 1 << 25  # characters of a text, or items and characters of a list or mapping
 MOST_MADE = 1 << 28  # characters of all that one rendering makes
 MOST_DIGITS = 7  # of a width in a format
@@ -31,17 +34,22 @@ GROWING = frozenset(  # methods of texts whose result may be larger than their t
 
 # Of the rendering that goes on: characters made so far, whether its timer is set.
 _state = SimpleNamespace(made=0, timed=False)
+_timeouts: Counter[str] = Counter()  # by template
 
 
 class TemplateLimitError(jinja2.TemplateRuntimeError):
     """A template that goes beyond a limit."""
 
 
+class TemplateTimeoutError(TemplateLimitError):
+    """A template that takes too long."""
+
+
 def begin_rendering(messages: int = 0) -> None:
     """From now on, until `end_rendering`, TemplateLimitError is raised once a rendering of so many takes too long."""
     seconds = SECONDS + messages * SECONDS_PER_MESSAGE
     _state.made = 0
-    _state.timed = start_timer(seconds, TemplateLimitError(f"it takes more than {seconds:.3g} seconds"))
+    _state.timed = start_timer(seconds, TemplateTimeoutError(f"it takes more than {seconds:.3g} seconds"))
 
 
 def end_rendering() -> None:
@@ -49,6 +57,15 @@ def end_rendering() -> None:
     if _state.timed:
         _state.timed = False
         stop_timer()
+
+
+def count_timeout(template: str) -> None:
+    """Counts a rendering that took too long; ImpruverError once there are too many of a template."""
+    _timeouts[template] += 1
+    if _timeouts[template] > MOST_TIMEOUTS:
+        raise ImpruverError(
+            f"the chat template was stopped {MOST_TIMEOUTS + 1} times: it takes more than {SECONDS:g} seconds for a row"
+        )
 
 
 def check_size(size: int) -> None:

@@ -253,6 +253,8 @@ def render_template(
     except RecursionError:
         raise RefusedError("template_refused", "the template recurses without end") from None
     except limits.TemplateLimitError as error:
+        if isinstance(error, limits.TemplateTimeoutError):
+            limits.count_timeout(template)
         raise RefusedError("template_refused", f"the template was stopped: {error.message}") from None
     except jinja2.TemplateError as error:
         raise RefusedError("template_refused", error.message or type(error).__name__) from None

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impruver_core.dynamic_import import is_foreign_recipe
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
-from impruver_core.io.model_files import refuse_pickled_weights
+from impruver_core.io.model_files import check_weight_links, refuse_pickled_weights
 from impruver_core.modeling.foreign_config import check_adapter_config, check_config
 from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import find_or_download
@@ -130,6 +131,8 @@ def read_checkpoint(
         return make_checkpoint(output_dir, tensors, None, output_dir)
     adapter = read_adapter(output_dir)
     base = _find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir, dry_run)
+    if not base_name or is_foreign_recipe():
+        check_weight_links(base)
     tensors = read_weights(base)
     if not tensors and not dry_run:
         raise ImpruverError(f"{base}: the adapter's base has no safetensors files")
