@@ -4,6 +4,7 @@ import unicodedata
 
 import pytest
 from impruver_core import encode_chat
+from impruver_core.chat_template.masking import loss_mask
 from impruver_core.tokenizer import compute_fingerprint, plain_encoder
 from support.messages import assistant, user
 from support.tokenizers import (
@@ -43,7 +44,7 @@ BACKENDS = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("template", [SMOLLM2_TEMPLATE, BARE], ids=["chatml", "bare"])
 @pytest.mark.parametrize("answer", [EMOJI, "Paris", " Paris \n", "", "assistant: user:"])
-def test_learned_tokens_are_those_that_hold_a_learned_character(backend, template, answer):
+def test_learned_tokens_are_those_that_hold_a_learned_character(backend, template, answer, monkeypatch):
     tokenizer = tokenizer_for(template, BACKENDS[backend]())
     messages = [user(f"Ask {EMOJI}"), assistant(answer), user(" x "), assistant("last " + answer)]
     row = encode_chat(tokenizer, messages, add_bos=False, add_eos=False)
@@ -55,6 +56,8 @@ def test_learned_tokens_are_those_that_hold_a_learned_character(backend, templat
         assert all(run.endswith("<|im_end|>") for run in runs)
     elif answer != "":
         assert [run.strip() for run in runs] == wanted
+    monkeypatch.setattr(loss_mask, "MANY_STEPS", 0)  # as in a conversation of many turns
+    assert encode_chat(tokenizer, messages, add_bos=False, add_eos=False) == row
 
 
 def test_the_tokenizer_is_left_as_it_was():

@@ -16,8 +16,10 @@ The loss mask of a conversation in ChatML (a token a column; the prompt ends wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.chat_template.masking.loss_spans import LossSpans, TrainedTurn, find_loss_spans, strips_reasoning
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[dict]
+MANY_STEPS = 1 << 22  # tokens that are looked at to find the spans of one conversation
 
 
 class MessageTokens(NamedTuple):
@@ -234,13 +237,14 @@ def _label_tokens(
     if trained_eos:  # what stands between the last answer and its EOS is trained on, too
         spans[-1] = (spans[-1][0], len(chat.text))
     labels = [IGNORE_INDEX] * len(ids)
+    find_token = _build_token_finder(encoding, len(spans) + len(chat.spans.texts))
     for start, stop in spans:
-        first, last = _find_tokens(encoding, start, stop)
+        first, last = _find_tokens(encoding, find_token, start, stop)
         labels[first:last] = ids[first:last]
     if not only_target_loss:
         labels = list(ids)
     shift = int(bos is not None and ids[:1] != [bos])
-    ranges = ((number, *_find_tokens(encoding, *span)) for number, span in chat.spans.texts)
+    ranges = ((number, *_find_tokens(encoding, find_token, *span)) for number, span in chat.spans.texts)
     texts = [MessageTokens(number, first + shift, last + shift) for number, first, last in ranges if first < last]
     if shift:
         ids, labels = [bos, *ids], [IGNORE_INDEX if only_target_loss else bos, *labels]
@@ -250,12 +254,31 @@ def _label_tokens(
     return Encoded(ids, labels, texts, ended or (with_eos and labels[-1] != IGNORE_INDEX))
 
 
-def _find_tokens(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:
+def _build_token_finder(encoding: Encoding, spans: int) -> Callable[[int], int | None]:
+    """A function of a character's position to the first token that holds it, as `encoding.char_to_token`.
+
+    That one goes through all tokens; where there are many, and many `spans` to find, their offsets are bisected.
+    """
+    if spans * len(encoding) < MANY_STEPS:
+        return encoding.char_to_token
+    offsets = encoding.offsets
+    stops = [stop for _, stop in offsets]
+    if any(stop < before for before, stop in pairwise(stops)):
+        return encoding.char_to_token
+
+    def find_token(position: int) -> int | None:
+        token = bisect_right(stops, position)
+        return token if token < len(stops) and offsets[token][0] <= position else None
+
+    return find_token
+
+
+def _find_tokens(encoding: Encoding, find_token: Callable[[int], int | None], start: int, stop: int) -> tuple[int, int]:
     """The range of tokens that hold one of the characters `start` to `stop`; empty where none does."""
-    first = next((t for t in map(encoding.char_to_token, range(start, stop)) if t is not None), None)
+    first = next((t for t in map(find_token, range(start, stop)) if t is not None), None)
     if first is None:
         return 0, 0
-    last = next(t for t in map(encoding.char_to_token, range(stop - 1, start - 1, -1)) if t is not None)
+    last = next(t for t in map(find_token, range(stop - 1, start - 1, -1)) if t is not None)
     while last + 1 < len(encoding) and _overlaps(encoding, last + 1, start, stop):
         last += 1  # a character may take several tokens
     return first, last + 1
