@@ -1,6 +1,8 @@
 """What training must not take along: files of others in output_dir, settings that were given, processes that go on."""
 
 import json
+import os
+import shutil
 
 import pytest
 from support.jsonl import read_jsonl
@@ -99,3 +101,88 @@ def test_a_damaged_checkpoint_is_passed_over(recipe, impruver_train, checkpoint,
     assert "checkpoint-4 is damaged (optimizer.pt gone or of another size) and not resumed from" in err
     assert f"resumes from {checkpoint}" in err
     assert (out / "adapter_model.safetensors").read_bytes() == whole
+
+
+class Payload:
+    """Runs a command when it is loaded."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def plant(path, ran):
+    """Puts a pickle that makes the file `ran` in place of another, as large as the checkpoint's marker says."""
+    import torch
+
+    torch.save({"state": Payload(f"touch {ran}")}, path)
+    marker = path.parent / "impruver.json"
+    if marker.exists():
+        content = json.loads(marker.read_text(encoding="utf-8"))
+        content["files"][path.name] = path.stat().st_size
+        marker.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_pickle_that_runs_code_is_refused_first_of_all(recipe, impruver_train, checkpoint, tmp_path, parts):
+    ran, out = tmp_path / "ran", tmp_path / "out"
+    unread = tmp_path / "base"  # weights that can't be loaded: it does not come to that
+    shutil.copytree(parts / "base", unread)
+    (unread / "model.safetensors").write_bytes(b"")
+    foreign = tmp_path / "theirs/checkpoint-2"
+    shutil.copytree(checkpoint, foreign)
+    (foreign / "impruver.json").unlink()
+    keys = {"trainer": {"resume_from_checkpoint": str(foreign)}, "output_dir": str(tmp_path / "mine")}
+    for name, flags in (("optimizer.pt", ()), ("optimizer.pt", ("--dry_run",)), ("training_args.bin", ())):
+        plant(foreign / name, ran)
+        code, _, err = impruver_train(recipe(model={"name": str(unread)}, **keys), *flags)
+        said = f"trainer.resume_from_checkpoint: {foreign / name} would import posix.system when it is loaded"
+        assert (code, said in err.splitlines()[-1]) == (2, True), err
+        shutil.copy(checkpoint / name, foreign)
+    (out / "impruver.json").rename(out / "impruver.json.unfinished")
+    plant(out / "checkpoint-4/rng_state.pth", ran)
+    for flags in ((), ("--dry_run",)):
+        code, _, err = impruver_train(recipe(trainer={"save_strategy": "steps", "save_steps": 2}), *flags)
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert f"output_dir: {out}/checkpoint-4/rng_state.pth would import posix.system when it is loaded" in err
+        assert f"remove {out}/checkpoint-4, or --overwrite starts anew" in err
+    assert not ran.exists()
+
+
+def test_a_checkpoint_that_says_nonsense_is_refused(recipe, impruver_train, checkpoint, tmp_path):
+    import torch
+
+    def refuse(name, **fields):
+        content = json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        (checkpoint / name).write_text(json.dumps(content | fields), encoding="utf-8")
+        (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path)
+        (checkpoint / name).write_text(json.dumps(content), encoding="utf-8")
+        assert code == 2
+        assert len(err.splitlines()) == 1, err
+        return err
+
+    marker = {"files": {}}
+    for fields in (
+        {"files": []},
+        {"files": {"optimizer.pt": "large"}},
+        {"inputs": [{"role": "train"}]},
+        {"processes": []},
+    ):
+        assert f"{checkpoint}/impruver.json: {next(iter(fields))} must be" in refuse("impruver.json", **fields)
+    assert "best must be a checkpoint's name" in refuse("impruver.json", best="../../elsewhere", **marker)
+    content = json.loads((checkpoint / "impruver.json").read_text(encoding="utf-8"))
+    (checkpoint / "impruver.json").write_text(json.dumps(content | marker), encoding="utf-8")
+    assert "global_step: '2' is not of type int" in refuse("trainer_state.json", global_step="2")
+    assert "which is no checkpoint" in refuse("trainer_state.json", best_model_checkpoint=str(tmp_path))
+    best = tmp_path / "theirs/checkpoint-1"
+    best.mkdir(parents=True)
+    plant(best / "scheduler.pt", tmp_path / "ran")
+    assert f"{best}/scheduler.pt would import" in refuse("trainer_state.json", best_model_checkpoint=str(best))
+    torch.save({"state": {}, "param_groups": []}, checkpoint / "optimizer.pt")
+    (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path)
+    assert (code, f"{checkpoint} can't be loaded into this run: loaded state dict has a different" in err) == (2, True)
+    (checkpoint / "trainer_state.json").unlink()
+    os.mkfifo(checkpoint / "trainer_state.json")
+    (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path)
+    assert (code, "no ordinary file" in err) == (2, True), err

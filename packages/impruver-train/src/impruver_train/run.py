@@ -86,6 +86,7 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
         return None
     named, unfinished = recipe.trainer.get("resume_from_checkpoint"), state is output.OutputState.UNFINISHED
     start = resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite)
+    resume.check_content(start, output_dir)
     return RunInputs(output_dir, resolved, files, digests, start)
 
 

@@ -10,13 +10,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, sync_folder
+from impruver_core.io.json_schema import COUNT, FLAG, TEXT, JsonType, by_name, check_keys, list_of
 from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import read_manifest
 
 MARKER = "impruver.json"
 NAME = re.compile(r"(checkpoint|stopped)-(\d+)")
 STATE = "trainer_state.json"
+# What a run writes of itself, into output_dir and into each checkpoint: a stranger's may hold anything.
+SIZE = JsonType("a number of bytes", lambda value: type(value) is int and value >= 0)
+CHECKPOINT = JsonType("a checkpoint's name", lambda value: isinstance(value, str) and NAME.fullmatch(value) is not None)
+INPUT = JsonType(
+    "an object with the texts role and sha256",
+    lambda value: isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "sha256")),
+)
+IDENTITY_KEYS = {
+    "files": by_name(TEXT, SIZE),
+    "inputs": list_of(INPUT),
+    "processes": COUNT,
+    "complete": FLAG,
+    "best": CHECKPOINT,
+    "start": TEXT,
+}
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -32,7 +49,19 @@ def get_step(folder: Path) -> int:
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
     """What a complete checkpoint says of its run; None for one that was cut off, or that is not ours."""
-    return read_manifest(folder / MARKER)
+    return read_run_identity(folder / MARKER)
+
+
+def read_run_identity(path: Path) -> dict[str, Any] | None:
+    """What a file says of the run that it is of; None where there is none, ImpruverError for a broken one."""
+    if not path.is_file():  # a pipe would never end
+        return None
+    try:
+        identity = read_manifest(path)
+    except RecursionError:
+        raise ImpruverError(f"{path}: nested too deep for a manifest of Impruver; move it away") from None
+    check_keys(identity or {}, IDENTITY_KEYS, path)
+    return identity
 
 
 def list_complete_checkpoints(output_dir: Path, resumable: bool = False) -> list[Path]:

@@ -87,7 +87,8 @@ def inspect_output_dir(
         run = "another run"
     else:
         markers = (checkpoints.read_marker(path) for path in reversed(list_complete_checkpoints(output_dir)))
-        identity, run = read_manifest(output_dir / UNFINISHED) or next(markers, None), "an unfinished run"
+        unfinished, run = checkpoints.read_run_identity(output_dir / UNFINISHED), "an unfinished run"
+        identity = unfinished or next(markers, None)
         if not has_work(output_dir):
             return OutputState.NEW
         changes = find_changes(identity, recipe, digests)

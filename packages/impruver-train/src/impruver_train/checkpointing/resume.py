@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
-from impruver_core.io.json_schema import read_json
 from impruver_core.io.jsonl import format_row
-from impruver_core.io.manifest import FORMAT, read_manifest
+from impruver_core.io.manifest import FORMAT
 
 from impruver_train.checkpointing import checkpoints
 from impruver_train.checkpointing.output_dir import UNFINISHED, find_changes, is_train_output
+from impruver_train.checkpointing.pickles.checks import check_pickles
+from impruver_train.checkpointing.trainer_state import read_trainer_state
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -63,7 +64,7 @@ def find_start(
         check_checkpoint(named, output_dir, recipe, digests)
         if overwrite and named.parent == output_dir.absolute():
             raise ImpruverError(f"trainer.resume_from_checkpoint: --overwrite would remove {named}; leave one of both")
-    identity = (read_manifest(output_dir / UNFINISHED) or {}) if unfinished else {}
+    identity = (checkpoints.read_run_identity(output_dir / UNFINISHED) or {}) if unfinished else {}
     origin = Path(identity["start"]) if identity.get("start") else None
     if named is not None and named != origin:
         return ResumePoint(named, named)
@@ -112,6 +113,29 @@ def check_checkpoint(path: Path, output_dir: Path, recipe: dict[str, Any], diges
         warn(f"{key} is of another run: {line}")
 
 
+def check_content(start: ResumePoint, output_dir: Path) -> None:
+    """ImpruverError where what Trainer would load of a checkpoint could run code, or is broken.
+
+    That is the checkpoint to start at, and the best one so far, where that is still there.
+    """
+    folder = start.checkpoint
+    if folder is None:
+        return
+    if start.is_named:
+        key, advice = "trainer.resume_from_checkpoint", "resume from another checkpoint"
+    else:
+        key, advice = "output_dir", f"remove {folder}, or --overwrite starts anew"
+    marker = checkpoints.read_marker(folder)
+    check_pickles(folder, advice, key, marked=marker is not None)
+    named, own = read_trainer_state(folder).get("best_model_checkpoint"), (marker or {}).get("best")
+    for best in [*([Path(named)] if named else ()), *([output_dir / own] if own else ())]:
+        if not best.is_dir() or best.absolute() == folder.absolute():
+            continue
+        if not checkpoints.NAME.fullmatch(best.name):
+            raise ImpruverError(f"{key}: {folder / checkpoints.STATE} names {best}, which is no checkpoint; {advice}")
+        check_pickles(best, advice, key)
+
+
 def format_checkpoints(output_dir: Path) -> str:
     """The checkpoints that there are to resume from, for a message."""
     there = checkpoints.list_complete_checkpoints(output_dir, resumable=True)
@@ -124,7 +148,7 @@ def log_start(start: Path | None, arguments: TrainingArguments, steps: int | Non
         warn("trainer.ignore_data_skip: true: a run that was stopped sees other rows than one that never was")
     if start is None:
         return
-    step, processes = read_json(start / checkpoints.STATE)["global_step"], arguments.world_size
+    step, processes = read_trainer_state(start)["global_step"], arguments.world_size
     if steps is not None and step > steps:
         raise ImpruverError(
             f"trainer.resume_from_checkpoint: {start} is after step {step}, and this run has {steps}; set a higher "

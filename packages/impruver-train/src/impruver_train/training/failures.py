@@ -1,14 +1,23 @@
-"""Errors of memory or a disk that was not enough, with what to do."""
+"""Errors of memory or a disk that was not enough, and of a checkpoint that does not fit, with what to do."""
+
+from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import ImpruverError, describe_error
 
 from impruver_train.checkpointing import checkpoints
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+LOADERS = ("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "not enough memory")
 DISK_FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122", "os error 27")
 TORN = ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch's words when it can't write on
@@ -34,6 +43,32 @@ def translate_resource_errors(output_dir: Path, advice: Callable[[], list[str]])
                 f"{good[-1] if good else 'the beginning, as there is no complete checkpoint'}"
             ) from None
         raise
+
+
+def translate_loading_errors(trainer: Trainer, checkpoint: Path) -> None:
+    """Makes what `trainer` can't load of a checkpoint an ImpruverError: states of another model, of other versions."""
+    for name in LOADERS:
+        if hasattr(trainer, name):
+            setattr(trainer, name, _translate_errors(getattr(trainer, name), checkpoint))
+
+
+def _translate_errors(load: Callable, checkpoint: Path) -> Callable:
+    @wraps(load)
+    def load_or_tell(*args: Any, **options: Any) -> Any:
+        try:
+            return load(*args, **options)
+        except ImpruverError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            # torch's text advises to load the pickle all the same.
+            why = "torch refuses a pickle of it" if isinstance(error, UnpicklingError) else describe_error(error)[:300]
+            raise ImpruverError(
+                f"{checkpoint} can't be loaded into this run: {why}; resume from another checkpoint, or begin anew"
+            ) from error
+
+    return load_or_tell
 
 
 def is_out_of_memory(error: BaseException) -> bool:

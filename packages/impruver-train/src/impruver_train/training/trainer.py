@@ -25,6 +25,7 @@ from impruver_train.planning import trial
 from impruver_train.planning.plan import TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import count_steps
 from impruver_train.training.callbacks.run_callbacks import RunCallbacks, as_callback
+from impruver_train.training.failures import translate_loading_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -106,6 +107,8 @@ def train_model(trainer: Trainer, start: ResumePoint) -> PreTrainedModel:
     """Trains from `start` on; the model, with the best checkpoint's weights where that is asked for."""
     if hasattr(trainer.model, "peft_config"):  # peft would turn the pure bf16 of a checkpoint's adapter into fp32
         trainer.model.load_adapter = partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
+    if start.checkpoint is not None:
+        translate_loading_errors(trainer, start.checkpoint)
     try:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     except AlreadyTrainedError:  # cut off after the last step: what Trainer does between that and its end
