@@ -190,7 +190,7 @@ def test_gguf(recipe, refused, tmp_path, monkeypatch):
     assert "is a folder: name a GGUF file in it (cut.gguf, text.gguf)" in message
     assert "is no GGUF file" in refused("--config", recipe(), "--gguf", tmp_path / "text.gguf")
     message = refused("--config", recipe(), "--gguf", tmp_path / "cut.gguf")
-    assert f"--gguf: {tmp_path / 'cut.gguf'} can't be loaded by llama.cpp" in message
+    assert f"--gguf: {tmp_path / 'cut.gguf'}: no GGUF file: 16 bytes follow its end" in message
     monkeypatch.setattr("impruver_core.llama_cpp.find_spec", lambda name: None)
     message = refused("--config", recipe(), "--gguf", tmp_path / "cut.gguf")
     assert 'pip install "impruver-chat[gguf]"' in message

@@ -1,15 +1,136 @@
-"""Opening a GGUF file with cyllama."""
+"""Opening a GGUF file with cyllama: what is unusual is tried in a process of its own first."""
 
 import pytest
 from impruver_core import llama_cpp
 from impruver_core.errors import ImpruverError
+from impruver_core.io.gguf_families import LISTS, is_usual_model
+from impruver_core.io.gguf_file import read_gguf_parts
+from support.gguf_files import F16, I8, TOKENS, TYPES, GgufFile, Tensor
 
 
-def test_what_is_no_gguf(tmp_path, capfd):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(ImpruverError, match=r"model.gguf can't be loaded by llama.cpp: it is cut off, or of a kind"):
-        llama_cpp.load_gguf(path, n_gpu_layers=0, check_tensors=True)
+def is_usual(path):
+    return is_usual_model(read_gguf_parts(path, LISTS))
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """The files that are tried from now on."""
+    paths, try_model = [], llama_cpp._try_model
+    monkeypatch.setattr(llama_cpp, "_try_model", lambda path: paths.append(path) or try_model(path))
+    return paths
+
+
+def test_a_usual_model_is_loaded_at_once(tmp_path, tried, smollm2_gguf):
+    path = GgufFile().write(tmp_path / "x.gguf")
+    assert llama_cpp.load_gguf(path, n_gpu_layers=0).n_vocab == len(TOKENS)
+    assert is_usual(smollm2_gguf)
+    assert tried == []
+
+
+def test_an_unusual_one_is_tried_first(tmp_path, tried):
+    file = GgufFile()
+    file.set("llama.attention.causal", "bool", 1)
+    path = file.write(tmp_path / "x.gguf")
+    assert llama_cpp.load_gguf(path, n_gpu_layers=0).n_vocab == len(TOKENS)
+    assert tried == [path]
+
+
+UNUSUAL = {
+    "no family": ("general.architecture", "text", "mamba"),
+    "no layers": ("llama.block_count", "u32", 0),
+    "a float for a number": ("llama.block_count", "f32", 1.0),
+    "heads that do not divide": ("llama.attention.head_count_kv", "u32", 3),
+    "odd pairs": ("llama.rope.dimension_count", "u32", 15),
+    "more pairs than values": ("llama.rope.dimension_count", "u32", 32),
+    "a negative epsilon": ("llama.attention.layer_norm_rms_epsilon", "f32", -1.0),
+    "a key that is not known": ("llama.expert_count", "u32", 4),
+    "another tokenizer": ("tokenizer.ggml.model", "text", "rwkv"),
+    "a token twice": ("tokenizer.ggml.tokens", "[text]", [*TOKENS[:-1], TOKENS[0]]),
+    "a token without text": ("tokenizer.ggml.tokens", "[text]", [*TOKENS[:-1], ""]),
+    "a token that is no text": ("tokenizer.ggml.tokens", "[text]", [*TOKENS[:-1], b"\xff"]),
+    "a byte without a token": ("tokenizer.ggml.tokens", "[text]", [*TOKENS[:108], "_0x69>", *TOKENS[109:]]),
+    "a token too few": ("tokenizer.ggml.tokens", "[text]", TOKENS[:-1]),
+    "tokens that are numbers": ("tokenizer.ggml.tokens", "[u32]", [1] * len(TOKENS)),
+    "one token": ("tokenizer.ggml.tokens", "text", "a"),
+    "a byte that is none": ("tokenizer.ggml.token_type", "[i32]", [*TYPES[:-1], 6]),
+    "a type of tokens that is none": ("tokenizer.ggml.token_type", "[i32]", [*TYPES[:-1], -7]),
+    "too few types": ("tokenizer.ggml.token_type", "[i32]", TYPES[:-1]),
+    "too few scores": ("tokenizer.ggml.scores", "[f32]", [0.0]),
+    "an end beyond the tokens": ("tokenizer.ggml.eos_token_id", "u32", len(TOKENS)),
+    "templates that are a number": ("tokenizer.chat_template.tools", "u32", 1),
+    "a part of several": ("split.count", "u16", 1),
+}
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_what_is_unusual(what, tmp_path):
+    file = GgufFile()
+    file.set(*UNUSUAL[what])
+    assert not is_usual(file.write(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Tensor("output_norm.weight", [32], F16, bytes(64)),
+        Tensor("token_embd.weight", [32, len(TOKENS)], I8, bytes(32 * len(TOKENS))),
+        Tensor("token_embd.weight", [32, len(TOKENS), 2]),
+        Tensor("token_embd.weight", [32, 100]),
+    ],
+)
+def test_tensors_that_are_unusual(tensor, tmp_path):
+    file = GgufFile()
+    file.tensors = [tensor if each.name == tensor.name else each for each in file.tensors]
+    assert not is_usual(file.write(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("no layers", "fatal error"),
+        ("a negative epsilon", "GGML_ASSERT.eps"),
+        ("a token twice", "GGML_ASSERT"),
+        ("a byte without a token", "_Map_base::at"),
+        ("a token that is no text", "'utf-8' codec can't decode"),
+    ],
+)
+def test_what_ends_llama_cpp_is_refused(what, words, tmp_path, capfd):
+    file = GgufFile()
+    file.set(*UNUSUAL[what])
+    path = file.write(tmp_path / "x.gguf")
+    with pytest.raises(ImpruverError, match=words) as refused:
+        llama_cpp.load_gguf(path)
+    assert str(refused.value).startswith(f"{path}: llama.cpp fails on what its header says (")
+    assert len(str(refused.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_each_byte_is_tried():
+    assert {*llama_cpp.TRIAL_TEXT.encode()} == {*range(1, 0xC0), *range(0xC2, 0xF5)}
+
+
+def test_a_signal_has_its_name(tmp_path):
+    file = GgufFile()
+    file.tensors[3] = Tensor("blk.0.attn_q.weight", [32, 32], I8, bytes(1024))
+    with pytest.raises(ImpruverError, match=r"llama.cpp fails on what its header says \(SIGSEGV\)"):
+        llama_cpp.load_gguf(file.write(tmp_path / "x.gguf"))
+
+
+def test_what_does_not_come_to_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "TRIAL_SECONDS", 0)
+    file = GgufFile()
+    file.set("llama.attention.causal", "bool", 1)
+    with pytest.raises(ImpruverError, match=r"x.gguf: llama.cpp is not done with its header after 0 s"):
+        llama_cpp.load_gguf(file.write(tmp_path / "x.gguf"))
+
+
+def test_what_llama_cpp_does_not_load(tmp_path, capfd):
+    file = GgufFile(tensors=[])
+    with pytest.raises(ImpruverError, match=r"x.gguf can't be loaded by llama.cpp: it is cut off, or of a kind"):
+        llama_cpp.load_gguf(file.write(tmp_path / "x.gguf"), n_gpu_layers=0, check_tensors=True)
+    file = GgufFile(cut=1)
+    with pytest.raises(ImpruverError, match=r"x.gguf: no GGUF file: it is cut off within"):
+        llama_cpp.load_gguf(file.write(tmp_path / "x.gguf"))
     assert capfd.readouterr() == ("", "")
 
 

@@ -1,15 +1,46 @@
-"""llama.cpp's models, opened through cyllama."""
+"""llama.cpp's models, opened through cyllama; a file with anything unusual in its header first in a process of its own.
+
+    python -m impruver_core.llama_cpp FILE SECONDS
+
+What llama.cpp does not expect ends the process that it runs in, and some vocabularies have it loop or fill the memory.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.io.gguf_families import LISTS, is_usual_model
+from impruver_core.io.gguf_file import COPY_AGAIN, read_gguf_parts
+from impruver_core.system import available_cpus
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaModel
+    from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
+
+TRIAL_SECONDS, TRIAL_BYTES_PER_SECOND = 4, 100 << 20  # of processors' time
+TRIAL_PATIENCE = 4  # times as much on the clock, where others compute too, or the disk is slow
+TRIAL_MEMORY = 3 << 29  # bytes besides the file's own
+TRIAL_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "GGML_NO_BACKTRACE": "1",  # its abort would start gdb, which prints, or waits for ever
+    "OMP_WAIT_POLICY": "PASSIVE",  # its threads would spin while others use the processor
+}
+TRIAL_TOKENS, CONTEXT_TOKENS = 4, 256
+# With each byte that UTF-8 has: llama.cpp aborts at the first for which a vocabulary has no token.
+TRIAL_CHARACTERS = (*range(1, 0xC0), *range(0xC0, 0x800, 0x40), 0x800, *range(0x1000, 0x10000, 0x1000))
+TRIAL_TEXT = "Hello, world!\n\n  <s></s>" + "".join(
+    map(chr, (*TRIAL_CHARACTERS, *range(0x10000, 0x110000, 0x40000), 0x100000))
+)
+LOADING_FAILED, RUNNING_FAILED = 3, 4  # exit codes
+NOT_LOADED = "can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not know"
+BYTE_ATTRIBUTE = 32  # llama.cpp's, of a token that stands for a byte
 
 
 def check_cyllama_installed(needed_by: str, package: str) -> None:
@@ -19,10 +50,19 @@ def check_cyllama_installed(needed_by: str, package: str) -> None:
 
 
 def load_gguf(path: Path, **settings: object) -> LlamaModel:
-    """The model in a GGUF file, without llama.cpp's log; ImpruverError where llama.cpp can't load it.
+    """The model in a GGUF file, without llama.cpp's log; ImpruverError for a broken file, or one that does harm.
 
     `settings` are llama.cpp's model parameters, such as `n_gpu_layers=0` or `check_tensors=True`.
     """
+    if not is_usual_model(read_gguf_parts(path, LISTS)):
+        _try_model(path)
+    try:
+        return _open_model(path, **settings)
+    except Exception as error:  # cyllama raises several kinds, bare ones among them
+        raise ImpruverError(f"{path} {NOT_LOADED} ({' '.join(str(error).split())})") from error
+
+
+def _open_model(path: Path, **settings: object) -> LlamaModel:
     from cyllama.llama import llama_cpp
 
     class Model(llama_cpp.LlamaModel):
@@ -37,10 +77,92 @@ def load_gguf(path: Path, **settings: object) -> LlamaModel:
     parameters = llama_cpp.LlamaModelParams()
     for name, value in settings.items():
         setattr(parameters, name, value)
+    return Model(path_model=str(path), params=parameters)
+
+
+def _try_model(path: Path) -> None:
+    """Have a process of its own load a model and compute a few tokens; ImpruverError where that does harm."""
+    seconds = TRIAL_SECONDS + path.stat().st_size // TRIAL_BYTES_PER_SECOND
     try:
-        return Model(path_model=str(path), params=parameters)
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", __name__, str(path), str(seconds)],
+            env=os.environ | TRIAL_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TRIAL_PATIENCE * seconds,
+            check=False,
+        )
+        code, log = done.returncode, done.stderr
+    except subprocess.TimeoutExpired:
+        code, log = -signal.SIGKILL, ""
+    if code == 0:
+        return
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit {code}"
+    if name in ("SIGXCPU", "SIGKILL"):
+        raise ImpruverError(f"{path}: llama.cpp is not done with its header after {seconds} s; {COPY_AGAIN}")
+    reason = ([line.strip() for line in log.splitlines() if line.strip()] or [name])[-1]
+    if code == LOADING_FAILED:
+        raise ImpruverError(f"{path} {NOT_LOADED} ({reason})")
+    raise ImpruverError(f"{path}: llama.cpp fails on what its header says ({reason}); {COPY_AGAIN}")
+
+
+def main(path: str, seconds: str) -> int:
+    """Run as the process of its own: load and use the model at `path`; the exit code, with a reason on stderr."""
+    _set_limits(int(seconds))
+    failed = LOADING_FAILED
+    try:
+        model = _open_model(Path(path), n_gpu_layers=0, use_extra_bufts=False)
+        failed = RUNNING_FAILED
+        _read_vocabulary(model.get_vocab())
+        _compute_tokens(model)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
-        raise ImpruverError(
-            f"{path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not know "
-            f"({' '.join(str(error).split())})"
-        ) from error
+        print(describe_error(error), file=sys.stderr)
+        return failed
+    return 0
+
+
+def _set_limits(seconds: int) -> None:
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        limits = {resource.RLIMIT_CORE: (0, 0), resource.RLIMIT_CPU: (seconds, seconds + 1)}
+        limits |= {resource.RLIMIT_DATA: (TRIAL_MEMORY, TRIAL_MEMORY)}
+        for limit, values in limits.items():
+            with suppress(ValueError, OSError):  # a lower one is set already
+                resource.setrlimit(limit, values)
+
+
+def _read_vocabulary(vocab: LlamaVocab) -> None:
+    """Ask a vocabulary for all that is asked of one later."""
+    for number in range(vocab.n_vocab):
+        text, attributes = vocab.get_text(number), vocab.get_attr(number)
+        if attributes & BYTE_ATTRIBUTE:
+            int(text[3:5], 16)
+        vocab.is_control(number), vocab.is_eog(number)
+    for special in (vocab.token_bos(), vocab.token_eos(), vocab.token_eot(), vocab.token_pad()):
+        if special >= 0:
+            vocab.get_text(special)
+
+
+def _compute_tokens(model: LlamaModel) -> None:
+    """Compute a few tokens, then one that is sampled; go back, and start anew."""
+    from cyllama.llama import llama_cpp
+
+    ids = model.get_vocab().tokenize(TRIAL_TEXT, add_special=True, parse_special=True)[:TRIAL_TOKENS] or [0]
+    settings = llama_cpp.LlamaContextParams()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT_TOKENS, TRIAL_TOKENS, TRIAL_TOKENS
+    settings.n_threads = settings.n_threads_batch = available_cpus()
+    context = llama_cpp.LlamaContext(model, settings)
+    sampler = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
+    sampler.add_greedy()
+    context.decode(llama_cpp.llama_batch_get_one(ids, 0))
+    context.decode(llama_cpp.llama_batch_get_one([sampler.sample(context, -1)], len(ids)))
+    context.get_state_seq_data(0)
+    context.memory_seq_rm(0, len(ids), -1)
+    context.kv_cache_clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

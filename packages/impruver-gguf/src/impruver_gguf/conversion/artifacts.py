@@ -10,6 +10,7 @@ from typing import Any
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_staged_path, hash_file, make_folder
+from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.io.manifest import describe_file, read_manifest
 
 from impruver_gguf.conversion.plan import ConversionPlan
@@ -86,6 +87,8 @@ def reuse_outputs(plan: ArtifactPlan) -> ArtifactPlan:
     origin = {"source": conversion.digest, "quantizer": get_quantizer_name(plan.quantizer)}
     alike = {entry["path"] for entry in plan.previous if origin.items() <= entry.items()}
     done = {level: path for level, path in plan.levels.items() if path.name in alike and path.is_file()}
+    for path in done.values():
+        read_gguf_header(path)  # the manifest that describes them may have come with them
     if done:
         log_info(f"{', '.join(done)}: there already, made from the same file, and kept")
     return replace(plan, conversion=conversion, done=set(done.values()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
@@ -75,17 +76,12 @@ def plan_conversion(
 
 def plan_existing_file(path: Path) -> ConversionPlan:
     """Plan to take a GGUF file that is there already, for --only_quantize."""
-    from gguf import GGUFReader
-
     if not path.is_file():
         raise ImpruverError(f"{path} is not there: leave out --only_quantize, which quantizes a file that is there")
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ImpruverError(f"{path}: cut off, or no GGUF file: {error}") from None
-    shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+    header = read_gguf_header(path)
+    shapes = {tensor.name: tensor.shape[::-1] for tensor in header.tensors}
     description = f"{path.name}, which is there"
-    return ConversionPlan(description, shapes, reader.data_offset, 0, lambda target: None, exists=True)
+    return ConversionPlan(description, shapes, header.data_start, 0, lambda target: None, exists=True)
 
 
 def _plan_own_conversion(

@@ -25,9 +25,9 @@ from impruver_core.cli.console import log_info, warn
 from impruver_core.dynamic_import import allow_remote_code, check_class_allowed
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import format_size
+from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.system import available_cpus, get_available_memory
 
-from impruver_gguf.gguf_reader import read_tensor_infos
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
 from impruver_gguf.verification.llama_runtime import LlamaRuntime, load_gguf_on_cpu
 from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
@@ -102,7 +102,7 @@ def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
     adapter = checkpoint.adapter.tensors if checkpoint.adapter else ()
     check_class_allowed(section.class_, "model.class")  # the worker does not know whose recipe this is
     trusted = allow_remote_code(section.trust_remote_code, "model.trust_remote_code")
-    in_file = any(name == "output.weight" for name, _, _ in read_tensor_infos(path))
+    in_file = any(tensor.name == "output.weight" for tensor in read_gguf_header(path).tensors)
     return {
         "model": {"class_": section.class_, "name": str(checkpoint.base)}
         | {"trust_remote_code": trusted, "attn_implementation": None}
