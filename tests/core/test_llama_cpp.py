@@ -12,6 +12,11 @@ def is_usual(path):
     return is_usual_model(read_gguf_parts(path, LISTS))
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPRUVER_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def tried(monkeypatch):
     """The files that are tried from now on."""
@@ -31,8 +36,12 @@ def test_an_unusual_one_is_tried_first(tmp_path, tried):
     file = GgufFile()
     file.set("llama.attention.causal", "bool", 1)
     path = file.write(tmp_path / "x.gguf")
-    assert llama_cpp.load_gguf(path, n_gpu_layers=0).n_vocab == len(TOKENS)
-    assert tried == [path]
+    for _ in range(2):
+        assert llama_cpp.load_gguf(path, n_gpu_layers=0).n_vocab == len(TOKENS)
+    assert tried == [path]  # once
+    file.set("llama.attention.causal", "bool", 0)
+    llama_cpp.load_gguf(file.write(path), n_gpu_layers=0)
+    assert tried == [path, path]
 
 
 UNUSUAL = {

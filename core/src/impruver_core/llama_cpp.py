@@ -7,6 +7,7 @@ What llama.cpp does not expect ends the process that it runs in, and some vocabu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.io.atomic import atomic_write, get_cache_dir
 from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import COPY_AGAIN, read_gguf_parts
-from impruver_core.system import available_cpus
+from impruver_core.system import available_cpus, get_installed_version
 
 if TYPE_CHECKING:
     from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
@@ -54,8 +56,9 @@ def load_gguf(path: Path, **settings: object) -> LlamaModel:
 
     `settings` are llama.cpp's model parameters, such as `n_gpu_layers=0` or `check_tensors=True`.
     """
-    if not is_usual_model(read_gguf_parts(path, LISTS)):
-        _try_model(path)
+    parts = read_gguf_parts(path, LISTS)
+    if not is_usual_model(parts):
+        _try_once(path, parts[0].data_start)
     try:
         return _open_model(path, **settings)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
@@ -78,6 +81,18 @@ def _open_model(path: Path, **settings: object) -> LlamaModel:
     for name, value in settings.items():
         setattr(parameters, name, value)
     return Model(path_model=str(path), params=parameters)
+
+
+def _try_once(path: Path, header_size: int) -> None:
+    """`_try_model`, unless a file with this header passed before: a large one takes its time."""
+    with path.open("rb") as file:
+        tried = f"{get_installed_version('cyllama')} {path.stat().st_size}".encode() + file.read(header_size)
+    passed = get_cache_dir() / "gguf" / hashlib.sha256(tried).hexdigest()
+    if passed.exists():
+        return
+    _try_model(path)
+    with suppress(OSError), atomic_write(passed):
+        pass
 
 
 def _try_model(path: Path) -> None:
