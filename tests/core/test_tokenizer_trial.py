@@ -7,7 +7,7 @@ import time
 import pytest
 from impruver_core import tokenizer_trial
 from impruver_core.errors import ImpruverError
-from impruver_core.tokenizer_trial import trying_tokenizer
+from impruver_core.tokenizer_trial import UnloadableTokenizerError, trying_tokenizer
 from support.tokenizers import train_bpe
 
 
@@ -89,9 +89,10 @@ def test_what_does_harm_is_refused(what, plain, tmp_path, monkeypatch):
     ["", "{", "[]", '{"model": 7}', '{"version": "1.0"}', '{"normalizer":' * 100_000, "\0" * 1000],
     ids=["empty", "cut off", "a list", "no model", "half", "nested", "zeros"],
 )
-def test_what_cannot_be_loaded_is_left_to_who_loads_it(content, tmp_path):
+def test_what_cannot_be_loaded_is_told_as_that(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)
-    with trying_tokenizer(tmp_path / "tokenizer.json"):
+    told = pytest.raises(UnloadableTokenizerError, match=r"tokenizer.json can't be loaded: .")
+    with told, trying_tokenizer(tmp_path / "tokenizer.json"):
         pass
 
 

@@ -16,13 +16,17 @@ from impruver_core.errors import ImpruverError
 _state = SimpleNamespace(error=None)
 
 
+class TimeLimitError(ImpruverError):
+    """Something that takes longer than it may."""
+
+
 class _TimeUpError(BaseException):
     """No Exception: what is ended may well catch those."""
 
 
 @contextmanager
 def limit_cpu_time(seconds: float, message: str) -> Iterator[None]:
-    """ImpruverError(message) where the body takes more CPU time; in the main thread alone."""
+    """TimeLimitError(message) where the body takes more CPU time; in the main thread alone."""
     time_up = _TimeUpError()
     started = start_timer(seconds, time_up)
     try:
@@ -30,7 +34,7 @@ def limit_cpu_time(seconds: float, message: str) -> Iterator[None]:
     except _TimeUpError as error:
         if error is not time_up:  # of a limit around this one
             raise
-        raise ImpruverError(message) from None
+        raise TimeLimitError(message) from None
     finally:
         if started:
             stop_timer()

@@ -16,7 +16,7 @@ from impruver_core.errors import ImpruverError, RefusedError, describe_error
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.modeling.foreign_config import check_config
 from impruver_core.recipe.paths import find_local, find_or_download, resolve_model_path
-from impruver_core.tokenizer_trial import trying_tokenizer
+from impruver_core.tokenizer_trial import UnloadableTokenizerError, trying_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -45,8 +45,11 @@ def load_tokenizer(
     if not name:
         raise ImpruverError("the recipe names no tokenizer: set tokenizer.name or model.name")
     source = resolve_model_path(name, recipe_dir, "tokenizer.name" if section.name else "model.name")
-    with trying_tokenizer(_find_tokenizer_json(source, recipe_dir)):
-        class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
+    try:
+        with trying_tokenizer(_find_tokenizer_json(source, recipe_dir)):
+            class_ = load_object(section.class_ or "transformers.AutoTokenizer", "tokenizer.class", recipe_dir)
+    except UnloadableTokenizerError as error:
+        raise ImpruverError(_describe_failure(name, Path(source), error)) from None
     trusted = allow_remote_code(section.trust_remote_code, "tokenizer.trust_remote_code")
     check_config(Path(source))  # transformers may read it for the tokenizer's class
     try:

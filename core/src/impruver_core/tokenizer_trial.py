@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import ImpruverError, describe_error
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,16 +31,20 @@ TEXTS = ("", "a", "Hello, world! 12345", "Привет", "日本語 \U0001f642 e
 PATTERN_KEYS = ("String", "Regex", "content", "prepend", "replacement", "pattern")
 MOST_PATTERNS = 100
 RUN, LONG_RUN = 40, 1000  # times a character: what has a regular expression go back and forth
-FAULT = 3  # the exit code of a fault that is told on stdout
+FAULT, UNLOADABLE = 3, 4  # exit codes, with the reason on stdout
 
 _tried: set[str] = set()  # sha256 of those that passed
+
+
+class UnloadableTokenizerError(ImpruverError):
+    """A tokenizer.json that is broken, or of a kind that is not known."""
 
 
 @contextmanager
 def trying_tokenizer(path: Path) -> Iterator[None]:
     """Tries the tokenizer.json at `path` while the body runs; ImpruverError at its end where it does harm.
 
-    One that can't be loaded for an ordinary reason passes: whoever loads it has the words for that.
+    UnloadableTokenizerError for one that `tokenizers` can't load.
     """
     process = _start_trial(path)
     try:
@@ -76,12 +80,16 @@ def _finish_trial(process: subprocess.Popen, path: Path) -> None:
         _tried.add(process.digest)
         return
     panic = next((line for line in err.splitlines() if "PanicException" in line or "memory allocation" in line), "")
+    if process.returncode == UNLOADABLE:
+        raise UnloadableTokenizerError(f"{path} can't be loaded: {out.strip()}")
     if process.returncode == FAULT:
         what = out.strip()
+    elif "memory allocation" in panic:
+        what = "loading it, or encoding a few words, takes more memory than any tokenizer does"
     elif panic:
-        what = f"`tokenizers` fails: {panic.partition('PanicException: ')[2] or panic}"
+        what = f"`tokenizers` fails: {panic.partition('PanicException: ')[2]}"
     else:
-        what = "loading it, or encoding a few words, takes more time or memory than any tokenizer does"
+        what = "loading it, or encoding a few words, takes more time than any tokenizer does"
     raise ImpruverError(f"{path}: {what}; copy it again from the model that it belongs to")
 
 
@@ -92,8 +100,9 @@ def main(path: str, seconds: str) -> int:
 
     try:
         tokenizer = Tokenizer.from_file(path)
-    except Exception:  # tokenizers raises bare ones; the parent will have the same
-        return 0
+    except Exception as error:  # tokenizers raises bare ones
+        print(describe_error(error))
+        return UNLOADABLE
     faults = (check_text(tokenizer, text) for text in build_texts(tokenizer))
     fault = check_vocabulary(tokenizer) or next(filter(None, faults), "")
     print(fault)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import check_ordinary_file
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def either(*kinds: JsonType) -> JsonType:
 def read_text(path: Path) -> str:
     """The text in a file that must be there."""
     try:
+        check_ordinary_file(path)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ImpruverError(f"{path} is not there") from None

@@ -17,7 +17,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import LFS_POINTER
 
 LONGEST_LINE = 64 << 20  # bytes
-FREELY_UNPACKED, LARGEST_RATIO = 64 << 20, 200  # bytes that any file may unpack to, and how many times its size
+FREELY_UNPACKED, LARGEST_RATIO = 8 << 20, 200  # bytes that any file may unpack to, and how many times its size
 BLOCK = 1 << 18  # bytes
 BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
 LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
@@ -101,7 +101,12 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, target: memoryview) -> int:
-        piece = self.file.read1(len(target))  # what there is before a broken place, too
+        try:
+            piece = self.file.read1(len(target))  # what there is before a broken place, too
+        except BROKEN:
+            raise
+        except Exception as error:  # zstandard's own, which need not be installed
+            raise OSError(str(error)) from None
         target[: len(piece)] = piece
         self.count += len(piece)
         if self.count > self.most:

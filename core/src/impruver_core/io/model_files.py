@@ -138,6 +138,12 @@ def get_context_length(config: Any) -> int | None:
     return next((value for value in values if type(value) is int and value > 0), None)
 
 
+def check_ordinary_file(path: Path) -> None:
+    """ImpruverError for a pipe, a device or a socket, at which a reader would wait for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ImpruverError(f"{path}: a pipe or device, not a file; copy or download it again")
+
+
 def check_no_lfs_pointer(path: str | Path) -> None:
     """ImpruverError where `path` is a pointer of Git LFS, which a reader would take for a broken file."""
     with open(path, "rb") as file:

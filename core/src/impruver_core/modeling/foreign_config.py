@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
-from impruver_core.io.model_files import TensorEntry, read_safetensors_header
+from impruver_core.io.model_files import TensorEntry, check_ordinary_file, read_safetensors_header
 from impruver_core.time_limit import limit_cpu_time
 
 if TYPE_CHECKING:
@@ -34,8 +34,11 @@ COPY_BOTH = "they are not of one model; copy both again"
 def check_config(folder: Path) -> None:
     """ImpruverError where config.json counts more layers than the weights beside it can have, or than any model has.
 
-    A file that can't be read passes: whoever loads it has the words for that.
+    Also where a file beside it is none that can be read. One that is broken passes: whoever loads it has the words for
+    that.
     """
+    for path in folder.glob("*"):
+        check_ordinary_file(path)
     content = _read_json(folder / "config.json")
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
     for key, value in _list_numbers(content):

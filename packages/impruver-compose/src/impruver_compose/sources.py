@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from impruver_core.io.jsonl import (
     BLANKS,
     BLOCK,
     BROKEN,
+    LONGEST_LINE,
     build_read_error,
     build_size_error,
     get_most_unpacked,
@@ -44,6 +47,7 @@ KINDS = {
     "text": (".txt",),
     "arrow": (".arrow",),
 }
+MOST_COLUMNS = 10_000
 PARQUET_ROWS = 32  # read at once, to count their bytes
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 JSON_START = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*{\s*"')
@@ -109,6 +113,11 @@ def _read_header(path: Path, separator: str, where: str) -> list[str]:
     """Reads a file's columns; ImpruverError if its first row has more cells: pandas would make the first an index."""
     import pandas
 
+    header, first = _count_cells(path, separator)
+    if header > MOST_COLUMNS:
+        raise ImpruverError(f"{where}: {path} has {header:,} columns, more than any data set")
+    if first > max(header, MOST_COLUMNS):
+        raise ImpruverError(f"{where}: {path}: the first row has more cells than the header has columns")
     try:
         top = pandas.read_csv(path, sep=separator, nrows=1, dtype=str, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,6 +128,16 @@ def _read_header(path: Path, separator: str, where: str) -> list[str]:
     if not isinstance(top.index, pandas.RangeIndex):
         raise ImpruverError(f"{where}: {path}: the first row has more cells than the header has columns")
     return [str(name) for name in top.columns]
+
+
+def _count_cells(path: Path, separator: str) -> list[int]:
+    """Counts the cells of the header and of the first row, 0 where there is none: pandas takes a column for each."""
+    csv.field_size_limit(LONGEST_LINE)
+    with open_compressed(path) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+        with suppress(csv.Error, *BROKEN):
+            return [len(next(rows, ())) for rows in [csv.reader(lines, delimiter=separator)] * 2]
+    return [0, 0]
 
 
 def scan_json_lines(paths: Sequence[Path], cache: Path) -> tuple[list[str], int]:
@@ -237,6 +256,8 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
     kind = get_kind(files[0])
     if kind == "json":
         return _load_json(files, split, where, cache)
+    for path in files:
+        check_unpacked_size(path, where)
     options = {}
     if kind == "text":
         options = {"encoding": "utf-8-sig"}
@@ -246,8 +267,6 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
                 warn(f"{where}: {files[0]} {looks}: name it .json or .jsonl")
     if kind in ("csv", "tsv"):
         options = build_csv_options(files, "," if kind == "csv" else "\t", where)
-    for path in files:
-        check_unpacked_size(path, where)
     table = _load_table("csv" if kind == "tsv" else kind, files, split, where, cache, **options)
     return RowTable(table, tuple(table.column_names))
 

@@ -26,16 +26,28 @@ from impruver_core.chat_template.analysis.prober import (
     build_tool_schema,
 )
 from impruver_core.chat_template.analysis.template_format import SpecialTokens, TemplateFormat, TurnBoundary
+from impruver_core.chat_template.rendering.limits import count_timeout
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import RefusedError
+from impruver_core.time_limit import TimeLimitError, limit_cpu_time
+
+SECONDS = 6  # of CPU time, for all probes
 
 
 def analyze_template(
     template: str, variables: Mapping, specials: Iterable[str], with_tools: bool = False
 ) -> TemplateFormat:
-    """What probes find out of `template` with these variables and special tokens; cached by its arguments."""
+    """What probes find out of `template` with these variables and special tokens; cached by its arguments.
+
+    RefusedError where they take too long.
+    """
     key = json.dumps(dict(variables), sort_keys=True, ensure_ascii=False, default=str)
-    return _analyze_template(template, key, tuple(specials), with_tools)
+    try:
+        with limit_cpu_time(SECONDS, f"the template takes more than {SECONDS} seconds for a few short conversations"):
+            return _analyze_template(template, key, tuple(specials), with_tools)
+    except TimeLimitError as error:
+        count_timeout(template)
+        raise RefusedError("template_refused", str(error)) from None
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,8 @@ import jinja2
 from impruver_core.errors import ImpruverError
 from impruver_core.time_limit import start_timer, stop_timer
 
-SECONDS, SECONDS_PER_MESSAGE = 5, 1e-4  # of CPU time, for one rendering
+COMPILE_SECONDS = 5  # of CPU time, as all of these
+SECONDS, SECONDS_PER_MESSAGE = 2, 1e-4  # for one rendering
 MOST_TIMEOUTS = 3  # renderings that may take longer, before the template is not used any more
 LARGEST = 1 << 25  # characters of a text, or items and characters of a list or mapping
 MOST_MADE = 1 << 28  # characters of all that one rendering makes
@@ -45,9 +46,8 @@ class TemplateTimeoutError(TemplateLimitError):
     """A template that takes too long."""
 
 
-def begin_rendering(messages: int = 0) -> None:
-    """From now on, until `end_rendering`, TemplateLimitError is raised once a rendering of so many takes too long."""
-    seconds = SECONDS + messages * SECONDS_PER_MESSAGE
+def begin_rendering(seconds: float) -> None:
+    """From now on, until `end_rendering`, TemplateLimitError is raised for what takes longer or makes too much."""
     _state.made = 0
     _state.timed = start_timer(seconds, TemplateTimeoutError(f"it takes more than {seconds:.3g} seconds"))
 
@@ -63,9 +63,7 @@ def count_timeout(template: str) -> None:
     """Counts a rendering that took too long; ImpruverError once there are too many of a template."""
     _timeouts[template] += 1
     if _timeouts[template] > MOST_TIMEOUTS:
-        raise ImpruverError(
-            f"the chat template was stopped {MOST_TIMEOUTS + 1} times: it takes more than {SECONDS:g} seconds for a row"
-        )
+        raise ImpruverError(f"the chat template was stopped {_timeouts[template]} times: it takes too long for a row")
 
 
 def check_size(size: int) -> None:

@@ -211,7 +211,7 @@ def compile_template(template: str) -> jinja2.Template:
     environment.globals["lipsum"] = _lipsum
     if len(template) > limits.LARGEST_TEMPLATE:
         raise ImpruverError(f"the chat template has {len(template):,} characters, more than any that is one")
-    limits.begin_rendering()
+    limits.begin_rendering(limits.COMPILE_SECONDS)
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
@@ -247,7 +247,7 @@ def render_template(
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }
-    limits.begin_rendering(len(chat))
+    limits.begin_rendering(limits.SECONDS + limits.SECONDS_PER_MESSAGE * len(chat))
     try:
         return compiled.render(values)
     except RecursionError:

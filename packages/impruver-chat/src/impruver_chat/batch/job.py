@@ -155,14 +155,18 @@ def check_is_journal(journal: Path) -> None:
 
 def load_journal(journal: Path, fingerprint: str) -> dict[int, Answer]:
     """Load the answers by their index; {} for another fingerprint. A line that was cut off is left out."""
+    if not journal.is_file():  # a pipe would never end
+        return {}
     try:
         head, *lines = journal.read_bytes().splitlines(keepends=True)
         if json.loads(head) != {"answers_of": fingerprint}:
             return {}
         entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        return {entry["place"]: Answer(entry["text"], entry["ended"]) for entry in entries}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        known = {entry["place"]: Answer(entry["text"], entry["ended"]) for entry in entries}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+    plain = all(type(index) is int and isinstance(answer.text, str) for index, answer in known.items())
+    return known if plain else {}
 
 
 def record_answers(

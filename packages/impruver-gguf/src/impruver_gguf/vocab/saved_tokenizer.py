@@ -61,12 +61,10 @@ class SavedTokenizer:
 
 def load_backend_tokenizer(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
     """Load tokenizer.json, whose parsed `content` this is, and add the tokens of `config` as transformers would."""
+    with trying_tokenizer(folder / "tokenizer.json"):
+        pass
     try:
-        with trying_tokenizer(folder / "tokenizer.json"):
-            pass
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except ImpruverError:
-        raise
     except Exception as error:  # tokenizers raises plain Exception
         raise ImpruverError(f"{folder}/tokenizer.json can't be loaded: {error}") from None
     tokenizer.no_padding()  # settings of whoever saved it, no part of how text becomes ids
