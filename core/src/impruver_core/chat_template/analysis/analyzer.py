@@ -31,7 +31,7 @@ from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.errors import RefusedError
 from impruver_core.time_limit import TimeLimitError, limit_cpu_time
 
-SECONDS = 6  # of CPU time, for all probes
+SECONDS = 3  # of CPU time, for all probes
 
 
 def analyze_template(

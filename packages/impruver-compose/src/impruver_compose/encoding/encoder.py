@@ -12,11 +12,11 @@ from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
 from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_tokens
 from impruver_core.tokenizer import plain_encoder
-from tokenizers import Encoding
 
 from impruver_compose.converters.conversion import Conversation, convert_row
 from impruver_compose.dedup import compute_signatures
 from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.encoding.long_text import WINDOW, TokenizedText, make_tokenized_text, tokenize_text
 from impruver_compose.encoding.overlong import cut_overlong
 from impruver_compose.storage import DroppedRow, EncodedConversation, EncodedShard, build_token_row, compute_digest
 
@@ -96,11 +96,12 @@ def _encode_batch(job: DatasetJob, parts: list[ConvertedPart], shard: EncodedSha
     chats = [part.conversation for part in parts if part.conversation.text is None]
     whole = _encode_messages(job, chats, [chat.messages for chat in chats])
     views = iter(zip(whole, _encode_views(job, chats, whole), strict=True))
-    with plain_encoder(job.tokenizer) as encode:
-        encodings = iter(encode([each.conversation.text for each in parts if each.conversation.text is not None]))
+    documents = iter(
+        _tokenize_documents(job, [part.conversation.text for part in parts if part.conversation.text is not None])
+    )
     for part in parts:
         if part.conversation.text is not None:
-            encoded = _encode_document(job, part, next(encodings))
+            encoded = _encode_document(job, part, next(documents))
         else:
             encoded = _encode_conversation(job, part, *next(views))
         if isinstance(encoded, Refused):
@@ -182,33 +183,51 @@ def _serialize_prompt(messages: list[dict]) -> bytes:
     return json.dumps(contents, sort_keys=True).encode() if any(text or calls for text, calls in contents) else b""
 
 
+def _tokenize_documents(job: DatasetJob, texts: list[str]) -> list[TokenizedText | Refused]:
+    """Tokenizes plain texts, the short ones at once."""
+    short = [text for text in texts if len(text) <= WINDOW]
+    tokenized: list[TokenizedText | Refused] = []
+    with plain_encoder(job.tokenizer) as encode:
+        encodings = iter(encode(short))
+        for text in texts:
+            try:
+                encoding = next(encodings) if len(text) <= WINDOW else None
+                if isinstance(encoding, RefusedError):
+                    raise encoding
+                tokenized.append(make_tokenized_text(encoding) if encoding is not None else tokenize_text(encode, text))
+            except RefusedError as error:
+                tokenized.append(Refused(error.reason, error.detail))
+    return tokenized
+
+
 def _encode_document(
-    job: DatasetJob, part: ConvertedPart, encoding: Encoding | RefusedError
+    job: DatasetJob, part: ConvertedPart, tokens: TokenizedText | Refused
 ) -> EncodedConversation | Refused:
     """Encodes plain text with BOS and EOS around it, cut at the longest row; all but BOS is trained on."""
     text, tokenizer = part.conversation.text, job.tokenizer
-    if isinstance(encoding, RefusedError):
-        return Refused(encoding.reason, encoding.detail)
-    if not encoding.ids:
+    if isinstance(tokens, Refused):
+        return tokens
+    if not len(tokens.ids):
         return Refused("nothing_to_learn", "no tokens")
-    ids, starts = encoding.ids, [0, *(start for start, _ in encoding.offsets[1:])]
+    ids, starts = tokens.ids, tokens.starts
+    starts[0] = 0
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if job.section.add_global_bos and bos not in (None, ids[0]):
-        ids, starts = [bos, *ids], [0, *starts]
+        ids, starts = np.insert(ids, 0, bos), np.insert(starts, 0, 0)
     if job.section.add_global_eos and eos not in (None, ids[-1]):
-        ids, starts = [*ids, eos], [*starts, len(text)]
-    starts = [*starts, len(text)]
-    labels = [IGNORE_INDEX if ids[0] == bos else ids[0], *ids[1:]]
+        ids, starts = np.append(ids, np.uint32(eos)), np.append(starts, len(text))
+    starts = np.append(starts, len(text))
     token_rows = []
     for start, stop in pairwise(_compute_borders(len(ids), job.max_length)):
         ended = stop == len(ids) and stop - start > 1 and ids[-1] == eos
-        encoded = Encoded(ids[start:stop], labels[start:stop], [], ended)
+        row_ids = ids[start:stop].tolist()
+        labels = [IGNORE_INDEX if start == 0 and row_ids[0] == bos else row_ids[0], *row_ids[1:]]
         extra = format_row({"text": text[starts[start] : starts[stop]]}).encode()
-        token_rows.append(build_token_row(encoded, extra))
+        token_rows.append(build_token_row(Encoded(row_ids, labels, [], bool(ended)), extra))
     if not any(token_row.target_tokens for token_row in token_rows):
         return Refused("nothing_to_learn", "no piece has two tokens")
-    digest = compute_digest(np.asarray(ids, np.uint32))
-    compared_ids = np.asarray(ids if job.dedup.on == "prompt" else encoding.ids, np.uint32)
+    digest = compute_digest(ids)
+    compared_ids = ids if job.dedup.on == "prompt" else tokens.ids
     return EncodedConversation(part.row, part.part, token_rows, compared_ids, digest, digest)
 
 
