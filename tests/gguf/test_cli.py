@@ -96,26 +96,24 @@ MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run([sys.executable, "-m", "impruver_gguf", *sys.argv[1:]], stdout=subprocess.DEVNULL).returncode
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(code, usage.ru_maxrss * 1024 / 1e6, usage.ru_utime + usage.ru_stime)
+print(code, usage.ru_maxrss * 1024 / 1e6)
 """
 
 
-def measured(*flags):
-    """Megabytes and seconds of work that the command took; a small process starts it, since a child counts ours."""
-    code, megabytes, seconds = run("-c", MEASURE, *flags).stdout.split()
+def measure_memory(*flags):
+    """Megabytes that the command took; a small process starts it, since a child counts ours."""
+    code, megabytes = run("-c", MEASURE, *flags).stdout.split()
     assert code == "0"
-    return float(megabytes), float(seconds)
+    return float(megabytes)
 
 
 def test_memory_stays_far_below_the_largest_tensor(large):
     """In float32 its embeddings alone take 490 MB."""
-    megabytes, _ = measured("--output_dir", large, "--quiet", "--verify", "false")
-    assert megabytes < 250
+    assert measure_memory("--output_dir", large, "--quiet", "--verify", "false") < 250
 
 
-def test_a_dry_run_answers_in_two_seconds(large, smollm2, tmp_path):
+def test_a_dry_run_reads_no_weights(large, smollm2, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"output_dir": str(tmp_path / "later"), "model": {"name": str(smollm2)}}), "utf-8")
     for flags in (("--output_dir", large), ("--config", recipe)):
-        _, worked = measured(*flags, "--dry_run")
-        assert worked < 2
+        assert measure_memory(*flags, "--dry_run") < 250

@@ -6,10 +6,11 @@ import pytest
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 2000}
 HARM = {
-    "layers without end": ("config.json", {"num_hidden_layers": 100_000}),
+    "layers without end": ("config.json", {"num_hidden_layers": 100_000}, "layer 2 of 100000 has no"),
     "a normalizer that fills any memory": (
         "tokenizer.json",
         {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 4}},
+        "tokenizer.json: loading it, or encoding a few words, takes more memory",
     ),
 }
 ADAPTER_HARM = {
@@ -21,9 +22,9 @@ ADAPTER_HARM = {
 
 @pytest.mark.parametrize("what", HARM)
 def test_a_model_that_would_take_all_time_or_memory_is_refused(what, tiny, refused):
-    name, keys = HARM[what]
+    name, keys, told = HARM[what]
     change(tiny / name, keys)
-    refused(tiny, str(tiny / name))
+    refused(tiny, told)
 
 
 @pytest.mark.parametrize("key", ADAPTER_HARM)

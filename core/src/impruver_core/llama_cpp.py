@@ -41,7 +41,6 @@ TRIAL_TEXT = "Hello, world!\n\n  <s></s>" + "".join(
     map(chr, (*TRIAL_CHARACTERS, *range(0x10000, 0x110000, 0x40000), 0x100000))
 )
 LOADING_FAILED, RUNNING_FAILED = 3, 4  # exit codes
-NOT_LOADED = "can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not know"
 BYTE_ATTRIBUTE = 32  # llama.cpp's, of a token that stands for a byte
 
 
@@ -62,7 +61,13 @@ def load_gguf(path: Path, **settings: object) -> LlamaModel:
     try:
         return _open_model(path, **settings)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
-        raise ImpruverError(f"{path} {NOT_LOADED} ({' '.join(str(error).split())})") from error
+        raise _build_loading_error(path, " ".join(str(error).split())) from error
+
+
+def _build_loading_error(path: Path, reason: str) -> ImpruverError:
+    return ImpruverError(
+        f"{path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not know ({reason})"
+    )
 
 
 def _open_model(path: Path, **settings: object) -> LlamaModel:
@@ -119,7 +124,7 @@ def _try_model(path: Path) -> None:
         raise ImpruverError(f"{path}: llama.cpp is not done with its header after {seconds} s; {COPY_AGAIN}")
     reason = ([line.strip() for line in log.splitlines() if line.strip()] or [name])[-1]
     if code == LOADING_FAILED:
-        raise ImpruverError(f"{path} {NOT_LOADED} ({reason})")
+        raise _build_loading_error(path, reason)
     raise ImpruverError(f"{path}: llama.cpp fails on what its header says ({reason}); {COPY_AGAIN}")
 
 

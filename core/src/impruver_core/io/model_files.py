@@ -138,6 +138,12 @@ def get_context_length(config: Any) -> int | None:
     return next((value for value in values if type(value) is int and value > 0), None)
 
 
+def check_ordinary_files(folder: Path) -> None:
+    """ImpruverError where something in a model's folder is a pipe, a device or a socket."""
+    for path in folder.glob("*"):
+        check_ordinary_file(path)
+
+
 def check_ordinary_file(path: Path) -> None:
     """ImpruverError for a pipe, a device or a socket, at which a reader would wait for ever."""
     if path.exists() and not path.is_file() and not path.is_dir():

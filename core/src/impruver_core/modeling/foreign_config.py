@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
-from impruver_core.io.model_files import TensorEntry, check_ordinary_file, read_safetensors_header
+from impruver_core.io.model_files import TensorEntry, check_ordinary_files, read_safetensors_header
 from impruver_core.time_limit import limit_cpu_time
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def check_config(folder: Path) -> None:
     Also where a file beside it is none that can be read. One that is broken passes: whoever loads it has the words for
     that.
     """
-    for path in folder.glob("*"):
-        check_ordinary_file(path)
+    check_ordinary_files(folder)
     content = _read_json(folder / "config.json")
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
     for key, value in _list_numbers(content):

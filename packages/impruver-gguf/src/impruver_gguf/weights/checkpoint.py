@@ -10,8 +10,8 @@ from typing import Any
 from impruver_core.dynamic_import import is_foreign_recipe
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
-from impruver_core.io.model_files import check_weight_links, refuse_pickled_weights
-from impruver_core.modeling.foreign_config import check_adapter_config, check_config
+from impruver_core.io.model_files import check_ordinary_files, check_weight_links, refuse_pickled_weights
+from impruver_core.modeling.foreign_config import check_adapter_config
 from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import find_or_download
 
@@ -147,7 +147,7 @@ def make_checkpoint(
     """Put the config.json of `config_dir` to these tensors; ImpruverError where it names no class."""
     path = config_dir / "config.json"
     config = read_json(path, {"architectures": list_of(TEXT), "_name_or_path": TEXT})
-    check_config(config_dir)
+    check_ordinary_files(config_dir)
     if not config.get("architectures"):
         raise ImpruverError(f"{path}: architectures is not set: name the class there, such as LlamaForCausalLM")
     return SourceCheckpoint(path, config, tensors, adapter, base)
