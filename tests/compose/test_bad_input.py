@@ -13,6 +13,8 @@ RECIPES = {
     "no train_path": ({"train_path": None}, ["recipe.yaml", "train_path"]),
     "neither path": ({"train_path": None, "val_path": None}, ["train_path and val_path"]),
     "equal paths": ({"val_path": "out/train.jsonl"}, ["recipe.yaml:1: val_path", "where train_path goes"]),
+    "the working folder": ({"train_path": "."}, ["recipe.yaml:1: train_path: . is a folder: name a file in it"]),
+    "the folder above": ({"val_path": ".."}, ["val_path: .. is a folder: name a file in it"]),
     "equal paths, spelt otherwise": ({"val_path": "./x/../out/train.jsonl"}, ["val_path", "where train_path goes"]),
     "val over the ledger": ({"val_path": "out/train.dropped.jsonl"}, ["val_path", "the ledger"]),
     "val over the manifest": ({"val_path": "out/train.jsonl.manifest.json"}, ["val_path", "the manifest"]),

@@ -110,8 +110,13 @@ def _set_special_tokens(tokenizer: PreTrainedTokenizerBase, wanted: dict, warn: 
     if unknown:
         known = ", ".join(NAMED_TOKENS)
         raise ImpruverError(f"tokenizer.special_tokens.{unknown[0]}: no such token; there are {known}")
-    if texts:
+    for key, value in texts.items():
+        if key in NAMED_TOKENS and not (isinstance(value, str) and value):
+            raise ImpruverError(f"tokenizer.special_tokens.{key}: {value!r} is no text of a token; write it in quotes")
+    try:
         tokenizer.add_special_tokens(texts)
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ImpruverError(f"tokenizer.special_tokens: {describe_error(error)}") from None
     for key, number in wanted.items():
         name = key.removesuffix("_id")
         if key.endswith("_token_id") and name in texts:

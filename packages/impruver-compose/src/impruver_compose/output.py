@@ -57,6 +57,8 @@ def resolve_output_paths(train_path: str | None, val_path: str | None, recipe: P
     for name, value in values.items():
         if value.lower().endswith(COMPRESSED):  # it would be read as what it is not
             raise ImpruverError(f"{where(name)}: rows are written as they are: name no compressed file")
+        if Path(value).name in ("", ".."):
+            raise ImpruverError(f"{where(name)}: {value} is a folder: name a file in it")
     train, val = Path(train_path).expanduser(), Path(val_path).expanduser()
     ledger, report = (train.with_name(f"{train.stem}.{name}") for name in ("dropped.jsonl", "report.html"))
     paths = OutputPaths(train, val, ledger, report, get_manifest_path(train))
