@@ -26,6 +26,7 @@ from impruver_core.dynamic_import import allow_remote_code, check_class_allowed
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import format_size
 from impruver_core.io.gguf_file import read_gguf_header
+from impruver_core.modeling.loading import REMOTE_CODE
 from impruver_core.system import available_cpus, get_available_memory
 
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
@@ -101,7 +102,7 @@ def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
     checkpoint, section = read_checkpoint(model.output_dir, model.model.name, model.recipe_dir), model.model
     adapter = checkpoint.adapter.tensors if checkpoint.adapter else ()
     check_class_allowed(section.class_, "model.class")  # the worker does not know whose recipe this is
-    trusted = allow_remote_code(section.trust_remote_code, "model.trust_remote_code")
+    trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
     in_file = any(tensor.name == "output.weight" for tensor in read_gguf_header(path).tensors)
     return {
         "model": {"class_": section.class_, "name": str(checkpoint.base)}
