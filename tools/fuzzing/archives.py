@@ -1,19 +1,14 @@
 """Data: rows, archives and tables that unpack without end, are cut off, mislabelled, or hold what no data does."""
 
-import io
 import json
 import re
-import tarfile
-import zipfile
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-from fuzzing.example import PACKERS, Content, Example, Repeated
-from fuzzing.mutations import BLOCKS, RAW, dump_json, mutate_bytes, mutate_value, texts
+from fuzzing.bombs import list_bombs, pack_members
+from fuzzing.example import PACKERS, Content, Example
+from fuzzing.mutations import dump_json, mutate_bytes, mutate_value, texts
 from fuzzing.samples import CHAT, COMPOSE, QUESTIONS, RECIPE, ROWS, TRAIN
+from fuzzing.tables import write_columns
 from hypothesis import strategies as st
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -49,8 +44,11 @@ FORMS = {  # of rows, one for each converter
         {"input_ids": [1, 7, 2], "labels": [1, 7, 2]},
     ],
 }
-CHAT_START = b'{"messages": [{"role":"user","content":"a"}'
-CHAT_TURN = b',{"role":"assistant","content":"b"},{"role":"user","content":"a"}'
+CONVERTERS = ("messages", "text", "instruction_to_messages", "conversations_to_messages", "dialog_to_messages")
+SETTINGS = (
+    *({"turns": "each"}, {"turns": "last"}, {"only_target_loss": False}, {"split": "train[:50%]"}, {"weight": 2.5}),
+    {"on_overflow": "trim_turns", "max_tokens_count": 9},
+)
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 CLASSES = (
     ["jsonl"] * 5 + ["json"] * 2 + ["csv"] * 3 + ["tsv", "parquet", "parquet", "arrow", "arrow", "txt", "zip", "tar"]
@@ -63,40 +61,6 @@ LINES = [  # bytes of a line of JSON
     *(b'{"text": "\xe2\x80\xae"}', b'{"text": "\xe2\x80\xa8\xc2\x85"}', b'{"a\x1b": 1}', b'{"a": 1, "a": 2}'),
     *(b"\xef\xbb\xbf{}", b"#", b"\x1f\x8b", b'{"text": "<s><|end|><|user|></s>"}', b'{"text": ""}', b'{"": ""}'),
     *(b'{"text": {"a": []}}', b" ", b"\x0c", b"\xc2\xa0", b"\xe2\x80\x8b"),
-]
-MILLION = 1 << 20
-# The end of the name, the file. What is to be refused is large; what is to be worked on is of a few MiB.
-BOMBS = [
-    *((f".jsonl.{name}", Repeated(b"", b"\0", 300 * MILLION, b"", name)) for name in ("gz", "bz2", "xz", "zst")),
-    *((f".jsonl.{name}", Repeated(b'{"text": "', b"a", 300 * MILLION, b'"}', name)) for name in ("gz", "zst")),
-    *((f".json.{name}", Repeated(b"[{}", b",{}", 100 * MILLION, b"]", name)) for name in ("gz", "zst")),
-    *((f".{kind}.gz", Repeated(b"[[]", b",[]", 20 * MILLION, b"]", "gz")) for kind in ("json", "jsonl")),
-    (".jsonl.zst", Repeated(b"", b'{"text": "a"}\n', 50_000, b"", "zst")),
-    (".json.xz", Repeated(b'[{"text": "a"}', b',{"text": "a"}', 50_000, b"]", "xz")),
-    (".json", Repeated(b"[{}", b",{}", 500_000, b"]")),
-    (".json", Repeated(b"[[]", b",[]", 500_000, b"]")),
-    (".json", Repeated(b'{"text": [', b"[", 2 * MILLION, b"]")),
-    (".jsonl", Repeated(b'{"text": [[]', b",[]", 500_000, b"]}")),
-    (".jsonl", Repeated(b'{"text": [{}', b",{}", 500_000, b"]}\n")),
-    (".jsonl", Repeated(b'{"text": "', b"\\u0041", 300_000, b'"}\n')),
-    (".jsonl", Repeated(b'{"text": "', b"a ", MILLION // 2, b'"}\n')),
-    (".jsonl", Repeated(b'{"text": "', b"a", MILLION, b'"}\n')),
-    (".jsonl", Repeated(b'{"text": "', b"a", 70 * MILLION, b'"}\n')),
-    (".jsonl", Repeated(b"", b"\n", 8 * MILLION)),
-    (".jsonl", Repeated(b"", b"{}\n", 50_000)),
-    (".jsonl", Repeated(CHAT_START, CHAT_TURN, 10_000, b"]}\n")),
-    (".csv", Repeated(b"text", b",a", 100_000, b"\n1\n")),
-    (".csv", Repeated(b"text\n", b'"', 2 * MILLION)),
-    (".csv", Repeated(b"text\n", b"a", MILLION)),
-    (".csv", Repeated(b"text\n", b"a\n", 50_000)),
-    (".tsv", Repeated(b"text\n", b"\t", MILLION)),
-    (".csv.gz", Repeated(b"text\n", b"a\n", 200 * MILLION, b"", "gz")),
-    (".csv.bz2", Repeated(b"text\n", b"\0", 300 * MILLION, b"", "bz2")),
-    (".txt.gz", Repeated(b"", b"a", 300 * MILLION, b"", "gz")),
-    (".txt.xz", Repeated(b"", b"a\n", 200 * MILLION, b"", "xz")),
-    (".txt", Repeated(b"", b"a", MILLION)),
-    (".parquet.gz", Repeated(b"PAR1", b"\0", 300 * MILLION, b"PAR1", "gz")),
-    (".arrow.zst", Repeated(b"ARROW1", b"\0", 300 * MILLION, b"ARROW1", "zst")),
 ]
 
 
@@ -118,29 +82,9 @@ def compose_data(draw: st.DrawFn, data: st.SearchStrategy[tuple[str, str, Conten
         files = {f"folder/{name}": content, f"folder/other{name}": draw(data)[2]}
     section = {"name": where}
     if draw(st.integers(0, 3)) == 0:
-        section["converter"] = draw(
-            st.sampled_from(
-                (
-                    "impruver.messages",
-                    "impruver.text",
-                    "impruver.instruction_to_messages",
-                    "impruver.conversations_to_messages",
-                )
-            )
-        )
+        section["converter"] = f"impruver.{draw(st.sampled_from(CONVERTERS))}"
     if draw(st.integers(0, 3)) == 0:
-        section |= draw(
-            st.sampled_from(
-                (
-                    {"turns": "each"},
-                    {"turns": "last"},
-                    {"only_target_loss": False},
-                    {"on_overflow": "trim_turns", "max_tokens_count": 9},
-                    {"split": "train[:50%]"},
-                    {"weight": 2.5},
-                )
-            )
-        )
+        section |= draw(st.sampled_from(SETTINGS))
     method = draw(st.sampled_from(("exact", "minhash", "none")))
     recipe = RECIPE | {"datasets": [section], "dedup": {"method": method}}
     more = draw(st.sampled_from(((), (), (), ("--dry_run",), ("--show", "2"))))
@@ -168,14 +112,8 @@ def train_on_tokens(draw: st.DrawFn) -> Example:
     """Token rows that another's compose made."""
     rows = [draw(mutate_value(row)) if draw(st.booleans()) else row for row in FORMS["tokens"]]
     content = draw(write_lines(rows))
-    command = (
-        *TRAIN,
-        "--set=output_dir=new",
-        "--train_path",
-        "t.jsonl",
-        "--val_path",
-        draw(st.sampled_from(("t.jsonl", "v.jsonl"))),
-    )
+    val = draw(st.sampled_from(("t.jsonl", "v.jsonl")))
+    command = (*TRAIN, "--output_dir", "new", "--train_path", "t.jsonl", "--val_path", val)
     files = {"t.jsonl": content, "v.jsonl": dump_json(FORMS["tokens"][0]), "recipe.yaml": dump_json(RECIPE)}
     return Example("archives", "token rows", command, {"tokenizer": "tokenizer"}, files)
 
@@ -208,10 +146,8 @@ def write_data(draw: st.DrawFn, form: str) -> tuple[str, str, Content]:
     elif kind in ("parquet", "arrow"):
         content = draw(write_columns(rows, kind))
     elif kind in ("zip", "tar"):
-        content, kind = (
-            pack_members(dump_json(rows), kind),
-            draw(st.sampled_from(("jsonl", "csv", "parquet", "txt", "arrow", "json"))),
-        )
+        content = pack_members(dump_json(rows), kind)
+        kind = draw(st.sampled_from(SUFFIXES)).removeprefix(".")
     else:
         content = dump_json(rows)
     if draw(st.integers(0, 3)) == 0:
@@ -258,110 +194,3 @@ def write_table(draw: st.DrawFn, rows: list, separator: str) -> bytes:
     return "".join(line + ending for line in lines).encode(
         encoding, "surrogatepass" if "utf" in encoding else "replace"
     )
-
-
-@st.composite
-def write_columns(draw: st.DrawFn, rows: list, kind: str) -> bytes:
-    """A Parquet or Arrow file of the rows, where these can be a table; else of one column of odd values."""
-    try:
-        table = pyarrow.Table.from_pylist([row for row in rows if isinstance(row, dict)])
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
-        table = draw(st.sampled_from(list_tables()))
-    if draw(st.integers(0, 3)) == 0 or not table.num_columns:
-        table = draw(st.sampled_from(list_tables()))
-    try:
-        content = write_parquet(table) if kind == "parquet" else write_arrow(table, draw(st.booleans()))
-    except (pyarrow.ArrowException, NotImplementedError):
-        content = write_arrow(list_tables()[0], True)
-    if draw(st.booleans()):
-        size = len(content)
-        tail = draw(st.sampled_from((0, size // 2, max(0, size - 400))))  # Parquet's header is at its end
-        content = content[:tail] + draw(mutate_bytes(content[tail:], 3, BLOCKS))
-    return content
-
-
-@cache
-def list_tables() -> list[pyarrow.Table]:
-    """Tables of types that no converter expects."""
-    many = pyarrow.array(["a"] * 1_000_000)
-    columns = [
-        {"text": many.dictionary_encode()},
-        {"text": pyarrow.array([b"\xff\x00", None])},
-        {"text": pyarrow.array([1, None, -(2**63)])},
-        {"text": pyarrow.array([float("nan"), float("inf")])},
-        {"text": pyarrow.array([None, None])},
-        {"text": pyarrow.array([10**18] * 2, pyarrow.timestamp("ns", "Europe/Berlin"))},
-        {"text": pyarrow.array([1, 2], pyarrow.duration("ns"))},
-        {"text": pyarrow.array([1, 2], pyarrow.decimal128(38, 30))},
-        {"text": pyarrow.array([[("a", 1)], None], pyarrow.map_(pyarrow.string(), pyarrow.int64()))},
-        {"text": pyarrow.array([{"a": {"b": [None, {"c": 1}]}}, None])},
-        {"messages": pyarrow.array([[{"role": "user", "content": None}], []])},
-        {"messages": pyarrow.array([[[["a"]]], None])},
-        {"text": pyarrow.array([]), "\x1b[31m": pyarrow.array([])},
-        {
-            "text": pyarrow.array(["\x1b[31m\u202e", "\ud83c".encode("utf-8", "replace").decode()]),
-            "a\u202e": pyarrow.array([1, 2]),
-        },
-        {"": pyarrow.array(["x", "y"]), "text": pyarrow.array(["x", "y"])},
-        {f"c{number}": pyarrow.array([number]) for number in range(2000)},
-        {"text": pyarrow.array([["a"] * 100_000])},
-        {"text": pyarrow.array(["a" * 1_000_000])},
-        {
-            "text": pyarrow.array([True, False]),
-            "tools": pyarrow.array(["[" * 99_999, "{}"]),
-            "chat_template_kwargs": pyarrow.array(["[]", "1"]),
-        },
-    ]
-    return [pyarrow.table(each) for each in columns]
-
-
-def write_parquet(table: pyarrow.Table, **options: Any) -> bytes:
-    """A Parquet file in memory."""
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(table, file, **options)
-    return file.getvalue()
-
-
-def write_arrow(table: pyarrow.Table, streamed: bool) -> bytes:
-    """An Arrow file in memory: a stream, as `datasets` writes it, or one with a footer."""
-    file = io.BytesIO()
-    with (pyarrow.ipc.new_stream if streamed else pyarrow.ipc.new_file)(file, table.schema) as writer:
-        writer.write_table(table)
-    return file.getvalue()
-
-
-def pack_members(content: bytes, kind: str) -> bytes:
-    """A zip or tar file with members that lead out of its folder."""
-    file, names = io.BytesIO(), ("data.jsonl", "../../home/profile", "/etc/evil")
-    if kind == "zip":
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in names:
-                archive.writestr(zipfile.ZipInfo(name), content)
-    else:
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            for name in names:
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-    return file.getvalue()
-
-
-@cache
-def list_bombs() -> list[tuple[str, Content]]:
-    """BOMBS, tables that are small for their rows are all equal, and archives within archives."""
-    rows = pyarrow.table({"text": pyarrow.array(["a" * 1000] * 20_000)})
-    wide = pyarrow.concat_tables([rows] * 200)
-    nulls = pyarrow.table({"text": pyarrow.nulls(50_000_000, pyarrow.string())})
-    twice = PACKERS["gz"](PACKERS["gz"](b"\0" * (300 * MILLION)))
-    return [
-        *BOMBS,
-        (".parquet", write_parquet(wide, compression="zstd")),
-        (".parquet", write_parquet(nulls, compression="zstd")),
-        (".parquet.gz", PACKERS["gz"](write_parquet(wide, compression="zstd"))),
-        (".jsonl.gz", twice),
-        (".jsonl.gz", PACKERS["gz"](b'{"text": "a"}\n') * 3 + b"trailing"),
-        (".jsonl.zst", PACKERS["zst"](b'{"text": "a"}\n') * 3 + b"trailing"),
-        (".jsonl.xz", PACKERS["xz"](b'{"text": "a"}\n') * 3 + b"\0\0\0"),
-        (".zip", pack_members(b"\0" * (100 * MILLION), "zip")),
-        (".jsonl", dump_json({"text": sorted(RAW)})),
-    ]

@@ -207,9 +207,8 @@ def break_file(samples: Path) -> Callable[[Path], st.SearchStrategy[tuple[str, C
             return "README.md", b"---\n" + draw(texts).encode("utf-8", "replace") + dump_json(draw(values)) + b"\n---\n"
         name = draw(st.sampled_from([name for name in JSON_FILES if adapted or name != "adapter_config.json"]))
         if kind == "special":
-            return draw(st.sampled_from((name, weights, "chat_template.jinja", "x.bin"))), draw(
-                st.sampled_from(SPECIALS)
-            )
+            name = draw(st.sampled_from((name, weights, "chat_template.jinja", "x.bin")))
+            return name, draw(st.sampled_from(SPECIALS))
         path = folder / name
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else ABSENT.get(name, {"a": 1})
         if kind == "bytes":
@@ -232,17 +231,9 @@ def break_settings(draw: st.DrawFn, content: dict[str, Any]) -> Any:
 @st.composite
 def break_tokenizer(draw: st.DrawFn, content: dict[str, Any]) -> bytes:
     """A tokenizer.json with a part that grows, loops, or has no place there."""
-    parts = (
-        "normalizer",
-        "pre_tokenizer",
-        "post_processor",
-        "decoder",
-        "model",
-        "truncation",
-        "padding",
-        "added_tokens",
-    )
-    for name in draw(st.lists(st.sampled_from(parts), min_size=1, max_size=2)):
+    steps = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    parts = st.sampled_from((*steps, "model", "truncation", "padding", "added_tokens"))
+    for name in draw(st.lists(parts, min_size=1, max_size=2)):
         part = draw(st.sampled_from(TOKENIZER_PARTS))
         content = content | {name: [*content[name], part] if name == "added_tokens" else part}
     if draw(st.booleans()):

@@ -7,6 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import yaml
 from fuzzing.example import HOME, Content, Example, Special
 from fuzzing.mutations import BLOCKS, dump_json, mutate_bytes, mutate_value, texts, values
 from fuzzing.samples import CHAT, COMPOSE, GGUF, TRAIN
@@ -19,12 +20,10 @@ PATHS = [
 ]
 COPIES = {name: name for name in ("data.jsonl", "questions.jsonl", "recipe.yaml", "tokenizer", "out", "model")}
 ANSWERS = COPIES | {"answers.jsonl": "answers.jsonl", "answers.jsonl.manifest.json": "answers.jsonl.manifest.json"}
+COMPOSED = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html")
 # The command → its manifest and the files that it writes beside it.
 TOOLS = {
-    COMPOSE: (
-        "out/train.jsonl.manifest.json",
-        ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html"),
-    ),
+    COMPOSE: ("out/train.jsonl.manifest.json", COMPOSED),
     CHAT: ("answers.jsonl.manifest.json", ("answers.jsonl",)),
     GGUF: ("model/gguf/impruver.json", ("model-f16.gguf", "Modelfile.f16", "quality.json")),
 }
@@ -33,20 +32,15 @@ READERS = [
     (*COMPOSE, "--explain", "0:0"),
     (*COMPOSE, "--explain", "0:1:0"),
     TRAIN,
+    (*TRAIN, "--output_dir", "new"),
     (*GGUF, "--overwrite"),
     (*CHAT, "--overwrite"),
     (*COMPOSE, "--overwrite"),
 ]
 FINISHED = [  # files of finished work, that readers rely on
-    *(
-        "out/train.jsonl.manifest.json",
-        "out/train.dropped.jsonl",
-        "out/val.jsonl",
-        "out/train.jsonl",
-        "model/impruver.json",
-    ),
-    *("model/gguf/impruver.json", "model/gguf/quality.json", "answers.jsonl.manifest.json", "model/heldout.jsonl"),
-    *("model/run.json", "model/metrics.jsonl", "model/trainer_state.json"),
+    *("out/train.jsonl.manifest.json", "out/train.dropped.jsonl", "out/val.jsonl", "out/train.jsonl"),
+    *("model/impruver.json", "model/heldout.jsonl", "model/metrics.jsonl", "model/recipe.yaml"),
+    *("model/gguf/impruver.json", "answers.jsonl.manifest.json"),
 ]
 
 
@@ -102,9 +96,8 @@ def forge_pending(draw: st.DrawFn, samples: Path) -> Example:
         true = json.loads((samples / manifest).read_text(encoding="utf-8"))
         names = st.one_of(st.sampled_from(outputs), st.sampled_from(PATHS), texts)
         hashes = st.one_of(st.sampled_from(("", "0" * 64)), st.just(true["outputs"][0].get("sha256", "")), texts)
-        entry = st.fixed_dictionaries(
-            {"path": names, "sha256": hashes}, optional={"elsewhere": st.booleans(), "staged": names}
-        )
+        more = {"elsewhere": st.booleans(), "staged": names}
+        entry = st.fixed_dictionaries({"path": names, "sha256": hashes}, optional=more)
         record = {"files": draw(st.lists(entry, max_size=3)), "manifest": true}
         if draw(st.booleans()):
             record = draw(mutate_value(record))
@@ -126,6 +119,8 @@ def forge_finished(draw: st.DrawFn, samples: Path) -> Example:
     content = (samples / name).read_bytes()
     if draw(st.integers(0, 2)) == 0:
         content = draw(mutate_bytes(content))
+    elif name.endswith(".yaml"):
+        content = dump_json(draw(mutate_value(yaml.safe_load(content))))
     elif name.endswith(".jsonl"):
         lines = content.splitlines(keepends=True) or [b"{}\n"]
         number = draw(st.integers(0, len(lines) - 1))
@@ -140,11 +135,8 @@ def forge_finished(draw: st.DrawFn, samples: Path) -> Example:
 def forge_answers(draw: st.DrawFn) -> Example:
     """A journal of answers that another run of chat left, or says that it did."""
     head = draw(st.sampled_from((b'{"answers_of": "x"}\n', b'{"answers_of"', b"", b"\n", b'{"answers_of": null}\n')))
-    lines = draw(
-        st.lists(
-            st.one_of(values, st.fixed_dictionaries({"place": values, "text": values, "ended": values})), max_size=3
-        )
-    )
+    answer = st.fixed_dictionaries({"place": values, "text": values, "ended": values})
+    lines = draw(st.lists(st.one_of(values, answer), max_size=3))
     content = head + b"".join(dump_json(line) + b"\n" for line in lines)
     special = st.sampled_from((Special("link", "../home/profile"), Special("pipe"), Special("folder")))
     file = draw(st.one_of(st.just(content), st.just(content), mutate_bytes(content), special))

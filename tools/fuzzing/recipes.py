@@ -28,21 +28,10 @@ from impruver_core.recipe.schema import ListOf, Scalar, get_fields
 from impruver_core.recipe.sections import OWNERS, SECTIONS
 from impruver_gguf.sections import SECTIONS as GGUF_SECTIONS
 
-BOMB = "\n".join(
-    [
-        "a: &a [x,x,x,x,x,x,x,x,x]",
-        *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
-    ]
-)
-MERGES = "\n".join(
-    [
-        "a: &a {x: 1, y: 2}",
-        *(
-            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}], k{b}: *{a}}}"
-            for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        ),
-    ]
-)
+STEPS = list(zip("abcdefgh", "bcdefghi", strict=True))
+TIMES = {name: ", ".join([f"*{name}"] * 9) for name, _ in STEPS}
+BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *(f"{b}: &{b} [{TIMES[a]}]" for a, b in STEPS)])
+MERGES = "\n".join(["a: &a {x: 1, y: 2}", *(f"{b}: &{b} {{<<: [{TIMES[a]}], k{b}: *{a}}}" for a, b in STEPS)])
 ATTACKS = [  # lines of YAML
     *(BOMB, MERGES, "a: &a [*a]", "a: &a {b: *a}", "<<: &a {<<: *a}", "? [1, 2]\n: 3", "? {a: b}\n: 3"),
     *("? &a [*a]\n: 1", "!!python/object/apply:os.system [id]", "a: !!python/name:os.system", "a: !!binary x"),
@@ -61,10 +50,12 @@ COMMANDS = [
     *[COMPOSE] * 2,
     *[("impruver-compose", *DRY)] * 3,
     *[("impruver-compose", "--config", "recipe.yaml", "--show", "2")] * 2,
-    *[("impruver-train", *DRY)] * 4,
+    *[("impruver-train", *DRY, "--output_dir", "new")] * 4,
+    ("impruver-train", *DRY),
     *[("impruver-gguf", *DRY)] * 2,
     *[("impruver-chat", *DRY)] * 2,
-    *[("impruver", "check", "--config", "recipe.yaml")] * 2,
+    ("impruver", "check", "--config", "recipe.yaml"),
+    ("impruver", "check", "--config", "recipe.yaml", "--set=output_dir=new"),
     *[("impruver-chat", "--config", "recipe.yaml", "--output_dir", "model", "--overwrite", *ASK)] * 2,
     *[("impruver-gguf", "--config", "recipe.yaml", "--output_dir", "model", "--overwrite", "--verify", "false")] * 2,
 ]
@@ -103,7 +94,6 @@ def list_key_paths() -> dict[str, st.SearchStrategy]:
 def build_fitting(hint: Any) -> st.SearchStrategy:
     """Values of a type, large, small and odd ones."""
     whole = st.one_of(st.sampled_from([number for number in NUMBERS if isinstance(number, int)]), st.integers(0, 300))
-    arms = {arm: typing.get_origin(arm) or arm for arm in typing.get_args(hint) or [hint]}
     strategies = {
         bool: st.booleans(),
         int: whole,
@@ -112,11 +102,9 @@ def build_fitting(hint: Any) -> st.SearchStrategy:
         list: st.lists(texts, max_size=3),
         dict: st.dictionaries(texts, st.one_of(texts, numbers), max_size=3),
     }
-    kind = typing.get_origin(hint)
-    fitting = (
-        [strategies[kind]] if kind in strategies else [strategies[arm] for arm in arms.values() if arm in strategies]
-    )
-    return st.one_of(fitting or [values])
+    arms = [hint] if typing.get_origin(hint) in strategies else typing.get_args(hint) or [hint]
+    kinds = [typing.get_origin(arm) or arm for arm in arms]
+    return st.one_of([strategies[kind] for kind in kinds if kind in strategies] or [values])
 
 
 PATH_KEYS = (
@@ -131,40 +119,29 @@ PATHS = [
     *("hf://a/b", "a/b", "a/b/c", "a--b", "a b", "\x1b[31m", "\u202e", "\udcff", "\n", "a\nb", "C:\\x", "%s"),
     *("{0}", "$HOME", "out/../out", "./././.", ".hidden"),
 ]
+# Of sections that take any name.
+LORA_KEYS = [
+    *("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save", "bias", "task_type"),
+    *("lora_dropout", "use_dora", "init_lora_weights", "layers_to_transform", "exclude_modules", "layers_pattern"),
+]
+TRAINER_KEYS = [
+    *("class", "packing", "learning_rate", "num_train_epochs", "max_steps", "optim", "optim_args", "report_to", "seed"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "save_steps"),
+    *("lr_scheduler_kwargs", "eval_strategy", "eval_steps", "resume_from_checkpoint", "save_total_limit", "bf16"),
+    *("logging_steps", "fsdp", "deepspeed", "dataloader_num_workers", "adam_beta1", "max_grad_norm", "torch_compile"),
+    *("neftune_noise_alpha", "metric_for_best_model", "load_best_model_at_end", "use_cache", "label_names", "no.such"),
+]
+CONFIG_KEYS = [
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+    *("rope_parameters", "max_position_embeddings", "intermediate_size", "head_dim", "dtype", "attn_implementation"),
+]
 OPEN_KEYS = [
-    *(
-        f"lora.{key}"
-        for key in ("r", "lora_alpha", "target_modules", "rank_pattern", "modules_to_save", "bias", "task_type")
-    ),
-    *(
-        f"lora.{key}"
-        for key in ("lora_dropout", "use_dora", "init_lora_weights", "layers_to_transform", "exclude_modules")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in ("class", "packing", "learning_rate", "num_train_epochs", "max_steps", "optim", "report_to")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "seed")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in ("lr_scheduler_type", "lr_scheduler_kwargs", "save_steps", "eval_strategy", "eval_steps")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in ("resume_from_checkpoint", "save_total_limit", "logging_steps", "bf16", "fsdp", "deepspeed")
-    ),
-    *(
-        f"trainer.{key}"
-        for key in ("dataloader_num_workers", "adam_beta1", "max_grad_norm", "neftune_noise_alpha", "torch_compile")
-    ),
-    *("ddp.find_unused_parameters", "ddp.ddp_timeout", "model.config.vocab_size", "model.config.hidden_size"),
-    *("model.config.num_hidden_layers", "model.config.rope_parameters", "model.config.max_position_embeddings"),
-    *("tokenizer.special_tokens.eos_token", "tokenizer.special_tokens.pad_token_id"),
+    *(f"lora.{key}" for key in LORA_KEYS),
+    *(f"trainer.{key}" for key in TRAINER_KEYS),
+    *(f"model.config.{key}" for key in CONFIG_KEYS),
+    *(f"tokenizer.special_tokens.{key}" for key in ("eos_token", "pad_token_id", "additional_special_tokens")),
     *("tokenizer.chat_template_kwargs.a", "datasets.0.mapping.messages", "gguf.parameters.stop", "gguf.limits.kl"),
-    *("hub_token", "trainer.hub_token", "no.such.key"),
+    *("hub_token", "trainer.hub_token", "no.such.key", "ddp.find_unused_parameters", "ddp.ddp_timeout"),
 ]
 odd = st.one_of(values, values, st.sampled_from(DOTTED))
 
@@ -229,23 +206,16 @@ def make_own(draw: st.DrawFn, recipe: st.SearchStrategy[bytes], keys: Iterable[s
 def write_override(draw: st.DrawFn, keys: list[str]) -> str:
     """What --set gets: no null bytes, which no command line can hold."""
     key = draw(st.one_of(st.sampled_from(keys), st.sampled_from(keys), texts, st.just("datasets.1.name")))
-    text = draw(
-        st.one_of(
-            texts,
-            st.sampled_from(ATTACKS[:40]),
-            odd.map(lambda value: dump_json(value).decode("utf-8", "surrogateescape")),
-        )
-    )
+    written = odd.map(lambda value: dump_json(value).decode("utf-8", "surrogateescape"))
+    text = draw(st.one_of(texts, st.sampled_from(ATTACKS[:40]), written))
     return f"{key}={text}"[:100_000].replace("\0", "").encode("utf-8", "replace").decode()
 
 
 @st.composite
 def make_foreign(draw: st.DrawFn, recipe: st.SearchStrategy[bytes]) -> Example:
     """A recipe in a model's folder, which the user did not name."""
-    files = {"model/recipe.yaml": draw(recipe)}
-    return Example(
-        "recipes", "a recipe in a model's folder", draw(st.sampled_from(FOREIGN)), COPIES, with_module(files)
-    )
+    files = with_module({"model/recipe.yaml": draw(recipe)})
+    return Example("recipes", "a recipe in a model's folder", draw(st.sampled_from(FOREIGN)), COPIES, files)
 
 
 def with_module(files: dict[str, Content]) -> dict[str, Content]:

@@ -179,15 +179,8 @@ def list_stock() -> list[str]:
 @st.composite
 def edit_stock(draw: st.DrawFn) -> str:
     """A real template with words moved, left out, or others put in."""
-    pieces = [
-        *NAMES,
-        *(f".{each}" for each in ATTRIBUTES),
-        *LITERALS,
-        *BINARY,
-        *(f" | {each}" for each in FILTERS),
-        *TEXTS[:60],
-        *WHOLE[:20],
-    ]
+    dotted, piped = [f".{each}" for each in ATTRIBUTES], [f" | {each}" for each in FILTERS]
+    pieces = [*NAMES, *dotted, *LITERALS, *BINARY, *piped, *TEXTS[:60], *WHOLE[:20]]
     return draw(mutate_text(draw(st.sampled_from(list_stock())), pieces))
 
 
@@ -196,17 +189,15 @@ def choose_whole(draw: st.DrawFn) -> str:
     """One of WHOLE, alone or with a loop over the messages; perhaps changed a little."""
     text = draw(st.sampled_from(WHOLE))
     text = draw(st.sampled_from((text, text + LOOP, LOOP + text, f"{{% for m in messages %}}{text}{{% endfor %}}")))
-    return (
-        draw(mutate_text(text, [*LITERALS, *NAMES, *BINARY], 2)) if draw(st.booleans()) and len(text) < 9999 else text
-    )
+    changed = draw(st.booleans()) and len(text) < 9999
+    return draw(mutate_text(text, [*LITERALS, *NAMES, *BINARY], 2)) if changed else text
 
 
 @st.composite
 def render_alone(draw: st.DrawFn, programs: st.SearchStrategy[str]) -> Example:
     """A template for core's renderer."""
-    return Example(
-        "templates", "rendered alone", ("render",), {}, {"template.jinja": draw(programs).encode("utf-8", "replace")}
-    )
+    files = {"template.jinja": draw(programs).encode("utf-8", "replace")}
+    return Example("templates", "rendered alone", ("render",), {}, files)
 
 
 @st.composite

@@ -243,10 +243,15 @@ def test_read_manifest(tmp_path):
     path.write_text(f'{{"impruver": {FORMAT + 1}}}')
     with pytest.raises(ImpruverError, match=rf"m\.json: manifest format {FORMAT + 1} is newer"):
         read_manifest(path)
-    for content in (b"", b"[]", b"{}", b'{"impruver": "one"}', b"\xff", b'{"impruver": null}', b"7"):
+    broken = (b"", b"[]", b"{}", b'{"impruver": "one"}', b"\xff", b'{"impruver": null}', b"7", b"[" * 100_000)
+    for content in broken:
         path.write_bytes(content)
         with pytest.raises(ImpruverError, match=r"m\.json: not a manifest of Impruver"):
             read_manifest(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ImpruverError, match=r"m\.json: a pipe or device, not a file"):
+        read_manifest(path)
 
 
 def test_new_manifest_and_describe(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_staged_path, hash_file, sync_folder
+from impruver_core.io.model_files import check_ordinary_file
 
 FORMAT = 1
 LARGEST_PENDING = 1 << 26  # bytes
@@ -22,6 +23,7 @@ def build_manifest(tool: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(path: str | Path) -> dict[str, Any] | None:
     """The manifest at `path`, None where there is none; ImpruverError for a broken one or a higher format."""
     try:
+        check_ordinary_file(Path(path))
         manifest = json.loads(Path(path).read_text(encoding="utf-8"))
         if manifest["impruver"] > FORMAT:
             raise ImpruverError(
@@ -30,7 +32,7 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
         wrong = _find_wrong_field(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ImpruverError(f"{path}: not a manifest of Impruver; move it away") from None
     if wrong:
         raise ImpruverError(f"{path}: not a manifest of Impruver: {wrong}; move it away")

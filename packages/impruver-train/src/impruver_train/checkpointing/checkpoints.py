@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, sync_folder
 from impruver_core.io.json_schema import COUNT, FLAG, TEXT, JsonType, by_name, check_keys, list_of
 from impruver_core.io.jsonl import format_row
@@ -56,10 +55,7 @@ def read_run_identity(path: Path) -> dict[str, Any] | None:
     """What a file says of the run that it is of; None where there is none, ImpruverError for a broken one."""
     if not path.is_file():  # a pipe would never end
         return None
-    try:
-        identity = read_manifest(path)
-    except RecursionError:
-        raise ImpruverError(f"{path}: nested too deep for a manifest of Impruver; move it away") from None
+    identity = read_manifest(path)
     check_keys(identity or {}, IDENTITY_KEYS, path)
     return identity
 
