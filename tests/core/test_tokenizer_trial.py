@@ -11,6 +11,11 @@ from impruver_core.tokenizer_trial import UnloadableTokenizerError, trying_token
 from support.tokenizers import train_bpe
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPRUVER_CACHE", str(tmp_path / "cache"))
+
+
 def pad(**settings):
     return {
         "direction": "Right",

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError, describe_error
+from impruver_core.io.atomic import atomic_write, get_cache_dir
+from impruver_core.system import get_installed_version
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,8 +34,6 @@ PATTERN_KEYS = ("String", "Regex", "content", "prepend", "replacement", "pattern
 MOST_PATTERNS = 100
 RUN, LONG_RUN = 40, 1000  # times a character: what has a regular expression go back and forth
 FAULT, UNLOADABLE = 3, 4  # exit codes, with the reason on stdout
-
-_tried: set[str] = set()  # sha256 of those that passed
 
 
 class UnloadableTokenizerError(ImpruverError):
@@ -63,21 +63,25 @@ def _start_trial(path: Path) -> subprocess.Popen | None:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise ImpruverError(f"{path}: {size:,} bytes are more than any tokenizer has; copy it again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest in _tried:
+    if _find_verdict(path).exists():
         return None
     command = [sys.executable, "-P", "-m", __name__, str(path), str(round(SECONDS + SECONDS_PER_MB * size / 1e6))]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
     )
-    process.digest = digest
-    return process
+
+
+def _find_verdict(path: Path) -> Path:
+    """The empty file that is there once a tokenizer.json of this content has passed."""
+    digest = hashlib.sha256(f"{get_installed_version('tokenizers')}\n".encode() + path.read_bytes())
+    return get_cache_dir() / "tokenizers" / digest.hexdigest()
 
 
 def _finish_trial(process: subprocess.Popen, path: Path) -> None:
     out, err = process.communicate()
     if process.returncode == 0:
-        _tried.add(process.digest)
+        with suppress(OSError), atomic_write(_find_verdict(path)):
+            pass
         return
     panic = next((line for line in err.splitlines() if "PanicException" in line or "memory allocation" in line), "")
     if process.returncode == UNLOADABLE:
