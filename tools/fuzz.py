@@ -33,7 +33,7 @@ from impruver_core.cli.console import format_table, make_visible
 
 SECONDS = 10.0  # that a command may take, on a machine of this speed:
 REFERENCE = 0.3  # seconds that server.measure_speed takes on it
-PATIENCE = 4  # times that: who takes longer than this hangs, who ends before is slow
+PATIENCE = 4  # times that: who takes longer than this hangs, who ends before may be slow
 BATCH = 25  # examples of a kind in a row
 SHRINKING = 10.0  # seconds for a fault, and no more than
 SHRINKING_SHARE = 0.2  # of all the time
@@ -74,27 +74,30 @@ class Session:
         seconds = min(times * self.limit, self.deadline - time.monotonic())
         self.connections[number].send((tried.command, max(0.0, seconds)))
 
-    def receive(self, number: int) -> Fault | None:
-        """Waits for the outcome, and judges it; there is no hang where the session itself came to its end."""
-        fault = find_fault(self.connections[number].recv())
+    def judge(self, outcome: server.Outcome) -> Fault | None:
+        """The fault of an outcome; there is no hang where the session itself came to its end."""
+        fault = find_fault(outcome)
         return None if fault and fault.kind == "hang" and time.monotonic() > self.deadline else fault
 
-    def try_out(self, number: int, tried: Example, times: int = 1) -> Fault | None:
+    def try_out(self, number: int, tried: Example) -> Fault | None:
         """Runs an example from its beginning to its end."""
-        self.send(number, tried, times)
-        return self.receive(number)
+        self.send(number, tried)
+        return self.judge(self.connections[number].recv())
 
     def confirm(self, number: int, tried: Example, fault: Fault) -> Fault | None:
-        """Whether a hang is one: tries it again, with patience, and a limit for a machine as slow as it is by now."""
+        """Whether a hang is one: it is tried again with patience, and with this machine as slow as it is by now.
+
+        What comes to its end then is slow if it took as much of a processor; else others had it.
+        """
         if fault.kind != "hang":
             return fault
         self.measure_factor(number)
-        started = time.monotonic()
-        again = self.try_out(number, tried, PATIENCE)
-        spent = time.monotonic() - started
-        if again is not None or spent < self.limit or time.monotonic() > self.deadline:
+        self.send(number, tried, PATIENCE)
+        outcome = self.connections[number].recv()
+        again = self.judge(outcome)
+        if again is not None or outcome.ended == "time" or outcome.cpu < self.limit:
             return again
-        return Fault("slow", fault.key, f"ended after {spent:.1f} s\n{fault.detail}")
+        return Fault("slow", fault.key, f"ended after {outcome.cpu:.1f} s of CPU time\n{fault.detail}")
 
 
 @dataclass
@@ -210,7 +213,7 @@ def collect(session: Session, findings: Findings, busy: dict[int, Example]) -> l
     ready = wait([session.connections[number] for number in busy])
     numbers = [number for number in busy if session.connections[number] in ready]
     for number in numbers:
-        tried, fault = busy.pop(number), session.receive(number)
+        tried, fault = busy.pop(number), session.judge(session.connections[number].recv())
         fault = fault and session.confirm(number, tried, fault)
         findings.counts[tried.kind, "examples"] += 1
         if fault:
@@ -222,6 +225,7 @@ def replay(session: Session, path: Path) -> int:
     """Runs a saved example, and prints what it does; 1 if it fails."""
     tried = example.load(path)
     fault = session.try_out(0, tried)
+    fault = fault and session.confirm(0, tried, fault)
     print(f"{' '.join(tried.command)}\n{', '.join(tried.files)}")
     for name in ("out", "err", "stack"):
         print(make_visible((session.root / "slots/0" / f"{name}.log").read_text("utf-8", "replace")[-5000:]))

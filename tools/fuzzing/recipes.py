@@ -115,7 +115,7 @@ PATHS = [
     *("", " ", ".", "..", "/", "//", "~", "~nobody/x", "a/", "a/.", "a/..", "/dev/null", "/dev/full", "/dev/stdin"),
     *("-", "data.jsonl", "data.jsonl/x", "tokenizer", "out", "out/train.jsonl", "out/val.jsonl", "model"),
     *("model/config.json", "recipe.yaml", "mine.py", "x.gz", "x.txt", "x.arrow", "*", "**", "**/*", "[", "data*"),
-    *("[!a]*", "a\0b", "a" * 300, "a" * 300, "a" * 5000, "http://localhost:1/x", "file:///etc/passwd", "s3://a/b"),
+    *("[!a]*", "a\0b", "a" * 300, "a" * 5000, "http://localhost:1/x", "file:///etc/passwd", "s3://a/b"),
     *("hf://a/b", "a/b", "a/b/c", "a--b", "a b", "\x1b[31m", "\u202e", "\udcff", "\n", "a\nb", "C:\\x", "%s"),
     *("{0}", "$HOME", "out/../out", "./././.", ".hidden"),
 ]

@@ -56,14 +56,15 @@ PR_SET_PDEATHSIG = 1  # Linux's
 class Outcome(NamedTuple):
     """What became of a command.
 
-    `ended`: `exit` with `code`, `signal` number `code`, or stopped for its `time`, `memory` or `disk`. `memory` is in
-    bytes, beyond the server's. `stack`: where it was when it crashed or was stopped. `changed`: files elsewhere that
-    it changed.
+    `ended`: `exit` with `code`, `signal` number `code`, or stopped for its `time`, `memory` or `disk`. `cpu` is in
+    seconds, too, with the processes that it waited for; `memory` in bytes, beyond the server's. `stack`: where it was
+    when it crashed or was stopped. `changed`: files elsewhere that it changed.
     """
 
     ended: str
     code: int
     seconds: float
+    cpu: float
     memory: int
     out: str
     err: str
@@ -192,7 +193,7 @@ def run(command: Sequence[str], seconds: float, slot: Path, root: Path) -> Outco
     if changed:
         make_home(slot / "home")
     logs = (read_text(slot / f"{name}.log") for name in ("out", "err", "stack"))
-    return Outcome(ended, code, spent, memory, *logs, changed)
+    return Outcome(ended, code, spent, usage.ru_utime + usage.ru_stime, memory, *logs, changed)
 
 
 def watch(pid: int, deadline: float, base: int) -> tuple[str, int]:

@@ -1,10 +1,12 @@
 """The names read from sources are those of the real classes."""
 
 import dataclasses
+import math
 
 from impruver_train.config.argument_fields import (
     GONE,
     RENAMED,
+    find_out_of_range,
     get_lora_fields,
     get_training_fields,
     translate_arguments,
@@ -30,3 +32,8 @@ def test_warmup_ratio_gives_way_to_warmup_steps():
     assert translate_arguments({"warmup_ratio": 0.1}, fields)[0] == {"warmup_steps": 0.1}
     assert translate_arguments({"warmup_ratio": 0.1, "warmup_steps": 5}, fields)[0] == {"warmup_steps": 5}
     assert translate_arguments({"warmup_steps": 5, "warmup_ratio": 0.1}, fields)[0] == {"warmup_steps": 5}
+
+
+def test_infinities_are_no_numbers():
+    faults = find_out_of_range({"gradient_accumulation_steps": math.inf, "learning_rate": math.nan, "max_steps": 3})
+    assert list(faults) == [("gradient_accumulation_steps", "inf is no number"), ("learning_rate", "nan is no number")]

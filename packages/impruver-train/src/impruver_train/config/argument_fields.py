@@ -103,11 +103,14 @@ def find_out_of_range(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, f"{value!r} is none of {', '.join(CHOICES[name])}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            yield name, f"{value} is no number"
+            continue
         if value < AT_LEAST.get(name, value):
             yield name, f"{value} is below {AT_LEAST[name]}"
         if name in ABOVE and value <= ABOVE[name]:
             yield name, f"{value} is not above {ABOVE[name]}"
-        if value >= BELOW.get(name, math.inf):
+        if name in BELOW and value >= BELOW[name]:
             yield name, f"{value} is not below {BELOW[name]}"
 
 
