@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 def find_fault(outcome: Outcome) -> Fault | None:
     """The worst fault of an outcome; None where the command did as it is documented to do."""
     output = f"{outcome.out}\n{outcome.err}"
-    where, tail = find_frame(outcome.stack, first=True), output.strip()[-3000:]
+    where, tail = find_frame(outcome.stack.rpartition("Current thread")[2], first=True), output.strip()[-3000:]
     if outcome.ended == "time":
         return Fault("hang", where, f"stopped after {outcome.seconds:.1f} s\n{outcome.stack}\n{tail}")
     if outcome.ended == "memory":

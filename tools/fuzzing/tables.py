@@ -33,7 +33,7 @@ def write_columns(draw: st.DrawFn, rows: list, kind: str) -> bytes:
 @cache
 def list_tables() -> list[pyarrow.Table]:
     """Tables of types that no converter expects."""
-    many = pyarrow.array(["a"] * 1_000_000)
+    many = pyarrow.array(["a"] * 50_000)
     columns = [
         {"text": many.dictionary_encode()},
         {"text": pyarrow.array([b"\xff\x00", None])},

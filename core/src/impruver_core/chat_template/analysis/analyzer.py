@@ -46,7 +46,7 @@ def analyze_template(
         with limit_cpu_time(SECONDS, f"the template takes more than {SECONDS} seconds for a few short conversations"):
             return _analyze_template(template, key, tuple(specials), with_tools)
     except TimeLimitError as error:
-        count_timeout(template)
+        count_timeout(template, renderings=2)
         raise RefusedError("template_refused", str(error)) from None
 
 

@@ -59,9 +59,9 @@ def end_rendering() -> None:
         stop_timer()
 
 
-def count_timeout(template: str) -> None:
-    """Counts a rendering that took too long; ImpruverError once there are too many of a template."""
-    _timeouts[template] += 1
+def count_timeout(template: str, renderings: int = 1) -> None:
+    """Counts renderings that took too long; ImpruverError once there are too many of a template."""
+    _timeouts[template] += renderings
     if _timeouts[template] > MOST_TIMEOUTS:
         raise ImpruverError(f"the chat template was stopped {_timeouts[template]} times: it takes too long for a row")
 
