@@ -150,6 +150,7 @@ ARGUMENTS = [
     ({"trainer": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}}, ["48 rows", "batch of 64"]),
     ({"trainer": {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}}, ["pip install galore-torch"]),
     ({"trainer": {"optim": "schedule_free_adamw"}}, ["pip install schedulefree"]),
+    ({"trainer": {"metric_for_best_model": {"a": 1}}}, ["trainer: a value is not of the kind", "'dict' object"]),
     ({"trainer": {"metric_for_best_model": "foo"}}, ["trainer.metric_for_best_model: foo", "loss"]),
     ({"trainer": {"class": "transformers.Trainr"}}, ["trainer.class", "Trainer"]),
     ({"trainer": {"class": "yaml.safe_load"}}, ["trainer.class: yaml.safe_load", "no subclass"]),

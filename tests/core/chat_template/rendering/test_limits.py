@@ -170,3 +170,11 @@ def test_no_timer_is_left_when_the_process_ends():
         "sum(range(20_000_000))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_lists_are_weighed_before_they_are_added():
+    with pytest.raises(limits.TemplateLimitError):
+        limits.add([1] * (limits.LARGEST // limits.ITEM), [1])
+    assert limits.add([1], [2]) == [1, 2]
+    assert limits.add("a", "b") == "ab"
+    assert limits.add(1, 2) == 3

@@ -103,10 +103,11 @@ def measure(value: Any) -> int:
 
 def add(left: Any, right: Any) -> Any:
     """`left + right`; TemplateLimitError where that is too large."""
-    result = left + right
-    if isinstance(result, (str, list, tuple)):
-        check_size(len(result))
-    return result
+    sized = (str, list, tuple)
+    if isinstance(left, sized) and isinstance(right, sized):
+        size = len(left) + len(right)
+        check_size(size if isinstance(left, str) or size * ITEM <= LARGEST else LARGEST + 1)
+    return left + right
 
 
 def to_text(value: Any) -> str:

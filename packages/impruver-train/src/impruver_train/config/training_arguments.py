@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.dynamic_import import load_object
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.suggestions import suggest
 
 from impruver_train.config.argument_fields import OURS, get_training_fields, translate_arguments
@@ -95,6 +95,8 @@ def build_arguments(values: dict[str, Any]) -> TrainingArguments:
         get_reporting_integration_callbacks(arguments.report_to)
     except (ValueError, TypeError, ImportError) as error:
         raise ImpruverError(f"trainer{_format_refusal(values, str(error))}") from error
+    except (AttributeError, LookupError, ArithmeticError, AssertionError) as error:  # a value of another kind
+        raise ImpruverError(f"trainer: a value is not of the kind that it takes: {describe_error(error)}") from error
     if arguments.max_steps == 0:
         raise ImpruverError("trainer.max_steps: 0 steps train nothing; leave it out to count in epochs")
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
