@@ -10,7 +10,7 @@ HARM = {
     "a normalizer that fills any memory": (
         "tokenizer.json",
         {"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 4}},
-        "tokenizer.json: loading it, or encoding a few words, takes more memory",
+        "tokenizer.json: loading it, or encoding a few words, takes more time or memory",
     ),
 }
 ADAPTER_HARM = {

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,6 @@ RECIPE = {
     "trainer": "trainer:\n  max_steps: 2\n  use_cpu: true",
     "gguf": "gguf:\n  quantization_levels: [q8_0]",
 }
-MAINS = {
-    "impruver": "impruver_core.commands.main",
-    "impruver-compose": "impruver_compose.cli",
-    "impruver-train": "impruver_train.cli",
-    "impruver-gguf": "impruver_gguf.cli",
-    "impruver-chat": "impruver_chat.cli",
-}
 
 
 def made(text: str) -> str:
@@ -42,8 +36,8 @@ def made(text: str) -> str:
 
 
 def main_of(program: str):
-    """The function that a console script calls."""
-    return import_module(MAINS[program]).main
+    """The `main(argv)` of a console script's module."""
+    return import_module(entry_points(group="console_scripts")[program].module).main
 
 
 @pytest.fixture(scope="session")

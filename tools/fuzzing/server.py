@@ -20,13 +20,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from fuzzing import example, samples
+from fuzzing import example, rendering, samples
 
 ENVIRONMENT = {
     **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"),
@@ -37,14 +38,6 @@ ENVIRONMENT = {
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "pandas", "gguf", "datasketch", "jinja2")
 HARMLESS_THREADS = {"jemalloc_bg_thd"}  # of pyarrow, which sees to forks itself
-MAINS = {
-    "impruver": "impruver_core.commands.main",
-    "impruver-compose": "impruver_compose.cli",
-    "impruver-train": "impruver_train.cli",
-    "impruver-gguf": "impruver_gguf.cli",
-    "impruver-chat": "impruver_chat.cli",
-    "render": "fuzzing.rendering",
-}
 MOST_MEMORY = 2 << 30  # bytes beyond the server's own
 MOST_ADDRESSES = 12 << 30  # bytes: stops what grows faster than it is looked at
 MOST_DISK = 1 << 30  # bytes
@@ -251,7 +244,10 @@ def call_main(command: Sequence[str]) -> int:
         check = importlib.import_module("impruver_core.commands.check")
         check.subprocess = SimpleNamespace(run=run_forked, DEVNULL=None)  # in place of processes that import anew
     try:
-        code = importlib.import_module(MAINS[command[0]]).main(list(command[1:]))
+        program, *arguments = command
+        scripts = entry_points(group="console_scripts")
+        module = rendering if program == "render" else importlib.import_module(scripts[program].module)
+        code = module.main(arguments)
     except SystemExit as stop:
         code = stop.code
         if isinstance(code, str):

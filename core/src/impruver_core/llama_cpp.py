@@ -7,21 +7,19 @@ What llama.cpp does not expect ends the process that it runs in, and some vocabu
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.errors import ImpruverError, describe_error
-from impruver_core.io.atomic import atomic_write, get_cache_dir
 from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import COPY_AGAIN, read_gguf_parts
-from impruver_core.system import available_cpus, get_installed_version
+from impruver_core.system import available_cpus
+from impruver_core.trial import build_trial_command, find_verdict, set_trial_limits, write_verdict
 
 if TYPE_CHECKING:
     from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
@@ -91,13 +89,10 @@ def _open_model(path: Path, **settings: object) -> LlamaModel:
 def _try_once(path: Path, header_size: int) -> None:
     """`_try_model`, unless a file with this header passed before: a large one takes its time."""
     with path.open("rb") as file:
-        tried = f"{get_installed_version('cyllama')} {path.stat().st_size}".encode() + file.read(header_size)
-    passed = get_cache_dir() / "gguf" / hashlib.sha256(tried).hexdigest()
-    if passed.exists():
-        return
-    _try_model(path)
-    with suppress(OSError), atomic_write(passed):
-        pass
+        verdict = find_verdict("cyllama", f"{path.stat().st_size}\n".encode() + file.read(header_size))
+    if not verdict.exists():
+        _try_model(path)
+        write_verdict(verdict)
 
 
 def _try_model(path: Path) -> None:
@@ -105,7 +100,7 @@ def _try_model(path: Path) -> None:
     seconds = TRIAL_SECONDS + path.stat().st_size // TRIAL_BYTES_PER_SECOND
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(path), str(seconds)],
+            build_trial_command(__name__, path, seconds),
             env=os.environ | TRIAL_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -130,7 +125,7 @@ def _try_model(path: Path) -> None:
 
 def main(path: str, seconds: str) -> int:
     """Run as the process of its own: load and use the model at `path`; the exit code, with a reason on stderr."""
-    _set_limits(int(seconds))
+    set_trial_limits(int(seconds), TRIAL_MEMORY)
     failed = LOADING_FAILED
     try:
         model = _open_model(Path(path), n_gpu_layers=0, use_extra_bufts=False)
@@ -141,17 +136,6 @@ def main(path: str, seconds: str) -> int:
         print(describe_error(error), file=sys.stderr)
         return failed
     return 0
-
-
-def _set_limits(seconds: int) -> None:
-    with suppress(ImportError):  # not on Windows
-        import resource
-
-        limits = {resource.RLIMIT_CORE: (0, 0), resource.RLIMIT_CPU: (seconds, seconds + 1)}
-        limits |= {resource.RLIMIT_DATA: (TRIAL_MEMORY, TRIAL_MEMORY)}
-        for limit, values in limits.items():
-            with suppress(ValueError, OSError):  # a lower one is set already
-                resource.setrlimit(limit, values)
 
 
 def _read_vocabulary(vocab: LlamaVocab) -> None:

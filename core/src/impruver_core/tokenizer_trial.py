@@ -7,18 +7,16 @@ memory, while this process imports what it needs itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError, describe_error
-from impruver_core.io.atomic import atomic_write, get_cache_dir
-from impruver_core.system import get_installed_version
+from impruver_core.trial import build_trial_command, find_verdict, set_trial_limits, write_verdict
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,60 +44,50 @@ def trying_tokenizer(path: Path) -> Iterator[None]:
 
     UnloadableTokenizerError for one that `tokenizers` can't load.
     """
-    process = _start_trial(path)
+    if not path.is_file():
+        yield
+        return
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise ImpruverError(f"{path}: {size:,} bytes are more than any tokenizer has; copy it again")
+    verdict = find_verdict("tokenizers", path.read_bytes())
+    if verdict.exists():
+        yield
+        return
+    command = build_trial_command(__name__, path, round(SECONDS + SECONDS_PER_MB * size / 1e6))
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace")
     try:
         yield
-        if process is not None:
-            _finish_trial(process, path)
+        _judge_trial(process, path)
+        write_verdict(verdict)
     finally:
-        if process is not None and process.poll() is None:
+        if process.poll() is None:
             process.kill()
             process.wait()
 
 
-def _start_trial(path: Path) -> subprocess.Popen | None:
-    if not path.is_file():
-        return None
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise ImpruverError(f"{path}: {size:,} bytes are more than any tokenizer has; copy it again")
-    if _find_verdict(path).exists():
-        return None
-    command = [sys.executable, "-P", "-m", __name__, str(path), str(round(SECONDS + SECONDS_PER_MB * size / 1e6))]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-    )
-
-
-def _find_verdict(path: Path) -> Path:
-    """The empty file that is there once a tokenizer.json of this content has passed."""
-    digest = hashlib.sha256(f"{get_installed_version('tokenizers')}\n".encode() + path.read_bytes())
-    return get_cache_dir() / "tokenizers" / digest.hexdigest()
-
-
-def _finish_trial(process: subprocess.Popen, path: Path) -> None:
+def _judge_trial(process: subprocess.Popen, path: Path) -> None:
     out, err = process.communicate()
     if process.returncode == 0:
-        with suppress(OSError), atomic_write(_find_verdict(path)):
-            pass
         return
-    panic = next((line for line in err.splitlines() if "PanicException" in line or "memory allocation" in line), "")
     if process.returncode == UNLOADABLE:
         raise UnloadableTokenizerError(f"{path} can't be loaded: {out.strip()}")
+    _, panicked, panic = err.partition("PanicException: ")
     if process.returncode == FAULT:
         what = out.strip()
-    elif "memory allocation" in panic:
-        what = "loading it, or encoding a few words, takes more memory than any tokenizer does"
-    elif panic:
-        what = f"`tokenizers` fails: {panic.partition('PanicException: ')[2]}"
+    elif panicked:
+        what = f"`tokenizers` fails: {' '.join(panic.split())}"
     else:
-        what = "loading it, or encoding a few words, takes more time than any tokenizer does"
+        what = (
+            "loading it, or encoding a few words, takes more time or memory than any tokenizer does, or ends in a crash"
+        )
     raise ImpruverError(f"{path}: {what}; copy it again from the model that it belongs to")
 
 
 def main(path: str, seconds: str) -> int:
     """Loads and uses the tokenizer at `path`; the exit code, with what is wrong on stdout."""
-    _set_limits(int(seconds))
+    set_trial_limits(int(seconds), MOST_MEMORY)
     from tokenizers import Tokenizer
 
     try:
@@ -111,16 +99,6 @@ def main(path: str, seconds: str) -> int:
     fault = check_vocabulary(tokenizer) or next(filter(None, faults), "")
     print(fault)
     return FAULT if fault else 0
-
-
-def _set_limits(seconds: int) -> None:
-    with suppress(ImportError):  # not on Windows
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with suppress(ValueError, OSError):  # a lower limit is set already
-            resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> str:

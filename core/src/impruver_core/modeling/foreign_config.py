@@ -55,7 +55,7 @@ def check_size(model: nn.Module, folder: Path) -> None:
     tensors = _read_tensors(folder.glob("*.safetensors"))
     if not tensors:
         return
-    if (_read_json(folder / "config.json")).get("quantization_config"):
+    if _read_json(folder / "config.json").get("quantization_config"):
         stored = sum(entry.stop - entry.start for entry in tensors.values()) * 8 // FEWEST_BITS
     else:
         stored = sum(prod(entry.shape) for entry in tensors.values())

@@ -257,7 +257,7 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
     if kind == "json":
         return _load_json(files, split, where, cache)
     for path in files:
-        check_unpacked_size(path, where)
+        check_unpacked_size(path)
     options = {}
     if kind == "text":
         options = {"encoding": "utf-8-sig"}
@@ -271,8 +271,8 @@ def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTa
     return RowTable(table, tuple(table.column_names))
 
 
-def check_unpacked_size(path: Path, where: str) -> None:
-    """ImpruverError for a small file of much data: compressed, or the columns of a Parquet or Arrow file."""
+def check_unpacked_size(path: Path) -> None:
+    """ImpruverError for a small file of much data, one that is compressed or a Parquet file."""
     if path.suffix.lower() in COMPRESSED:
         try:
             with open_compressed(path) as file:  # which counts
@@ -281,10 +281,10 @@ def check_unpacked_size(path: Path, where: str) -> None:
         except BROKEN as error:
             raise build_read_error(str(path), error) from None
     elif get_kind(path) == "parquet":
-        _check_parquet_size(path, where)
+        _check_parquet_size(path)
 
 
-def _check_parquet_size(path: Path, where: str) -> None:
+def _check_parquet_size(path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 

@@ -63,7 +63,7 @@ def count_timeout(template: str, renderings: int = 1) -> None:
     """Counts renderings that took too long; ImpruverError once there are too many of a template."""
     _timeouts[template] += renderings
     if _timeouts[template] > MOST_TIMEOUTS:
-        raise ImpruverError(f"the chat template was stopped {_timeouts[template]} times: it takes too long for a row")
+        raise ImpruverError("the chat template takes too long, for one row after another")
 
 
 def check_size(size: int) -> None:
