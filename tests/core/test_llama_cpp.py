@@ -1,7 +1,7 @@
 """Opening a GGUF file with cyllama: what is unusual is tried in a process of its own first."""
 
 import pytest
-from impruver_core import llama_cpp
+from impruver_core import llama_cpp, trial
 from impruver_core.errors import ImpruverError
 from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import read_gguf_parts
@@ -15,6 +15,7 @@ def is_usual(path):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("IMPRUVER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(trial, "_passed", set())
 
 
 @pytest.fixture

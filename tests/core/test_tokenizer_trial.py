@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from impruver_core import tokenizer_trial
+from impruver_core import tokenizer_trial, trial
 from impruver_core.errors import ImpruverError
 from impruver_core.tokenizer_trial import UnloadableTokenizerError, trying_tokenizer
 from support.tokenizers import train_bpe
@@ -104,8 +104,10 @@ def test_what_cannot_be_loaded_is_told_as_that(content, tmp_path):
 def test_a_good_one_is_tried_once(plain, tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(plain | {"added_tokens": []}, indent=3))
+    (tmp_path / "cache").mkdir()  # which a dry run doesn't
     with trying_tokenizer(path):
         pass
+    monkeypatch.setattr(trial, "_passed", set())  # as in another process, which finds the file
     monkeypatch.setattr(tokenizer_trial.subprocess, "Popen", None)  # another process can't be started
     with trying_tokenizer(path):
         pass

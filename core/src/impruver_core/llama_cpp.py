@@ -19,7 +19,7 @@ from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import COPY_AGAIN, read_gguf_parts
 from impruver_core.system import available_cpus
-from impruver_core.trial import build_trial_command, find_verdict, set_trial_limits, write_verdict
+from impruver_core.trial import build_trial_command, build_verdict_name, has_passed, set_trial_limits, write_verdict
 
 if TYPE_CHECKING:
     from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
@@ -89,10 +89,10 @@ def _open_model(path: Path, **settings: object) -> LlamaModel:
 def _try_once(path: Path, header_size: int) -> None:
     """`_try_model`, unless a file with this header passed before: a large one takes its time."""
     with path.open("rb") as file:
-        verdict = find_verdict("cyllama", f"{path.stat().st_size}\n".encode() + file.read(header_size))
-    if not verdict.exists():
+        verdict = build_verdict_name("cyllama", f"{path.stat().st_size}\n".encode() + file.read(header_size))
+    if not has_passed(verdict):
         _try_model(path)
-        write_verdict(verdict)
+        write_verdict(verdict, new_folder=True)
 
 
 def _try_model(path: Path) -> None:

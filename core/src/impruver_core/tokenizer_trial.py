@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError, describe_error
-from impruver_core.trial import build_trial_command, find_verdict, set_trial_limits, write_verdict
+from impruver_core.trial import build_trial_command, build_verdict_name, has_passed, set_trial_limits, write_verdict
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,8 +50,8 @@ def trying_tokenizer(path: Path) -> Iterator[None]:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise ImpruverError(f"{path}: {size:,} bytes are more than any tokenizer has; copy it again")
-    verdict = find_verdict("tokenizers", path.read_bytes())
-    if verdict.exists():
+    verdict = build_verdict_name("tokenizers", path.read_bytes())
+    if has_passed(verdict):
         yield
         return
     command = build_trial_command(__name__, path, round(SECONDS + SECONDS_PER_MB * size / 1e6))

@@ -8,8 +8,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_cache_dir
 from impruver_core.system import get_installed_version
+
+VERDICTS = "trials"  # in the folder of caches: an empty file for each that passed
+
+_passed: set[str] = set()  # in this process
 
 
 def build_trial_command(module: str, path: Path, seconds: int) -> list[str]:
@@ -29,13 +34,26 @@ def set_trial_limits(seconds: int, memory: int) -> None:
                 resource.setrlimit(limit, values)
 
 
-def find_verdict(package: str, content: bytes) -> Path:
-    """The empty file that is there once what holds this content has passed with the installed version of `package`."""
+def build_verdict_name(package: str, content: bytes) -> str:
+    """The name of the verdict on a file that holds this content, for the installed version of `package`."""
     digest = hashlib.sha256(f"{get_installed_version(package)}\n".encode() + content).hexdigest()
-    return get_cache_dir() / "trials" / f"{package}-{digest}"
+    return f"{package}-{digest}"
 
 
-def write_verdict(path: Path) -> None:
-    """Keeps that a file passed; where that can't be written, it is tried again."""
-    with suppress(OSError), atomic_write(path):
-        pass
+def has_passed(name: str) -> bool:
+    """Whether the file that this verdict is on passed before, in this process or in one that could keep it."""
+    with suppress(ImpruverError):  # the folder of caches is asked for in a home that isn't there
+        return name in _passed or (get_cache_dir() / VERDICTS / name).exists()
+    return False
+
+
+def write_verdict(name: str, new_folder: bool = False) -> None:
+    """Keeps that a file passed; where that can't be written, it is tried again by the next process.
+
+    Without `new_folder`, a folder of caches that isn't there yet is not made: a dry run writes nothing.
+    """
+    _passed.add(name)
+    with suppress(ImpruverError, OSError):
+        if new_folder or get_cache_dir().is_dir():
+            with atomic_write(get_cache_dir() / VERDICTS / name):
+                pass
