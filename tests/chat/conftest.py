@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,53 @@ def given(monkeypatch):
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", noted)
     return prompts
+
+
+class WorkerHere:
+    """llama.cpp in this process, in place of a LlamaCppProcess; what goes to and fro is JSON as well."""
+
+    def __init__(self, path):
+        from impruver_chat.backends.llama_cpp.worker import Worker
+
+        self.worker = Worker()
+
+    def request(self, name, *arguments):
+        return self.receive(self.send(name, *arguments))
+
+    def send(self, name, *arguments):
+        return json.dumps(getattr(self.worker, name)(*json.loads(json.dumps(arguments))))
+
+    def receive(self, reply):
+        return json.loads(reply)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def llama_cpp_here(monkeypatch):
+    """Has llama.cpp run in this process, for tests that look at what it is given."""
+    from impruver_chat.backends.llama_cpp import backend
+
+    monkeypatch.setattr(backend, "LlamaCppProcess", WorkerHere)
+
+
+@pytest.fixture(scope="module")
+def load_gguf():
+    """Loads a GGUF file, with the tokenizer in a folder if one is given; its LlamaCppBackend."""
+    from impruver_chat.backends.chat_tokenizer import EncodingOptions
+    from impruver_chat.backends.llama_cpp.backend import load_backend
+    from impruver_chat.model_dir import GgufFile
+    from impruver_core.recipe.sections import TokenizerSection
+
+    with ExitStack() as stack:
+
+        def load(path, folder=Path()):
+            backend = load_backend(GgufFile(path, folder), TokenizerSection(), EncodingOptions())
+            stack.callback(backend.close)
+            return backend
+
+        yield load
 
 
 @pytest.fixture

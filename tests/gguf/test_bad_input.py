@@ -282,7 +282,7 @@ def test_llama_cpps_script_that_fails(tiny, gguf, tmp_path):
     code, _, told = gguf("--output_dir", tiny, "--llama_cpp_convert_script", script)
     assert code == 2
     assert "this model is new to me" in told
-    assert not list((tiny / "gguf").iterdir())
+    assert not list((tiny / "gguf").glob("*"))
 
 
 def test_an_adapter_that_is_not_whole(adapter, refused):

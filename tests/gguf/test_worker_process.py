@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from impruver_gguf.worker_process import get_error_reason
+from impruver_core.worker_process import get_error_reason
 from support.cli import is_ended
 
 PRINTS = """
 import os
-from impruver_gguf.worker_process import claim_stdout
+from impruver_core.worker_process import claim_stdout
 out = claim_stdout()
 os.write(1, b"[New LWP 5]\\n")
 print("printed")
@@ -49,7 +49,7 @@ def test_a_nan_to_be_quantized_is_named(tiny, gguf):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 def test_a_process_of_its_own_ends_with_a_parent_that_is_killed():
     child = (
-        "from impruver_gguf.worker_process import claim_stdout; print(file=claim_stdout(), flush=True); "
+        "from impruver_core.worker_process import claim_stdout; print(file=claim_stdout(), flush=True); "
         "import time; time.sleep(60)"
     )
     parent = (

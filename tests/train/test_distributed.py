@@ -100,9 +100,21 @@ def test_what_is_said_is_said_once(recipe, tmp_path):
     assert "nowhere.jsonl is not there" in err
 
 
+def test_a_signal_that_comes_while_the_processes_agree_counts_the_next_time(monkeypatch):
+    import torch
+    from impruver_train import signals
+
+    stop, coming = signals.StopSignal(), [signal.SIGTERM]
+    monkeypatch.setattr(signals, "is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: [stop.handle(each, None) for each in coming])
+    assert signals.get_signal_of_any_rank(stop, torch.device("cpu")) == 0
+    coming.clear()
+    assert signals.get_signal_of_any_rank(stop, torch.device("cpu")) == signal.SIGTERM
+
+
 def workers(pid):
-    """The processes of impruver_train below a launcher."""
-    found = []
+    """Rank → process of impruver_train below a launcher."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes().split(b"\0")
@@ -110,20 +122,27 @@ def workers(pid):
         except OSError:
             continue
         if parent == pid and b"impruver_train" in words:
-            found.append(int(path.name))
+            variables = (path / "environ").read_bytes().split(b"\0")
+            found[next(int(each[5:]) for each in variables if each.startswith(b"RANK="))] = int(path.name)
     return found
 
 
-def test_a_killed_worker_ends_all(recipe, tmp_path):
+@pytest.mark.parametrize(("rank", "training"), [(1, True), (0, False)], ids=["in a step", "at the start"])
+def test_a_killed_rank_ends_all_with_one_message(rank, training, recipe, tmp_path):
     trainer = {"max_steps": 100000, "save_strategy": "no", "per_device_train_batch_size": 2}
     process = start(IMPRUVER_RUN, recipe(trainer=trainer))
     metrics = tmp_path / "out/metrics.jsonl"
-    wait_for(lambda: has_content(metrics), process)
+    wait_for(lambda: has_content(metrics) if training else len(workers(process.pid)) == 2, process)
     found = workers(process.pid)
-    assert len(found) == 2
-    os.kill(found[1], signal.SIGKILL)
-    code, _, err = ended(process, 90)
-    assert code != 0
-    assert "Signal 9 (SIGKILL)" in err
-    for pid in found:
+    assert set(found) == {0, 1}
+    os.kill(found[rank], signal.SIGKILL)
+    code, out, err = ended(process, 90)
+    assert (code, out) == (2, ""), err
+    told = err[err.index("impruver: error:") :].splitlines()
+    assert len(told) == 1, err
+    assert f"rank {rank} of this run (process {found[rank]}) was killed by SIGKILL" in told[0]
+    assert "give the same command again" in told[0]
+    for word in ("Traceback", "closed by peer", "stopp", "impruver-train: error", "torch"):
+        assert word not in err, err
+    for pid in found.values():
         assert not Path(f"/proc/{pid}").exists()

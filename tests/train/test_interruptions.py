@@ -169,6 +169,36 @@ def test_memory_that_is_not_enough_tells_what_to_change(recipe, start, parts, tm
     assert any("gradient_checkpointing: true" in line for line in told)
 
 
+KILLER = """
+import multiprocessing, os, signal
+from transformers import Trainer
+
+class KillTrainer(Trainer):
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if self.state.global_step == 3:
+            os.kill(multiprocessing.active_children()[-1].pid, signal.SIGKILL)
+        return loss
+"""
+
+
+def test_a_killed_worker_of_the_loader_is_one_message(recipe, as_process, tmp_path):
+    (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
+    trainer = {"max_steps": 12, "per_device_train_batch_size": 2, "dataloader_num_workers": 2}
+    trainer |= {"save_strategy": "steps", "save_steps": 2, "dataloader_persistent_workers": True}
+    config, out = recipe(trainer=trainer | {"class": "killer.KillTrainer"}), tmp_path / "out"
+    done = as_process("--config", config)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    told = done.stderr[done.stderr.index("impruver-train: error:") :].splitlines()
+    assert len(told) == 1, done.stderr
+    assert " was killed by SIGKILL: " in told[0]
+    assert "the DataLoader worker with process id " in told[0]
+    assert "trainer.dataloader_num_workers" in told[0]
+    assert f"it resumes from {out}/checkpoint-2" in told[0]
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in out.glob("*-*")} == {"checkpoint-2"}
+
+
 def test_a_full_disk_is_told_before_and_is_a_clean_stop(recipe, start, small_disk, impruver_train, tmp_path):
     disk = small_disk(2 << 20)
     out = disk / "out"

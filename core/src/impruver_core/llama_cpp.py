@@ -20,6 +20,7 @@ from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import COPY_AGAIN, read_gguf_parts
 from impruver_core.system import available_cpus
 from impruver_core.trial import build_trial_command, build_verdict_name, has_passed, set_trial_limits, write_verdict
+from impruver_core.worker_process import ENVIRONMENT, describe_exit
 
 if TYPE_CHECKING:
     from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
@@ -27,11 +28,7 @@ if TYPE_CHECKING:
 TRIAL_SECONDS, TRIAL_BYTES_PER_SECOND = 4, 100 << 20  # of processors' time
 TRIAL_PATIENCE = 4  # times as much on the clock, where others compute too, or the disk is slow
 TRIAL_MEMORY = 3 << 29  # bytes besides the file's own
-TRIAL_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "GGML_NO_BACKTRACE": "1",  # its abort would start gdb, which prints, or waits for ever
-    "OMP_WAIT_POLICY": "PASSIVE",  # its threads would spin while others use the processor
-}
+TRIAL_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", **ENVIRONMENT}
 TRIAL_TOKENS, CONTEXT_TOKENS = 4, 256
 # With each byte that UTF-8 has: llama.cpp aborts at the first for which a vocabulary has no token.
 TRIAL_CHARACTERS = (*range(1, 0xC0), *range(0xC0, 0x800, 0x40), 0x800, *range(0x1000, 0x10000, 0x1000))
@@ -53,9 +50,19 @@ def load_gguf(path: Path, **settings: object) -> LlamaModel:
 
     `settings` are llama.cpp's model parameters, such as `n_gpu_layers=0` or `check_tensors=True`.
     """
+    check_gguf(path)
+    return load_checked_gguf(path, **settings)
+
+
+def check_gguf(path: Path) -> None:
+    """ImpruverError for a file with a broken header, or one that does harm where it is tried first."""
     parts = read_gguf_parts(path, LISTS)
     if not is_usual_model(parts):
         _try_once(path, parts[0].data_start)
+
+
+def load_checked_gguf(path: Path, **settings: object) -> LlamaModel:
+    """`load_gguf` of a file that `check_gguf` passed, as another process may have had it checked."""
     try:
         return _open_model(path, **settings)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
@@ -114,7 +121,7 @@ def _try_model(path: Path) -> None:
         code, log = -signal.SIGKILL, ""
     if code == 0:
         return
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit {code}"
+    name = describe_exit(code)
     if name in ("SIGXCPU", "SIGKILL"):
         raise ImpruverError(f"{path}: llama.cpp is not done with its header after {seconds} s; {COPY_AGAIN}")
     reason = ([line.strip() for line in log.splitlines() if line.strip()] or [name])[-1]

@@ -1,17 +1,13 @@
 """GGUF as the backend: SmolLM2's file out of its package, as it is."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from impruver_chat.backends.base import Prompt
-from impruver_chat.backends.chat_tokenizer import EncodingOptions
-from impruver_chat.backends.llama_cpp import backend as gguf
+from impruver_chat.backends.llama_cpp import inference
 from impruver_chat.backends.llama_cpp.vocab import make_decoder
 from impruver_chat.generation.parameters import GREEDY, SamplingParams
-from impruver_chat.model_dir import GgufFile
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.sections import TokenizerSection
 from support import ROOT
 from support.chat_models import ask
 from support.messages import user
@@ -21,8 +17,8 @@ ANSWER = "Hello! How can I assist you today?"
 
 
 @pytest.fixture(scope="module")
-def backend(smollm2_gguf):
-    return gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
+def backend(smollm2_gguf, load_gguf):
+    return load_gguf(smollm2_gguf)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +41,9 @@ def test_it_answers_in_pieces_and_stops_at_the_end_of_turn(backend):
 
 
 @pytest.mark.parametrize("text", ["  Hello , world ! do n't 😀\n", "Привет , !  ", "\t\x00\x7f\xa0é — 你好\r\n", " "])
-def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2_gguf, saved):
-    with_tokenizer = gguf.load_backend(GgufFile(smollm2_gguf, saved), TokenizerSection(), EncodingOptions())
-    ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
+def test_blanks_stay_as_the_model_wrote_them(text, backend, smollm2_gguf, saved, load_gguf):
+    with_tokenizer = load_gguf(smollm2_gguf, saved)
+    ids = backend.vocab.tokenize(text)
     assert backend.tokenizer.decode(ids) == with_tokenizer.tokenizer.decode(ids) == text
     assert backend.tokenizer.decode([2, *ids, 1]) == text  # control tokens are no text
 
@@ -60,8 +56,8 @@ def test_every_token_has_the_bytes_of_the_tokenizer(backend):
         v: k for k, v in bytes_to_unicode().items()
     }
     text = "".join(map(chr, range(0x20, 0x2000)))
-    ids = backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False)
-    assert b"".join(get_token_bytes(backend.model.get_vocab(), number) for number in ids) == text.encode()
+    ids = backend.vocab.tokenize(text)
+    assert b"".join(get_token_bytes(backend.vocab, number) for number in ids) == text.encode()
 
 
 def test_sentencepiece_pieces():
@@ -78,7 +74,9 @@ def test_a_context_without_room_is_told(backend):
     assert ask(backend, HI).text == ANSWER
 
 
-def test_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, saved, monkeypatch):
+def test_the_same_ids_with_and_without_the_tokenizer(
+    backend, smollm2_gguf, saved, load_gguf, llama_cpp_here, monkeypatch
+):
     from cyllama.llama import llama_cpp
     from impruver_core import encode_prompt
     from transformers import AutoTokenizer
@@ -90,12 +88,12 @@ def test_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, save
         {"role": "user", "content": "Привет, 😀 <|im_end|> naïve\n  x"},
     ]
     wanted = encode_prompt(AutoTokenizer.from_pretrained(saved), messages)
-    with_tokenizer = gguf.load_backend(GgufFile(smollm2_gguf, saved), TokenizerSection(), EncodingOptions())
+    with_tokenizer = load_gguf(smollm2_gguf, saved)
     given = []
     one = llama_cpp.llama_batch_get_one
     monkeypatch.setattr(llama_cpp, "llama_batch_get_one", lambda ids, at: given.extend(ids) or one(ids, at))
     # nothing is kept of earlier prompts
-    alone = gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
+    alone = load_gguf(smollm2_gguf)
     for each in (with_tokenizer, alone):
         given.clear()
         ids = each.tokenizer.encode(messages)
@@ -105,8 +103,8 @@ def test_the_same_ids_with_and_without_the_tokenizer(backend, smollm2_gguf, save
     assert backend.tokenizer.stops.ids >= {2}
 
 
-def test_another_models_tokenizer_is_not_used(smollm2_gguf, models, capfd):
-    other = gguf.load_backend(GgufFile(smollm2_gguf, models / "full"), TokenizerSection(), EncodingOptions())
+def test_another_models_tokenizer_is_not_used(smollm2_gguf, models, load_gguf, capfd):
+    other = load_gguf(smollm2_gguf, models / "full")
     assert "its own chat template is used" in capfd.readouterr().err
     assert ask(other, HI).text == ANSWER
 
@@ -118,12 +116,12 @@ def test_a_context_that_grows_and_is_used_again(backend):
     assert second.text == ANSWER
 
 
-def test_a_prompt_in_several_batches(smollm2_gguf, monkeypatch):
+def test_a_prompt_in_several_batches(smollm2_gguf, load_gguf, llama_cpp_here, monkeypatch):
     # Its own backend: a context keeps the size of its batches.
-    backend = gguf.load_backend(GgufFile(smollm2_gguf, Path()), TokenizerSection(), EncodingOptions())
+    backend = load_gguf(smollm2_gguf)
     ids = backend.tokenizer.encode(HI)
     assert len(ids) > 16
-    monkeypatch.setattr(gguf, "BATCH_TOKENS", 7)
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 7)
     assert ask(backend, ids).text == ANSWER
 
 
@@ -153,20 +151,21 @@ def test_characters_of_several_tokens_come_whole(backend):
 
     text, out = "Привет, 😀👩‍👧 naïve!", []
     stream = StreamingDetokenizer(backend.tokenizer.decode, StopCriteria(frozenset()), out.append)
-    for token in backend.model.get_vocab().tokenize(text, add_special=False, parse_special=False):
+    for token in backend.vocab.tokenize(text):
         stream.add_token(token)
     assert stream.finish() == "".join(out) == text
     assert not any("�" in piece for piece in out)
 
 
-def test_prompts_in_parallel_are_answered_as_alone(backend, monkeypatch):
+def test_prompts_in_parallel_are_answered_as_alone(smollm2_gguf, load_gguf, llama_cpp_here, monkeypatch):
     """More prompts than sequences, of several lengths and rooms, one of several batches of tokens."""
+    backend = load_gguf(smollm2_gguf)
     texts = ["Hi", "What is the capital of France?", "I like red and blue. " * 45 + "What do I like?"]
     ids = [backend.tokenizer.encode([user(text)]) for text in (*texts, "Say yes.", "Name a colour.", "Bye")]
     prompts = [Prompt(each, 12 + 3 * place, place) for place, each in enumerate(ids)]
     assert len(ids[2]) > 200
     alone = dict(backend.answer_batch(prompts, GREEDY, 1))
-    monkeypatch.setattr(gguf, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(inference, "BATCH_TOKENS", 64)
     assert dict(backend.answer_batch(prompts, GREEDY, 3)) == alone
     for place in (0, 1, 3, 5):
         assert alone[place] == ask(backend, ids[place], room=prompts[place].max_new_tokens)
@@ -179,3 +178,14 @@ def test_drawn_in_parallel_each_has_its_own_seed(backend):
     given = dict(backend.answer_batch(prompts, drawn, 4))
     assert given[0] == given[2]
     assert len({answer.text for answer in given.values()}) == 3
+
+
+def test_a_process_of_its_own_changes_no_answer(backend, smollm2_gguf, load_gguf, llama_cpp_here):
+    here = load_gguf(smollm2_gguf)
+    drawn = SamplingParams(temperature=1.3, top_p=0.9, top_k=30, repetition_penalty=1.1)
+    ids = backend.tokenizer.encode(HI)
+    assert here.tokenizer.encode(HI) == ids
+    for sampling in (GREEDY, drawn):
+        assert ask(here, ids, sampling, 5, room=12) == ask(backend, ids, sampling, 5, room=12)
+        prompts = [Prompt(ids[: len(ids) - place], 4 + place, place) for place in range(4)]
+        assert list(here.answer_batch(prompts, sampling, 3)) == list(backend.answer_batch(prompts, sampling, 3))

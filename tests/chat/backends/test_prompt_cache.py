@@ -1,13 +1,8 @@
 """The cache of the common prefix, kept between turns: the same answers, and only what is new is computed."""
 
-from pathlib import Path
-
 import pytest
 from impruver_chat.backends.chat_tokenizer import EncodingOptions, make_chat_tokenizer
-from impruver_chat.backends.llama_cpp import backend as gguf
 from impruver_chat.backends.transformers.backend import TransformersBackend
-from impruver_chat.model_dir import GgufFile
-from impruver_core.recipe.sections import TokenizerSection
 from support.chat_models import ask, backend_of
 from support.messages import user
 
@@ -97,11 +92,10 @@ def test_a_window_that_has_moved_on_is_computed_anew(models):
         assert said(backend, with_answer(text)) == said(fresh(), with_answer(text))
 
 
-def test_gguf_keeps_the_prefix_too(smollm2_gguf, monkeypatch):
+def test_gguf_keeps_the_prefix_too(smollm2_gguf, load_gguf, llama_cpp_here, monkeypatch):
     from cyllama.llama import llama_cpp
 
-    source = GgufFile(smollm2_gguf, Path())
-    backend, other = (gguf.load_backend(source, TokenizerSection(), EncodingOptions()) for _ in range(2))
+    backend, other = (load_gguf(smollm2_gguf) for _ in range(2))
     one, given = llama_cpp.llama_batch_get_one, []
     first = said(backend, FIRST)
     messages = [*FIRST, {"role": "assistant", "content": first}, *SECOND[2:]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from impruver_compose.storage import ROWS
 from impruver_compose.template_checks import PROBED
+from impruver_core.io.integrity import write_record
 from support.cli import has_content, is_ended, script, wait_for
 
 # Notes each row that it converts; where a file `wait` is, it stays with row 2100 until somebody ends the process.
@@ -120,7 +121,7 @@ def test_a_killed_worker_is_told(sets, recipe):
     os.kill(int(Path("waiting").read_text()), signal.SIGKILL)
     assert process.wait(30) == 2
     err = process.stderr.read()
-    assert "a worker process was killed" in err
+    assert f"a worker process was killed (number {Path('waiting').read_text()}, SIGKILL), most likely" in err
     assert "--num_proc" in err
     assert "Traceback" not in err
 
@@ -183,7 +184,7 @@ def test_the_day_of_the_first_run_is_kept(composed, files, tokenizer):
     keys = {"tokenizer": {"chat_template": template}}
     composed(**keys)
     (day,) = Path("cache/compose").rglob("day")
-    day.write_text("2001-02-03")
+    write_record(day, "2001-02-03")
     next(day.parent.glob("0*.arrow")).unlink()
     done = composed(**keys)
     assert all("03 Feb 2001" in tokenizer.decode(row["input_ids"]) for row in done.train)

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -117,7 +120,9 @@ def test_all_faults_of_a_recipe_in_one_message(tool):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("number", "code", "told"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl+C")])
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [("SIGTERM", 143, "SIGTERM"), ("SIGINT", 130, "Ctrl+C"), ("SIGHUP", 129, "SIGHUP")]
+)
 def test_a_signal_unwinds_and_has_its_code(tool, tmp_path, number, code, told):
     what = "try: wait()\nexcept Exception: pass\nfinally: open('left', 'w').close()"
     child = subprocess.Popen(
@@ -133,12 +138,86 @@ def test_a_signal_unwinds_and_has_its_code(tool, tmp_path, number, code, told):
 
 def test_a_second_sigterm_ends_it_at_once(tool):
     what = "try: wait('up')\nfinally: wait('late')"
-    with subprocess.Popen([*tool, f"--what={what}"], stdout=subprocess.PIPE, text=True) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*tool, f"--what={what}"], **pipes, text=True) as child:
         assert child.stdout.readline() == "up\n"
         child.terminate()
         assert child.stdout.readline() == "late\n"
+        child.terminate()  # as `timeout` does, for the whole group
+        time.sleep(0.5)
+        assert child.poll() is None
         child.terminate()
-        assert child.wait(timeout=30) == -signal.SIGTERM
+        assert child.wait(timeout=30) == 143
+        assert child.stderr.read() == "impruver-test: stopped by SIGTERM\n"
+
+
+SWALLOWED = {
+    "a destructor": "class X:\n  def __del__(self): os.kill(os.getpid(), 15); time.sleep(0)\nX(); time.sleep(60)",
+    "a bare except": "try: os.kill(os.getpid(), 15); time.sleep(60)\nexcept BaseException: pass",
+    "another error": "try: os.kill(os.getpid(), 2); time.sleep(60)\nexcept BaseException: raise ImportError('x')",
+    "a thread's": "import threading; threading.Thread(target=lambda: os.kill(os.getpid(), 1)).start(); time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("where", SWALLOWED)
+def test_a_signal_is_not_lost_in(where, tool):
+    done = run(tool, f"import os\n{SWALLOWED[where]}")
+    code, name = {"another error": (130, "Ctrl+C"), "a thread's": (129, "SIGHUP")}.get(where, (143, "SIGTERM"))
+    assert (done.returncode, done.stderr) == (code, f"impruver-test: stopped by {name}\n")
+
+
+def test_a_signal_after_the_work_changes_nothing(tool):
+    what = "import atexit, os\natexit.register(lambda: [os.kill(os.getpid(), number) for number in (1, 2, 15)])"
+    done = run(tool, what)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_ignored_stays_ignored(tool):
+    done = run(["nohup", *tool], "import os\nos.kill(os.getpid(), 1); print_result('done')")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+MESSAGES = "for n in range(3000): warn('x' * 100)\nopen('left', 'w').close()"
+
+
+def test_a_full_disk_under_stderr_does_not_stop_the_work(tool, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*tool, f"--what={MESSAGES}"], stderr=full, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "socket"])
+def test_a_stderr_that_takes_nothing_does_not_stop_the_work(kind, tool, tmp_path):
+    """Nor does it lose the last messages once somebody reads again."""
+    if kind == "socket":
+        ours, theirs = (end.detach() for end in socket.socketpair())
+    else:
+        ours, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    what = f"{MESSAGES}\nwhile not os.path.exists('read'): time.sleep(0.01)\nwarn('the last')"
+    child = subprocess.Popen([*tool, f"--what=import os\n{what}"], stderr=theirs, cwd=tmp_path)
+    os.close(theirs)
+    for _ in range(3000):
+        if (tmp_path / "left").exists():
+            break
+        time.sleep(0.01)
+    (tmp_path / "read").touch()
+    told = b""
+    with suppress(OSError):  # how the end of a terminal is told
+        while piece := os.read(ours, 1 << 16):
+            told += piece
+    os.close(ours)
+    assert child.wait(timeout=30) == 0
+    assert (tmp_path / "left").exists()
+    assert told.count(b"warning: xxx") == 3000
+    assert told.split()[-2:] == [b"the", b"last"]
+
+
+def test_a_stderr_whose_reader_left_does_not_stop_the_work(tool, tmp_path):
+    child = subprocess.Popen([*tool, f"--what={MESSAGES}"], stderr=subprocess.PIPE, cwd=tmp_path)
+    child.stderr.close()
+    assert child.wait(timeout=30) == 0
+    assert (tmp_path / "left").exists()
 
 
 def test_a_forked_worker_dies_of_sigterm_without_a_word(tool):
@@ -159,13 +238,17 @@ def test_a_reader_that_leaves_does_not_stop_the_work(tool, tmp_path):
     assert (tmp_path / "left").exists()
 
 
-def test_a_full_disk_under_stdout_is_told(tool):
+def test_a_full_disk_under_stdout_is_told_after_the_work(tool, tmp_path):
+    what = "for _ in range(9): print_result('x')\nopen('left', 'w').close()"
     with open("/dev/full", "w") as full:
         child = subprocess.run(
-            [*tool, "--what=print_result('x')"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*tool, f"--what={what}"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path
         )
     assert child.returncode == 2
-    assert "No space left on device" in child.stderr
+    assert child.stderr == (
+        "impruver-test: error: standard output: No space left on device: not all results could be printed\n"
+    )
+    assert (tmp_path / "left").exists()
 
 
 def test_progress_in_a_log_is_plain_lines(tool):

@@ -12,10 +12,10 @@ from impruver_core.io.atomic import (
     check_free_space,
     get_staged_path,
     hash_file,
-    lock_folders,
     make_folder,
     open_synced,
 )
+from impruver_core.io.locks import lock_folders
 
 
 def names(folder):

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from support.jsonl import read_jsonl
+from support.jsonl import read_jsonl, write_jsonl
 
 FOREIGN = (
     *("README.md", "model-merged.safetensors", "vocab.json", "merges.txt", "checkpoint-keep.txt"),
@@ -78,6 +78,27 @@ def test_a_given_checkpoint_resumes_with_the_recipes_settings(recipe, impruver_t
     assert rows(weight_decay=0.9)[-1]["loss"] != same[-1]["loss"]
 
 
+def test_other_rows_tell_where_in_them_and_in_the_schedule_a_run_goes_on(
+    recipe, impruver_train, checkpoint, parts, tmp_path
+):
+    other = write_jsonl(tmp_path / "other.jsonl", read_jsonl(parts / "train.jsonl")[:-5])
+
+    def told(*flags, path=other, **trainer):
+        trainer |= {"resume_from_checkpoint": str(checkpoint), "gradient_accumulation_steps": 2, "max_steps": 20}
+        keys = {"train_path": str(path), "output_dir": str(tmp_path / "second"), "trainer": trainer}
+        code, _, err = impruver_train(recipe("second.yaml", **keys), "--dry_run")
+        assert code == 0, err
+        assert f"resumes from {checkpoint}, after step 2" in err
+        return [line for line in err.splitlines() if "the learning rate goes on" in line]
+
+    schedule = "; the learning rate goes on at step 2 of 20"
+    assert told() == [f"the first 4 of 11 batches of epoch 1 are skipped{schedule}"]
+    assert told(ignore_data_skip=True) == [f"no batch is skipped: epoch 1 begins at its first of 11{schedule}"]
+    assert told(per_device_train_batch_size=22) == [f"epoch 3 begins at its first of 2 batches{schedule}"]
+    assert told(path=parts / "train.jsonl") == []
+    assert len(told(path=parts / "train.jsonl", ignore_data_skip=True)) == 1
+
+
 def test_what_can_not_go_on_is_refused(recipe, impruver_train, checkpoint, tmp_path):
     (code, _, err), _ = goes_on(recipe, impruver_train, checkpoint, tmp_path, optim="sgd")
     assert (code, "trainer.optim: not set then, sgd now" in err) == (2, True), err
@@ -114,15 +135,16 @@ class Payload:
 
 
 def plant(path, ran):
-    """Puts a pickle that makes the file `ran` in place of another, as large as the checkpoint's marker says."""
+    """Puts a pickle that makes the file `ran` in place of another, with its checksum in the checkpoint's marker."""
     import torch
+    from impruver_core.io.integrity import describe_content
+    from impruver_train.checkpointing.checkpoints import read_marker, write_run_identity
 
     torch.save({"state": Payload(f"touch {ran}")}, path)
-    marker = path.parent / "impruver.json"
-    if marker.exists():
-        content = json.loads(marker.read_text(encoding="utf-8"))
-        content["files"][path.name] = path.stat().st_size
-        marker.write_text(json.dumps(content), encoding="utf-8")
+    marker = read_marker(path.parent)
+    if marker:
+        marker["files"][path.name] = describe_content(path)
+        write_run_identity(path.parent / "impruver.json", marker)
 
 
 def test_a_pickle_that_runs_code_is_refused_first_of_all(recipe, impruver_train, checkpoint, tmp_path, parts):
@@ -172,6 +194,7 @@ def test_a_checkpoint_that_says_nonsense_is_refused(recipe, impruver_train, chec
         assert f"{checkpoint}/impruver.json: {next(iter(fields))} must be" in refuse("impruver.json", **fields)
     assert "best must be a checkpoint's name" in refuse("impruver.json", best="../../elsewhere", **marker)
     content = json.loads((checkpoint / "impruver.json").read_text(encoding="utf-8"))
+    del content["checksum"]  # as a stranger's is, who writes what they like
     (checkpoint / "impruver.json").write_text(json.dumps(content | marker), encoding="utf-8")
     assert "global_step: '2' is not of type int" in refuse("trainer_state.json", global_step="2")
     assert "which is no checkpoint" in refuse("trainer_state.json", best_model_checkpoint=str(tmp_path))

@@ -50,6 +50,34 @@ def test_other_rows_are_another_run(recipe, impruver_train, parts, tmp_path, tin
     assert "train: another content" in err
 
 
+def test_another_base_is_another_run_wherever_it_differs(recipe, impruver_train, parts, tmp_path):
+    from impruver_core.io.model_files import read_safetensors_header
+    from impruver_train.checkpointing.output_dir import hash_base
+
+    base = shutil.copytree(parts / "base", tmp_path / "base")
+    path = base / "model.safetensors"
+    config = recipe(model={"name": str(base)}, trainer={"max_steps": 1})
+    assert impruver_train(config)[0] == 0
+    whole = path.read_bytes()
+    for name, entry in read_safetensors_header(path).items():
+        content = bytearray(whole)
+        content[(entry.start + entry.stop) // 2] ^= 1
+        path.write_bytes(bytes(content))
+        assert hash_base(str(base)) != hash_base(str(parts / "base")), name
+    code, _, err = impruver_train(config)
+    assert (code, "base: another content" in err) == (2, True), err
+    for broken in (b"", whole[:4], whole[:100], whole[:-1], b"\xff" * 200, b"\0" * len(whole)):
+        path.write_bytes(broken)
+        assert len(hash_base(str(base))["base"]) == 64
+        code, _, err = impruver_train(recipe(model={"name": str(base)}, output_dir=str(tmp_path / "other")))
+        assert (code, "Traceback" in err) == (2, False), err
+        assert "impruver-train: error: model.name: " in err
+    path.unlink()
+    path.mkdir()
+    (base / "pipe.safetensors").touch()
+    assert hash_base(str(base)) != hash_base(str(parts / "base"))
+
+
 @pytest.fixture
 def unfinished(recipe, impruver_train, tmp_path, monkeypatch):
     """A run of four steps, checkpoints after each second one, stopped after the third; its keyword arguments."""

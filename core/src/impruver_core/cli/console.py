@@ -6,14 +6,14 @@ from strangers: what a terminal would obey, or what would turn the order of char
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
+
+from impruver_core.cli.streams import write_stream
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -24,17 +24,6 @@ COLOUR = r"\x1b\[[0-9;]*m"  # what changes the look of text, and nothing else
 _state = {"quiet": False, "mute": False}
 LOG_SHARE = 0.1  # in a log: a line at every tenth of the work,
 LOG_SECONDS = 30.0  # and at least this often
-
-
-def open_streams() -> None:
-    """Opens those of stdin, stdout and stderr that are closed (`>&-`) on the null device.
-
-    Else the next file that is opened takes its number, and what a library prints ends up in that file.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: the closed stream's
-            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def set_quiet(quiet: bool) -> None:
@@ -109,14 +98,6 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def silence_stream(stream: TextIO) -> None:
-    """Sends the rest of a stream nowhere, so that its closing can't fail."""
-    with suppress(OSError, ValueError):  # a stream without a file, as in tests
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
 def format_duration(seconds: float) -> str:
     """`42 s`, `3 m 05 s`, `2 h 14 m`."""
     total = round(seconds)
@@ -141,17 +122,6 @@ def _write(stream: TextIO, text: str, visible: bool = False) -> None:
         sys.modules["tqdm"].tqdm.write(text, file=stream)  # keeps a bar whole
         return
     write_stream(stream, text + "\n")
-
-
-def write_stream(stream: TextIO, text: str) -> None:
-    """Writes a text at once; a reader that went away gets nothing more."""
-    try:
-        stream.write(text)
-        stream.flush()
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
-            raise
-        silence_stream(stream)  # nobody reads any more, or the terminal is gone
 
 
 class _LogProgress:

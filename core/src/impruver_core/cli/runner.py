@@ -5,30 +5,31 @@ from __future__ import annotations
 import errno
 import inspect
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.cli.console import make_visible, open_streams, set_quiet, silence_stream
+from impruver_core.cli import stop_signals
+from impruver_core.cli.console import make_visible, set_quiet
+from impruver_core.cli.stop_signals import TerminationSignal
+from impruver_core.cli.streams import drain_streams, open_streams, take_lost_results, write_stream
 from impruver_core.errors import ImpruverError, RecipeError
 
 if TYPE_CHECKING:
     from impruver_core.recipe.loading import Recipe
 
-STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL = 130, 143
+# What C and C++ libraries, the dynamic loader among them, say where memory is short or a limit is set on it.
+OUT_OF_MEMORY = (
+    "allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+    "cannot create shared object",
+    "malloc failed",
+)
 NETWORK_LIBRARIES = ("httpx", "httpcore", "requests", "urllib3", "huggingface_hub")
-
-
-class TerminationSignal(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt no Exception: what is open is unwound, nobody swallows it by chance.
-
-    What either is raised with, such as what was saved, is printed.
-    """
 
 
 def run_tool(
@@ -62,34 +63,48 @@ def run_tool(
         finally:
             set_foreign_recipe(None)
 
-    return run_guarded(program, work)
+    return run_guarded(program, work, own_process=argv is None)
 
 
-def run_guarded(program: str, work: Callable[[], int | None]) -> int:
-    """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults."""
+def run_guarded(program: str, work: Callable[[], int | None], own_process: bool = False) -> int:
+    """Calls `work()` and turns its end into an exit code: one message on stderr, a traceback for our own faults.
+
+    Args:
+        own_process: the process ends with this, so that a signal that comes later changes nothing any more.
+    """
     open_streams()
-    try:
-        with _terminable_by_signal(), _safe_child_imports():
-            code = work() or 0
+    with stop_signals.handled(program, own_process) as signals:
+        try:
             try:
-                sys.stdout.flush()
-            except BrokenPipeError:
-                silence_stream(sys.stdout)
+                with _safe_child_imports():
+                    code = work() or 0
+                    write_stream(sys.stdout, "")  # whatever was printed otherwise
+            finally:
+                signals.ignore()
+            lost = take_lost_results()
+            if signals.came is not None:  # a library caught what it raised
+                raise stop_signals.make_exception(signals.came)
+            if lost is not None and code == 0:
+                raise ImpruverError(f"standard output: {lost.strerror}: not all results could be printed")
             return code
-    except KeyboardInterrupt as stop:
-        return _exit(program, ": ".join(["stopped by Ctrl+C", *map(str, stop.args)]), STOPPED_BY_KEYBOARD)
-    except TerminationSignal as stop:
-        return _exit(program, ": ".join(["stopped by SIGTERM", *map(str, stop.args)]), STOPPED_BY_SIGNAL)
-    except ImpruverError as error:
-        faults = error.faults if isinstance(error, RecipeError) else []
-        lines = [f"error: {len(faults)} faults in the recipe", *faults] if len(faults) > 1 else [f"error: {error}"]
-        return _exit(program, "\n  ".join(lines), error.exit_code)
-    except Exception as error:
-        message = _translate_error(error)
-        if message is not None:
-            return _exit(program, f"error: {message}", 2)
-        traceback.print_exc()
-        return _exit(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
+        except (KeyboardInterrupt, TerminationSignal) as stop:
+            name, code = stop_signals.describe(stop)
+            return _exit(program, ": ".join([f"stopped by {name}", *map(str, stop.args)]), code)
+        except ImpruverError as error:
+            faults = error.faults if isinstance(error, RecipeError) else []
+            lines = [f"error: {len(faults)} faults in the recipe", *faults] if len(faults) > 1 else [f"error: {error}"]
+            return _exit(program, "\n  ".join(lines), error.exit_code)
+        except Exception as error:
+            if signals.came_lately:  # it made something fail that was being imported or called back
+                name, code = stop_signals.describe(stop_signals.make_exception(signals.last))
+                return _exit(program, f"stopped by {name}", code)
+            message = _translate_error(error)
+            if message is not None:
+                return _exit(program, f"error: {message}", 2)
+            traceback.print_exc()
+            return _exit(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
+        finally:
+            drain_streams()
 
 
 def _find_trained_recipe(output_dir: str | None) -> str | None:
@@ -105,8 +120,9 @@ def _find_trained_recipe(output_dir: str | None) -> str | None:
 def _translate_error(error: Exception) -> str | None:
     """The message for what the user or the machine must put right; None for a fault of ours."""
     words = str(error).strip() or type(error).__name__
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):  # torch's on a CPU
-        return "out of memory"
+    limit = _find_limit(error)
+    if limit is not None:
+        return limit
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return f"out of GPU memory: {words.splitlines()[0]}"
     if isinstance(error, OSError) and error.errno is not None:
@@ -118,6 +134,23 @@ def _translate_error(error: Exception) -> str | None:
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if isinstance(error, OSError) or libraries.intersection(NETWORK_LIBRARIES):
         return words
+    return None
+
+
+def _find_limit(error: BaseException) -> str | None:
+    """The limit of this machine, or of `ulimit`, that an error or what it came from is about."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for each in chain:
+        number, text = getattr(each, "errno", None), str(each)
+        if number in (errno.EMFILE, errno.ENFILE) or os.strerror(errno.EMFILE) in text:
+            return "too many open files for this system: raise the limit, as with ulimit -n 4096"
+        if isinstance(each, MemoryError) or number == errno.ENOMEM or any(sign in text for sign in OUT_OF_MEMORY):
+            return "out of memory"
+        if "can't start new thread" in text or number == errno.EAGAIN:
+            return "no more threads or processes can be started: raise the limit (ulimit -u), or that on memory"
     return None
 
 
@@ -134,34 +167,8 @@ def _safe_child_imports() -> Iterator[None]:
         os.environ.pop("PYTHONSAFEPATH", None)
 
 
-@contextmanager
-def _terminable_by_signal() -> Iterator[None]:
-    """Has SIGTERM raise TerminationSignal in the main thread; a second one, or one in a forked worker, ends it."""
-    ours = os.getpid()
-
-    def stop(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != ours:
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise TerminationSignal
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-
-
 def _exit(program: str, message: str, code: int) -> int:
     """Prints the last message and returns the code."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.write(make_visible(f"{program}: {message}\n"))
-        sys.stderr.flush()
-    except OSError:  # nobody reads any more, or the log's disk is full; the exit code says it
-        silence_stream(sys.stdout)
-        silence_stream(sys.stderr)
+    write_stream(sys.stdout, "")
+    write_stream(sys.stderr, make_visible(f"{program}: {message}\n"))
     return code

@@ -31,7 +31,7 @@ tools, each a program of its own (`impruver ls` tells which are installed):
 def main(argv: Sequence[str] | None = None) -> int:
     """The program `impruver`; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return run_guarded("impruver", lambda: _run_command(words))
+    return run_guarded("impruver", lambda: _run_command(words), own_process=argv is None)
 
 
 def _run_command(words: list[str]) -> int:

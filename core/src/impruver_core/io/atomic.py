@@ -3,15 +3,17 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from impruver_core.errors import ImpruverError
+from impruver_core.io.locks import NO_LINK, is_at, lock_unused, try_lock
 
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+PART = re.compile(r"\.(?P<name>.+)\.\d+\.part")
 
 
 @contextmanager
@@ -20,9 +22,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open_synced(temporary, mode) as file:
+        make_folder(path.parent)
+        with _open_new(temporary, mode) as file:
             yield file
-        os.replace(temporary, path)
+            _sync(file)
+            os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -34,18 +38,40 @@ def open_synced(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
     What stands at `path` is removed first, so that a symbolic link is replaced and never written through.
     """
-    path = Path(path)
-    make_folder(path.parent)
-    path.unlink(missing_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with open(path, mode, opener=_create_new, **text) as file:
+    make_folder(Path(path).parent)
+    with _open_new(Path(path), mode) as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        _sync(file)
+
+
+def _sync(file: IO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _open_new(path: Path, mode: str) -> IO:
+    """Opens a new file and locks it, so that `remove_stale_parts` can tell that it is still being written."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    while True:
+        path.unlink(missing_ok=True)
+        file = open(path, mode, opener=_create_new, **text)  # noqa: SIM115
+        if try_lock(file.fileno()) and is_at(file.fileno(), path):  # else it was just taken for a stale one
+            return file
+        file.close()
 
 
 def _create_new(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_EXCL | NO_LINK, 0o666)
+
+
+def remove_stale_parts(folder: Path, names: Collection[str] | None = None) -> None:
+    """Removes what killed processes were writing into `folder` by `atomic_write`, of all files or of those `names`."""
+    for part in folder.glob(".*.part"):
+        written = PART.fullmatch(part.name)
+        if written and (names is None or written["name"] in names):
+            with lock_unused(part) as unused:
+                if unused:
+                    part.unlink(missing_ok=True)
 
 
 def check_folder(path: Path, key: str | None = None) -> None:
@@ -65,6 +91,20 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImpruverError(f"{path}: can't make this folder: {error.strerror}") from None
+
+
+def sync_file(path: Path) -> None:
+    """Brings a file that something else wrote to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_path(path: Path) -> None:
+    """Removes a file, a symbolic link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:
@@ -96,29 +136,6 @@ def get_cache_dir() -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         raise ImpruverError(f"{name}: there is no such home folder; set IMPRUVER_CACHE to a folder") from None
-
-
-@contextmanager
-def lock_folders(folders: Iterable[Path]) -> Iterator[None]:
-    """Lets one process at a time work in these folders, others wait; no more than `with` where none can be locked."""
-    with ExitStack() as stack:
-        for folder in sorted({os.path.realpath(folder) for folder in folders}):  # in one order: none waits for another
-            stack.callback(os.close, _open_locked(folder))
-        yield
-
-
-def _open_locked(folder: str) -> int:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        import fcntl
-
-        fcntl.flock(number, fcntl.LOCK_EX)
-    except (ImportError, OSError):  # not on every system, nor on every network's disk
-        pass
-    except BaseException:  # stopped while waiting
-        os.close(number)
-        raise
-    return number
 
 
 def check_free_space(path: str | Path, needed: int) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_staged_path, hash_file, sync_folder
+from impruver_core.io.integrity import describe_content, find_damage
 from impruver_core.io.model_files import check_ordinary_file
 
 FORMAT = 1
+MACHINE_MADE = (".safetensors", ".gguf", "tokenizer.json", "tokenizer.model")  # whose names end so
 LARGEST_PENDING = 1 << 26  # bytes
 
 
@@ -51,8 +53,17 @@ def _find_wrong_field(manifest: dict) -> str | None:
     return None if described else "outputs are not described"
 
 
-def describe_file(path: str | Path, rows: int | None = None, digest: bool = False, beside: Path | None = None) -> dict:
-    """An entry for a manifest's inputs or outputs; the bare name of a file in the folder `beside`."""
+def describe_file(
+    path: str | Path,
+    rows: int | None = None,
+    digest: bool = False,
+    beside: Path | None = None,
+    checksum: bool = False,
+) -> dict[str, Any]:
+    """An entry for a manifest's inputs or outputs; the bare name of a file in the folder `beside`.
+
+    `digest`: with its sha256. `checksum`: with the faster one by which `find_damage` finds damage.
+    """
     path = Path(path)
     name = path.name if beside is not None and path.absolute().parent == Path(beside).absolute() else str(path)
     entry: dict[str, Any] = {"path": name, "bytes": path.stat().st_size}
@@ -60,7 +71,26 @@ def describe_file(path: str | Path, rows: int | None = None, digest: bool = Fals
         entry["rows"] = rows
     if digest:
         entry["sha256"] = hash_file(path)
-    return entry
+    return entry | describe_content(path) if checksum else entry
+
+
+def check_as_written(paths: Iterable[Path], manifest_path: Path) -> None:
+    """ImpruverError for weights or a tokenizer among `paths` that are not as the manifest beside them describes them.
+
+    Templates and configurations are the user's to change.
+    """
+    outputs = (read_manifest(manifest_path) or {}).get("outputs") or []
+    described = {entry["path"]: entry for entry in outputs if "xxh3" in entry}
+    for path in paths:
+        entry = described.get(path.name) if path.name.endswith(MACHINE_MADE) else None
+        damage = (
+            find_damage(path, entry) if entry and path.absolute().parent == manifest_path.absolute().parent else None
+        )
+        if damage:
+            raise ImpruverError(
+                f"{path} is not as {manifest_path.name} beside it describes it: {damage}; copy it again or make it "
+                f"again, or if you changed it on purpose, remove {manifest_path}"
+            )
 
 
 def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: bool = False) -> None:
@@ -75,13 +105,31 @@ def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: boo
         return
     manifest = read_manifest(manifest_path)
     outputs = (manifest or {}).get("outputs") or []
-    known = {(manifest_path.parent / entry["path"]).absolute(): entry for entry in outputs}
+    known = {locate_output(manifest_path, entry["path"]): entry for entry in outputs}
     for path in present:
-        entry = known.get(path.absolute())
+        entry = known.get(normalize_path(path))
         if entry is None:
             raise ImpruverError(f"{path} is there and Impruver did not make it: name another path, or use --overwrite")
         if entry["bytes"] != path.stat().st_size or entry.get("sha256", "") not in ("", hash_file(path)):
             raise ImpruverError(f"{path} was changed since Impruver made it: move it away, or use --overwrite")
+
+
+def normalize_path(path: Path) -> Path:
+    """A path in full, without `..`."""
+    return Path(os.path.abspath(path))
+
+
+def locate_output(manifest_path: Path, path: str) -> Path:
+    """Where an output is that a manifest describes: paths in it are relative to its folder, or absolute."""
+    return normalize_path(manifest_path.parent / path)
+
+
+def name_output(path: Path, manifest_path: Path) -> str:
+    """The path of an output for its manifest: relative to its folder if both were given so, else in full."""
+    if path.is_absolute() or manifest_path.is_absolute():
+        beside = normalize_path(path).parent == normalize_path(manifest_path).parent
+        return path.name if beside else str(path.absolute())
+    return os.path.relpath(path, manifest_path.parent)
 
 
 def get_manifest_path(path: Path) -> Path:
@@ -101,9 +149,11 @@ def publish(manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping
     rename: `recover` finishes it after a kill at any point.
     """
     manifest_path = Path(manifest_path)
-    folder = manifest_path.absolute().parent
-    known = {folder / entry["path"]: entry.get("sha256") for entry in manifest.get("outputs") or []}
-    files = {path.absolute(): known.get(path.absolute()) or hash_file(get_staged_path(path)) for path in staged}
+    folder = normalize_path(manifest_path).parent
+    outputs = manifest.get("outputs") or []
+    known = {locate_output(manifest_path, entry["path"]): entry.get("sha256") for entry in outputs}
+    staged = map(normalize_path, staged)
+    files = {path: known.get(path) or hash_file(get_staged_path(path)) for path in staged}
     entries = [
         {"path": path.name, "sha256": digest} | ({} if path.parent == folder else {"elsewhere": True})
         for path, digest in files.items()
@@ -133,7 +183,7 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
         if pending.is_symlink() or not pending.is_file() or pending.stat().st_size > LARGEST_PENDING:
             raise ValueError("it is no file of that kind")
         record = json.loads(pending.read_text(encoding="utf-8"))
-        files = _find_recorded_files(record["files"], manifest_path.absolute().parent, outputs)
+        files = _find_recorded_files(record["files"], normalize_path(manifest_path).parent, outputs)
         manifest = dict(record["manifest"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
@@ -148,7 +198,8 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
 
 def _find_recorded_files(entries: list[dict], folder: Path, outputs: Iterable[Path]) -> dict[Path, str]:
     """Final path → sha256 of what a `publish` recorded; ValueError for what is not among `outputs`."""
-    known = {(path.absolute().parent == folder, path.name): path.absolute() for path in outputs}
+    paths = map(normalize_path, outputs)
+    known = {(path.parent == folder, path.name): path for path in paths}
     files = {}
     for entry in entries:
         path = known.get((not entry.get("elsewhere"), entry["path"]))

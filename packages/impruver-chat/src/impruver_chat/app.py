@@ -1,20 +1,22 @@
 """The steps of impruver-chat, from a recipe to a conversation at a terminal or a file of answers."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
+from impruver_core.io.integrity import read_file_states
 from impruver_core.io.manifest import build_manifest
 from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_chat.backends.chat_tokenizer import EncodingOptions, has_bos
 from impruver_chat.backends.llama_cpp import backend as llama_cpp
 from impruver_chat.backends.transformers import backend as transformers
-from impruver_chat.batch.job import BatchJob, describe_model_files, prepare_batch_job, run_batch_job
+from impruver_chat.batch.job import BatchJob, ModelState, lock_batch_output, prepare_batch_job, run_batch_job
 from impruver_chat.conversation import Conversation
 from impruver_chat.generation.parameters import format_parameters, resolve_parameters
-from impruver_chat.model_dir import find_source
+from impruver_chat.model_dir import check_as_made, find_source, list_model_files
 from impruver_chat.terminal.repl import run_conversation
 
 
@@ -30,28 +32,34 @@ def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, 
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir, report = Path(recipe.output_dir).expanduser(), print_result if dry_run else log_info
 
-    sampling = resolve_parameters(recipe.chat, output_dir, interactive=job is None)
-    questions = prepare_batch_job(job, dry_run) if job else []
-    source = find_source(output_dir, gguf, recipe.model.name, recipe.base_dir, missing_ok=dry_run)
-    if compare and source and source.no_comparison_reason:
-        raise ImpruverError(f"--compare: {source.no_comparison_reason}")
-    if source:
-        report(f"{'would load' if dry_run else 'loading'} {source.describe(recipe.model)}")
-    if job:
-        report(f"{len(questions):,} questions of {job.input}, answers to {job.target}")
-    report(f"generation: {format_parameters(sampling)}")
-    if dry_run:
-        return
+    with ExitStack() as stack:
+        if job and not dry_run:
+            stack.enter_context(lock_batch_output(job))
+        sampling = resolve_parameters(recipe.chat, output_dir, interactive=job is None)
+        batch = prepare_batch_job(job, dry_run) if job else None
+        source = find_source(output_dir, gguf, recipe.model.name, recipe.base_dir, missing_ok=dry_run)
+        if compare and source and source.no_comparison_reason:
+            raise ImpruverError(f"--compare: {source.no_comparison_reason}")
+        if source:
+            report(f"{'would load' if dry_run else 'loading'} {source.describe(recipe.model)}")
+        if batch:
+            report(f"{len(batch.questions):,} questions of {job.input}, answers to {job.target}")
+        report(f"generation: {format_parameters(sampling)}")
+        if dry_run:
+            return
 
-    options = EncodingOptions(has_bos(recipe.datasets), recipe.tokenizer.chat_template_kwargs or {})
-    if gguf:
-        backend = llama_cpp.load_backend(source, recipe.tokenizer, options, recipe.base_dir)
-    else:
-        backend = transformers.load_backend(source, recipe.model, recipe.tokenizer, options, recipe.base_dir)
-    if job:
-        model_state = [asdict(recipe.model), *map(describe_model_files, source.files)]
-        manifest = build_manifest("impruver-chat", resolve_recipe(recipe, absolute=True))
-        run_batch_job(job, questions, backend, sampling, model_state, manifest)
-    else:
-        conversation = Conversation(recipe.chat.system_prompt, recipe.chat.history_limit)
-        run_conversation(conversation, backend, sampling, recipe.seed, plain, compare)
+        states = read_file_states(list_model_files(source))
+        check_as_made(source)
+        options = EncodingOptions(has_bos(recipe.datasets), recipe.tokenizer.chat_template_kwargs or {})
+        if gguf:
+            backend = llama_cpp.load_backend(source, recipe.tokenizer, options, recipe.base_dir)
+            stack.callback(backend.close)
+        else:
+            backend = transformers.load_backend(source, recipe.model, recipe.tokenizer, options, recipe.base_dir)
+        if batch:
+            model = ModelState(asdict(recipe.model), list(map(str, source.files)), states)
+            manifest = build_manifest("impruver-chat", resolve_recipe(recipe, absolute=True))
+            run_batch_job(job, batch, backend, sampling, model, manifest)
+        else:
+            conversation = Conversation(recipe.chat.system_prompt, recipe.chat.history_limit)
+            run_conversation(conversation, backend, sampling, recipe.seed, plain, compare)

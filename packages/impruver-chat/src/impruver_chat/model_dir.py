@@ -8,7 +8,7 @@ from impruver_core.cli.console import log_info, warn
 from impruver_core.dynamic_import import is_foreign_recipe
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import TEXT, WHOLE, either, list_of, read_json
-from impruver_core.io.manifest import read_manifest
+from impruver_core.io.manifest import check_as_written, read_manifest
 from impruver_core.io.model_files import (
     check_weight_links,
     read_safetensors_header,
@@ -22,7 +22,8 @@ from impruver_core.recipe.sections import ModelSection
 VOCAB_SIZE = {"vocab_size": WHOLE}
 CONFIG = {"model_type": TEXT, "architectures": list_of(TEXT), **VOCAB_SIZE, "text_config": VOCAB_SIZE}
 TOKEN_IDS = either(WHOLE, list_of(WHOLE))
-TOKENIZER = "tokenizer.json"
+TOKENIZER, MANIFEST = "tokenizer.json", "impruver.json"
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
 GGUF_MAGIC = b"GGUF"
 
 
@@ -76,6 +77,20 @@ class GgufFile:
     def describe(self, model: ModelSection) -> str:
         """Describe it for a person."""
         return f"{self.path} (llama.cpp)"
+
+
+def list_model_files(source: ModelDirectory | GgufFile) -> list[Path]:
+    """List the files on this disk that the answers of `source` depend on."""
+    folders = [path for path in source.files if path.is_dir()]
+    inside = [file for folder in folders for pattern in MODEL_FILES for file in sorted(folder.glob(pattern))]
+    return [file for file in (*source.files, *inside) if file.is_file()]
+
+
+def check_as_made(source: ModelDirectory | GgufFile) -> None:
+    """Raise ImpruverError for weights that are not as the manifest of the tool that made them describes them."""
+    own = [source.path] if isinstance(source, GgufFile) else list_model_files(source)
+    for folder in {path.parent for path in own}:
+        check_as_written([path for path in own if path.parent == folder], folder / MANIFEST)
 
 
 def find_source(

@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import check_folder, get_staged_path, lock_folders, make_folder, open_synced, reserve_space
+from impruver_core.io.atomic import (
+    check_folder,
+    get_staged_path,
+    make_folder,
+    open_synced,
+    remove_stale_parts,
+    reserve_space,
+)
 from impruver_core.io.jsonl import write_rows
+from impruver_core.io.locks import lock_folders
 from impruver_core.io.manifest import (
     build_manifest,
     check_replaceable,
     describe_file,
     get_manifest_path,
     get_pending_path,
+    name_output,
     publish,
     read_manifest,
     recover,
@@ -84,6 +93,8 @@ def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
 def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
+        for folder in {*paths.folders}:
+            remove_stale_parts(folder, {path.name for path in (*paths, get_pending_path(paths.manifest))})
         recover(paths.manifest, paths[:-1])
         check_replaceable(paths[:-1], paths.manifest, overwrite)
         yield
@@ -117,8 +128,10 @@ def publish_outputs(
                 write_rows(file, ledger)
             with open_synced(staged[paths.report]) as file:
                 file.write(report)
-        names = {path: path.name if _is_beside(path, paths) else str(path.absolute()) for path in staged}
-        outputs = [describe_file(staged[path], rows.get(path), digest=True) | {"path": names[path]} for path in staged]
+        outputs = [
+            describe_file(place, rows.get(path), digest=True) | {"path": name_output(path, paths.manifest)}
+            for path, place in staged.items()
+        ]
         publish(paths.manifest, staged, manifest | {"outputs": outputs})
     finally:
         if not get_pending_path(paths.manifest).exists():  # else a start that finds it finishes

@@ -38,51 +38,51 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
         return
 
     # Convert and encode what the cache does not have, after the template was tried on the first rows.
-    entries = [cache.open_entry(job, fingerprint) for job in jobs]
-    jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
-    probes = [template_checks.probe_template(job) for job in jobs]
-    cache.encode_missing_shards(jobs, entries, num_proc)
-    shards = [[slot.path for slot in entry.shards] for entry in entries]
-    stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
-    corpus = Corpus([job.name for job in jobs], shards)
+    with cache.open_entries(jobs, fingerprint) as entries:
+        jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
+        probes = [template_checks.probe_template(job) for job in jobs]
+        cache.encode_missing_shards(jobs, entries, num_proc)
+        shards = [[slot.path for slot in entry.shards] for entry in entries]
+        stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
+        corpus = Corpus([job.name for job in jobs], shards)
 
-    # Deduplicate.
-    dedup = recipe.dedup
-    duplicates = find_duplicates(corpus, dedup.method, dedup.threshold, dedup.num_perm)
-    numbers = selection.drop_duplicates(corpus, duplicates, stats)
-    summary_tables.check_any_left(numbers, stats)
+        # Deduplicate.
+        dedup = recipe.dedup
+        duplicates = find_duplicates(corpus, dedup.method, dedup.threshold, dedup.num_perm)
+        numbers = selection.drop_duplicates(corpus, duplicates, stats)
+        summary_tables.check_any_left(numbers, stats)
 
-    # Split.
-    prompts, ratio, rows = corpus.prompt_digest.tolist(), recipe.split.val_ratio, recipe.split.val_rows
-    train, val = selection.split_train_val(numbers, prompts, ratio, rows, recipe.seed)
-    selection.warn_about_leaks(corpus, train, val, dedup)
+        # Split.
+        prompts, ratio, rows = corpus.prompt_digest.tolist(), recipe.split.val_ratio, recipe.split.val_rows
+        train, val = selection.split_train_val(numbers, prompts, ratio, rows, recipe.seed)
+        selection.warn_about_leaks(corpus, train, val, dedup)
 
-    # Resample.
-    weights = [section.weight for section in recipe.datasets]
-    train = selection.resample_train(corpus, train, weights, recipe.seed, stats)
-    selected = selection.select_rows(corpus, train, val, stats)
+        # Resample.
+        weights = [section.weight for section in recipe.datasets]
+        train = selection.resample_train(corpus, train, weights, recipe.seed, stats)
+        selected = selection.select_rows(corpus, train, val, stats)
 
-    # Write.
-    checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
-    summary_tables.print_template_checks(checks)
-    manifest = output.build_run_manifest(
-        resolve_recipe(recipe),
-        tokenizer,
-        fingerprint,
-        max_tokens_count=max_length,
-        days=[job.day for job in jobs],
-        inputs=[entry for job in jobs for entry in job.inputs],
-        cache=[entry.folder.name for entry in entries],
-        counts=[each.to_dict() for each in stats],
-        gate=checks,
-    )
-    report = html_report.render_report(paths, corpus, selected, jobs, stats, duplicates, checks)
-    with output.lock_outputs(paths, overwrite):  # checks again: another run may have written since
-        if overwrite or not output.outputs_up_to_date(paths, manifest):
-            output.publish_outputs(paths, corpus, selected, selection.collect_ledger(stats), report, manifest)
-    cache.remove_old_entries()
-    summary_tables.print_summary(paths, stats)
-    selection.check_masks_found(stats, paths.ledger)
+        # Write.
+        checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
+        summary_tables.print_template_checks(checks)
+        manifest = output.build_run_manifest(
+            resolve_recipe(recipe),
+            tokenizer,
+            fingerprint,
+            max_tokens_count=max_length,
+            days=[job.day for job in jobs],
+            inputs=[entry for job in jobs for entry in job.inputs],
+            cache=[entry.folder.name for entry in entries],
+            counts=[each.to_dict() for each in stats],
+            gate=checks,
+        )
+        report = html_report.render_report(paths, corpus, selected, jobs, stats, duplicates, checks)
+        with output.lock_outputs(paths, overwrite):  # checks again: another run may have written since
+            if overwrite or not output.outputs_up_to_date(paths, manifest):
+                output.publish_outputs(paths, corpus, selected, selection.collect_ledger(stats), report, manifest)
+        cache.remove_old_entries()
+        summary_tables.print_summary(paths, stats)
+        selection.check_masks_found(stats, paths.ledger)
 
 
 def show_rows(recipe: Recipe, count: int) -> None:

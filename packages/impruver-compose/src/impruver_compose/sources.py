@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, reserve_space
+from impruver_core.io.atomic import atomic_write, get_cache_dir, remove_path, reserve_space, sync_file
+from impruver_core.io.integrity import (
+    FileState,
+    check_unchanged,
+    describe_content,
+    find_damage,
+    load_record,
+    read_file_states,
+    write_record,
+)
 from impruver_core.io.jsonl import (
     BLANKS,
     BLOCK,
@@ -29,6 +39,7 @@ from impruver_core.io.jsonl import (
     open_compressed,
     read_numbered_rows,
 )
+from impruver_core.io.locks import lock_folders
 from impruver_core.io.manifest import describe_file
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.library_logging import quiet_libraries
@@ -47,6 +58,7 @@ KINDS = {
     "text": (".txt",),
     "arrow": (".arrow",),
 }
+CONTENT = "content.json"  # what the other files in a folder of the cache hold: written last
 MOST_COLUMNS = 10_000
 PARQUET_ROWS = 32  # read at once, to count their bytes
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
@@ -142,20 +154,23 @@ def _count_cells(path: Path, separator: str) -> list[int]:
 
 def scan_json_lines(paths: Sequence[Path], cache: Path) -> tuple[list[str], int]:
     """Checks every line of JSONL files; their columns in order, and the number of rows, also kept in `cache`."""
-    if cache.exists():
-        return tuple(json.loads(cache.read_text(encoding="utf-8")))
+    known = load_record(cache)
+    if known is not None:
+        return tuple(known)
     columns, rows = {}, 0
     for path in paths:
         for _, row in read_numbered_rows(path):
             columns |= dict.fromkeys(row)
             rows += 1
-    with atomic_write(cache) as file:
-        json.dump([list(columns), rows], file)
+    write_record(cache, [list(columns), rows])
     return list(columns), rows
 
 
-def resolve_json_lines(path: Path, cache: Path) -> Path:
-    """Returns `path`, or for a .json file that holds a list the JSONL file in `cache` that is made of it."""
+def resolve_json_lines(path: Path, digest: str, cache: Path) -> Path:
+    """Returns `path`, or for a .json file that holds a list the JSONL file in `cache` that is made of it.
+
+    `digest` is the sha256 of `path`.
+    """
     if ".json" not in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return path
     rows = _read_json_list(path)
@@ -164,7 +179,7 @@ def resolve_json_lines(path: Path, cache: Path) -> Path:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {type(row).__name__}")
-    converted = cache / "json" / f"{hash_file(path)}.jsonl"
+    converted = cache / f"{digest}.jsonl"
     if not converted.exists():
         with atomic_write(converted) as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)  # escaped: half a surrogate pair can't be written
@@ -238,12 +253,15 @@ def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs:
     if path is not None:
         files = find_data_files(path, where)
         check_not_output(files, path, outputs, f"{where}: {section.name}")
+        states = read_file_states(files)
         inputs = [describe_file(file, digest=True) for file in files]
         digests = [entry["sha256"] for entry in inputs]
         # by content: `datasets` itself would tell the files apart by name and time
         cache = get_cache_dir() / "datasets" / hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)):
-            rows = _load_files(files, section.split, where, cache)
+        with reserve_space(get_cache_dir(), sum(entry["bytes"] for entry in inputs)), lock_folders([cache]):
+            _remove_damaged(cache, section.name)
+            rows = _load_files(files, digests, section.split, where, cache)
+            _complete_cache(cache, states)
         return LoadedDataset(rows, inputs, [digests, section.split, rows.columns, rows.json_lines])
     check_hub_id(section.name, where)
     table = _load_from_hub(section, where)
@@ -252,10 +270,39 @@ def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs:
     return LoadedDataset(RowTable(table, tuple(table.column_names)), [entry], [entry])
 
 
-def _load_files(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
+def _remove_damaged(cache: Path, name: str) -> None:
+    """Empties the folder of a data set's rows unless all files in it are as they were when it was complete."""
+    content = load_record(cache / CONTENT) or {}
+    damages = ((path, find_damage(cache / path, entry)) for path, entry in content.items())
+    path, damage = next(((path, damage) for path, damage in damages if damage), (None, None))
+    if path is not None:
+        log_info(f"note: the rows of {name} in the cache are damaged and made again ({cache / path}: {damage})")
+    if path is not None or not content:  # of a run that was killed, or of an earlier version
+        for inside in cache.iterdir():
+            remove_path(inside)
+
+
+def _complete_cache(cache: Path, states: dict[Path, FileState]) -> None:
+    """Notes what the files in the folder of a data set's rows hold, if the data are still those that it is named by."""
+    try:
+        check_unchanged(states)
+    except ImpruverError:
+        shutil.rmtree(cache, ignore_errors=True)
+        raise
+    before = load_record(cache / CONTENT) or {}
+    files = [path for path in cache.rglob("*") if path.is_file() and path.name != CONTENT and path.suffix != ".lock"]
+    names = {str(path.relative_to(cache)): path for path in sorted(files)}
+    if before.keys() != names.keys():
+        for path in names.values():
+            sync_file(path)
+        content = {name: before.get(name) or describe_content(path) for name, path in names.items()}
+        write_record(cache / CONTENT, content)
+
+
+def _load_files(files: list[Path], digests: list[str], split: str, where: str, cache: Path) -> RowTable:
     kind = get_kind(files[0])
     if kind == "json":
-        return _load_json(files, split, where, cache)
+        return _load_json(files, digests, split, where, cache)
     for path in files:
         check_unpacked_size(path)
     options = {}
@@ -299,9 +346,9 @@ def _check_parquet_size(path: Path) -> None:
         return
 
 
-def _load_json(files: list[Path], split: str, where: str, cache: Path) -> RowTable:
+def _load_json(files: list[Path], digests: list[str], split: str, where: str, cache: Path) -> RowTable:
     """Loads JSON as lines of text, every line checked; blank ones are no rows."""
-    json_lines = [resolve_json_lines(path, get_cache_dir()) for path in files]
+    json_lines = [resolve_json_lines(*each, cache) for each in zip(files, digests, strict=True)]
     columns, rows = scan_json_lines(json_lines, cache / "scan.json")
     if not rows:
         raise ImpruverError(f"{where}: {files[0]} has no rows")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +14,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import orjson
 import pyarrow
+import xxhash
 from impruver_core.chat_template.masking.loss_mask import Encoded
-from impruver_core.io.atomic import make_folder
+from impruver_core.io.atomic import atomic_write
 from impruver_core.labels import count_target_tokens
 from pyarrow.compute import binary_length
 
@@ -33,6 +35,7 @@ TOKEN_ROW_COLUMNS = {  # a list for each conversation
     "target_tokens": pyarrow.int32(),
     "ended": pyarrow.int8(),
 }
+CHECKSUM_BYTES = 16  # XXH3 of the Arrow file that they stand behind
 OPEN_SHARDS = 64  # memory-mapped at once, where they are read out of order
 BY_CONVERSATION = ("row", "part", "digest", "prompt_digest")
 BY_TOKEN_ROW = ("tokens", "target_tokens", "ended")
@@ -109,21 +112,40 @@ def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None
         columns[name] = pyarrow.array(values, pyarrow.large_list(kind))
     metadata = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
     batch = pyarrow.record_batch(columns).replace_schema_metadata(metadata)
-    make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file, pyarrow.ipc.new_file(file, batch.schema) as writer:
+    with atomic_write(path, "w+b") as file:
+        with pyarrow.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
-        os.replace(part, path)  # not synced: one that a power cut emptied is made again
-    finally:
-        part.unlink(missing_ok=True)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            checksum = xxhash.xxh3_128_digest(content)
+        file.seek(0, os.SEEK_END)
+        file.write(checksum)
+
+
+def find_shard_damage(path: Path) -> str | None:
+    """What is wrong with the shard at `path`; None for one that is as it was written."""
+    try:
+        content, checksum = _map_shard(path)
+    except FileNotFoundError:
+        return "it is not there"
+    except (OSError, ValueError) as error:
+        return f"it can't be read: {error}"
+    return None if xxhash.xxh3_128_digest(memoryview(content)) == checksum else "it holds other bytes than were written"
+
+
+def _map_shard(path: Path) -> tuple[pyarrow.Buffer, bytes]:
+    """The Arrow file that a shard holds, memory-mapped, and its checksum, which stands behind it."""
+    with pyarrow.memory_map(str(path)) as file:
+        content = file.read_buffer()
+    end = max(0, content.size - CHECKSUM_BYTES)
+    return content.slice(0, end), content.slice(end).to_pybytes()
 
 
 class ShardReader:
     """A written shard, memory-mapped, with its `counts` and what it `dropped`."""
 
     def __init__(self, path: Path):
-        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+        reader = pyarrow.ipc.open_file(_map_shard(path)[0])
         self._batch = reader.get_batch(0)
         metadata = reader.schema.metadata
         self.counts: dict[str, int] = json.loads(metadata[b"counts"])
@@ -160,15 +182,6 @@ def make_bytes_getter(values: pyarrow.LargeBinaryArray) -> Callable[[int], bytes
     content = memoryview(buffer if buffer is not None else b"")
     bounds = np.frombuffer(offsets, np.int64)[values.offset : values.offset + len(values) + 1].tolist()
     return lambda position: bytes(content[bounds[position] : bounds[position + 1]])
-
-
-def is_readable(path: Path) -> bool:
-    """Tells whether there is a whole shard at `path`."""
-    try:
-        ShardReader(path)
-    except (OSError, pyarrow.ArrowInvalid, KeyError, ValueError):
-        return False
-    return True
 
 
 class Corpus:

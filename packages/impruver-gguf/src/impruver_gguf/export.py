@@ -1,6 +1,7 @@
 """The steps of `impruver-gguf`: inspect, plan, convert, quantize, publish, verify."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,16 @@ from typing import Any
 from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_free_space
-from impruver_core.io.manifest import build_manifest, check_replaceable, describe_file, publish, recover
+from impruver_core.io.integrity import check_unchanged
+from impruver_core.io.locks import lock_folder_alone, share_folder
+from impruver_core.io.manifest import (
+    build_manifest,
+    check_as_written,
+    check_replaceable,
+    describe_file,
+    publish,
+    recover,
+)
 from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_gguf.conversion import artifacts, plan
@@ -38,12 +48,35 @@ def export(
     recipe: Recipe, paths: LlamaCppPaths, *, dry_run: bool, overwrite: bool, only_quantize: bool, verified: bool
 ) -> None:
     """Make output_dir/gguf of the model in output_dir; the keywords are the command's flags."""
+    with nullcontext() if dry_run else _locking_folders(_find_output_dir(recipe)):
+        _export(recipe, paths, dry_run, overwrite, only_quantize, verified)
+
+
+@contextmanager
+def _locking_folders(output_dir: Path) -> Iterator[None]:
+    """Keeps other exports from the folder, and a training from its weights."""
+    if not output_dir.is_dir():  # there is nothing to export, as will be said
+        yield
+        return
+    folder = output_dir / "gguf"
+    with (
+        share_folder(output_dir, f"output_dir: impruver-train is at work in {output_dir}; wait until it is done"),
+        lock_folder_alone(folder, f"another impruver-gguf is at work in {folder}; wait until it is done"),
+    ):
+        yield
+
+
+def _export(
+    recipe: Recipe, paths: LlamaCppPaths, dry_run: bool, overwrite: bool, only_quantize: bool, verified: bool
+) -> None:
     source = _inspect(recipe, dry_run)
     try:
         planned = _plan(recipe, source, paths, dry_run, overwrite, only_quantize)
     except plan.UnknownModelError as error:
         print_result(f"whether it will convert can't be told yet: {error}")
         return
+    if not dry_run:
+        check_as_written(planned.conversion.inputs, source.model.output_dir / MANIFEST)
     inputs = read_inputs(source.model) if verified and (has_model(source.model.output_dir) or not dry_run) else None
     if dry_run:
         _print_plan(planned)
@@ -57,6 +90,7 @@ def export(
         artifacts.quantize_levels(planned, staged)
         artifacts.write_modelfiles(planned, staged)
         manifest["outputs"] = artifacts.describe_outputs(planned, staged)
+        check_unchanged(planned.conversion.inputs)
     # An earlier proof is of none of these files.
     source.manifest_path.with_name(artifacts.QUALITY_FILE).unlink(missing_ok=True)
     publish(source.manifest_path, staged, manifest)
@@ -77,13 +111,10 @@ def export(
 
 def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
     """Find out about the model and its chat; a `publish` that was cut off is finished first."""
-    if not recipe.output_dir:
-        raise ImpruverError(f"{recipe.path}: output_dir is not set")
-    output_dir = Path(recipe.output_dir).expanduser()
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
+    output_dir = _find_output_dir(recipe)
     manifest_path = output_dir / "gguf" / MANIFEST
     if not dry_run:
+        artifacts.remove_leftovers(manifest_path)
         recover(manifest_path, artifacts.list_possible_outputs(manifest_path.parent))
     levels = [recipe.gguf.outtype, *(level.lower() for level in recipe.gguf.quantization_levels)]
     files = {level: manifest_path.with_name(f"model-{level}.gguf") for level in levels}
@@ -97,6 +128,15 @@ def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
         path.with_name(f"Modelfile.{level}"): format_modelfile(path.name, defaults) for level, path in files.items()
     }
     return ExportSource(model, training, manifest_path, files, modelfiles)
+
+
+def _find_output_dir(recipe: Recipe) -> Path:
+    if not recipe.output_dir:
+        raise ImpruverError(f"{recipe.path}: output_dir is not set")
+    output_dir = Path(recipe.output_dir).expanduser()
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ImpruverError(f"output_dir: {output_dir} is a file; name the folder that training wrote")
+    return output_dir
 
 
 def _plan(

@@ -11,13 +11,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.cli.console import log_info, set_mute
-from impruver_core.cli.runner import STOPPED_BY_KEYBOARD, STOPPED_BY_SIGNAL, TerminationSignal
+from impruver_core.cli.stop_signals import TerminationSignal, describe
+from impruver_core.commands.run import PEER_LOST, REPORTING
 from impruver_core.errors import ImpruverError
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 WAITS = 10.0  # seconds in which a launcher ends the others once the first has said what happened
+# How torch's process groups (gloo, NCCL, the store that they meet at) say that another process is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "failed to recv")
+LOST += (
+    "remote process exited",
+    "remote process exiting",
+    "Connection was likely closed",
+    "NCCL communicator was aborted",
+)
 GATHERS = "stage3_gather_16bit_weights_on_model_save"
 
 
@@ -26,31 +35,59 @@ def is_first_on_machine() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process, maybe as one of several."""
+    return "LOCAL_RANK" in os.environ
+
+
 @contextmanager
 def only_rank_zero_logs() -> Iterator[None]:
-    """Has only the first process on each machine speak; another prints what ends it when nobody ended it first."""
-    if "LOCAL_RANK" in os.environ:
+    """Has only the first process on each machine speak; another prints what ends it when nobody ended it first.
+
+    Where another process is gone, that is no fault of this one: the launcher says what happened, and ends it.
+    """
+    if is_launched():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch is not imported yet; its warnings are no user's
-    if is_first_on_machine():
-        yield
-        return
-    set_mute(True)
+    first = is_first_on_machine()
+    set_mute(not first)
     try:
         yield
     except (KeyboardInterrupt, TerminationSignal) as stop:
-        raise SystemExit(STOPPED_BY_SIGNAL if isinstance(stop, TerminationSignal) else STOPPED_BY_KEYBOARD) from None
-    except BaseException:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(WAITS)
+        if first:
+            raise
+        raise SystemExit(describe(stop)[1]) from None
+    except BaseException as error:
+        words = find_lost_peer(error)
+        if words and REPORTING in os.environ:
+            exit_worker(PEER_LOST)
+        if words or not first:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(WAITS)
+        if words:
+            raise ImpruverError(f"another process of this run ended, or the connection to it broke: {words}") from None
         raise
     finally:
         set_mute(False)
 
 
+def find_lost_peer(error: BaseException | None) -> str | None:
+    """The words in which `error`, or what it came from, says that another process of the run is gone; else None."""
+    if not is_launched():
+        return None
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        text = str(error)
+        if isinstance(error, (RuntimeError, ConnectionError)) and any(words in text for words in LOST):
+            return text.strip().splitlines()[0][:200]
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def exit_worker(code: int) -> int:
     """Returns the exit code; a process that a launcher started ends here."""
     # Threads of torch's process groups can abort one that winds down (SIGABRT): the launcher would see a failed run.
-    if "LOCAL_RANK" in os.environ and "torch" in sys.modules:
+    if is_launched() and "torch" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import hash_file
+from impruver_core.io.integrity import read_file_states
 from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.loading import Recipe, resolve_recipe, save_recipe
 from impruver_core.recipe.paths import find_local
@@ -30,7 +31,7 @@ from impruver_train.planning.plan import (
     load_data,
     plan_training,
 )
-from impruver_train.saving.artifacts import format_next_commands, write_outputs
+from impruver_train.saving.artifacts import format_next_commands, read_vocabulary_files, write_outputs
 from impruver_train.signals import StopSignal, capture_stop_signals, ending_at_once
 from impruver_train.training.callbacks.run_callbacks import build_callbacks
 from impruver_train.training.callbacks.trackers import close_trackers
@@ -59,9 +60,10 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
         print_result("\n".join(run_trial(plan, data, trial_steps)))
         return
     with printing_to_stderr(), guarding_work(inputs, plan, data) as stop:
+        vocabulary_files = read_vocabulary_files(recipe.tokenizer.name or recipe.model.name)
         trainer = build(recipe, inputs, plan, data, stop, overwrite)
         model = train_model(trainer, inputs.start)
-        save(recipe, inputs, plan, data, trainer, model)
+        save(inputs, plan, data, trainer, model, vocabulary_files)
     if trainer.args.process_index == 0:
         print_result(format_next_commands(inputs.output_dir, plan.lora is not None))
 
@@ -75,19 +77,21 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
     output_dir = Path(recipe.output_dir).expanduser()
     files = find_token_files(recipe.train_path, recipe.val_path, recipe.path, dry_run)
     check_method(recipe.model, recipe.lora)
+    states = read_file_states(files.values())
     digests = {name: hash_file(path) for name, path in files.items()} | output.hash_base(recipe.model.name)
     resolved = resolve_recipe(recipe, absolute=True)
     output.check_base_outside(output_dir, find_local(recipe.model.name, recipe.base_dir) if recipe.model.name else None)
     anew = overwrite or trial_steps > 0  # a trial writes nothing there
     state = output.inspect_output_dir(output_dir, resolved, digests, anew)
     if state is output.OutputState.FINISHED:
-        checkpoints.remove_stopped_checkpoints(output_dir)
+        if not dry_run:
+            output.tidy_finished_run(output_dir)
         print_result(f"{output_dir} holds this very run, finished: nothing to do (--overwrite trains anew)")
         return None
     named, unfinished = recipe.trainer.get("resume_from_checkpoint"), state is output.OutputState.UNFINISHED
-    start = resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite)
-    resume.check_content(start, output_dir)
-    return RunInputs(output_dir, resolved, files, digests, start)
+    start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite))
+    resume.check_content(start)
+    return RunInputs(output_dir, resolved, files, states, digests, start)
 
 
 def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
@@ -102,7 +106,7 @@ def print_run_summary(inputs: RunInputs, plan: TrainingPlan, data: TrainingData,
     for line in run_estimate.format_summary(plan, data):
         (print_result if dry_run else log_info)(line)
     steps = run_estimate.count_steps(len(data.batches.sizes), plan.arguments) if data.batches is not None else None
-    resume.log_start(inputs.start.checkpoint, plan.arguments, steps.total if steps else None)
+    resume.log_start(inputs.start.checkpoint, plan.arguments, inputs.digests, steps)
     if steps is not None:
         run_estimate.check_disk_space(inputs.output_dir, plan, steps, inputs.start.checkpoint)
 
@@ -112,25 +116,29 @@ def build(
 ) -> Trainer:
     """Step 3: the model and its Trainer; then the folder becomes the run's."""
     output_dir, start, processes = inputs.output_dir, inputs.start, plan.arguments.world_size
-    identity = resume.build_run_identity(inputs.recipe, inputs.digests, processes)
-    callbacks = build_callbacks(output_dir, inputs.files["train"], stop, identity, start)
+    identity = resume.build_run_identity(inputs.recipe, inputs.digests, processes, start.origin)
+    callbacks = build_callbacks(output_dir, inputs.files["train"], stop, identity, start, inputs.states)
     trainer = build_run_trainer(plan, data, callbacks)
     if plan.arguments.process_index == 0:  # of several processes one alone writes
         output.claim_output_dir(output_dir, overwrite)
         checkpoints.remove_later_checkpoints(output_dir, start.checkpoint)
-        resume.write_run_identity(output_dir, identity, start.origin)  # first of all: it marks the folder as ours
+        checkpoints.write_run_identity(output_dir / output.UNFINISHED, identity)  # first: it marks the folder as ours
         save_recipe(recipe, output_dir / output.RECIPE)
     return trainer
 
 
 def save(
-    recipe: Recipe, inputs: RunInputs, plan: TrainingPlan, data: TrainingData, trainer: Trainer, model: PreTrainedModel
+    inputs: RunInputs,
+    plan: TrainingPlan,
+    data: TrainingData,
+    trainer: Trainer,
+    model: PreTrainedModel,
+    vocabulary_files: dict[str, bytes],
 ) -> None:
     """Step 5: the outputs, by the process that writes; all processes end together."""
     weights = distributed.gather_full_weights(trainer)
     if plan.arguments.process_index == 0:
-        source = recipe.tokenizer.name or recipe.model.name
-        write_outputs(inputs, plan, data, model, weights, source, trainer.state.global_step)
+        write_outputs(inputs, plan, data, model, weights, vocabulary_files, trainer.state.global_step)
     close_trackers()
     distributed.destroy_process_group()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +13,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import log_info
-from impruver_core.cli.runner import TerminationSignal
+from impruver_core.cli.stop_signals import NAMES, make_exception
+from impruver_core.cli.streams import write_stream
+from impruver_core.commands.run import REPORTING
 
-from impruver_train.distributed import is_distributed, is_first_on_machine
+from impruver_train.distributed import is_distributed, is_first_on_machine, is_launched
 
 if TYPE_CHECKING:
     import torch
 
 # SIGHUP: the terminal, or the connection to it, is gone. nohup has it ignored, and so it stays.
 WAITING = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+WORKER_SECONDS = 10.0  # in which one that was killed ends
 ECHO_SECONDS = 1.0  # a launcher passes on the signal that the terminal has already sent to all
 
 
@@ -29,10 +33,9 @@ def ending_at_once() -> Iterator[None]:
     """Has a signal end the process where it is: nothing is to be saved yet, and libraries may swallow an exception."""
 
     def end(number: int, _frame: Any) -> None:
-        code, what = (130, "Ctrl+C") if number == signal.SIGINT else (143, "SIGTERM")
-        if is_first_on_machine():
-            os.write(2, f"impruver-train: stopped by {what}\n".encode())
-        os._exit(code)
+        if is_first_on_machine() and REPORTING not in os.environ:
+            write_stream(sys.stderr, f"impruver-train: stopped by {NAMES[number]}\n")
+        os._exit(128 + number)
 
     before = set_handlers(end)
     try:
@@ -55,6 +58,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.number, self.time, self.process = 0, 0.0, os.getpid()
         self.before: dict[int, Any] = {}
+        self.announced = False
 
     def arm(self) -> None:
         """From now on a signal waits; before, it just ends the run, which has nothing to lose yet."""
@@ -66,10 +70,17 @@ class StopSignal:
             return
         if not self.number:
             self.number, self.time = number, time.monotonic()
-            log_info("stopping: what runs is finished and saved; the same signal again ends at once")
+            if not is_launched():  # there it may come because another process is gone: said once all are heard of
+                self.announce()
         elif time.monotonic() - self.time > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    def announce(self) -> None:
+        """Says once what a signal does."""
+        if self.number and not self.announced:
+            self.announced = True
+            log_info("stopping: what runs is finished and saved; the same signal again ends at once")
 
 
 @contextmanager
@@ -79,21 +90,39 @@ def capture_stop_signals() -> Iterator[StopSignal]:
     try:
         yield stop
     finally:
-        for worker in multiprocessing.active_children():  # a loader's, which hear no signal and might stay for ever
-            worker.kill()
+        kill_workers()
         for number, handler in stop.before.items():
             signal.signal(number, handler)
 
 
-def get_signal_of_any_rank(stop: StopSignal, device: torch.device) -> int:
-    """The signal that came to this process or, of several, to any: all stop after the same step."""
-    if is_distributed():
-        import torch
+def kill_workers() -> None:
+    """Ends a loader's workers, which hear no signal and might stay for ever."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        before = None
+    else:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their end as a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join(WORKER_SECONDS)
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
 
-        number = torch.tensor(stop.number, device=device)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+
+def get_signal_of_any_rank(stop: StopSignal, device: torch.device) -> int:
+    """The signal that came to this process or, of several, to any: all stop after the same step.
+
+    One that comes while the processes ask each other counts the next time: it must not get lost.
+    """
+    if not is_distributed():
+        return stop.number
+    import torch
+
+    number = torch.tensor(stop.number, device=device)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    if int(number):
         stop.number = int(number)
-    return stop.number
+        stop.announce()
+    return int(number)
 
 
 def make_stop_exception(number: int, saved: str, speaks: bool) -> BaseException:
@@ -101,7 +130,7 @@ def make_stop_exception(number: int, saved: str, speaks: bool) -> BaseException:
     if not speaks:
         return SystemExit(128 + number)
     text = f"{saved}; the same command resumes from there"
-    return KeyboardInterrupt(text) if number == signal.SIGINT else TerminationSignal(text)
+    return make_exception(number, text)
 
 
 def ignore_signals_in_workers(collator: Callable) -> Callable:

@@ -5,20 +5,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from impruver_core.errors import ImpruverError
+
 from impruver_chat.backends.chat_tokenizer import ChatTokenizer
 from impruver_chat.generation.detokenizer import StreamingDetokenizer
-from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.generation.prompt import Prompt, SamplingParams
 
 MAX_BATCH_TOKENS = 32_768  # of prompts and answers at once; their cache is a few GB with a model of 7 B
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids to continue, with the limit of the answer's length and the seed of its draws."""
-
-    ids: list[int]
-    max_new_tokens: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,10 @@ class Answer:
 
 IndexedAnswers = Iterator[tuple[int, Answer]]  # answers with the indices of their prompts, as each one ends
 Emit = Callable[[str], None]  # takes a piece of an answer's text
+
+
+class BackendEndedError(ImpruverError):
+    """The process in which the model runs has ended: there will be no more answers."""
 
 
 class Backend(Protocol):

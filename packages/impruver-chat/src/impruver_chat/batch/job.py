@@ -6,26 +6,35 @@ first the fingerprint of what the answers depend on, then a line for each answer
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from impruver_core.cli.console import log_info, print_result
-from impruver_core.cli.runner import TerminationSignal
+from impruver_core.cli.stop_signals import TerminationSignal
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, check_folder, make_folder
+from impruver_core.io.atomic import atomic_write, check_folder, make_folder, remove_stale_parts
+from impruver_core.io.integrity import FileState, check_unchanged, read_file_states
 from impruver_core.io.jsonl import format_row
-from impruver_core.io.manifest import check_replaceable, describe_file, get_manifest_path, publish, recover
+from impruver_core.io.locks import lock_output_alone
+from impruver_core.io.manifest import (
+    check_replaceable,
+    describe_file,
+    get_manifest_path,
+    get_pending_path,
+    publish,
+    recover,
+)
 
-from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
+from impruver_chat.backends.base import Answer, Backend, BackendEndedError, IndexedAnswers
 from impruver_chat.batch import rows
 from impruver_chat.batch.rows import Question
-from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.generation.prompt import SamplingParams
 
 HEAD = b'{"answers_of"'
-WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,55 @@ class BatchJob:
         return str(self.output or "standard output")
 
 
-def prepare_batch_job(job: BatchJob, dry_run: bool) -> list[Question]:
+class BatchInput(NamedTuple):
+    """The questions of a file, and what the manifest says of it."""
+
+    questions: list[Question]
+    described: dict[str, Any]
+
+
+class ModelState(NamedTuple):
+    """What answers: the recipe's section, the names of its files and folders, and how its files are."""
+
+    section: dict[str, Any]
+    names: list[str]
+    states: dict[Path, FileState]
+
+    def list_facts(self) -> list[Any]:
+        """List what answers depend on, JSON types: of files size and time, less than their hash, and at no cost."""
+        return [self.section, self.names, [[str(path), *state[2:4]] for path, state in self.states.items()]]
+
+
+@contextmanager
+def lock_batch_output(job: BatchJob) -> Iterator[None]:
+    """Keep other runs from the output; ImpruverError where one is at work on it. Standard output needs none."""
+    if job.output is None:
+        yield
+        return
+    folder = job.output.parent
+    check_folder(folder, "--output")
+    is_new = not folder.exists()
+    make_folder(folder)
+    try:
+        with lock_output_alone(job.output, f"--output: another impruver-chat is at work on {job.output}"):
+            names = (job.output.name, get_manifest_path(job.output).name, get_journal_path(job.output).name)
+            remove_stale_parts(folder, {*names, get_pending_path(get_manifest_path(job.output)).name})
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds answers
+                folder.rmdir()
+
+
+def prepare_batch_job(job: BatchJob, dry_run: bool) -> BatchInput:
     """Read the questions, and check all that can be checked of them and of the output before a model is loaded."""
     if job.output and job.output.exists() and job.output.samefile(job.input):
         raise ImpruverError(f"--output: {job.output} is the --input itself")
+    is_file = job.input.is_file()  # what comes through a pipe is gone
+    states = read_file_states([job.input] if is_file else [])
+    described = describe_file(job.input, digest=True) if is_file else {"path": str(job.input)}
     questions = rows.read_questions(job.input, job.system_prompt)
+    check_unchanged(states)
     if job.strict:
         rows.check_no_faults(job.input, questions)
     if job.expect and not any(question.reference for question in questions):
@@ -67,19 +120,14 @@ def prepare_batch_job(job: BatchJob, dry_run: bool) -> list[Question]:
         check_folder(job.output.parent, "--output")
         if not job.overwrite:
             check_is_journal(get_journal_path(job.output))
-    return questions
+    return BatchInput(questions, described | {"rows": len(questions)})
 
 
 def run_batch_job(
-    job: BatchJob, questions: list[Question], backend: Backend, sampling: SamplingParams, state: list, manifest: dict
+    job: BatchJob, batch: BatchInput, backend: Backend, sampling: SamplingParams, model: ModelState, manifest: dict
 ) -> None:
-    """Answer the questions, publish answers and manifest, print the stats.
-
-    Args:
-        state: what the answers depend on besides prompts and sampling; see `compute_fingerprint`.
-        manifest: the head of the manifest.
-    """
-    questions, stats = rows.encode_questions(questions, backend, sampling, job.seed), rows.BatchStats()
+    """Answer the questions, publish answers and manifest, print the stats; `manifest` is its head."""
+    questions, stats = rows.encode_questions(batch.questions, backend, sampling, job.seed), rows.BatchStats()
     markers = backend.tokenizer.markers
     if job.strict:
         rows.check_no_faults(job.input, questions)
@@ -88,7 +136,7 @@ def run_batch_job(
         with closing(rows.build_answer_rows(questions, answers, markers, stats, job.expect)) as answered:
             rows.print_rows(answered)
     else:
-        fingerprint = compute_fingerprint(questions, sampling, state)
+        fingerprint = compute_fingerprint(questions, sampling, model.list_facts())
         journal = get_journal_path(job.output)
         known = {} if job.overwrite else load_journal(journal, fingerprint)
         if known:
@@ -98,18 +146,17 @@ def run_batch_job(
         answered = rows.build_answer_rows(questions, answers, markers, stats, job.expect)
         with reporting_saved_answers(journal, fingerprint, len(questions)), closing(answered):
             staged = rows.write_staged_rows(job.output, answered)
-        publish(get_manifest_path(job.output), [job.output], manifest | describe_files(job, staged, stats))
+        try:
+            check_unchanged(model.states)
+        except ImpruverError:
+            staged.unlink()
+            journal.unlink()
+            raise
+        output = describe_file(staged, rows=stats.rows, digest=True) | {"path": job.output.name}
+        files = {"inputs": [batch.described], "outputs": [output], "counts": vars(stats)}
+        publish(get_manifest_path(job.output), [job.output], manifest | files)
         journal.unlink(missing_ok=True)
     print_stats(stats, job)
-
-
-def describe_files(job: BatchJob, staged: Path, stats: rows.BatchStats) -> dict[str, Any]:
-    """Describe input, output and stats for the manifest; `staged` is the output before it is put in its place."""
-    source = {"path": str(job.input), "rows": stats.rows}
-    if job.input.is_file():  # what came through a pipe is gone
-        source = describe_file(job.input, stats.rows, digest=True)
-    output = describe_file(staged, rows=stats.rows, digest=True) | {"path": job.output.name}
-    return {"inputs": [source], "outputs": [output], "counts": vars(stats)}
 
 
 def print_stats(stats: rows.BatchStats, job: BatchJob) -> None:
@@ -138,12 +185,6 @@ def compute_fingerprint(questions: Sequence[Question], sampling: SamplingParams,
     return hashlib.sha256(json.dumps([prompts, asdict(sampling), model_state], default=str).encode()).hexdigest()
 
 
-def describe_model_files(path: Path) -> list:
-    """Name, size and time of a model's file, or of those in its folder: less than their hash, and at no cost."""
-    files = [path] if path.is_file() else sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files] or [str(path)]
-
-
 def check_is_journal(journal: Path) -> None:
     """Raise ImpruverError for a file of somebody else under the journal's name."""
     if journal.is_file():
@@ -154,19 +195,19 @@ def check_is_journal(journal: Path) -> None:
 
 
 def load_journal(journal: Path, fingerprint: str) -> dict[int, Answer]:
-    """Load the answers by their index; {} for another fingerprint. A line that was cut off is left out."""
+    """Load the answers by their index; {} for another fingerprint. A line that is cut off or damaged is left out."""
     if not journal.is_file():  # a pipe would never end
         return {}
     try:
         head, *lines = journal.read_bytes().splitlines(keepends=True)
         if json.loads(head) != {"answers_of": fingerprint}:
             return {}
-        entries = [json.loads(line) for line in lines if line.endswith(b"\n")]
-        known = {entry["place"]: Answer(entry["text"], entry["ended"]) for entry in entries}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return {}
-    plain = all(type(index) is int and isinstance(answer.text, str) for index, answer in known.items())
-    return known if plain else {}
+    entries = [entry for entry in map(parse_answer, lines) if entry is not None]
+    if len(entries) < len(lines):
+        log_info(f"note: {len(lines) - len(entries):,} lines of {journal} are cut off or damaged, and asked again")
+    return dict(entries)
 
 
 def record_answers(
@@ -185,8 +226,24 @@ def record_answers(
 
 
 def format_answer(index: int, answer: Answer) -> str:
-    """Format an answer as a line of the journal."""
-    return format_row({"place": index} | asdict(answer)) + "\n"
+    """Format an answer as a line of the journal, with its checksum."""
+    entry = {"place": index} | asdict(answer)
+    return format_row(entry | {"sum": compute_row_checksum(entry)}) + "\n"
+
+
+def parse_answer(line: bytes) -> tuple[int, Answer] | None:
+    """Parse a line of the journal; None for one that is not as it was written."""
+    try:
+        entry = json.loads(line)
+        whole = entry.pop("sum") == compute_row_checksum(entry)
+        return (entry.pop("place"), Answer(**entry)) if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def compute_row_checksum(entry: dict) -> int:
+    """Compute the CRC-32 of a row."""
+    return zlib.crc32(format_row(entry).encode())
 
 
 @contextmanager
@@ -198,7 +255,7 @@ def reporting_saved_answers(journal: Path, fingerprint: str, total: int) -> Iter
         saved = len(load_journal(journal, fingerprint))
         if not saved:
             journal.unlink(missing_ok=True)
-        elif isinstance(stop, (KeyboardInterrupt, TerminationSignal)):
+        elif isinstance(stop, (KeyboardInterrupt, TerminationSignal, BackendEndedError)):
             message = f"{saved:,} of {total:,} answers are kept; the same command resumes from there"
-            raise type(stop)(message) from None
+            raise type(stop)("; ".join([*stop.args, message])) from None
         raise

@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from impruver_core.cli.console import open_progress, silence_stream, warn
+from impruver_core.cli.console import open_progress, warn
+from impruver_core.cli.streams import silence_stream
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.atomic import get_staged_path, open_synced
 from impruver_core.io.jsonl import BLANKS, format_row, read_numbered_rows, write_rows
 
-from impruver_chat.backends.base import Answer, Backend, IndexedAnswers, Prompt
+from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
 from impruver_chat.conversation import (
     ANSWER_ROLES,
     RESPONSE_ROLES,
@@ -20,7 +21,7 @@ from impruver_chat.conversation import (
     limit_new_tokens,
     make_system_messages,
 )
-from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.generation.prompt import Prompt, SamplingParams
 from impruver_chat.responses.stream_parser import parse_response
 from impruver_chat.responses.template_markers import TemplateMarkers
 

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,20 +11,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import FLAG, NUMBER, WHOLE, describe_type, read_json
 from impruver_core.suggestions import suggest
 
+from impruver_chat.generation.prompt import SamplingParams
 from impruver_chat.sections import ChatSection, find_out_of_range
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of an answer are chosen, and how many at most; the defaults are the first impruver's."""
-
-    max_new_tokens: int = 200
-    repetition_penalty: float = 1.2
-    do_sample: bool = True
-    temperature: float = 0.5
-    top_p: float = 0.6
-    top_k: int = 40
-
 
 TYPES = get_type_hints(SamplingParams)
 NAMES = tuple(TYPES)

@@ -18,7 +18,7 @@ from itertools import pairwise
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
-from impruver_core.cli.console import write_stream
+from impruver_core.cli.streams import write_stream
 
 from impruver_chat.responses.stream_parser import REASONING
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.cli.console import warn, write_stream
-from impruver_core.cli.runner import TerminationSignal
+from impruver_core.cli.console import warn
+from impruver_core.cli.stop_signals import TerminationSignal
+from impruver_core.cli.streams import write_stream
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_cache_dir
 

@@ -16,10 +16,10 @@ from impruver_core.cli.console import log_always, log_info, warn
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.jsonl import format_row
 
-from impruver_chat.backends.base import Backend, Prompt
+from impruver_chat.backends.base import Backend, BackendEndedError
 from impruver_chat.conversation import Conversation, NoAnswerError
 from impruver_chat.generation import parameters
-from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.generation.prompt import Prompt, SamplingParams
 from impruver_chat.responses.stream_parser import ResponseStreamParser, get_tool_calls
 from impruver_chat.terminal.display import MarkdownDisplay, PlainDisplay, make_display, uninterrupted
 from impruver_chat.terminal.prompt_input import open_reader
@@ -30,7 +30,10 @@ COMMAND = re.compile(r"(/[A-Za-z_]+(?!\S)|/[/\s]*\Z)(.*)", re.DOTALL)  # neither
 def run_conversation(
     conversation: Conversation, backend: Backend, sampling: SamplingParams, seed: int, plain: bool, compare: bool
 ) -> None:
-    """Ask and answer until the input ends or Ctrl+C comes at the prompt; during an answer Ctrl+C stops the answer."""
+    """Ask and answer until the input ends or Ctrl+C comes at the prompt; during an answer Ctrl+C stops the answer.
+
+    BackendEndedError, after what was shown of the answer, where there can be no more answers.
+    """
     log_info("Ctrl+D leaves, /help lists the commands")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
@@ -112,6 +115,10 @@ def stream_answer(chat: ChatContext, prompt: Prompt) -> tuple[dict | None, bool]
         chat.backend.stream_answer(prompt, chat.sampling, emit)
     except KeyboardInterrupt:
         was_stopped = True
+    except BackendEndedError:
+        parser.finish()
+        chat.display.finish()
+        raise
     with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
         message = parser.finish()
         chat.display.finish()
@@ -133,6 +140,8 @@ def run_command(chat: ChatContext, name: str, rest: str) -> None:
         return
     try:
         COMMANDS[name](chat, rest.strip())
+    except BackendEndedError:
+        raise
     except ImpruverError as error:
         if error.exit_code != 2:
             raise

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -23,17 +23,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impruver_core.cli.console import open_progress
+from impruver_core.cli.console import log_info, open_progress
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, get_cache_dir, make_folder, reserve_space
+from impruver_core.io.atomic import get_cache_dir, remove_path, remove_stale_parts, reserve_space
+from impruver_core.io.integrity import load_record, write_record
+from impruver_core.io.locks import lock_unused, share_folder
 from impruver_core.system import available_cpus
 from impruver_core.tokenizer import get_special_tokens
+from impruver_core.worker_process import describe_exit
 
 from impruver_compose.encoding.encoder import encode_rows
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.storage import ROWS, is_readable, write_shard
+from impruver_compose.storage import ROWS, find_shard_damage, write_shard
 
 KEPT_DAYS = 30
+ENDING_SECONDS = 5  # within which a worker that was ended is gone
 SHARD_SHARE = 5  # a shard's bytes to its rows', at least, for tokens of three to four characters
 
 
@@ -55,8 +59,18 @@ class CacheEntry(NamedTuple):
 _tasks: list[tuple[DatasetJob, ShardSlot]] = []  # what workers are forked with
 
 
-def open_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
-    """Opens the entry of a data set, and marks it as used today; `fingerprint` is the tokenizer's."""
+@contextmanager
+def open_entries(jobs: Sequence[DatasetJob], fingerprint: str) -> Iterator[list[CacheEntry]]:
+    """Opens each data set's entry, marked as used today, and within as in use; `fingerprint` is the tokenizer's."""
+    with ExitStack() as in_use:
+        entries = [_find_entry(job, fingerprint) for job in jobs]
+        for entry in entries:
+            in_use.enter_context(share_folder(entry.folder))
+            os.utime(entry.folder)
+        yield entries
+
+
+def _find_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
     section, dedup, converter, tokenizer = job.section, job.dedup, job.converter, job.tokenizer
     content = [
         [_compute_code_version(), fingerprint, job.key, converter.mapping, _get_source(converter.function), ROWS],
@@ -65,8 +79,6 @@ def open_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
     ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
     folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
-    make_folder(folder)
-    os.utime(folder)
     starts, total = range(0, len(job.rows), ROWS), len(job.rows)
     slots = [(folder / f"{n:06d}.arrow", start, min(start + ROWS, total)) for n, start in enumerate(starts)]
     return CacheEntry(folder, [ShardSlot(*slot) for slot in slots])
@@ -77,10 +89,14 @@ def pin_day(job: DatasetJob, entry: CacheEntry) -> DatasetJob:
     if "strftime_now" not in json.dumps(job.tokenizer.chat_template):
         return job
     path = entry.folder / "day"
-    if not path.exists():
-        with atomic_write(path) as file:
-            file.write(time.strftime("%Y-%m-%d"))
-    return replace(job, day=path.read_text(encoding="utf-8"))
+    day = load_record(path)
+    if day is None:
+        if any(slot.path.exists() for slot in entry.shards):  # of a day that is not known any more
+            for slot in entry.shards:
+                remove_path(slot.path)
+        day = time.strftime("%Y-%m-%d")
+        write_record(path, day)
+    return replace(job, day=day)
 
 
 def remove_old_entries() -> None:
@@ -89,7 +105,9 @@ def remove_old_entries() -> None:
     for folder in (get_cache_dir() / "compose").glob("*"):
         with suppress(OSError):  # another run may be removing it
             if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+                with lock_unused(folder) as unused:
+                    if unused:
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _get_source(function: Callable) -> list[Any]:
@@ -123,8 +141,10 @@ def resolve_num_proc(wanted: int | None) -> int:
 
 def encode_missing_shards(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:
     """Encodes the shards that the cache does not have; one process, or one that can't be forked, has own threads."""
-    pairs = zip(jobs, entries, strict=True)
-    _tasks[:] = [(job, slot) for job, entry in pairs for slot in entry.shards if not is_readable(slot.path)]
+    _tasks[:] = []
+    for job, entry in zip(jobs, entries, strict=True):
+        remove_stale_parts(entry.folder)
+        _tasks.extend((job, slot) for slot in _list_missing_shards(job, entry))
     if not _tasks:
         return
     needed = sum(_estimate_bytes(job, slot) for job, slot in _tasks)
@@ -134,6 +154,22 @@ def encode_missing_shards(jobs: Sequence[DatasetJob], entries: Sequence[CacheEnt
     with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as progress:
         for count in map(_encode_shard, numbers) if alone else _encode_in_processes(numbers, num_proc):
             progress.update(count)
+
+
+def _list_missing_shards(job: DatasetJob, entry: CacheEntry) -> list[ShardSlot]:
+    """Lists the shards that are not there, or not as they were written, which are removed and told."""
+    damages = [(slot, find_shard_damage(slot.path)) for slot in entry.shards]
+    missing = [(slot, damage) for slot, damage in damages if damage]
+    damaged = [(slot, damage) for slot, damage in missing if os.path.lexists(slot.path)]
+    for slot, _ in damaged:
+        remove_path(slot.path)
+    if damaged:
+        slot, damage = damaged[0]
+        log_info(
+            f"note: {len(damaged)} of {len(entry.shards)} files in the cache of {job.name} are damaged and made again "
+            f"({slot.path}: {damage})"
+        )
+    return [slot for slot, _ in missing]
 
 
 def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
@@ -157,16 +193,29 @@ def _encode_in_processes(numbers: Sequence[int], num_proc: int) -> Iterator[int]
     try:
         with _single_threaded_tokenizers():
             futures = [pool.submit(_encode_shard, number) for number in numbers]
+            workers = multiprocessing.active_children()
             for future in as_completed(futures):
                 yield future.result()
     except BrokenProcessPool:
-        way = "set a lower --num_proc (what is encoded is kept)"
-        raise ImpruverError(f"a worker process was killed, most likely for want of memory: {way}") from None
+        raise ImpruverError(_describe_killed(workers)) from None
     finally:
         os.close(leash[1])  # ends those that still work
         pool.shutdown(cancel_futures=True)
         os.close(leash[0])
         gc.unfreeze()
+
+
+def _describe_killed(workers: Sequence[multiprocessing.Process]) -> str:
+    """Says which of the workers was killed; the pool ends the others by SIGTERM."""
+    for worker in workers:
+        worker.join(ENDING_SECONDS)
+    killed = [worker for worker in workers if worker.exitcode not in (None, 0, -signal.SIGTERM)] or list(workers)
+    code = killed[0].exitcode
+    way = "set a lower --num_proc (what is encoded is kept)"
+    if code == -signal.SIGKILL:
+        way = f"most likely for want of memory: {way}"
+    how = describe_exit(code) if code is not None else "it hangs"
+    return f"a worker process was killed (number {killed[0].pid}, {how}), {way}"
 
 
 @contextmanager

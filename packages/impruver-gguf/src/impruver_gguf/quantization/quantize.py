@@ -18,9 +18,10 @@ from impruver_core.cli.console import log_info, open_progress
 from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.system import available_cpus
+from impruver_core.worker_process import claim_stdout, get_log_tail
 
 from impruver_gguf.quantization.quant_types import QUANT_TYPES
-from impruver_gguf.worker_process import claim_stdout, get_log_tail, stream_lines
+from impruver_gguf.worker_process import describe_failure, stream_lines
 
 NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
 CHUNK_BYTES = 1 << 22  # looked at together
@@ -62,7 +63,8 @@ def _run_quantizer(command: list[str], source: Path) -> Iterator[str]:
         tensor = _find_non_finite_tensor(source) if NOT_FINITE.search(ended.stderr) else None
         if tensor:
             raise CheckFailedError(f"{source}: {tensor} holds NaN or infinity: no level is made of it") from None
-        raise ImpruverError(f"quantizing failed (exit {ended.returncode}): {get_log_tail(ended.stderr)}") from None
+        failure = describe_failure(ended.returncode, get_log_tail(ended.stderr))
+        raise ImpruverError(f"quantizing failed {failure}") from None
 
 
 def _find_non_finite_tensor(path: Path) -> str | None:

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ def find_rendering_difference(program: str, path: Path, inputs: VerificationInpu
                     return None
                 answer = error.read().decode("utf-8", "replace")[:MAX_TEXT]
                 return f"llama.cpp's engine refuses {example.where}: {answer}"
+            except (OSError, HTTPException) as error:  # it ended, or hangs
+                warn(f"{program} does not answer any more, its template engine is not compared: {error}")
+                return None
             if failure:
                 return failure
             if variables:

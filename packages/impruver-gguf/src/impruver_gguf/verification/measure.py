@@ -25,9 +25,10 @@ import numpy as np
 from impruver_core.cli.console import open_progress
 from impruver_core.errors import ImpruverError
 from impruver_core.system import available_cpus
+from impruver_core.worker_process import claim_stdout, get_error_reason
 
 from impruver_gguf.verification.llama_runtime import Answer, AnswerPrompt, LlamaRuntime, load_gguf_on_cpu
-from impruver_gguf.worker_process import claim_stdout, get_error_reason, stream_lines
+from impruver_gguf.worker_process import describe_failure, stream_lines
 
 if TYPE_CHECKING:
     from cyllama.llama.llama_cpp import LlamaModel
@@ -92,7 +93,7 @@ def measure_files(paths: Sequence[Path], inputs: VerificationInputs) -> Iterator
                     f"{scratch}: {reason}; make room, or leave the proof out with --verify false"
                 ) from None
             if done < len(paths):
-                yield FileMeasurement(f"llama.cpp ended with {ended.returncode} as it ran it: {reason}")
+                yield FileMeasurement(f"llama.cpp ended as it ran it {describe_failure(ended.returncode, reason)}")
                 done += 1
     yield from [FileMeasurement("not measured, since an earlier file failed")] * (len(paths) - done)
 

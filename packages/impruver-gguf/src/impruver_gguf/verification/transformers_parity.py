@@ -28,11 +28,12 @@ from impruver_core.io.atomic import format_size
 from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.modeling.loading import REMOTE_CODE
 from impruver_core.system import available_cpus, get_available_memory
+from impruver_core.worker_process import claim_stdout, get_error_reason
 
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
 from impruver_gguf.verification.llama_runtime import LlamaRuntime, load_gguf_on_cpu
 from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
-from impruver_gguf.worker_process import claim_stdout, get_error_reason, stream_lines
+from impruver_gguf.worker_process import describe_failure, stream_lines
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,8 @@ def find_difference_from_merged(
         lines = [*stream_lines([sys.executable, "-m", __name__], json.dumps(task))]
         return _judge_result(ParityResult(**json.loads(lines[-1])), answers)
     except CalledProcessError as ended:
-        warn(f"not compared with transformers: it ended with {ended.returncode}: {get_error_reason(ended.stderr)}")
+        failure = describe_failure(ended.returncode, get_error_reason(ended.stderr))
+        warn(f"not compared with transformers: it ended {failure}")
         return None
 
 

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from impruver_core.dynamic_import import is_foreign_recipe
 from impruver_core.errors import ImpruverError
+from impruver_core.io.integrity import FileState, read_file_states
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TEXT, by_name, either, list_of, read_json
 from impruver_core.io.model_files import check_ordinary_files, check_weight_links, refuse_pickled_weights
 from impruver_core.modeling.foreign_config import check_adapter_config
@@ -31,6 +32,7 @@ ADAPTER_KEYS = {
     "modules_to_save": list_of(TEXT),
     "trainable_token_indices": either(list_of(INDEX), by_name(TEXT, list_of(INDEX))),
 }
+MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja")
 BASE_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
@@ -102,6 +104,7 @@ class SourceCheckpoint:
     tensors: dict[str, LazyTensor]  # empty where the weights are not on this disk: before training, in a dry run
     adapter: PeftAdapter | None
     base: Path  # the folder of the weights
+    states: Mapping[Path, FileState] = field(default_factory=dict)  # of the files that it is read from, before that
 
     @property
     def class_name(self) -> str:
@@ -124,21 +127,29 @@ def read_checkpoint(
     """
     if not output_dir.is_dir():
         raise ImpruverError(f"output_dir: {output_dir} is not there; impruver-train makes it")
+    states = _read_states(output_dir)
     if not (output_dir / ADAPTER_CONFIG).is_file():
         tensors = read_weights(output_dir)
         if not tensors:
             raise ImpruverError(f"output_dir: {output_dir} holds neither a model nor an adapter; train one first")
-        return make_checkpoint(output_dir, tensors, None, output_dir)
+        return replace(make_checkpoint(output_dir, tensors, None, output_dir), states=states)
     adapter = read_adapter(output_dir)
     base = _find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir, dry_run)
     if not base_name or is_foreign_recipe():
         check_weight_links(base)
+    states |= _read_states(base)
     tensors = read_weights(base)
     if not tensors and not dry_run:
         raise ImpruverError(f"{base}: the adapter's base has no safetensors files")
     if (base / ADAPTER_CONFIG).is_file():
         raise ImpruverError(f"{base}: the adapter's base is an adapter itself: export that one's merge first")
-    return make_checkpoint(output_dir if (output_dir / "config.json").is_file() else base, tensors, adapter, base)
+    config_dir = output_dir if (output_dir / "config.json").is_file() else base
+    return replace(make_checkpoint(config_dir, tensors, adapter, base), states=states)
+
+
+def _read_states(folder: Path) -> dict[Path, FileState]:
+    """The states of a model's files: weights, configurations, the tokenizer."""
+    return read_file_states(path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file())
 
 
 def make_checkpoint(

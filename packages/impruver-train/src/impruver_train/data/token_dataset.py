@@ -1,15 +1,17 @@
 """Token rows: one checked, streaming read of the JSONL into an Arrow file, which training then maps into memory.
 
 The Arrow file stands in the cache under the JSONL's own hash, so a file is read and checked once. Ids, labels: int32.
+Beside it a record has what was counted and the Arrow file's checksum: both are verified whenever they are used.
 What can be said of a file only with tokenizer and model is checked here as well.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,9 +19,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, get_cache_dir, hash_file, lock_folders
-from impruver_core.io.json_schema import read_json
-from impruver_core.io.jsonl import read_numbered_rows
+from impruver_core.io.atomic import get_cache_dir, hash_file, make_folder, sync_folder
+from impruver_core.io.integrity import (
+    DamagedError,
+    FileState,
+    check_unchanged,
+    describe_content,
+    find_damage,
+    read_file_states,
+    read_record,
+    write_record,
+)
+from impruver_core.io.jsonl import read_numbered_rows, read_rows
+from impruver_core.io.locks import lock_folders
 from impruver_core.io.manifest import get_manifest_path, read_manifest
 from impruver_core.labels import IGNORE_INDEX, count_target_tokens
 from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
@@ -31,7 +43,11 @@ if TYPE_CHECKING:
 
 INT32 = range(2**31)
 BATCH_ROWS = 1000
-FORMAT = 4  # of the cached file; raised where what stands in it changes
+FORMAT = 5  # of a cache entry; raised where what stands in it changes
+ROWS, RECORD = "rows.arrow", "facts.json"  # what an entry of the cache consists of
+HELD_OUT = 64  # rows that a finished run keeps
+
+FileStates = Mapping[Path, FileState]  # of the JSONL when it was hashed
 
 
 class TokenRow(NamedTuple):
@@ -80,15 +96,22 @@ class TokenFileStats:
         return True
 
 
-def read_stats(path: Path, digest: str | None = None) -> tuple[TokenFileStats, ndarray]:
+def read_stats(path: Path, digest: str, states: FileStates) -> tuple[TokenFileStats, ndarray]:
     """The stats of `path` and the lengths of its rows with targets (an int32 array), writing nothing."""
     import numpy as np
+    from datasets import Dataset
 
-    if (_get_cache_folder(path, digest) / "facts.json").exists():
-        stats, rows = load_token_dataset(path, digest)
-        return stats, get_row_lengths(rows)
+    folder = _get_cache_folder(digest)
+    try:
+        stats = _read_entry(folder)
+    except DamagedError as damage:
+        log_info(f"note: {folder} is damaged ({damage}) and not used")
+        stats = None
+    if stats is not None:
+        return stats, get_row_lengths(Dataset.from_file(str(folder / ROWS)))
     stats = TokenFileStats()
-    lengths = array("i", (len(row.input_ids) for row in read_target_rows(path, stats)))
+    with reading_unchanged(states):
+        lengths = array("i", (len(row.input_ids) for row in read_target_rows(path, stats)))
     return stats, np.frombuffer(lengths, dtype=np.int32)
 
 
@@ -101,41 +124,135 @@ def get_row_lengths(rows: Dataset) -> ndarray:
     return np.concatenate([np.empty(0, np.int32), *(pc.list_value_length(chunk).to_numpy() for chunk in chunks)])
 
 
-def _get_cache_folder(path: Path, digest: str | None) -> Path:
-    return get_cache_dir() / "tokens" / f"{digest or hash_file(path)}-{FORMAT}"
+def _get_cache_folder(digest: str) -> Path:
+    return get_cache_dir() / "tokens" / f"{digest}-{FORMAT}"
 
 
-def load_token_dataset(path: Path, digest: str | None = None) -> tuple[TokenFileStats, Dataset]:
-    """The stats of `path` and its rows with targets, memory-mapped; read and checked only once."""
+def load_token_dataset(
+    path: Path, digest: str | None = None, states: FileStates | None = None
+) -> tuple[TokenFileStats, Dataset]:
+    """The stats of `path` and its rows with targets, memory-mapped; read and checked only once.
+
+    `digest`, `states`: of `path`, its hash and what the system knew of it before that; found here if not given.
+    """
     from datasets import Dataset
 
-    folder = _get_cache_folder(path, digest)
-    stats_file = folder / "facts.json"
-    if not stats_file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if digest is None:
+        states = read_file_states([path])
+        digest = hash_file(path)
+    folder = _get_cache_folder(digest)
+    stats = None if _has_leftovers(folder) else _read_whole_entry(folder)
+    if stats is None:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            folder.unlink()
+        make_folder(folder)
         with lock_folders([folder]):  # of several processes the first makes it
-            if not stats_file.exists():
-                _write_cache(path, folder / "rows.arrow", stats_file)
-    return TokenFileStats(**read_json(stats_file)), Dataset.from_file(str(folder / "rows.arrow"))
+            stats = _make_entry(path, folder, states or {})
+    return stats, Dataset.from_file(str(folder / ROWS))
 
 
-def _write_cache(path: Path, target: Path, stats_file: Path) -> None:
-    """Writes the rows that have targets, an Arrow stream, then the stats, whose presence means that it is complete."""
+def _make_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats:
+    """Writes an entry of the cache where no whole one is there, the only process at work in `folder`."""
+    try:
+        stats, damage = _read_entry(folder), None
+    except DamagedError as error:
+        stats, damage = None, error
+    for left in folder.iterdir():  # by a process that was killed, or damaged
+        if stats is None or left.name not in (ROWS, RECORD):
+            _remove(left)
+    if stats is not None:
+        return stats
+    if damage:
+        log_info(f"note: {folder} is damaged ({damage}) and is made again")
+    return _write_entry(path, folder, states)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _has_leftovers(folder: Path) -> bool:
+    """Whether more than an entry is in a folder of the cache: what was being written when a process was killed."""
+    return folder.is_dir() and any(path.name not in (ROWS, RECORD) for path in folder.iterdir())
+
+
+def _read_whole_entry(folder: Path) -> TokenFileStats | None:
+    """The stats of an entry of the cache; None where none is there, or a damaged one."""
+    try:
+        return _read_entry(folder)
+    except DamagedError:
+        return None
+
+
+def _read_entry(folder: Path) -> TokenFileStats | None:
+    """The stats of an entry of the cache, whose rows are read for it; None where none is there.
+
+    Raises:
+        DamagedError: for one that is not as it was written.
+    """
+    record, rows = folder / RECORD, folder / ROWS
+    if os.path.lexists(record) and not record.is_file():  # a pipe would never end
+        raise DamagedError(f"{RECORD}: it is no file")
+    try:
+        content = read_record(record)
+    except DamagedError as error:
+        raise DamagedError(f"{RECORD}: {error}") from None
+    if content is None:
+        if os.path.lexists(rows):
+            raise DamagedError(f"{RECORD}: it is gone")
+        return None
+    try:
+        stats, described = TokenFileStats(**content["stats"]), content["rows"]
+        damage = find_damage(rows, described)
+    except (KeyError, TypeError):
+        raise DamagedError(f"{RECORD}: it is of another kind") from None
+    if damage:
+        raise DamagedError(f"{ROWS}: {damage}")
+    return stats
+
+
+def _write_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats:
+    """Writes the rows that have targets, an Arrow stream, then the record, whose presence means that it is complete."""
     import pyarrow as pa
 
-    for left in target.parent.glob(f"{target.name}.*"):  # by a process that was killed: this one is alone here
-        left.unlink()
     columns = {"input_ids": pa.int32(), "labels": pa.int32(), "attention_mask": pa.int8()}
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
     stats = TokenFileStats()
     rows = read_target_rows(path, stats)
-    staged = target.with_name(f"{target.name}.{os.getpid()}")
-    with pa.OSFile(str(staged), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        while batch := list(islice(rows, BATCH_ROWS)):
-            writer.write_batch(pa.record_batch(dict(zip(columns, zip(*batch, strict=True), strict=True)), schema))
-    os.replace(staged, target)
-    with atomic_write(stats_file) as file:
-        json.dump(asdict(stats), file)
+    staged = folder / f"{ROWS}.{os.getpid()}"
+    try:
+        with reading_unchanged(states), open(staged, "wb") as file:
+            with pa.ipc.new_stream(file, schema) as writer:
+                while batch := list(islice(rows, BATCH_ROWS)):
+                    writer.write_batch(
+                        pa.record_batch(dict(zip(columns, zip(*batch, strict=True), strict=True)), schema)
+                    )
+            file.flush()
+            os.fsync(file.fileno())
+        content = describe_content(staged)
+        os.replace(staged, folder / ROWS)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(folder)
+    write_record(folder / RECORD, {"stats": asdict(stats), "rows": content})
+    return stats
+
+
+@contextmanager
+def reading_unchanged(states: FileStates) -> Iterator[None]:
+    """ImpruverError where one of these files was changed since, also where what was read of it is no rows for that."""
+    try:
+        yield
+    except Exception:
+        check_unchanged(states)
+        raise
+    check_unchanged(states)
+
+
+def read_held_out_rows(path: Path, states: FileStates) -> list[dict[str, Any]]:
+    """The first rows of `path` that carry their messages or text, for impruver-gguf and impruver-chat to try."""
+    with reading_unchanged(states):
+        return list(islice((row for row in read_rows(path) if "messages" in row or "text" in row), HELD_OUT))
 
 
 def read_target_rows(path: Path, stats: TokenFileStats) -> Iterator[TokenRow]:

@@ -23,6 +23,7 @@ from impruver_core.tokenizer import load_tokenizer
 from impruver_train.config.precision import Precision
 from impruver_train.modeling.checks import check_base, format_near_targets, list_unmatched_names
 from impruver_train.modeling.chunked_loss import LogitsPath, get_plain_head
+from impruver_train.modeling.finite_weights import check_finite_base
 from impruver_train.modeling.logits_path import predict_logits_path
 from impruver_train.modeling.packed_attention import check_packable
 
@@ -193,6 +194,7 @@ def build_model(
         dtype = precision.trained if lora is None else precision.frozen
         device = str(arguments.device) if quantized else None  # Trainer moves the others itself
         model = load_model(section, dtype, device=device, search_dir=recipe_dir)
+        check_finite_base(model, section.name)  # first of all: whatever is computed with NaN ends elsewhere
     resize_embeddings_if_needed(model, vocabulary)
     checkpointing = bool(getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing)
     if quantized:

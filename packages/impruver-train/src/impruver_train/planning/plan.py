@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.chat_template.selection import get_end_of_turn
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.io.integrity import FileState
 from impruver_core.io.model_files import get_context_length
 from impruver_core.modeling.loading import choose_device
 from impruver_core.recipe.paths import find_recipes_root
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is of, and where it starts; `recipe` is the resolved one, `files` and `digests` are by role."""
+    """What a run is of, and where it starts; `recipe` is the resolved one, `files` and `digests` are by role.
+
+    `states`: what the system knew of each file before it was hashed. What is read of one later must be the same.
+    """
 
     output_dir: Path
     recipe: dict[str, Any]
     files: dict[str, Path]
+    states: dict[Path, FileState]
     digests: dict[str, str]
     start: ResumePoint
 
@@ -67,13 +72,17 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The token files by role, and how training's rows become batches: None in a dry run that is ahead of compose."""
+    """The token files by role, and how training's rows become batches: None in a dry run that is ahead of compose.
+
+    `held_out`: rows of val_path that a finished run keeps; read now, as the file may be another by then.
+    """
 
     stats: dict[str, TokenFileStats]
     datasets: dict[str, Any]  # empty in a dry run
     batches: PackingPlan | None
     manifest: dict[str, Any]
     end_of_turn: list[str]
+    held_out: list[dict[str, Any]]
 
 
 def find_token_files(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
@@ -171,10 +180,11 @@ def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry
     positions = get_context_length(plan.config)
     stats, datasets, batches = {}, {}, None
     for name, path in inputs.files.items():
+        states = {path: inputs.states[path]}
         if dry_run:
-            stats[name], lengths = token_dataset.read_stats(path, inputs.digests[name])
+            stats[name], lengths = token_dataset.read_stats(path, inputs.digests[name], states)
         else:
-            stats[name], datasets[name] = token_dataset.load_token_dataset(path, inputs.digests[name])
+            stats[name], datasets[name] = token_dataset.load_token_dataset(path, inputs.digests[name], states)
         if name == "train" or stats[name].rows:
             for text in token_dataset.check_rows(stats[name], path, plan.vocabulary, positions):
                 log_info(f"note: {text}")
@@ -191,7 +201,9 @@ def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry
             "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"
         )
     end_of_turn = list(manifest.get("end_of_turn") or get_end_of_turn(plan.tokenizer))
-    return TrainingData(stats, datasets, batches, manifest, end_of_turn)
+    val = inputs.files.get("val") if not dry_run else None
+    held_out = token_dataset.read_held_out_rows(val, {val: inputs.states[val]}) if val is not None else []
+    return TrainingData(stats, datasets, batches, manifest, end_of_turn, held_out)
 
 
 def plan_batches(

@@ -28,10 +28,11 @@ TOKENIZER_BYTES = 100  # of tokenizer.json, for an entry of the vocabulary
 
 
 class StepCount(NamedTuple):
-    """Optimizer steps of an epoch and of the whole run."""
+    """Optimizer steps of an epoch and of the whole run, and an epoch's batches in each process."""
 
     epoch: int
     total: int
+    batches: int
 
 
 class Padding(NamedTuple):
@@ -59,7 +60,7 @@ def count_steps(rows: int, arguments: TrainingArguments) -> StepCount:
     batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
     epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     total = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * epoch)
-    return StepCount(epoch, total)
+    return StepCount(epoch, total, batches)
 
 
 def _describe_repeated_rows(rows: int, arguments: TrainingArguments) -> list[str]:

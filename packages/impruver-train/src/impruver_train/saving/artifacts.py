@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import tempfile
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.chat_template.selection import get_template
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write
-from impruver_core.io.jsonl import read_rows, write_rows
+from impruver_core.io.atomic import atomic_write, sync_file
+from impruver_core.io.jsonl import write_rows
 from impruver_core.io.manifest import build_manifest, describe_file, publish
 from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
 
-from impruver_train.checkpointing.checkpoints import remove_stopped_checkpoints
-from impruver_train.checkpointing.output_dir import MANIFEST, UNFINISHED, list_outputs
+from impruver_train.checkpointing.output_dir import ADAPTER, MANIFEST, list_outputs, tidy_finished_run
 from impruver_train.planning.plan import RunInputs, TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import build_counts
 from impruver_train.saving.html_report import write_report
@@ -27,8 +26,8 @@ from impruver_train.saving.transformers4_compat import widen_config, widen_token
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HELD_OUT = 64
 VOCABULARY_FILES = ("tokenizer.model", "tekken.json")  # transformers no longer saves them; GGUF needs them
+SETS = ("target_modules", "exclude_modules")  # of an adapter's configuration
 CARRIED = ("max_tokens_count",)  # of the data's manifest
 
 
@@ -38,25 +37,23 @@ def write_outputs(
     data: TrainingData,
     model: PreTrainedModel,
     weights: dict[str, Any] | None,
-    tokenizer_source: str | None,
+    vocabulary_files: dict[str, bytes],
     steps: int,
 ) -> None:
     """Writes what a finished run leaves, the manifest last; what only an unfinished one needs goes.
 
-    `weights`: the model's by name where it is spread over processes. `tokenizer_source`: its folder or hub id.
+    `weights`: the model's by name where it is spread over processes. `vocabulary_files`: the tokenizer's, read before
+    training, as are the rows that are held out: hours later there may be others, or none.
     """
     output_dir = inputs.output_dir
     save_model(model, weights, output_dir, plan)
-    save_tokenizer(plan.tokenizer, tokenizer_source, output_dir)
-    val = inputs.files.get("val")
-    rows = (row for row in (read_rows(val) if val else ()) if "messages" in row or "text" in row)
+    save_tokenizer(plan.tokenizer, vocabulary_files, output_dir)
     with atomic_write(output_dir / "heldout.jsonl") as file:
-        write_rows(file, islice(rows, HELD_OUT))
+        write_rows(file, data.held_out)
     counts = build_counts(plan.size, data.stats["train"], steps)
     write_report(output_dir, inputs.recipe, counts)
     write_manifest(inputs, plan, data, {"counts": counts, "end_of_turn": data.end_of_turn})
-    (output_dir / UNFINISHED).unlink(missing_ok=True)
-    remove_stopped_checkpoints(output_dir)
+    tidy_finished_run(output_dir)
 
 
 def save_model(model: PreTrainedModel, weights: dict[str, Any] | None, output_dir: Path, plan: TrainingPlan) -> None:
@@ -76,23 +73,36 @@ def save_model(model: PreTrainedModel, weights: dict[str, Any] | None, output_di
 
 def _save_adapter(model: PreTrainedModel, weights: dict[str, Any] | None, output_dir: Path, new_ids: list[int]) -> None:
     """peft's files, by way of a folder of their own: peft would write a model card over a README.md."""
-    with tempfile.TemporaryDirectory(prefix=".adapter.", dir=output_dir) as folder:
+    with tempfile.TemporaryDirectory(prefix=ADAPTER, dir=output_dir) as folder:
         # The rows of new tokens are saved by themselves; peft would add both whole embedding matrices.
         model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False if new_ids else "auto")
+        _sort_sets(Path(folder) / "adapter_config.json")
         for path in Path(folder).glob("adapter_*"):
             path.replace(output_dir / path.name)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | None, output_dir: Path) -> None:
-    """The tokenizer with the template it was trained with, and the vocabulary file of `source` (folder or hub id)."""
+def _sort_sets(path: Path) -> None:
+    """Sorts what peft holds as sets, which it writes in another order each time: equal runs leave equal files."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {name: sorted(config[name]) for name in SETS if isinstance(config.get(name), list)}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary_files: dict[str, bytes], output_dir: Path) -> None:
+    """The tokenizer with the template it was trained with, and its vocabulary files."""
     with suppress(ImpruverError):  # text alone needs no template
         tokenizer.chat_template = tokenizer.chat_template or get_template(tokenizer)
     tokenizer.save_pretrained(output_dir)
     widen_tokenizer(output_dir / "tokenizer_config.json")
-    for name in VOCABULARY_FILES if source else ():
-        path = _find_base_file(source, name)
-        if path is not None:
-            shutil.copyfile(path, output_dir / name)
+    for name, content in vocabulary_files.items():
+        with atomic_write(output_dir / name, "wb") as file:
+            file.write(content)
+
+
+def read_vocabulary_files(source: str | None) -> dict[str, bytes]:
+    """The vocabulary files of a tokenizer by name; `source`: its folder or hub id."""
+    paths = {name: _find_base_file(source, name) for name in VOCABULARY_FILES if source}
+    return {name: Path(path).read_bytes() for name, path in paths.items() if path is not None}
 
 
 def _find_base_file(source: str, name: str) -> str | None:
@@ -114,16 +124,19 @@ def write_manifest(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, mo
     manifest["tokenizer"] = {"fingerprint": compute_fingerprint(tokenizer), "vocab_size": len(tokenizer)}
     manifest["template"] = {"fingerprint": compute_template_fingerprint(tokenizer)}
     manifest["inputs"] = _describe_inputs(inputs, data, plan.model.name)
+    for path in files:  # the manifest declares them complete
+        sync_file(path)
     manifest["outputs"] = [
-        describe_file(path, beside=output_dir) for path in files if not path.name.startswith(MANIFEST)
+        describe_file(path, beside=output_dir, checksum=True) for path in files if not path.name.startswith(MANIFEST)
     ]
     publish(output_dir / MANIFEST, {}, manifest)
 
 
 def _describe_inputs(inputs: RunInputs, data: TrainingData, base: str | None) -> list[dict[str, Any]]:
-    """The manifest's inputs: token files and a local base, each with the hash by which a changed one is noticed."""
+    """The manifest's inputs as they were hashed: token files and a local base, each with that hash."""
     described = [
-        describe_file(path, rows=data.stats[name].rows) | {"role": name} for name, path in inputs.files.items()
+        {"path": str(path), "bytes": inputs.states[path].size, "rows": data.stats[name].rows, "role": name}
+        for name, path in inputs.files.items()
     ]
     if "base" in inputs.digests:
         described.append({"path": base, "role": "base"})

@@ -25,7 +25,7 @@ from impruver_train.planning import trial
 from impruver_train.planning.plan import TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import count_steps
 from impruver_train.training.callbacks.run_callbacks import RunCallbacks, as_callback
-from impruver_train.training.failures import translate_loading_errors
+from impruver_train.training.failures import check_best_before_loading, translate_loading_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -109,6 +109,7 @@ def train_model(trainer: Trainer, start: ResumePoint) -> PreTrainedModel:
         trainer.model.load_adapter = partial(trainer.model.load_adapter, autocast_adapter_dtype=False)
     if start.checkpoint is not None:
         translate_loading_errors(trainer, start.checkpoint)
+    check_best_before_loading(trainer)
     try:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     except AlreadyTrainedError:  # cut off after the last step: what Trainer does between that and its end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,15 @@ from impruver_core.chat_template.masking.message_normalization import normalize_
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
-from impruver_core.recipe.sections import TokenizerSection
 
-from impruver_chat.backends import chat_tokenizer as tokenizers
-from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions
+from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions, make_chat_tokenizer
+from impruver_chat.backends.llama_cpp.process import LlamaCppProcess
+from impruver_chat.backends.llama_cpp.worker import GgufDescription
 from impruver_chat.generation.detokenizer import make_stop_criteria
-from impruver_chat.model_dir import TOKENIZER, GgufFile
+from impruver_chat.model_dir import GgufFile
 from impruver_chat.responses.template_markers import find_markers
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE_SIZE = 500  # tokens by which a tokenizer is known to be the GGUF's
@@ -35,35 +34,74 @@ BYTE_OF_CHARACTER = {chr(byte): bytes([byte]) for byte in PRINTABLE}
 BYTE_OF_CHARACTER |= {chr(256 + number): bytes([byte]) for number, byte in enumerate(OTHERS)}
 
 
+class GgufVocab:
+    """The vocabulary in a GGUF file that llama.cpp's process has loaded; tokens that it told once are kept."""
+
+    def __init__(self, process: LlamaCppProcess, description: GgufDescription):
+        self.description = description
+        self.vocab_type, self.n_vocab = description.vocab_type, description.vocab_size
+        self._process, self._tokens = process, {}
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text, special tokens in it included."""
+        return self._process.request("tokenize", str.__str__(text))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """llama.cpp's text of ids."""
+        return self._process.request("detokenize", list(ids))
+
+    def read_tokens(self, ids: Iterable[int]) -> None:
+        """Have the process tell the texts and attributes of these tokens at once."""
+        unknown = [number for number in ids if number not in self._tokens]
+        self._tokens |= zip(unknown, self._process.request("get_tokens", unknown), strict=True)
+
+    def get_text(self, number: int) -> str:
+        """The text of a token as the vocabulary has it."""
+        return self._get_token(number)[0]
+
+    def get_attr(self, number: int) -> int:
+        """llama.cpp's attributes of a token, as bits."""
+        return self._get_token(number)[1]
+
+    def find_control_texts(self) -> list[str]:
+        """Find the texts of all control tokens."""
+        ids = self._process.request("find_control_tokens")
+        self.read_tokens(ids)
+        return [self.get_text(number) for number in ids]
+
+    def _get_token(self, number: int) -> tuple[str, int]:
+        if number not in self._tokens:
+            self.read_tokens([number])
+        return self._tokens[number]
+
+
 def make_gguf_tokenizer(
-    model: LlamaModel, source: GgufFile, section: TokenizerSection, options: EncodingOptions, recipe_dir: Path | None
+    vocab: GgufVocab, saved: PreTrainedTokenizerBase | None, source: GgufFile, options: EncodingOptions
 ) -> ChatTokenizer:
-    """Make the ChatTokenizer of output_dir's tokenizer if the GGUF has its tokens, else of the GGUF's own vocabulary.
+    """Make the ChatTokenizer of `saved`, output_dir's, if the GGUF has its tokens, else of the GGUF's own vocabulary.
 
     Either stops at all ends of turn that the GGUF names as well.
     """
-    vocab, output_dir = model.get_vocab(), source.output_dir
-    if (output_dir / TOKENIZER).is_file():
-        saved = tokenizers.load_saved_tokenizer(output_dir, section, recipe_dir)
+    if saved is not None:
         if is_same_vocabulary(saved, vocab):
-            tokenizer = tokenizers.make_chat_tokenizer(saved, output_dir, options)
+            tokenizer = make_chat_tokenizer(saved, source.output_dir, options)
             ids = [*tokenizer.stops.ids, *find_end_token_ids(vocab)]
             stops = make_stop_criteria(tokenizer.stops.texts, ids, partial(find_token, vocab))
             return replace(tokenizer, stops=stops)
-        log_info(f"note: {source.path} has other tokens than {output_dir}: its own chat template is used")
-    return make_vocab_tokenizer(model, source.path, options)
+        log_info(f"note: {source.path} has other tokens than {source.output_dir}: its own chat template is used")
+    return make_vocab_tokenizer(vocab, source.path, options)
 
 
-def make_vocab_tokenizer(model: LlamaModel, path: Path, options: EncodingOptions) -> ChatTokenizer:
+def make_vocab_tokenizer(vocab: GgufVocab, path: Path, options: EncodingOptions) -> ChatTokenizer:
     """Make the ChatTokenizer of a GGUF file's own vocabulary and chat template."""
-    vocab, metadata = model.get_vocab(), model.metadata()
-    template = metadata.get("tokenizer.chat_template")
+    model = vocab.description
+    template = model.chat_template
     if not template:
         raise ImpruverError(f"--gguf: {path} has no chat template; name the --output_dir that it was made from")
-    named = {"bos_token": vocab.token_bos(), "eos_token": vocab.token_eos(), "pad_token": vocab.token_pad()}
+    named = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
     variables |= options.chat_template_kwargs
-    specials = [vocab.get_text(number) for number in range(vocab.n_vocab) if vocab.is_control(number)]
+    specials = vocab.find_control_texts()
     template_format = analyze_template(template, variables, specials)
     markers = find_markers(template, variables, template_format)
 
@@ -72,17 +110,16 @@ def make_vocab_tokenizer(model: LlamaModel, path: Path, options: EncodingOptions
         if tools or kwargs:
             own_format = analyze_template(template, own, specials, bool(tools))
         messages = normalize_messages(messages, own_format)
-        text = render_template(template, messages, tools, add_generation_prompt=True, variables=own)
-        ids = vocab.tokenize(str.__str__(text), add_special=False, parse_special=True)
-        bos = vocab.token_bos() if options.add_bos and vocab.get_add_bos() else None
+        ids = vocab.tokenize(render_template(template, messages, tools, add_generation_prompt=True, variables=own))
+        bos = model.bos if options.add_bos and model.add_bos else None
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
-    drop_first_blank = metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"
+    drop_first_blank = model.add_space_prefix == "true"
     stops = make_stop_criteria(template_format.stops, find_end_token_ids(vocab), partial(find_token, vocab))
     return ChatTokenizer(encode, make_decoder(vocab, drop_first_blank, markers.special_tokens), stops, markers)
 
 
-def make_decoder(vocab: LlamaVocab, drop_first_blank: bool, text_tokens: Collection[str] = ()) -> Callable[..., str]:
+def make_decoder(vocab: GgufVocab, drop_first_blank: bool, text_tokens: Collection[str] = ()) -> Callable[..., str]:
     """Make a function of ids to their text; cyllama's own drops blanks at both ends and before punctuation.
 
     Args:
@@ -90,7 +127,7 @@ def make_decoder(vocab: LlamaVocab, drop_first_blank: bool, text_tokens: Collect
         text_tokens: control tokens whose text is part of the answer.
     """
     if vocab.vocab_type not in (SENTENCEPIECE, BYTE_LEVEL):
-        return lambda ids: vocab.detokenize(list(ids)) if ids else ""
+        return lambda ids: vocab.detokenize(ids) if ids else ""
     drop_first_blank &= vocab.vocab_type == SENTENCEPIECE
 
     def decode(ids: Sequence[int]) -> str:
@@ -100,7 +137,7 @@ def make_decoder(vocab: LlamaVocab, drop_first_blank: bool, text_tokens: Collect
     return decode
 
 
-def get_token_bytes(vocab: LlamaVocab, number: int, text_tokens: Collection[str] = ()) -> bytes:
+def get_token_bytes(vocab: GgufVocab, number: int, text_tokens: Collection[str] = ()) -> bytes:
     """The bytes that a token stands for; none for a control token unless it is one of `text_tokens`."""
     text, attributes = vocab.get_text(number), vocab.get_attr(number)
     if attributes & USER_DEFINED or text in text_tokens:
@@ -114,22 +151,23 @@ def get_token_bytes(vocab: LlamaVocab, number: int, text_tokens: Collection[str]
     return b"".join(BYTE_OF_CHARACTER.get(character) or character.encode() for character in text)
 
 
-def find_end_token_ids(vocab: LlamaVocab) -> list[int]:
+def find_end_token_ids(vocab: GgufVocab) -> list[int]:
     """EOS and the end of turn as the metadata names them, and all that llama.cpp knows as ends of generation."""
-    named = [number for number in (vocab.token_eos(), vocab.token_eot()) if number >= 0]
-    return [*named, *filter(vocab.is_eog, range(vocab.n_vocab))]
+    named = [number for number in (vocab.description.eos, vocab.description.eot) if number >= 0]
+    return [*named, *vocab.description.end_ids]
 
 
-def find_token(vocab: LlamaVocab, text: str) -> int | None:
+def find_token(vocab: GgufVocab, text: str) -> int | None:
     """Find a special token by its text; None for any other text."""
-    ids = vocab.tokenize(text, add_special=False, parse_special=True)
+    ids = vocab.tokenize(text)
     return ids[0] if len(ids) == 1 and vocab.get_text(ids[0]) == text else None
 
 
-def is_same_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab: LlamaVocab) -> bool:
+def is_same_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab: GgufVocab) -> bool:
     """Whether a GGUF has the tokenizer's tokens: as many at least, equal in a sample spread over all."""
     count = len(tokenizer)
     sample = {*range(0, count, max(1, count // SAMPLE_SIZE)), *tokenizer.all_special_ids}
-    return vocab.n_vocab >= count and all(
-        vocab.get_text(number) == tokenizer.convert_ids_to_tokens(number) for number in sample
-    )
+    if vocab.n_vocab < count:
+        return False
+    vocab.read_tokens(sample)
+    return all(vocab.get_text(number) == tokenizer.convert_ids_to_tokens(number) for number in sample)

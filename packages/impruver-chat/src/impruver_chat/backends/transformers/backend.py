@@ -24,11 +24,11 @@ from impruver_core.modeling.loading import (
 from impruver_core.recipe.sections import ModelSection, TokenizerSection
 
 from impruver_chat.backends import chat_tokenizer as tokenizers
-from impruver_chat.backends.base import ActiveGeneration, Answer, Emit, IndexedAnswers, Prompt
+from impruver_chat.backends.base import ActiveGeneration, Answer, Emit, IndexedAnswers
 from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions
 from impruver_chat.backends.transformers import batching
 from impruver_chat.backends.transformers.batching import check_no_nan, make_generation_config
-from impruver_chat.generation.parameters import SamplingParams
+from impruver_chat.generation.prompt import Prompt, SamplingParams
 from impruver_chat.model_dir import ModelDirectory
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from impruver_core.errors import CheckFailedError
 
-from impruver_chat.backends.base import MAX_BATCH_TOKENS, ActiveGeneration, IndexedAnswers, Prompt
+from impruver_chat.backends.base import MAX_BATCH_TOKENS, ActiveGeneration, IndexedAnswers
 from impruver_chat.backends.chat_tokenizer import ChatTokenizer
-from impruver_chat.generation.parameters import GREEDY, SamplingParams
+from impruver_chat.generation.parameters import GREEDY
+from impruver_chat.generation.prompt import Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_train.checkpointing import checkpoints
-from impruver_train.checkpointing.resume import AlreadyTrainedError
+from impruver_train.checkpointing.resume import AlreadyTrainedError, ResumePoint
 from impruver_train.distributed import wait_for_all
 from impruver_train.signals import StopSignal, get_signal_of_any_rank, make_stop_exception
 
@@ -22,25 +22,26 @@ EPOCH_RANDOM = "epoch_random_{}.pth"  # torch's state where the epoch began: len
 class CheckpointCallback:
     """Callback that completes checkpoints.
 
-    `identity` goes into each marker, `start` is resumed from. `asked`: whether the recipe asks for the save that is
-    due, `late`: whether that waits for the epoch's end.
+    `identity` goes into each marker, `start` says what is resumed from. `asked`: whether the recipe asks for the save
+    that is due, `late`: whether that waits for the epoch's end.
     """
 
-    def __init__(self, output_dir: Path, signal: StopSignal, identity: dict[str, Any], start: Path | None) -> None:
+    def __init__(self, output_dir: Path, signal: StopSignal, identity: dict[str, Any], start: ResumePoint) -> None:
         self.output_dir, self.signal, self.identity = output_dir, signal, identity
         self.limit, self.best, self.epoch_random = None, None, None
         self.asked = self.late = self.by_best = False
-        self.stop, self.start = 0, start
+        self.stop, self.start, self.resumed = 0, start, start.checkpoint
 
     def on_train_begin(self, args, state, control, **_):
         self.limit = self.limit or args.save_total_limit
         args.save_total_limit = None  # ours comes after the marker
-        if self.start is not None:
+        if self.resumed is not None:
             args.eval_on_start = False  # it was, in the run that this one resumes
             state.compute_steps(args, state.max_steps)  # save_steps may have been changed
-            best = (checkpoints.read_marker(self.start) or {}).get("best")
-            if best and (self.output_dir / best).is_dir():  # Trainer forgets it where the folder was named otherwise
-                state.best_model_checkpoint = str(self.output_dir / best)
+            if self.start.lost_best:
+                state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+            if self.start.best is not None:  # Trainer forgets it where the folder was named otherwise
+                state.best_model_checkpoint = str(self.start.best)
             if state.global_step >= state.max_steps:  # Trainer would take a step more
                 raise AlreadyTrainedError
         self.signal.arm()
@@ -48,11 +49,11 @@ class CheckpointCallback:
     def on_epoch_begin(self, args, state, control, **_):
         import torch
 
-        if self.start is not None:
-            random = self.start / EPOCH_RANDOM.format(args.process_index)
+        if self.resumed is not None:
+            random = self.resumed / EPOCH_RANDOM.format(args.process_index)
             if random.is_file():
                 torch.set_rng_state(torch.load(random, weights_only=True))
-            self.start = None
+            self.resumed = None
         self.epoch_random = torch.get_rng_state()
 
     def on_step_end(self, args, state, control, **_):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impruver_core.errors import CheckFailedError
+from impruver_core.errors import CheckFailedError, ImpruverError
+from impruver_core.io.integrity import FileState, check_unchanged
 from impruver_core.io.jsonl import read_numbered_rows
 
 from impruver_train.checkpointing.checkpoints import list_complete_checkpoints
+from impruver_train.modeling.finite_weights import check_finite_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +37,24 @@ def record_batches(trainer: Trainer, batches: list[Batch]) -> None:
 class NonFiniteGuardCallback:
     """Callback that ends a training whose numbers are none any more, before that is saved as its work.
 
-    `batches`: those of the step, as `record_batches` fills them in.
+    `batches`: those of the step, as `record_batches` fills them in. `start`: the checkpoint that is resumed from, whose
+    weights are looked at first. `states`: of the files of rows when they were hashed.
     """
 
-    def __init__(self, output_dir: Path, train_path: Path, batches: list[Batch]) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        train_path: Path,
+        batches: list[Batch],
+        start: Path | None,
+        states: Mapping[Path, FileState],
+    ) -> None:
         self.output_dir, self.train_path, self.batches = output_dir, train_path, batches
+        self.start, self.states = start, states
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        if self.start is not None:
+            check_finite_checkpoint(model, self.start)
 
     def on_log(self, args, state, control, logs=None, **_):
         values = {"loss": (logs or {}).get("loss", 0.0)}
@@ -57,13 +72,20 @@ class NonFiniteGuardCallback:
 
     def make_error(self, what: str, step: int) -> CheckFailedError:
         """The error that names the step, its rows and the last good checkpoint."""
-        lines = ", ".join(map(str, find_lines(self.train_path, self.batches)))
         good = list_complete_checkpoints(self.output_dir, resumable=True)
         return CheckFailedError(
-            f"{what} after step {step}, on lines {lines} of {self.train_path}: training stopped, nothing of it was "
-            f"saved; the last good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a "
-            "lower trainer.max_grad_norm, or model.dtype: fp32, is what helps most often"
+            f"{what} after step {step}, on {self.describe_rows()}: training stopped, nothing of it was saved; the last "
+            f"good checkpoint is {good[-1] if good else 'none'}. A lower trainer.learning_rate, a lower "
+            "trainer.max_grad_norm, or model.dtype: fp32, is what helps most often"
         )
+
+    def describe_rows(self) -> str:
+        """The step's rows by their lines, unless the file was changed or removed since it was read."""
+        try:
+            check_unchanged({path: state for path, state in self.states.items() if path == self.train_path})
+            return f"lines {', '.join(map(str, find_lines(self.train_path, self.batches)))} of {self.train_path}"
+        except (ImpruverError, OSError, LookupError, TypeError):
+            return f"rows of {self.train_path}, which was changed since, so that their lines can't be told"
 
 
 def find_lines(path: Path, batches: list[Batch]) -> list[int]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from impruver_core.io.integrity import FileState
+
 from impruver_train.checkpointing.resume import ResumePoint
 from impruver_train.signals import StopSignal
 from impruver_train.training.callbacks.checkpointer import CheckpointCallback
@@ -44,15 +46,23 @@ class RunCallbacks(NamedTuple):
 
 
 def build_callbacks(
-    output_dir: Path, train_path: Path, signal: StopSignal, identity: dict[str, Any], start: ResumePoint
+    output_dir: Path,
+    train_path: Path,
+    signal: StopSignal,
+    identity: dict[str, Any],
+    start: ResumePoint,
+    states: dict[Path, FileState] | None = None,
 ) -> RunCallbacks:
-    """All callbacks of a run; `identity` goes into the marker of each checkpoint."""
+    """All callbacks of a run; `identity` goes into the marker of each checkpoint.
+
+    `states`: of the token files, by which one that was changed meanwhile is recognized.
+    """
     batches: list[dict[str, Any]] = []
     settings: list[dict[str, Any]] | None = [] if start.is_named else None
     callbacks = [
         as_callback(MetricsLoggerCallback, output_dir / "metrics.jsonl"),
-        as_callback(NonFiniteGuardCallback, output_dir, train_path, batches),
-        as_callback(CheckpointCallback, output_dir, signal, identity, start.checkpoint),
+        as_callback(NonFiniteGuardCallback, output_dir, train_path, batches, start.checkpoint, states or {}),
+        as_callback(CheckpointCallback, output_dir, signal, identity, start),
         as_callback(ThroughputCallback, output_dir / NAME, batches),
     ]
     if settings is not None:

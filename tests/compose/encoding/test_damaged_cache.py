@@ -1,0 +1,112 @@
+"""Whatever happens to files of the cache, the outputs are the same, and what was made again is told."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from impruver_compose import sources
+from impruver_compose.encoding.cache import KEPT_DAYS
+from impruver_core.io.locks import share_folder
+
+OUTPUTS = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html", "train.jsonl.manifest.json")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def zero_page(path):
+    content = path.read_bytes()
+    start = len(content) // 2 // 512 * 512
+    path.write_bytes(content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def replace_by_folder(path):
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "zeroed": zero_page,
+    "cut": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(os.urandom(3000)),
+    "other json": lambda path: path.write_text('{"xxh3": 1, "value": [2]}'),
+    "a folder": replace_by_folder,
+}
+FILES = {"shard": "compose/**/*.arrow", "rows": "datasets/**/*.arrow", "scan": "datasets/**/scan.json"}
+FILES |= {"content": "datasets/**/content.json", "info": "datasets/**/dataset_info.json"}
+EACH = [("shard", damage) for damage in DAMAGES]
+EACH += [("rows", "flipped"), ("rows", "cut"), ("scan", "flipped"), ("scan", "other json"), ("scan", "a folder")]
+EACH += [("content", "garbage"), ("info", "empty"), ("info", "a folder")]
+
+
+@pytest.fixture
+def written(composed, files):
+    """A first run's outputs, in bytes."""
+    files.write("data.jsonl", [*files.unlike(40), *files.unlike(3)])
+    composed()
+    return {name: (Path("out") / name).read_bytes() for name in OUTPUTS}
+
+
+@pytest.mark.parametrize(("file", "damage"), EACH)
+def test_a_damaged_file_is_made_again(file, damage, written, composed):
+    (path,) = Path("cache").glob(FILES[file])
+    DAMAGES[damage](path)
+    shutil.rmtree("out")
+    err = composed().err
+    assert {name: (Path("out") / name).read_bytes() for name in OUTPUTS} == written
+    assert err.count("note: ") == 1
+    assert "damaged" in err
+    shutil.rmtree("out")
+    assert "damaged" not in composed().err
+
+
+def test_a_file_that_is_rewritten_meanwhile_is_refused(refused, composed, files, tokenizer, monkeypatch):
+    files.write("data.jsonl", files.unlike(5))
+    load = sources._load_files
+
+    def load_and_rewrite(*arguments):
+        table = load(*arguments)
+        before = os.stat("data.jsonl")
+        files.write("data.jsonl", files.unlike(5, start=5))
+        os.utime("data.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))  # as it was, as far as one can say
+        return table
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_load_files", load_and_rewrite)
+        assert "data.jsonl was changed while it was read" in refused()
+    files.write("data.jsonl", files.unlike(5))  # of which the cache must hold nothing else
+    assert {tokenizer.decode(row["input_ids"]).count("question 5") for row in composed().train} == {0}
+
+
+def test_an_entry_in_use_is_not_removed(written, composed, files):
+    (entry,) = Path("cache/compose").iterdir()
+    old = time.time() - (KEPT_DAYS + 1) * 86400
+    os.utime(entry, (old, old))
+    files.write("data.jsonl", files.unlike(5))
+    with share_folder(entry):
+        composed()
+        assert entry.exists()
+    os.utime(entry, (old, old))
+    composed()
+    assert not entry.exists()
+
+
+def test_what_a_killed_run_was_writing_goes(written, composed):
+    (shard,) = Path("cache").glob(FILES["shard"])
+    parts = [shard.with_name(f".{shard.name}.99.part"), Path("out/.train.jsonl.manifest.json.99.part")]
+    own = Path("out/.mine.99.part")
+    for path in (*parts, own):
+        path.write_text("x")
+    composed()
+    assert [path.exists() for path in (*parts, own)] == [False, False, True]
