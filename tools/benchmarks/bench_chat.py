@@ -16,13 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from impruver_chat.backends.base import Prompt
 from impruver_chat.backends.chat_tokenizer import EncodingOptions
 from impruver_chat.generation.detokenizer import StopCriteria
 from impruver_chat.generation.parameters import GREEDY
+from impruver_chat.generation.prompt import Prompt
+from impruver_core.llama_cpp import load_gguf
 from results import record
 from workload import run_tool
 
@@ -39,6 +41,7 @@ TASKS = (
     "Translate the words '{}' into French.",
 )
 OPTIONS = EncodingOptions()
+MODEL = "out/gguf/model-q4_k_m.gguf"
 
 
 def transformers(folder: Path) -> Any:
@@ -84,13 +87,13 @@ def decoded_at(backend: Any) -> Iterator[list[float]]:
 
 def forget(backend: Any) -> None:
     """Drops the cache that is kept between turns."""
-    from impruver_chat.backends.llama_cpp.backend import CachedSequence
     from impruver_chat.backends.transformers.backend import PromptCache
 
     if hasattr(backend, "_cache"):
         backend._cache = PromptCache()
-    else:
-        backend._sequence = CachedSequence(backend.model)
+    else:  # llama.cpp's process has one: the last of two other prompts leaves nothing that a third one begins with
+        for token in (1, 2):
+            backend.stream_answer(Prompt([token], 1, 0), GREEDY, lambda _: None)
 
 
 def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
@@ -114,14 +117,18 @@ def bare(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
     return times[1] - start, (tokens - 1) / (times[-1] - times[1])  # the prompt is put first
 
 
-def cyllama_loop(backend: Any, ids: list[int], tokens: int) -> tuple[float, float]:
-    """The same of cyllama's own calls: decode, sample, detokenize."""
-    from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams, llama_batch_get_one
-    from impruver_chat.backends.llama_cpp.backend import make_context
+load_model = cache(load_gguf)
 
-    context, sampler = make_context(backend.model, 2048), LlamaSampler(LlamaSamplerChainParams())
+
+def cyllama_loop(path: Path, _: Any, ids: list[int], tokens: int) -> tuple[float, float]:
+    """The same of cyllama's own calls in this process: decode, sample, detokenize."""
+    from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams, llama_batch_get_one
+    from impruver_chat.backends.llama_cpp.inference import make_context
+
+    model = load_model(path)
+    context, sampler = make_context(model, 2048), LlamaSampler(LlamaSamplerChainParams())
     sampler.add_greedy()
-    vocab = backend.model.get_vocab()
+    vocab = model.get_vocab()
     start = time.perf_counter()
     context.decode(llama_batch_get_one(ids, 0))
     for place in range(len(ids), len(ids) + tokens):
@@ -212,7 +219,7 @@ def quantized(folder: Path, scratch: Path) -> Any:
         (scratch / "out" / path.name).symlink_to(path)
     recipe = {"output_dir": str(scratch / "out"), "gguf": {"quantization_levels": ["q4_k_m"]}}
     run_tool("impruver_gguf", recipe, scratch)
-    return gguf.load_backend(GgufFile(scratch / "out/gguf/model-q4_k_m.gguf", folder), TokenizerSection(), OPTIONS)
+    return gguf.load_backend(GgufFile(scratch / MODEL, folder), TokenizerSection(), OPTIONS)
 
 
 def main() -> None:
@@ -240,7 +247,9 @@ def main() -> None:
             if "turns_gguf" in given:
                 compare_turns("turns_gguf", "GGUF q4_k_m", backend, args.tokens // 4, rounds)
             if "gguf" in given:
-                compare("gguf", "GGUF q4_k_m, cyllama's own loop", backend, cyllama_loop, args.tokens, rounds)
+                loop = partial(cyllama_loop, Path(scratch) / MODEL)
+                compare("gguf", "GGUF q4_k_m, cyllama's own loop", backend, loop, args.tokens, rounds)
+            backend.close()
 
 
 if __name__ == "__main__":

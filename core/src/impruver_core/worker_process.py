@@ -6,8 +6,8 @@ import signal
 import sys
 from typing import TextIO
 
-# Its threads would spin while others use the processor; its abort would start gdb, which prints, or waits for ever.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GGML_NO_BACKTRACE": "1"}
+NO_BACKTRACE = {"GGML_NO_BACKTRACE": "1"}  # an abort would start gdb, which prints, or waits for ever
+ENVIRONMENT = NO_BACKTRACE | {"OMP_WAIT_POLICY": "PASSIVE"}  # threads would spin while others use the processor
 REASONS = ("GGML_ASSERT", "GGML_ABORT", "error:", "Error:")
 PR_SET_PDEATHSIG = 1  # Linux's
 

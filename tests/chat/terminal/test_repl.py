@@ -187,9 +187,9 @@ def test_ctrl_d_typed_into_an_answer_leaves_at_the_next_prompt(started, recipe):
 
 LEAVING = """
 import os, signal
-from impruver_chat.terminal.prompt_input import exiting_on_sigterm, make_editor
+from impruver_chat.terminal.prompt_input import exiting_on_signal, make_editor
 session = make_editor([])
-with exiting_on_sigterm(session.app) as begun:
+with exiting_on_signal(session.app) as begun:
     os.kill(os.getpid(), signal.SIGTERM)
     session.prompt("> ", pre_run=begun)
 """

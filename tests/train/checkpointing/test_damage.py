@@ -133,6 +133,7 @@ BEST = SAVING | {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_
 BEST |= {"class": "spoiler.SpoilTrainer"}
 # The first checkpoint is the best, and is damaged at the end.
 SPOILER = """
+from pathlib import Path
 from transformers import Trainer
 
 class SpoilTrainer(Trainer):

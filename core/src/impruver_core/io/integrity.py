@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import atomic_write, remove_path
+from impruver_core.io.atomic import atomic_write
 
 BLOCK = 1 << 22  # bytes read at once
 LARGEST_RECORD = 1 << 26  # bytes of a file of `write_record`
@@ -114,16 +113,6 @@ def read_record(path: str | Path) -> Any:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedError("it can't be read") from None
-
-
-def load_record(path: Path) -> Any:
-    """The value that `write_record` wrote; None, with a note, where it is damaged, in which case it is removed."""
-    try:
-        return read_record(path)
-    except DamagedError as error:
-        log_info(f"note: {path} is damaged and made again: {error}")
-        remove_path(path)
-        return None
 
 
 def _compute_text_checksum(text: str) -> str:

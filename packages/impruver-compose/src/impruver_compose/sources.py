@@ -24,7 +24,6 @@ from impruver_core.io.integrity import (
     check_unchanged,
     describe_content,
     find_damage,
-    load_record,
     read_file_states,
     write_record,
 )
@@ -46,6 +45,7 @@ from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local, list_matches
 
 from impruver_compose.sections import DatasetSection
+from impruver_compose.storage import load_record
 
 if TYPE_CHECKING:
     from datasets import Dataset

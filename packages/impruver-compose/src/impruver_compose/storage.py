@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import orjson
 import pyarrow
 import xxhash
 from impruver_core.chat_template.masking.loss_mask import Encoded
-from impruver_core.io.atomic import atomic_write
+from impruver_core.cli.console import log_info
+from impruver_core.io.atomic import atomic_write, remove_path
+from impruver_core.io.integrity import DamagedError, read_record
 from impruver_core.labels import count_target_tokens
 from pyarrow.compute import binary_length
 
@@ -139,6 +141,16 @@ def _map_shard(path: Path) -> tuple[pyarrow.Buffer, bytes]:
         content = file.read_buffer()
     end = max(0, content.size - CHECKSUM_BYTES)
     return content.slice(0, end), content.slice(end).to_pybytes()
+
+
+def load_record(path: Path) -> Any:
+    """The value that `write_record` wrote; None, with a note, where it is damaged, in which case it is removed."""
+    try:
+        return read_record(path)
+    except DamagedError as error:
+        log_info(f"note: {path} is damaged and made again: {error}")
+        remove_path(path)
+        return None
 
 
 class ShardReader:

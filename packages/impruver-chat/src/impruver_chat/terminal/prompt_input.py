@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
-from impruver_core.cli.stop_signals import TerminationSignal
+from impruver_core.cli.stop_signals import SIGHUP, make_exception
 from impruver_core.cli.streams import write_stream
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_cache_dir
@@ -42,7 +42,7 @@ def open_reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
 def read_edited(session: PromptSession) -> str | None:
     """Read the next question by prompt-toolkit's session."""
     try:
-        with exiting_on_sigterm(session.app) as begun:
+        with exiting_on_signal(session.app) as begun:
             text = session.prompt(MARK, pre_run=begun)
         text.encode()
     except (KeyboardInterrupt, EOFError):
@@ -148,15 +148,15 @@ def open_history() -> History:
 
 
 @contextmanager
-def exiting_on_sigterm(app: Application) -> Iterator[Callable[[], None]]:
-    """End prompt-toolkit's loop on SIGTERM, in an orderly way: raised within it, it would be caught and lost there.
+def exiting_on_signal(app: Application) -> Iterator[Callable[[], None]]:
+    """End prompt-toolkit's loop on SIGTERM and SIGHUP, in an orderly way: raised within it they would be lost there.
 
     Yields a function to be called when the loop has begun: the signal may have come before.
     """
-    received: list[bool] = []
+    received: list[int] = []
 
-    def exit_app(*_: Any) -> None:
-        received.append(True)
+    def exit_app(number: int, _: Any) -> None:
+        received.append(number)
         if app.loop is not None:
             app.loop.call_soon_threadsafe(end_loop)
 
@@ -164,13 +164,15 @@ def exiting_on_sigterm(app: Application) -> Iterator[Callable[[], None]]:
         if received and app.future is not None and not app.is_done:
             app.exit(exception=EOFError())
 
-    before = signal.signal(signal.SIGTERM, exit_app)
+    numbers = (number for number in (signal.SIGTERM, SIGHUP) if number and signal.getsignal(number) != signal.SIG_IGN)
+    before = {number: signal.signal(number, exit_app) for number in numbers}
     try:
         yield end_loop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if received:
-            raise TerminationSignal
+            raise make_exception(received[0])
 
 
 @contextmanager

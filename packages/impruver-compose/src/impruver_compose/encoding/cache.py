@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from impruver_core.cli.console import log_info, open_progress
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_cache_dir, remove_path, remove_stale_parts, reserve_space
-from impruver_core.io.integrity import load_record, write_record
+from impruver_core.io.integrity import write_record
 from impruver_core.io.locks import lock_unused, share_folder
 from impruver_core.system import available_cpus
 from impruver_core.tokenizer import get_special_tokens
@@ -34,7 +34,7 @@ from impruver_core.worker_process import describe_exit
 
 from impruver_compose.encoding.encoder import encode_rows
 from impruver_compose.encoding.job import DatasetJob
-from impruver_compose.storage import ROWS, find_shard_damage, write_shard
+from impruver_compose.storage import ROWS, find_shard_damage, load_record, write_shard
 
 KEPT_DAYS = 30
 ENDING_SECONDS = 5  # within which a worker that was ended is gone

@@ -38,8 +38,11 @@ class LlamaCppBackend:
         """Answer one prompt; see `Backend`."""
         generation = ActiveGeneration(self.tokenizer, prompt, emit=emit)
         self.process.request("start_answer", asdict(prompt), asdict(sampling))
-        while (token := self.process.request("compute_next")) is None or not generation.add_token(token):
-            pass
+        number, ended = self.process.send("compute_next"), False
+        while not ended:
+            token = self.process.receive(number)
+            number = self.process.send("compute_next")  # computed while this one is shown; after the last for nothing
+            ended = token is not None and generation.add_token(token)
         return generation.finish()
 
     def answer_batch(self, prompts: Sequence[Prompt], sampling: SamplingParams, size: int) -> IndexedAnswers:

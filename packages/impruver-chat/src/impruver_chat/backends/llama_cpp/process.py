@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.worker_process import ENVIRONMENT, describe_exit, get_error_reason
+from impruver_core.worker_process import NO_BACKTRACE, describe_exit, get_error_reason
 
 from impruver_chat.backends.base import BackendEndedError
 
@@ -29,10 +29,11 @@ class LlamaCppProcess:
 
     def __init__(self, path: Path):
         self._number, self._doing = 0, f"loaded {path}"
+        self._replies: dict[int, bytes] = {}  # that came before they were asked for
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
             COMMAND,
-            env=ENVIRONMENT | os.environ,
+            env=NO_BACKTRACE | os.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -49,6 +50,8 @@ class LlamaCppProcess:
         self._number += 1
         if name != "load":
             self._doing = "answered"
+        if name.startswith("start_"):
+            self._replies.clear()  # nobody waits for those any more
         request = json.dumps([self._number, name, *arguments])
         try:
             # The first line break ends a request that Ctrl+C has cut off.
@@ -60,14 +63,17 @@ class LlamaCppProcess:
 
     def receive(self, number: int) -> Any:
         """Wait for the reply to a request; ImpruverError with its error, BackendEndedError where the process ends."""
-        start = b"%d " % number
-        for line in self._process.stdout:
-            if line.startswith(start) and line.endswith(b"\n"):
-                result, error = json.loads(line.removeprefix(start))
-                if error is not None:
-                    raise ImpruverError(error)
-                return result
-        raise self._build_error()
+        while number not in self._replies:
+            line = self._process.stdout.readline()
+            if not line.endswith(b"\n"):
+                raise self._build_error()
+            found, _, reply = line.partition(b" ")
+            if found.isdigit():  # else Ctrl+C had taken its beginning away
+                self._replies[int(found)] = reply
+        result, error = json.loads(self._replies.pop(number))
+        if error is not None:
+            raise ImpruverError(error)
+        return result
 
     def close(self) -> None:
         """End the process at once: it holds nothing that is to be kept."""
