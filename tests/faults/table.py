@@ -115,12 +115,14 @@ def with_environment(**changes: str | None) -> Fault:
 def with_cache_file(cell: Cell) -> None:
     """The folder of caches is a file."""
     cache = cell.workspace.folder / "cache"
-    shutil.move(cache, cache.with_name("moved"))
+    if cache.exists():
+        shutil.move(cache, cache.with_name("moved"))
     cache.write_text("x")
 
     def repair() -> None:
         cache.unlink()
-        shutil.move(cache.with_name("moved"), cache)
+        if cache.with_name("moved").exists():
+            shutil.move(cache.with_name("moved"), cache)
 
     run_plainly(cell)
     cell.repaired = repair

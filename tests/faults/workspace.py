@@ -41,6 +41,7 @@ LEFTOVERS = re.compile(
     r".*(\.part|\.staged|\.pending|\.lock|\.partial|\.incomplete)|\.(merged|adapter)\..*|stopped-\d+"
 )
 TIMES = {"seconds", "tokens_per_second", "time", "started", "ended", "date"}  # keys of JSON that may differ
+WITH_PATHS = ("recipe.yaml", "adapter_config.json")  # of training: with the workspace's own path in them
 UNLIKE = ("speed.jsonl", "report.html", "metrics.jsonl")  # of training: with times in them
 
 
@@ -156,11 +157,11 @@ class Workspace:
 
 
 def drop_times(value):
-    """A JSON value without the entries whose keys are of times, nor sizes of files that hold some."""
+    """A JSON value without the entries whose keys are of times, nor sizes and checksums of files that hold some."""
     if isinstance(value, dict):
         named = str(value.get("path", "")).rpartition("/")[2]
-        dropped = TIMES | ({"bytes", "xxh3", "sha256"} if named in UNLIKE else set())
-        return {key: drop_times(item) for key, item in value.items() if key not in dropped}
+        unlike = {"bytes", "xxh3", "sha256"} if named in UNLIKE else {"xxh3"} if named in WITH_PATHS else set()
+        return {key: drop_times(item) for key, item in value.items() if key not in TIMES | unlike}
     return [drop_times(item) for item in value] if isinstance(value, list) else value
 
 

@@ -8,6 +8,7 @@ KINDS = {
     "core/": "unit",
     "core/cli/test_runner.py": "integration",
     "core/commands/": "integration",
+    "core/io/test_locks.py": "integration",
     "core/test_tokenizer_trial.py": "integration",
     "core/chat_template/test_every_template.py": "integration",
     "core/chat_template/rendering/test_renderer.py::test_render_equals": "integration",

@@ -135,7 +135,7 @@ def test_a_terminal_that_goes_away_loses_nothing(recipe, start, impruver_train, 
     reached(process)
     os.close(ours)  # as when a connection breaks: its processes get SIGHUP, what they write fails
     Path("go").touch()
-    assert process.wait(120) == 143
+    assert process.wait(120) == 129
     assert (tmp_path / "out/stopped-2/impruver.json").exists()
     assert impruver_train(config)[0] == 0
     assert [row["step"] for row in read_jsonl(tmp_path / "out/metrics.jsonl")] == list(range(1, 9))

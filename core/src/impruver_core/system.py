@@ -5,6 +5,15 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from impruver_core.errors import ImpruverError
+
+# Limit, the least that will do, what it is for, what raises it.
+LIMITS = (
+    ("RLIMIT_DATA", 400 << 20, "a tool needs 400 MiB of memory", "ulimit -d unlimited"),
+    ("RLIMIT_AS", 1 << 30, "a tool needs 1 GiB of addresses", "ulimit -v unlimited"),
+    ("RLIMIT_NOFILE", 64, "a tool opens up to 64 files", "ulimit -n 4096"),
+)
+
 
 def available_cpus() -> int:
     """How many processors this process may run on."""
@@ -46,6 +55,18 @@ def get_peak_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def check_limits() -> None:
+    """ImpruverError where `ulimit` leaves a process less than any tool needs: native code would abort, or spin."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for name, least, needed, advice in LIMITS:
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY and limit < least:
+            raise ImpruverError(f"{needed}, and this process may have {limit:,}: raise the limit, as with {advice}")
 
 
 def find_program(name: str) -> str | None:

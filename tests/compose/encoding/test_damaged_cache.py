@@ -9,44 +9,22 @@ import pytest
 from impruver_compose import sources
 from impruver_compose.encoding.cache import KEPT_DAYS
 from impruver_core.io.locks import share_folder
+from support.damage import DAMAGES
 
 OUTPUTS = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html", "train.jsonl.manifest.json")
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-
-
-def zero_page(path):
-    content = path.read_bytes()
-    start = len(content) // 2 // 512 * 512
-    path.write_bytes(content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :])
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def replace_by_folder(path):
-    path.unlink()
-    (path / "inside").mkdir(parents=True)
-
-
-DAMAGES = {
-    "flipped": flip,
-    "zeroed": zero_page,
-    "cut": cut,
-    "empty": lambda path: path.write_bytes(b""),
-    "garbage": lambda path: path.write_bytes(os.urandom(3000)),
-    "other json": lambda path: path.write_text('{"xxh3": 1, "value": [2]}'),
-    "a folder": replace_by_folder,
-}
+OTHER_JSON = '{"xxh3": 1, "value": [2]}'
 FILES = {"shard": "compose/**/*.arrow", "rows": "datasets/**/*.arrow", "scan": "datasets/**/scan.json"}
 FILES |= {"content": "datasets/**/content.json", "info": "datasets/**/dataset_info.json"}
-EACH = [("shard", damage) for damage in DAMAGES]
-EACH += [("rows", "flipped"), ("rows", "cut"), ("scan", "flipped"), ("scan", "other json"), ("scan", "a folder")]
+EACH = [("shard", damage) for damage in DAMAGES if damage != "gone"]
+EACH += [
+    ("rows", "a flipped bit"),
+    ("rows", "cut off"),
+    ("scan", "a flipped bit"),
+    ("scan", "a pipe"),
+    ("scan", "other json"),
+]
 EACH += [("content", "garbage"), ("info", "empty"), ("info", "a folder")]
 
 
@@ -61,7 +39,7 @@ def written(composed, files):
 @pytest.mark.parametrize(("file", "damage"), EACH)
 def test_a_damaged_file_is_made_again(file, damage, written, composed):
     (path,) = Path("cache").glob(FILES[file])
-    DAMAGES[damage](path)
+    path.write_text(OTHER_JSON) if damage == "other json" else DAMAGES[damage](path)
     shutil.rmtree("out")
     err = composed().err
     assert {name: (Path("out") / name).read_bytes() for name in OUTPUTS} == written

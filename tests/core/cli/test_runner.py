@@ -349,3 +349,11 @@ def test_children_import_nothing_from_the_working_folder(tool, tmp_path):
     done = run(tool, what, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "queue\n")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("limit", "words"), [("-d 100000", "400 MiB"), ("-v 900000", "1 GiB"), ("-n 32", "64 files")])
+def test_limits_that_no_tool_gets_along_with_are_told(limit, words, tool):
+    done = run(["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *tool], "print_result('ran')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1

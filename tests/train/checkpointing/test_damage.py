@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from train.damage import DAMAGES, flip, restore
+from support.damage import DAMAGES, flip, restore
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "per_device_train_batch_size": 2}
 

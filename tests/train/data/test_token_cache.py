@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.damage import DAMAGES, restore
 from support.jsonl import read_jsonl, write_jsonl
-from train.damage import DAMAGES, restore
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def run_tool(
         from impruver_core.cli.flags import Parser, list_recipe_flags
         from impruver_core.dynamic_import import set_foreign_recipe
         from impruver_core.recipe.loading import load_recipe
+        from impruver_core.system import check_limits
 
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
@@ -57,6 +58,7 @@ def run_tool(
         config = flags.config or (_find_trained_recipe(flags.output_dir) if config_from_output_dir else None)
         if not config:
             raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
+        check_limits()
         set_foreign_recipe(None if flags.config or flags.trust_remote_code else Path(config))
         try:
             return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,8 @@ def find_shard_damage(path: Path) -> str | None:
 
 def _map_shard(path: Path) -> tuple[pyarrow.Buffer, bytes]:
     """The Arrow file that a shard holds, memory-mapped, and its checksum, which stands behind it."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
+        raise OSError("it is no file")
     with pyarrow.memory_map(str(path)) as file:
         content = file.read_buffer()
     end = max(0, content.size - CHECKSUM_BYTES)

@@ -13,6 +13,7 @@ from impruver_core.cli.console import log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import hash_file
 from impruver_core.io.integrity import read_file_states
+from impruver_core.io.locks import lock_folder_alone
 from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.loading import Recipe, resolve_recipe, save_recipe
 from impruver_core.recipe.paths import find_local
@@ -155,6 +156,8 @@ def guarding_work(inputs: RunInputs, plan: TrainingPlan, data: TrainingData) -> 
     """What keeps the work while it runs: the folder locked, signals and a lack of memory or disk space caught."""
     shape = run_estimate.find_largest_batch_shape(data.stats["train"], data.batches, plan.size.logits)
     advice = partial(list_memory_advice, plan, shape)
-    lock = output.lock_output_dir(inputs.output_dir) if plan.arguments.process_index == 0 else nullcontext()
+    folder, writes = inputs.output_dir, plan.arguments.process_index == 0
+    busy = f"output_dir: another impruver-train, or an export, is at work in {folder}"
+    lock = lock_folder_alone(folder, busy) if writes else nullcontext()
     with lock, translate_resource_errors(inputs.output_dir, advice), capture_stop_signals() as stop:
         yield stop

@@ -4,9 +4,7 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ UNFINISHED = "impruver.json.unfinished"  # identifies a run while there is no ma
 RECIPE = "recipe.yaml"
 MIB = 1 << 20
 SAMPLE = 32 << 10  # bytes of the start and of the end of each tensor of a base
-WAITS = 16
 
 # Names of what training writes into output_dir: --overwrite removes these, and nothing else.
 OUTPUTS = re.compile(
@@ -212,38 +209,6 @@ def tidy_finished_run(output_dir: Path) -> None:
     if (output_dir / UNFINISHED).is_file():
         (output_dir / UNFINISHED).unlink(missing_ok=True)
     checkpoints.remove_stopped_checkpoints(output_dir)
-
-
-@contextmanager
-def lock_output_dir(output_dir: Path) -> Iterator[None]:
-    """Makes `output_dir` this process's alone; ImpruverError where another trains in it for more than seconds."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    number = os.open(output_dir, os.O_RDONLY)
-    try:
-        for left in reversed(range(WAITS)):
-            if _try_lock(number):
-                break
-            if not left:
-                raise ImpruverError(f"output_dir: another impruver-train is at work in {output_dir}")
-            time.sleep(0.5)
-        yield
-    finally:
-        with suppress(OSError):  # nothing came of it
-            output_dir.rmdir()
-        os.close(number)
-
-
-def _try_lock(number: int) -> bool:
-    """Whether an open folder is now locked, or can't be on this system."""
-    try:
-        import fcntl
-
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # not on every system, nor on every network's disk
-        pass
-    return True
 
 
 def find_changes(identity: dict[str, Any], recipe: dict[str, Any], digests: dict[str, str]) -> list[str]:
