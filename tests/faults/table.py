@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faults.workspace import TOOLS, Ended, Project, Workspace, finish, wait_until
+from impruver_core.io.atomic import remove_path
 from support.damage import flip, zero
 
 LARGE = (".jsonl", ".gguf", ".safetensors")  # outputs that are no manifests
@@ -143,8 +144,7 @@ def damage_cache(change: Callable[[Path], object]) -> Fault:
 
 def forget_outputs(workspace: Workspace) -> None:
     for path in workspace.find(workspace.tool.outputs):
-        if path.is_file():
-            path.unlink()
+        remove_path(path)
 
 
 def damage_input(change: Callable[[Path], object], which: int = 0) -> Fault:
@@ -188,8 +188,7 @@ def change_input_midway(change: Callable[[Path], object], which: int = 0) -> Fau
 def remove_own_outputs(workspace: Workspace) -> None:
     """What was made of other inputs is none of the run that is compared."""
     for path in workspace.find(workspace.tool.outputs):
-        if path.name != "gguf":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_path(path)
 
 
 def is_open(pid: int, path: Path) -> bool:
@@ -346,7 +345,7 @@ def judge(fault: str, tool: str, project: Project, folder: Path) -> list[str]:
     """Runs a cell in `folder`; what is wrong with it, nothing where it passes."""
     when = "before" if fault in BEFORE else "after"
     cell = Cell(project.copy(when, tool, folder), project.seconds[tool])
-    expected, before = project.expected[tool], project.copy(when, tool, folder.with_name("as-before")).read_outputs()
+    expected, before = project.expected[tool], cell.workspace.read_outputs()
     FAULTS[fault](cell)
     faults = [wrong for ended in cell.ended for wrong in judge_end(ended, TOOLS[tool].program)]
     codes, left = [ended.code for ended in cell.ended], cell.workspace.read_outputs()

@@ -160,7 +160,7 @@ def drop_times(value):
     """A JSON value without the entries whose keys are of times, nor sizes and checksums of files that hold some."""
     if isinstance(value, dict):
         named = str(value.get("path", "")).rpartition("/")[2]
-        unlike = {"bytes", "xxh3", "sha256"} if named in UNLIKE else {"xxh3"} if named in WITH_PATHS else set()
+        unlike = {"bytes", "xxh3", "sha256"} if named in (*UNLIKE, *WITH_PATHS) else set()
         return {key: drop_times(item) for key, item in value.items() if key not in TIMES | unlike}
     return [drop_times(item) for item in value] if isinstance(value, list) else value
 
@@ -214,8 +214,12 @@ class Project:
 
     def copy(self, when: str, tool: str, target: Path) -> Workspace:
         """A workspace as it was `before` or `after` the tool's run."""
-        shutil.copytree(self.root / f"{when}-{tool}", target, symlinks=True)
-        return Workspace(target, TOOLS[tool])
+        moved = tool == "train"  # whose folder knows its run by paths in full
+        shutil.copytree(self.root / f"{'before' if moved else when}-{tool}", target, symlinks=True)
+        workspace = Workspace(target, TOOLS[tool])
+        if moved and when == "after":
+            assert workspace.run().code == 0
+        return workspace
 
 
 def fill_inputs(folder: Path) -> None:

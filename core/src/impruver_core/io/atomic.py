@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -64,11 +64,11 @@ def _create_new(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_EXCL | NO_LINK, 0o666)
 
 
-def remove_stale_parts(folder: Path, names: Collection[str] | None = None) -> None:
-    """Removes what killed processes were writing into `folder` by `atomic_write`, of all files or of those `names`."""
+def remove_stale_parts(folder: Path, is_ours: Callable[[str], object] = bool) -> None:
+    """Removes what killed processes were writing into `folder` by `atomic_write`, of files whose names are ours."""
     for part in folder.glob(".*.part"):
         written = PART.fullmatch(part.name)
-        if written and (names is None or written["name"] in names):
+        if written and is_ours(written["name"]):
             with lock_unused(part) as unused:
                 if unused:
                     part.unlink(missing_ok=True)

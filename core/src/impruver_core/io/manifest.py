@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ def describe_file(
 def check_as_written(paths: Iterable[Path], manifest_path: Path) -> None:
     """ImpruverError for weights or a tokenizer among `paths` that are not as the manifest beside them describes them.
 
-    Templates and configurations are the user's to change.
+    Templates and configurations are the user's to change. A manifest that can't be read is told by who needs it.
     """
-    outputs = (read_manifest(manifest_path) or {}).get("outputs") or []
+    outputs: list[dict] = []
+    with suppress(ImpruverError):
+        outputs = (read_manifest(manifest_path) or {}).get("outputs") or []
     described = {entry["path"]: entry for entry in outputs if "xxh3" in entry}
     for path in paths:
         entry = described.get(path.name) if path.name.endswith(MACHINE_MADE) else None

@@ -94,7 +94,7 @@ def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
         for folder in {*paths.folders}:
-            remove_stale_parts(folder, {path.name for path in (*paths, get_pending_path(paths.manifest))})
+            remove_stale_parts(folder, {path.name for path in (*paths, get_pending_path(paths.manifest))}.__contains__)
         recover(paths.manifest, paths[:-1])
         check_replaceable(paths[:-1], paths.manifest, overwrite)
         yield

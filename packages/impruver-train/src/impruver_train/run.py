@@ -157,7 +157,7 @@ def guarding_work(inputs: RunInputs, plan: TrainingPlan, data: TrainingData) -> 
     shape = run_estimate.find_largest_batch_shape(data.stats["train"], data.batches, plan.size.logits)
     advice = partial(list_memory_advice, plan, shape)
     folder, writes = inputs.output_dir, plan.arguments.process_index == 0
-    busy = f"output_dir: another impruver-train, or an export, is at work in {folder}"
+    busy = f"output_dir: another impruver-train is at work in {folder}, or an export of it"
     lock = lock_folder_alone(folder, busy) if writes else nullcontext()
     with lock, translate_resource_errors(inputs.output_dir, advice), capture_stop_signals() as stop:
         yield stop

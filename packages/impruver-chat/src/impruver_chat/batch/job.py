@@ -90,8 +90,9 @@ def lock_batch_output(job: BatchJob) -> Iterator[None]:
     make_folder(folder)
     try:
         with lock_output_alone(job.output, f"--output: another impruver-chat is at work on {job.output}"):
-            names = (job.output.name, get_manifest_path(job.output).name, get_journal_path(job.output).name)
-            remove_stale_parts(folder, {*names, get_pending_path(get_manifest_path(job.output)).name})
+            manifest_path = get_manifest_path(job.output)
+            ours = (job.output, manifest_path, get_pending_path(manifest_path), get_journal_path(job.output))
+            remove_stale_parts(folder, {path.name for path in ours}.__contains__)
             yield
     finally:
         if is_new:

@@ -16,7 +16,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io import integrity
-from impruver_core.io.atomic import atomic_write, sync_folder
+from impruver_core.io.atomic import atomic_write, remove_stale_parts, sync_folder
 from impruver_core.io.json_schema import COUNT, FLAG, TEXT, JsonType, by_name, check_keys, either, list_of
 from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import read_manifest
@@ -48,7 +48,6 @@ IDENTITY_KEYS = {
     "start": TEXT,
     "checksum": TEXT,
 }
-STAGED = re.compile(r"\.(.+)\.\d+\.part")  # what is being written, and stays where a kill comes in between
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -168,17 +167,9 @@ def remove_unmarked_checkpoints(output_dir: Path) -> None:
     """Removes the checkpoints that a kill cut off, and what was being written in the others."""
     for path in list_checkpoints(output_dir):
         if os.path.lexists(path / MARKER):
-            remove_staged_files(path)
+            remove_stale_parts(path)
         else:
             remove_checkpoint(path)
-
-
-def remove_staged_files(folder: Path, names: re.Pattern[str] | None = None) -> None:
-    """Removes from a folder what a killed run was writing, of files whose names match."""
-    for path in folder.glob(".*.part"):
-        staged = STAGED.fullmatch(path.name)
-        if staged and path.is_file() and (names is None or names.fullmatch(staged[1])):
-            path.unlink(missing_ok=True)
 
 
 def remove_stopped_checkpoints(output_dir: Path, but: Path | None = None) -> None:

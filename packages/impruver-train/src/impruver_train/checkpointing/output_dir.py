@@ -12,7 +12,7 @@ from typing import Any
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io import integrity
-from impruver_core.io.atomic import check_folder
+from impruver_core.io.atomic import check_folder, remove_stale_parts
 from impruver_core.io.manifest import read_manifest
 from impruver_core.io.model_files import read_safetensors_header
 
@@ -196,7 +196,7 @@ def claim_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what a killed run was writing: staged files, an adapter on its way, checkpoints without a marker."""
-    checkpoints.remove_staged_files(output_dir, OUTPUTS)
+    remove_stale_parts(output_dir, OUTPUTS.fullmatch)
     for path in output_dir.glob(f"{ADAPTER}*"):
         if ADAPTER_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
