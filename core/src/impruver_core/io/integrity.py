@@ -7,7 +7,8 @@ alike uses `hash_file`.
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,17 @@ def check_unchanged(states: Mapping[Path, FileState]) -> None:
                 f"{path} was changed while it was read: nothing is made of it; wait for what writes it, and run this "
                 "command again"
             )
+
+
+@contextmanager
+def checking_unchanged(states: Mapping[Path, FileState]) -> Iterator[None]:
+    """`check_unchanged` after what is done within, or in place of how that fails: a changed file may be why."""
+    try:
+        yield
+    except Exception:
+        check_unchanged(states)
+        raise
+    check_unchanged(states)
 
 
 def compute_checksum(path: str | Path) -> str:

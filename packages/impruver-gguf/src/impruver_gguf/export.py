@@ -9,7 +9,7 @@ from typing import Any
 from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_free_space
-from impruver_core.io.integrity import check_unchanged
+from impruver_core.io.integrity import checking_unchanged
 from impruver_core.io.locks import lock_folder_alone, share_folder
 from impruver_core.io.manifest import (
     build_manifest,
@@ -85,12 +85,11 @@ def _export(
     planned = planned if overwrite else artifacts.reuse_outputs(planned)
     _check_free_space(planned)
     manifest = _build_manifest(recipe, source, planned.conversion)
-    with artifacts.staged_outputs(planned) as staged:
+    with artifacts.staged_outputs(planned) as staged, checking_unchanged(planned.conversion.inputs):
         artifacts.convert(planned, staged)
         artifacts.quantize_levels(planned, staged)
         artifacts.write_modelfiles(planned, staged)
         manifest["outputs"] = artifacts.describe_outputs(planned, staged)
-        check_unchanged(planned.conversion.inputs)
     # An earlier proof is of none of these files.
     source.manifest_path.with_name(artifacts.QUALITY_FILE).unlink(missing_ok=True)
     publish(source.manifest_path, staged, manifest)
