@@ -98,8 +98,7 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
             return _exit(program, "\n  ".join(lines), error.exit_code)
         except Exception as error:
             if signals.came_lately:  # it made something fail that was being imported or called back
-                name, code = stop_signals.describe(stop_signals.make_exception(signals.last))
-                return _exit(program, f"stopped by {name}", code)
+                return _exit(program, f"stopped by {stop_signals.NAMES[signals.last]}", 128 + signals.last)
             message = _translate_error(error)
             if message is not None:
                 return _exit(program, f"error: {message}", 2)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from impruver_core.cli.streams import write_stream
@@ -56,9 +56,7 @@ class StopSignals:
 
     def __init__(self, program: str) -> None:
         self.program, self.process = program, os.getpid()
-        self.came: int | None = (
-            None  # a SIGTERM or SIGHUP; who catches a KeyboardInterrupt goes on, as in a conversation
-        )
+        self.came: int | None = None  # SIGTERM or SIGHUP: who catches a KeyboardInterrupt may go on, as a chat does
         self.last, self.time = signal.SIGINT, -LATELY_SECONDS
         self.before: dict[int, Any] = {}
 
@@ -121,5 +119,4 @@ def handled(program: str, own_process: bool) -> Iterator[StopSignals]:
     finally:
         sys.unraisablehook = hook
         if not own_process:
-            with suppress(ValueError):  # not in the main thread
-                signals.restore()
+            signals.restore()

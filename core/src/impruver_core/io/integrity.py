@@ -1,6 +1,6 @@
 """Whether a file still holds what was written, by a checksum, and whether it changed while it was read, by its state.
 
-Checksums are XXH3 of xxHash (128 bits): they find damage at several GB/s. Who must be sure that nobody made two files
+Checksums are XXH3 of xxHash (128 bits), which find damage and are quick. Who must be sure that nobody made two files
 alike uses `hash_file`.
 """
 

@@ -91,9 +91,8 @@ def pin_day(job: DatasetJob, entry: CacheEntry) -> DatasetJob:
     path = entry.folder / "day"
     day = load_record(path)
     if day is None:
-        if any(slot.path.exists() for slot in entry.shards):  # of a day that is not known any more
-            for slot in entry.shards:
-                remove_path(slot.path)
+        for slot in entry.shards:  # of a day that is not known any more
+            remove_path(slot.path)
         day = time.strftime("%Y-%m-%d")
         write_record(path, day)
     return replace(job, day=day)

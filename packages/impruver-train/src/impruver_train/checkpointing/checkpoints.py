@@ -16,7 +16,7 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io import integrity
-from impruver_core.io.atomic import atomic_write, remove_stale_parts, sync_folder
+from impruver_core.io.atomic import atomic_write, remove_path, remove_stale_parts, sync_file, sync_folder
 from impruver_core.io.json_schema import COUNT, FLAG, TEXT, JsonType, by_name, check_keys, either, list_of
 from impruver_core.io.jsonl import format_row
 from impruver_core.io.manifest import read_manifest
@@ -91,8 +91,8 @@ def read_run_identity(path: Path) -> dict[str, Any] | None:
 
 def write_run_identity(path: Path, identity: dict[str, Any]) -> None:
     """Writes what identifies a run, with its own checksum; replaces whatever is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    if path.is_dir():
+        remove_path(path)
     with atomic_write(path) as file:
         file.write(format_row(identity | {"checksum": compute_identity_checksum(identity)}) + "\n")
 
@@ -137,8 +137,7 @@ def write_marker(folder: Path, content: dict[str, Any]) -> None:
     inside = sorted(folder.rglob("*"))
     files, folders = [path for path in inside if path.is_file()], [path for path in inside if path.is_dir()]
     for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
     for path in (folder, *folders, folder.parent):
         sync_folder(path)
     contents = {str(path.relative_to(folder)): integrity.describe_content(path) for path in files}

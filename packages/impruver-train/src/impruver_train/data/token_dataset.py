@@ -8,10 +8,8 @@ What can be said of a file only with tokenizer and model is checked here as well
 from __future__ import annotations
 
 import os
-import shutil
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import get_cache_dir, hash_file, make_folder, sync_folder
+from impruver_core.io.atomic import get_cache_dir, hash_file, make_folder, remove_path, sync_folder
 from impruver_core.io.integrity import (
     DamagedError,
     FileState,
-    check_unchanged,
+    checking_unchanged,
     describe_content,
     find_damage,
     read_file_states,
@@ -110,7 +108,7 @@ def read_stats(path: Path, digest: str, states: FileStates) -> tuple[TokenFileSt
     if stats is not None:
         return stats, get_row_lengths(Dataset.from_file(str(folder / ROWS)))
     stats = TokenFileStats()
-    with reading_unchanged(states):
+    with checking_unchanged(states):
         lengths = array("i", (len(row.input_ids) for row in read_target_rows(path, stats)))
     return stats, np.frombuffer(lengths, dtype=np.int32)
 
@@ -159,16 +157,12 @@ def _make_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats:
         stats, damage = None, error
     for left in folder.iterdir():  # by a process that was killed, or damaged
         if stats is None or left.name not in (ROWS, RECORD):
-            _remove(left)
+            remove_path(left)
     if stats is not None:
         return stats
     if damage:
         log_info(f"note: {folder} is damaged ({damage}) and is made again")
     return _write_entry(path, folder, states)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def _has_leftovers(folder: Path) -> bool:
@@ -191,8 +185,6 @@ def _read_entry(folder: Path) -> TokenFileStats | None:
         DamagedError: for one that is not as it was written.
     """
     record, rows = folder / RECORD, folder / ROWS
-    if os.path.lexists(record) and not record.is_file():  # a pipe would never end
-        raise DamagedError(f"{RECORD}: it is no file")
     try:
         content = read_record(record)
     except DamagedError as error:
@@ -221,7 +213,7 @@ def _write_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats
     rows = read_target_rows(path, stats)
     staged = folder / f"{ROWS}.{os.getpid()}"
     try:
-        with reading_unchanged(states), open(staged, "wb") as file:
+        with checking_unchanged(states), open(staged, "wb") as file:
             with pa.ipc.new_stream(file, schema) as writer:
                 while batch := list(islice(rows, BATCH_ROWS)):
                     writer.write_batch(
@@ -238,20 +230,9 @@ def _write_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats
     return stats
 
 
-@contextmanager
-def reading_unchanged(states: FileStates) -> Iterator[None]:
-    """ImpruverError where one of these files was changed since, also where what was read of it is no rows for that."""
-    try:
-        yield
-    except Exception:
-        check_unchanged(states)
-        raise
-    check_unchanged(states)
-
-
 def read_held_out_rows(path: Path, states: FileStates) -> list[dict[str, Any]]:
     """The first rows of `path` that carry their messages or text, for impruver-gguf and impruver-chat to try."""
-    with reading_unchanged(states):
+    with checking_unchanged(states):
         return list(islice((row for row in read_rows(path) if "messages" in row or "text" in row), HELD_OUT))
 
 
