@@ -74,6 +74,19 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture
+def uneven(parts, tmp_path):
+    """Seven rows of 1 to 7 answers each: numbers of target tokens that no batch averages right by itself."""
+    from transformers import AutoTokenizer
+
+    rows = make_rows(AutoTokenizer.from_pretrained(parts / "base"), 7)
+    for times, row in enumerate(rows, 1):
+        answer = [token for token in row["labels"] if token != -100]
+        row["input_ids"] += answer * (times - 1)
+        row["labels"] += answer * (times - 1)
+    return write_jsonl(tmp_path / "uneven.jsonl", rows)
+
+
+@pytest.fixture
 def recipe(parts, tmp_path):
     """Writes a recipe over the tiny parts, returns its path; keyword arguments are top-level keys, None removes one."""
 

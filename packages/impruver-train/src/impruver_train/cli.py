@@ -1,5 +1,6 @@
 """The command `impruver-train`: its flags, and nothing else."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -18,7 +19,9 @@ class Flags(CommonFlags):
     val_path: Optional[str] = from_recipe("val_path")
     output_dir: Optional[str] = from_recipe("output_dir")
     seed: Optional[int] = from_recipe("seed")
-    report_to: Optional[str] = from_recipe("trainer.report_to", "where to report: none, wandb, tensorboard")
+    report_to: Optional[str] = from_recipe(
+        "trainer.report_to", "where to report: none, all, or a tracker that transformers has, as wandb, tensorboard"
+    )
     trial_steps: int = flag(int, 0, help="time this many steps and their memory, tell the whole run, write nothing")
 
 
@@ -31,4 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with only_rank_zero_logs():
             train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)
 
-    return exit_worker(run_tool("impruver-train", Flags, work, argv))
+    code = run_tool("impruver-train", Flags, work, argv)
+    trackers = sys.modules.get("impruver_train.training.callbacks.trackers")
+    if argv is None and trackers is not None:  # this process ends now
+        trackers.limit_exit(code)
+    return exit_worker(code)

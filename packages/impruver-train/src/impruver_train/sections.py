@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 from impruver_core.recipe.schema import open_mapping
@@ -9,6 +10,7 @@ from impruver_core.recipe.schema import open_mapping
 from impruver_train.config.argument_fields import (
     OLD_NAMES,
     OURS,
+    OURS_OF_LORA,
     find_faults,
     find_out_of_range,
     get_lora_fields,
@@ -27,6 +29,9 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "packing", "packs are of one length: take out train_sampling_strategy"
     if packing and values.get("use_cache"):
         yield "packing", "use_cache: true would let packed rows see each other; take it out"
+    for name in ("early_stopping_patience", "samples"):
+        if values.get(name) is not None and (type(values[name]) is not int or values[name] < 1):
+            yield name, f"{values[name]!r} is no whole number from 1 on"
     for name, wanted in (("class", "a dotted path such as transformers.Trainer"), ("resume_from_checkpoint", "a path")):
         if not isinstance(values.get(name), (str, bool if name != "class" else str, type(None))):
             yield name, f"{values[name]!r} is not {wanted}"
@@ -40,7 +45,10 @@ def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `lora`: names that LoraConfig does not take, values of a wrong type."""
-    yield from find_faults(values, get_lora_fields())
+    yield from find_faults(values, get_lora_fields(), OURS_OF_LORA)
+    ratio = values.get("loraplus_lr_ratio")
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 <= ratio < inf):
+        yield "loraplus_lr_ratio", f"{ratio!r} is no number from 1 on: learning rates of B by A, 16 for instance"
     if values.get("task_type") not in (None, "CAUSAL_LM"):
         yield "task_type", f"{values['task_type']!r}: what is trained is a CAUSAL_LM; leave it out"
     for name in ("rank_pattern", "alpha_pattern"):
@@ -63,11 +71,17 @@ def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 SECTIONS = {
     "lora": open_mapping(
-        "any field of peft.LoraConfig; left out: all weights are trained", True, check_lora, names=get_lora_fields
+        "`loraplus_lr_ratio` (LoRA+: how many times the learning rate of A matrices those of B have) and any field of "
+        "peft.LoraConfig; left out: all weights are trained",
+        True,
+        check_lora,
+        names=lambda: (*OURS_OF_LORA, *get_lora_fields()),
     ),
     "trainer": open_mapping(
         "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
-        "which sees another) and any field of transformers.TrainingArguments",
+        "which sees another), `early_stopping_patience` (so many evaluations without a better metric end training), "
+        "`samples` (so many held-out prompts are answered at each evaluation) and any field of "
+        "transformers.TrainingArguments",
         check=check_trainer,
         names=lambda: (*OURS, *get_training_fields()),
     ),

@@ -14,7 +14,9 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.validation import suggest
 
-OURS = ("class", "packing")  # keys of `trainer` that are no TrainingArguments
+# Keys of `trainer` and `lora` that are none of TrainingArguments or LoraConfig.
+OURS = ("class", "packing", "early_stopping_patience", "samples")
+OURS_OF_LORA = ("loraplus_lr_ratio",)
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
 
 # Names that transformers has given up, and the ones that mean the same now.

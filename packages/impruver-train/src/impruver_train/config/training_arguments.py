@@ -13,13 +13,13 @@ from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.suggestions import suggest
 
 from impruver_train.config.argument_fields import OURS, get_training_fields, translate_arguments
+from impruver_train.config.trackers import check_tracker_packages, check_trackers
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 # What transformers asks for only when the first step is near: how a value begins → module, what to install.
 NEEDS = {
-    "report_to": {"wandb": ("wandb", '"impruver-train[wandb]"'), "tensorboard": ("tensorboard", "tensorboard")},
     "use_liger_kernel": {"True": ("liger_kernel", "liger-kernel")},
     "optim": {
         **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), ("torchao", '"impruver-train[torchao]"')),
@@ -86,13 +86,14 @@ def check_metric(arguments: TrainingArguments) -> None:
 def build_arguments(values: dict[str, Any]) -> TrainingArguments:
     """TrainingArguments; a value that transformers refuses, or a package that it lacks, is an ImpruverError."""
     values["report_to"] = values["report_to"] or "none"
+    check_tracker_packages(values["report_to"])
     check_packages(values)
     from transformers import TrainingArguments
     from transformers.integrations import get_reporting_integration_callbacks
 
     try:
         arguments = TrainingArguments(**values)
-        get_reporting_integration_callbacks(arguments.report_to)
+        get_reporting_integration_callbacks(arguments.report_to)  # refuses names that it does not know
     except (ValueError, TypeError, ImportError) as error:
         raise ImpruverError(f"trainer{_format_refusal(values, str(error))}") from error
     except (AttributeError, LookupError, ArithmeticError, AssertionError) as error:  # a value of another kind
@@ -106,6 +107,7 @@ def build_arguments(values: dict[str, Any]) -> TrainingArguments:
         raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
     check_keyword_arguments(arguments)
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
+    check_trackers(arguments)
     return arguments
 
 

@@ -105,8 +105,8 @@ def measure_model(
     new_ids: list[int],
     recipe_dir: Path | None,
     packing: bool,
-) -> ModelSize:
-    """The size of the model to be, counted on torch's meta device, and which logits it is likely to compute."""
+) -> tuple[ModelSize, PreTrainedModel]:
+    """The size of the model to be, which logits it is likely to compute, and itself on torch's meta device."""
     import torch
     from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -138,7 +138,7 @@ def measure_model(
         warn(text)
     if get_plain_head(model) is None:  # an adapter's, for instance
         logits = min(logits, LogitsPath.TARGETS)
-    return replace(count_parameters(model, trainable, total), logits=logits, logits_tested=tested)
+    return replace(count_parameters(model, trainable, total), logits=logits, logits_tested=tested), model
 
 
 def count_parameters(model: nn.Module, trainable: int, total: int) -> ModelSize:

@@ -24,6 +24,8 @@ from impruver_train.data.token_dataset import TokenFileStats
 from impruver_train.modeling import building, checks
 from impruver_train.modeling.building import ModelSize
 from impruver_train.modeling.chunked_loss import LogitsPath, limit_logits_path
+from impruver_train.optimization.optimizer_check import check_optimizer
+from impruver_train.optimization.optimizers import MUON
 
 if TYPE_CHECKING:
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
@@ -52,6 +54,8 @@ class TrainingPlan:
 
     model: ModelSection
     lora: dict[str, Any] | None
+    loraplus_lr_ratio: float | None
+    optimizer: str | None  # one that transformers does not have
     trainer_class: str | None
     recipe_dir: Path | None
     tokenizer: PreTrainedTokenizerBase
@@ -129,7 +133,10 @@ def plan_training(
     values |= {name: precision.autocast == name for name in ("bf16", "fp16")}
     packing = bool(trainer.get("packing"))
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
-    size = building.measure_model(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
+    lora = dict(lora) if lora is not None else None
+    loraplus_lr_ratio = lora.pop("loraplus_lr_ratio", None) if lora else None
+    optimizer = values.pop("optim") if values.get("optim") == MUON else None
+    size, meta_model = building.measure_model(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
     path, root = recipe_path.absolute(), find_recipes_root()
     run_name = str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
     arguments = training_arguments.build_arguments({"run_name": run_name} | values)
@@ -141,11 +148,14 @@ def plan_training(
         log_info(f"note: {text}")
     for text in [*warnings, *checks.list_merge_warnings(lora)]:
         warn(text)
+    check_optimizer(meta_model, arguments, trainer_class, optimizer, loraplus_lr_ratio)
     limit = limit_logits_path(arguments, own_trainer, lora is None)
     size = replace(size, logits=min(size.logits, limit))
     return TrainingPlan(
         model=model,
         lora=lora,
+        loraplus_lr_ratio=loraplus_lr_ratio,
+        optimizer=optimizer,
         trainer_class=trainer.get("class"),
         recipe_dir=recipe_dir,
         tokenizer=tokenizer,

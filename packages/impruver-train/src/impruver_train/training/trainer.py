@@ -21,10 +21,13 @@ from impruver_train.modeling import packed_attention
 from impruver_train.modeling.building import build_model, set_generation_config
 from impruver_train.modeling.chunked_loss import LogitsPath, add_logits_to_keep, enable_chunked_loss
 from impruver_train.modeling.logits_path import find_logits_path
+from impruver_train.optimization.optimizers import set_optimizer, set_optimizer_mode
 from impruver_train.planning import trial
 from impruver_train.planning.plan import TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import count_steps
 from impruver_train.training.callbacks.run_callbacks import RunCallbacks, as_callback
+from impruver_train.training.callbacks.trackers import build_trackers, reporting_nowhere
+from impruver_train.training.evaluation import fill_batches, weigh_evaluation
 from impruver_train.training.failures import check_best_before_loading, translate_loading_errors
 
 if TYPE_CHECKING:
@@ -36,7 +39,10 @@ def build_run_trainer(plan: TrainingPlan, data: TrainingData, callbacks: RunCall
     model = load_trained_model(plan)
     set_generation_config(model, plan.tokenizer, data.end_of_turn)
     val = data.datasets.get("val") if plan.arguments.eval_strategy != "no" else None
-    trainer = build_trainer(plan, model, plan.arguments, data.datasets["train"], val, callbacks.callbacks)
+    trackers = build_trackers(plan.arguments)
+    with reporting_nowhere(plan.arguments):
+        each = [*trackers, *callbacks.callbacks]
+        trainer = build_trainer(plan, model, plan.arguments, data.datasets["train"], val, each)
     callbacks.attach(trainer)
     return trainer
 
@@ -72,12 +78,12 @@ def build_trainer(
     collator = make_collator(plan.tokenizer, flat, finish, get_context_length(plan.config))
     trainer_class = load_trainer_class(plan.trainer_class, plan.recipe_dir)
     try:
-        return trainer_class(
+        trainer = trainer_class(
             model=model,
             args=arguments,
             data_collator=signals.ignore_signals_in_workers(collator),
             train_dataset=rows,
-            eval_dataset=val,
+            eval_dataset=None if val is None else fill_batches(val, arguments),
             processing_class=plan.tokenizer,
             callbacks=callbacks,
         )
@@ -87,6 +93,9 @@ def build_trainer(
         if plan.trainer_class is None:
             raise
         raise ImpruverError(f"trainer.class: {plan.trainer_class}: {type(error).__name__}: {error}") from error
+    weigh_evaluation(trainer)
+    set_optimizer(trainer, plan.optimizer, plan.loraplus_lr_ratio)
+    return trainer
 
 
 def settle_logits_path(model: PreTrainedModel, plan: TrainingPlan) -> LogitsPath:
@@ -116,6 +125,7 @@ def train_model(trainer: Trainer, start: ResumePoint) -> PreTrainedModel:
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
             trainer._load_best_model()
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    set_optimizer_mode(trainer, "eval")
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True  # Trainer turns it off for training; who loads the model wants it
     return model
