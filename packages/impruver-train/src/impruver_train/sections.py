@@ -16,6 +16,7 @@ from impruver_train.config.argument_fields import (
     get_lora_fields,
     get_training_fields,
 )
+from impruver_train.config.lora_fields import find_ineffective_fields
 
 
 def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -49,6 +50,7 @@ def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     ratio = values.get("loraplus_lr_ratio")
     if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 <= ratio < inf):
         yield "loraplus_lr_ratio", f"{ratio!r} is no number from 1 on: learning rates of B by A, 16 for instance"
+    yield from find_ineffective_fields(values)
     if values.get("task_type") not in (None, "CAUSAL_LM"):
         yield "task_type", f"{values['task_type']!r}: what is trained is a CAUSAL_LM; leave it out"
     for name in ("rank_pattern", "alpha_pattern"):

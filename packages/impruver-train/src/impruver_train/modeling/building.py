@@ -129,7 +129,9 @@ def measure_model(
         trainable = total = sum(weight.numel() for weight in model.parameters())
         warnings = list_unmatched_names(model, lora) if lora is not None else []
         if lora is not None:
-            model = add_adapter(model, lora, new_ids, True)
+            start = lora.get("init_lora_weights")  # LoftQ computes with the weights, and here are none
+            plain = {"init_lora_weights": True, "loftq_config": {}} if start == "loftq" else {}
+            model = add_adapter(model, lora | plain, new_ids, True)
             trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
             total += trainable
     if not trainable:
@@ -216,7 +218,7 @@ def add_adapter(model: PreTrainedModel, lora: dict[str, Any], new_ids: list[int]
     """`model` wrapped by peft with the recipe's `lora`; the embedding rows of `new_ids` are trained and saved too."""
     from peft import LoraConfig, get_peft_model
 
-    settings = lora | {"task_type": "CAUSAL_LM"}
+    settings = {name: value for name, value in lora.items() if value is not None} | {"task_type": "CAUSAL_LM"}
     saved_whole = settings.get("modules_to_save") or []
     if new_ids and not settings.get("trainable_token_indices"):
         rows = {name: new_ids for name in _list_token_matrices(model) if name.rsplit(".", 1)[-1] not in saved_whole}

@@ -17,6 +17,7 @@ from impruver_core.recipe.paths import find_recipes_root
 from impruver_train import distributed
 from impruver_train.checkpointing.resume import ResumePoint
 from impruver_train.config import training_arguments
+from impruver_train.config.lora_fields import check_quantization
 from impruver_train.config.precision import Precision, choose_precision
 from impruver_train.data import token_dataset
 from impruver_train.data.packing import PackingPlan, plan_packing
@@ -129,6 +130,8 @@ def plan_training(
     precision, warnings = choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
         raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
+    bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
+    check_quantization(lora, bits, getattr(config, "quantization_config", None), device)
     values |= {"output_dir": str(output_dir), "use_cpu": device == "cpu"}
     values |= {name: precision.autocast == name for name in ("bf16", "fp16")}
     packing = bool(trainer.get("packing"))
