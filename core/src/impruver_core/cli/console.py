@@ -31,6 +31,11 @@ def set_quiet(quiet: bool) -> None:
     _state["quiet"] = quiet
 
 
+def is_quiet() -> bool:
+    """Whether nothing is said of the work as it goes on, by this process."""
+    return _state["quiet"] or _state["mute"]
+
+
 def set_mute(mute: bool) -> None:
     """Mute: prints nothing, no results and warnings either; for all but one of several processes that say the same."""
     _state["mute"] = mute
@@ -75,7 +80,7 @@ def _escape(code: int) -> str:
 
 def open_progress(total: int | None, what: str) -> tqdm | _LogProgress:
     """A context manager whose `.update(n)` moves a bar with the time left; in a log it prints a line at times."""
-    if _state["quiet"] or _state["mute"] or not sys.stderr.isatty():
+    if is_quiet() or not sys.stderr.isatty():
         return _LogProgress(total, what)
     from tqdm import tqdm
 

@@ -35,6 +35,11 @@ def is_first_on_machine() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
+def is_first_of_all() -> bool:
+    """Whether this process is the first of its run on all machines, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def is_launched() -> bool:
     """Whether a launcher started this process, maybe as one of several."""
     return "LOCAL_RANK" in os.environ

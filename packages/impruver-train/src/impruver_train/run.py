@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from impruver_core.recipe.paths import find_local
 from impruver_train import distributed
 from impruver_train.checkpointing import checkpoints, resume
 from impruver_train.checkpointing import output_dir as output
+from impruver_train.config.hub_target import HubTarget, read_hub_target
 from impruver_train.modeling.checks import check_method
 from impruver_train.planning import run_estimate
 from impruver_train.planning.memory import list_memory_advice
@@ -33,6 +34,12 @@ from impruver_train.planning.plan import (
     plan_training,
 )
 from impruver_train.saving.artifacts import format_next_commands, read_vocabulary_files, write_outputs
+from impruver_train.saving.hub_upload import (
+    describe_upload,
+    prepare_repository,
+    upload_finished_run,
+    upload_model,
+)
 from impruver_train.signals import StopSignal, capture_stop_signals, ending_at_once
 from impruver_train.training.callbacks.run_callbacks import build_callbacks
 from impruver_train.training.callbacks.trackers import close_trackers
@@ -48,18 +55,24 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
 
     `trial_steps`: only so many steps are made and timed, and nothing is written.
     """
+    hub = read_hub_target(recipe.trainer | recipe.ddp, recipe.locate("trainer"))
     inputs = check(recipe, dry_run, overwrite, trial_steps)
     if inputs is None:
+        upload_again(recipe, hub, dry_run)
         return
     with printing_to_stderr():
         plan = plan_run(recipe, inputs)
         data = load_data(plan, inputs, recipe.tokenizer.max_tokens_count, dry_run)
     print_run_summary(inputs, plan, data, dry_run)
+    if hub is not None:
+        (print_result if dry_run else log_info)(describe_upload(hub, len(data.held_out)))
     if dry_run:
         return
     if trial_steps:
         print_result("\n".join(run_trial(plan, data, trial_steps)))
         return
+    if hub is not None and plan.arguments.process_index == 0:
+        hub = prepare_repository(hub)
     with printing_to_stderr(), guarding_work(inputs, plan, data) as stop:
         vocabulary_files = read_vocabulary_files(recipe.tokenizer.name or recipe.model.name)
         trainer = build(recipe, inputs, plan, data, stop, overwrite)
@@ -67,6 +80,8 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
         save(inputs, plan, data, trainer, model, vocabulary_files)
     if trainer.args.process_index == 0:
         print_result(format_next_commands(inputs.output_dir, plan.lora is not None))
+        if hub is not None:
+            upload(recipe, hub, upload_model)
 
 
 def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> RunInputs | None:
@@ -144,11 +159,34 @@ def save(
     distributed.destroy_process_group()
 
 
+def upload(recipe: Recipe, hub: HubTarget, send: Callable[[Path, Path, HubTarget], str]) -> None:
+    """Step 6, for a recipe that asks for it, by one process: `send` uploads what is finished in output_dir."""
+    folder = Path(recipe.output_dir).expanduser()
+    with redirect_stdout(sys.stderr), lock_folder_alone(folder, format_busy(folder)):
+        address = send(folder, recipe.base_dir, hub)
+    print_result(f"uploaded to {address}")
+
+
+def upload_again(recipe: Recipe, hub: HubTarget | None, dry_run: bool) -> None:
+    """Step 6 for a run that is finished already: what the hub has of it is not sent again."""
+    if hub is None or not distributed.is_first_of_all():
+        return
+    if dry_run:
+        print_result(describe_upload(hub, None))
+    else:
+        upload(recipe, hub, upload_finished_run)
+
+
 @contextmanager
 def printing_to_stderr() -> Iterator[None]:
     """What libraries print is no result of ours; a signal ends the process where it is."""
     with redirect_stdout(sys.stderr), ending_at_once():
         yield
+
+
+def format_busy(folder: Path) -> str:
+    """The message for an output_dir that another process has locked."""
+    return f"output_dir: another impruver-train is at work in {folder}, or an export of it"
 
 
 @contextmanager
@@ -157,7 +195,6 @@ def guarding_work(inputs: RunInputs, plan: TrainingPlan, data: TrainingData) -> 
     shape = run_estimate.find_largest_batch_shape(data.stats["train"], data.batches, plan.size.logits)
     advice = partial(list_memory_advice, plan, shape)
     folder, writes = inputs.output_dir, plan.arguments.process_index == 0
-    busy = f"output_dir: another impruver-train is at work in {folder}, or an export of it"
-    lock = lock_folder_alone(folder, busy) if writes else nullcontext()
+    lock = lock_folder_alone(folder, format_busy(folder)) if writes else nullcontext()
     with lock, translate_resource_errors(inputs.output_dir, advice), capture_stop_signals() as stop:
         yield stop

@@ -16,6 +16,7 @@ from impruver_train.config.argument_fields import (
     get_lora_fields,
     get_training_fields,
 )
+from impruver_train.config.hub_target import find_hub_faults
 from impruver_train.config.lora_fields import find_ineffective_fields
 
 
@@ -23,6 +24,7 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `trainer`: names that TrainingArguments does not take, values of a wrong type, contradictions."""
     yield from find_faults(values, get_training_fields(), (*OURS, *OLD_NAMES))
     yield from find_out_of_range(values)
+    yield from find_hub_faults(values)
     packing, sampling = values.get("packing"), values.get("train_sampling_strategy")
     if packing not in (None, True, False):
         yield "packing", f"{packing!r} is neither true nor false"
@@ -42,6 +44,7 @@ def check_ddp(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Faults of `ddp`, whose names are TrainingArguments too."""
     yield from find_faults(values, get_training_fields(), OLD_NAMES)
     yield from find_out_of_range(values)
+    yield from find_hub_faults(values)
 
 
 def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

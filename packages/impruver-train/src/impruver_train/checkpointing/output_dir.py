@@ -17,6 +17,7 @@ from impruver_core.io.manifest import read_manifest
 from impruver_core.io.model_files import read_safetensors_header
 
 from impruver_train.checkpointing import checkpoints
+from impruver_train.config.hub_target import HUB_FIELDS
 
 MANIFEST = "impruver.json"
 UNFINISHED = "impruver.json.unfinished"  # identifies a run while there is no manifest
@@ -238,7 +239,7 @@ def find_changed_outputs(output_dir: Path, manifest: dict[str, Any]) -> list[str
 
 def _flatten(recipe: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Key paths and values of the sections that matter to the model, less reporting and how often is saved."""
-    left_out = ("resume_from_checkpoint", *REPORTING) if before == "trainer." else ()
+    left_out = ("resume_from_checkpoint", *REPORTING, *HUB_FIELDS) if before == "trainer." else ()
     if left_out and not recipe.get("load_best_model_at_end"):
         left_out += SAVING
     for name, value in recipe.items():

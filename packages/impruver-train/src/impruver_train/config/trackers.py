@@ -1,7 +1,7 @@
-"""Whether each tracker of `trainer.report_to` can be used: its package is there, its class can be made, it is logged in.
+"""Whether each tracker of `trainer.report_to` can be used: its package is installed, its class made, it is logged in.
 
-No server is asked, and nobody at the terminal. Which environment variables and files hold a login is as in the trackers'
-own sources; a mode that sends nothing needs none.
+No server is asked, and nobody at the terminal. Which variables and files hold a login is as in the trackers' sources;
+a mode that sends nothing needs none.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.suggestions import suggest
 
 from impruver_train.config.argument_fields import OURS, get_training_fields, translate_arguments
+from impruver_train.config.hub_target import LEFT_OUT, list_hub_notes
 from impruver_train.config.trackers import check_tracker_packages, check_trackers
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ DEFAULTS = {
 }
 ALWAYS = {
     "disable_tqdm": True,  # our own progress
+    "push_to_hub": False,  # ours comes when all is written
     "remove_unused_columns": False,  # the rows hold nothing else
 }
 
@@ -52,6 +54,8 @@ def build_argument_values(trainer: dict[str, Any]) -> tuple[dict[str, Any], list
     """What TrainingArguments gets of the recipe's `trainer` and `ddp`, over defaults of our own, and notes."""
     fields = get_training_fields()
     values, notes = translate_arguments({name: value for name, value in trainer.items() if name not in OURS}, fields)
+    notes += list_hub_notes(values)
+    values = {name: value for name, value in values.items() if name not in LEFT_OUT}
     for name, why in NOT_TAKEN.items():
         if values.pop(name, None) is not None:
             notes.append(f"trainer.{name} is left out: {why}")
