@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impruver_core.cli.console import log_info, print_result
+from impruver_core.cli.console import log_info, print_result, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import hash_file
 from impruver_core.io.integrity import read_file_states
@@ -34,6 +34,7 @@ from impruver_train.planning.plan import (
     plan_training,
 )
 from impruver_train.saving.artifacts import format_next_commands, read_vocabulary_files, write_outputs
+from impruver_train.saving.html_report import REPORT
 from impruver_train.saving.hub_upload import (
     describe_upload,
     prepare_repository,
@@ -41,6 +42,7 @@ from impruver_train.saving.hub_upload import (
     upload_model,
 )
 from impruver_train.signals import StopSignal, capture_stop_signals, ending_at_once
+from impruver_train.training.callbacks.loss_warnings import list_loss_warnings
 from impruver_train.training.callbacks.run_callbacks import build_callbacks
 from impruver_train.training.callbacks.trackers import close_trackers
 from impruver_train.training.failures import translate_resource_errors
@@ -79,6 +81,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
         model = train_model(trainer, inputs.start)
         save(inputs, plan, data, trainer, model, vocabulary_files)
     if trainer.args.process_index == 0:
+        print_last_lines(inputs.output_dir, trainer)
         print_result(format_next_commands(inputs.output_dir, plan.lora is not None))
         if hub is not None:
             upload(recipe, hub, upload_model)
@@ -157,6 +160,13 @@ def save(
         write_outputs(inputs, plan, data, model, weights, vocabulary_files, trainer.state.global_step)
     close_trackers()
     distributed.destroy_process_group()
+
+
+def print_last_lines(output_dir: Path, trainer: Trainer) -> None:
+    """Says again what was warned of, and where the run is to be seen."""
+    for line in list_loss_warnings(trainer):
+        warn(line)
+    log_info(f"report: {output_dir / REPORT}")
 
 
 def upload(recipe: Recipe, hub: HubTarget, send: Callable[[Path, Path, HubTarget], str]) -> None:

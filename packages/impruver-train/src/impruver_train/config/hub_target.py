@@ -83,5 +83,5 @@ def _find_id_fault(repo_id: Any) -> str | None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        return str(error).rstrip(".")
+        return str(error).partition(" Use `repo_type`")[0].rstrip(".")
     return None

@@ -11,6 +11,7 @@ from impruver_core.reporting import charts, html
 
 from impruver_train.training.callbacks.throughput import NAME as SPEED
 
+REPORT = "report.html"
 SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim")
 
 
@@ -34,7 +35,7 @@ def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any
         ),
         html.build_section("Run", "", html.build_table(["", ""], _build_run_table(recipe, counts))),
     ]
-    with atomic_write(output_dir / "report.html") as file:
+    with atomic_write(output_dir / REPORT) as file:
         file.write(html.render_page(output_dir.name, "How training went.", sections))
 
 

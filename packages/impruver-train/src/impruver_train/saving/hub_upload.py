@@ -58,9 +58,7 @@ def prepare_repository(target: HubTarget) -> HubTarget:
 
 def describe_upload(target: HubTarget, rows: int | None) -> str:
     """The line of a run's summary: what goes where. `rows`: how many of val_path's are among it, if that is known."""
-    seen = (
-        "private" if target.private else "to be seen by all" if target.private is False else "as public as new ones are"
-    )
+    seen = {True: "private", False: "public", None: "public or not as your account's new ones are"}[target.private]
     revision = f", branch {target.revision}" if target.revision else ""
     among = f", {rows} rows of val_path (heldout.jsonl) among it" if rows else ""
     return f"hub: the finished model goes to {target.repo_id}{revision}, {seen}{among}"

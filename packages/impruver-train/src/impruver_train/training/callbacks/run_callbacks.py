@@ -13,6 +13,7 @@ from impruver_core.io.integrity import FileState
 from impruver_train.checkpointing.resume import ResumePoint
 from impruver_train.signals import StopSignal
 from impruver_train.training.callbacks.checkpointer import CheckpointCallback
+from impruver_train.training.callbacks.loss_warnings import LossWarningCallback
 from impruver_train.training.callbacks.metrics_logger import MetricsLoggerCallback
 from impruver_train.training.callbacks.nan_guard import NonFiniteGuardCallback, record_batches
 from impruver_train.training.callbacks.resume_settings import ResumeSettingsCallback, record_settings
@@ -59,11 +60,13 @@ def build_callbacks(
     """
     batches: list[dict[str, Any]] = []
     settings: list[dict[str, Any]] | None = [] if start.is_named else None
+    speed = as_callback(ThroughputCallback, output_dir / NAME, batches)
     callbacks = [
-        as_callback(MetricsLoggerCallback, output_dir / "metrics.jsonl"),
+        as_callback(MetricsLoggerCallback, output_dir / "metrics.jsonl", speed.compute_recent_rate),
         as_callback(NonFiniteGuardCallback, output_dir, train_path, batches, start.checkpoint, states or {}),
         as_callback(CheckpointCallback, output_dir, signal, identity, start),
-        as_callback(ThroughputCallback, output_dir / NAME, batches),
+        speed,
+        as_callback(LossWarningCallback),
     ]
     if settings is not None:
         callbacks.append(as_callback(ResumeSettingsCallback, settings))

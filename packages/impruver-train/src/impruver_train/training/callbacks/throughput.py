@@ -21,6 +21,7 @@ class ThroughputCallback:
     def __init__(self, path: Path, batches: list[Batch]) -> None:
         self.path, self.batches = path, batches
         self.start = 0.0
+        self.recent = [0, 0.0]  # tokens and seconds since the last reading
 
     def on_train_begin(self, args, state, control, **_):
         if state.is_world_process_zero:
@@ -41,3 +42,9 @@ class ThroughputCallback:
         row = {"step": state.global_step, "seconds": seconds, "tokens": args.world_size * tokens, "memory": memory}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(format_row(row) + "\n")
+        self.recent = [self.recent[0] + row["tokens"], self.recent[1] + seconds]
+
+    def compute_recent_rate(self) -> float | None:
+        """Tokens a second of the steps since this was called last; None where there was none."""
+        (tokens, seconds), self.recent = self.recent, [0, 0.0]
+        return tokens / seconds if seconds else None
