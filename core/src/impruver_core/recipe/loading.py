@@ -4,6 +4,7 @@ defaults < recipe file < `--set a.b=value` < named flags
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Recipe:
 
     output_dir: str | None
     train_path: str | None
-    val_path: str | None
+    val_path: str | list[str] | dict[str, str] | None
     seed: int
     tokenizer: TokenizerSection
     model: ModelSection
@@ -61,6 +62,13 @@ class Recipe:
     def base_dir(self) -> Path:
         """The folder of the recipe's file: what it names is looked for there first."""
         return Path(self.path).absolute().parent
+
+    @property
+    def val_paths(self) -> dict[str, str]:
+        """The files of validation rows by name; one alone is named val, those of a list as their files."""
+        if isinstance(self.val_path, str):
+            return {"val": self.val_path}
+        return name_val_paths(self.val_path or {})
 
     def locate(self, key_path: str) -> str:
         """`file:line: trainer.optim`, to begin a message about that key; an override is named as such."""
@@ -111,6 +119,25 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Writes the resolved recipe, local inputs absolute; the file is whole or not there at all."""
     with atomic_write(Path(path)) as file:
         file.write(dump(resolve_recipe(recipe, absolute=True)))
+
+
+def name_val_paths(paths: list[str] | dict[str, str]) -> dict[str, str]:
+    """`val_path` by names that metrics can carry: a mapping as it is, a list's files without folder and suffix."""
+    if isinstance(paths, dict):
+        return paths
+    return {re.sub(r"[^\w.-]", "_", Path(path).name.split(".")[0]): path for path in paths}
+
+
+def _check_val_paths(document: Document, paths: Any) -> None:
+    """Reports names of validation files that are no names of metrics, or that two files have."""
+    if not isinstance(paths, (list, dict)):
+        return
+    named = name_val_paths(paths)
+    if len(named) < len(paths):
+        document.add_fault(("val_path",), "two files have the same name: write a mapping, as in `{mine: a.jsonl}`")
+    for name, path in named.items():
+        if not re.fullmatch(r"[\w.-]+", str(name)) or not path:
+            document.add_fault(("val_path",), f"{name!r}: {path!r} is no name of letters, digits, _ - . with a file")
 
 
 def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
@@ -195,6 +222,7 @@ def _validate(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]
             values[name] = remove_unset(value)
     if values["seed"] is not None and values["seed"] not in SEEDS:
         document.add_fault(("seed",), f"expected 0 to {SEEDS[-1]}, found {values['seed']}")
+    _check_val_paths(document, values["val_path"])
     if isinstance(values["trainer"], dict):
         values["trainer"].setdefault("seed", values["seed"])
     return values

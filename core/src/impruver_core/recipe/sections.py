@@ -59,7 +59,11 @@ class ModelSection:
 SECTIONS = {
     "output_dir": scalar(str | None, None, "folder of the trained model"),
     "train_path": scalar(str | None, None, "JSONL of training rows"),
-    "val_path": scalar(str | None, None, "JSONL of validation rows"),
+    "val_path": scalar(
+        str | list[str] | dict[str, str] | None,
+        None,
+        "JSONL of validation rows; of several, as a list or a mapping of names, impruver-compose writes the first",
+    ),
     "seed": scalar(int, 42, "seed of every random choice"),
     "tokenizer": TokenizerSection,
     "model": ModelSection,

@@ -100,7 +100,8 @@ def explain_row(recipe: Recipe, reference: str) -> None:
 
 
 def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
-    return output.resolve_output_paths(recipe.train_path, recipe.val_path, recipe.path, recipe.locate)
+    val_path = next(iter(recipe.val_paths.values()), None)
+    return output.resolve_output_paths(recipe.train_path, val_path, recipe.path, recipe.locate)
 
 
 def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob], int | None]:

@@ -14,6 +14,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import hash_file
 from impruver_core.io.integrity import read_file_states
 from impruver_core.io.locks import lock_folder_alone
+from impruver_core.io.model_files import get_context_length
 from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.loading import Recipe, resolve_recipe, save_recipe
 from impruver_core.recipe.paths import find_local
@@ -26,6 +27,7 @@ from impruver_train.modeling.checks import check_method
 from impruver_train.planning import run_estimate
 from impruver_train.planning.memory import list_memory_advice
 from impruver_train.planning.plan import (
+    VAL,
     RunInputs,
     TrainingData,
     TrainingPlan,
@@ -43,7 +45,8 @@ from impruver_train.saving.hub_upload import (
 )
 from impruver_train.signals import StopSignal, capture_stop_signals, ending_at_once
 from impruver_train.training.callbacks.loss_warnings import list_loss_warnings
-from impruver_train.training.callbacks.run_callbacks import build_callbacks
+from impruver_train.training.callbacks.metrics_logger import METRICS
+from impruver_train.training.callbacks.run_callbacks import build_callbacks, build_samples
 from impruver_train.training.callbacks.trackers import close_trackers
 from impruver_train.training.failures import translate_resource_errors
 from impruver_train.training.trainer import build_run_trainer, run_trial, train_model
@@ -94,7 +97,7 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
     if not recipe.output_dir:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
     output_dir = Path(recipe.output_dir).expanduser()
-    files = find_token_files(recipe.train_path, recipe.val_path, recipe.path, dry_run)
+    files = find_token_files(recipe.train_path, recipe.val_paths, recipe.path, dry_run)
     check_method(recipe.model, recipe.lora)
     states = read_file_states(files.values())
     digests = {name: hash_file(path) for name, path in files.items()} | output.hash_base(recipe.model.name)
@@ -110,14 +113,15 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
     named, unfinished = recipe.trainer.get("resume_from_checkpoint"), state is output.OutputState.UNFINISHED
     start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite))
     resume.check_content(start)
-    return RunInputs(output_dir, resolved, files, states, digests, start)
+    return RunInputs(output_dir, resolved, files, states, digests, start, next(iter(recipe.val_paths), ""))
 
 
 def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
     """Step 2: all that is known before weights are loaded."""
     quiet_libraries("datasets", "transformers")
     sections = (recipe.model, recipe.tokenizer, recipe.lora, recipe.trainer | recipe.ddp)
-    return plan_training(*sections, Path(recipe.path), recipe.base_dir, inputs.output_dir)
+    folders = (Path(recipe.path), recipe.base_dir, inputs.output_dir)
+    return plan_training(*sections, *folders, list(recipe.val_paths))
 
 
 def print_run_summary(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, dry_run: bool) -> None:
@@ -136,7 +140,12 @@ def build(
     """Step 3: the model and its Trainer; then the folder becomes the run's."""
     output_dir, start, processes = inputs.output_dir, inputs.start, plan.arguments.world_size
     identity = resume.build_run_identity(inputs.recipe, inputs.digests, processes, start.origin)
-    callbacks = build_callbacks(output_dir, inputs.files["train"], stop, identity, start, inputs.states)
+    patience, count = (recipe.trainer.get(name) for name in ("early_stopping_patience", "samples"))
+    val, positions = data.datasets.get(VAL, []), get_context_length(plan.config)
+    callbacks = build_callbacks(
+        *(output_dir, inputs.files["train"], stop, identity, start, inputs.states),
+        *(patience, build_samples(count, val, output_dir / METRICS, positions)),
+    )
     trainer = build_run_trainer(plan, data, callbacks)
     if plan.arguments.process_index == 0:  # of several processes one alone writes
         output.claim_output_dir(output_dir, overwrite)

@@ -37,7 +37,7 @@ ADAPTER = ".adapter."  # begins the name of the folder by way of which an adapte
 ADAPTER_FOLDER = re.compile(rf"{re.escape(ADAPTER)}[a-z0-9_]{{8}}")
 MATTERS = ("tokenizer", "model", "lora", "trainer", "ddp")  # sections whose change makes another model
 # Arguments of `trainer` that change nothing of what is trained; those of saving do where the best one is looked for.
-REPORTING = ("report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step")
+REPORTING = ("samples", "report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step")
 SAVING = ("save_steps", "save_strategy", "save_total_limit", "save_only_model")
 
 

@@ -15,6 +15,7 @@ from impruver_core.suggestions import suggest
 from impruver_train.config.argument_fields import OURS, get_training_fields, translate_arguments
 from impruver_train.config.hub_target import LEFT_OUT, list_hub_notes
 from impruver_train.config.trackers import check_tracker_packages, check_trackers
+from impruver_train.distributed import get_zero_stage, uses_fsdp
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -63,7 +64,8 @@ def build_argument_values(trainer: dict[str, Any]) -> tuple[dict[str, Any], list
         old, new = f"gradient_checkpointing{name}", f"activation_checkpointing{name}"
         if new in fields and old in values:
             values.setdefault(new, values.pop(old))
-    values = DEFAULTS | values | ALWAYS
+    defaults = DEFAULTS | ({"metric_for_best_model": "loss"} if trainer.get("early_stopping_patience") else {})
+    values = defaults | values | ALWAYS
     return {name: value for name, value in values.items() if name in fields}, notes
 
 
@@ -77,13 +79,27 @@ def load_trainer_class(class_path: str | None, recipe_dir: Path | None) -> type[
     return trainer_class
 
 
-def check_metric(arguments: TrainingArguments) -> None:
-    """ImpruverError for a metric that transformers' own Trainer will not have when it looks for it."""
+def check_evaluates(arguments: TrainingArguments, trainer: dict[str, Any]) -> None:
+    """ImpruverError where the recipe's `trainer` asks for what comes of evaluations, and there are none."""
+    wants = [name for name in ("early_stopping_patience", "samples", "load_best_model_at_end") if trainer.get(name)]
+    wants += ["save_strategy: best"] if arguments.save_strategy == "best" else []
+    if wants and arguments.eval_strategy == "no":
+        raise ImpruverError(f"trainer.{wants[0]}: nothing is evaluated; set trainer.eval_strategy: steps")
+    if trainer.get("samples") and (uses_fsdp(arguments) or get_zero_stage(arguments) == 3):
+        raise ImpruverError("trainer.samples: weights that FSDP or ZeRO 3 spread answer no prompts; take it out")
+
+
+def check_metric(arguments: TrainingArguments, val_names: list[str]) -> None:
+    """ImpruverError for a metric that transformers' own Trainer will not have when it looks for it.
+
+    `val_names`: of the files of validation rows where there are several.
+    """
     name = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
-    if name not in KNOWN_METRICS:
+    known = [*KNOWN_METRICS, *(f"{each}_loss" for each in val_names)]
+    if name not in known:
         raise ImpruverError(
             f"trainer.metric_for_best_model: {name} is no metric of transformers.Trainer, which has "
-            f"{', '.join(KNOWN_METRICS)}; a Trainer of your own (trainer.class) may compute more"
+            f"{', '.join(known)}; a Trainer of your own (trainer.class) may compute more"
         )
 
 
@@ -106,9 +122,6 @@ def build_arguments(values: dict[str, Any]) -> TrainingArguments:
         raise ImpruverError("trainer.max_steps: 0 steps train nothing; leave it out to count in epochs")
     if arguments.max_steps <= 0 and arguments.num_train_epochs <= 0:
         raise ImpruverError(f"trainer.num_train_epochs: {arguments.num_train_epochs} epochs train nothing")
-    if arguments.eval_strategy == "no" and (arguments.load_best_model_at_end or arguments.save_strategy == "best"):
-        name = "load_best_model_at_end" if arguments.load_best_model_at_end else "save_strategy: best"
-        raise ImpruverError(f"trainer.{name}: nothing is evaluated; set trainer.eval_strategy: steps")
     check_keyword_arguments(arguments)
     os.environ.setdefault("WANDB_PROJECT", arguments.project)  # the one place where transformers' wandb part looks
     check_trackers(arguments)

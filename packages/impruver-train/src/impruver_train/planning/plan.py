@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 
+VAL = "val"  # the role of the rows that `eval_loss` is of; others are val.NAME
+
+
 @dataclass(frozen=True)
 class RunInputs:
     """What a run is of, and where it starts; `recipe` is the resolved one, `files` and `digests` are by role.
@@ -47,6 +50,7 @@ class RunInputs:
     states: dict[Path, FileState]
     digests: dict[str, str]
     start: ResumePoint
+    val_name: str
 
 
 @dataclass(frozen=True)
@@ -88,25 +92,37 @@ class TrainingData:
     manifest: dict[str, Any]
     end_of_turn: list[str]
     held_out: list[dict[str, Any]]
+    val_name: str  # of the first file of validation rows, by which eval_loss is logged too where there are several
 
 
-def find_token_files(train_path: str | None, val_path: str | None, recipe_path: Path, dry_run: bool) -> dict[str, Path]:
-    """The token files as {"train": …, "val": …}; in a dry run those that compose has yet to make may be missing."""
+def find_token_files(
+    train_path: str | None, val_paths: dict[str, str], recipe_path: Path, dry_run: bool
+) -> dict[str, Path]:
+    """The token files by role: "train", "val" for the first of `val_paths`, "val.NAME" for the others.
+
+    In a dry run those that compose has yet to make may be missing: train's and the first of validation.
+    """
     if not train_path:
         raise ImpruverError(f"{recipe_path}: train_path is not set")
-    files = {name: Path(text).expanduser() for name, text in (("train", train_path), ("val", val_path)) if text}
-    for name, path in list(files.items()):
+    roles = [VAL if number == 0 else f"{VAL}.{name}" for number, name in enumerate(val_paths)]
+    named = {"train": train_path} | dict(zip(roles, val_paths.values(), strict=True))
+    files = {role: Path(text).expanduser() for role, text in named.items()}
+    for role, path in list(files.items()):
         if path.is_file():
             continue
+        stem, _, name = role.partition(".")
+        key = f"{stem}_path" + (f".{name}" if name else "")
         if path.is_dir():
-            raise ImpruverError(f"{name}_path: {path} is a folder, not a JSONL file")
+            raise ImpruverError(f"{key}: {path} is a folder, not a JSONL file")
         if path.exists() or path.is_symlink():
-            raise ImpruverError(f"{name}_path: {path} is no regular file" + " (a broken link)" * (not path.exists()))
-        absent = f"{name}_path: {path} is not there; impruver-compose --config {recipe_path} makes it"
+            raise ImpruverError(f"{key}: {path} is no regular file" + " (a broken link)" * (not path.exists()))
+        if name:
+            raise ImpruverError(f"{key}: {path} is not there, and impruver-compose makes the first file alone")
+        absent = f"{key}: {path} is not there; impruver-compose --config {recipe_path} makes it"
         if not dry_run:
             raise ImpruverError(absent)
         log_info(f"note: {absent}")
-        del files[name]
+        del files[role]
     return files
 
 
@@ -118,6 +134,7 @@ def plan_training(
     recipe_path: Path,
     recipe_dir: Path | None,
     output_dir: Path,
+    val_names: list[str],
 ) -> TrainingPlan:
     """Tokenizer, configuration, precision, training arguments and size; logs its notes."""
     from impruver_core.tokenizer import load_tokenizer
@@ -143,10 +160,11 @@ def plan_training(
     path, root = recipe_path.absolute(), find_recipes_root()
     run_name = str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
     arguments = training_arguments.build_arguments({"run_name": run_name} | values)
+    training_arguments.check_evaluates(arguments, trainer)
     trainer_class = training_arguments.load_trainer_class(trainer.get("class"), recipe_dir)
     own_trainer = not trainer_class.__module__.startswith("transformers.")
     if not own_trainer:
-        training_arguments.check_metric(arguments)
+        training_arguments.check_metric(arguments, val_names if len(val_names) > 1 else [])
     for text in [*notes, *building.list_config_notes(model, config)]:
         log_info(f"note: {text}")
     for text in [*warnings, *checks.list_merge_warnings(lora)]:
@@ -207,16 +225,16 @@ def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry
     if "train" in datasets:
         by_length = arguments.train_sampling_strategy == "group_by_length"
         datasets["train"] = batches.build_dataset(datasets["train"], by_length)
-    val_to_come = bool(inputs.recipe.get("val_path")) and "val" not in inputs.files  # in a dry run before compose
-    if arguments.eval_strategy != "no" and not val_to_come and not ("val" in stats and stats["val"].rows):
+    val_to_come = bool(inputs.recipe.get("val_path")) and VAL not in inputs.files  # in a dry run before compose
+    if arguments.eval_strategy != "no" and not val_to_come and not (VAL in stats and stats[VAL].rows):
         raise ImpruverError(
             f"trainer.eval_strategy: {arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
             "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"
         )
     end_of_turn = list(manifest.get("end_of_turn") or get_end_of_turn(plan.tokenizer))
-    val = inputs.files.get("val") if not dry_run else None
+    val = inputs.files.get(VAL) if not dry_run else None
     held_out = token_dataset.read_held_out_rows(val, {val: inputs.states[val]}) if val is not None else []
-    return TrainingData(stats, datasets, batches, manifest, end_of_turn, held_out)
+    return TrainingData(stats, datasets, batches, manifest, end_of_turn, held_out, inputs.val_name)
 
 
 def plan_batches(

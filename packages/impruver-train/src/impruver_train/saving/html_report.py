@@ -18,12 +18,13 @@ SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_trai
 def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any]) -> None:
     """Writes report.html of what metrics.jsonl and speed.jsonl tell; `counts` are the manifest's."""
     metrics, speed = (_read_rows(output_dir / name) for name in ("metrics.jsonl", SPEED))
+    evaluated = list(dict.fromkeys(name for row in metrics for name in row if name.startswith("eval_")))
     rates = [row | {"tokens a second": row["tokens"] / row["seconds"]} for row in speed if row["seconds"]]
     held = [row | {"memory, MB": row["memory"] / 1e6} for row in speed]
     sections = [
         html.build_section("", "", html.build_facts(_build_summary(metrics, speed))),
         html.build_section(
-            "Loss", "Of each optimizer step, and of each evaluation.", _render_line(metrics, "loss", "eval_loss")
+            "Loss", "Of each optimizer step, and of each evaluation.", _render_line(metrics, "loss", *evaluated)
         ),
         html.build_section("Learning rate", "", _render_line(metrics, "learning_rate")),
         html.build_section("Gradient norm", "Before it is clipped.", _render_line(metrics, "grad_norm")),
@@ -33,6 +34,7 @@ def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any
         html.build_section(
             "Memory", "In MB: of a GPU the most so far, else what the process holds.", _render_line(held, "memory, MB")
         ),
+        *_build_samples(metrics),
         html.build_section("Run", "", html.build_table(["", ""], _build_run_table(recipe, counts))),
     ]
     with atomic_write(output_dir / REPORT) as file:
@@ -50,6 +52,20 @@ def _list_points(rows: list[dict[str, Any]], name: str) -> list[tuple[float, flo
 def _render_line(rows: list[dict[str, Any]], *names: str) -> dict | None:
     series = {name.replace("_", " "): _list_points(rows, name) for name in names}
     return charts.render_lines(", ".join(series), series)
+
+
+def _build_samples(metrics: list[dict[str, Any]]) -> list[dict]:
+    """A section of what the last evaluation's samples are, beside what the rows have; none without samples."""
+    sampled = [row for row in metrics if row.get("samples")]
+    if not sampled:
+        return []
+    items = [
+        (sample["prompt"], ("expected", [(sample["expected"], "")]), (f"step {row['step']}", [(sample["answer"], "")]))
+        for row in sampled[-1:]
+        for sample in row["samples"]
+    ]
+    note = "Held-out prompts, answered greedily at the last evaluation; metrics.jsonl has those of all."
+    return [html.build_section("Samples", note, html.build_pairs(items))]
 
 
 def _build_summary(metrics: list[dict[str, Any]], speed: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ more than one among many, and counts the rows twice that fill up the last batche
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,18 +69,16 @@ def fill_batches(rows: Dataset, arguments: TrainingArguments) -> Dataset:
     return concatenate_datasets([rows, Dataset.from_list([empty] * missing, features=rows.features)])
 
 
-def weigh_evaluation(trainer: Trainer) -> None:
-    """Has `trainer` report losses of evaluations as means over target tokens.
+def set_evaluation(trainer: Trainer, first: str, others: Mapping[str, Dataset]) -> None:
+    """Has `trainer` report losses of evaluations as means over target tokens, of all sets of rows in one log.
 
-    `others`: more rows to evaluate on with those of `eval_loss`, as `eval_NAME_loss` in the same log. A Trainer of
-    one's own that computes the loss, or evaluates, in its own way goes on doing so.
+    `others`: rows to evaluate on beside its own, as `eval_NAME_loss`; with them `eval_loss` is logged by the name
+    `first` too. A Trainer of one's own that computes the loss, or evaluates, in its own way goes on doing so.
     """
     from transformers import Trainer
 
-    if any(getattr(type(trainer), name) is not getattr(Trainer, name) for name in COMPUTES_LOSS):
-        return
-    total = TargetLoss()
-    predict, evaluate = trainer.prediction_step, trainer.evaluation_loop
+    total, weighs = TargetLoss(), all(getattr(type(trainer), name) is getattr(Trainer, name) for name in COMPUTES_LOSS)
+    predict, loop, evaluate = trainer.prediction_step, trainer.evaluation_loop, trainer.evaluate
 
     def prediction_step(model: PreTrainedModel, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple:
         labels = inputs["labels"]
@@ -88,16 +86,31 @@ def weigh_evaluation(trainer: Trainer) -> None:
         total.add_batch(losses[0], labels)
         return losses
 
-    def evaluation_loop(
-        loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any
-    ) -> EvalLoopOutput:
+    def run_loop(loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any) -> EvalLoopOutput:
+        if not weighs:
+            return loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         total.loss, total.targets = 0.0, 0
         with averaging_own_batch(trainer), ignoring_router_loss(trainer.model):
-            output = evaluate(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_loss"] = total.compute_mean(trainer)
         return output
 
-    trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+    def evaluation_loop(loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any) -> Any:
+        output = run_loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if others and metric_key_prefix == PREFIX:
+            output.metrics[f"{PREFIX}_{first}_loss"] = output.metrics[f"{PREFIX}_loss"]
+            for name in others:
+                prefix = f"{PREFIX}_{name}"
+                more = run_loop(trainer.get_eval_dataloader(name), *args, metric_key_prefix=prefix, **kwargs)
+                output.metrics[f"{prefix}_loss"] = more.metrics[f"{prefix}_loss"]
+        return output
+
+    trainer.evaluation_loop = evaluation_loop
+    if weighs:
+        trainer.prediction_step = prediction_step
+    if others:
+        trainer.eval_dataset = {first: trainer.eval_dataset} | others
+        trainer.evaluate = lambda rows=None, *args, **kwargs: evaluate(first if rows is None else rows, *args, **kwargs)
 
 
 @contextmanager

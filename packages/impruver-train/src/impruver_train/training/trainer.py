@@ -23,11 +23,11 @@ from impruver_train.modeling.chunked_loss import LogitsPath, add_logits_to_keep,
 from impruver_train.modeling.logits_path import find_logits_path
 from impruver_train.optimization.optimizers import set_optimizer, set_optimizer_mode
 from impruver_train.planning import trial
-from impruver_train.planning.plan import TrainingData, TrainingPlan
+from impruver_train.planning.plan import VAL, TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import count_steps
 from impruver_train.training.callbacks.run_callbacks import RunCallbacks, as_callback
 from impruver_train.training.callbacks.trackers import build_trackers, reporting_nowhere
-from impruver_train.training.evaluation import fill_batches, weigh_evaluation
+from impruver_train.training.evaluation import fill_batches, set_evaluation
 from impruver_train.training.failures import check_best_before_loading, translate_loading_errors
 
 if TYPE_CHECKING:
@@ -38,11 +38,14 @@ def build_run_trainer(plan: TrainingPlan, data: TrainingData, callbacks: RunCall
     """Loads or makes the model and puts the recipe's Trainer around it."""
     model = load_trained_model(plan)
     set_generation_config(model, plan.tokenizer, data.end_of_turn)
-    val = data.datasets.get("val") if plan.arguments.eval_strategy != "no" else None
-    trackers = build_trackers(plan.arguments)
+    val = {}
+    if plan.arguments.eval_strategy != "no":
+        val = {role: fill_batches(rows, plan.arguments) for role, rows in data.datasets.items() if role != "train"}
+    train, first, trackers = data.datasets["train"], val.pop(VAL, None), build_trackers(plan.arguments)
     with reporting_nowhere(plan.arguments):
         each = [*trackers, *callbacks.callbacks]
-        trainer = build_trainer(plan, model, plan.arguments, data.datasets["train"], val, each)
+        trainer = build_trainer(plan, model, plan.arguments, train, first, each)
+    set_evaluation(trainer, data.val_name, {role.partition(".")[2]: rows for role, rows in val.items()})
     callbacks.attach(trainer)
     return trainer
 
@@ -83,7 +86,7 @@ def build_trainer(
             args=arguments,
             data_collator=signals.ignore_signals_in_workers(collator),
             train_dataset=rows,
-            eval_dataset=None if val is None else fill_batches(val, arguments),
+            eval_dataset=val,
             processing_class=plan.tokenizer,
             callbacks=callbacks,
         )
@@ -93,7 +96,6 @@ def build_trainer(
         if plan.trainer_class is None:
             raise
         raise ImpruverError(f"trainer.class: {plan.trainer_class}: {type(error).__name__}: {error}") from error
-    weigh_evaluation(trainer)
     set_optimizer(trainer, plan.optimizer, plan.loraplus_lr_ratio)
     return trainer
 

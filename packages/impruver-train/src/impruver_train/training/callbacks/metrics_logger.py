@@ -12,6 +12,7 @@ from typing import Any
 from impruver_core.cli.console import format_duration, log_info, open_progress
 from impruver_core.io.atomic import atomic_write
 
+METRICS = "metrics.jsonl"
 COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
 LINE_SECONDS = 5.0  # at a terminal, whatever logging_steps says
 
@@ -87,7 +88,8 @@ def build_metrics_row(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
     A number that is not finite becomes null: the file is strict JSON.
     """
     if "eval_loss" in logs:
-        return {"step": step, "eval_loss": _get_finite(logs["eval_loss"])}
+        names = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+        return {"step": step} | {name: _get_finite(logs[name]) for name in names}
     if "loss" in logs:
         return {"step": step} | {name: _get_finite(logs[name]) for name in COLUMNS if name in logs}
     return None
