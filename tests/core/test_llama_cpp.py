@@ -1,10 +1,13 @@
 """Opening a GGUF file with cyllama: what is unusual is tried in a process of its own first."""
 
+import re
+
 import pytest
-from impruver_core import llama_cpp, trial
+from impruver_core import llama_bindings, llama_cpp, trial
 from impruver_core.errors import ImpruverError
 from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import read_gguf_parts
+from support import ROOT
 from support.gguf_files import F16, I8, TOKENS, TYPES, GgufFile, Tensor
 
 
@@ -97,7 +100,7 @@ def test_tensors_that_are_unusual(tensor, tmp_path):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("no layers", "fatal error"),
+        ("no layers", "fatal error|GGML_ASSERT"),
         ("a negative epsilon", "GGML_ASSERT.eps"),
         ("a token twice", "GGML_ASSERT"),
         ("a byte without a token", "_Map_base::at"),
@@ -149,3 +152,19 @@ def test_cyllama_is_absent(monkeypatch):
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
     with pytest.raises(ImpruverError, match=r'--gguf needs a further package: pip install "impruver-chat\[gguf\]"'):
         llama_cpp.check_cyllama_installed("--gguf", "impruver-chat")
+
+
+@pytest.mark.parametrize("version", ["0.1.3", "0.2.17", "0.8", "1.0.0"])
+def test_cyllama_of_a_version_that_is_not_known(version, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "get_installed_version", lambda name: version)
+    with pytest.raises(ImpruverError, match=rf"from 0.2.18 on, below 0.8, and {version} is installed: pip install"):
+        llama_cpp.check_cyllama_installed("--gguf", "impruver-chat")
+
+
+def test_one_module_imports_cyllama_and_its_versions_are_those_that_are_asked_for():
+    sources = [*ROOT.glob("core/src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")]
+    importing = re.compile(r"^\s*(from|import) cyllama\b", re.MULTILINE)
+    assert [path.stem for path in sources if importing.search(path.read_text("utf-8"))] == ["llama_bindings"]
+    wanted = f'"cyllama>={llama_bindings.OLDEST},<{llama_bindings.BEYOND}"'
+    for project in ("", "packages/impruver-chat", "packages/impruver-gguf"):
+        assert wanted in (ROOT / project / "pyproject.toml").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""llama.cpp's models, opened through cyllama; a file with anything unusual in its header first in a process of its own.
+"""llama.cpp's models, opened; a file with anything unusual in its header first in a process of its own.
 
     python -m impruver_core.llama_cpp FILE SECONDS
 
@@ -18,12 +18,21 @@ from typing import TYPE_CHECKING
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.gguf_families import LISTS, is_usual_model
 from impruver_core.io.gguf_file import COPY_AGAIN, read_gguf_parts
-from impruver_core.system import available_cpus
+from impruver_core.llama_bindings import (
+    BEYOND,
+    OLDEST,
+    decode_tokens,
+    is_supported,
+    make_context,
+    make_greedy_sampler,
+    open_model,
+)
+from impruver_core.system import available_cpus, get_installed_version
 from impruver_core.trial import build_trial_command, build_verdict_name, has_passed, set_trial_limits, write_verdict
 from impruver_core.worker_process import ENVIRONMENT, describe_exit
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaModel, LlamaVocab
+    from impruver_core.llama_bindings import LlamaModel, LlamaVocab
 
 TRIAL_SECONDS, TRIAL_BYTES_PER_SECOND = 4, 100 << 20  # of processors' time
 TRIAL_PATIENCE = 4  # times as much on the clock, where others compute too, or the disk is slow
@@ -40,9 +49,14 @@ BYTE_ATTRIBUTE = 32  # llama.cpp's, of a token that stands for a byte
 
 
 def check_cyllama_installed(needed_by: str, package: str) -> None:
-    """ImpruverError with the way to get it where cyllama, of a tool's extra `gguf`, is not installed."""
+    """ImpruverError with the way to get it where cyllama, of a tool's extra `gguf`, is absent or of another version."""
+    install = f'pip install "{package}[gguf]"'
     if find_spec("cyllama") is None:
-        raise ImpruverError(f'{needed_by} needs a further package: pip install "{package}[gguf]"')
+        raise ImpruverError(f"{needed_by} needs a further package: {install}")
+    installed = get_installed_version("cyllama")
+    if installed is not None and not is_supported(installed):
+        known = f"cyllama from {OLDEST} on, below {BEYOND}"
+        raise ImpruverError(f"{needed_by} needs {known}, and {installed} is installed: {install}")
 
 
 def load_gguf(path: Path, **settings: object) -> LlamaModel:
@@ -64,7 +78,7 @@ def check_gguf(path: Path) -> None:
 def load_checked_gguf(path: Path, **settings: object) -> LlamaModel:
     """`load_gguf` of a file that `check_gguf` passed, as another process may have had it checked."""
     try:
-        return _open_model(path, **settings)
+        return open_model(path, **settings)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
         raise _build_loading_error(path, " ".join(str(error).split())) from error
 
@@ -73,24 +87,6 @@ def _build_loading_error(path: Path, reason: str) -> ImpruverError:
     return ImpruverError(
         f"{path} can't be loaded by llama.cpp: it is cut off, or of a kind that this version does not know ({reason})"
     )
-
-
-def _open_model(path: Path, **settings: object) -> LlamaModel:
-    from cyllama.llama import llama_cpp
-
-    class Model(llama_cpp.LlamaModel):
-        """With the size that cyllama's contexts ask their model for."""
-
-        @property
-        def n_vocab(self) -> int:
-            return self.get_vocab().n_vocab
-
-    llama_cpp.disable_logging()
-    llama_cpp.ggml_backend_load_all()
-    parameters = llama_cpp.LlamaModelParams()
-    for name, value in settings.items():
-        setattr(parameters, name, value)
-    return Model(path_model=str(path), params=parameters)
 
 
 def _try_once(path: Path, header_size: int) -> None:
@@ -135,7 +131,7 @@ def main(path: str, seconds: str) -> int:
     set_trial_limits(int(seconds), TRIAL_MEMORY)
     failed = LOADING_FAILED
     try:
-        model = _open_model(Path(path), n_gpu_layers=0, use_extra_bufts=False)
+        model = open_model(Path(path), n_gpu_layers=0, use_extra_bufts=False)
         failed = RUNNING_FAILED
         _read_vocabulary(model.get_vocab())
         _compute_tokens(model)
@@ -159,17 +155,10 @@ def _read_vocabulary(vocab: LlamaVocab) -> None:
 
 def _compute_tokens(model: LlamaModel) -> None:
     """Compute a few tokens, then one that is sampled; go back, and start anew."""
-    from cyllama.llama import llama_cpp
-
     ids = model.get_vocab().tokenize(TRIAL_TEXT, add_special=True, parse_special=True)[:TRIAL_TOKENS] or [0]
-    settings = llama_cpp.LlamaContextParams()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch = CONTEXT_TOKENS, TRIAL_TOKENS, TRIAL_TOKENS
-    settings.n_threads = settings.n_threads_batch = available_cpus()
-    context = llama_cpp.LlamaContext(model, settings)
-    sampler = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
-    sampler.add_greedy()
-    context.decode(llama_cpp.llama_batch_get_one(ids, 0))
-    context.decode(llama_cpp.llama_batch_get_one([sampler.sample(context, -1)], len(ids)))
+    context = make_context(model, CONTEXT_TOKENS, TRIAL_TOKENS, available_cpus())
+    decode_tokens(context, ids, 0)
+    decode_tokens(context, [make_greedy_sampler().sample(context, -1)], len(ids))
     context.get_state_seq_data(0)
     context.memory_seq_rm(0, len(ids), -1)
     context.kv_cache_clear()

@@ -17,6 +17,7 @@ import numpy as np
 from impruver_core.cli.console import log_info, open_progress
 from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
+from impruver_core.llama_bindings import quantize_file
 from impruver_core.system import available_cpus
 from impruver_core.worker_process import claim_stdout, get_log_tail
 
@@ -99,17 +100,12 @@ def log_fallbacks(level: str, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run as the process of its own: print a line for each file that is done."""
-    from cyllama.llama import llama_cpp
-
     results = claim_stdout()
     source, workers, *pairs = arguments
-    llama_cpp.disable_logging()
     for pair in pairs:
         ftype, _, target = pair.partition("=")
-        parameters = llama_cpp.LlamaModelQuantizeParams()
-        parameters.ftype, parameters.nthread = int(ftype), int(workers)
         try:
-            llama_cpp.model_quantize(source, target, parameters)
+            quantize_file(source, target, int(ftype), int(workers))
         except RuntimeError as error:  # it knows no reason
             full = shutil.disk_usage(Path(target).parent).free < FULL_DISK
             print(f"{target}: {'no room left; make room and run it again' if full else error}", file=sys.stderr)

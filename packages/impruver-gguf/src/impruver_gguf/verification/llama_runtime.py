@@ -1,4 +1,4 @@
-"""Run a GGUF file with llama.cpp, through cyllama: logits where they are asked for, greedy answers."""
+"""Run a GGUF file with llama.cpp: logits where they are asked for, greedy answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from impruver_core.llama_bindings import make_batch, make_context, make_greedy_sampler
 from impruver_core.llama_cpp import load_gguf
 from impruver_core.system import available_cpus
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaModel
+    from impruver_core.llama_bindings import LlamaModel
 
 BATCH_TOKENS = 128  # computed at once; llama.cpp holds the logits of as many
 PAGE_TOKENS = 256  # contexts are multiples of it
@@ -41,18 +42,11 @@ class LlamaRuntime:
     """A model with a context on the CPU for several sequences of `room` tokens altogether."""
 
     def __init__(self, model: LlamaModel, room: int, sequences: int = 1, workers: int | None = None):
-        from cyllama.llama import llama_cpp
-
-        self._batch = llama_cpp.LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
-        settings = llama_cpp.LlamaContextParams()
-        settings.n_ctx, settings.n_seq_max = -(-room // PAGE_TOKENS) * PAGE_TOKENS, sequences
-        settings.n_batch = settings.n_ubatch = BATCH_TOKENS
-        settings.n_threads = settings.n_threads_batch = workers or available_cpus()
-        settings.kv_unified = True  # the room belongs to all sequences together
-        self._context = llama_cpp.LlamaContext(model=model, params=settings)
+        tokens, threads = -(-room // PAGE_TOKENS) * PAGE_TOKENS, workers or available_cpus()
+        # The room belongs to all sequences together.
+        self._context = make_context(model, tokens, BATCH_TOKENS, threads, n_seq_max=sequences, kv_unified=True)
+        self._batch, self._sampler = make_batch(BATCH_TOKENS), make_greedy_sampler()
         self._floats = Struct(f"{model.n_vocab}f")
-        self._sampler = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
-        self._sampler.add_greedy()
 
     def decode(self, ids: Sequence[int], positions: Collection[int]) -> Iterator[int]:
         """Decode a sequence; yield the number in its batch of each of `positions`, whose logits can then be read."""

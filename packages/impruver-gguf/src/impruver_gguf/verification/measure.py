@@ -31,7 +31,7 @@ from impruver_gguf.verification.llama_runtime import Answer, AnswerPrompt, Llama
 from impruver_gguf.worker_process import describe_failure, stream_lines
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaModel
+    from impruver_core.llama_bindings import LlamaModel
 
     from impruver_gguf.verification.heldout import VerificationInputs
 

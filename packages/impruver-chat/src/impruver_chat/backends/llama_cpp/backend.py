@@ -1,4 +1,4 @@
-"""The llama.cpp backend: a GGUF file, through cyllama, in a process of its own that this one asks token by token."""
+"""The llama.cpp backend: a GGUF file, in a process of its own that this one asks token by token."""
 
 from __future__ import annotations
 

@@ -11,13 +11,15 @@ from contextlib import suppress
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
+from impruver_core import llama_bindings as bindings
 from impruver_core.errors import ImpruverError
+from impruver_core.llama_bindings import decode_tokens, make_batch
 from impruver_core.system import available_cpus
 
 from impruver_chat.generation.prompt import Prompt, SamplingParams
 
 if TYPE_CHECKING:
-    from cyllama.llama.llama_cpp import LlamaBatch, LlamaContext, LlamaModel, LlamaSampler
+    from impruver_core.llama_bindings import LlamaBatch, LlamaContext, LlamaModel, LlamaSampler
 
 BATCH_TOKENS = 512  # of a prompt, computed at once
 PAGE_TOKENS = 256  # by which contexts grow
@@ -35,7 +37,7 @@ class CachedSequence:
         """Yield the tokens that answer a prompt, without end; before the first one None for each part of the prompt."""
         for _ in self._decode_prompt(prompt.ids, prompt.max_new_tokens):
             yield None
-        sampler = make_sampler(sampling, prompt, self.size)
+        sampler = make_sampling_chain(self._model, sampling, prompt, self.size)
         while True:
             yield (token := sampler.sample(self.context, -1))
             self._decode([token])
@@ -55,9 +57,7 @@ class CachedSequence:
 
     def _decode(self, ids: Sequence[int]) -> None:
         """Compute further tokens, BATCH_TOKENS at most."""
-        from cyllama.llama.llama_cpp import llama_batch_get_one
-
-        self.context.decode(llama_batch_get_one(list(ids), len(self._cached_ids)))
+        decode_tokens(self.context, ids, len(self._cached_ids))
         self._cached_ids += ids
 
     def _ensure_capacity(self, tokens: int) -> None:
@@ -99,16 +99,14 @@ def generate_batch(
         width: positions that the longest of the prompts needs with its answer.
         count: sequences that are computed at once; one that is free takes the next prompt.
     """
-    from cyllama.llama.llama_cpp import LlamaBatch
-
     context, free, slots = make_context(model, width, count), list(range(count)), []
-    batch = LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
+    batch = make_batch(BATCH_TOKENS)
     waiting = list(enumerate(prompts))
     while waiting or slots:
         ended: list[BatchSlot] = []
         while free and waiting:
             index, prompt = waiting.pop(0)
-            slot = BatchSlot(index, prompt, free.pop(), make_sampler(sampling, prompt, width))
+            slot = BatchSlot(index, prompt, free.pop(), make_sampling_chain(model, sampling, prompt, width))
             output = decode_prompt(context, batch, slot)
             ended_indices = yield [(index, slot.sample_token(context, output))]
             (ended if ended_indices else slots).append(slot)
@@ -142,31 +140,24 @@ def decode_prompt(context: LlamaContext, batch: LlamaBatch, slot: BatchSlot) -> 
 
 def make_context(model: LlamaModel, tokens: int, sequences: int = 1) -> LlamaContext:
     """Make an empty context of `tokens` for each of `sequences`; ImpruverError where memory does not suffice."""
-    from cyllama.llama.llama_cpp import LlamaContext, LlamaContextParams
-
-    params = LlamaContextParams()
-    params.n_ctx, params.n_seq_max = round_up_to_pages(tokens) * sequences, sequences
-    params.n_batch = params.n_ubatch = BATCH_TOKENS
+    size = round_up_to_pages(tokens) * sequences
     threads = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(int(threads), available_cpus()) if threads.isdecimal() and int(threads) else available_cpus()
-    params.n_threads = params.n_threads_batch = threads
     try:
-        return LlamaContext(model, params)
+        return bindings.make_context(model, size, BATCH_TOKENS, threads, n_seq_max=sequences)
     except Exception as error:  # cyllama raises several kinds, bare ones among them
         or_batch_size = "" if sequences == 1 else " or --batch_size"
         raise ImpruverError(
-            f"--gguf: llama.cpp has no room for {params.n_ctx:,} tokens of context "
+            f"--gguf: llama.cpp has no room for {size:,} tokens of context "
             f"({' '.join(str(error).split())}); set a lower --max_new_tokens{or_batch_size}"
         ) from error
 
 
-def make_sampler(sampling: SamplingParams, prompt: Prompt, context_size: int) -> LlamaSampler:
+def make_sampling_chain(model: LlamaModel, sampling: SamplingParams, prompt: Prompt, context_size: int) -> LlamaSampler:
     """Make llama.cpp's chain in transformers' order: penalty over prompt and answer, temperature, top_k, top_p."""
-    from cyllama.llama.llama_cpp import LlamaSampler, LlamaSamplerChainParams
-
-    sampler = LlamaSampler(LlamaSamplerChainParams())
+    sampler = bindings.make_sampler()
     if sampling.repetition_penalty != 1:
-        sampler.add_penalties(context_size, sampling.repetition_penalty, 0.0, 0.0)
+        bindings.add_repetition_penalty(sampler, sampling.repetition_penalty, context_size, model.n_vocab)
         for token in prompt.ids:
             sampler.accept(token)
     if not sampling.do_sample:
