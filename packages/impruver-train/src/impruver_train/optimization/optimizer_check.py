@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import tempfile
 from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import warn
@@ -49,6 +50,7 @@ def check_optimizer(
     shrink_weights(model, arguments.device)
     alone = copy.copy(arguments)  # no tracker, no hub, no rows
     alone.report_to, alone.push_to_hub, alone.eval_strategy = [], False, type(arguments.eval_strategy)("no")
+    alone.output_dir = tempfile.gettempdir()  # Trainer makes the folder, and a dry run must not
     what = name or str(arguments.optim.value)
     try:
         trainer = Trainer(model=model, args=alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -45,7 +46,9 @@ def find_base_name(recipe: dict[str, Any]) -> BaseName | None:
 
 def _build_front_matter(base: BaseName | None, adapter: bool) -> str:
     method = ["lora"] if adapter else []
-    lines = [f"base_model: {json.dumps(base.name, ensure_ascii=False)}"] if base else []
+    plain = base is not None and re.fullmatch(r"[A-Za-z][\w.-]*(/[A-Za-z][\w.-]*)?", base.name)
+    name = base.name if plain else json.dumps(base.name if base else "", ensure_ascii=False)
+    lines = [f"base_model: {name}"] if base else []
     lines += [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation", "tags:"]
     lines += [f"- {tag}" for tag in ("impruver", *method)]
     return "\n".join(["---", *lines, "---"])
@@ -93,7 +96,7 @@ def _list_losses(metrics: list[dict[str, Any]]) -> list[tuple[str, Any]]:
 
 def _describe_template(manifest: dict[str, Any]) -> str:
     fingerprint = (manifest.get("template") or {}).get("fingerprint")
-    ends = " or ".join(f"`{json.dumps(end, ensure_ascii=False)}`" for end in manifest.get("end_of_turn") or [])
+    ends = " or ".join(f"`{json.dumps(end, ensure_ascii=False)[1:-1]}`" for end in manifest.get("end_of_turn") or [])
     name = f"the tokenizer's own (sha256 {fingerprint[:12]}…)" if fingerprint else "none"
     return f"{name}; an answer ends with {ends}" if ends and fingerprint else name
 

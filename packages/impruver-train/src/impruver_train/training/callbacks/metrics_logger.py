@@ -14,7 +14,7 @@ from impruver_core.io.atomic import atomic_write
 
 METRICS = "metrics.jsonl"
 COLUMNS = ("loss", "epoch", "learning_rate", "grad_norm")
-LINE_SECONDS = 5.0  # at a terminal, whatever logging_steps says
+LINE_SECONDS = 3.0  # at a terminal, whatever logging_steps says
 
 
 class MetricsLoggerCallback:
