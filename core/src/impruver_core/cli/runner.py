@@ -39,11 +39,13 @@ def run_tool(
     argv: Sequence[str] | None = None,
     *,
     config_from_output_dir: bool = False,
+    works_without_recipe: Callable[[Any], bool] = lambda flags: False,
 ) -> int:
     """Parses `argv`, loads the recipe with its overrides, calls `main(recipe, flags)`; returns the exit code.
 
     `main` returns None (0), or a code of its own. SystemExit, as from --help, passes through. With
-    `config_from_output_dir` (of FolderFlags) the recipe.yaml that training left in --output_dir stands in for --config.
+    `config_from_output_dir` (of FolderFlags) the recipe.yaml that training left in --output_dir stands in for --config;
+    where there is none either, the defaults do for flags of which `works_without_recipe` is true.
     """
 
     def work() -> int | None:
@@ -55,11 +57,14 @@ def run_tool(
         parser = Parser(flags_type, program, inspect.getdoc(flags_type))
         flags = parser.parse(sys.argv[1:] if argv is None else argv)
         set_quiet(flags.quiet)
-        config = flags.config or (_find_trained_recipe(flags.output_dir) if config_from_output_dir else None)
-        if not config:
+        alone = works_without_recipe(flags)
+        config = flags.config or (_find_trained_recipe(flags.output_dir, alone) if config_from_output_dir else None)
+        if not config and not alone:
             raise ImpruverError("--config is missing: give a recipe's file, or a name that `impruver ls` lists")
         check_limits()
-        set_foreign_recipe(None if flags.config or flags.trust_remote_code else Path(config))
+        # A model's folder without a recipe may run no more code than one with a recipe of its own.
+        foreign = config or flags.output_dir
+        set_foreign_recipe(Path(foreign) if foreign and not (flags.config or flags.trust_remote_code) else None)
         try:
             return main(load_recipe(config, parser.overrides, named=list_recipe_flags(flags)), flags)
         finally:
@@ -108,12 +113,14 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
             drain_streams()
 
 
-def _find_trained_recipe(output_dir: str | None) -> str | None:
-    """The recipe that training left in its output_dir, to go without --config."""
+def _find_trained_recipe(output_dir: str | None, missing_ok: bool) -> str | None:
+    """The recipe that training left in its output_dir, to go without --config; None where it may be missing."""
     if output_dir is None:
         return None
     path = Path(output_dir).expanduser() / "recipe.yaml"
     if not path.is_file():
+        if missing_ok:
+            return None
         raise ImpruverError(f"--config is missing, and --output_dir {output_dir} holds no recipe.yaml: give a recipe")
     return str(path)
 

@@ -37,7 +37,8 @@ ALSO = {"seed": ("trainer.seed",)}  # a named flag for the first sets the others
 class Recipe:
     """A recipe with its overrides. A section whose owner is not installed is as in the file, or None.
 
-    `path` is the file it came from, `base_dir` its folder; neither counts when recipes are compared.
+    `path` is the file it came from (None: the defaults alone), `base_dir` its folder, else the working one; neither
+    counts when recipes are compared.
     `tokenizer.name`, `tokenizer.chat_template` and `model.name` are absolute where they name something local.
     """
 
@@ -55,13 +56,13 @@ class Recipe:
     ddp: Any
     gguf: Any
     chat: Any
-    path: Path = field(compare=False)
+    path: Path | None = field(compare=False)
     document: Document = field(compare=False, repr=False)
 
     @property
     def base_dir(self) -> Path:
         """The folder of the recipe's file: what it names is looked for there first."""
-        return Path(self.path).absolute().parent
+        return Path.cwd() if self.path is None else Path(self.path).absolute().parent
 
     @property
     def val_paths(self) -> dict[str, str]:
@@ -76,19 +77,20 @@ class Recipe:
 
 
 def load_recipe(
-    path_or_name: str | Path,
+    path_or_name: str | Path | None,
     overrides: Sequence[str] = (),
     *,
     named: Sequence[RecipeFlag] = (),
     sections: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Loads and checks the recipe of a file or an installed name; without network, tokenizer and weights.
+    """Loads and checks the recipe of a file or an installed name (None: the defaults), with what is set beside it.
 
+    It needs neither network nor tokenizer nor weights.
     `overrides` are the texts `a.b=value` of --set; `named`, the named flags that were given, win over them; `sections`
     stand in for those of the installed tools. Raises RecipeError with all faults, ImpruverError for no such recipe.
     """
-    path = find_recipe(path_or_name)
-    document = read_document(path)
+    path = None if path_or_name is None else find_recipe(path_or_name)
+    document = Document("without a recipe") if path is None else read_document(path)
     if document.faults and document.data is None:
         raise RecipeError(document.faults)
     if document.data is not None and not isinstance(document.data, dict):

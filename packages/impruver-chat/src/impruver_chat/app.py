@@ -16,7 +16,7 @@ from impruver_chat.backends.transformers import backend as transformers
 from impruver_chat.batch.job import BatchJob, ModelState, lock_batch_output, prepare_batch_job, run_batch_job
 from impruver_chat.conversation import Conversation
 from impruver_chat.generation.parameters import format_parameters, resolve_parameters
-from impruver_chat.model_dir import check_as_made, find_source, list_model_files
+from impruver_chat.model_dir import GgufFile, check_as_made, find_source, list_model_files
 from impruver_chat.terminal.repl import run_conversation
 
 
@@ -28,16 +28,18 @@ def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, 
         plain: show answers as they are, not as Markdown.
         compare: show the base's answers beside the adapter's.
     """
-    if not recipe.output_dir:
+    if not recipe.output_dir and gguf is None:
         raise ImpruverError(f"{recipe.path}: output_dir is not set")
-    output_dir, report = Path(recipe.output_dir).expanduser(), print_result if dry_run else log_info
+    output_dir = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
+    report = print_result if dry_run else log_info
 
     with ExitStack() as stack:
         if job and not dry_run:
             stack.enter_context(lock_batch_output(job))
-        sampling = resolve_parameters(recipe.chat, output_dir, interactive=job is None)
         batch = prepare_batch_job(job, dry_run) if job else None
         source = find_source(output_dir, gguf, recipe.model.name, recipe.base_dir, missing_ok=dry_run)
+        file = source.path if isinstance(source, GgufFile) else None
+        sampling = resolve_parameters(recipe.chat, output_dir, interactive=job is None, gguf=file)
         if compare and source and source.no_comparison_reason:
             raise ImpruverError(f"--compare: {source.no_comparison_reason}")
         if source:

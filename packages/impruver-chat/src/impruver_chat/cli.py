@@ -28,10 +28,10 @@ def parse_seed(text: str) -> int:
 
 @dataclass
 class Flags(FolderFlags):
-    """Talks to a trained model at a terminal, or answers a JSONL of questions. --output_dir alone will do."""
+    """Talks to a model at a terminal, or answers a JSONL of questions. --output_dir or --gguf alone will do."""
 
     output_dir: Optional[str] = from_recipe("output_dir")
-    gguf: Optional[str] = flag(str, None, help="answer with this GGUF file, through llama.cpp")
+    gguf: Optional[str] = flag(str, None, help="answer with this GGUF file, through llama.cpp; it needs no recipe")
     input: Optional[str] = flag(str, None, help="JSONL of questions: rows with `messages` or `prompt`; - is stdin")
     output: Optional[str] = flag(str, None, help="JSONL of answers: rows whose messages end in the answer; - is stdout")
     plain: bool = flag(bool, False, help="show answers as they are, not as Markdown")
@@ -64,7 +64,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ImpruverError("--compare and --plain are for a conversation, not for --input")
         chat(recipe, flags.gguf, job, flags.dry_run, flags.plain, flags.compare)
 
-    return run_tool("impruver-chat", Flags, work, argv, config_from_output_dir=True)
+    options = {"config_from_output_dir": True, "works_without_recipe": names_model}
+    return run_tool("impruver-chat", Flags, work, argv, **options)
+
+
+def names_model(flags: Flags) -> bool:
+    """Whether flags name a model that needs no recipe: a GGUF file, or a folder with a model.
+
+    ImpruverError for a folder with neither a model nor a recipe.
+    """
+    if flags.gguf is not None or flags.config is not None:
+        return True
+    if flags.output_dir is None:
+        recipe = "a recipe's file, or a name that `impruver ls` lists"
+        raise ImpruverError(
+            f"--config is missing: give {recipe}; --output_dir FOLDER or --gguf FILE of a model will do"
+        )
+    folder = Path(flags.output_dir).expanduser()
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return True
+    if not (folder / "recipe.yaml").is_file():
+        names = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) if folder.is_dir() else ""
+        hint = f"name a GGUF file in it with --gguf ({names})" if names else "name the folder of a model, or a --config"
+        what = "holds neither recipe.yaml nor a model (config.json or adapter_config.json)"
+        raise ImpruverError(f"--output_dir: {folder} {what if folder.exists() else 'is not there'}: {hint}")
+    return False
 
 
 def build_batch_job(recipe: Recipe, flags: Flags) -> "BatchJob | None":

@@ -16,6 +16,7 @@ from impruver_core.io.model_files import (
     refuse_pickled_weights,
 )
 from impruver_core.llama_cpp import check_cyllama_installed
+from impruver_core.recipe.base_model import find_base_name
 from impruver_core.recipe.paths import find_local, is_local_path
 from impruver_core.recipe.sections import ModelSection
 
@@ -60,10 +61,10 @@ class ModelDirectory:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file, and the folder of the model that it was made from, which may hold its tokenizer."""
+    """A GGUF file, and the folder of the model that it was made from, if known: it may hold the tokenizer."""
 
     path: Path
-    output_dir: Path
+    output_dir: Path | None
     no_comparison_reason = (
         "nothing to compare with: in a GGUF file the adapter is part of the weights; without --gguf the adapter in "
         "output_dir is compared with its base"
@@ -72,7 +73,7 @@ class GgufFile:
     @property
     def files(self) -> list[Path]:
         """The files that its answers depend on."""
-        return [self.output_dir, self.path]
+        return [self.path] if self.output_dir is None else [self.output_dir, self.path]
 
     def describe(self, model: ModelSection) -> str:
         """Describe it for a person."""
@@ -94,7 +95,7 @@ def check_as_made(source: ModelDirectory | GgufFile) -> None:
 
 
 def find_source(
-    output_dir: Path, gguf: str | None, base: str | None, recipe_dir: Path, missing_ok: bool
+    output_dir: Path | None, gguf: str | None, base: str | None, recipe_dir: Path, missing_ok: bool
 ) -> ModelDirectory | GgufFile | None:
     """Find the GGUF file or else the model in output_dir; with `missing_ok` none yet is a note and None.
 
@@ -127,7 +128,7 @@ def find_model(output_dir: Path, base: str | None, recipe_dir: Path) -> ModelDir
         settings = read_json(output_dir / "adapter_config.json", {"base_model_name_or_path": TEXT})
         named = settings.get("base_model_name_or_path")
         by_user = base is not None and not is_foreign_recipe()
-        base = find_base_model(base or named, output_dir, recipe_dir)
+        base = find_base_model(find_base_name(base, recipe_dir) or named, output_dir, recipe_dir)
         if not by_user:
             check_weight_links(Path(base))
     elif adapter := next(output_dir.glob("adapter_model*"), None):
@@ -184,7 +185,7 @@ def check_weights(folder: Path, stem: str) -> None:
             raise ImpruverError(f"{path}: too long: {size:,} bytes of {needed:,}; copy or train it again")
 
 
-def find_gguf(path: Path, output_dir: Path) -> GgufFile:
+def find_gguf(path: Path, output_dir: Path | None) -> GgufFile:
     """Find a GGUF file; ImpruverError where there is none at `path`."""
     if path.is_dir():
         names = ", ".join(sorted(file.name for file in path.glob("*.gguf"))) or "there is none"

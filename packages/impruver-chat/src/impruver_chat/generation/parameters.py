@@ -1,4 +1,4 @@
-"""Generation parameters: flag, then recipe, then generation_config.json, then the first impruver's values."""
+"""Generation parameters: flag, then recipe, then what was saved with the model, then the first impruver's values."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
@@ -8,32 +8,28 @@ from typing import Any, get_type_hints
 
 from impruver_core.cli.flags import parse_boolean
 from impruver_core.errors import ImpruverError
-from impruver_core.io.json_schema import FLAG, NUMBER, WHOLE, describe_type, read_json
+from impruver_core.io.json_schema import describe_type
 from impruver_core.suggestions import suggest
 
 from impruver_chat.generation.prompt import SamplingParams
+from impruver_chat.generation.saved_parameters import read_saved_parameters
 from impruver_chat.sections import ChatSection, find_out_of_range
 
 TYPES = get_type_hints(SamplingParams)
 NAMES = tuple(TYPES)
-JSON_TYPES = {name: {int: WHOLE, float: NUMBER, bool: FLAG}[kind] for name, kind in TYPES.items()}
 GREEDY = replace(SamplingParams(), repetition_penalty=1.0, do_sample=False)  # for a file of questions
 
 
-def resolve_parameters(section: ChatSection, model_dir: Path, interactive: bool) -> SamplingParams:
-    """Resolve each parameter: the section's, else that of `model_dir`'s generation_config.json, else the default.
+def resolve_parameters(
+    section: ChatSection, model_dir: Path | None, interactive: bool, gguf: Path | None = None
+) -> SamplingParams:
+    """Resolve each parameter: the section's, else that saved with the model, else the default.
 
     A temperature, top_p or top_k that the user gives asks for sampling; a temperature of 0 is greedy.
     """
     values = {name: getattr(section, name) for name in NAMES if getattr(section, name) is not None}
     defaults = SamplingParams() if interactive else GREEDY
-    path = model_dir / "generation_config.json"
-    config = read_json(path, JSON_TYPES, missing_ok=True)
-    # transformers takes no whole number for a float
-    saved = {name: kind(config[name]) for name, kind in TYPES.items() if config.get(name) is not None}
-    for name, fault in find_out_of_range(saved).items():
-        raise ImpruverError(f"{path}: {name} {fault}")
-    return _apply(replace(defaults, **saved), values)
+    return _apply(replace(defaults, **read_saved_parameters(model_dir, gguf)), values)
 
 
 def with_parameter(sampling: SamplingParams, name: str, text: str) -> SamplingParams:

@@ -87,7 +87,8 @@ def load_backend(
         except ImpruverError as error:
             raise ImpruverError(f"--gguf: {error}") from error.__cause__
         loading, saved = process.send("load", str(source.path)), None
-        if (source.output_dir / TOKENIZER).is_file():  # loaded meanwhile: it takes as long
+        # Loaded meanwhile: it takes as long.
+        if source.output_dir is not None and (source.output_dir / TOKENIZER).is_file():
             saved = load_saved_tokenizer(source.output_dir, section, recipe_dir)
         vocab = GgufVocab(process, GgufDescription(**process.receive(loading)))
         return LlamaCppBackend(process, vocab, make_gguf_tokenizer(vocab, saved, source, options))
