@@ -7,8 +7,14 @@ from support.jsonl import read_jsonl
 from support.trainers import put_beside_recipe
 
 STOPPING = {
-    **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 9},
-    **{"early_stopping_patience": 3, "metric_for_best_model": "loss", "learning_rate": 0.5},
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "max_steps": 9,
+    "early_stopping_patience": 3,
+    "metric_for_best_model": "loss",
+    "learning_rate": 0.5,
 }
 
 
@@ -17,7 +23,9 @@ def evaluations():
     return lambda folder: [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "eval_loss" in row]
 
 
-def test_early_stopping_counts_on_after_an_interruption(recipe, impruver_train, parts, evaluations, tmp_path, monkeypatch):
+def test_early_stopping_counts_on_after_a_stop(
+    recipe, impruver_train, parts, evaluations, tmp_path, monkeypatch
+):
     """At this learning rate the loss grows from the first step on: the fourth evaluation is the third without gain."""
     put_beside_recipe("stopper", tmp_path)
     trainer = STOPPING | {"class": "stopper.StopTrainer"}

@@ -18,7 +18,7 @@ def test_losses_carry_the_names_of_their_files(kind, recipe, impruver_train, par
     named = paths if kind == "list" else dict(zip(("val", "uneven"), paths, strict=True))
     best = {"load_best_model_at_end": True, "metric_for_best_model": "uneven_loss", "save_strategy": "steps"}
     trainer = EVALUATED | best | {"save_steps": 2, "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    code, out, err = impruver_train(recipe(output_dir=str(tmp_path / "both"), val_path=named, trainer=trainer))
+    code, _, err = impruver_train(recipe(output_dir=str(tmp_path / "both"), val_path=named, trainer=trainer))
     assert code == 0, err
     assert "step 4/4: eval loss 5." in err
     assert "eval uneven loss 5." in err

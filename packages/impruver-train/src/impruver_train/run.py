@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from impruver_train.checkpointing import checkpoints, resume
 from impruver_train.checkpointing import output_dir as output
 from impruver_train.config.hub_target import HubTarget, read_hub_target
 from impruver_train.modeling.checks import check_method
+from impruver_train.modeling.continued_adapter import ContinuedAdapter, apply_to_recipe, find_continued_adapter
 from impruver_train.planning import run_estimate
 from impruver_train.planning.memory import list_memory_advice
 from impruver_train.planning.plan import (
@@ -51,6 +53,8 @@ from impruver_train.training.callbacks.trackers import close_trackers
 from impruver_train.training.failures import translate_resource_errors
 from impruver_train.training.trainer import build_run_trainer, run_trial, train_model
 
+TOKENIZER = "tokenizer.json"
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
@@ -61,7 +65,9 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     `trial_steps`: only so many steps are made and timed, and nothing is written.
     """
     hub = read_hub_target(recipe.trainer | recipe.ddp, recipe.locate("trainer"))
-    inputs = check(recipe, dry_run, overwrite, trial_steps)
+    adapter = find_continued_adapter(recipe.model.name, recipe.base_dir)
+    recipe = apply_to_recipe(recipe, adapter)
+    inputs = check(recipe, adapter, dry_run, overwrite, trial_steps)
     if inputs is None:
         upload_again(recipe, hub, dry_run)
         return
@@ -90,7 +96,9 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
             upload(recipe, hub, upload_model)
 
 
-def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> RunInputs | None:
+def check(
+    recipe: Recipe, adapter: ContinuedAdapter | None, dry_run: bool, overwrite: bool, trial_steps: int
+) -> RunInputs | None:
     """Step 1: the inputs and where the run starts, from paths and hashes; None where this very run is finished."""
     if trial_steps < 0:
         raise ImpruverError(f"--trial_steps: {trial_steps} is below 0")
@@ -100,7 +108,9 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
     files = find_token_files(recipe.train_path, recipe.val_paths, recipe.path, dry_run)
     check_method(recipe.model, recipe.lora)
     states = read_file_states(files.values())
-    digests = {name: hash_file(path) for name, path in files.items()} | output.hash_base(recipe.model.name)
+    digests = {name: hash_file(path) for name, path in files.items()}
+    digests |= output.hash_base(recipe.model.name if adapter is None else adapter.base)
+    digests |= output.hash_base(str(adapter.folder), "adapter") if adapter is not None else {}
     resolved = resolve_recipe(recipe, absolute=True)
     output.check_base_outside(output_dir, find_local(recipe.model.name, recipe.base_dir) if recipe.model.name else None)
     anew = overwrite or trial_steps > 0  # a trial writes nothing there
@@ -113,15 +123,20 @@ def check(recipe: Recipe, dry_run: bool, overwrite: bool, trial_steps: int) -> R
     named, unfinished = recipe.trainer.get("resume_from_checkpoint"), state is output.OutputState.UNFINISHED
     start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite))
     resume.check_content(start)
-    return RunInputs(output_dir, resolved, files, states, digests, start, next(iter(recipe.val_paths), ""))
+    return RunInputs(output_dir, resolved, files, states, digests, start, next(iter(recipe.val_paths), ""), adapter)
 
 
 def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
     """Step 2: all that is known before weights are loaded."""
     quiet_libraries("datasets", "transformers")
-    sections = (recipe.model, recipe.tokenizer, recipe.lora, recipe.trainer | recipe.ddp)
+    model, tokenizer, adapter = recipe.model, recipe.tokenizer, inputs.adapter
+    if adapter is not None:
+        model = replace(model, name=adapter.base)
+        own = adapter.folder if (adapter.folder / TOKENIZER).is_file() else adapter.base
+        tokenizer = replace(tokenizer, name=tokenizer.name or str(own))
+    sections = (model, tokenizer, recipe.lora, recipe.trainer | recipe.ddp)
     folders = (Path(recipe.path), recipe.base_dir, inputs.output_dir)
-    return plan_training(*sections, *folders, list(recipe.val_paths))
+    return plan_training(*sections, *folders, list(recipe.val_paths), adapter)
 
 
 def print_run_summary(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, dry_run: bool) -> None:

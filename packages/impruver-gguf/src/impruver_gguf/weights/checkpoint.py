@@ -14,6 +14,7 @@ from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, PATTERN, TE
 from impruver_core.io.model_files import check_ordinary_files, check_weight_links, refuse_pickled_weights
 from impruver_core.modeling.foreign_config import check_adapter_config
 from impruver_core.modeling.peft_methods import find_unmergeable
+from impruver_core.recipe.base_model import find_base_name
 from impruver_core.recipe.paths import find_or_download
 
 from impruver_gguf.weights.lazy_tensor import LazyTensor, read_safetensors, read_weights
@@ -134,6 +135,7 @@ def read_checkpoint(
             raise ImpruverError(f"output_dir: {output_dir} holds neither a model nor an adapter; train one first")
         return replace(make_checkpoint(output_dir, tensors, None, output_dir), states=states)
     adapter = read_adapter(output_dir)
+    base_name = find_base_name(base_name, recipe_dir)
     base = _find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir, dry_run)
     if not base_name or is_foreign_recipe():
         check_weight_links(base)

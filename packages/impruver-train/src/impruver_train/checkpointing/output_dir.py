@@ -49,8 +49,8 @@ class OutputState(Enum):
     FINISHED = "finished"
 
 
-def hash_base(name: str | None) -> dict[str, str]:
-    """{"base": a digest} of a local base: of each weights file its header, and of each tensor both ends.
+def hash_base(name: str | None, role: str = "base") -> dict[str, str]:
+    """{role: a digest} of a local base or adapter: of each weights file its header, and of each tensor both ends.
 
     {} for a hub id or none.
     """
@@ -68,7 +68,7 @@ def hash_base(name: str | None) -> dict[str, str]:
                 digest.update(os.pread(number, stop - start, start))
         finally:
             os.close(number)
-    return {"base": digest.hexdigest()}
+    return {role: digest.hexdigest()}
 
 
 def _list_samples(path: Path) -> list[tuple[int, int]]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 NEEDED = (checkpoints.STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
 # A checkpoint of another one of these can't be loaded, or would be continued as what it is not.
-SHAPING = ("lora", "model", "tokenizer", "base", "trainer.optim:", "trainer.optim_target_modules", "ddp.optim:")
+SHAPING = ("lora", "model", "tokenizer", "base", "adapter")
+SHAPING += ("trainer.optim:", "trainer.optim_target_modules", "ddp.optim:")
 
 
 class AlreadyTrainedError(Exception):

@@ -13,6 +13,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.modeling.loading import (
     build_new_model,
     find_unknown_config_keys,
+    load_adapter,
     load_config,
     load_model,
     resize_embeddings_if_needed,
@@ -184,8 +185,12 @@ def build_model(
     arguments: TrainingArguments,
     vocabulary: int,
     new_ids: list[int],
+    adapter: Path | None,
 ) -> PreTrainedModel:
-    """The model, ready for Trainer: base or fresh, embeddings grown, frozen and adapted where `lora` asks for it."""
+    """The model, ready for Trainer: base or fresh, embeddings grown, frozen and adapted where `lora` asks for it.
+
+    `adapter`: the folder of one whose training goes on.
+    """
     from transformers import set_seed
 
     set_seed(arguments.seed)
@@ -207,7 +212,10 @@ def build_model(
         model.enable_input_require_grads()  # else no gradient reaches a checkpointed block of frozen weights
     if lora is None:
         return model
-    model = add_adapter(model, lora, new_ids, precision.trained != precision.compute)
+    if adapter is not None:
+        model = load_adapter(model, adapter, trainable=True)
+    else:
+        model = add_adapter(model, lora, new_ids, precision.trained != precision.compute)
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(precision.trained)

@@ -25,6 +25,7 @@ from impruver_train.data.token_dataset import TokenFileStats
 from impruver_train.modeling import building, checks
 from impruver_train.modeling.building import ModelSize
 from impruver_train.modeling.chunked_loss import LogitsPath, limit_logits_path
+from impruver_train.modeling.continued_adapter import ContinuedAdapter, check_agreement, list_token_ids
 from impruver_train.optimization.optimizer_check import check_optimizer
 from impruver_train.optimization.optimizers import MUON
 
@@ -51,6 +52,7 @@ class RunInputs:
     digests: dict[str, str]
     start: ResumePoint
     val_name: str
+    adapter: ContinuedAdapter | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class TrainingPlan:
 
     model: ModelSection
     lora: dict[str, Any] | None
+    adapter: Path | None  # the folder of one that is trained on
     loraplus_lr_ratio: float | None
     optimizer: str | None  # one that transformers does not have
     trainer_class: str | None
@@ -135,13 +138,17 @@ def plan_training(
     recipe_dir: Path | None,
     output_dir: Path,
     val_names: list[str],
+    adapter: ContinuedAdapter | None,
 ) -> TrainingPlan:
     """Tokenizer, configuration, precision, training arguments and size; logs its notes."""
     from impruver_core.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_section, model.name, recipe_dir=recipe_dir, warn=warn)
     config, vocabulary = building.load_model_config(model, tokenizer, recipe_dir)
-    new_ids = building.find_new_token_ids(tokenizer_section, tokenizer, model.name, config, recipe_dir)
+    if adapter is not None:
+        new_ids = list_token_ids(adapter, len(tokenizer), config.get_text_config().vocab_size)
+    else:
+        new_ids = building.find_new_token_ids(tokenizer_section, tokenizer, model.name, config, recipe_dir)
     values, notes = training_arguments.build_argument_values(trainer)
     device = "cpu" if values.get("use_cpu") else choose_device()
     precision, warnings = choose_precision(model.dtype, values, device)
@@ -157,6 +164,8 @@ def plan_training(
     loraplus_lr_ratio = lora.pop("loraplus_lr_ratio", None) if lora else None
     optimizer = values.pop("optim") if values.get("optim") == MUON else None
     size, meta_model = building.measure_model(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
+    if adapter is not None:
+        check_agreement(meta_model, adapter)
     path, root = recipe_path.absolute(), find_recipes_root()
     run_name = str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
     arguments = training_arguments.build_arguments({"run_name": run_name} | values)
@@ -175,6 +184,7 @@ def plan_training(
     return TrainingPlan(
         model=model,
         lora=lora,
+        adapter=adapter.folder if adapter is not None else None,
         loraplus_lr_ratio=loraplus_lr_ratio,
         optimizer=optimizer,
         trainer_class=trainer.get("class"),

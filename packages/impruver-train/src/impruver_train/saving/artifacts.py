@@ -138,8 +138,9 @@ def _describe_inputs(inputs: RunInputs, data: TrainingData, base: str | None) ->
         {"path": str(path), "bytes": inputs.states[path].size, "rows": data.stats[name].rows, "role": name}
         for name, path in inputs.files.items()
     ]
-    if "base" in inputs.digests:
-        described.append({"path": base, "role": "base"})
+    for role, path in (("base", base), ("adapter", str(inputs.adapter.folder) if inputs.adapter else None)):
+        if role in inputs.digests:
+            described.append({"path": path, "role": role})
     return [entry | {"sha256": inputs.digests[entry["role"]]} for entry in described]
 
 

@@ -54,7 +54,7 @@ def load_trained_model(plan: TrainingPlan) -> PreTrainedModel:
     """Loads or makes the model; with packing, two packed rows are tried."""
     arguments, stage = plan.arguments, get_zero_stage(plan.arguments)
     sections = (plan.model, plan.lora, plan.recipe_dir)
-    model = build_model(*sections, plan.config, plan.precision, arguments, plan.vocabulary, plan.new_ids)
+    model = build_model(*sections, plan.config, plan.precision, arguments, plan.vocabulary, plan.new_ids, plan.adapter)
     if plan.packing and arguments.device.type == "cpu":
         packed_attention.enable_rowwise_attention(model)
     if not (uses_fsdp(arguments) or arguments.deepspeed or plan.bits):

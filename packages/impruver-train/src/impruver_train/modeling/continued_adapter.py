@@ -1,0 +1,112 @@
+"""An adapter named by `model.name`: its training goes on, on its own base and by its own LoRA configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from impruver_core.errors import ImpruverError
+from impruver_core.io.model_files import check_weight_links
+from impruver_core.recipe.base_model import read_adapter_config
+from impruver_core.recipe.paths import find_local, is_local_path
+
+from impruver_train.config.argument_fields import find_faults, get_lora_fields
+from impruver_train.config.lora_fields import find_ineffective_fields
+
+if TYPE_CHECKING:
+    from impruver_core.recipe.loading import Recipe
+    from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
+# Fields of LoraConfig that say where an adapter comes from, not what it is.
+ORIGIN = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "task_type")
+
+
+class ContinuedAdapter(NamedTuple):
+    """The folder of an adapter, its base (a folder or a hub id), and its LoraConfig but for where it comes from."""
+
+    folder: Path
+    base: str
+    settings: dict[str, Any]
+
+
+def find_continued_adapter(name: str | None, recipe_dir: Path | None) -> ContinuedAdapter | None:
+    """The adapter that `model.name` names; None where it names a model.
+
+    Raises:
+        ImpruverError: for one that is no LoRA adapter, without weights in safetensors, or whose base is not there.
+    """
+    folder = find_local(name, recipe_dir) if name else None
+    content = read_adapter_config(folder)
+    if content is None:
+        return None
+    key = f"model.name: {name}"
+    if str(content.get("peft_type", "LORA")).upper() != "LORA":
+        raise ImpruverError(f"{key} is an adapter of kind {content['peft_type']}; LoRA alone is trained on here")
+    if not (folder / WEIGHTS).is_file():
+        raise ImpruverError(f"{key} is an adapter without {WEIGHTS}; copy that from where it was trained")
+    base = content.get("base_model_name_or_path")
+    local = find_local(base, folder) if base else None
+    if not base or (local is None and is_local_path(base)):
+        raise ImpruverError(
+            f"{key} is an adapter, and its base {base or ''} is not there: set base_model_name_or_path in "
+            f"{folder / 'adapter_config.json'} to where it is now"
+        )
+    if local is not None:
+        check_weight_links(local)
+        if read_adapter_config(local) is not None:
+            raise ImpruverError(f"{key} is an adapter on an adapter, {base}; merge that one with its base first")
+    settings = {field: value for field, value in content.items() if field not in ORIGIN}
+    faults = [*find_faults(settings, get_lora_fields()), *find_ineffective_fields(settings)]
+    if faults:
+        raise ImpruverError(f"{folder / 'adapter_config.json'}: {faults[0][0]}: {faults[0][1]}")
+    return ContinuedAdapter(folder, str(local or base), settings)
+
+
+def apply_to_recipe(recipe: Recipe, adapter: ContinuedAdapter | None) -> Recipe:
+    """`recipe` with the adapter's LoRA configuration where it has none of its own."""
+    if adapter is None or recipe.lora is not None:
+        return recipe
+    return replace(recipe, lora={field: value for field, value in adapter.settings.items() if _is_set(field, value)})
+
+
+def check_agreement(model: PreTrainedModel, adapter: ContinuedAdapter) -> None:
+    """ImpruverError where the recipe's `lora`, as `model` has it, is not the adapter's own."""
+    from peft import LoraConfig
+
+    wanted = model.peft_config["default"].to_dict()
+    try:
+        own = LoraConfig(**(adapter.settings | {"task_type": "CAUSAL_LM"})).to_dict()
+    except (TypeError, ValueError) as error:
+        raise ImpruverError(f"{adapter.folder / 'adapter_config.json'}: {error}") from error
+    for field in wanted.keys() - {*ORIGIN}:
+        values = [sorted(value) if isinstance(value, (set, list)) else value for value in (wanted[field], own[field])]
+        if values[0] != values[1]:
+            raise ImpruverError(
+                f"lora.{field}: {values[0]!r}, and the adapter in {adapter.folder} has {values[1]!r}; an adapter goes "
+                "on as it is: leave the `lora` section out"
+            )
+
+
+def list_token_ids(adapter: ContinuedAdapter, tokens: int, rows: int) -> list[int]:
+    """Ids of the tokens whose embeddings the adapter trains; ImpruverError where some of `tokens` have none.
+
+    `rows`: of the base's embeddings.
+    """
+    indices = adapter.settings.get("trainable_token_indices") or []
+    lists = indices.values() if isinstance(indices, dict) else [indices]
+    ids = sorted({number for each in lists for number in each})
+    if absent := [number for number in range(rows, tokens) if number not in ids]:
+        raise ImpruverError(
+            f"tokenizer: {len(absent)} of its {tokens} tokens have embeddings neither in the base nor in the "
+            f"adapter in {adapter.folder}; an adapter that goes on can't learn new tokens"
+        )
+    return ids
+
+
+def _is_set(field: str, value: Any) -> bool:
+    """Whether `field` has another value than peft's default."""
+    from peft import LoraConfig
+
+    return value != LoraConfig().to_dict().get(field)
