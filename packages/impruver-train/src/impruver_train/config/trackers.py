@@ -9,7 +9,8 @@ from __future__ import annotations
 import netrc
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,8 +74,8 @@ def check_trackers(arguments: TrainingArguments) -> None:
     """ImpruverError for the first of a run's trackers that can't be made here, or that is not logged in."""
     for name in list_tracker_names(arguments.report_to):
         make_tracker(name)
-        check = LOGINS.get(name)
-        missing = check(arguments) if check is not None else None
+        with _refusing(name):
+            missing = LOGINS[name](arguments) if name in LOGINS else None
         if missing:
             raise ImpruverError(f"trainer.report_to: {name} is not logged in: {missing}")
 
@@ -86,13 +87,19 @@ def make_tracker(name: str) -> TrainerCallback:
     switch = SWITCHES.get(name)
     if switch is not None and os.environ.get(switch, "").upper() == "TRUE":
         raise ImpruverError(f"trainer.report_to: {name} is switched off by {switch}; unset it, or leave {name} out")
+    with _refusing(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers' own, on trackers that it will give up
+        return INTEGRATION_TO_CALLBACK[name]()
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever a tracker's package raises within, an end of the process included, is an ImpruverError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # transformers' own, on trackers that it will give up
-            return INTEGRATION_TO_CALLBACK[name]()
+        yield
     except (KeyboardInterrupt, TerminationSignal):
         raise
-    except BaseException as error:  # a library may end the process while it is imported
+    except BaseException as error:
         words = describe_error(error)[:300] if isinstance(error, Exception) else f"it ended with {error!r:.100}"
         package = PACKAGES.get(name)
         advice = f"; pip install --upgrade {package.install}, or leave it out" if package else "; leave it out"
@@ -106,12 +113,9 @@ def _find_wandb_login(_arguments: TrainingArguments) -> str | None:
     if settings.mode in ("offline", "dryrun", "disabled") or _is_set("WANDB_DISABLED"):
         return None
     try:
-        try:
-            logged_in = wandb.login(prompt=False)
-        except TypeError:  # a wandb that does not know `prompt`
-            logged_in = bool(wandb.api.api_key)
-    except Exception as error:
-        return f"{describe_error(error)[:300]} (wandb login, or WANDB_MODE=offline)"
+        logged_in = wandb.login(prompt=False)
+    except TypeError:  # a wandb that does not know `prompt`
+        logged_in = bool(wandb.api.api_key)
     return None if logged_in else "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline"
 
 

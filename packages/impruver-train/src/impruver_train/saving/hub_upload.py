@@ -18,16 +18,18 @@ from impruver_core.cli.console import is_quiet, log_info
 from impruver_core.cli.stop_signals import TerminationSignal
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.atomic import format_size
+from impruver_core.io.json_schema import read_json
 from impruver_core.io.manifest import read_manifest
 
 from impruver_train.checkpointing.output_dir import MANIFEST
 from impruver_train.config.hub_target import HubTarget
-from impruver_train.saving.model_card import build_model_card, find_base_name, read_metrics
+from impruver_train.saving.model_card import build_model_card, make_base_name, read_metrics
 from impruver_train.saving.public_copies import README, build_public_copies
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+ADAPTER_CONFIG = "adapter_config.json"
 REFUSED = (401, 403)  # answers that mean "not you"; others may be a hub that does not know the question
 
 
@@ -106,9 +108,15 @@ def _keeping_the_model(output_dir: Path, target: HubTarget) -> Iterator[None]:
 
 def _write_model_card(path: Path, output_dir: Path, manifest: Path, repo_id: str) -> Path:
     """Writes the model card of the run to `path`; `manifest` is the one that is published."""
-    base = find_base_name(read_manifest(output_dir / MANIFEST)["recipe"])  # which still tells an id from a folder
+    adapter = output_dir / ADAPTER_CONFIG
+    if adapter.is_file():
+        name = read_json(adapter).get("base_model_name_or_path")
+    else:
+        name = (read_manifest(output_dir / MANIFEST)["recipe"].get("model") or {}).get("name")
+    base = make_base_name(name)  # of what was written here, which still tells an id from a folder
     metrics = read_metrics(output_dir / "metrics.jsonl")
-    path.write_text(build_model_card(read_manifest(manifest), base, repo_id, metrics), encoding="utf-8", newline="\n")
+    card = build_model_card(read_manifest(manifest), base, adapter.is_file(), repo_id, metrics)
+    path.write_text(card, encoding="utf-8", newline="\n")
     return path
 
 

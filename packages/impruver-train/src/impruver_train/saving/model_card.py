@@ -18,27 +18,25 @@ class BaseName(NamedTuple):
 
 
 def build_model_card(
-    manifest: dict[str, Any], base: BaseName | None, repo_id: str, metrics: list[dict[str, Any]]
+    manifest: dict[str, Any], base: BaseName | None, adapter: bool, repo_id: str, metrics: list[dict[str, Any]]
 ) -> str:
     """README.md of a finished run: front matter, what was trained on what and how it went, how to use it.
 
     `manifest`: the run's, without paths of this machine. `metrics`: the rows of metrics.jsonl.
     """
     recipe = manifest.get("recipe") or {}
-    adapter = "lora" in recipe
     title = repo_id.rpartition("/")[2]
     sections = [
         _build_front_matter(base, adapter),
         f"# {title}\n\n{_describe_model(recipe, base, adapter)}",
-        f"## Training\n\n{_build_table(_list_facts(manifest, recipe, metrics))}",
+        f"## Training\n\n{_build_table(_list_facts(manifest, recipe, adapter, metrics))}",
         f"## Use\n\n{_describe_use(repo_id, title, base if adapter else None)}",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def find_base_name(recipe: dict[str, Any]) -> BaseName | None:
-    """The base of a resolved recipe, in which a local one is an absolute path; None for a model from scratch."""
-    name = (recipe.get("model") or {}).get("name")
+def make_base_name(name: str | None) -> BaseName | None:
+    """The base by what is written in output_dir, where a local one is an absolute path; None from scratch."""
     if not name:
         return None
     return BaseName(PurePath(name).name, True) if PurePath(name).is_absolute() else BaseName(name, False)
@@ -63,13 +61,13 @@ def _describe_model(recipe: dict[str, Any], base: BaseName | None, adapter: bool
 
 
 def _list_facts(
-    manifest: dict[str, Any], recipe: dict[str, Any], metrics: list[dict[str, Any]]
+    manifest: dict[str, Any], recipe: dict[str, Any], adapter: bool, metrics: list[dict[str, Any]]
 ) -> list[tuple[str, Any]]:
     """(name, value) of what is known of the run; what is not known is left out."""
     model, counts = recipe.get("model") or {}, manifest.get("counts") or {}
     sets = [PurePath(str(each["name"])).name for each in recipe.get("datasets") or [] if (each or {}).get("name")]
     inputs = [entry for entry in manifest.get("inputs") or [] if entry.get("role") != "base" and "path" in entry]
-    method = next((text for key, text in METHODS.items() if model.get(key)), "LoRA") if "lora" in recipe else "full"
+    method = next((text for key, text in METHODS.items() if model.get(key)), "LoRA") if adapter else "full"
     facts = [
         ("data sets", ", ".join(dict.fromkeys(sets))),
         ("files", ", ".join(f"{PurePath(entry['path']).name} ({entry.get('rows', 0):,} rows)" for entry in inputs)),

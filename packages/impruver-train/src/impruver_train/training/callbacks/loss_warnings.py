@@ -80,7 +80,8 @@ class LossWarningCallback:
 
     def list_counts(self) -> list[str]:
         """A line for each kind that came, for the end."""
-        return [f"{kind}: at {count:,} steps, first {self.first[kind]:,}" for kind, count in self.counts.items()]
+        counts = self.counts.items()
+        return [f"{kind}: at {count:,} step{'s' * (count > 1)}, first {self.first[kind]:,}" for kind, count in counts]
 
 
 def list_loss_warnings(trainer: Trainer) -> list[str]:
