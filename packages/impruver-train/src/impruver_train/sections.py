@@ -85,8 +85,8 @@ SECTIONS = {
     "trainer": open_mapping(
         "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
         "which sees another), `early_stopping_patience` (so many evaluations without a better metric end training), "
-        "`samples` (so many held-out prompts are answered at each evaluation) and any field of "
-        "transformers.TrainingArguments",
+        "`samples` (so many held-out prompts are answered at each evaluation), `push_to_hub` with `hub_model_id` (the "
+        "finished model is uploaded) and any other field of transformers.TrainingArguments",
         check=check_trainer,
         names=lambda: (*OURS, *get_training_fields()),
     ),
