@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,13 +18,16 @@ PART = re.compile(r"\.(?P<name>.+)\.\d+\.part")
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """Opens a file beside `path` that is synced and renamed to it at the end; an exception leaves `path` as it was."""
+def atomic_write(path: str | Path, mode: str = "w", permissions: int = 0o666) -> Iterator[IO]:
+    """Opens a file beside `path` that is synced and renamed to it at the end; an exception leaves `path` as it was.
+
+    `permissions` are those of the new file, less what the process takes away from any (umask).
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         make_folder(path.parent)
-        with _open_new(temporary, mode) as file:
+        with _open_new(temporary, mode, permissions) as file:
             yield file
             _sync(file)
             os.replace(temporary, path)
@@ -49,19 +53,19 @@ def _sync(file: IO) -> None:
     os.fsync(file.fileno())
 
 
-def _open_new(path: Path, mode: str) -> IO:
+def _open_new(path: Path, mode: str, permissions: int = 0o666) -> IO:
     """Opens a new file and locks it, so that `remove_stale_parts` can tell that it is still being written."""
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     while True:
         path.unlink(missing_ok=True)
-        file = open(path, mode, opener=_create_new, **text)  # noqa: SIM115
+        file = open(path, mode, opener=partial(_create_new, permissions), **text)  # noqa: SIM115
         if try_lock(file.fileno()) and is_at(file.fileno(), path):  # else it was just taken for a stale one
             return file
         file.close()
 
 
-def _create_new(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_EXCL | NO_LINK, 0o666)
+def _create_new(permissions: int, name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_EXCL | NO_LINK, permissions)
 
 
 def remove_stale_parts(folder: Path, is_ours: Callable[[str], object] = bool) -> None:

@@ -15,6 +15,7 @@ import jinja2
 import jinja2.compiler
 import jinja2.ext
 import jinja2.filters
+import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
@@ -24,6 +25,7 @@ from impruver_core.chat_template.rendering.traced_string import TracedStr, join_
 from impruver_core.errors import ImpruverError, RefusedError, describe_error
 
 TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now gives; no template sees it
+OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")  # of a rendering itself
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read either
 
 
@@ -220,6 +222,24 @@ def compile_template(template: str) -> jinja2.Template:
         raise ImpruverError(f"the chat template does not parse: {describe_error(error)}") from None
     finally:
         limits.end_rendering()
+
+
+def find_variables(template: str) -> frozenset[str]:
+    """The names that a template reads and that a caller may set by chat_template_kwargs; special tokens are none.
+
+    What a template sets itself is none, either, unless it asks before whether it is set.
+    """
+    environment = compile_template(template).environment
+    tree = environment.parse(template)
+    asked = (*tree.find_all(jinja2.nodes.Test), *tree.find_all(jinja2.nodes.Filter))
+    optional = {
+        node.node.name
+        for node in asked
+        if node.name in ("defined", "undefined", "default", "d") and isinstance(node.node, jinja2.nodes.Name)
+    }
+    stored = {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "store"}
+    names = jinja2.meta.find_undeclared_variables(tree) - set(environment.globals) - (stored - optional)
+    return frozenset(name for name in names - set(OWN_VARIABLES) if not name.endswith("_token"))
 
 
 def render_template(
