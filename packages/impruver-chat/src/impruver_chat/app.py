@@ -64,4 +64,5 @@ def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, 
             run_batch_job(job, batch, backend, sampling, model, manifest)
         else:
             conversation = Conversation(recipe.chat.system_prompt, recipe.chat.history_limit)
-            run_conversation(conversation, backend, sampling, recipe.seed, plain, compare)
+            name = str(source.files[-1 if gguf else 0].absolute())
+            run_conversation(conversation, backend, sampling, recipe.seed, plain, compare, name)

@@ -1,15 +1,16 @@
 """A conversation: its messages, and which of them go into the next prompt. No input, no output."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 from impruver_core.errors import ImpruverError
 
+from impruver_chat.messages import ANSWER_ROLES, RESPONSE_ROLES, make_system_messages
 from impruver_chat.responses.stream_parser import get_tool_calls
 
-ANSWER_ROLES = ("assistant", "function_call")
-RESPONSE_ROLES = ("tool", "function_response")
+ANSWER_SHARE = 4  # history leaves at least one part in so many of the context to the answer, if that may be so long
 EncodeMessages = Callable[[list[dict]], list[int]]
 
 
@@ -31,17 +32,29 @@ class PromptWindow:
 class Conversation:
     """The system prompt and all messages so far; the first `forgotten` of them no longer go into prompts.
 
-    `history_limit` counts the messages of a prompt, the new question included.
+    `history_limit` counts the messages of a prompt, the new question included; None: as many as the context holds.
     """
 
     system_prompt: str | None = None
-    history_limit: int = 10
+    history_limit: int | None = None
     messages: list[dict] = field(default_factory=list)
     forgotten: int = 0
 
     def get_messages(self) -> list[dict]:
         """The system prompt and all messages, forgotten or not."""
         return make_system_messages(self.system_prompt) + self.messages
+
+    def add_question(self, text: str) -> None:
+        """Add a question, in place of one that never got an answer."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.remove_last_messages()
+        self.messages.append({"role": "user", "content": text})
+
+    def is_unanswered(self) -> bool:
+        """Whether the model is to speak next: after a question, or after the responses to all its calls."""
+        return (
+            bool(self.messages) and self.messages[-1]["role"] not in ANSWER_ROLES and not self.find_pending_responses()
+        )
 
     def add_tool_response(self, text: str) -> int:
         """Add the response to the first tool call that has none; how many calls still wait. NoAnswerError without."""
@@ -94,15 +107,11 @@ class Conversation:
         current = self.messages[self.forgotten :]
         limited = select_last_turns(current, self.history_limit)
         system = make_system_messages(self.system_prompt)
-        ids, fitting = fit_to_context(limited, system, encode, context_length, max_new_tokens)
+        room = max_new_tokens if context_length is None else min(max_new_tokens, context_length // ANSWER_SHARE)
+        ids, fitting = fit_to_context(limited, system, encode, context_length, room)
         max_new_tokens = limit_new_tokens(ids, context_length, max_new_tokens)
         self.forgotten = len(self.messages) - len(fitting)
         return PromptWindow(ids, max_new_tokens, len(current) - len(limited), len(limited) - len(fitting))
-
-
-def make_system_messages(system_prompt: str | None) -> list[dict]:
-    """Make the messages that stand before a conversation: the system's, or none."""
-    return [{"role": "system", "content": system_prompt}] if system_prompt else []
 
 
 def split_turns(messages: Sequence[dict]) -> list[list[dict]]:
@@ -115,8 +124,10 @@ def split_turns(messages: Sequence[dict]) -> list[list[dict]]:
     return turns
 
 
-def select_last_turns(messages: Sequence[dict], limit: int) -> list[dict]:
-    """Select the last whole turns of at most `limit` messages together; the very last one always."""
+def select_last_turns(messages: Sequence[dict], limit: int | None) -> list[dict]:
+    """Select the last whole turns of at most `limit` messages together, the very last one always; None: all."""
+    if limit is None:
+        return list(messages)
     selected: list[dict] = []
     for turn in reversed(split_turns(messages)):
         if selected and len(turn) + len(selected) > limit:
@@ -133,12 +144,20 @@ def fit_to_context(
     The last turn alone may leave less room.
     """
     turns = split_turns(messages)
-    for first in range(len(turns)):
-        fitting = [message for turn in turns[first:] for message in turn]
-        ids = encode(system + fitting)
-        if ids and (context_length is None or len(ids) + room <= context_length):
-            break
-    return ids, fitting
+    encoded: dict[int, list[int]] = {}
+
+    def join_turns(first: int) -> list[dict]:
+        return [message for turn in turns[first:] for message in turn]
+
+    def fits(first: int) -> bool:
+        ids = encoded[first] = encode(system + join_turns(first))
+        return bool(ids) and (context_length is None or len(ids) + room <= context_length)
+
+    # All of them most often; else a long conversation is not encoded once for each of its turns.
+    first = 0 if fits(0) else bisect_left(range(len(turns) - 1), True, lo=1, key=fits) if len(turns) > 1 else 0
+    if first not in encoded:
+        fits(first)
+    return encoded[first], join_turns(first)
 
 
 def limit_new_tokens(ids: list[int], context_length: int | None, wanted: int) -> int:

@@ -25,7 +25,11 @@ RANGES = {
 class ChatSection:
     """How the trained model is talked to."""
 
-    history_limit: int = key(10, "messages that a prompt holds at most, cut at whole turns; the system prompt stays")
+    history_limit: int | None = key(
+        None,
+        "messages that a prompt holds at most, cut at whole turns; the system prompt stays; left out: what the model's "
+        "context holds",
+    )
     system_prompt: str | None = key(None, "what stands before every conversation, and before rows with a `prompt`")
     batch_size: int = key(32, "questions of --input that are answered at once, at most; fewer where they are long")
     max_new_tokens: int | None = key(None, f"longest answer in tokens; {FROM_MODEL} 200")

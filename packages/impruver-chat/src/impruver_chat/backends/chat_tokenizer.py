@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core import encode_prompt, load_tokenizer
-from impruver_core.chat_template.selection import TemplateSelector, get_end_of_turn
+from impruver_core.chat_template.selection import TemplateSelector, get_end_of_turn, get_template
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
 
@@ -39,13 +39,22 @@ class ChatTokenizer:
     """Encodes conversations as prompts and decodes answers, as one model does it.
 
     `encode(messages, tools=None, chat_template_kwargs=None)` gives the ids of a prompt, or raises RefusedError;
-    `decode(ids)` gives the text, each blank as the model wrote it, � for what is no whole character.
+    `decode(ids)` gives the text, each blank as the model wrote it, � for what is no whole character. `template` is the
+    chat template, "" without one; `find_markers(chat_template_kwargs)` finds what it writes with other arguments.
     """
 
     encode: Callable[..., list[int]]
     decode: Callable[[Sequence[int]], str]
     stops: StopCriteria
     markers: TemplateMarkers
+    template: str = ""
+    find_markers: Callable[[dict], TemplateMarkers] | None = None
+
+    def get_markers(self, chat_template_kwargs: dict | None) -> TemplateMarkers:
+        """What the template writes with these arguments: whether its prompt opens the reasoning may depend on them."""
+        if not chat_template_kwargs or self.find_markers is None:
+            return self.markers
+        return self.find_markers(chat_template_kwargs)
 
 
 def load_saved_tokenizer(
@@ -60,10 +69,15 @@ def make_chat_tokenizer(
     tokenizer: PreTrainedTokenizerBase, output_dir: Path, options: EncodingOptions
 ) -> ChatTokenizer:
     """Make the ChatTokenizer of transformers' tokenizer that was saved in `output_dir`."""
-    try:
-        markers = find_markers(*TemplateSelector(tokenizer).select(None, dict(options.chat_template_kwargs)))
-    except ImpruverError:  # no template: encoding will say so
-        markers = TemplateMarkers()
+    selector = TemplateSelector(tokenizer)
+
+    def find(kwargs: dict) -> TemplateMarkers:
+        try:
+            return find_markers(*selector.select(None, {**options.chat_template_kwargs, **kwargs}))
+        except ImpruverError:  # no template: encoding will say so
+            return TemplateMarkers()
+
+    markers = find({})
     specials = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     hidden = {number for number, text in specials.items() if text not in markers.special_tokens}
 
@@ -74,7 +88,25 @@ def make_chat_tokenizer(
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([n for n in ids if int(n) not in hidden], clean_up_tokenization_spaces=False)
 
-    return ChatTokenizer(encode, decode, find_stop_criteria(tokenizer, output_dir), markers)
+    try:
+        template = get_template(tokenizer)
+    except ImpruverError:
+        template = ""
+    stops = find_stop_criteria(tokenizer, output_dir)
+    return ChatTokenizer(encode, decode, stops, markers, template, cache_by_arguments(find))
+
+
+def cache_by_arguments(find: Callable[[dict], Any]) -> Callable[[dict], Any]:
+    """Have `find` work once for each mapping of arguments, which may hold lists and mappings."""
+    results: dict[str, Any] = {}
+
+    def find_once(kwargs: dict) -> Any:
+        key = repr(kwargs)
+        if key not in results:
+            results[key] = find(kwargs)
+        return results[key]
+
+    return find_once
 
 
 def find_stop_criteria(tokenizer: PreTrainedTokenizerBase, output_dir: Path) -> StopCriteria:

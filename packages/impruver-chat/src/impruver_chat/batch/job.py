@@ -129,12 +129,11 @@ def run_batch_job(
 ) -> None:
     """Answer the questions, publish answers and manifest, print the stats; `manifest` is its head."""
     questions, stats = rows.encode_questions(batch.questions, backend, sampling, job.seed), rows.BatchStats()
-    markers = backend.tokenizer.markers
     if job.strict:
         rows.check_no_faults(job.input, questions)
     if job.output is None:
         answers = rows.generate_answers(questions, backend, sampling, job.batch_size, None)
-        with closing(rows.build_answer_rows(questions, answers, markers, stats, job.expect)) as answered:
+        with closing(rows.build_answer_rows(questions, answers, backend.tokenizer, stats, job.expect)) as answered:
             rows.print_rows(answered)
     else:
         fingerprint = compute_fingerprint(questions, sampling, model.list_facts())
@@ -144,7 +143,7 @@ def run_batch_job(
             log_info(f"note: {len(known):,} answers are those of the run that was stopped ({journal})")
         answers = rows.generate_answers(questions, backend, sampling, job.batch_size, known)
         answers = record_answers(journal, fingerprint, known, answers)
-        answered = rows.build_answer_rows(questions, answers, markers, stats, job.expect)
+        answered = rows.build_answer_rows(questions, answers, backend.tokenizer, stats, job.expect)
         with reporting_saved_answers(journal, fingerprint, len(questions)), closing(answered):
             staged = rows.write_staged_rows(job.output, answered)
         try:
@@ -164,7 +163,7 @@ def print_stats(stats: rows.BatchStats, job: BatchJob) -> None:
     """Print what became of the rows, on stderr where stdout holds them."""
     report = log_info if job.output is None else print_result
     if stats.cut_off:
-        log_info(f"note: {stats.cut_off:,} of the answers reached the limit of tokens and may be cut off")
+        log_info(f"note: {stats.cut_off:,} of the answers reached the limit of tokens: finish_reason is length")
     if stats.replaced:
         log_info(f"note: {stats.replaced:,} rows had an error, reference or match of their own, which ours replaced")
     if job.expect:

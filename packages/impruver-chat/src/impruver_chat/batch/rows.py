@@ -14,20 +14,13 @@ from impruver_core.io.atomic import get_staged_path, open_synced
 from impruver_core.io.jsonl import BLANKS, format_row, read_numbered_rows, write_rows
 
 from impruver_chat.backends.base import Answer, Backend, IndexedAnswers
-from impruver_chat.conversation import (
-    ANSWER_ROLES,
-    RESPONSE_ROLES,
-    NoAnswerError,
-    limit_new_tokens,
-    make_system_messages,
-)
+from impruver_chat.backends.chat_tokenizer import ChatTokenizer
+from impruver_chat.conversation import NoAnswerError, limit_new_tokens
 from impruver_chat.generation.prompt import Prompt, SamplingParams
+from impruver_chat.messages import ANSWER_ROLES, find_fault, join_contents, join_text_parts, make_system_messages
 from impruver_chat.responses.stream_parser import parse_response
-from impruver_chat.responses.template_markers import TemplateMarkers
 
 STDIN = Path("/dev/stdin")
-TEXT_ROLES = ("system", "developer", "user", "assistant")
-ROLES = (*TEXT_ROLES[:3], *RESPONSE_ROLES, *ANSWER_ROLES)
 WINDOW = 8  # batches of a file that are sorted together
 
 
@@ -77,14 +70,15 @@ def parse_question(line: int, row: dict, system_prompt: str | None) -> Question:
             return Question(line, row, [], fault=f"{name} is no {kind.__name__}")
     reference = row.get("reference")
     reference = reference if isinstance(reference, str) and reference.strip() else None
-    messages = row.get("messages")
-    if messages is None and isinstance(row.get("prompt"), str):
-        messages = [*make_system_messages(system_prompt), {"role": "user", "content": row["prompt"]}]
+    messages, prompt = row.get("messages"), join_text_parts(row.get("prompt"))
+    if messages is None and isinstance(prompt, str):
+        messages = [*make_system_messages(system_prompt), {"role": "user", "content": prompt}]
         return Question(line, row, messages, reference)
     if messages is None:
         return Question(line, row, [], fault="neither messages nor a prompt")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return Question(line, row, [], fault="messages is not a list of objects")
+    messages = join_contents(messages)
     if messages and messages[-1].get("role") in ANSWER_ROLES:
         content = messages[-1].get("content")
         if reference is None and isinstance(content, str) and content.strip():
@@ -93,20 +87,6 @@ def parse_question(line: int, row: dict, system_prompt: str | None) -> Question:
     if not messages:
         return Question(line, row, [], fault="no message to answer")
     return Question(line, row, messages, reference, find_fault(messages))
-
-
-def find_fault(messages: Sequence[dict]) -> str | None:
-    """Find why messages can't be asked: what a chat template would pass over or take for empty."""
-    for number, message in enumerate(messages):
-        role = message.get("role")
-        if role not in ROLES:
-            has_role = f"the role {role!r}" if "role" in message else "no role"
-            return f"message {number} has {has_role}; there are {', '.join(ROLES)}"
-        if message.get("content") is None and not (role == "assistant" and message.get("tool_calls")):
-            return f"message {number} ({role}) has no content"
-        if role in TEXT_ROLES and isinstance(message.get("content"), list):
-            return f"message {number} ({role}) has a list as content, not a text"
-    return None
 
 
 def check_no_faults(path: Path, questions: Sequence[Question]) -> None:
@@ -169,7 +149,7 @@ def generate_answers(
 
 
 def build_answer_rows(
-    questions: list[Question], answers: IndexedAnswers, markers: TemplateMarkers, stats: BatchStats, expect: bool
+    questions: list[Question], answers: IndexedAnswers, tokenizer: ChatTokenizer, stats: BatchStats, expect: bool
 ) -> Iterator[dict]:
     """Yield the rows with their answers in the order of the questions, each as soon as it can be; updates `stats`."""
     ready: dict[int, Answer] = {}
@@ -190,14 +170,22 @@ def build_answer_rows(
                 bar.update(1)
             answer = ready.pop(index)
             stats.cut_off += not answer.ended
-            message = parse_response(markers, answer.text)
+            message = parse_response(tokenizer.get_markers(question.row.get("chat_template_kwargs")), answer.text)
             scores = {}
             if expect and question.reference is not None:
                 match = normalize_text(message["content"]) == normalize_text(question.reference)
                 stats.scored += 1
                 stats.right += match
                 scores = {"reference": question.reference, "match": match}
-            yield _merge_fields(question.row, scores, stats) | {"messages": [*question.messages, message]}
+            ending = format_finish_reason(question.row, answer)
+            yield _merge_fields(question.row, scores, stats) | {"messages": [*question.messages, message]} | ending
+
+
+def format_finish_reason(row: dict, answer: Answer) -> dict[str, str]:
+    """Format how an answer ended as a field: of one at its limit, and where a row has another answer's already."""
+    if not answer.ended:
+        return {"finish_reason": "length"}
+    return {"finish_reason": "stop"} if "finish_reason" in row else {}
 
 
 def _merge_fields(row: dict, ours: dict, stats: BatchStats) -> dict:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from impruver_core.cli.console import warn
 from impruver_core.cli.stop_signals import SIGHUP, make_exception
@@ -20,23 +21,89 @@ if TYPE_CHECKING:
     from prompt_toolkit.application import Application
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.key_binding.key_processor import KeyPress
 
 MARK = "> "
 NOT_TEXT = "not asked: this line is not UTF-8"
 CONTINUATION = "\\"  # at a line's end: the question goes on in the next
 
 
+class PromptReader(Protocol):
+    """Reads questions."""
+
+    def read(self) -> str | None:
+        """Read the next question; None at the end of the input and at Ctrl+C."""
+
+    def discard_typed_lines(self) -> None:
+        """Discard the lines that were typed ahead; called where Ctrl+C stopped what was done meanwhile."""
+
+
+class PipedReader:
+    """Reads lines of stdin as they are; see `PromptReader`. `mark` goes to stderr before each."""
+
+    def __init__(self, mark: str = ""):
+        self._mark = mark
+
+    def read(self) -> str | None:
+        """Read the next question; see `PromptReader`."""
+        return read_piped(self._mark)
+
+    def discard_typed_lines(self) -> None:
+        """Nothing: a terminal's driver has discarded them at Ctrl+C, and what a pipe holds was not typed ahead."""
+
+
+class EditedReader:
+    """Reads questions with prompt-toolkit's session; see `PromptReader`."""
+
+    def __init__(self, session: PromptSession):
+        self._session = session
+
+    def read(self) -> str | None:
+        """Read the next question; see `PromptReader`."""
+        return read_edited(self._session)
+
+    def discard_typed_lines(self) -> None:
+        """Discard what was typed up to the last Enter; what follows it is there for the next prompt, Ctrl+D as well."""
+        from prompt_toolkit.input.typeahead import store_typeahead
+        from prompt_toolkit.input.vt100_parser import Vt100Parser
+
+        unfinished = re.split(rb"[\r\n]", read_typed())[-1]
+        keys: list[KeyPress] = []
+        parser = Vt100Parser(keys.append)
+        parser.feed(unfinished.decode("utf-8", "surrogateescape"))
+        parser.flush()
+        store_typeahead(self._session.input, keys)
+
+
 @contextmanager
-def open_reader(commands: Iterable[str]) -> Iterator[Callable[[], str | None]]:
-    """Open a function that reads the next question; it returns None at the end of the input and at Ctrl+C."""
+def open_reader(commands: Iterable[str]) -> Iterator[PromptReader]:
+    """Open a reader of questions: with prompt-toolkit at a terminal that can do it, else of the lines of stdin."""
     if not sys.stdin.isatty():
-        yield read_piped
+        yield PipedReader()
     elif not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        yield lambda: read_piped(MARK)
+        yield PipedReader(MARK)
     else:
         session = make_editor(commands)
         with without_echo():
-            yield lambda: read_edited(session)
+            yield EditedReader(session)
+
+
+def read_typed() -> bytes:
+    """Read what was typed at the terminal and not read yet, unfinished lines too, without waiting for more."""
+    if os.name != "posix":
+        return b""
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    first, second, third, local, *others, characters = before
+    characters = list(characters)
+    characters[termios.VMIN] = characters[termios.VTIME] = 0
+    termios.tcsetattr(descriptor, termios.TCSANOW, [first, second, third, local & ~termios.ICANON, *others, characters])
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 4096), b""))
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def read_edited(session: PromptSession) -> str | None:

@@ -14,12 +14,17 @@ from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
-from impruver_chat.backends.chat_tokenizer import ChatTokenizer, EncodingOptions, make_chat_tokenizer
+from impruver_chat.backends.chat_tokenizer import (
+    ChatTokenizer,
+    EncodingOptions,
+    cache_by_arguments,
+    make_chat_tokenizer,
+)
 from impruver_chat.backends.llama_cpp.process import LlamaCppProcess
 from impruver_chat.backends.llama_cpp.worker import GgufDescription
 from impruver_chat.generation.detokenizer import make_stop_criteria
 from impruver_chat.model_dir import GgufFile
-from impruver_chat.responses.template_markers import find_markers
+from impruver_chat.responses.template_markers import TemplateMarkers, find_markers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,21 +107,26 @@ def make_vocab_tokenizer(vocab: GgufVocab, path: Path, options: EncodingOptions)
     variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
     variables |= options.chat_template_kwargs
     specials = vocab.find_control_texts()
-    template_format = analyze_template(template, variables, specials)
-    markers = find_markers(template, variables, template_format)
+    analyze = cache_by_arguments(lambda kwargs: analyze_template(template, {**variables, **kwargs}, specials))
+    analyze_with_tools = cache_by_arguments(
+        lambda kwargs: analyze_template(template, {**variables, **kwargs}, specials, True)
+    )
+
+    def find(kwargs: dict) -> TemplateMarkers:
+        return find_markers(template, {**variables, **kwargs}, analyze(kwargs))
 
     def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        own, own_format = {**variables, **(kwargs or {})}, template_format
-        if tools or kwargs:
-            own_format = analyze_template(template, own, specials, bool(tools))
-        messages = normalize_messages(messages, own_format)
+        own = {**variables, **(kwargs or {})}
+        messages = normalize_messages(messages, (analyze_with_tools if tools else analyze)(kwargs or {}))
         ids = vocab.tokenize(render_template(template, messages, tools, add_generation_prompt=True, variables=own))
         bos = model.bos if options.add_bos and model.add_bos else None
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
     drop_first_blank = model.add_space_prefix == "true"
-    stops = make_stop_criteria(template_format.stops, find_end_token_ids(vocab), partial(find_token, vocab))
-    return ChatTokenizer(encode, make_decoder(vocab, drop_first_blank, markers.special_tokens), stops, markers)
+    stops = make_stop_criteria(analyze({}).stops, find_end_token_ids(vocab), partial(find_token, vocab))
+    markers = find({})
+    decode = make_decoder(vocab, drop_first_blank, markers.special_tokens)
+    return ChatTokenizer(encode, decode, stops, markers, template, cache_by_arguments(find))
 
 
 def make_decoder(vocab: GgufVocab, drop_first_blank: bool, text_tokens: Collection[str] = ()) -> Callable[..., str]:
