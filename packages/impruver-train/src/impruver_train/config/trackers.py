@@ -133,7 +133,7 @@ def _find_neptune_login(_arguments: TrainingArguments) -> str | None:
     if os.environ.get("NEPTUNE_MODE", "").lower() in ("offline", "debug"):
         return None
     absent = [name for name in ("NEPTUNE_API_TOKEN", "NEPTUNE_PROJECT") if not os.environ.get(name)]
-    return f"set {' and '.join(absent)}, or NEPTUNE_MODE=offline" if absent else None
+    return f"set {' and '.join(absent)}" if absent else None
 
 
 def _find_clearml_login(_arguments: TrainingArguments) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import warn
 from impruver_core.cli.stop_signals import TerminationSignal
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import ImpruverError, describe_error
 
 from impruver_train.config.trackers import list_tracker_names, make_tracker
 from impruver_train.training.callbacks.metrics_logger import MetricsLoggerCallback
@@ -90,7 +90,7 @@ def isolate_tracker_errors(tracker: TrainerCallback) -> None:
                 raise
             except BaseException as error:
                 silent.append(True)
-                words = str(error) if isinstance(error, Exception) else repr(error)
+                words = describe_error(error) if isinstance(error, Exception) else repr(error)
                 warn(f"{name} failed and gets no more logs; training goes on: {words:.300}")
 
         return call
