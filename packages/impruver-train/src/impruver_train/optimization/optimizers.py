@@ -139,8 +139,8 @@ def set_optimizer(trainer: Trainer, name: str | None, loraplus_lr_ratio: float |
         return create(model)
 
     trainer.create_optimizer = create_optimizer
-    for name in ("_save_checkpoint", "_load_best_model"):
-        setattr(trainer, name, partial(_call_averaged, trainer, getattr(trainer, name)))
+    for method in ("_save_checkpoint", "_load_best_model"):
+        setattr(trainer, method, partial(_call_averaged, trainer, getattr(trainer, method)))
 
 
 def _call_averaged(trainer: Trainer, method: Any, *args: Any, **kwargs: Any) -> None:
