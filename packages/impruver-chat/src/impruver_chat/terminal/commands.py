@@ -72,8 +72,8 @@ def print_help(chat: ChatContext, rest: str) -> None:
     width = max(map(len, USAGES))
     lines = [f"{usage:{width}}  {command.__doc__}" for usage, command in USAGES.items()]
     lines += ["A new line in a question: Alt+Enter (Esc, then Enter), or \\ and then Enter."]
-    lines += ["Ctrl+C stops an answer and drops the lines typed meanwhile; at the prompt it leaves,"]
-    lines += ["as Ctrl+D does, and exit or quit alone."]
+    lines += ["Ctrl+C stops an answer, and drops lines that were typed meanwhile."]
+    lines += ["At the prompt it leaves, as Ctrl+D does, and exit or quit alone in a line."]
     log_always("\n".join(lines))
 
 
@@ -161,7 +161,7 @@ def switch_thinking(chat: ChatContext, rest: str) -> None:
 
 
 def resume(chat: ChatContext, rest: str) -> None:
-    """Brings a saved conversation back: the last one, or by its number in /resume list"""
+    """Brings the last conversation back, or one of /resume list."""
     if rest.lower() == "list":
         list_conversations(chat)
         return

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from impruver_core.cli.console import log_always, log_info, warn
-from impruver_core.errors import RefusedError
+from impruver_core.errors import ImpruverError, RefusedError
 
 from impruver_chat.backends.base import Answer, Backend, BackendEndedError
 from impruver_chat.conversation import Conversation, NoAnswerError
@@ -68,7 +68,8 @@ def build_prompt(chat: ChatContext) -> Prompt | None:
         window = conversation.build_prompt(encode, backend.context_length, wanted)
     except (RefusedError, NoAnswerError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):
-            chat.reader.discard_typed_lines()
+            with suppress(KeyboardInterrupt), uninterrupted():
+                chat.reader.discard_typed_lines()
         warn(f"not asked: {str(error) or 'stopped'}")
         return None
     if window.forgotten_by_limit:
@@ -83,10 +84,9 @@ def build_prompt(chat: ChatContext) -> Prompt | None:
 
 
 def stream_answer(chat: ChatContext, prompt: Prompt) -> tuple[dict | None, bool]:
-    """Show an answer as it is generated; its message (None if stopped before the first word), and whether stopped."""
-    markers = chat.backend.tokenizer.get_markers(chat.template_arguments)
-    parser = ResponseStreamParser(markers, chat.display.feed)
-    was_stopped = has_text = False
+    """Show an answer as it is generated; its message (None if there is none), and whether Ctrl+C stopped it."""
+    parser = ResponseStreamParser(chat.backend.tokenizer.get_markers(chat.template_arguments), chat.display.feed)
+    has_text = False
     answer: Answer | None = None
 
     def emit(piece: str) -> None:
@@ -97,22 +97,32 @@ def stream_answer(chat: ChatContext, prompt: Prompt) -> tuple[dict | None, bool]
     try:
         answer = chat.backend.stream_answer(prompt, chat.sampling, emit)
     except KeyboardInterrupt:
-        was_stopped = True
-        chat.reader.discard_typed_lines()
-    except BackendEndedError:
+        pass
+    except ImpruverError as error:
         parser.finish()
         chat.display.finish()
-        raise
+        if isinstance(error, BackendEndedError) or error.exit_code != 2:
+            raise
+        warn(f"not answered: {error}")  # such as no memory for so long a conversation
+        return None, False
     with suppress(KeyboardInterrupt), uninterrupted():  # Ctrl+C once more says nothing new
+        if answer is None:
+            chat.reader.discard_typed_lines()
         message = parser.finish()
         chat.display.finish()
-    if was_stopped:
+    log_end(answer, has_text, prompt, chat.sampling)
+    return (message if has_text or answer is not None else None), answer is None
+
+
+def log_end(answer: Answer | None, has_text: bool, prompt: Prompt, sampling: SamplingParams) -> None:
+    """Say how an answer ended, unless by itself with a text; it is None where Ctrl+C stopped it."""
+    if answer is None:
         log_always("(stopped)" if has_text else "(stopped before the first word: the question is taken back)")
-    elif not has_text:
+        return
+    if not has_text:
         log_always("(the model said nothing)")
-    if answer is not None and not answer.ended:
-        log_always(describe_limit(prompt, chat.sampling))
-    return (message if has_text or not was_stopped else None), was_stopped
+    if not answer.ended:
+        log_always(describe_limit(prompt, sampling))
 
 
 def describe_limit(prompt: Prompt, sampling: SamplingParams) -> str:
