@@ -23,9 +23,7 @@ def evaluations():
     return lambda folder: [row["step"] for row in read_jsonl(folder / "metrics.jsonl") if "eval_loss" in row]
 
 
-def test_early_stopping_counts_on_after_a_stop(
-    recipe, impruver_train, parts, evaluations, tmp_path, monkeypatch
-):
+def test_early_stopping_counts_on_after_a_stop(recipe, impruver_train, parts, evaluations, tmp_path, monkeypatch):
     """At this learning rate the loss grows from the first step on: the fourth evaluation is the third without gain."""
     put_beside_recipe("stopper", tmp_path)
     trainer = STOPPING | {"class": "stopper.StopTrainer"}

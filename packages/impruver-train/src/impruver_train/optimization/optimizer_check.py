@@ -112,7 +112,6 @@ def find_state_loss(optimizer: Optimizer, state: dict) -> str | None:
         file.seek(0)
         with safe_globals():
             torch.load(file, weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        return f"its state can't be read back from a checkpoint, so that a stopped run can't be resumed ({reason:.200})"
+    except Exception:  # objects of its own, which could run code
+        return "its state can't be read back from a checkpoint, so that a stopped run can't be resumed"
     return None
