@@ -57,10 +57,12 @@ def wandb_without_login(monkeypatch, tmp_path):
     wandb.teardown()
 
 
-def test_who_is_not_logged_in_is_told_in_a_dry_run(recipe, impruver_train, wandb_without_login):
+def test_who_is_not_logged_in_is_told_in_a_dry_run(recipe, impruver_train, tmp_path, wandb_without_login):
     code, stdout, err = impruver_train(recipe(trainer={"report_to": "all"}), "--dry_run")
     assert (code, stdout) == (2, ""), err
     assert "trainer.report_to: wandb is not logged in: run `wandb login`, set WANDB_API_KEY" in err
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'a' * 40}\n")
+    assert impruver_train(recipe(trainer={"report_to": "wandb"}), "--dry_run")[0] == 0  # and no server was asked
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from impruver_core.cli.stop_signals import TerminationSignal
 from impruver_core.errors import ImpruverError, describe_error
@@ -109,14 +110,17 @@ def _refusing(name: str) -> Iterator[None]:
 def _find_wandb_login(_arguments: TrainingArguments) -> str | None:
     import wandb
 
-    settings = wandb.setup().settings  # the environment, and what `wandb offline` and `wandb login` wrote
+    # The environment, and what `wandb offline` wrote. wandb.login would ask the server.
+    settings = wandb.setup().settings
     if settings.mode in ("offline", "dryrun", "disabled") or _is_set("WANDB_DISABLED"):
         return None
-    try:
-        logged_in = wandb.login(prompt=False)
-    except TypeError:  # a wandb that does not know `prompt`
-        logged_in = bool(wandb.api.api_key)
-    return None if logged_in else "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline"
+    keys = [getattr(settings, name, None) for name in ("api_key", "identity_token_file")]
+    keys += [os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")]
+    server = urlsplit(settings.base_url).netloc
+    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    # Servers of wandb's own share their keys.
+    named = any(host == server or "wandb" in host for path in paths for host in _list_netrc_hosts(path))
+    return None if any(keys) or named else "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline"
 
 
 def _find_comet_login(_arguments: TrainingArguments) -> str | None:
@@ -152,12 +156,8 @@ def _find_swanlab_login(_arguments: TrainingArguments) -> str | None:
     if os.environ.get("SWANLAB_MODE") in ("local", "offline", "disabled") or os.environ.get("SWANLAB_API_KEY"):
         return None
     own = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or "~/.swanlab"
-    for folder in (".swanlab", own):
-        try:
-            if netrc.netrc(Path(folder).expanduser() / ".netrc").hosts:
-                return None
-        except (OSError, RuntimeError, netrc.NetrcParseError):
-            continue
+    if any(_list_netrc_hosts(f"{folder}/.netrc") for folder in (".swanlab", own)):
+        return None
     return "run `swanlab login`, set SWANLAB_API_KEY, or SWANLAB_MODE=offline"
 
 
@@ -188,6 +188,14 @@ LOGINS: dict[str, Callable[[TrainingArguments], str | None]] = {
     "trackio": _find_trackio_login,
     "wandb": _find_wandb_login,
 }
+
+
+def _list_netrc_hosts(path: str) -> list[str]:
+    """The servers that a netrc file has logins for; [] where it can't be read."""
+    try:
+        return list(netrc.netrc(Path(path).expanduser()).hosts)
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return []
 
 
 def _is_set(variable: str) -> bool:
