@@ -6,7 +6,6 @@ Which field is read when is as in peft's own source: its LoraConfig, and the lay
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from impruver_core.errors import ImpruverError
@@ -121,6 +120,8 @@ def _find_unread_keys(name: str, value: dict[Any, Any], kind: str) -> Iterator[t
 
 
 def _get_peft_version() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # not for --help
+
     try:
         return version("peft")
     except PackageNotFoundError:
