@@ -266,3 +266,15 @@ def test_a_second_run_with_nothing_changed_writes_nothing(composed, files, tmp_p
     before = times()
     composed(split={"val_rows": 4})
     assert times()["train.jsonl"] != before["train.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["list", "mapping"])
+def test_of_several_validation_files_the_first_is_written(kind, files, composed, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text("{}\n")
+    files.write("rows.jsonl", files.unlike(20))
+    paths = [str(tmp_path / "mine.jsonl"), str(other)]
+    named = paths if kind == "list" else {"mine": paths[0], "other": paths[1]}
+    composed(datasets=[{"name": "rows.jsonl"}], val_path=named, split={"val_rows": 3})
+    assert len((tmp_path / "mine.jsonl").read_text().splitlines()) == 3
+    assert other.read_text() == "{}\n"

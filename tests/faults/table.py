@@ -233,9 +233,8 @@ def plant_leftovers(cell: Cell) -> None:
     manifest.with_name(f".{manifest.name}.4000000.part").write_text("{")
     if tool.name != "train":
         manifest.with_name(f".{outputs[tool.name]}.staged").write_text("half")
-    for entry in (folder / "cache").glob("*/*"):
-        if entry.is_dir() and tool.cache:
-            (entry / ".000000.arrow.4000000.part").write_text("half")
+    for entry in filter(Path.is_dir, cell.workspace.find(tool.cache)):  # its own: the others' are theirs to clear
+        (entry / ".000000.arrow.4000000.part").write_text("half")
     run_plainly(cell)
 
 
