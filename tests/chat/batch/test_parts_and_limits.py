@@ -5,19 +5,19 @@ from support.jsonl import read_jsonl
 from support.messages import assistant, user
 
 
-def part(text, **changes):
+def text_part(text, **changes):
     return {"type": "text", "text": text} | changes
 
 
-RED = user([part("re"), part("d", type="input_text")])
+RED = user([text_part("re"), text_part("d", type="input_text")])
 
 
 def test_a_list_of_text_parts_is_the_text_and_anything_else_is_named(answers, recipe, tmp_path, models, composed):
     rows = [
         {"messages": [RED], "id": 1},
-        {"prompt": [part("re"), "d"], "reference": "no"},
-        {"messages": [RED, assistant([part(WORDS["red"], type="output_text")])]},
-        {"messages": [user([part("what"), {"type": "image_url", "image_url": {"url": "x"}}])]},
+        {"prompt": [text_part("re"), "d"], "reference": "no"},
+        {"messages": [RED, assistant([text_part(WORDS["red"], type="output_text")])]},
+        {"messages": [user([text_part("what"), {"type": "image_url", "image_url": {"url": "x"}}])]},
         {"messages": [user([{"type": "text"}])]},
         {"messages": [user([])]},
         {"messages": [user([5])]},

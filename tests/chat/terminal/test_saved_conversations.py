@@ -77,7 +77,7 @@ def test_a_conversation_comes_back_whole_and_goes_on_in_place_of_its_file(talk, 
     _, err = talk(recipe(), "/resume 9", "/resume x", "/resume 2", "blue", f"/save {tmp_path / 'a'}", "/resume list")
     assert "warning: there are 2 saved conversations" in err
     assert "warning: /resume, /resume NUMBER or /resume list" in err
-    assert re.search(r"^2 +\S+ \S+ +white$", err, re.MULTILINE)
+    assert re.search(r"^1 +\S+ \S+ +white$", err, re.MULTILINE)
     whole = read_jsonl(tmp_path / "a")[0]["messages"]
     assert f"> green\n{whole[4]['content']}\n" in err
     assert whole[0] == {"role": "system", "content": "be brief"}
