@@ -149,7 +149,7 @@ ARGUMENTS = [
     ({"trainer": {"save_strategy": "best"}}, ["trainer.save_strategy: best", "eval_strategy"]),
     ({"trainer": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}}, ["48 rows", "batch of 64"]),
     ({"trainer": {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}}, ["pip install galore-torch"]),
-    ({"trainer": {"optim": "schedule_free_adamw"}}, ["pip install schedulefree"]),
+    ({"trainer": {"optim": "grokadamw"}}, ["pip install grokadamw"]),
     ({"trainer": {"metric_for_best_model": {"a": 1}}}, ["trainer: a value is not of the kind", "'dict' object"]),
     ({"trainer": {"metric_for_best_model": "foo"}}, ["trainer.metric_for_best_model: foo", "loss"]),
     ({"trainer": {"class": "transformers.Trainr"}}, ["trainer.class", "Trainer"]),
@@ -278,16 +278,6 @@ def test_a_tied_output_beside_rows_of_new_tokens(recipe, refused, parts, tmp_pat
         "tokenizer": {"special_tokens": {"additional_special_tokens": ["<new>"]}},
     }
     assert "lm_head shares its weights" in refused(recipe(**keys), "--dry_run")
-
-
-def test_an_adapter_is_no_base(recipe, refused, impruver_train, parts, tmp_path):
-    """`model.name` naming an earlier run's output: its base would be loaded unsaid, whichever it is."""
-    assert impruver_train(recipe())[0] == 0
-    for flags in ([], ["--dry_run"]):
-        keys = {"output_dir": str(tmp_path / "second"), "model": {"name": str(tmp_path / "out")}}
-        message = refused(recipe(**keys), *flags)
-        assert f"model.name: {tmp_path / 'out'} is an adapter, trained on {parts / 'base'}" in message
-    assert not (tmp_path / "second").exists()
 
 
 def test_a_token_given_as_a_flag_is_not_repeated(recipe, impruver_train):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
-from impruver_core.io.json_schema import read_json
 from impruver_core.io.model_files import check_no_lfs_pointer, refuse_pickled_weights
 from impruver_core.modeling.peft_methods import find_unmergeable
 from impruver_core.recipe.paths import check_model_folder
@@ -34,20 +32,12 @@ def check_method(section: ModelSection, lora: dict[str, Any] | None) -> None:
 
 
 def check_base(folder: Path | None, name: str) -> None:
-    """Refuses a local base that is an adapter, which transformers would put on its own base unsaid, or is pickled."""
+    """Refuses a local base without weights in safetensors, or with what Git LFS left in place of a file."""
     if folder is None:
         return
     check_model_folder(folder, "model.name")
     for path in (*folder.glob("*.safetensors"), *folder.glob("tokenizer.*")):
         check_no_lfs_pointer(path)
-    if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
-        base = "another base"
-        with suppress(OSError, ImpruverError, KeyError):
-            base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
-        raise ImpruverError(
-            f"model.name: {name} is an adapter, trained on {base}, and no model; name that base to train a new "
-            "adapter, or merge the two with peft (merge_and_unload, save_pretrained) and name the merged folder"
-        )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ImpruverError(f"model.name: {name} holds no weights; copy its *.safetensors there, or name another model")
     if not any(folder.glob("*.safetensors")):
