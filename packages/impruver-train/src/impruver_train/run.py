@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,12 @@ from impruver_train.checkpointing import checkpoints, resume
 from impruver_train.checkpointing import output_dir as output
 from impruver_train.config.hub_target import HubTarget, read_hub_target
 from impruver_train.modeling.checks import check_method
-from impruver_train.modeling.continued_adapter import ContinuedAdapter, apply_to_recipe, find_continued_adapter
+from impruver_train.modeling.continued_adapter import (
+    ContinuedAdapter,
+    apply_to_recipe,
+    find_continued_adapter,
+    name_base,
+)
 from impruver_train.planning import run_estimate
 from impruver_train.planning.memory import list_memory_advice
 from impruver_train.planning.plan import (
@@ -52,8 +56,6 @@ from impruver_train.training.callbacks.run_callbacks import build_callbacks, bui
 from impruver_train.training.callbacks.trackers import close_trackers
 from impruver_train.training.failures import translate_resource_errors
 from impruver_train.training.trainer import build_run_trainer, run_trial, train_model
-
-TOKENIZER = "tokenizer.json"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -85,7 +87,7 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
     if hub is not None and plan.arguments.process_index == 0:
         hub = prepare_repository(hub)
     with printing_to_stderr(), guarding_work(inputs, plan, data) as stop:
-        vocabulary_files = read_vocabulary_files(recipe.tokenizer.name or recipe.model.name)
+        vocabulary_files = read_vocabulary_files(recipe.tokenizer.name or plan.model.name)
         trainer = build(recipe, inputs, plan, data, stop, overwrite)
         model = train_model(trainer, inputs.start)
         save(inputs, plan, data, trainer, model, vocabulary_files)
@@ -129,14 +131,9 @@ def check(
 def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
     """Step 2: all that is known before weights are loaded."""
     quiet_libraries("datasets", "transformers")
-    model, tokenizer, adapter = recipe.model, recipe.tokenizer, inputs.adapter
-    if adapter is not None:
-        model = replace(model, name=adapter.base)
-        own = adapter.folder if (adapter.folder / TOKENIZER).is_file() else adapter.base
-        tokenizer = replace(tokenizer, name=tokenizer.name or str(own))
-    sections = (model, tokenizer, recipe.lora, recipe.trainer | recipe.ddp)
+    sections = (*name_base(recipe.model, recipe.tokenizer, inputs.adapter), recipe.lora, recipe.trainer | recipe.ddp)
     folders = (Path(recipe.path), recipe.base_dir, inputs.output_dir)
-    return plan_training(*sections, *folders, list(recipe.val_paths), adapter)
+    return plan_training(*sections, *folders, list(recipe.val_paths), inputs.adapter)
 
 
 def print_run_summary(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, dry_run: bool) -> None:

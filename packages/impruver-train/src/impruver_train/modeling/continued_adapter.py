@@ -16,6 +16,7 @@ from impruver_train.config.lora_fields import find_ineffective_fields
 
 if TYPE_CHECKING:
     from impruver_core.recipe.loading import Recipe
+    from impruver_core.recipe.sections import ModelSection, TokenizerSection
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
@@ -69,6 +70,16 @@ def apply_to_recipe(recipe: Recipe, adapter: ContinuedAdapter | None) -> Recipe:
     if adapter is None or recipe.lora is not None:
         return recipe
     return replace(recipe, lora={field: value for field, value in adapter.settings.items() if _is_set(field, value)})
+
+
+def name_base(
+    model: ModelSection, tokenizer: TokenizerSection, adapter: ContinuedAdapter | None
+) -> tuple[ModelSection, TokenizerSection]:
+    """The sections with the adapter's base for the model, and the tokenizer beside the adapter where it has one."""
+    if adapter is None:
+        return model, tokenizer
+    own = adapter.folder if (adapter.folder / "tokenizer.json").is_file() else adapter.base
+    return replace(model, name=adapter.base), replace(tokenizer, name=tokenizer.name or str(own))
 
 
 def check_agreement(model: PreTrainedModel, adapter: ContinuedAdapter) -> None:
