@@ -1,0 +1,115 @@
+"""Compare the tools with those of an earlier revision, in turn and in one run.
+
+    uv run python tools/benchmarks/bench_versions.py REVISION MODEL_FOLDER DATA.jsonl [--rounds 5]
+
+REVISION is checked out into a folder of its own; both versions run in this environment. Each round runs every tool once
+in each version, whichever was second before goes first: `impruver-compose` on DATA (instruction, input, output) with an
+empty and with a filled cache, `impruver-train` for six steps of LoRA in fp32 with two checkpoints, `impruver-gguf` to
+q8_0 without verification. Reported are seconds of CPU of the command and its children, imports included, least and
+median of the rounds: the least is what a busy machine distorts least.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PARTS = {  # what is measured: the module, its arguments, what is removed before
+    "compose, empty cache": ("impruver_compose", (), ("rows", "cache/{version}")),
+    "compose, filled cache": ("impruver_compose", ("--overwrite",), ()),
+    "train": ("impruver_train", (), ("model",)),
+    "gguf": ("impruver_gguf", ("--verify", "false"), ()),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("revision", help="the earlier version, as git names it")
+    parser.add_argument("model", type=Path, help="folder of a chat model with its tokenizer")
+    parser.add_argument("data", type=Path, help="JSONL of instruction, input and output")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="versions.") as scratch:
+        folder = Path(scratch)
+        subprocess.run(
+            ["git", "-C", ROOT, "worktree", "add", "--detach", folder / "old", arguments.revision], check=True
+        )
+        try:
+            seconds = measure(write_recipe(folder, arguments.model, arguments.data), folder, arguments.rounds)
+        finally:
+            subprocess.run([*worktree, "remove", "--force", folder / "old"], check=True)
+    for part in PARTS:
+        old, new = seconds[part, "old"], seconds[part, "new"]
+        ratios = min(new) / min(old), statistics.median(new) / statistics.median(old)
+        print(f"{part}: {min(old):.2f} s, now {min(new):.2f} s; {ratios[0]:.3f} times (medians {ratios[1]:.3f})")
+
+
+def write_recipe(folder: Path, model: Path, data: Path) -> Path:
+    """Writes the recipe that all commands have; its path."""
+    (folder / "model-folder").symlink_to(model.resolve())
+    shutil.copy(data, folder / "data.jsonl")
+    keys = {
+        "datasets": [{"name": "data.jsonl", "converter": "impruver.instruction_to_messages"}],
+        "tokenizer": {"max_tokens_count": 512},
+        "model": {"name": "./model-folder", "dtype": "fp32"},
+        "train_path": "rows/train.jsonl",
+        "val_path": "rows/val.jsonl",
+        "output_dir": "model",
+        "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+        "trainer": {
+            "max_steps": 6,
+            "per_device_train_batch_size": 1,
+            "save_steps": 3,
+            "logging_steps": 1,
+            "use_cpu": True,
+        },
+        "gguf": {"quantization_levels": ["q8_0"]},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(keys), encoding="utf-8")
+    return path
+
+
+def measure(recipe: Path, folder: Path, rounds: int) -> dict[tuple[str, str], list[float]]:
+    """Seconds of CPU of each part in each version, a number for each round."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds):
+        for version in ("old", "new") if number % 2 == 0 else ("new", "old"):
+            for part, (module, more, removed) in PARTS.items():
+                for name in removed:
+                    shutil.rmtree(folder / name.format(version=version), ignore_errors=True)
+                shutil.rmtree(folder / "model/gguf", ignore_errors=True)
+                root = folder / "old" if version == "old" else ROOT
+                took = run(root, [module, "--config", str(recipe), *more], folder, folder / "cache" / version)
+                seconds.setdefault((part, version), []).append(took)
+                print(f"round {number + 1}, {version}, {part}: {took:.2f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def run(root: Path, command: list[str], folder: Path, cache: Path) -> float:
+    """Seconds of CPU that a command of the version in `root` takes, with its children."""
+    sources = [root / "core/src", root / "configs", *(root / "packages").glob("*/src")]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(map(str, sources)),
+        "IMPRUVER_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+    }
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=os.environ | environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{root}: {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main()
