@@ -38,9 +38,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="versions.") as scratch:
         folder = Path(scratch)
-        subprocess.run(
-            ["git", "-C", ROOT, "worktree", "add", "--detach", folder / "old", arguments.revision], check=True
-        )
+        worktree = ["git", "-C", ROOT, "worktree"]
+        subprocess.run([*worktree, "add", "--detach", folder / "old", arguments.revision], check=True)
         try:
             seconds = measure(write_recipe(folder, arguments.model, arguments.data), folder, arguments.rounds)
         finally:

@@ -55,8 +55,9 @@ def check_cyllama_installed(needed_by: str, package: str) -> None:
         raise ImpruverError(f"{needed_by} needs a further package: {install}")
     installed = get_installed_version("cyllama")
     if installed is not None and not is_supported(installed):
-        known = f"cyllama from {OLDEST} on, below {BEYOND}"
-        raise ImpruverError(f"{needed_by} needs {known}, and {installed} is installed: {install}")
+        raise ImpruverError(
+            f"{needed_by} needs cyllama from {OLDEST} on, below {BEYOND}, and {installed} is installed: {install}"
+        )
 
 
 def load_gguf(path: Path, **settings: object) -> LlamaModel:
