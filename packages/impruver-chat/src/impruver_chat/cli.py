@@ -86,8 +86,10 @@ def names_model(flags: Flags) -> bool:
     if not (folder / "recipe.yaml").is_file():
         names = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) if folder.is_dir() else ""
         hint = f"name a GGUF file in it with --gguf ({names})" if names else "name the folder of a model, or a --config"
-        what = "holds neither recipe.yaml nor a model (config.json or adapter_config.json)"
-        raise ImpruverError(f"--output_dir: {folder} {what if folder.exists() else 'is not there'}: {hint}")
+        if not folder.exists():
+            raise ImpruverError(f"--output_dir: {folder} is not there: {hint}")
+        needed = "config.json or adapter_config.json"
+        raise ImpruverError(f"--output_dir: {folder} holds neither recipe.yaml nor a model ({needed}): {hint}")
     return False
 
 
