@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,7 +147,8 @@ class Workspace:
     def read_normalized(self, path: Path) -> bytes:
         content = path.read_bytes().replace(str(self.folder).encode(), b"@")
         if path.suffix == ".json":
-            content = json.dumps(drop_times(json.loads(content)), sort_keys=True).encode()
+            with suppress(ValueError):  # a damaged one is as it is
+                content = json.dumps(drop_times(json.loads(content)), sort_keys=True).encode()
         return content
 
     def list_leftovers(self) -> list[str]:
