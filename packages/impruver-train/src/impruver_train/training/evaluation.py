@@ -105,12 +105,15 @@ def set_evaluation(trainer: Trainer, first: str, others: Mapping[str, Dataset]) 
                 output.metrics[f"{prefix}_loss"] = more.metrics[f"{prefix}_loss"]
         return output
 
+    def evaluate_first(eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return evaluate(first if eval_dataset is None else eval_dataset, *args, **kwargs)
+
     trainer.evaluation_loop = evaluation_loop
     if weighs:
         trainer.prediction_step = prediction_step
     if others:
         trainer.eval_dataset = {first: trainer.eval_dataset} | others
-        trainer.evaluate = lambda rows=None, *args, **kwargs: evaluate(first if rows is None else rows, *args, **kwargs)
+        trainer.evaluate = evaluate_first
 
 
 @contextmanager
