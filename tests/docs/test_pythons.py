@@ -35,9 +35,9 @@ def test_the_newest_python_is_found_and_none_is_no_fault(check_wheels, tmp_path,
     write_python(tmp_path / "shims/python3.14", "", code=127)  # of pyenv, without such a version
     write_python(tmp_path / ".pyenv/versions/3.10.13/bin/python", "3 10")
     assert check_wheels.find_newest_python() == Path(sys.executable)
-    for version, prints in (("3.12.1", "3 12"), ("3.13.0", "3 13"), ("3.15.0", "3 15")):
+    for version, prints in (("3.12.1", "3 12"), ("3.14.0", "3 14"), ("3.14.1", "3 9"), ("3.15.0", "3 15")):
         write_python(tmp_path / f".pyenv/versions/{version}/bin/python", prints)
-    assert check_wheels.find_newest_python() == tmp_path / ".pyenv/versions/3.13.0/bin/python"
+    assert check_wheels.find_newest_python() == tmp_path / ".pyenv/versions/3.14.0/bin/python"
 
 
 def reach(packages: list[dict], environment: dict) -> list[dict]:
