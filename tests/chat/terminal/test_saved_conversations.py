@@ -26,8 +26,8 @@ def read_saved(folder):
     return [json.loads(path.read_text(encoding="utf-8"))["messages"] for path in sorted(folder.glob("*.json"))]
 
 
-def test_at_a_terminal(terminal, recipe, saved, tmp_path):
-    """One session with all that Ctrl+C, limits and names of commands have to say, killed amid an answer; another."""
+def test_at_a_terminal(terminal, talk, recipe, saved, tmp_path):
+    """All that Ctrl+C, limits and names of commands have to say, killed amid an answer, then resumed."""
     config, cache = recipe("babbler"), {"IMPRUVER_CACHE": str(tmp_path / "cache"), "columns": 100}
     window = terminal("-m", "impruver_chat", "--config", config, *GREEDY, "--max_new_tokens", "3900", **cache)
     window.prompted(1)
@@ -55,15 +55,8 @@ def test_at_a_terminal(terminal, recipe, saved, tmp_path):
     assert [message["content"] for message in messages[::2]] == ["tell me a lot", "red", "blue"]
     assert [path.stat().st_mode & 0o777 for path in (saved, next(saved.glob("*.json")))] == [0o700, 0o600]
 
-    window = terminal("-m", "impruver_chat", "--config", config, *GREEDY, "--max_new_tokens", "3", **cache)
-    window.prompted(1)
-    window.type("/resume")
-    window.until("the last question has no answer yet; /retry asks it")
-    assert "> blue" in window.text()
-    window.type("/retry")
-    window.until("(cut off after 3 tokens")
-    window.type("exit")
-    assert window.left() == 0
+    _, err = talk(config, "/resume", "/retry", "exit", "not asked", flags=["--max_new_tokens", "3"])
+    assert "> blue\nthe last question has no answer yet; /retry asks it\n(cut off after 3 tokens" in err
     (again,) = read_saved(saved)
     assert again[:-1] == messages
     assert again[-1]["role"] == "assistant"
