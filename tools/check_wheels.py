@@ -152,6 +152,7 @@ def main() -> int:
     names, interpreter = arguments.names, arguments.python or find_newest_python()
     if shutil.which("uv") is None:
         raise SystemExit("uv is not on PATH: pip install uv")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles all that it imports again
     version = ".".join(map(str, read_version(interpreter) or ()))
     if interpreter == Path(sys.executable):
         print(f"no Python newer than {version} was found: the wheels are checked on that one", flush=True)
