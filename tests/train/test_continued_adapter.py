@@ -106,7 +106,12 @@ def test_a_lora_section_that_agrees_is_accepted(continuing, impruver_train):
         ({"peft_type": "LOHA"}, "is an adapter of kind LOHA; LoRA alone is trained on here"),
         ({"base_model_name_or_path": "./gone"}, "its base ./gone is not there: set base_model_name_or_path in"),
         ({"base_model_name_or_path": None}, "is not there: set base_model_name_or_path in"),
-        ({"r": "four"}, "adapter_config.json"),
+        ({"r": "four"}, "adapter_config.json: r: 'four' is not of type int"),
+        ({"target_modules": r"((\w+\.?)+)+!"}, "takes more than"),
+        ({"target_modules": "("}, "adapter_config.json: target_modules: '(' is no regular expression"),
+        ({"rank_pattern": {"(": 3}}, "adapter_config.json: rank_pattern"),
+        ({"trainable_token_indices": 5}, "adapter_config.json: trainable_token_indices: 5 is no list of token ids"),
+        ({"target_modules": None}, "adapter_config.json: target_modules: it names no modules"),
     ],
 )
 def test_an_adapter_that_can_not_go_on_is_refused(change, message, continuing, trained, impruver_train, tmp_path):

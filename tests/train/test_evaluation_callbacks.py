@@ -1,9 +1,10 @@
 """What evaluations bring besides losses: early stopping, also across an interruption, and samples of answers."""
 
 import json
+import shutil
 
 import pytest
-from support.jsonl import read_jsonl
+from support.jsonl import read_jsonl, write_jsonl
 from support.trainers import put_beside_recipe
 
 STOPPING = {
@@ -53,6 +54,28 @@ def test_what_needs_evaluations_is_refused_without(key, recipe, impruver_train):
     code, out, err = impruver_train(recipe(trainer=key), "--dry_run")
     assert (code, out) == (2, "")
     assert f"trainer.{next(iter(key))}: nothing is evaluated; set trainer.eval_strategy: steps" in err
+
+
+def test_samples_are_greedy_and_any_characters_are_written(recipe, impruver_train, parts, tmp_path):
+    """The base asks for penalties and several answers, the weights are of two dtypes, a row holds an odd line break."""
+    from transformers import AutoTokenizer
+
+    base = shutil.copytree(parts / "base", tmp_path / "base")
+    own = {"return_dict_in_generate": True, "repetition_penalty": 9.0, "num_return_sequences": 2, "do_sample": True}
+    (base / "generation_config.json").write_text(json.dumps(own | {"eos_token_id": 2}))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("red\u2028is \x85", "green\u2028")]
+    row = {"input_ids": ids[0] + ids[1], "labels": [-100] * len(ids[0]) + ids[1]}
+    val = write_jsonl(tmp_path / "val.jsonl", [row])
+    trainer = {"eval_strategy": "steps", "eval_steps": 2, "samples": 3}
+    keys = {"model": {"name": str(base), "dtype": "bf16"}, "lora": {"modules_to_save": ["lm_head"]}, "trainer": trainer}
+    code, _, err = impruver_train(recipe(val_path=str(val), **keys))
+    assert code == 0, err
+    assert "answers no prompt" not in err
+    lines = (tmp_path / "out/metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    samples = [json.loads(line)["samples"] for line in lines if "samples" in line]
+    assert [(each["prompt"], each["expected"]) for [each] in samples] == [("red\u2028is \x85", "green\u2028")] * 2
+    assert (tmp_path / "out/impruver.json").exists()
 
 
 @pytest.mark.parametrize("packing", [False, True])

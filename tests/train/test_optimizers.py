@@ -7,6 +7,15 @@ import pytest
 from support.jsonl import read_jsonl
 
 MUON = {"optim": "muon"}
+OWN = """
+import torch
+from transformers import Trainer
+
+class OwnTrainer(Trainer):
+    def create_optimizer(self):
+        self.optimizer = torch.optim.SGD([each for each in self.model.parameters() if each.requires_grad], lr=0.1)
+        return self.optimizer
+"""
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 # Those that claim that a resumed run equals one that was never stopped, and what their state holds of a weight;
 # torch's AdamW has tests of its own.
@@ -57,6 +66,9 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(name, recipe, impruver_
         (MUON | {"optim_args": "ns_steps=200"}, "trainer.optim: muon: Number of steps must be"),
         (MUON | {"optim_args": "pace=2"}, "trainer.optim: muon: Muon.__init__() got an unexpected"),
         (MUON | {"optim_args": "fast"}, "trainer.optim_args: 'fast' is not of the form name=value"),
+        (MUON | {"optim_args": "weight_decay=1"}, "trainer.optim_args: weight_decay is set by trainer.weight_decay"),
+        (MUON | {"optim_args": "nesterov=no"}, "trainer.optim_args: nesterov is True or False, not no"),
+        ({"optim": "muom"}, "there is no muom; did you mean muon"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler"),
     ],
 )
@@ -115,3 +127,13 @@ def test_an_optimizer_whose_state_no_checkpoint_holds_is_told_of():
     assert find_state_loss(plain, plain.state_dict()) is None
     assert "a run that is stopped and resumed begins with a fresh one" in find_state_loss(layerwise, {})
     assert "a stopped run can't be resumed" in find_state_loss(plain, {"state": {0: {"projector": object()}}})
+
+
+def test_an_optimizer_of_ones_own_is_built_as_transformers_builds_it(recipe, impruver_train, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    trainer = {"class": "own.OwnTrainer", "max_steps": 1}
+    code, _, err = impruver_train(recipe(trainer=trainer))
+    assert code == 0, err
+    code, _, err = impruver_train(recipe(trainer=trainer | MUON), "--dry_run", "--overwrite")
+    assert code == 2
+    assert "trainer.optim: muon: OwnTrainer builds an optimizer of its own; take one of both out" in err

@@ -44,9 +44,15 @@ def test_losses_carry_the_names_of_their_files(kind, recipe, impruver_train, par
         ({"a b": "val.jsonl"}, "val_path: 'a b': 'val.jsonl' is no name of letters, digits, _ - . with a file"),
         ({"mine": "val.jsonl", "gone": "gone.jsonl"}, "val_path.gone: gone.jsonl is not there"),
         ([1], "val_path"),
+        ("", "there are no rows to evaluate on"),
+        ({"mine": "VAL", "empty": "EMPTY"}, "empty.jsonl has no rows to evaluate on; take it out"),
     ],
 )
-def test_names_and_files_that_can_not_be_are_refused(paths, message, recipe, impruver_train):
+def test_names_and_files_that_can_not_be_are_refused(paths, message, recipe, impruver_train, parts, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    if isinstance(paths, dict):
+        there = {"VAL": str(parts / "val.jsonl"), "EMPTY": str(tmp_path / "empty.jsonl")}
+        paths = {name: there.get(path, path) for name, path in paths.items()}
     code, out, err = impruver_train(recipe(val_path=paths, trainer=EVALUATED), "--dry_run")
     assert (code, out) == (2, "")
     assert message in err

@@ -83,16 +83,20 @@ def check_adapter_config(folder: Path, modules: Iterable[str]) -> None:
     replicated = [part for part in content.get("layer_replication") or () if isinstance(part, list)]
     if any(type(number) is int and number > MOST_PARTS for part in replicated for number in part):
         raise ImpruverError(f"{path}: layer_replication names more layers than any model has; copy it again")
-    names = list(modules)
+    check_patterns(content, list(modules), str(path))
+
+
+def check_patterns(content: Mapping[str, Any], names: list[str], where: str) -> None:
+    """ImpruverError for a regular expression of LoRA's settings that is none, or takes for ever on these `names`."""
     for key, pattern in _list_patterns(content):
-        slow = f"{path}: {key}: {pattern!r} takes more than {SECONDS} seconds to match; name the modules as a list"
+        slow = f"{where}: {key}: {pattern!r} takes more than {SECONDS} seconds to match; name the modules as a list"
         try:
             with limit_cpu_time(SECONDS, slow):
                 compiled = re.compile(pattern)
                 for name in names:
                     compiled.fullmatch(name)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ImpruverError(f"{path}: {key}: {pattern!r} is no regular expression: {error}") from None
+            raise ImpruverError(f"{where}: {key}: {pattern!r} is no regular expression: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

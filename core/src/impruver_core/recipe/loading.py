@@ -68,7 +68,7 @@ class Recipe:
     def val_paths(self) -> dict[str, str]:
         """The files of validation rows by name; one alone is named val, those of a list as their files."""
         if isinstance(self.val_path, str):
-            return {"val": self.val_path}
+            return {"val": self.val_path} if self.val_path else {}
         return name_val_paths(self.val_path or {})
 
     def locate(self, key_path: str) -> str:

@@ -125,7 +125,13 @@ def check(
     named, unfinished = recipe.trainer.get("resume_from_checkpoint"), state is output.OutputState.UNFINISHED
     start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite))
     resume.check_content(start)
-    return RunInputs(output_dir, resolved, files, states, digests, start, next(iter(recipe.val_paths), ""), adapter)
+    val_name = next(iter(list_val_names(recipe)), "")
+    return RunInputs(output_dir, resolved, files, states, digests, start, val_name, adapter)
+
+
+def list_val_names(recipe: Recipe) -> list[str]:
+    """The names by which losses of evaluations are logged: none for a single path."""
+    return [] if isinstance(recipe.val_path, str) else list(recipe.val_paths)
 
 
 def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
@@ -133,7 +139,7 @@ def plan_run(recipe: Recipe, inputs: RunInputs) -> TrainingPlan:
     quiet_libraries("datasets", "transformers")
     sections = (*name_base(recipe.model, recipe.tokenizer, inputs.adapter), recipe.lora, recipe.trainer | recipe.ddp)
     folders = (Path(recipe.path), recipe.base_dir, inputs.output_dir)
-    return plan_training(*sections, *folders, list(recipe.val_paths), inputs.adapter)
+    return plan_training(*sections, *folders, list_val_names(recipe), inputs.adapter)
 
 
 def print_run_summary(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, dry_run: bool) -> None:

@@ -70,8 +70,18 @@ def check_lora(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         modules = values.get(name)
         if not all(isinstance(module, str) for module in (modules if isinstance(modules, list) else [modules or ""])):
             yield name, f"{modules!r}: modules are named by texts"
+        elif isinstance(modules, str) and not _is_pattern(modules):
+            yield name, f"{modules!r} is no regular expression"
         elif isinstance(modules, str) and re.fullmatch(r"[\w.]+(,\s*[\w.]+)+", modules):
             yield name, f"{modules!r} is one regular expression; several names are a list: write [{modules}]"
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
 
 
 SECTIONS = {

@@ -20,6 +20,7 @@ from impruver_train.distributed import get_zero_stage, uses_fsdp
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
+MUON = "muon"  # a value of `optim` that is ours
 # What transformers asks for only when the first step is near: how a value begins → module, what to install.
 NEEDS = {
     "use_liger_kernel": {"True": ("liger_kernel", "liger-kernel")},
@@ -164,6 +165,6 @@ def _format_refusal(values: dict[str, Any], message: str) -> str:
     name = next((name for name, each in values.items() if str(each) == value), None)
     if not is_choice or name is None:
         return f": {message}"
-    valid = re.findall("'(.*?)'", choices)
+    valid = re.findall("'(.*?)'", choices) + ([MUON] if name == "optim" else [])
     longer = [each for each in valid if each.startswith(value.lower())]
     return f".{name}: there is no {value}{suggest(value, longer[:1] or valid)}"

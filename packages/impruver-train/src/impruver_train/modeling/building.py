@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
+from impruver_core.modeling.foreign_config import check_patterns
 from impruver_core.modeling.loading import (
     build_new_model,
     find_unknown_config_keys,
@@ -24,7 +25,7 @@ from impruver_core.tokenizer import load_tokenizer
 from impruver_train.config.precision import Precision
 from impruver_train.modeling.checks import check_base, format_near_targets, list_unmatched_names
 from impruver_train.modeling.chunked_loss import LogitsPath, get_plain_head
-from impruver_train.modeling.finite_weights import check_finite_base
+from impruver_train.modeling.finite_weights import check_finite_base, check_finite_checkpoint
 from impruver_train.modeling.logits_path import predict_logits_path
 from impruver_train.modeling.packed_attention import check_packable
 
@@ -115,6 +116,7 @@ def measure_model(
     tested = logits is not None
     with torch.device("meta"):
         model = build_new_model(section, deepcopy(config), torch.float32, recipe_dir)
+        check_patterns(lora or {}, [name for name, _ in model.named_modules()], "lora")
         if model.get_output_embeddings() is None and not model.can_generate():
             raise ImpruverError(
                 f"model.class: {section.class_} is no causal language model; set transformers.AutoModelForCausalLM"
@@ -214,6 +216,7 @@ def build_model(
         return model
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=True)
+        check_finite_checkpoint(model, adapter / "adapter_model.safetensors")
     else:
         model = add_adapter(model, lora, new_ids, precision.trained != precision.compute)
     for weight in model.parameters():

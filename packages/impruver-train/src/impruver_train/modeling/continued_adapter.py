@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +12,14 @@ from impruver_core.io.model_files import check_weight_links
 from impruver_core.recipe.base_model import read_adapter_config
 from impruver_core.recipe.paths import find_local, is_local_path
 
-from impruver_train.config.argument_fields import find_faults, get_lora_fields
-from impruver_train.config.lora_fields import find_ineffective_fields
+from impruver_train.sections import check_lora
 
 if TYPE_CHECKING:
     from impruver_core.recipe.loading import Recipe
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
     from transformers import PreTrainedModel
 
+EVA = ("init_lora_weights", "eva_config")
 WEIGHTS = "adapter_model.safetensors"
 # Fields of LoraConfig that say where an adapter comes from, not what it is.
 ORIGIN = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "task_type")
@@ -59,10 +60,22 @@ def find_continued_adapter(name: str | None, recipe_dir: Path | None) -> Continu
         if read_adapter_config(local) is not None:
             raise ImpruverError(f"{key} is an adapter on an adapter, {base}; merge that one with its base first")
     settings = {field: value for field, value in content.items() if field not in ORIGIN}
-    faults = [*find_faults(settings, get_lora_fields()), *find_ineffective_fields(settings)]
+    if settings.get("init_lora_weights") == "eva":  # how it once began; from there on it is as any other
+        settings = {field: value for field, value in settings.items() if field not in EVA}
+    faults = [*check_lora(settings), *_find_faults_of_modules(settings)]
     if faults:
         raise ImpruverError(f"{folder / 'adapter_config.json'}: {faults[0][0]}: {faults[0][1]}")
     return ContinuedAdapter(folder, str(local or base), settings)
+
+
+def _find_faults_of_modules(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) where an adapter names no modules, or tokens that are none."""
+    if not settings.get("target_modules") and not settings.get("target_parameters"):
+        yield "target_modules", "it names no modules; copy it again"
+    indices = settings.get("trainable_token_indices") or []
+    for ids in indices.values() if isinstance(indices, dict) else [indices]:
+        if not isinstance(ids, list) or not all(type(number) is int and number >= 0 for number in ids):
+            yield "trainable_token_indices", f"{ids!r} is no list of token ids; copy it again"
 
 
 def apply_to_recipe(recipe: Recipe, adapter: ContinuedAdapter | None) -> Recipe:

@@ -45,6 +45,9 @@ def check_optimizer(
 
     check_optimizer_arguments(arguments, name)
     own = any(getattr(trainer_class, method) is not getattr(Trainer, method) for method in BUILDS)
+    asked = f"trainer.optim: {name}" if name is not None else "lora.loraplus_lr_ratio"
+    if own and (name is not None or loraplus_lr_ratio is not None):
+        raise ImpruverError(f"{asked}: {trainer_class.__name__} builds an optimizer of its own; take one of both out")
     if own or uses_fsdp(arguments) or arguments.deepspeed:
         return
     shrink_weights(model, arguments.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 MUON = "muon"  # as a value of trainer.optim; transformers has none of that name
+OF_TRAINER = {"lr": "learning_rate", "weight_decay": "weight_decay"}  # no arguments of optim_args
 OF_TOKENS = ("lora_embedding_", "trainable_tokens_")  # in names of an adapter's weights for tokens
 
 
@@ -104,15 +106,21 @@ def _list_token_weights(model: PreTrainedModel) -> Iterator[Parameter]:
 
 def parse_optim_args(text: str | None) -> dict[str, Any]:
     """`trainer.optim_args`, as in `momentum=0.9,nesterov=False`, by name; ImpruverError for another form."""
+    if not isinstance(text, str | None):
+        raise ImpruverError(f"trainer.optim_args: {text!r} is no text of the form name=value,name=value")
     values = {}
-    for part in (text or "").replace(" ", "").split(",") if text else ():
+    for part in re.split(r",(?![^()]*\))", (text or "").replace(" ", "")) if text else ():
         name, equals, value = part.partition("=")
         if not equals:
             raise ImpruverError(f"trainer.optim_args: {part!r} is not of the form name=value")
+        if name in OF_TRAINER:
+            raise ImpruverError(f"trainer.optim_args: {name} is set by trainer.{OF_TRAINER[name]}")
         try:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             values[name] = value
+        if name == "nesterov" and not isinstance(values[name], bool):
+            raise ImpruverError(f"trainer.optim_args: nesterov is True or False, not {value}")
     return values
 
 
@@ -127,18 +135,18 @@ def build_loraplus(model: PreTrainedModel, trainer: Trainer, ratio: float) -> Op
 
 def set_optimizer(trainer: Trainer, name: str | None, loraplus_lr_ratio: float | None) -> None:
     """Has `trainer` build the optimizer of that name where it is none of transformers' own, or LoRA+ where asked."""
-    create = trainer.create_optimizer
 
     def create_optimizer(model: PreTrainedModel | None = None) -> Optimizer:
         model = trainer.model if model is None else model
         if trainer.optimizer is None and name == MUON:
             decayed = {*trainer.get_decay_parameter_names(model)}
             trainer.optimizer = build_muon(model, trainer.args, decayed)
-        elif trainer.optimizer is None and loraplus_lr_ratio is not None:
+        elif trainer.optimizer is None:
             trainer.optimizer = build_loraplus(model, trainer, loraplus_lr_ratio)
-        return create(model)
+        return trainer.optimizer
 
-    trainer.create_optimizer = create_optimizer
+    if name == MUON or loraplus_lr_ratio is not None:
+        trainer.create_optimizer = create_optimizer
     for method in ("_save_checkpoint", "_load_best_model"):
         setattr(trainer, method, partial(_call_averaged, trainer, getattr(trainer, method)))
 

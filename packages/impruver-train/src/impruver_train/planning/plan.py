@@ -95,7 +95,7 @@ class TrainingData:
     manifest: dict[str, Any]
     end_of_turn: list[str]
     held_out: list[dict[str, Any]]
-    val_name: str  # of the first file of validation rows, by which eval_loss is logged too where there are several
+    val_name: str  # of the first file of validation rows, by which eval_loss is logged too; "" for a single path
 
 
 def find_token_files(
@@ -173,7 +173,7 @@ def plan_training(
     trainer_class = training_arguments.load_trainer_class(trainer.get("class"), recipe_dir)
     own_trainer = not trainer_class.__module__.startswith("transformers.")
     if not own_trainer:
-        training_arguments.check_metric(arguments, val_names if len(val_names) > 1 else [])
+        training_arguments.check_metric(arguments, val_names)
     for text in [*notes, *building.list_config_notes(model, config)]:
         log_info(f"note: {text}")
     for text in [*warnings, *checks.list_merge_warnings(lora)]:
@@ -241,6 +241,9 @@ def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry
             f"trainer.eval_strategy: {arguments.eval_strategy.value}, and there are no rows to evaluate on; set "
             "val_path to some, or trainer.eval_strategy: no (with trainer.load_best_model_at_end: false)"
         )
+    for role in (role for role in stats if role.startswith(f"{VAL}.") and not stats[role].rows):
+        if arguments.eval_strategy != "no":
+            raise ImpruverError(f"val_path: {inputs.files[role]} has no rows to evaluate on; take it out")
     end_of_turn = list(manifest.get("end_of_turn") or get_end_of_turn(plan.tokenizer))
     val = inputs.files.get(VAL) if not dry_run else None
     held_out = token_dataset.read_held_out_rows(val, {val: inputs.states[val]}) if val is not None else []

@@ -42,7 +42,9 @@ def write_report(output_dir: Path, recipe: dict[str, Any], counts: dict[str, Any
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    # Not splitlines: a sample may hold other characters that it takes for ends of lines.
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line]
 
 
 def _list_points(rows: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:

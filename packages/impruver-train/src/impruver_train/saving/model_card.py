@@ -122,7 +122,7 @@ def _describe_use(repo_id: str, title: str, base: BaseName | None) -> str:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; [] where it is not there or can't be read."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError):
         return []
     return [row for row in rows if isinstance(row, dict)]

@@ -72,13 +72,14 @@ def fill_batches(rows: Dataset, arguments: TrainingArguments) -> Dataset:
 def set_evaluation(trainer: Trainer, first: str, others: Mapping[str, Dataset]) -> None:
     """Has `trainer` report losses of evaluations as means over target tokens, of all sets of rows in one log.
 
-    `others`: rows to evaluate on beside its own, as `eval_NAME_loss`; with them `eval_loss` is logged by the name
-    `first` too. A Trainer of one's own that computes the loss, or evaluates, in its own way goes on doing so.
+    `others`: rows to evaluate on beside its own, as `eval_NAME_loss`. `first`: the name by which `eval_loss` is logged
+    too, if not empty. A Trainer of one's own that computes the loss, or evaluates, in its own way goes on doing so.
     """
     from transformers import Trainer
 
-    total, weighs = TargetLoss(), all(getattr(type(trainer), name) is getattr(Trainer, name) for name in COMPUTES_LOSS)
-    predict, loop, evaluate = trainer.prediction_step, trainer.evaluation_loop, trainer.evaluate
+    weighs = all(getattr(type(trainer), name) is getattr(Trainer, name) for name in COMPUTES_LOSS)
+    weighs = weighs and trainer.compute_loss_func is None
+    total, predict, loop = TargetLoss(), trainer.prediction_step, trainer.evaluation_loop
 
     def prediction_step(model: PreTrainedModel, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple:
         labels = inputs["labels"]
@@ -97,23 +98,26 @@ def set_evaluation(trainer: Trainer, first: str, others: Mapping[str, Dataset]) 
 
     def evaluation_loop(loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any) -> Any:
         output = run_loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if others and metric_key_prefix == PREFIX:
+        if first and metric_key_prefix == PREFIX:
             output.metrics[f"{PREFIX}_{first}_loss"] = output.metrics[f"{PREFIX}_loss"]
             for name in others:
-                prefix = f"{PREFIX}_{name}"
-                more = run_loop(trainer.get_eval_dataloader(name), *args, metric_key_prefix=prefix, **kwargs)
+                prefix, loader = f"{PREFIX}_{name}", load_by_name(trainer, others, name)
+                more = run_loop(loader, *args, metric_key_prefix=prefix, **kwargs)
                 output.metrics[f"{prefix}_loss"] = more.metrics[f"{prefix}_loss"]
         return output
-
-    def evaluate_first(eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return evaluate(first if eval_dataset is None else eval_dataset, *args, **kwargs)
 
     trainer.evaluation_loop = evaluation_loop
     if weighs:
         trainer.prediction_step = prediction_step
-    if others:
-        trainer.eval_dataset = {first: trainer.eval_dataset} | others
-        trainer.evaluate = evaluate_first
+
+
+def load_by_name(trainer: Trainer, rows: Mapping[str, Dataset], name: str) -> DataLoader:
+    """The loader of `rows[name]`, by the name under which Trainer holds on to its workers where they persist."""
+    own, trainer.eval_dataset = trainer.eval_dataset, dict(rows)
+    try:
+        return trainer.get_eval_dataloader(name)
+    finally:
+        trainer.eval_dataset = own
 
 
 @contextmanager

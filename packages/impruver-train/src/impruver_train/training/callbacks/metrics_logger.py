@@ -75,7 +75,7 @@ class MetricsLoggerCallback:
 def truncate_after_step(path: Path, step: int) -> None:
     """Keeps those rows of `path` that were written up to `step`, none for 0; a resumed run writes the others."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if step and path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if step and path.is_file() else ():
         with suppress(ValueError, KeyError, TypeError, RecursionError):  # the last line, of a run that was cut off
             lines += [line] if json.loads(line)["step"] <= step else []
     with atomic_write(path) as file:

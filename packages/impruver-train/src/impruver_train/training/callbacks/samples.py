@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from impruver_core.cli.console import warn
 from impruver_core.labels import IGNORE_INDEX
 
+from impruver_train.modeling.chunked_loss import get_base
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 LONGEST = 128  # tokens of an answer
 BEGINNING = 32  # tokens of a plain text that stand for a prompt
@@ -54,7 +57,15 @@ class SamplesCallback:
         if not state.is_world_process_zero or self.step == state.global_step:
             return
         self.step = state.global_step
-        samples = [self.answer(model, processing_class, prompt) for prompt in self.prompts]
+        try:
+            with computing_as_trained(args):
+                samples = [self.answer(model, processing_class, prompt) for prompt in self.prompts]
+        except Exception as error:  # a model that can be trained and not asked
+            warn(f"trainer.samples: this model answers no prompt: {error!s:.300}; training goes on without samples")
+            self.prompts = []
+            return
+        if not samples:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, "samples": samples}, ensure_ascii=False) + "\n")
         log_samples(self.trackers, state.global_step, samples)
@@ -62,17 +73,36 @@ class SamplesCallback:
     def answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str, str]:
         """The prompt, what the row has for an answer and what the model says, as texts."""
         import torch
+        from transformers import GenerationConfig
 
         ids = torch.tensor([prompt.input_ids], device=model.device)
         room = LONGEST if self.positions is None else min(LONGEST, self.positions - len(prompt.input_ids))
         answer: list[int] = []
         if room > 0:
-            limits = {"max_new_tokens": room, "do_sample": False, "use_cache": True, "num_beams": 1}
-            mask = torch.ones_like(ids)
-            with torch.no_grad():
-                answer = model.generate(input_ids=ids, attention_mask=mask, **limits)[0, ids.shape[1] :].tolist()
+            base = get_base(model)
+            own = base.generation_config  # whose penalties and ways of sampling would be no greedy answer
+            ends = {name: getattr(own, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+            base.generation_config = GenerationConfig(max_new_tokens=room, do_sample=False, **ends)
+            try:
+                with torch.no_grad():
+                    answered = base.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+            finally:
+                base.generation_config = own
+            answer = answered[0, ids.shape[1] :].tolist()
         texts = {"prompt": prompt.input_ids, "expected": prompt.expected, "answer": answer}
         return {name: tokenizer.decode(part, skip_special_tokens=name != "prompt") for name, part in texts.items()}
+
+
+@contextmanager
+def computing_as_trained(arguments: TrainingArguments) -> Iterator[None]:
+    """Computes in the dtype of training where weights are held in another, and leaves random numbers as they were."""
+    import torch
+
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16
+    casting = torch.autocast(arguments.device.type, dtype=dtype, enabled=arguments.bf16 or arguments.fp16)
+    devices = [arguments.device] if arguments.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), casting:
+        yield
 
 
 def log_samples(trackers: Iterable[TrainerCallback], step: int, samples: list[dict[str, Any]]) -> None:
