@@ -13,7 +13,6 @@ from support.jsonl import read_jsonl
 from support.oracles import require_program
 
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-ALPACA = ROOT.parent / "shared/data/alpaca_en.jsonl"  # beside some checkouts
 FRANCE = {"role": "assistant", "content": "The capital of France is Paris."}
 
 
@@ -25,11 +24,8 @@ def paste(tmp_path):
     own = {"UV_PROJECT": str(ROOT), "UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
     own |= {"HOME": str(tmp_path / "home"), "IMPRUVER_CACHE": str(tmp_path / "cache")}
 
-    def paste(word: str, **replaced: str) -> str:
+    def paste(word: str) -> str:
         (block,) = (block for block in BLOCKS if word in block)
-        for old, new in replaced.items():
-            assert old in block
-            block = block.replace(old, new)
         command = ["bash", "-euo", "pipefail", "-c", block]
         done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -44,22 +40,11 @@ def test_ones_own_converter(paste, tmp_path):
     assert read_jsonl(tmp_path / "train.faq.dropped.jsonl")[0]["reason"] == "converter_skipped"
 
 
-# Rows are five times as long.
-OTHER_DATA = {"quickstart/countries.jsonl": str(ALPACA), "[:400]": "[:100]", "_batch_size: 4": "_batch_size: 1"}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "replaced",
-    [
-        pytest.param({}, id="as it stands"),
-        pytest.param(OTHER_DATA, id="alpaca", marks=pytest.mark.skipif(not ALPACA.exists(), reason=f"no {ALPACA}")),
-    ],
-)
-def test_the_chain_on_a_real_chat_model(replaced, paste, run, smollm2, tmp_path):
+def test_the_chain_on_a_real_chat_model(paste, run, smollm2, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models/SmolLM2-135M-Instruct").symlink_to(smollm2)  # unpacked by the block's own command before
-    told = paste("smollm2.yaml", **replaced)
+    told = paste("smollm2.yaml")
     assert "recommended: " in told
     check_rows(tmp_path, smollm2)
     check_model(tmp_path / "models/smollm2_countries", smollm2)

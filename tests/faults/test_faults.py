@@ -6,13 +6,10 @@ from faults.workspace import TOOLS, Project
 
 CELLS = [
     ("SIGTERM midway", "compose"),
-    ("the cache flipped", "compose"),
     ("SIGKILL midway", "train"),
-    ("the cache zeroed", "train"),
     ("two at once", "gguf"),
     ("the input changed midway", "gguf"),
     ("a child killed", "chat"),
-    ("stderr an unread pipe", "chat"),
 ]
 
 

@@ -104,7 +104,7 @@ val_path: [1]
 """
     assert faults_of(load, text) == [
         "r.yaml:1: seeed: no such key; did you mean seed?",
-        "r.yaml:13: val_path: expected text, found a list",
+        "r.yaml:13: val_path: expected text or a list or a mapping, found a list",
         "r.yaml:3: tokenizer.max_tokens_cout: no such key; did you mean max_tokens_count?",
         "r.yaml:5: model.dtype: 'bf15' is none of auto, bf16, fp16, fp32; did you mean bf16?",
         "r.yaml:6: model.load_in_4bit: expected true or false, found the number 3",

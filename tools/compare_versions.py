@@ -1,6 +1,6 @@
 """Compare the tools with those of an earlier revision, in turn and in one run.
 
-    uv run python tools/benchmarks/bench_versions.py REVISION MODEL_FOLDER DATA.jsonl [--rounds 5]
+    uv run python tools/compare_versions.py REVISION MODEL_FOLDER DATA.jsonl [--rounds 5]
 
 REVISION is checked out into a folder of its own; both versions run in this environment. Each round runs every tool once
 in each version, whichever was second before goes first: `impruver-compose` on DATA (instruction, input, output) with an
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PARTS = {  # what is measured: the module, its arguments, what is removed before
     "compose, empty cache": ("impruver_compose", (), ("rows", "cache/{version}")),
     "compose, filled cache": ("impruver_compose", ("--overwrite",), ()),
