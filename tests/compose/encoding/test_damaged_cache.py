@@ -49,6 +49,20 @@ def test_a_damaged_file_is_made_again(file, damage, written, composed):
     assert "damaged" not in composed().err
 
 
+def test_the_shard_of_another_file_is_none(composed, files):
+    """Whole as it is, its rows are not those of the file whose place it has."""
+    for name, start in (("a", 0), ("b", 40)):
+        files.write("data.jsonl", files.unlike(40, start=start))
+        composed(train_path=f"{name}/train.jsonl", val_path=f"{name}/val.jsonl")
+    written = {name: Path("b", name).read_bytes() for name in ("train.jsonl", "val.jsonl")}
+    shards = sorted(Path("cache").glob(FILES["shard"]), key=lambda path: path.stat().st_mtime)
+    shutil.copy(shards[0], shards[1])
+    shutil.rmtree("b")
+    err = composed(train_path="b/train.jsonl", val_path="b/val.jsonl").err
+    assert "or those of another shard" in err
+    assert {name: Path("b", name).read_bytes() for name in written} == written
+
+
 def test_a_file_that_is_rewritten_meanwhile_is_refused(refused, composed, files, tokenizer, monkeypatch):
     files.write("data.jsonl", files.unlike(5))
     load = sources._load_files

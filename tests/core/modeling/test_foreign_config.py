@@ -35,6 +35,10 @@ def write(tmp_path):
         ({"vision_config": {"parts": [{"depth": 10**5}]}}, "depth"),
         ({"num_labels": 10**9}, "num_labels"),
         ({"num_local_experts": 10**6}, "num_local_experts"),
+        ({"attn_implementation": "owner/kernel"}, "attn_implementation: 'owner/kernel' is code of a repository"),
+        ({"text_config": {"_attn_implementation": "owner/kernel@main"}}, "'owner/kernel@main' is code of a repository"),
+        ({"attn_implementation": {"text_config": "owner/kernel"}}, "is code of a repository"),
+        ({"experts_implementation": "owner/kernel"}, "experts_implementation: 'owner/kernel' is code"),
     ],
 )
 def test_more_than_any_model_has(config, named, write):
@@ -50,6 +54,7 @@ def test_more_than_any_model_has(config, named, write):
         {"num_hidden_layers": True, "layer_norm_eps": 1e-5, "rope_theta": 10**9},
         [],
         {"num_hidden_layers": "many"},
+        {"_attn_implementation": "sdpa", "_name_or_path": "owner/model"},
     ],
 )
 def test_what_models_have_passes(config, write):

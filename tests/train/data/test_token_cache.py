@@ -47,6 +47,19 @@ def test_a_damaged_entry_is_made_again(entry, tmp_path, capfd):
     assert load() == before
 
 
+def test_an_entry_of_another_file_is_made_again(entry, parts, tmp_path, capfd):
+    from impruver_train.data.token_dataset import load_token_dataset
+
+    folder, load = entry
+    before = load()
+    load_token_dataset(parts / "val.jsonl")
+    (other,) = {*(tmp_path / "cache/tokens").iterdir()} - {folder}
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+    assert load() == before
+    assert f"note: {folder} is damaged (facts.json: it is of another file, {other.name})" in capfd.readouterr().err
+
+
 def test_a_dry_run_uses_no_damaged_entry_and_writes_nothing(entry, recipe, impruver_train, tmp_path):
     folder, _ = entry
     config = recipe()

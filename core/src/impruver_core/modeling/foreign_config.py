@@ -39,6 +39,11 @@ def check_config(folder: Path) -> None:
     """
     check_ordinary_files(folder)
     content = _read_json(folder / "config.json")
+    for key, name in _list_kernels(content):
+        raise ImpruverError(
+            f"{folder}/config.json: {key}: {name!r} is code of a repository, which would be downloaded; take it "
+            "out (model.attn_implementation of a recipe may name a kernel)"
+        )
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
     for key, value in _list_numbers(content):
         if COUNT_KEY.search(key) and value > MOST_PARTS:
@@ -112,6 +117,19 @@ def _read_tensors(files: Iterable[Path]) -> dict[str, TensorEntry]:
         with suppress(ImpruverError, OSError):
             tensors |= read_safetensors_header(path)
     return tensors
+
+
+def _list_kernels(content: Any) -> Iterator[tuple[str, str]]:
+    """(key, value) of kernels that a configuration, or a part of it, names as `owner/repository`."""
+    left = [content]
+    while left:
+        value = left.pop()
+        for key, item in value.items() if isinstance(value, Mapping) else ():
+            names = item.values() if isinstance(item, Mapping) else [item]
+            if key.endswith("_implementation"):
+                yield from ((key, name) for name in names if isinstance(name, str) and "/" in name)
+            left.append(item)
+        left += value if isinstance(value, list) else ()
 
 
 def _list_numbers(value: Any, nested: bool = True) -> Iterator[tuple[str, int]]:

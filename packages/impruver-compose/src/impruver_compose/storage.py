@@ -120,7 +120,7 @@ def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None
             writer.write_batch(batch)
         file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            checksum = xxhash.xxh3_128_digest(content)
+            checksum = compute_checksum(content, path)
         file.seek(0, os.SEEK_END)
         file.write(checksum)
 
@@ -133,7 +133,14 @@ def find_shard_damage(path: Path) -> str | None:
         return "it is not there"
     except (OSError, ValueError) as error:
         return f"it can't be read: {error}"
-    return None if xxhash.xxh3_128_digest(memoryview(content)) == checksum else "it holds other bytes than were written"
+    right = compute_checksum(memoryview(content), path) == checksum
+    return None if right else "it holds other bytes than were written, or those of another shard"
+
+
+def compute_checksum(content: Any, path: Path) -> bytes:
+    """XXH3 of a shard's bytes and of its place: the same bytes under another shard's name are none of its rows."""
+    place = f"{path.parent.name}/{path.name}".encode()
+    return xxhash.xxh3_128_digest(place + xxhash.xxh3_128_digest(content))
 
 
 def _map_shard(path: Path) -> tuple[pyarrow.Buffer, bytes]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 INT32 = range(2**31)
 BATCH_ROWS = 1000
-FORMAT = 5  # of a cache entry; raised where what stands in it changes
+FORMAT = 6  # of a cache entry; raised where what stands in it changes
 ROWS, RECORD = "rows.arrow", "facts.json"  # what an entry of the cache consists of
 HELD_OUT = 64  # rows that a finished run keeps
 
@@ -194,10 +194,12 @@ def _read_entry(folder: Path) -> TokenFileStats | None:
             raise DamagedError(f"{RECORD}: it is gone")
         return None
     try:
-        stats, described = TokenFileStats(**content["stats"]), content["rows"]
+        stats, described, name = TokenFileStats(**content["stats"]), content["rows"], content["entry"]
         damage = find_damage(rows, described)
     except (KeyError, TypeError):
         raise DamagedError(f"{RECORD}: it is of another kind") from None
+    if name != folder.name:
+        raise DamagedError(f"{RECORD}: it is of another file, {name}")
     if damage:
         raise DamagedError(f"{ROWS}: {damage}")
     return stats
@@ -226,7 +228,7 @@ def _write_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats
     finally:
         staged.unlink(missing_ok=True)
     sync_folder(folder)
-    write_record(folder / RECORD, {"stats": asdict(stats), "rows": content})
+    write_record(folder / RECORD, {"entry": folder.name, "stats": asdict(stats), "rows": content})
     return stats
 
 
