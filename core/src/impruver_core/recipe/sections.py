@@ -55,6 +55,11 @@ class ModelSection:
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
 
+    @property
+    def bits(self) -> int | None:
+        """4 or 8 where the frozen base is held in so many bits."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
 
 SECTIONS = {
     "output_dir": scalar(str | None, None, "folder of the trained model"),

@@ -55,7 +55,7 @@ class ModelDirectory:
     def describe(self, model: ModelSection) -> str:
         """Describe it for a person, with the precision that the recipe's section has it loaded in."""
         what = f"adapter in {self.output_dir} on its base {self.base}" if self.base else f"model in {self.output_dir}"
-        bits = "4 bit, " if model.load_in_4bit else "8 bit, " if model.load_in_8bit else ""
+        bits = f"{model.bits} bit, " if model.bits else ""
         return f"the {what} ({bits}dtype {model.dtype})"
 
 

@@ -20,7 +20,7 @@ from impruver_train.distributed import get_zero_stage, uses_fsdp
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
-MUON = "muon"  # a value of `optim` that is ours
+MUON = "muon"  # a value of `optim` that transformers does not have
 # What transformers asks for only when the first step is near: how a value begins → module, what to install.
 NEEDS = {
     "use_liger_kernel": {"True": ("liger_kernel", "liger-kernel")},

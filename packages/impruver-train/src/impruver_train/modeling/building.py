@@ -196,17 +196,16 @@ def build_model(
     from transformers import set_seed
 
     set_seed(arguments.seed)
-    quantized = section.load_in_4bit or section.load_in_8bit
     if not section.name:
         model = build_new_model(section, config, precision.trained, recipe_dir)
     else:
         dtype = precision.trained if lora is None else precision.frozen
-        device = str(arguments.device) if quantized else None  # Trainer moves the others itself
+        device = str(arguments.device) if section.bits else None  # Trainer moves the others itself
         model = load_model(section, dtype, device=device, search_dir=recipe_dir)
         check_finite_base(model, section.name)  # first of all: whatever is computed with NaN ends elsewhere
     resize_embeddings_if_needed(model, vocabulary)
     checkpointing = bool(getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing)
-    if quantized:
+    if section.bits:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)

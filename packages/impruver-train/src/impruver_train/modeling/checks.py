@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 def check_method(section: ModelSection, lora: dict[str, Any] | None) -> None:
     """Refuses what can't be trained: a quantized base without an adapter, and an adapter on random weights."""
-    if lora is None and (section.load_in_4bit or section.load_in_8bit):
-        bits = 4 if section.load_in_4bit else 8
+    if lora is None and section.bits:
         raise ImpruverError(
-            f"model.load_in_{bits}bit: {bits}-bit weights can't be trained themselves; add a `lora` section, or leave "
-            f"load_in_{bits}bit out"
+            f"model.load_in_{section.bits}bit: {section.bits}-bit weights can't be trained themselves; add a `lora` "
+            f"section, or leave load_in_{section.bits}bit out"
         )
     if lora is not None and not section.name:
         raise ImpruverError(

@@ -82,7 +82,12 @@ def apply_to_recipe(recipe: Recipe, adapter: ContinuedAdapter | None) -> Recipe:
     """`recipe` with the adapter's LoRA configuration where it has none of its own."""
     if adapter is None or recipe.lora is not None:
         return recipe
-    return replace(recipe, lora={field: value for field, value in adapter.settings.items() if _is_set(field, value)})
+    from peft import LoraConfig
+
+    defaults = LoraConfig().to_dict()
+    return replace(
+        recipe, lora={field: value for field, value in adapter.settings.items() if value != defaults.get(field)}
+    )
 
 
 def name_base(
@@ -127,10 +132,3 @@ def list_token_ids(adapter: ContinuedAdapter, tokens: int, rows: int) -> list[in
             f"adapter in {adapter.folder}; an adapter that goes on can't learn new tokens"
         )
     return ids
-
-
-def _is_set(field: str, value: Any) -> bool:
-    """Whether `field` has another value than peft's default."""
-    from peft import LoraConfig
-
-    return value != LoraConfig().to_dict().get(field)

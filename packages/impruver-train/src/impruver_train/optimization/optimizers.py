@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.errors import ImpruverError
 
+from impruver_train.config.training_arguments import MUON
 from impruver_train.distributed import uses_fsdp
 from impruver_train.modeling.chunked_loss import get_base
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-MUON = "muon"  # as a value of trainer.optim; transformers has none of that name
 OF_TRAINER = {"lr": "learning_rate", "weight_decay": "weight_decay"}  # no arguments of optim_args
 OF_TOKENS = ("lora_embedding_", "trainable_tokens_")  # in names of an adapter's weights for tokens
 
@@ -37,8 +37,8 @@ def load_muon_with_adamw() -> type[Optimizer]:
         """
 
         def __init__(self, hidden: list[dict], others: list[dict], muon: dict[str, Any], adamw: dict[str, Any]) -> None:
-            self.parts = [torch.optim.Muon(hidden, **muon), torch.optim.AdamW(others, **adamw)] if others else []
-            self.parts = self.parts or [torch.optim.Muon(hidden, **muon)]
+            self.parts = [torch.optim.Muon(hidden, **muon)]
+            self.parts += [torch.optim.AdamW(others, **adamw)] if others else []
             super().__init__([group for part in self.parts for group in part.param_groups], {})
             self._share_state()
 

@@ -27,7 +27,6 @@ from impruver_train.modeling.building import ModelSize
 from impruver_train.modeling.chunked_loss import LogitsPath, limit_logits_path
 from impruver_train.modeling.continued_adapter import ContinuedAdapter, check_agreement, list_token_ids
 from impruver_train.optimization.optimizer_check import check_optimizer
-from impruver_train.optimization.optimizers import MUON
 
 if TYPE_CHECKING:
     from impruver_core.recipe.sections import ModelSection, TokenizerSection
@@ -79,7 +78,7 @@ class TrainingPlan:
     @property
     def bits(self) -> int | None:
         """4 or 8 for a quantized base."""
-        return 4 if self.model.load_in_4bit else 8 if self.model.load_in_8bit else None
+        return self.model.bits
 
 
 @dataclass(frozen=True)
@@ -154,21 +153,18 @@ def plan_training(
     precision, warnings = choose_precision(model.dtype, values, device)
     if device == "cpu" and model.attn_implementation == "flex_attention":
         raise ImpruverError("model.attn_implementation: flex_attention can't be trained with on a CPU; set sdpa")
-    bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
-    check_quantization(lora, bits, getattr(config, "quantization_config", None), device)
+    check_quantization(lora, model.bits, getattr(config, "quantization_config", None), device)
     values |= {"output_dir": str(output_dir), "use_cpu": device == "cpu"}
     values |= {name: precision.autocast == name for name in ("bf16", "fp16")}
     packing = bool(trainer.get("packing"))
     # Before DeepSpeed hears of the run: ZeRO 3 would spread what is measured on the meta device.
     lora = dict(lora) if lora is not None else None
     loraplus_lr_ratio = lora.pop("loraplus_lr_ratio", None) if lora else None
-    optimizer = values.pop("optim") if values.get("optim") == MUON else None
+    optimizer = values.pop("optim") if values.get("optim") == training_arguments.MUON else None
     size, meta_model = building.measure_model(model, config, vocabulary, lora, new_ids, recipe_dir, packing)
     if adapter is not None:
         check_agreement(meta_model, adapter)
-    path, root = recipe_path.absolute(), find_recipes_root()
-    run_name = str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
-    arguments = training_arguments.build_arguments({"run_name": run_name} | values)
+    arguments = training_arguments.build_arguments({"run_name": name_run(recipe_path)} | values)
     training_arguments.check_evaluates(arguments, trainer)
     trainer_class = training_arguments.load_trainer_class(trainer.get("class"), recipe_dir)
     own_trainer = not trainer_class.__module__.startswith("transformers.")
@@ -199,6 +195,12 @@ def plan_training(
         packing=packing,
         logits_note=_describe_logits(size, limit),
     )
+
+
+def name_run(recipe_path: Path) -> str:
+    """What trackers call a run unless the recipe says: an installed recipe's name, else the file's."""
+    path, root = recipe_path.absolute(), find_recipes_root()
+    return str(path.relative_to(root).with_suffix("")) if root in path.parents else path.stem
 
 
 def _describe_logits(size: ModelSize, limit: LogitsPath) -> str:

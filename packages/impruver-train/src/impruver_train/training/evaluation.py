@@ -69,16 +69,16 @@ def fill_batches(rows: Dataset, arguments: TrainingArguments) -> Dataset:
     return concatenate_datasets([rows, Dataset.from_list([empty] * missing, features=rows.features)])
 
 
-def set_evaluation(trainer: Trainer, first: str, others: Mapping[str, Dataset]) -> None:
-    """Has `trainer` report losses of evaluations as means over target tokens, of all sets of rows in one log.
+def weigh_evaluation(trainer: Trainer) -> None:
+    """Has `trainer` report losses of evaluations as means over target tokens.
 
-    `others`: rows to evaluate on beside its own, as `eval_NAME_loss`. `first`: the name by which `eval_loss` is logged
-    too, if not empty. A Trainer of one's own that computes the loss, or evaluates, in its own way goes on doing so.
+    A Trainer of one's own that computes the loss, or evaluates, in its own way goes on doing so.
     """
     from transformers import Trainer
 
-    weighs = all(getattr(type(trainer), name) is getattr(Trainer, name) for name in COMPUTES_LOSS)
-    weighs = weighs and trainer.compute_loss_func is None
+    own = any(getattr(type(trainer), name) is not getattr(Trainer, name) for name in COMPUTES_LOSS)
+    if own or trainer.compute_loss_func is not None:
+        return
     total, predict, loop = TargetLoss(), trainer.prediction_step, trainer.evaluation_loop
 
     def prediction_step(model: PreTrainedModel, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> tuple:
@@ -87,28 +87,38 @@ def set_evaluation(trainer: Trainer, first: str, others: Mapping[str, Dataset]) 
         total.add_batch(losses[0], labels)
         return losses
 
-    def run_loop(loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any) -> EvalLoopOutput:
-        if not weighs:
-            return loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def evaluation_loop(
+        loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any
+    ) -> EvalLoopOutput:
         total.loss, total.targets = 0.0, 0
         with averaging_own_batch(trainer), ignoring_router_loss(trainer.model):
             output = loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_loss"] = total.compute_mean(trainer)
         return output
 
-    def evaluation_loop(loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any) -> Any:
-        output = run_loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if first and metric_key_prefix == PREFIX:
+    trainer.prediction_step, trainer.evaluation_loop = prediction_step, evaluation_loop
+
+
+def add_evaluations(trainer: Trainer, first: str, others: Mapping[str, Dataset]) -> None:
+    """Has `trainer` evaluate on the rows of `others`, too, and log them as `eval_NAME_loss` with its own `eval_loss`.
+
+    That one is logged by the name `first` as well.
+    """
+    loop = trainer.evaluation_loop
+
+    def evaluation_loop(
+        loader: DataLoader, *args: Any, metric_key_prefix: str = PREFIX, **kwargs: Any
+    ) -> EvalLoopOutput:
+        output = loop(loader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if metric_key_prefix == PREFIX:
             output.metrics[f"{PREFIX}_{first}_loss"] = output.metrics[f"{PREFIX}_loss"]
             for name in others:
                 prefix, loader = f"{PREFIX}_{name}", load_by_name(trainer, others, name)
-                more = run_loop(loader, *args, metric_key_prefix=prefix, **kwargs)
+                more = loop(loader, *args, metric_key_prefix=prefix, **kwargs)
                 output.metrics[f"{prefix}_loss"] = more.metrics[f"{prefix}_loss"]
         return output
 
     trainer.evaluation_loop = evaluation_loop
-    if weighs:
-        trainer.prediction_step = prediction_step
 
 
 def load_by_name(trainer: Trainer, rows: Mapping[str, Dataset], name: str) -> DataLoader:

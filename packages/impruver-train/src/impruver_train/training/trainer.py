@@ -27,7 +27,7 @@ from impruver_train.planning.plan import VAL, TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import count_steps
 from impruver_train.training.callbacks.run_callbacks import RunCallbacks, as_callback
 from impruver_train.training.callbacks.trackers import build_trackers, reporting_nowhere
-from impruver_train.training.evaluation import fill_batches, set_evaluation
+from impruver_train.training.evaluation import add_evaluations, fill_batches, weigh_evaluation
 from impruver_train.training.failures import check_best_before_loading, translate_loading_errors
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def build_run_trainer(plan: TrainingPlan, data: TrainingData, callbacks: RunCall
     with reporting_nowhere(plan.arguments):
         each = [*trackers, *callbacks.callbacks]
         trainer = build_trainer(plan, model, plan.arguments, train, first, each)
-    set_evaluation(trainer, data.val_name, {role.partition(".")[2]: rows for role, rows in val.items()})
+    weigh_evaluation(trainer)
+    if data.val_name:
+        add_evaluations(trainer, data.val_name, {role.partition(".")[2]: rows for role, rows in val.items()})
     callbacks.attach(trainer)
     return trainer
 
