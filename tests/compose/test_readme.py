@@ -32,7 +32,7 @@ def test_the_first_example(readme, files, tokenizer_dir, tmp_path, capfd):
 
 
 def test_converters_and_reasons_are_all_listed(readme):
-    from impruver_compose.converters.conversion import BUILTIN
+    from impruver_compose.converters.detection import BUILTIN
 
     sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("**/src/impruver_co[rm]*/**/*.py"))
     reasons = set(re.findall(r'(?:Refused(?:Error)?\(|drop\(|reason = |exact else )"(\w+)"', sources))

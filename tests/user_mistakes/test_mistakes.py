@@ -90,16 +90,26 @@ MISTAKES = {
         "datasets:\n  - name: data.jsonl\n    mapping: {Question: instruction, Answer: output}",
         {"data.jsonl": '{"Question": "Where?", "Answer": "There."}\n'},
     ),
+    "pairs of preference training": Mistake(
+        COMPOSE,
+        ["no converter fits the columns prompt, chosen, rejected", "preference", "{output: chosen, rejected: _}"],
+        files={"data.jsonl": '{"prompt": "Where?", "chosen": "There.", "rejected": "Here."}\n'},
+    ),
+    "pictures of a data set for another kind of model": Mistake(
+        COMPOSE,
+        ["no usable rows are left of 1", "bad_row", "images: only text can be trained on", "mapping: {images: _}"],
+        files={"data.jsonl": '{"prompt": "Colour?", "completion": "Red.", "images": ["a.png"]}\n'},
+    ),
     # hiyouga/LlamaFactory 6878, 6924: KeyError 'user', KeyError 'from'
     "roles that nobody learns": Mistake(
         COMPOSE,
         [
             "no usable rows are left of 1",
             "nothing_to_learn",
-            "row 0: no assistant's turn is trained on (roles: user, Bot)",
+            "row 0: no assistant's turn is trained on (roles: user, Oracle)",
             "needs the role assistant",
         ],
-        files={"data.jsonl": '{"messages": [{"role": "user", "content": "a"}, {"role": "Bot", "content": "b"}]}\n'},
+        files={"data.jsonl": '{"messages": [{"role": "user", "content": "a"}, {"role": "Oracle", "content": "b"}]}\n'},
     ),
     # `type: alpaca` of axolotl-ai-cloud/axolotl, `formatting: sharegpt` of hiyouga/LlamaFactory
     "another kit's name of a format": Mistake(

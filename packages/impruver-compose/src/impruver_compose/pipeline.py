@@ -44,6 +44,8 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
         cache.encode_missing_shards(jobs, entries, num_proc)
         shards = [[slot.path for slot in entry.shards] for entry in entries]
         stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
+        for job, each in zip(jobs, stats, strict=True):
+            template_checks.check_strict_columns(job, each)
         corpus = Corpus([job.name for job in jobs], shards)
 
         # Deduplicate.

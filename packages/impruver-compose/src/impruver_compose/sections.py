@@ -19,6 +19,7 @@ class DatasetSection:
     )
     mapping: dict[str, str] = key({}, "converter's field -> column; `_` means empty")
     max_tokens_count: int | None = key(None, "longest row of this data set; left out: tokenizer.max_tokens_count")
+    strict_columns: bool = key(False, "columns and keys of messages that nothing reads are an error")
     add_global_bos: bool = key(True, "BOS before each row, where the tokenizer puts one and the template does not")
     add_global_eos: bool = key(True, "EOS behind each row that no end-of-turn token ends")
     only_target_loss: bool = key(True, "train on the assistant's turns alone; false: on everything")

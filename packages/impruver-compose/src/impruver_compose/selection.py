@@ -13,6 +13,7 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import CheckFailedError, ImpruverError
 
 from impruver_compose.dedup import Duplicate, find_leaks
+from impruver_compose.field_usage import FieldUsage
 from impruver_compose.sections import DedupSection
 from impruver_compose.storage import Corpus, EncodedShard, ShardReader
 
@@ -27,6 +28,7 @@ class DatasetStats:
     index: int
     first: dict[str, str] = field(default_factory=dict)  # of each reason the first row, with the detail
     ledger: list[dict] = field(default_factory=list)  # a line for each row or conversation that was dropped
+    usage: FieldUsage = field(default_factory=FieldUsage)
     rows: int = 0
     converted: int = 0
     conversations: int = 0
@@ -45,6 +47,7 @@ class DatasetStats:
         """Adds what a shard counted and dropped."""
         for name, count in shard.counts.items():
             setattr(self, name, getattr(self, name) + count)
+        self.usage.add(shard.usage)
         for row, part, reason, detail in shard.dropped:
             self.drop(reason, row, part, detail)
 
@@ -73,7 +76,7 @@ class DatasetStats:
 
     def to_dict(self) -> dict:
         """Returns the entry of the manifest's `counts`."""
-        return dict(list(vars(self).items())[4:])
+        return dict(list(vars(self).items())[5:])
 
 
 def count_encoded(name: str, index: int, shards: Iterable[Path]) -> DatasetStats:

@@ -23,6 +23,8 @@ from impruver_core.io.integrity import DamagedError, read_record
 from impruver_core.labels import count_target_tokens
 from pyarrow.compute import binary_length
 
+from impruver_compose.field_usage import FieldUsage
+
 ROWS = 1000  # rows of the data set in a shard
 DIGESTS = ("digest", "prompt_digest")
 CONVERSATION_COLUMNS = {
@@ -103,6 +105,7 @@ class EncodedShard:
     counts: Counter[str] = field(default_factory=Counter)
     conversations: list[EncodedConversation] = field(default_factory=list)
     dropped: list[DroppedRow] = field(default_factory=list)
+    usage: FieldUsage = field(default_factory=FieldUsage)
 
 
 def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None:
@@ -114,6 +117,7 @@ def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None
         values = [[getattr(row, name) for row in each.token_rows] for each in shard.conversations]
         columns[name] = pyarrow.array(values, pyarrow.large_list(kind))
     metadata = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
+    metadata["usage"] = shard.usage.to_json()
     batch = pyarrow.record_batch(columns).replace_schema_metadata(metadata)
     with atomic_write(path, "w+b") as file:
         with pyarrow.ipc.new_file(file, batch.schema) as writer:
@@ -164,7 +168,7 @@ def load_record(path: Path) -> Any:
 
 
 class ShardReader:
-    """A written shard, memory-mapped, with its `counts` and what it `dropped`."""
+    """A written shard, memory-mapped, with its `counts`, what it `dropped` and its `usage` of fields."""
 
     def __init__(self, path: Path):
         reader = pyarrow.ipc.open_file(_map_shard(path)[0])
@@ -172,6 +176,7 @@ class ShardReader:
         metadata = reader.schema.metadata
         self.counts: dict[str, int] = json.loads(metadata[b"counts"])
         self.dropped = [DroppedRow(*each) for each in json.loads(metadata[b"dropped"])]
+        self.usage = FieldUsage.from_json(metadata[b"usage"])
 
     def read_column(self, name: str) -> np.ndarray:
         """Reads a column with a number or digest (a field of 16 bytes) for each conversation."""

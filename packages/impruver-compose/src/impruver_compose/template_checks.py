@@ -10,13 +10,14 @@ from impruver_core.chat_template.masking.loss_mask import PromptConsistency, Ref
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.cli.console import warn
-from impruver_core.errors import CheckFailedError, RefusedError
+from impruver_core.errors import CheckFailedError, ImpruverError, RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 from impruver_compose.converters.conversion import Conversation
 from impruver_compose.encoding.encoder import ConvertedPart, build_training_views, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.overlong import cut_overlong
+from impruver_compose.field_usage import format_unused
 from impruver_compose.selection import DatasetStats
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest
@@ -61,6 +62,8 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
                 raise CheckFailedError(f"{where}: {error.detail}\n{content}") from None
     if chats and not result.rows:
         _check_built_in(job, templates)
+    if job.section.strict_columns:
+        check_strict_columns(job, estimate_stats(job))
     if tools and not templates.select(tools, job.template_kwargs).format.renders_tools:
         warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
     return result
@@ -135,6 +138,17 @@ def estimate_stats(job: DatasetJob) -> DatasetStats:
     return stats
 
 
+def check_strict_columns(job: DatasetJob, stats: DatasetStats) -> None:
+    """ImpruverError for a data set with `strict_columns` that has columns, or keys of messages, that nothing reads."""
+    unused = stats.usage.list_unread() if job.section.strict_columns else []
+    if unused:
+        columns = [each["name"] for each in unused if "[]" not in each["name"]]
+        mapping = ", ".join(f"{name}: _" for name in columns)
+        way = f"; what is left out on purpose is named by mapping: {{{mapping}}}" if columns else ""
+        where = f"data set {job.index} ({job.name})"
+        raise ImpruverError(f"{where}: strict_columns is set, and nothing reads {format_unused(unused)}{way}")
+
+
 def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplateProbeResult) -> dict:
     """Builds a data set's entry of the manifest's `gate`, with what to warn of."""
     entry = {
@@ -150,6 +164,7 @@ def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplatePr
         "unlike_prompt": probe.unlike_prompt,
         "example": probe.example,
         "reasoning_stripped": probe.reasoning_stripped,
+        "unused": stats.usage.list_unread(),
     }
     warnings = [_format_end_warning(job, entry, probe)]
     if probe.example:

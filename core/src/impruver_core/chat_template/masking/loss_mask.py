@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.chat_template.masking.loss_spans import LossSpans, TrainedTurn, find_loss_spans, strips_reasoning
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
+from impruver_core.chat_template.masking.train_flags import is_trained
 from impruver_core.chat_template.rendering.renderer import render_template
 from impruver_core.chat_template.rendering.traced_string import get_runs, trace_messages
 from impruver_core.chat_template.selection import TemplateSelector
@@ -107,7 +108,8 @@ def encode_chats(
 
     The ids are those of `apply_chat_template(normalized messages, tokenize=True)`, but for the ends: BOS where the
     tokenizer puts one before plain text and the rendering has none, EOS (trained on) where no end-of-turn token follows
-    the last answer. A message with `"train": false` is not trained on; without `only_target_loss` all tokens are.
+    the last answer. A message with `"train": false`, `"weight": 0` or `"loss": false` is not trained on, nor is a blank
+    answer; without `only_target_loss` all tokens are.
     `tools` and `chat_template_kwargs` have an entry for each conversation.
 
     Returns one Encoded or Refused for each conversation, in order. Raises ImpruverError for a slow tokenizer and for a
@@ -177,7 +179,7 @@ def render_chat(
     traced = trace_messages(normalize_messages(messages, selected.format))
     text = render_template(selected.text, traced, tools, variables=selected.variables)
     spans = find_loss_spans(text, traced, selected.format)
-    trained = [turn for turn in spans.turns if messages[turn.message].get("train") is not False]
+    trained = [turn for turn in spans.turns if is_trained(messages[turn.message])]
     return RenderedChat(text, traced, spans, trained)
 
 

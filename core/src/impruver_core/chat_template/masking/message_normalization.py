@@ -4,8 +4,14 @@ import json
 from collections.abc import Sequence
 
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
+from impruver_core.chat_template.masking.media import check_no_media
+from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, check_other_flags, read_train_flag
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
 from impruver_core.errors import RefusedError
+
+MESSAGE_KEYS = frozenset(
+    ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
+)
 
 
 def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[dict]:
@@ -13,7 +19,7 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
 
     `function_call` and `function_response` become `tool_calls` and `tool` unless the template renders these roles;
     arguments in JSON text become objects, unless the template needs text; null content becomes empty; keys that are
-    null or ours (`train`) go.
+    null or about training go.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise RefusedError("bad_row", "messages is not a list of messages" if messages else "messages is empty")
@@ -27,7 +33,7 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
 
 
 def _check_message(message: dict, number: int) -> dict:
-    """The message without null and our own keys; RefusedError where a field is of a wrong type."""
+    """The message without null and flags of training; RefusedError where a field is of a wrong type."""
     if not isinstance(message, dict):
         raise RefusedError("bad_row", f"message {number} is not an object but {type(message).__name__}")
     if not isinstance(message.get("role"), str):
@@ -40,9 +46,10 @@ def _check_message(message: dict, number: int) -> dict:
             raise RefusedError("bad_row", f"{field} of message {number} is not text")
     if not isinstance(message.get("tool_calls") or [], list):
         raise RefusedError("bad_row", f"tool_calls of message {number} is not a list")
-    if not isinstance(message.get("train"), (bool, type(None))):
-        raise RefusedError("bad_row", f"train of message {number} is neither true nor false")
-    fields = {key: value for key, value in message.items() if value is not None and key != "train"}
+    read_train_flag(message, number)
+    check_other_flags(message, number, MESSAGE_KEYS)
+    check_no_media(message, number)
+    fields = {key: value for key, value in message.items() if value is not None and key not in TRAIN_FLAGS}
     return fields | {"content": "" if content is None else content}
 
 

@@ -2,15 +2,26 @@
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
-SKIPPED_LABELS = ("bad_output",)
-ROLES = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "bot", "assistant", "chatgpt", "model"), "assistant"),
-    **{role: role for role in ("system", "function_call")},
-    **dict.fromkeys(("function_response", "observation", "tool"), "function_response"),
+from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS
+from impruver_core.errors import RefusedError
+
+USERS = ("user", "human", "prompter")
+ASSISTANTS = ("assistant", "gpt", "bot", "chatgpt", "model", "chatbot", "ai")
+SPEAKERS = {  # of ShareGPT's files, in any case; another one is an error
+    **dict.fromkeys(USERS, "user"),
+    **dict.fromkeys(ASSISTANTS, "assistant"),
+    **{role: role for role in ("system", "developer", "function_call")},
+    **dict.fromkeys(("function_response", "observation", "tool", "function"), "function_response"),
 }
+ROLES = {  # of messages, in any case; others stay as they are, since a template may know them
+    **dict.fromkeys(USERS, "user"),
+    **dict.fromkeys(ASSISTANTS, "assistant"),
+    **{role: role for role in ("system", "developer", "tool", "function")},
+}
+PAIR_KEYS = (("user", "assistant"), ("instruction", "output"), ("question", "answer"), ("prompt", "response"))
 
 
 def _get_field(row: dict, mapping: dict, name: str) -> Any:
@@ -25,28 +36,80 @@ def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def _parse_json_text(value: Any, name: str) -> Any:
+    """Parses a value that is JSON text, as cells of CSV are; RefusedError("bad_row") for other text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError):  # nested too deep
+        raise RefusedError("bad_row", f"{name} is text, but no JSON") from None
+
+
 def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """Converts `instruction`, `input` (on a line of its own behind it), `output`, and `system` if it is mapped.
 
-    If instruction and output are messages themselves, they stay so, and only the output's are trained on. Rows whose
-    `label` is bad_output are skipped, as are rows without an answer.
+    `history` has the turns before. Instruction and output may be messages, both or one of them: only the output's are
+    trained on then. Rows without an answer are skipped.
     """
-    question, answer = (_get_field(row, mapping, name) for name in ("instruction", "output"))
-    if row.get("label") in SKIPPED_LABELS:
+    question, extra, answer = (_get_field(row, mapping, name) for name in ("instruction", "input", "output"))
+    if answer == "" and row.get(mapping.get("output", "output")) is None:
         return None
-    if _is_message_list(question) and _is_message_list(answer):
-        return _prepend_system(row, mapping, [*({**message, "train": False} for message in question), *answer])
-    output = _to_text(answer)
-    if not output.strip():
-        return None
-    parts = (_to_text(value) for value in (question, _get_field(row, mapping, "input")))
-    content = "\n".join(part for part in parts if part)
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": output}]
-    return _prepend_system(row, mapping, messages)
+    asked, said = _build_question(question, extra), _build_answer(answer)
+    history = _convert_history(_parse_json_text(_get_field(row, mapping, "history"), "history"))
+    return _prepend_system(row, mapping, [*history, *asked, *said])
+
+
+def _build_question(question: Any, extra: Any) -> list[dict]:
+    """Builds what stands before the answer: the user's message, or messages, which are not trained on."""
+    if not _is_message_list(question):
+        parts = (_to_text(value) for value in (question, extra))
+        return [{"role": "user", "content": "\n".join(part for part in parts if part)}]
+    if extra:
+        raise RefusedError("bad_row", "the instruction is a list of messages, and the input has no place in it")
+    kept = ({key: value for key, value in message.items() if key not in TRAIN_FLAGS} for message in question)
+    return [message | {"train": False} for message in kept]
+
+
+def _build_answer(answer: Any) -> list[dict]:
+    """Builds the answer's messages; RefusedError("nothing_to_learn") for a blank text."""
+    if _is_message_list(answer):
+        return answer
+    if _is_message_list([answer]):
+        return [answer]
+    text = _to_text(answer)
+    _check_not_blank(text, "the answer")
+    return [{"role": "assistant", "content": text}]
+
+
+def _check_not_blank(text: str, what: str) -> None:
+    if not text.strip():
+        raise RefusedError("nothing_to_learn", f"{what} is blank")
 
 
 def _is_message_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
+
+
+def _convert_history(turns: Any) -> list[dict]:
+    """Converts earlier turns: pairs of a question and an answer, as lists or as objects, or messages."""
+    if not isinstance(turns, Sequence) or not turns:
+        if turns:
+            raise RefusedError("bad_row", f"history is no list of turns but {type(turns).__name__}")
+        return []
+    if _is_message_list(turns):
+        return _normalize_roles(turns)
+    messages = []
+    for number, turn in enumerate(turns):
+        pair = turn
+        if isinstance(turn, dict):
+            keys = next((keys for keys in PAIR_KEYS if set(keys) == turn.keys()), ())
+            pair = [turn[key] for key in keys]
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise RefusedError("bad_row", f"turn {number} of history is no pair of a question and an answer")
+        texts = (_to_text("" if value is None else value) for value in pair)
+        messages += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
+    return messages
 
 
 def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
@@ -60,36 +123,55 @@ def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
 
 
 def _prepend_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
-    system = _to_text(_get_field(row, {"system": "_"} | mapping, "system"))  # only if it is mapped
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    """Puts the system prompt of a column first, only if it is mapped, and unless it stands there already."""
+    system = _to_text(_get_field(row, {"system": "_"} | mapping, "system"))
+    first = {"role": "system", "content": system}
+    return [first, *messages] if system and messages[:1] != [first] else messages
 
 
 def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
-    """Converts `messages` of the form {"role": […], "content": […]}; unknown roles become the assistant's."""
-    dialog = _get_field(row, mapping, "messages")
+    """Converts `messages` of the form {"role": […], "content": […], …}; unknown roles become the assistant's."""
+    messages = _convert_dialog(_parse_json_text(_get_field(row, mapping, "messages"), "messages"))
+    return messages and _prepend_system(row, {"system": "system"} | mapping, messages)
+
+
+def _convert_dialog(dialog: Any) -> list[dict] | None:
     if isinstance(dialog, list):
-        roles, contents = ([message[key] for message in dialog] for key in ("role", "content"))
+        turns = [dict(message) for message in dialog]
     else:
-        roles, contents = dialog["role"], dialog["content"]
-    if len(roles) != len(contents) or len(roles) < 2:
+        lists = {key: values for key, values in dialog.items() if values is not None}
+        if len({len(values) for values in lists.values()}) > 1:
+            return None
+        turns = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    if len(turns) < 2:
         return None
-    pairs = zip(roles, contents, strict=True)
-    return [{"role": ROLES.get(role, "assistant"), "content": content} for role, content in pairs]
+    return [turn | {"role": SPEAKERS.get(_fold(turn["role"]), "assistant")} for turn in turns]
 
 
 def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
-    """Converts ShareGPT's `conversations` of {"from", "value"} with the `system` prompt beside them."""
-    messages = []
-    system = _get_field(row, mapping, "system")
-    if system:
-        messages.append({"role": "system", "content": system})
-    for item in _get_field(row, mapping, "conversations"):
-        speaker = item.get("from") or item.get("role")
-        if speaker not in ROLES:
-            raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(ROLES)}")
-        content = item["value"] if item.get("value") is not None else item.get("content")
-        messages.append({"role": ROLES[speaker], "content": content})
-    return messages
+    """Converts ShareGPT's `conversations` of {"from", "value", …}, also as JSON text, and `system` beside them."""
+    turns = _parse_json_text(_get_field(row, mapping, "conversations"), "conversations")
+    if not isinstance(turns, list):
+        raise RefusedError("bad_row", f"conversations is no list but {type(turns).__name__}")
+    messages = [_convert_turn(turn, number) for number, turn in enumerate(turns)]
+    return _prepend_system(row, {"system": "system"} | mapping, messages)
+
+
+def _convert_turn(turn: Any, number: int) -> dict:
+    """Converts a turn of ShareGPT's; what it has besides speaker and text stays as it is."""
+    if not isinstance(turn, dict):
+        raise RefusedError("bad_row", f"turn {number} of conversations is no object but {type(turn).__name__}")
+    rest = dict(turn)
+    names, texts = ([rest.pop(key, None) for key in keys] for keys in (("from", "role"), ("value", "content")))
+    speaker, content = (next((value for value in values if value is not None), None) for values in (names, texts))
+    role = SPEAKERS.get(_fold(speaker))
+    if role is None:
+        raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(SPEAKERS)}")
+    return {"role": role, "content": content, **rest}
+
+
+def _fold(role: Any) -> Any:
+    return role.strip().lower() if isinstance(role, str) else None
 
 
 def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]] | None:
@@ -119,16 +201,31 @@ def _build_character_prompt(row: dict, chance: random.Random) -> list[dict]:
     return [{"role": "system", "content": context}, *opening]
 
 
-def messages(row: dict, mapping: dict) -> list[dict]:
-    """Takes `messages` as they are (roles, contents, `tool_calls`, `train`): a list, also as JSON text."""
-    value = _get_field(row, mapping, "messages") or []
-    if isinstance(value, str):
-        value = json.loads(value)
+def messages(row: dict, mapping: dict) -> list[dict] | None:
+    """Takes `messages` as they are (roles, contents, `tool_calls`, `train`), with `system` before them.
+
+    They are a list, also as JSON text; two lists, of roles and of contents, are read as `dialog_to_messages` does.
+    """
+    value = _parse_json_text(_get_field(row, mapping, "messages"), "messages")
+    if isinstance(value, dict):
+        return dialog_to_messages(row, mapping)
     if not isinstance(value, list):
         raise ValueError(f"messages is no list but {type(value).__name__}")
-    return value
+    return _prepend_system(row, {"system": "system"} | mapping, _normalize_roles(value))
 
 
-def text(row: dict, mapping: dict) -> str | None:
-    """Takes `text` as plain text, all of it trained on; skips an empty one."""
-    return _to_text(_get_field(row, mapping, "text")) or None
+def _normalize_roles(turns: list) -> list:
+    """Gives roles in other spellings (Human, User, model) their usual name."""
+    return [
+        turn | {"role": role}
+        if isinstance(turn, dict) and (role := ROLES.get(_fold(turn.get("role")))) not in (None, turn["role"])
+        else turn
+        for turn in turns
+    ]
+
+
+def text(row: dict, mapping: dict) -> str:
+    """Takes `text` as plain text, all of it trained on; a blank one has nothing to train on."""
+    document = _to_text(_get_field(row, mapping, "text"))
+    _check_not_blank(document, "the document")
+    return document

@@ -1,19 +1,17 @@
-"""Find a data set's converter by name, dotted path or columns; run it on a row, and check what it returns."""
+"""Run a data set's converter on a row, and check what it returns."""
 
-import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from impruver_core.dynamic_import import load_object
-from impruver_core.errors import ImpruverError, RefusedError
+from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, read_train_flag
+from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
-from impruver_core.suggestions import suggest
 
-from impruver_compose.converters import builtin
-from impruver_compose.sections import DatasetSection
+from impruver_compose.converters.columns import RecordingRow, check_guarded_columns
+from impruver_compose.converters.detection import DatasetConverter
+
+OTHER_FLAGS = {*TRAIN_FLAGS} - {"train"}
 
 
 class Conversation(NamedTuple):
@@ -30,14 +28,21 @@ class Conversation(NamedTuple):
         return {name: value for name, value in zip(self._fields[:4], self, strict=False) if value is not None}
 
 
-def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conversation]:
-    """Converts a row to its conversations, none if it is skipped; RefusedError (`converter_failed`, `bad_row`)."""
+def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = None) -> Iterator[Conversation]:
+    """Converts a row to its conversations, none if it is skipped; adds the columns that are read to `read`.
+
+    RefusedError with a reason of the ledger (`converter_failed`, `bad_row`, `nothing_to_learn`).
+    """
+    row = RecordingRow(row, set() if read is None else read)
+    check_guarded_columns(row, converter.guarded)
     tools = _wrap_tools(_parse_field(row, "tools", list))
     kwargs = _parse_field(row, "chat_template_kwargs", dict)
     try:
-        converted = converter(row, dict(mapping))
+        converted = converter.function(row, dict(converter.mapping))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
-        name = getattr(converter, "__name__", "converter")
+        if converter.is_builtin and isinstance(error, RefusedError):
+            raise
+        name = getattr(converter.function, "__name__", "converter")
         detail = f"{name}: {type(error).__name__}: {error}"
         raise RefusedError("converter_failed", detail.encode(errors="replace").decode()) from None
     if converted is None:
@@ -49,7 +54,9 @@ def convert_row(row: dict, converter: Callable, mapping: dict) -> Iterator[Conve
         raise RefusedError("bad_row", f"the converter gave {type(converted).__name__}, not a list of messages")
     several = bool(converted) and all(isinstance(item, (list, tuple)) for item in converted)
     for messages in converted if several else [converted]:
-        yield _serialize(Conversation([_remove_nulls(message) for message in messages], None, tools, kwargs))
+        yield _serialize(
+            Conversation([_clean_message(message, n) for n, message in enumerate(messages)], None, tools, kwargs)
+        )
 
 
 def _serialize(conversation: Conversation) -> Conversation:
@@ -73,11 +80,16 @@ def _check_keys(value: Any) -> None:
             _check_keys(item)
 
 
-def _remove_nulls(message: Any) -> Any:
-    """Removes a message's nulls: tables have them for columns that only other rows use."""
-    if isinstance(message, dict):
-        return {key: value for key, value in message.items() if value is not None or key == "content"}
-    return message
+def _clean_message(message: Any, number: int) -> Any:
+    """Removes nulls, which tables have for columns of other rows, and says in one way that a turn is not trained on."""
+    if not isinstance(message, dict):
+        return message
+    cleaned = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if cleaned.keys() & OTHER_FLAGS:
+        trained = read_train_flag(cleaned, number)
+        cleaned = {key: value for key, value in cleaned.items() if key not in OTHER_FLAGS}
+        cleaned |= {"train": False} if trained is False else {}
+    return cleaned
 
 
 def _parse_field(row: dict, name: str, kind: type) -> Any:
@@ -103,107 +115,3 @@ def _wrap_tools(tools: list | None) -> list[dict] | None:
         else tool
         for tool in tools
     ]
-
-
-class BuiltinConverter(NamedTuple):
-    """A built-in converter with the fields that it reads through its mapping: those it must have, and others."""
-
-    function: Callable
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-
-
-BUILTIN = {
-    f"impruver.{each.function.__name__}": each
-    for each in (
-        BuiltinConverter(builtin.instruction_to_messages, ("instruction", "output"), ("input", "system")),
-        BuiltinConverter(builtin.dialog_to_messages, ("messages",)),
-        BuiltinConverter(builtin.conversations_to_messages, ("conversations",), ("system",)),
-        BuiltinConverter(builtin.char_dialog_to_messages),
-        BuiltinConverter(builtin.reasoning_to_messages, ("instruction", "reasoning", "output"), ("input", "system")),
-        BuiltinConverter(builtin.messages, ("messages",)),
-        BuiltinConverter(builtin.text, ("text",)),
-    )
-}
-QUESTIONS = ("instruction", "prompt", "question")
-ANSWERS = ("output", "response", "completion", "answer")
-
-
-class DatasetConverter(NamedTuple):
-    """The converter of a data set, and the mapping that it gets with each row."""
-
-    name: str
-    function: Callable
-    mapping: dict[str, str]
-
-
-def find_converter(
-    section: DatasetSection, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path
-) -> DatasetConverter:
-    """Finds the converter that a section names, else the built-in one that fits the columns and the row `sample`."""
-    name, mapping = section.converter, section.mapping
-    if name is None:
-        name, mapping = detect_converter(columns, sample, mapping, where)
-    dotted = "." in name and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
-    if name not in BUILTIN and (name.startswith("impruver.") or not dotted):
-        raise ImpruverError(
-            f"{where}.converter: {name} is neither built in ({', '.join(BUILTIN)}) nor a function of yours, as in "
-            "mine.convert: convert of mine.py beside the recipe"
-        )
-    _check_mapping(name, mapping, columns, where)
-    if name in BUILTIN:
-        return DatasetConverter(name, BUILTIN[name].function, mapping)
-    function = load_object(name, f"{where}.converter", recipe_dir)
-    return DatasetConverter(name, _adapt_signature(function, name, where), mapping)
-
-
-def _check_mapping(name: str, mapping: dict, columns: Sequence[str], where: str) -> None:
-    """ImpruverError for a field that the converter does not have, a required one that is missing, an absent column."""
-    _, required, optional = BUILTIN.get(name, (None, (), tuple(mapping)))
-    for field in mapping:
-        if field not in (*required, *optional):
-            raise ImpruverError(f"{where}.mapping: {name} has no field {field}{suggest(field, (*required, *optional))}")
-    wanted = {field: field for field in required} | mapping
-    missing = [f"{field}: {column}" for field, column in wanted.items() if column not in ("_", *columns)]
-    if missing:
-        raise ImpruverError(f"{where}.mapping: no such column ({', '.join(missing)}); there are {', '.join(columns)}")
-
-
-def _adapt_signature(function: Callable, name: str, where: str) -> Callable:
-    """Makes a user's function one of (row, mapping): it may also take the row alone, as in the first impruver."""
-    if not callable(function):
-        raise ImpruverError(f"{where}.converter: {name} is no function")
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function written in C may have none
-        parameters = ()
-    if any(parameter.name == "mapping" for parameter in parameters):
-        return wraps(function)(lambda row, mapping: function(row, mapping=mapping))
-    positional = [
-        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-    ]
-    return function if len(positional) > 1 else wraps(function)(lambda row, mapping: function(row))
-
-
-def detect_converter(columns: Sequence[str], sample: dict, mapping: dict, where: str) -> tuple[str, dict]:
-    """Detects the built-in converter that fits the columns; its name, and the mapping that it needs."""
-    available = set(columns) | set(mapping)
-    if "messages" in available:
-        grouped = isinstance(sample.get(mapping.get("messages", "messages")), dict)
-        return ("impruver.dialog_to_messages" if grouped else "impruver.messages"), mapping
-    if "conversations" in available:
-        return "impruver.conversations_to_messages", mapping
-    if {"dialogues", "name", "context"} <= available:
-        return "impruver.char_dialog_to_messages", mapping
-    question = next((name for name in QUESTIONS if name in available), None)
-    answer = next((name for name in ANSWERS if name in available), None)
-    if question and answer:
-        name = "reasoning" if "reasoning" in available else "instruction"
-        system = {"system": "system"} if "system" in columns else {}
-        return f"impruver.{name}_to_messages", {**system, "instruction": question, "output": answer} | mapping
-    if "text" in available:
-        return "impruver.text", mapping
-    raise ImpruverError(
-        f"{where}: no converter fits the columns {', '.join(columns)}: set converter, or "
-        "mapping: {instruction: COLUMN, output: COLUMN}"
-    )

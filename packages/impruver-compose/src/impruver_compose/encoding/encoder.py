@@ -3,11 +3,16 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import groupby, pairwise
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
+from impruver_core.chat_template.masking.message_keys import renders_key
+from impruver_core.chat_template.masking.message_normalization import MESSAGE_KEYS
+from impruver_core.chat_template.masking.train_flags import is_blank, is_trained
+from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
 from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_tokens
@@ -18,8 +23,11 @@ from impruver_compose.dedup import compute_signatures
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.long_text import WINDOW, TokenizedText, make_tokenized_text, tokenize_text
 from impruver_compose.encoding.overlong import cut_overlong
+from impruver_compose.field_usage import FieldCounts, is_filled
 from impruver_compose.storage import DroppedRow, EncodedConversation, EncodedShard, build_token_row, compute_digest
 
+STRUCTURE = MESSAGE_KEYS - {"name"}  # keys of messages that are read, or whose loss is refused
+TRIED = 3  # values of another key that are rendered, to see whether the template reads it
 BATCH = 500  # rows in memory at once,
 BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding takes a hundred bytes
 
@@ -43,8 +51,12 @@ class TrainingView(NamedTuple):
 def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, np.ndarray]:
     """Encodes rows start..stop; the shard, and its conversations' MinHash signatures, (conversations, num_perm)."""
     shard, signatures = EncodedShard(), [np.empty((0, job.dedup.num_perm), np.uint32)]
+    shard.usage.columns.read.update(job.converter.left_out)
+    templates = TemplateSelector(job.tokenizer)
     for first in range(start, stop, BATCH):
-        for batch in _split_into_batches(_convert_rows(job, first, min(first + BATCH, stop), shard)):
+        parts = _convert_rows(job, first, min(first + BATCH, stop), shard)
+        _count_message_keys(job, templates, parts, shard.usage.keys)
+        for batch in _split_into_batches(parts):
             before = len(shard.conversations)
             _encode_batch(job, batch, shard)
             texts = [each.compared_ids for each in shard.conversations[before:]]
@@ -54,7 +66,7 @@ def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, n
 
 def convert_row_of(job: DatasetJob, row: int) -> list[Conversation]:
     """Converts one row of a data set; RefusedError if it is refused."""
-    return list(convert_row(job.rows.read(row, row + 1)[0], job.converter.function, job.converter.mapping))
+    return list(convert_row(job.rows.read(row, row + 1)[0], job.converter))
 
 
 def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -> list[ConvertedPart]:
@@ -63,12 +75,14 @@ def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -
     for number, row in enumerate(job.rows.read(start, stop), start):
         shard.counts["rows"] += 1
         try:
-            conversations = list(convert_row(row, job.converter.function, job.converter.mapping))
+            conversations = list(convert_row(row, job.converter, shard.usage.columns.read))
             if not conversations:
                 raise RefusedError("converter_skipped", "")
         except RefusedError as error:
             shard.dropped.append(DroppedRow(number, None, error.reason, error.detail))
             continue
+        finally:
+            shard.usage.columns.count(number, row.items())
         shard.counts.update(converted=1, conversations=len(conversations))
         for part, conversation in enumerate(conversations):
             cut = cut_overlong(job, conversation)
@@ -77,6 +91,27 @@ def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -
             else:
                 parts.append(ConvertedPart(number, part, cut, cut is not conversation))
     return parts
+
+
+def _count_message_keys(
+    job: DatasetJob, templates: TemplateSelector, parts: Sequence[ConvertedPart], counts: FieldCounts
+) -> None:
+    """Counts the keys of messages that no mask knows; whether the template reads them is tried on the first values."""
+    tried: dict[str, set[str]] = {}
+    for row, group in groupby(parts, key=attrgetter("row")):
+        found: dict[str, Any] = {}
+        for chat in (part.conversation for part in group if part.conversation.messages):
+            others = (message.keys() - STRUCTURE for message in chat.messages if isinstance(message, dict))
+            for key in (key for keys in others for key in keys if key not in counts.read):
+                values = [message[key] for message in chat.messages if is_filled(message.get(key))]
+                found |= {key: values[0]} if values else {}
+                shown, known = repr(values), tried.setdefault(key, set())
+                if values and len(known) < TRIED and shown not in known:
+                    known.add(shown)
+                    selected = templates.select(chat.tools, job.build_template_kwargs(chat))
+                    if renders_key(selected, chat.messages, key, chat.tools):
+                        counts.read.add(key)
+        counts.count(row, found.items())
 
 
 def _split_into_batches(parts: list[ConvertedPart]) -> Iterator[list[ConvertedPart]]:
@@ -139,8 +174,7 @@ def _encode_conversation(
     if isinstance(whole, Refused):
         return whole
     if not views or not count_target_tokens(whole.labels):
-        roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
-        return Refused("nothing_to_learn", f"no assistant's turn is trained on (roles: {roles})")
+        return Refused("nothing_to_learn", _explain_no_target(chat.messages))
     encode = partial(_encode_messages, job, [chat])
     shorten = partial(find_longest_fitting_prefix, chat.messages, whole, encode, section.turns, job.max_length)
     trim = section.on_overflow == "trim_turns"
@@ -162,6 +196,13 @@ def _encode_conversation(
         prompt_digest,
         trimmed=part.cut or fitting[-1].length < views[-1].length,
     )
+
+
+def _explain_no_target(messages: Sequence[dict]) -> str:
+    if any(message["role"] in TRAINED_ROLES and is_blank(message) for message in messages):
+        return "no assistant's turn is trained on (an answer is blank)"
+    roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+    return f"no assistant's turn is trained on (roles: {roles})"
 
 
 def _format_extra(chat: Conversation, length: int) -> bytes:
@@ -262,7 +303,7 @@ def _build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
 
 
 def _find_trained_turns(messages: Sequence[dict]) -> list[int]:
-    return [n for n, m in enumerate(messages) if m["role"] in TRAINED_ROLES and m.get("train") is not False]
+    return [n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES and is_trained(message)]
 
 
 def select_fitting_views(

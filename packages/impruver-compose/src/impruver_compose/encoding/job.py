@@ -15,7 +15,8 @@ from impruver_core.io.model_files import get_context_length
 from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
-from impruver_compose.converters.conversion import Conversation, DatasetConverter, find_converter
+from impruver_compose.converters.conversion import Conversation
+from impruver_compose.converters.detection import DatasetConverter, find_converter
 from impruver_compose.sections import DatasetSection, DedupSection
 from impruver_compose.sources import RowTable, load_dataset
 

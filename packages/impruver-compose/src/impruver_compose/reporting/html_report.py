@@ -39,6 +39,7 @@ def render_report(
         _build_datasets(stats),
         _build_lengths(tokens, jobs, stats),
         _build_drops(stats, paths.ledger.name),
+        _build_unused(template_checks),
         build_template_check_section(template_checks),
         _build_samples(corpus, jobs, selection.train_rows),
         _build_duplicates(corpus, duplicates),
@@ -99,6 +100,12 @@ def _build_drops(stats: Sequence[DatasetStats], ledger: str) -> dict:
         charts.render_bars("Dropped, by reason", {reason: [count] for reason, count in reasons.most_common()}),
         html.build_table(*summary_tables.build_drop_table(stats)),
     )
+
+
+def _build_unused(entries: Sequence[dict]) -> dict | None:
+    header, rows = summary_tables.build_unused_table(entries)
+    note = "Columns, and keys of messages, that neither the converter nor the chat template reads."
+    return html.build_section("Not read", note, html.build_table(header, rows)) if rows else None
 
 
 def build_template_check_section(entries: Sequence[dict]) -> dict:

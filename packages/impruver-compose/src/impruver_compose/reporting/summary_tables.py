@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from impruver_core.cli.console import format_table, log_info, print_result, warn
 from impruver_core.errors import ImpruverError
 
+from impruver_compose.field_usage import format_unused
 from impruver_compose.output import OutputPaths
 from impruver_compose.selection import DatasetStats
 
@@ -51,6 +52,22 @@ def build_template_check_table(entries: Sequence[dict]) -> Table:
     return [*header, "reasoning stripped"], rows
 
 
+def build_unused_table(entries: Sequence[dict]) -> Table:
+    """Builds the table of what nothing reads, from the manifest's `gate`."""
+    rows = [
+        [
+            entry["dataset_index"],
+            entry["dataset"],
+            each["name"],
+            each["rows"],
+            f"row {each['first']}: {each['example']}",
+        ]
+        for entry in entries
+        for each in entry["unused"]
+    ]
+    return ["#", "data set", "not read", "rows", "the first"], rows
+
+
 def format_share(part: int, whole: int) -> str:
     """Formats a share in percent."""
     return f"{part / max(1, whole):.0%}"
@@ -61,8 +78,11 @@ def print_template_checks(entries: Sequence[dict]) -> None:
     header, rows = build_template_check_table(entries)
     log_info(format_table(header[:5], [row[:5] for row in rows]))  # warnings speak of the others
     for entry in entries:
+        where = f"data set {entry['dataset_index']} ({entry['dataset']})"
         for warning in entry["warnings"]:
-            warn(f"data set {entry['dataset_index']} ({entry['dataset']}): {warning}")
+            warn(f"{where}: {warning}")
+        if entry["unused"]:
+            log_info(f"note: {where}: nothing reads {format_unused(entry['unused'])}")
 
 
 def check_any_left(numbers: Sequence[int], stats: Sequence[DatasetStats]) -> None:

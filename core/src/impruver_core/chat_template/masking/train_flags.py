@@ -1,0 +1,80 @@
+"""Which messages are trained on: what they say of it themselves, in the names that data sets have for it."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
+from impruver_core.errors import RefusedError
+from impruver_core.labels import TRAINED_ROLES
+
+# OpenAI and Mistral write `weight`, ms-swift `loss`, axolotl `train`; 0 and false leave a turn out of the loss.
+TRAIN_FLAGS = ("train", "weight", "loss")
+ABOUT_TRAINING = re.compile(r"(?:^|_)(?:(?:un)?train\w*|loss(?:es)?|(?:un)?mask\w*|weights?|learn\w*)(?:_|$)")
+
+
+def read_train_flag(message: dict, number: int = 0) -> bool | None:
+    """Reads what message `number` says of its training: whether it is trained on, None where it says nothing.
+
+    RefusedError("bad_row") for a value between, flags that contradict each other, and a turn that can't be trained on.
+    """
+    said: dict[str, bool] = {}
+    for name in TRAIN_FLAGS:
+        value = message.get(name)
+        if value is None:
+            continue
+        if value not in (0, 1) or isinstance(value, str):
+            known = "neither 0 nor 1: turns are trained on or not" if name == "weight" else "neither true nor false"
+            raise RefusedError("bad_row", f"{name} of message {number} is {_shorten(value)}, {known}")
+        said[name] = bool(value)
+    if len(set(said.values())) > 1:
+        flags = " and ".join(f"{name}: {_shorten(message[name])}" for name in said)
+        raise RefusedError("bad_row", f"message {number} contradicts itself: {flags}")
+    wanted = next((name for name, flag in said.items() if flag and name != "weight"), None)  # a weight of 1 is no wish
+    if wanted and message.get("role") not in TRAINED_ROLES:
+        raise RefusedError(
+            "bad_row",
+            f"{wanted} of message {number} is true, but its role is {message.get('role')}: only an assistant's turns "
+            "are trained on (or everything, with only_target_loss: false)",
+        )
+    return next(iter(said.values()), None)
+
+
+def check_other_flags(message: dict, number: int, known: Collection[str]) -> None:
+    """RefusedError("bad_row") for a key of a message, beside those `known`, that is about training in another way."""
+    for key in message.keys() - known:
+        if message[key] is not None and isinstance(key, str) and ABOUT_TRAINING.search(key.lower()):
+            flags = ", ".join(TRAIN_FLAGS)
+            raise RefusedError("bad_row", f"{key} of message {number} is no flag that is known ({flags}): use train")
+
+
+def is_trained(message: dict) -> bool:
+    """Whether a message of a role that is trained on is: its flags don't leave it out, and it says something.
+
+    A blank answer would teach the model to say nothing.
+    """
+    left_out = any(message.get(name) is not None and not message[name] for name in TRAIN_FLAGS)
+    return not left_out and not is_blank(message)
+
+
+def is_blank(message: dict) -> bool:
+    """Whether a message has neither text, nor reasoning, nor calls."""
+    content = message.get("content")
+    if isinstance(content, str):
+        if not content.isspace() and content:
+            return False
+    elif content is not None and not _are_blank_parts(content):
+        return False
+    calls = message.get("tool_calls") or message.get("function_call")
+    return not calls and not any((message.get(field) or "").strip() for field in REASONING_FIELDS)
+
+
+def _are_blank_parts(content: Any) -> bool:
+    """Whether all parts of a content that is a list are blank texts."""
+    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+    return all(isinstance(text, str) and not text.strip() for text in texts)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"

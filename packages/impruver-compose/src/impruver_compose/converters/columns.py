@@ -1,0 +1,115 @@
+"""Columns of a data set: which ones nothing reads, and those that must not be passed over in silence."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from impruver_core.errors import RefusedError
+
+from impruver_compose.field_usage import is_filled
+
+SKIPPED_LABELS = ("bad_output",)
+NUMBER = re.compile(r"\d+(?:\.\d*)?")
+
+
+class RecordingRow(dict):
+    """A row that adds the names of the columns that are read to a set; what goes through all of them reads all."""
+
+    def __init__(self, row: dict, read: set[str]):
+        super().__init__(row)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self._read.add(name)
+        return super().pop(name, *default)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return super().setdefault(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self._read.add(name)
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._read.update(super().keys())
+        return super().__iter__()
+
+    def __or__(self, other: dict) -> dict:
+        return {**self, **other}
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
+
+    def keys(self) -> Any:
+        self._read.update(super().keys())
+        return super().keys()
+
+    def values(self) -> Any:
+        self._read.update(super().keys())
+        return super().values()
+
+    def items(self) -> Any:
+        self._read.update(super().keys())
+        return super().items()
+
+    def copy(self) -> dict:
+        return dict(self)
+
+
+def check_guarded_columns(row: RecordingRow, columns: Sequence[str]) -> None:
+    """RefusedError where one of the columns says that the row must not be trained on as it is."""
+    for name in columns:
+        value = dict.get(row, name)
+        if is_filled(value) and GUARDED_COLUMNS[name](name, value):
+            row.get(name)  # it is read where it says something that is known
+
+
+def _check_weight(name: str, value: Any) -> bool:
+    weight = float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
+    if weight not in (0, 1):
+        how = f"{name} is {value!r}: a row is trained on or not (1 or 0)"
+        raise RefusedError("bad_row", f"{how}; {_format_way_out(name)}")
+    if not weight:
+        raise RefusedError("nothing_to_learn", f"{name} is 0")
+    return True
+
+
+def _check_rejected(name: str, value: Any) -> bool:
+    raise RefusedError("bad_row", f"{name} has an answer that is not to be imitated; {_format_way_out(name)}")
+
+
+def _check_label(name: str, value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text in SKIPPED_LABELS:
+        raise RefusedError("converter_skipped", f"{name} is {value}")
+    if text == "false":
+        raise RefusedError("bad_row", f"{name} is false: an answer that is not to be imitated; {_format_way_out(name)}")
+    return text == "true"
+
+
+def _check_media(name: str, value: Any) -> bool:
+    if isinstance(value, str) and not name.endswith("s"):  # a description, or a link in a table
+        return False
+    raise RefusedError("bad_row", f"{name}: only text can be trained on; {_format_way_out(name)}")
+
+
+def _format_way_out(name: str) -> str:
+    return f"mapping: {{{name}: _}} trains on the row without looking at it"
+
+
+# What says that a row is not to be trained on, or holds more than its text: read, or the row is refused.
+GUARDED_COLUMNS: dict[str, Callable[[str, Any], bool]] = {
+    "weight": _check_weight,
+    "rejected": _check_rejected,
+    "label": _check_label,
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _check_media),
+}
