@@ -1,5 +1,7 @@
 """GGUF files from strangers: a header that lies, or that llama.cpp would end the process over, is one message."""
 
+import struct
+
 import pytest
 from support.gguf_files import TOKENS, GgufFile, Tensor
 
@@ -29,6 +31,17 @@ def test_a_forged_file_is_refused(what, refused, recipe, write_jsonl, tmp_path):
     assert f"error: --gguf: {path}" in message
     assert words in message
     assert len(message.splitlines()) == 1
+
+
+def test_weights_that_compute_nan_give_no_answer(chat, recipe, write_jsonl, tmp_path):
+    file = GgufFile()
+    file.tensors[1].data = struct.pack("<32f", *[float("nan")] * 32)
+    path, questions = file.write(tmp_path / "x.gguf"), write_jsonl([{"prompt": "one"}, {"prompt": "two"}])
+    config = recipe(tmp_path / "no_model_needed")
+    code, out, err = chat("--config", config, "--gguf", path, "--input", questions, "--output", tmp_path / "a.jsonl")
+    assert (code, out) == (3, "")
+    assert "--gguf: the model computes NaN" in err
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_the_same_file_unforged_answers(answers, recipe, tmp_path):

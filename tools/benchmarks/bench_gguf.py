@@ -38,7 +38,9 @@ def in_a_process(function: str, *arguments) -> None:
     program = f"import sys; sys.path.insert(0, {home!r}); from pathlib import Path, PosixPath; import bench_gguf; "
     program += f"bench_gguf.{function}(*{arguments!r})"
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{function}: {done.stderr}")
 
 
 def make_adapter(base: Path, folder: Path) -> None:
@@ -175,7 +177,8 @@ def compare_proof(adapter: Path, turns: int) -> None:
     rows = [{"ids": row.ids, "positions": row.target_positions} for row in held.measured]
     files = [str(adapter / f"gguf/model-{level}.gguf") for level in ("f16", *LEVELS)]
     ends = [tokenizer.backend_tokenizer.token_to_id("<|im_end|>")]
-    task = {"files": files, "rows": rows, "prompts": held.prompts, "ends": ends}
+    prompts = [tuple(prompt) for prompt in held.prompts]  # written into the child's program
+    task = {"files": files, "rows": rows, "prompts": prompts, "ends": ends}
     pairs = []
     for _ in range(turns):
         start = time.perf_counter()

@@ -47,7 +47,7 @@ def make_plan(path: str, overrides: list[str]):
     from impruver_train import run
 
     recipe = load_recipe(path, overrides)
-    inputs = run.check(recipe, False, True, 0)
+    inputs = run.check(recipe, None, False, True, 0)
     plan = run.plan_run(recipe, inputs)
     data = run.load_data(plan, inputs, recipe.tokenizer.max_tokens_count, False)
     inputs.output_dir.mkdir(parents=True, exist_ok=True)

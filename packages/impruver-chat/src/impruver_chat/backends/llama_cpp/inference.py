@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
+from math import isnan
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from impruver_core import llama_bindings as bindings
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.llama_bindings import decode_tokens, make_batch
 from impruver_core.system import available_cpus
 
@@ -37,6 +38,7 @@ class CachedSequence:
         """Yield the tokens that answer a prompt, without end; before the first one None for each part of the prompt."""
         for _ in self._decode_prompt(prompt.ids, prompt.max_new_tokens):
             yield None
+        check_no_nan(self.context, -1)
         sampler = make_sampling_chain(self._model, sampling, prompt, self.size)
         while True:
             yield (token := sampler.sample(self.context, -1))
@@ -108,6 +110,7 @@ def generate_batch(
             index, prompt = waiting.pop(0)
             slot = BatchSlot(index, prompt, free.pop(), make_sampling_chain(model, sampling, prompt, width))
             output = decode_prompt(context, batch, slot)
+            check_no_nan(context, output)
             ended_indices = yield [(index, slot.sample_token(context, output))]
             (ended if ended_indices else slots).append(slot)
         if not ended and slots:
@@ -136,6 +139,12 @@ def decode_prompt(context: LlamaContext, batch: LlamaBatch, slot: BatchSlot) -> 
             batch.add(token, position, [slot.sequence], position == len(ids) - 1)
         context.decode(batch)
     return len(part) - 1
+
+
+def check_no_nan(context: LlamaContext, output: int) -> None:
+    """Raise CheckFailedError where the scores of an output of the last computation are NaN: any token would do."""
+    if isnan(sum(context.get_logits_ith(output))):
+        raise CheckFailedError("--gguf: the model computes NaN, so it has no answer: its weights are broken")
 
 
 def make_context(model: LlamaModel, tokens: int, sequences: int = 1) -> LlamaContext:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from impruver_core.errors import ImpruverError
+from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.worker_process import NO_BACKTRACE, describe_exit, get_error_reason
 
 from impruver_chat.backends.base import BackendEndedError
@@ -70,9 +70,9 @@ class LlamaCppProcess:
             found, _, reply = line.partition(b" ")
             if found.isdigit():  # else Ctrl+C had taken its beginning away
                 self._replies[int(found)] = reply
-        result, error = json.loads(self._replies.pop(number))
+        result, error, code = json.loads(self._replies.pop(number))
         if error is not None:
-            raise ImpruverError(error)
+            raise (CheckFailedError if code == CheckFailedError.exit_code else ImpruverError)(error)
         return result
 
     def close(self) -> None:

@@ -2,8 +2,8 @@
 
     python -m impruver_chat.backends.llama_cpp.worker
 
-A request is [number, name of a Worker's method, arguments…], its reply that number and [result, error]. A line that was
-cut off by Ctrl+C in the process that asks is left out. It ends with its stdin.
+A request is [number, name of a Worker's method, arguments…], its reply that number and [result, error, exit code]. A line
+that was cut off by Ctrl+C in the process that asks is left out. It ends with its stdin.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ def main() -> None:
             number, name, *arguments = json.loads(line)
         except ValueError:
             continue
-        result = error = None
+        result = error = code = None
         try:
             result = getattr(worker, name)(*arguments)
         except ImpruverError as refusal:
-            error = str(refusal)
-        print(number, json.dumps([result, error]), file=replies, flush=True)
+            error, code = str(refusal), refusal.exit_code
+        print(number, json.dumps([result, error, code]), file=replies, flush=True)
 
 
 if __name__ == "__main__":
