@@ -2,8 +2,8 @@
 
     python -m impruver_chat.backends.llama_cpp.worker
 
-A request is [number, name of a Worker's method, arguments…], its reply that number and [result, error, exit code]. A line
-that was cut off by Ctrl+C in the process that asks is left out. It ends with its stdin.
+A request is [number, name of a Worker's method, arguments…], its reply that number and [result, error, exit code]. A
+line that was cut off by Ctrl+C in the process that asks is left out. It ends with its stdin.
 """
 
 from __future__ import annotations
