@@ -70,13 +70,17 @@ MISTAKES = {
     # hiyouga/LlamaFactory 7016: UnicodeDecodeError
     "a CSV in the system's code page": Mistake(
         COMPOSE,
-        ["recipe.yaml:2: datasets.0: ", "data.csv is not UTF-8 (byte 20)", "save the file as UTF-8"],
+        ["data.csv, line 2: not UTF-8 (byte 1 of the line)", "save the file as UTF-8"],
         "datasets:\n  - name: data.csv",
         {"data.csv": "instruction,output\nГде Перу?,Там.\n".encode("cp1251")},
     ),
     "a CSV with a comma in a cell": Mistake(
         COMPOSE,
-        ["datasets.0: ", "data.csv can't be read as csv", "line 3", "a cell that holds the separator needs quotes"],
+        [
+            "datasets.0: ",
+            "data.csv, line 3: 3 cells, and the header has 2",
+            "a cell that holds the separator needs quotes",
+        ],
         "datasets:\n  - name: data.csv",
         {"data.csv": "instruction,output\nPeru,There\nWhere, then,Here\n"},
     ),

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from impruver_compose import sources
 from impruver_compose.encoding.cache import KEPT_DAYS
+from impruver_compose.sources import loading
 from impruver_core.io.locks import share_folder
 from support.damage import DAMAGES
 
@@ -15,7 +15,7 @@ OUTPUTS = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html
 
 
 OTHER_JSON = '{"xxh3": 1, "value": [2]}'
-FILES = {"shard": "compose/**/*.arrow", "rows": "datasets/**/*.arrow", "scan": "datasets/**/scan.json"}
+FILES = {"shard": "compose/**/*.arrow", "rows": "datasets/**/*.arrow", "scan": "datasets/**/scan-0.json"}
 FILES |= {"content": "datasets/**/content.json", "info": "datasets/**/dataset_info.json"}
 EACH = [("shard", damage) for damage in DAMAGES if damage != "gone"]
 EACH += [
@@ -65,7 +65,7 @@ def test_the_shard_of_another_file_is_none(composed, files):
 
 def test_a_file_that_is_rewritten_meanwhile_is_refused(refused, composed, files, tokenizer, monkeypatch):
     files.write("data.jsonl", files.unlike(5))
-    load = sources._load_files
+    load = loading._load_files
 
     def load_and_rewrite(*arguments):
         table = load(*arguments)
@@ -75,7 +75,7 @@ def test_a_file_that_is_rewritten_meanwhile_is_refused(refused, composed, files,
         return table
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_load_files", load_and_rewrite)
+        patch.setattr(loading, "_load_files", load_and_rewrite)
         assert "data.jsonl was changed while it was read" in refused()
     files.write("data.jsonl", files.unlike(5))  # of which the cache must hold nothing else
     assert {tokenizer.decode(row["input_ids"]).count("question 5") for row in composed().train} == {0}

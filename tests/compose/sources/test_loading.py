@@ -171,7 +171,7 @@ def test_tables_of_other_columns_are_not_read_together(refused, files, tmp_path)
     (tmp_path / "folder/a.csv").write_text(TABLE)
     (tmp_path / "folder/b.csv").write_text("question,answer,system\na,b,c\n")
     message = refused(data="folder")
-    assert "b.csv has the columns question, answer, system" in message
+    assert "b.csv, line 1: the columns are question, answer, system, and another file has question, answer" in message
 
 
 def test_a_lone_surrogate_in_a_list(composed, tmp_path):
@@ -224,7 +224,7 @@ BAD = {
     "a list of texts": ("d.json", b'["question"]', ["d.json, row 0", "object"]),
     "no UTF-8": ("d.jsonl", LINES.encode() + b'{"question": "caf\xe9", "answer": "a"}\n', ["d.jsonl, line 5", "UTF-8"]),
     "no UTF-8 in a list": ("d.json", b'[{"question": "caf\xe9"}]', ["d.json", "UTF-8"]),
-    "no UTF-8 in CSV": ("d.csv", b"question,answer\ncaf\xe9,b\n", ["datasets.0", "d.csv"]),
+    "no UTF-8 in CSV": ("d.csv", b"question,answer\ncaf\xe9,b\n", ["d.csv, line 2: not UTF-8 (byte 4 of the line)"]),
     "a list as row": ("d.jsonl", b'{"question": "q", "answer": "a"}\n[1, 2]\n', ["d.jsonl, line 2", "object"]),
     "only lists": ("d.jsonl", b"[1, 2]\n[3]\n", ["d.jsonl, line 1", "object"]),
     "text as row": ("d.jsonl", b'"question"\n', ["d.jsonl, line 1", "object"]),
@@ -235,7 +235,11 @@ BAD = {
     "nested too deep": ("d.json", b"[" * 100000, ["d.json: can't be read"]),
     "a cut off compressed list": ("d.json.gz", gzip.compress(b'[{"a": 1}]')[:-9], ["d.json.gz", "broken"]),
     "a list without rows": ("d.json", b"[]", ["d.json has no rows"]),
-    "more cells than columns": ("d.csv", b"question,answer\na,b,c\nd,e,f\n", ["datasets.0", "d.csv", "more cells"]),
+    "more cells than columns": (
+        "d.csv",
+        b"question,answer\na,b,c\nd,e,f\n",
+        ["datasets.0", "d.csv, line 2: 3 cells, and the header has 2", "needs quotes"],
+    ),
     "header alone": ("d.csv", b"question,answer\n", ["datasets.0", "d.csv"]),
 }
 

@@ -1,12 +1,6 @@
 """JSONL: one JSON object a line, UTF-8. Readers name file and line in every error."""
 
-import bz2
-import gzip
-import io
 import json
-import lzma
-import os
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -14,20 +8,18 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
+from impruver_core.io.compression import BROKEN, build_read_error, open_compressed
 from impruver_core.io.model_files import LFS_POINTER
 
 LONGEST_LINE = 64 << 20  # bytes
-FREELY_UNPACKED, LARGEST_RATIO = 8 << 20, 200  # bytes that any file may unpack to, and how many times its size
-BLOCK = 1 << 18  # bytes
 BLANKS = " \t\r\n"  # JSON's own; any other is no JSON
 LISTS = "impruver-compose reads a list of rows from a file whose name ends in .json"
-BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
 
 
 def read_rows(path: str | Path) -> Iterator[dict]:
     """The rows of a JSONL file, blank lines skipped; ImpruverError with file and line for one that is no object.
 
-    A name that ends in .gz, .bz2, .xz or .zst is a compressed file.
+    A name that ends in .gz, .bz2, .xz, .zst or .zip is a compressed file.
     """
     return (row for _, row in read_numbered_rows(path))
 
@@ -53,69 +45,6 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
         raise build_read_error(f"{path}, after line {number}", error) from None
-
-
-def build_read_error(where: str, error: Exception) -> Exception:
-    """What to raise for one of BROKEN: the system's own as it is, else ImpruverError that names the file."""
-    if getattr(error, "errno", None) is not None:
-        return error
-    return ImpruverError(f"{where}: the compressed file is broken: {error}")
-
-
-def open_compressed(path: str | Path) -> BinaryIO:
-    """The bytes of a file; a name that ends in .gz, .bz2, .xz or .zst is a compressed one."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".zst":
-        try:
-            from zstandard import open as open_packed
-        except ImportError:
-            raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
-    else:
-        open_packed = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix)
-    return (
-        open(path, "rb") if open_packed is None else io.BufferedReader(_Unpacked(path, open_packed(path, "rb")), BLOCK)
-    )
-
-
-def get_most_unpacked(path: str | Path) -> int:
-    """The bytes that a file of data may unpack to."""
-    return max(FREELY_UNPACKED, LARGEST_RATIO * os.path.getsize(path))
-
-
-def build_size_error(path: str | Path) -> ImpruverError:
-    """What to raise for a file that unpacks to more."""
-    return ImpruverError(
-        f"{path}: it unpacks to more than {LARGEST_RATIO} times its size, as no data does; if you trust it, unpack it "
-        "and name that file"
-    )
-
-
-class _Unpacked(io.RawIOBase):
-    """The bytes of a compressed file; ImpruverError where a small one unpacks to more than any data would."""
-
-    def __init__(self, path: str | Path, file: BinaryIO):
-        self.path, self.file, self.count = path, file, 0
-        self.most = get_most_unpacked(path)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: memoryview) -> int:
-        try:
-            piece = self.file.read1(len(target))  # what there is before a broken place, too
-        except BROKEN:
-            raise
-        except Exception as error:  # zstandard's own, which need not be installed
-            raise OSError(str(error)) from None
-        target[: len(piece)] = piece
-        self.count += len(piece)
-        if self.count > self.most:
-            raise build_size_error(self.path)
-        return len(piece)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
 
 def _parse_row(path: str | Path, number: int, text: str) -> dict:

@@ -19,6 +19,7 @@ from impruver_core.io.atomic import (
     remove_stale_parts,
     reserve_space,
 )
+from impruver_core.io.compression import COMPRESSED
 from impruver_core.io.jsonl import write_rows
 from impruver_core.io.locks import lock_folders
 from impruver_core.io.manifest import (
@@ -35,7 +36,6 @@ from impruver_core.io.manifest import (
 from impruver_core.tokenizer import compute_template_fingerprint
 
 from impruver_compose.selection import Selection
-from impruver_compose.sources import COMPRESSED
 from impruver_compose.storage import Corpus
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from impruver_compose.dedup import find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
 from impruver_compose.reporting import html_report, summary_tables, terminal
+from impruver_compose.sources.files import warn_about_copies
 from impruver_compose.storage import Corpus
 from impruver_compose.torch_guard import import_libraries
 
@@ -121,10 +122,12 @@ def _open_jobs(recipe: Recipe, outputs: Sequence[Path] = ()) -> list[DatasetJob]
     """Opens all data sets before any of them is worked on; none may hold one of the `outputs`."""
     if not recipe.datasets:
         raise ImpruverError(f"{recipe.path}: datasets is missing: name at least one data set")
-    return [
+    jobs = [
         open_job(index, section, recipe.dedup, recipe.locate(f"datasets.{index}"), recipe.base_dir, outputs)
         for index, section in enumerate(recipe.datasets)
     ]
+    warn_about_copies(entry for job in jobs for entry in job.inputs)
+    return jobs
 
 
 def _estimate(jobs: Sequence[DatasetJob]) -> None:

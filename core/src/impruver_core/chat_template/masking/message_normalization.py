@@ -8,6 +8,7 @@ from impruver_core.chat_template.masking.media import check_no_media
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, check_other_flags, read_train_flag
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
 from impruver_core.errors import RefusedError
+from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
 MESSAGE_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
@@ -78,7 +79,9 @@ def _convert_to_tool_calls(messages: list[dict]) -> list[dict]:
 def _parse_calls(content: str, number: int) -> list[dict]:
     """The calls in the text of a function_call message: `{"name", "arguments"}` or a list of such."""
     try:
-        parsed = json.loads(content)
+        parsed = parse_unique_json(content)
+    except RepeatedKeyError as error:
+        raise RefusedError("bad_row", f"function_call in message {number}: {error}") from None
     except (TypeError, ValueError, RecursionError):
         raise RefusedError("bad_row", f"function_call in message {number} is not JSON") from None
     calls = parsed if isinstance(parsed, list) else [parsed]
@@ -98,7 +101,9 @@ def _normalize_call(call: dict, number: int, as_text: bool) -> dict:
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not as_text and isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
+            arguments = parse_unique_json(arguments) if arguments.strip() else {}
+        except RepeatedKeyError as error:
+            raise RefusedError("bad_row", f"arguments of a tool call of message {number}: {error}") from None
         except (ValueError, RecursionError):
             raise RefusedError("bad_row", f"arguments of a tool call of message {number} are not JSON") from None
     if function is call:

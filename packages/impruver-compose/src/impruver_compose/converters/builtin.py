@@ -7,6 +7,7 @@ from typing import Any
 
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS
 from impruver_core.errors import RefusedError
+from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
 USERS = ("user", "human", "prompter")
 ASSISTANTS = ("assistant", "gpt", "bot", "chatgpt", "model", "chatbot", "ai")
@@ -41,7 +42,9 @@ def _parse_json_text(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else []
+        return parse_unique_json(value) if value.strip() else []
+    except RepeatedKeyError as error:
+        raise RefusedError("bad_row", f"{name}: {error}") from None
     except (ValueError, RecursionError):  # nested too deep
         raise RefusedError("bad_row", f"{name} is text, but no JSON") from None
 

@@ -1,15 +1,16 @@
 """Run a data set's converter on a row, and check what it returns."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, read_train_flag
 from impruver_core.errors import RefusedError
+from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 from impruver_core.io.jsonl import format_row
 
 from impruver_compose.converters.columns import RecordingRow, check_guarded_columns
 from impruver_compose.converters.detection import DatasetConverter
+from impruver_compose.sources.row_table import FlawedRow
 
 OTHER_FLAGS = {*TRAIN_FLAGS} - {"train"}
 
@@ -33,6 +34,8 @@ def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = 
 
     RefusedError with a reason of the ledger (`converter_failed`, `bad_row`, `nothing_to_learn`).
     """
+    if isinstance(row, FlawedRow):
+        raise RefusedError("bad_row", row.flaw)
     row = RecordingRow(row, set() if read is None else read)
     check_guarded_columns(row, converter.guarded)
     tools = _wrap_tools(_parse_field(row, "tools", list))
@@ -97,7 +100,9 @@ def _parse_field(row: dict, name: str, kind: type) -> Any:
     value = row.get(name)
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
+            value = parse_unique_json(value) if value.strip() else None
+        except RepeatedKeyError as error:
+            raise RefusedError("bad_row", f"{name}: {error}") from None
         except (ValueError, RecursionError):  # nested too deep
             raise RefusedError("bad_row", f"{name} is not JSON") from None
     if value is not None and not isinstance(value, kind):

@@ -18,7 +18,8 @@ from impruver_core.recipe.sections import ModelSection
 from impruver_compose.converters.conversion import Conversation
 from impruver_compose.converters.detection import DatasetConverter, find_converter
 from impruver_compose.sections import DatasetSection, DedupSection
-from impruver_compose.sources import RowTable, load_dataset
+from impruver_compose.sources.loading import load_dataset
+from impruver_compose.sources.row_table import RowTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,60 @@
+"""The splits that names of files and folders tell, by the patterns of `datasets`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+from impruver_core.errors import ImpruverError
+
+
+def find_named_splits(files: Mapping[str, Path], where: str) -> dict[str, list[Path]]:
+    """Finds the splits that names tell, by the patterns of `datasets`, upper case as lower; {} if they tell none.
+
+    In this order: `data/{split}-00000-of-00001.*`, folders (`test/…`), file names (`dev.jsonl`, `my-test_1.csv`).
+    """
+    from datasets.data_files import DEFAULT_PATTERNS_ALL, _get_data_files_patterns
+
+    lowered = {name.lower(): name for name in files}
+    if not lowered:
+        return {}
+    try:
+        patterns = _get_data_files_patterns(lambda pattern: match_names(pattern, lowered))
+    except ValueError:  # a split's name with a dash, as `datasets` has none
+        return {}
+    if patterns in DEFAULT_PATTERNS_ALL.values() or patterns == DEFAULT_PATTERNS_ALL:
+        return {}
+    found: dict[str, list[Path]] = {}
+    owners: dict[str, str] = {}
+    for split, own in patterns.items():
+        matched = sorted({name for pattern in own for name in match_names(pattern, lowered)})
+        for name in matched:
+            if owners.setdefault(name, str(split)) != str(split):
+                raise ImpruverError(
+                    f"{where}: the name {lowered[name]} is of two splits ({owners[name]}, {split}): rename it, or name "
+                    "the files one by one"
+                )
+        found[str(split)] = [files[lowered[name]] for name in matched]
+    return found
+
+
+def match_names(pattern: str, names: Iterable[str]) -> list[str]:
+    """Lists the names that a pattern of `datasets` matches: `*` stands for no slash, `**` for any folders."""
+    form = _compile_pattern(pattern)
+    return [name for name in names if form.match(name)]
+
+
+@cache
+def _compile_pattern(pattern: str) -> re.Pattern:
+    from fsspec.utils import glob_translate
+
+    return re.compile(glob_translate(pattern))
+
+
+def find_synonym(split: str) -> str:
+    """Finds the name that `datasets` has for a split: `validation` for dev, valid and val; others are their own."""
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    return next((str(name) for name, words in SPLIT_KEYWORDS.items() if split in words), split)
