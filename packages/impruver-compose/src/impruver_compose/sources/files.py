@@ -64,14 +64,14 @@ def list_data_files(path: Path) -> dict[str, Path]:
     Hidden files and folders, those that begin with `__`, and files about the data are none.
     """
     base = path if path.is_dir() else next(folder for folder in path.parents if folder.is_dir())
-    pattern = path.relative_to(base)
+    hidden = path != base and is_hidden(path.relative_to(base).as_posix())  # asked for
     whole = Path(glob.escape(str(path)), "**", "*")
     found = list_matches(whole, links=False) if base == path else list_matches(path)
     files = {file.relative_to(base).as_posix(): file for file in found if not file.is_dir()}
     return {
         name: file
         for name, file in sorted(files.items())
-        if (is_hidden(pattern.as_posix()) or not is_hidden(name)) and file.name not in ABOUT_DATA and _is_data(file)
+        if (hidden or not is_hidden(name)) and file.name not in ABOUT_DATA and _is_data(file)
     }
 
 

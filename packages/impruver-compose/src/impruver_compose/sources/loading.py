@@ -42,7 +42,7 @@ from impruver_compose.sources.files import (
 from impruver_compose.sources.json_documents import prepare_json_lines, scan_json_lines
 from impruver_compose.sources.row_table import RowTable
 from impruver_compose.sources.splits import find_split_files, select_slices
-from impruver_compose.sources.text_encoding import UTF8, find_encoding, open_text, write_as_utf8
+from impruver_compose.sources.text_encoding import UTF8, build_encoding_error, find_encoding, open_text, write_as_utf8
 from impruver_compose.storage import load_record
 
 if TYPE_CHECKING:
@@ -188,10 +188,13 @@ def _load_delimited(split: SplitFiles, kind: str, where: str) -> Dataset:
 def _load_text(split: SplitFiles, kind: str, where: str) -> Dataset:
     """Loads the lines of text files."""
     first = next(iter(split.files))
-    with open_text(first) as file:
-        if JSON_START.match(file.read(1000)):
-            looks = "is read as plain text, line by line, and looks like JSON"
-            warn(f"{where}: {first} {looks}: name it .json or .jsonl")
+    try:
+        with open_text(first) as file:
+            if JSON_START.match(file.read(1000)):
+                looks = "is read as plain text, line by line, and looks like JSON"
+                warn(f"{where}: {first} {looks}: name it .json or .jsonl")
+    except UnicodeDecodeError as error:
+        raise build_encoding_error(first, error) from None
     paths = [
         file
         if file.suffix.lower() != ".zip" and find_encoding(file) in UTF8

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
 
 
-def find_named_splits(files: Mapping[str, Path], where: str) -> dict[str, list[Path]]:
+def find_named_splits(files: Mapping[str, Path]) -> dict[str, list[Path]]:
     """Finds the splits that names tell, by the patterns of `datasets`, upper case as lower; {} if they tell none.
 
     In this order: `data/{split}-00000-of-00001.*`, folders (`test/…`), file names (`dev.jsonl`, `my-test_1.csv`).
@@ -26,18 +26,23 @@ def find_named_splits(files: Mapping[str, Path], where: str) -> dict[str, list[P
         return {}
     if patterns in DEFAULT_PATTERNS_ALL.values() or patterns == DEFAULT_PATTERNS_ALL:
         return {}
-    found: dict[str, list[Path]] = {}
-    owners: dict[str, str] = {}
-    for split, own in patterns.items():
-        matched = sorted({name for pattern in own for name in match_names(pattern, lowered)})
-        for name in matched:
-            if owners.setdefault(name, str(split)) != str(split):
+    matched = {
+        str(split): sorted({name for pattern in own for name in match_names(pattern, lowered)})
+        for split, own in patterns.items()
+    }
+    return {split: [files[lowered[name]] for name in names] for split, names in matched.items()}
+
+
+def check_distinct_splits(splits: Mapping[str, Sequence[Path]], where: str) -> None:
+    """ImpruverError for a file that belongs to two splits by its name."""
+    owners: dict[Path, str] = {}
+    for split, files in splits.items():
+        for file in files:
+            if owners.setdefault(file, split) != split:
                 raise ImpruverError(
-                    f"{where}: the name {lowered[name]} is of two splits ({owners[name]}, {split}): rename it, or name "
-                    "the files one by one"
+                    f"{where}: the name of {file} is of two splits ({owners[file]}, {split}): rename it, or name the "
+                    "files one by one"
                 )
-        found[str(split)] = [files[lowered[name]] for name in matched]
-    return found
 
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:

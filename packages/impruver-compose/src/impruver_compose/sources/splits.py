@@ -14,7 +14,7 @@ from impruver_compose.sections import DatasetSection
 from impruver_compose.sources.files import list_data_files
 from impruver_compose.sources.repository_card import find_config, read_configs
 from impruver_compose.sources.saved_datasets import list_saved_splits
-from impruver_compose.sources.split_names import find_named_splits, find_synonym
+from impruver_compose.sources.split_names import check_distinct_splits, find_named_splits, find_synonym
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,36 +68,26 @@ def select_slices(tables: Mapping[str, Dataset], split: str, where: str) -> Data
 
 
 def _find_splits(path: Path, section: DatasetSection, wanted: list[str], where: str) -> _Splits:
-    if path.is_file():
-        return _find_file_splits(path, section, wanted, where)
     if path.is_dir():
         saved = list_saved_splits(path)
         if saved is not None:
             _refuse_subset(section, "was written by save_to_disk", where)
             return _Splits(saved, "save_to_disk wrote")
         return _find_folder_splits(path, section, where)
-    _refuse_subset(section, "is a pattern", where)
-    files = list_data_files(path)
-    named = find_named_splits(files, where)
-    if len(named) < 2:  # the pattern chose
-        return _find_file_splits(path, section, wanted, where, list(files.values()), named)
-    _tell_unnamed(files, named, section.name)
-    return _Splits(named, "the names of its files say")
+    _refuse_subset(section, "is a file" if path.is_file() else "is a pattern", where)
+    files = {path.name: path} if path.is_file() else list_data_files(path)
+    named = find_named_splits(files)
+    if len(named) > 1 and not path.is_file():
+        check_distinct_splits(named, where)
+        _tell_unnamed(files, named, section.name)
+        return _Splits(named, "the names of its files say")
+    return _take_named_files(list(files.values()), named if len(named) == 1 else {}, wanted)
 
 
-def _find_file_splits(
-    path: Path,
-    section: DatasetSection,
-    wanted: list[str],
-    where: str,
-    files: list[Path] | None = None,
-    named: Mapping[str, list[Path]] | None = None,
-) -> _Splits:
-    """What a file is, that the recipe names itself: the split that is asked for, unless its name tells another."""
-    _refuse_subset(section, "is a file", where)
-    files = [path] if files is None else files
-    named = find_named_splits({path.name: path}, where) if named is None else named
-    if len(wanted) == 1 and (wanted[0] == ANY_SPLIT or not named):
+def _take_named_files(files: list[Path], named: Mapping[str, list[Path]], wanted: list[str]) -> _Splits:
+    """What files are that the recipe names itself: the split that is asked for, unless a name tells another."""
+    told = next(iter(named), None)
+    if len(wanted) == 1 and (wanted[0] == ANY_SPLIT or told in (None, wanted[0], find_synonym(wanted[0]))):
         return _Splits({wanted[0]: files}, "")
     return _Splits(named, "its name says") if named else _Splits({ANY_SPLIT: files}, UNNAMED)
 
@@ -131,9 +121,10 @@ def _get_below(files: Mapping[str, Path], folder: str) -> dict[str, Path]:
 
 def _find_named_or_all(files: Mapping[str, Path], name: str, where: str) -> _Splits:
     """The splits that the names of files tell; all are `train` where they tell none."""
-    named = find_named_splits(files, where)
+    named = find_named_splits(files)
     if not named:
         return _Splits({ANY_SPLIT: list(files.values())}, UNNAMED)
+    check_distinct_splits(named, where)
     _tell_unnamed(files, named, name)
     return _Splits(named, "the names of its files say")
 
