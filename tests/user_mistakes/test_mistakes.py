@@ -84,6 +84,53 @@ MISTAKES = {
         "datasets:\n  - name: data.csv",
         {"data.csv": "instruction,output\nPeru,There\nWhere, then,Here\n"},
     ),
+    "a CSV whose last cells were left out": Mistake(
+        COMPOSE,
+        ["recipe.yaml:2: datasets.0: ", "data.csv, line 3: 1 cell, and the header has 2", "write the empty cells, too"],
+        "datasets:\n  - name: data.csv",
+        {"data.csv": "instruction,output\nPeru,There\nWhere\n"},
+    ),
+    "a CSV with two columns of one name": Mistake(
+        COMPOSE,
+        ["data.csv, line 1: the header has output more than once", "name each column otherwise"],
+        "datasets:\n  - name: data.csv",
+        {"data.csv": "instruction,output,output\nPeru,There,Here\n"},
+    ),
+    "a quote that nobody closes": Mistake(
+        COMPOSE,
+        ["data.csv, line 3: a quote opens a cell", "is written in quotes, with each of its own doubled"],
+        "datasets:\n  - name: data.csv",
+        {"data.csv": 'instruction,output\n"Where, then?",There\nA shelf,"12 inch\n'},
+    ),
+    "a split that the folder does not have": Mistake(
+        COMPOSE,
+        ["recipe.yaml:2: datasets.0.split: ./rows has no split test", "the names of its files say train, validation"],
+        "datasets:\n  - name: ./rows\n    split: test",
+        {"rows/train.jsonl": f"{ROW}\n", "rows/dev.jsonl": f"{ROW}\n"},
+    ),
+    "several configs, and none is named": Mistake(
+        COMPOSE,
+        ["recipe.yaml:2: datasets.0: ", "rows has several configs: set subset to one of en, ru"],
+        "datasets:\n  - name: ./rows",
+        {
+            "rows/en.jsonl": f"{ROW}\n",
+            "rows/ru.jsonl": f"{ROW}\n",
+            "rows/README.md": "---\nconfigs:\n- {config_name: en, data_files: en.jsonl}\n"
+            "- {config_name: ru, data_files: ru.jsonl}\n---\n",
+        },
+    ),
+    # pandas: DataFrame.to_json() without orient
+    "a table written by columns": Mistake(
+        COMPOSE,
+        ["data.json is written by columns", "orient='records'"],
+        "datasets:\n  - name: data.json",
+        {"data.json": '{"instruction": {"0": "Where?", "1": "Who?"}, "output": {"0": "There.", "1": "She."}}'},
+    ),
+    "an answer twice in a row": Mistake(
+        COMPOSE,
+        ["no usable rows are left of 1", "bad_row", 'the key "output" occurs twice in one object'],
+        files={"data.jsonl": ROW.replace("}", ', "output": "Here."}') + "\n"},
+    ),
     # hiyouga/LlamaFactory 7577, 5294, 5503: KeyError 'instruction'
     "a mapping from columns to fields": Mistake(
         COMPOSE,
@@ -290,6 +337,7 @@ def test_what_is_told(name, folder, recipe_of, run):
     mistake = MISTAKES[name]
     (folder / "recipe.yaml").write_text(recipe_of(mistake.recipe), encoding="utf-8")
     for file, content in mistake.files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     if mistake.gone:
         shutil.rmtree(folder / mistake.gone)

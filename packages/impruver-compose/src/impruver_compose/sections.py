@@ -11,8 +11,8 @@ class DatasetSection:
     """One data set and how its rows become conversations."""
 
     name: str = key(REQUIRED, "hub id, file, folder or glob", local=True)
-    subset: str | None = key(None, "configuration of a hub data set")
-    split: str = key("train", "split to read, such as train or train[:1000]")
+    subset: str | None = key(None, "configuration of a hub data set, or of a folder laid out as one")
+    split: str = key("train", "split to read, such as train, train[:1000] or train+validation")
     revision: str | None = key(None, "branch, tag or commit of a hub data set")
     converter: str | None = key(
         None, "impruver.<name>, or the dotted path of a function (row, mapping) -> messages; left out: by the columns"

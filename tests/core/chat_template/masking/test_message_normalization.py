@@ -25,8 +25,8 @@ def test_a_key_that_occurs_twice_in_the_arguments_of_a_call(arguments):
     told = f'the key "{TWICE[arguments]}" occurs twice'
     with pytest.raises(RefusedError, match=f"arguments of a tool call of message 1: {told}"):
         normalize_messages(said({"role": "assistant", "tool_calls": [call]}), fmt)
+    text = f'{{"name": "f", "arguments": {arguments}}}'
     with pytest.raises(RefusedError, match=f"function_call in message 1: {told}"):
-        text = f'{{"name": "f", "arguments": {arguments}}}'
         normalize_messages(said({"role": "function_call", "content": text}), fmt)
     as_text = TemplateFormat(SpecialTokens([]), arguments_as_text=True)
     messages = normalize_messages(said({"role": "assistant", "tool_calls": [call]}), as_text)
