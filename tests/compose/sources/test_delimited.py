@@ -99,6 +99,13 @@ def test_what_csv_writers_write_is_read_as_pandas_reads_it(load):
         assert [list(row.values()) for row in rows] == read.to_numpy().tolist() == cells
 
 
+def test_the_command_reads_cells_that_begin_with_a_quote(composed, files, texts, tmp_path):
+    name, text, cells = TABLES["a cell that begins with a quote"]
+    (tmp_path / name).write_text(text)
+    done = composed(data=name, dedup={"method": "none"})
+    assert sorted(texts(done.train)) == sorted(files.rendered(("user", q), ("assistant", a)) for q, a in cells)
+
+
 def test_the_command_names_the_line_and_makes_nothing(refused, tmp_path):
     (tmp_path / "d.csv").write_text("question,answer\na,b\nc\n")
     message = refused(data="d.csv")

@@ -65,7 +65,7 @@ def test_folders_and_globs_in_the_order_of_their_names(name, composed, files, te
     assert [given["path"].rpartition("/")[2] for given in done.manifest["inputs"]] == ["part-1.jsonl", "part-2.jsonl"]
     files.write("folder/part-3.jsonl", [{"question": "bad", "answer": ""}])
     (line,) = composed(data=name).dropped
-    assert (line["row"], line["reason"]) == (4, "converter_skipped")
+    assert (line["row"], line["reason"]) == (4, "nothing_to_learn")
 
 
 def test_values_stay_as_they_were_written(composed, files, texts, tmp_path):

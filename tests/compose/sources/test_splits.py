@@ -223,3 +223,14 @@ def test_the_same_bytes_under_two_names_are_told(composed, files, plant):
     assert [line.count(name) for name in ("d/a.jsonl", "d/copy.jsonl", "other.jsonl", "b.jsonl")] == [1, 1, 1, 0]
     done = composed(datasets=[{"name": "d/b.jsonl"}, {"name": "./d/b.jsonl"}], dedup={"method": "none"})
     assert "the same bytes" not in done.err
+
+
+def test_patterns_of_a_readme_that_would_take_for_ever(plant, load, load_error):
+    """Of a regular expression made of them each star would try all lengths."""
+    long = f"{'a' * 200}.jsonl"
+    plant("d", {long: 1}, f"---\nconfigs:\n- {{config_name: x, data_files: '{'*a' * 40}*b'}}\n---\n")
+    assert "no file of it is there" in load_error("d")
+    plant("d", {}, f"---\nconfigs:\n- {{config_name: x, data_files: '{'*a' * 40}*.jsonl'}}\n---\n")
+    assert len(load("d")) == 1
+    plant("d", {}, f"---\nconfigs:\n- {{config_name: x, data_files: '{'**/' * 40}*.jsonl'}}\n---\n")
+    assert "its configs can't be read" in load_error("d")

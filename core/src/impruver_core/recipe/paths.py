@@ -144,16 +144,16 @@ def _walk(root: Path, names: Sequence[str], hidden: bool, links: bool) -> Iterat
                 f"{root}: holds more than {MOST_ENTRIES:,} files to look at: name a folder further down"
             )
         parts = Path(folder).relative_to(root).parts
-        yield from (root.joinpath(*parts, name) for name in files if _matches((*parts, name), names))
+        yield from (root.joinpath(*parts, name) for name in files if match_parts((*parts, name), names))
 
 
-def _matches(parts: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether the parts of a path match the patterns, of which `**` stands for any number."""
+def match_parts(parts: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the parts of a path match the patterns of a glob, of which `**` stands for any number of folders."""
     if not names:
         return not parts
     if names[0] == "**":
-        return _matches(parts, names[1:]) or (len(parts) > 0 and _matches(parts[1:], names))
-    return len(parts) > 0 and fnmatch.fnmatchcase(parts[0], names[0]) and _matches(parts[1:], names[1:])
+        return match_parts(parts, names[1:]) or (len(parts) > 0 and match_parts(parts[1:], names))
+    return len(parts) > 0 and fnmatch.fnmatchcase(parts[0], names[0]) and match_parts(parts[1:], names[1:])
 
 
 def _is_there(path: Path) -> bool:

@@ -11,7 +11,8 @@ from impruver_core.recipe.yaml_document import Document, parse_text
 
 from impruver_compose.sources.split_names import match_names
 
-LARGEST_CARD = 8 << 20  # bytes
+LARGEST_CARD = 4 << 20  # bytes
+MOST_FOLDERS = 3  # times `**` in a pattern: more could take for ever
 FORM = "configs is a list of config_name with data_files (a path, paths, or a list of split and path) or data_dir"
 
 
@@ -69,7 +70,9 @@ def _parse_config(config: Any) -> RepositoryConfig:
         raise TypeError(folder)
     if patterns is not None:
         patterns = {str(split): own for split, own in sanitize_patterns(patterns).items()}
-        if not all(isinstance(pattern, str) for own in patterns.values() for pattern in own):
+        if not all(
+            isinstance(each, str) and each.count("**") <= MOST_FOLDERS for own in patterns.values() for each in own
+        ):
             raise TypeError(patterns)
     folder = folder.removeprefix("./").strip("/")
     return RepositoryConfig(name, patterns, "" if folder == "." else folder, config.get("default") is True)

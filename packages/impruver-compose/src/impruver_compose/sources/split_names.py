@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.paths import match_parts
 
 
 def find_named_splits(files: Mapping[str, Path]) -> dict[str, list[Path]]:
@@ -47,15 +46,8 @@ def check_distinct_splits(splits: Mapping[str, Sequence[Path]], where: str) -> N
 
 def match_names(pattern: str, names: Iterable[str]) -> list[str]:
     """Lists the names that a pattern of `datasets` matches: `*` stands for no slash, `**` for any folders."""
-    form = _compile_pattern(pattern)
-    return [name for name in names if form.match(name)]
-
-
-@cache
-def _compile_pattern(pattern: str) -> re.Pattern:
-    from fsspec.utils import glob_translate
-
-    return re.compile(glob_translate(pattern))
+    parts = pattern.split("/")
+    return [name for name in names if match_parts(name.split("/"), parts)]
 
 
 def find_synonym(split: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from impruver_core.cli.console import log_info, warn
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.sections import DatasetSection
@@ -150,12 +150,12 @@ def _refuse_subset(section: DatasetSection, what: str, where: str) -> None:
 
 
 def _tell_unnamed(files: Mapping[str, Path], named: Mapping[str, list[Path]], name: str) -> None:
-    """Notes the files beside those of splits, which no split reads."""
+    """Warns of the files beside those of splits, which no split reads."""
     known = {file for own in named.values() for file in own}
     others = [each for each, file in files.items() if file not in known]
     if others:
         some = ", ".join(others[:LISTED]) + (", …" if len(others) > LISTED else "")
-        log_info(f"note: {name} has splits ({', '.join(named)}); files of none are not read: {some}")
+        warn(f"{name} has splits ({', '.join(named)}); files of none are not read: {some}")
 
 
 def _warn_about_missing_shards(files: Sequence[Path]) -> None:

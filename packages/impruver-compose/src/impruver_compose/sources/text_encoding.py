@@ -13,32 +13,23 @@ from impruver_core.io.compression import BLOCK, BROKEN, build_read_error, open_c
 UTF8 = ("utf-8", "utf-8-sig")
 
 
-def detect_encoding(file: io.BufferedReader) -> str:
-    """Detects the encoding by BOM, else by where zero bytes stand among the first four, as ASCII characters have them.
+def find_encoding(path: Path) -> str:
+    """Finds the encoding of a file, which may be compressed: by BOM, else by the zero bytes among its first four.
 
-    Nothing is taken from `file`. What is no Unicode text is "utf-8" and fails where it is decoded.
+    What is no Unicode text is "utf-8" and fails where it is decoded.
     """
-    return json.detect_encoding(file.peek(4)[:4])
+    try:
+        with open_compressed(path) as file:
+            return json.detect_encoding(file.read(4))  # which goes by ASCII characters
+    except BROKEN as error:
+        raise build_read_error(str(path), error) from None
 
 
 def open_text(path: Path) -> io.TextIOWrapper:
     """Opens a text file, which may be compressed, in the encoding that it has; line ends stay as they are."""
-    file = open_compressed(path)
-    try:
-        encoding = detect_encoding(file)
-        return io.TextIOWrapper(file, encoding="utf-8-sig" if encoding in UTF8 else encoding, newline="")
-    except BROKEN as error:
-        file.close()
-        raise build_read_error(str(path), error) from None
-
-
-def find_encoding(path: Path) -> str:
-    """Detects the encoding of a file, which may be compressed."""
-    try:
-        with open_compressed(path) as file:
-            return detect_encoding(file)
-    except BROKEN as error:
-        raise build_read_error(str(path), error) from None
+    encoding = find_encoding(path)
+    encoding = "utf-8-sig" if encoding in UTF8 else encoding
+    return io.TextIOWrapper(open_compressed(path), encoding=encoding, newline="")
 
 
 def write_as_utf8(path: Path, target: Path) -> Path:
