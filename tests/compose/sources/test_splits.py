@@ -91,6 +91,18 @@ def test_words_for_a_split(plant, load):
     assert len(load("d")) == 2
 
 
+def test_names_that_differ_in_case_alone(plant, load):
+    plant("d", {"Train.jsonl": 1, "train.jsonl": 1, "test.jsonl": 1})
+    assert sorted(row["text"] for row in load("d")) == ["Train.jsonl 0", "train.jsonl 0"]
+
+
+def test_shards_of_splits_with_a_dash(plant, load, load_error):
+    """`datasets` takes no such name."""
+    plant("d", {"data/train-clean-00000-of-00001.jsonl": 2, "data/test-clean-00000-of-00001.jsonl": 1})
+    assert [len(load("d", split=split)) for split in ("train-clean", "test-clean")] == [2, 1]
+    assert "has no split train; the names of its files say test-clean, train-clean" in load_error("d")
+
+
 def test_a_data_folder_of_a_repository_is_as_the_repository(plant, load, load_error):
     plant("d", {"data/train_sft-00000-of-00001.jsonl": 2, "data/test_sft-00000-of-00001.jsonl": 1})
     assert len(load("d/data", split="test_sft")) == 1

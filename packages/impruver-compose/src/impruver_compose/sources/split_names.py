@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.paths import match_parts
+
+SHARD = re.compile(r"data/([^/]+)-\d{5}-of-\d{5}")
 
 
 def find_named_splits(files: Mapping[str, Path]) -> dict[str, list[Path]]:
@@ -14,22 +18,23 @@ def find_named_splits(files: Mapping[str, Path]) -> dict[str, list[Path]]:
 
     In this order: `data/{split}-00000-of-00001.*`, folders (`test/…`), file names (`dev.jsonl`, `my-test_1.csv`).
     """
-    from datasets.data_files import DEFAULT_PATTERNS_ALL, _get_data_files_patterns
+    from datasets.data_files import DEFAULT_PATTERNS_ALL, SPLIT_PATTERN_SHARDED, _get_data_files_patterns
 
-    lowered = {name.lower(): name for name in files}
-    if not lowered:
+    if not files:
         return {}
+    lowered = {name: name.lower() for name in files}
     try:
-        patterns = _get_data_files_patterns(lambda pattern: match_names(pattern, lowered))
-    except ValueError:  # a split's name with a dash, as `datasets` has none
+        patterns = _get_data_files_patterns(lambda pattern: match_names(pattern, lowered.values()))
+    except ValueError:  # shards of a split's name with a dash, which `datasets` takes for none
+        stems = {found[1] for name in lowered.values() if (found := SHARD.match(name))}
+        patterns = {stem: [SPLIT_PATTERN_SHARDED.format(split=glob.escape(stem))] for stem in sorted(stems)}
+    if patterns == DEFAULT_PATTERNS_ALL:
         return {}
-    if patterns in DEFAULT_PATTERNS_ALL.values() or patterns == DEFAULT_PATTERNS_ALL:
-        return {}
-    matched = {
-        str(split): sorted({name for pattern in own for name in match_names(pattern, lowered)})
-        for split, own in patterns.items()
-    }
-    return {split: [files[lowered[name]] for name in names] for split, names in matched.items()}
+    found = {}
+    for split, own in patterns.items():
+        matched = {name for pattern in own for name in match_names(pattern, lowered.values())}
+        found[str(split)] = [file for name, file in files.items() if lowered[name] in matched]
+    return found
 
 
 def check_distinct_splits(splits: Mapping[str, Sequence[Path]], where: str) -> None:
