@@ -35,7 +35,6 @@ TURNS_LEFT_OUT = {
         "completion": [assistant("bad", loss=False), user("r"), assistant("good")],
     },
     "lists": {"messages": {"role": [U, A, U, A], "content": ["q", "bad", "r", "good"], "weight": [1, 0, 1, 1]}},
-    "a blank answer": {"messages": [user("q"), assistant(" \n"), user("again"), assistant("good")]},
 }
 
 
@@ -54,7 +53,7 @@ def test_val_says_in_one_way_what_is_trained_on(composed, files):
 
 REFUSED = {
     "a weight between": ([user("q"), assistant("a", weight=0.5)], "weight of message 1 is 0.5, neither 0 nor 1"),
-    "a loss in words": ([user("q"), assistant("a", loss="no")], "loss of message 1 is 'no', neither true nor false"),
+    "a loss in words": ([user("q"), assistant("a", loss="no")], "loss of message 1 is neither true nor false"),
     "a contradiction": ([user("q"), assistant("a", weight=0, train=True)], "train: True and weight: 0"),
     "a user's turn": ([user("q", train=True), assistant("a")], "train of message 0 is true, but its role is user"),
     "a mask": ([user("q"), assistant("a", mask=1)], "mask of message 1 is no flag that is known (train, weight, loss)"),
@@ -81,6 +80,12 @@ def test_messages_that_are_refused_by_name(composed, files):
     assert [case for case, (_, told) in REFUSED.items() if told not in details[case]] == [], details
 
 
+@pytest.mark.parametrize("turns", ["each", "last"])
+def test_a_blank_turn_is_no_row_of_its_own(turns, composed, files, learned):
+    files.write("data.jsonl", [{"messages": [user("q"), assistant("a"), user("r"), assistant(" ")]}])
+    assert [learned(row) for row in composed(data={"turns": turns}).train] == [["a<|im_end|>"]]
+
+
 NO_TARGETS = [
     {"messages": [user("q"), assistant(" ")]},
     {"messages": [user("q"), assistant("")]},
@@ -89,7 +94,6 @@ NO_TARGETS = [
     {"instruction": "q", "output": "  "},
     {"prompt": "q", "completion": [assistant("\n")]},
     {"text": " \n"},
-    {"messages": PAIR, "weight": 0},
     {"messages": [user("q"), assistant("a", weight=0)]},
 ]
 
@@ -108,6 +112,7 @@ GUARDED = {
     "label": ({"prompt": [user("q")], "completion": [assistant("bad")], "label": False}, "bad_row", "label is false"),
     "label in text": ({"prompt": "q", "completion": "bad", "label": "False"}, "bad_row", "label is false"),
     "pair": ({"messages": PAIR, "rejected": [assistant("bad")]}, "bad_row", "rejected has an answer"),
+    "weight 0": ({"messages": PAIR, "weight": 0}, "converter_skipped", "weight is 0"),
     "weight between": ({"instruction": "q", "output": "a", "weight": 0.3}, "bad_row", "weight is 0.3"),
     "images": (
         {"messages": [user("<image>?"), assistant("Red.")], "images": ["b.png"]},
@@ -126,7 +131,7 @@ def test_columns_that_must_not_be_passed_over(case, composed, files):
     done = composed(dedup={"method": "none"})
     assert [(line["row"], line["reason"]) for line in done.dropped] == [(0, reason)]
     assert told in done.dropped[0]["detail"]
-    assert f"mapping: {{{name}: _}}" in done.dropped[0]["detail"]
+    assert reason == "converter_skipped" or f"mapping: {{{name}: _}}" in done.dropped[0]["detail"]
     assert len(composed(data={"mapping": {name: "_"}}, dedup={"method": "none"}).train) == 2
 
 
@@ -206,10 +211,12 @@ def test_broken_rows_are_named(composed, files):
     for number, row in enumerate(BROKEN.values()):
         files.write(f"{number}.jsonl", [row])
     files.write("good.jsonl", files.unlike(1))
-    done = composed(datasets=[{"name": f"{number}.jsonl"} for number in range(len(BROKEN))] + [{"name": "good.jsonl"}])
-    assert [(line["dataset_index"], line["reason"]) for line in done.dropped] == [
-        (n, "bad_row") for n in range(len(BROKEN))
-    ]
+    numbers = range(len(BROKEN))
+    done = composed(datasets=[{"name": f"{number}.jsonl"} for number in (*numbers, "good")])
+    reasons = ["converter_failed", "bad_row", "converter_failed", "bad_row", "bad_row"]
+    assert [(line["dataset_index"], line["reason"]) for line in done.dropped] == list(
+        zip(numbers, reasons, strict=True)
+    )
 
 
 def test_each_row_is_read_in_its_own_format(composed, files, texts):

@@ -108,8 +108,8 @@ def encode_chats(
 
     The ids are those of `apply_chat_template(normalized messages, tokenize=True)`, but for the ends: BOS where the
     tokenizer puts one before plain text and the rendering has none, EOS (trained on) where no end-of-turn token follows
-    the last answer. A message with `"train": false`, `"weight": 0` or `"loss": false` is not trained on, nor is a blank
-    answer; without `only_target_loss` all tokens are.
+    the last answer. A message with `"train": false`, `"weight": 0` or `"loss": false` is not trained on;
+    without `only_target_loss` all tokens are.
     `tools` and `chat_template_kwargs` have an entry for each conversation.
 
     Returns one Encoded or Refused for each conversation, in order. Raises ImpruverError for a slow tokenizer and for a

@@ -23,9 +23,9 @@ def read_train_flag(message: dict, number: int = 0) -> bool | None:
         value = message.get(name)
         if value is None:
             continue
-        if value not in (0, 1) or isinstance(value, str):
-            known = "neither 0 nor 1: turns are trained on or not" if name == "weight" else "neither true nor false"
-            raise RefusedError("bad_row", f"{name} of message {number} is {_shorten(value)}, {known}")
+        if not isinstance(value, bool) and (name == "train" or isinstance(value, str) or value not in (0, 1)):
+            known = f"{_shorten(value)}, neither 0 nor 1" if name == "weight" else "neither true nor false"
+            raise RefusedError("bad_row", f"{name} of message {number} is {known}")
         said[name] = bool(value)
     if len(set(said.values())) > 1:
         flags = " and ".join(f"{name}: {_shorten(message[name])}" for name in said)
@@ -49,12 +49,8 @@ def check_other_flags(message: dict, number: int, known: Collection[str]) -> Non
 
 
 def is_trained(message: dict) -> bool:
-    """Whether a message of a role that is trained on is: its flags don't leave it out, and it says something.
-
-    A blank answer would teach the model to say nothing.
-    """
-    left_out = any(message.get(name) is not None and not message[name] for name in TRAIN_FLAGS)
-    return not left_out and not is_blank(message)
+    """Whether the flags of a message, of a role that is trained on, don't leave it out."""
+    return not any(message.get(name) is not None and not message[name] for name in TRAIN_FLAGS)
 
 
 def is_blank(message: dict) -> bool:

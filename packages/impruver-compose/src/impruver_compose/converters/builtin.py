@@ -3,13 +3,14 @@
 import json
 import random
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS
 from impruver_core.errors import RefusedError
 from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
-USERS = ("user", "human", "prompter")
+USERS = ("human", "user", "prompter")
 ASSISTANTS = ("assistant", "gpt", "bot", "chatgpt", "model", "chatbot", "ai")
 SPEAKERS = {  # of ShareGPT's files, in any case; another one is an error
     **dict.fromkeys(USERS, "user"),
@@ -38,15 +39,15 @@ def _to_text(value: Any) -> str:
 
 
 def _parse_json_text(value: Any, name: str) -> Any:
-    """Parses a value that is JSON text, as cells of CSV are; RefusedError("bad_row") for other text."""
+    """Parses a value that is JSON text, as cells of CSV are; ValueError for no JSON, RefusedError for a key twice."""
     if not isinstance(value, str):
         return value
     try:
         return parse_unique_json(value) if value.strip() else []
     except RepeatedKeyError as error:
         raise RefusedError("bad_row", f"{name}: {error}") from None
-    except (ValueError, RecursionError):  # nested too deep
-        raise RefusedError("bad_row", f"{name} is text, but no JSON") from None
+    except (ValueError, RecursionError) as error:  # nested too deep
+        raise ValueError(f"{name} is text, but no JSON: {error}") from None
 
 
 def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
@@ -75,19 +76,12 @@ def _build_question(question: Any, extra: Any) -> list[dict]:
 
 
 def _build_answer(answer: Any) -> list[dict]:
-    """Builds the answer's messages; RefusedError("nothing_to_learn") for a blank text."""
+    """Builds the answer's messages."""
     if _is_message_list(answer):
         return answer
     if _is_message_list([answer]):
         return [answer]
-    text = _to_text(answer)
-    _check_not_blank(text, "the answer")
-    return [{"role": "assistant", "content": text}]
-
-
-def _check_not_blank(text: str, what: str) -> None:
-    if not text.strip():
-        raise RefusedError("nothing_to_learn", f"{what} is blank")
+    return [{"role": "assistant", "content": _to_text(answer)}]
 
 
 def _is_message_list(value: Any) -> bool:
@@ -210,7 +204,7 @@ def messages(row: dict, mapping: dict) -> list[dict] | None:
     They are a list, also as JSON text; two lists, of roles and of contents, are read as `dialog_to_messages` does.
     """
     value = _parse_json_text(_get_field(row, mapping, "messages"), "messages")
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(values, (list, NoneType)) for values in value.values()):
         return dialog_to_messages(row, mapping)
     if not isinstance(value, list):
         raise ValueError(f"messages is no list but {type(value).__name__}")
@@ -228,7 +222,5 @@ def _normalize_roles(turns: list) -> list:
 
 
 def text(row: dict, mapping: dict) -> str:
-    """Takes `text` as plain text, all of it trained on; a blank one has nothing to train on."""
-    document = _to_text(_get_field(row, mapping, "text"))
-    _check_not_blank(document, "the document")
-    return document
+    """Takes `text` as plain text, all of it trained on."""
+    return _to_text(_get_field(row, mapping, "text"))

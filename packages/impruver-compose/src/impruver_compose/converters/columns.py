@@ -79,7 +79,7 @@ def _check_weight(name: str, value: Any) -> bool:
         how = f"{name} is {value!r}: a row is trained on or not (1 or 0)"
         raise RefusedError("bad_row", f"{how}; {_format_way_out(name)}")
     if not weight:
-        raise RefusedError("nothing_to_learn", f"{name} is 0")
+        raise RefusedError("converter_skipped", f"{name} is 0")
     return True
 
 

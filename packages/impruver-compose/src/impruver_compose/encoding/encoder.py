@@ -173,7 +173,8 @@ def _encode_conversation(
     chat, section, on_prompt = part.conversation, job.section, job.dedup.on == "prompt"
     if isinstance(whole, Refused):
         return whole
-    if not views or not count_target_tokens(whole.labels):
+    trained = [message for message in chat.messages if message["role"] in TRAINED_ROLES and is_trained(message)]
+    if not views or not count_target_tokens(whole.labels) or (trained and all(map(is_blank, trained))):
         return Refused("nothing_to_learn", _explain_no_target(chat.messages))
     encode = partial(_encode_messages, job, [chat])
     shorten = partial(find_longest_fitting_prefix, chat.messages, whole, encode, section.turns, job.max_length)
@@ -248,8 +249,8 @@ def _encode_document(
     text, tokenizer = part.conversation.text, job.tokenizer
     if isinstance(tokens, Refused):
         return tokens
-    if not len(tokens.ids):
-        return Refused("nothing_to_learn", "no tokens")
+    if not len(tokens.ids) or not text.strip():
+        return Refused("nothing_to_learn", "the document is blank")
     ids, starts = tokens.ids, tokens.starts
     starts[0] = 0
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -303,7 +304,12 @@ def _build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
 
 
 def _find_trained_turns(messages: Sequence[dict]) -> list[int]:
-    return [n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES and is_trained(message)]
+    return [n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES and _is_answer(message)]
+
+
+def _is_answer(message: dict) -> bool:
+    """Whether an assistant's message is trained on, and says something."""
+    return is_trained(message) and not is_blank(message)
 
 
 def select_fitting_views(
