@@ -164,8 +164,8 @@ def load_gguf():
 
     with ExitStack() as stack:
 
-        def load(path, folder=Path()):
-            backend = load_backend(GgufFile(path, folder), TokenizerSection(), EncodingOptions())
+        def load(path, folder=Path(), **options):
+            backend = load_backend(GgufFile(path, folder), TokenizerSection(), EncodingOptions(**options))
             stack.callback(backend.close)
             return backend
 

@@ -12,7 +12,7 @@ NAMED = CHATML.replace("<|im_end|>", "{{ m.get('name', '') }}<|im_end|>", 1)
 def unused(done) -> dict[str, int]:
     """Rows by name of what the manifest says nothing reads."""
     (entry,) = done.manifest["gate"]
-    return {each["name"]: each["rows"] for each in entry["unused"]}
+    return {each["name"]: each["rows"] for each in entry.get("unused", [])}
 
 
 ROWS = [

@@ -304,6 +304,28 @@ MISTAKES = {
         files={"questions.jsonl": '{"question": "Where is Peru?"}\n{"question": "Where is Oman?"}\n'},
         code=0,
     ),
+    # huggingface/transformers 29279: a message that quotes the template ends its turn. Here it is text, and is counted.
+    "data that quote the template": Mistake(
+        COMPOSE,
+        ["control text, such as <|im_end|>, in 1 of 3 conversations: encoded as text, marked by --show"],
+        files={
+            "data.jsonl": f"{ROW}\n{ROW.replace('There.', 'It ends in <|im_end|>.')}\n{ROW.replace('Peru', 'Oman')}\n"
+        },
+        code=0,
+    ),
+    "data that quote the template, refused": Mistake(
+        f"{COMPOSE} --set tokenizer.control_text=refuse",
+        [
+            "no usable rows are left of 1",
+            "row 0: '<|im_end|>' in content of message 0 (user), at 9",
+            "tokenizer.control_text: text encodes",
+        ],
+        files={"data.jsonl": ROW.replace("Peru", "<|im_end|>")},
+    ),
+    "another word for control_text": Mistake(
+        f"{COMPOSE} --set tokenizer.control_text=escape",
+        ["tokenizer.control_text: 'escape' is none of text, refuse, keep"],
+    ),
     "an adapter as --gguf": Mistake(
         f"{CHAT} --gguf out/adapter_model.safetensors",
         ["--gguf: out/adapter_model.safetensors is no GGUF file", "without --gguf output_dir answers"],

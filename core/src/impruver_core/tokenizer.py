@@ -16,6 +16,7 @@ from impruver_core.errors import ImpruverError, RefusedError, describe_error
 from impruver_core.io.model_files import check_no_lfs_pointer
 from impruver_core.modeling.foreign_config import check_config
 from impruver_core.recipe.paths import find_local, find_or_download, resolve_model_path
+from impruver_core.recipe.sections import FURTHER_TOKENS
 from impruver_core.tokenizer_trial import UnloadableTokenizerError, trying_tokenizer
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from impruver_core.recipe.sections import TokenizerSection
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # lists
 
 
 def load_tokenizer(
@@ -161,7 +161,7 @@ def plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Iterator[Callable[[list
     backend.no_padding()
     backend.post_processor = None
     try:
-        yield partial(_encode_texts, backend)
+        yield partial(encode_backend_texts, backend)
     finally:
         if post is not None:
             backend.post_processor = post
@@ -180,14 +180,15 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return encoding.ids
 
 
-def _encode_texts(backend: Tokenizer, texts: list[str]) -> list[Encoding | RefusedError]:
+def encode_backend_texts(backend: Tokenizer, texts: list[str]) -> list[Encoding | RefusedError]:
+    """The encodings of texts by a backend as it is; for a text that it fails on a RefusedError."""
     try:
         return backend.encode_batch(texts, add_special_tokens=False)
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
             raise
         if len(texts) > 1:  # which of them it is
-            return [encoding for text in texts for encoding in _encode_texts(backend, [text])]
+            return [encoding for text in texts for encoding in encode_backend_texts(backend, [text])]
         return [RefusedError("tokenizer_failed", " ".join(str(error).split()))]
 
 

@@ -14,6 +14,10 @@ OWNERS = {
 }
 
 
+FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens")  # lists, among the special tokens
+CONTROL_TEXT = ("text", "refuse", "keep")  # what is done with text of the data that is a special token's
+
+
 @dataclass(frozen=True)
 class TokenizerSection:
     """How text becomes tokens, and conversations text."""
@@ -30,7 +34,19 @@ class TokenizerSection:
         None, "Jinja chat template, inline or a file; left out: the tokenizer's", local=True
     )
     chat_template_kwargs: dict = key({}, "names the template reads, such as enable_thinking or date_string")
+    control_text: str = key(
+        "text",
+        "text of the data that is a special token's, such as <|im_end|>; text: it is encoded as ordinary text, refuse: "
+        "the row is dropped, keep: it becomes the token",
+        choices=CONTROL_TEXT,
+    )
     trust_remote_code: bool = key(False, "run code of the tokenizer's repository")
+
+    @property
+    def own_tokens(self) -> tuple[str, ...]:
+        """The special tokens that the recipe adds for its data."""
+        lists = (self.special_tokens.get(name) for name in FURTHER_TOKENS)
+        return tuple(str(token) for each in lists if isinstance(each, (list, tuple)) for token in each)
 
     def __post_init__(self):
         if self.max_tokens_count is not None and self.max_tokens_count < 1:

@@ -52,7 +52,9 @@ def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, 
 
         states = read_file_states(list_model_files(source))
         check_as_made(source)
-        options = EncodingOptions(has_bos(recipe.datasets), recipe.tokenizer.chat_template_kwargs or {})
+        section = recipe.tokenizer
+        kwargs, own_tokens = section.chat_template_kwargs or {}, section.own_tokens
+        options = EncodingOptions(has_bos(recipe.datasets), kwargs, section.control_text, own_tokens)
         if gguf:
             backend = llama_cpp.load_backend(source, recipe.tokenizer, options, recipe.base_dir)
             stack.callback(backend.close)

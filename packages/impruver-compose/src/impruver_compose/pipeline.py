@@ -113,7 +113,9 @@ def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.model.name, recipe_dir=recipe.base_dir, warn=warn)
     check_fast_tokenizer(tokenizer)
     max_length = resolve_max_length(recipe.tokenizer.max_tokens_count, tokenizer, recipe.model, recipe.base_dir)
-    shared = {"tokenizer": tokenizer, "template_kwargs": recipe.tokenizer.chat_template_kwargs or {}}
+    section = recipe.tokenizer
+    shared = {"tokenizer": tokenizer, "template_kwargs": section.chat_template_kwargs or {}}
+    shared |= {"control_text": section.control_text, "own_tokens": section.own_tokens}
     jobs = _open_jobs(recipe, outputs)
     return [replace(job, max_length=job.section.max_tokens_count or max_length, **shared) for job in jobs], max_length
 

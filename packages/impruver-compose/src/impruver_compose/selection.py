@@ -35,6 +35,7 @@ class DatasetStats:
     train: int = 0  # conversations
     val: int = 0
     trimmed: int = 0
+    control_text: int = 0  # conversations that were encoded and hold text of control tokens
     train_rows: int = 0  # token rows, unfolded and repeated
     val_rows: int = 0
     ended: int = 0  # token rows whose last turn's end is trained on

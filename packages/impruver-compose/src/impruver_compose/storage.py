@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import pyarrow
 import xxhash
-from impruver_core.chat_template.masking.loss_mask import Encoded
+from impruver_core.chat_template.masking.loss_mask import ControlTextTokens, Encoded
 from impruver_core.cli.console import log_info
 from impruver_core.io.atomic import atomic_write, remove_path
 from impruver_core.io.integrity import DamagedError, read_record
@@ -63,13 +63,15 @@ class TokenRow(NamedTuple):
     tokens: int
     target_tokens: int
     ended: int  # 1 if the last trained turn is trained on up to its end
+    control_text: Sequence[ControlTextTokens] = ()  # in no shard
 
 
 def build_token_row(encoded: Encoded, extra: bytes) -> TokenRow:
     """Builds the token row of an encoding."""
     content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
     target_tokens = count_target_tokens(encoded.labels)
-    return TokenRow(content, extra, len(encoded.input_ids), target_tokens, int(encoded.ended))
+    tokens, ended = len(encoded.input_ids), int(encoded.ended)
+    return TokenRow(content, extra, tokens, target_tokens, ended, encoded.control_text)
 
 
 def compute_digest(content: bytes | np.ndarray) -> bytes:
@@ -87,6 +89,7 @@ class EncodedConversation(NamedTuple):
     digest: bytes  # equal for exact duplicates
     prompt_digest: bytes  # of the texts before the last answer, else of everything; the split keeps equal ones together
     trimmed: bool = False  # something of it is in no token row
+    control_text: bool = False  # it holds text of control tokens
 
 
 class DroppedRow(NamedTuple):
@@ -100,7 +103,7 @@ class DroppedRow(NamedTuple):
 
 @dataclass
 class EncodedShard:
-    """What became of a range of rows; `counts` has `rows`, `converted`, `conversations` and `trimmed`."""
+    """What became of a range of rows; `counts` has the fields of DatasetStats that they are for."""
 
     counts: Counter[str] = field(default_factory=Counter)
     conversations: list[EncodedConversation] = field(default_factory=list)

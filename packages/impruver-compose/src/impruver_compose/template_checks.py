@@ -164,7 +164,6 @@ def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplatePr
         "unlike_prompt": probe.unlike_prompt,
         "example": probe.example,
         "reasoning_stripped": probe.reasoning_stripped,
-        "unused": stats.usage.list_unread(),
     }
     warnings = [_format_end_warning(job, entry, probe)]
     if probe.example:
@@ -180,7 +179,22 @@ def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplatePr
             f"{probe.rows} rows: it is not trained on, and the answers behind it are trained on without it; "
             "turns: each (or last) makes rows as at inference"
         )
-    return entry | {"warnings": [warning for warning in warnings if warning]}
+    entry["warnings"] = [warning for warning in warnings if warning]
+    unused = stats.usage.list_unread()
+    return entry | _describe_control_text(job, stats) | ({"unused": unused} if unused else {})
+
+
+def _describe_control_text(job: DatasetJob, stats: DatasetStats) -> dict:
+    """The number of conversations with control text, and a note of what became of it; {} where there are none."""
+    encoded, dropped = stats.control_text, stats.dropped["control_text"]
+    if not encoded + dropped:
+        return {}
+    how = "as the tokens (tokenizer.control_text: text encodes it as text)" if job.control_text == "keep" else "as text"
+    why = "" if job.control_text == "refuse" else ", where that can't be exact"
+    ways = [f"encoded {how}, marked by --show"] if encoded else []
+    ways += [f"{dropped} dropped{why}"] if dropped else []
+    found = f"control text, such as <|im_end|>, in {encoded + dropped} of {stats.conversations} conversations"
+    return {"control_text": encoded + dropped, "notes": [f"{found}: {'; '.join(ways)}"]}
 
 
 def _format_end_warning(job: DatasetJob, entry: dict, probe: TemplateProbeResult) -> str | None:

@@ -3,8 +3,9 @@
 1. The conversation is rendered once with its texts traced: where each stands in the rendering is known.
 2. A turn is trained on from the end of what it shares with the generation prompt through its end of turn. Both are
    known from probes of the template.
-3. The rendering is tokenized once. A token is trained on if it holds a character of such a span; the others have the
-   label -100. What can't be found exactly is refused.
+3. The rendering is tokenized once (again where text of the data would become a control token, `control_encoding`). A
+   token is trained on if it holds a character of such a span; the others have the label -100. What can't be found
+   exactly is refused.
 
 The loss mask of a conversation in ChatML (a token a column; the prompt ends with "assistant\\n"):
 
@@ -17,11 +18,13 @@ The loss mask of a conversation in ChatML (a token a column; the prompt ends wit
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from impruver_core.chat_template.masking.control_encoding import ControlTextEncoder, TokenizedRendering
+from impruver_core.chat_template.masking.control_text import TemplateInput
 from impruver_core.chat_template.masking.loss_spans import LossSpans, TrainedTurn, find_loss_spans, strips_reasoning
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
 from impruver_core.chat_template.masking.train_flags import is_trained
@@ -30,7 +33,7 @@ from impruver_core.chat_template.rendering.traced_string import get_runs, trace_
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.labels import IGNORE_INDEX
-from impruver_core.tokenizer import encode_text, plain_encoder
+from impruver_core.tokenizer import plain_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -48,18 +51,27 @@ class MessageTokens(NamedTuple):
     stop: int
 
 
+class ControlTextTokens(NamedTuple):
+    """The tokens `start` to `stop` of a row that hold text of its data that is the text of a control token, `token`."""
+
+    token: str
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A conversation as token ids and labels of the same length: the id, or -100 where a token is not trained on.
 
     `texts`: the tokens of what each message but the system's says. `ended`: the end of the last trained turn is trained
-    on, too.
+    on, too. `control_text`: where the data hold text of control tokens, encoded as text, or, with `keep`, as them.
     """
 
     input_ids: list[int]
     labels: list[int]
     texts: list[MessageTokens]
     ended: bool
+    control_text: Sequence[ControlTextTokens] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +98,16 @@ class PromptConsistency:
 
 
 class RenderedChat(NamedTuple):
-    """A conversation rendered: traced text and messages, its spans, and those of its turns that are trained on."""
+    """A conversation rendered: traced text and messages, its spans, and those of its turns that are trained on.
+
+    `given` is what it was rendered from.
+    """
 
     text: str
     messages: list[dict]
     spans: LossSpans
     trained: list[TrainedTurn]
+    given: TemplateInput
 
 
 def encode_chats(
@@ -103,14 +119,18 @@ def encode_chats(
     add_bos: bool = True,
     add_eos: bool = True,
     chat_template_kwargs: Sequence[dict | None] | None = None,
+    control_text: str = "keep",
+    own_tokens: Collection[str] = (),
 ) -> list[Encoded | Refused]:
     """Encodes conversations with the tokenizer's own chat template.
 
     The ids are those of `apply_chat_template(normalized messages, tokenize=True)`, but for the ends: BOS where the
     tokenizer puts one before plain text and the rendering has none, EOS (trained on) where no end-of-turn token follows
-    the last answer. A message with `"train": false`, `"weight": 0` or `"loss": false` is not trained on;
-    without `only_target_loss` all tokens are.
-    `tools` and `chat_template_kwargs` have an entry for each conversation.
+    the last answer. A message with `"train": false`, `"weight": 0` or `"loss": false` is not trained on; without
+    `only_target_loss` all tokens are. `tools` and `chat_template_kwargs` have an entry for each conversation.
+    `control_text` says what becomes of text in all these that is a special token's: `keep` makes the token of it, as
+    `apply_chat_template` does; `text` encodes it as ordinary text; `refuse` refuses the conversation. `own_tokens` are
+    special tokens that texts are meant to hold.
 
     Returns one Encoded or Refused for each conversation, in order. Raises ImpruverError for a slow tokenizer and for a
     template that does not parse.
@@ -122,9 +142,12 @@ def encode_chats(
     chats = [_render_or_refuse(templates, *row) for row in rows]
     with plain_encoder(tokenizer) as encode:
         encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
-    ends = _get_end_tokens(tokenizer, add_bos, add_eos)
+    ends, control = (
+        _get_end_tokens(tokenizer, add_bos, add_eos),
+        ControlTextEncoder(tokenizer, control_text, own_tokens),
+    )
     return [
-        chat if isinstance(chat, Refused) else _label_or_refuse(next(encodings), chat, ends, only_target_loss)
+        chat if isinstance(chat, Refused) else _label_or_refuse(control, next(encodings), chat, ends, only_target_loss)
         for chat in chats
     ]
 
@@ -135,7 +158,7 @@ def encode_chat(
     tools: list[dict] | None = None,
     *,
     chat_template_kwargs: dict | None = None,
-    **options: bool,
+    **options: Any,
 ) -> Encoded:
     """Encodes one conversation as `encode_chats` does; raises RefusedError where that gives Refused."""
     (row,) = encode_chats(tokenizer, [messages], [tools], chat_template_kwargs=[chat_template_kwargs], **options)
@@ -151,13 +174,25 @@ def encode_prompt(
     *,
     add_bos: bool = True,
     chat_template_kwargs: dict | None = None,
+    control_text: str = "keep",
+    own_tokens: Collection[str] = (),
 ) -> list[int]:
-    """The ids of a conversation with its generation prompt; RefusedError where the template refuses it."""
+    """The ids of a conversation with its generation prompt; RefusedError where the template refuses it.
+
+    `control_text` and `own_tokens` as of `encode_chats`.
+    """
     check_fast_tokenizer(tokenizer)
     selected = TemplateSelector(tokenizer).select(tools, chat_template_kwargs)
-    messages = normalize_messages(messages, selected.format)
-    text = render_template(selected.text, messages, tools, add_generation_prompt=True, variables=selected.variables)
-    ids = encode_text(tokenizer, str.__str__(text))
+    traced = trace_messages(normalize_messages(messages, selected.format))
+    given = TemplateInput(selected, traced, tools, chat_template_kwargs, add_generation_prompt=True)
+    text = render_template(selected.text, traced, tools, add_generation_prompt=True, variables=selected.variables)
+    with plain_encoder(tokenizer) as encode:
+        (encoding,) = encode([str.__str__(text)])
+    if not isinstance(encoding, RefusedError):
+        encoding = ControlTextEncoder(tokenizer, control_text, own_tokens).encode(encoding, text, given)
+    if isinstance(encoding, RefusedError):
+        raise encoding
+    ids = encoding.ids
     bos, _ = _get_end_tokens(tokenizer, add_bos, False)
     return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
@@ -180,7 +215,7 @@ def render_chat(
     text = render_template(selected.text, traced, tools, variables=selected.variables)
     spans = find_loss_spans(text, traced, selected.format)
     trained = [turn for turn in spans.turns if is_trained(messages[turn.message])]
-    return RenderedChat(text, traced, spans, trained)
+    return RenderedChat(text, traced, spans, trained, TemplateInput(selected, traced, tools, kwargs))
 
 
 def compare_prompt(
@@ -223,23 +258,26 @@ def _get_end_tokens(tokenizer: PreTrainedTokenizerBase, add_bos: bool, add_eos: 
     return bos, tokenizer.eos_token_id if add_eos else None
 
 
-def _label_or_refuse(encoding: Encoding | RefusedError, chat: RenderedChat, *options: Any) -> Encoded | Refused:
-    if isinstance(encoding, RefusedError):
-        return Refused(encoding.reason, encoding.detail)
-    return _label_tokens(encoding, chat, *options)
+def _label_or_refuse(
+    control: ControlTextEncoder, encoding: Encoding | RefusedError, chat: RenderedChat, *options: Any
+) -> Encoded | Refused:
+    tokens = encoding if isinstance(encoding, RefusedError) else control.encode(encoding, chat.text, chat.given)
+    if isinstance(tokens, RefusedError):
+        return Refused(tokens.reason, tokens.detail)
+    return _label_tokens(tokens, chat, *options)
 
 
 def _label_tokens(
-    encoding: Encoding, chat: RenderedChat, ends: tuple[int | None, int | None], only_target_loss: bool
+    tokens: TokenizedRendering, chat: RenderedChat, ends: tuple[int | None, int | None], only_target_loss: bool
 ) -> Encoded:
-    ids, (bos, eos) = encoding.ids, ends
+    (encoding, ids, control), (bos, eos) = tokens, ends
     with_eos = eos is not None and chat.spans.open_end  # else an end-of-turn token is there
     trained_eos = with_eos and chat.spans.turns[-1] in chat.trained
     spans = [turn.span for turn in chat.trained]
     if trained_eos:  # what stands between the last answer and its EOS is trained on, too
         spans[-1] = (spans[-1][0], len(chat.text))
     labels = [IGNORE_INDEX] * len(ids)
-    find_token = _build_token_finder(encoding, len(spans) + len(chat.spans.texts))
+    find_token = _build_token_finder(encoding, len(spans) + len(chat.spans.texts) + len(control))
     for start, stop in spans:
         first, last = _find_tokens(encoding, find_token, start, stop)
         labels[first:last] = ids[first:last]
@@ -248,12 +286,15 @@ def _label_tokens(
     shift = int(bos is not None and ids[:1] != [bos])
     ranges = ((number, *_find_tokens(encoding, find_token, *span)) for number, span in chat.spans.texts)
     texts = [MessageTokens(number, first + shift, last + shift) for number, first, last in ranges if first < last]
+    quoted = [(token, *_find_tokens(encoding, find_token, start, stop)) for token, start, stop in control]
+    quoted = [ControlTextTokens(token, first + shift, last + shift) for token, first, last in quoted]
     if shift:
         ids, labels = [bos, *ids], [IGNORE_INDEX if only_target_loss else bos, *labels]
     if with_eos:
         ids, labels = [*ids, eos], [*labels, eos if trained_eos or not only_target_loss else IGNORE_INDEX]
     ended = bool(chat.trained) and chat.trained[-1].ended
-    return Encoded(ids, labels, texts, ended or (with_eos and labels[-1] != IGNORE_INDEX))
+    ended = ended or (with_eos and labels[-1] != IGNORE_INDEX)
+    return Encoded(ids, labels, texts, ended, quoted)
 
 
 def _build_token_finder(encoding: Encoding, spans: int) -> Callable[[int], int | None]:

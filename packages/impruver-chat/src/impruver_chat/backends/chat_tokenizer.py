@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How the recipe has prompts encoded: whether BOS stands before them, and the variables of the chat template."""
+    """How the recipe has prompts encoded: whether BOS stands before them, and the variables of the chat template.
+
+    `control_text` and `own_tokens` are those of core's `encode_prompt`.
+    """
 
     add_bos: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    control_text: str = "keep"
+    own_tokens: Sequence[str] = ()
 
 
 def has_bos(datasets: Sequence[Any] | None) -> bool:
@@ -83,7 +88,10 @@ def make_chat_tokenizer(
 
     def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
         kwargs = {**options.chat_template_kwargs, **(kwargs or {})} or None
-        return encode_prompt(tokenizer, messages, tools, add_bos=options.add_bos, chat_template_kwargs=kwargs)
+        control = {"control_text": options.control_text, "own_tokens": options.own_tokens}
+        return encode_prompt(
+            tokenizer, messages, tools, add_bos=options.add_bos, chat_template_kwargs=kwargs, **control
+        )
 
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([n for n in ids if int(n) not in hidden], clean_up_tokenization_spaces=False)

@@ -143,7 +143,7 @@ def _encode_batch(job: DatasetJob, parts: list[ConvertedPart], shard: EncodedSha
             shard.dropped.append(DroppedRow(part.row, part.part, encoded.reason, encoded.detail))
             continue
         shard.conversations.append(encoded)
-        shard.counts["trimmed"] += encoded.trimmed
+        shard.counts.update(trimmed=int(encoded.trimmed), control_text=int(encoded.control_text))
 
 
 def _encode_messages(job: DatasetJob, chats: Sequence[Conversation], messages: list[list[dict]]) -> list:
@@ -196,6 +196,7 @@ def _encode_conversation(
         prompt_digest if on_prompt else digest,
         prompt_digest,
         trimmed=part.cut or fitting[-1].length < views[-1].length,
+        control_text=bool(whole.control_text),
     )
 
 

@@ -42,12 +42,19 @@ class DatasetJob:
     tokenizer: PreTrainedTokenizerFast | None = None  # None: rows are only converted
     max_length: int | None = None  # tokens of the longest row that is allowed
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    control_text: str = "text"  # what becomes of text of the data that is a special token's
+    own_tokens: Sequence[str] = ()  # special tokens that the recipe adds for its data
     day: str | None = None  # for a template that asks for the date, as 2026-11-22; None: today
 
-    def build_encode_options(self) -> dict[str, bool]:
+    def build_encode_options(self) -> dict[str, Any]:
         """Builds the options of core's `encode_chats`."""
-        add_bos, add_eos = self.section.add_global_bos, self.section.add_global_eos
-        return {"only_target_loss": self.section.only_target_loss, "add_bos": add_bos, "add_eos": add_eos}
+        return {
+            "only_target_loss": self.section.only_target_loss,
+            "add_bos": self.section.add_global_bos,
+            "add_eos": self.section.add_global_eos,
+            "control_text": self.control_text,
+            "own_tokens": self.own_tokens,
+        }
 
     def build_template_kwargs(self, conversation: Conversation) -> dict[str, Any]:
         """Builds the template's arguments for a conversation."""

@@ -109,12 +109,9 @@ def _build_unused(entries: Sequence[dict]) -> dict | None:
 
 
 def build_template_check_section(entries: Sequence[dict]) -> dict:
-    """Builds the section of the template checks: table, warnings, and where training and the prompt differ."""
-    warnings = [
-        (f"data set {each['dataset_index']}", [("\n\n".join(each["warnings"]), "plain")])
-        for each in entries
-        if each["warnings"]
-    ]
+    """Builds the section of the template checks: table, warnings and notes, where training and the prompt differ."""
+    remarks = [(each["dataset_index"], [*each["warnings"], *each.get("notes", ())]) for each in entries]
+    warnings = [(f"data set {index}", [("\n\n".join(texts), "plain")]) for index, texts in remarks if texts]
     pairs = []
     for entry in entries:
         example = entry["example"]

@@ -11,6 +11,7 @@ from impruver_compose.selection import DatasetStats
 
 WAYS_OUT = {
     "nothing_to_learn": "what is to be trained on needs the role assistant",
+    "control_text": "tokenizer.control_text: text encodes text of control tokens as ordinary text, keep as the tokens",
     "too_long": "raise max_tokens_count, or set the data set's on_overflow: trim_turns",
 }
 Table = tuple[list[str], list[list[str | int]]]  # header, rows
@@ -63,7 +64,7 @@ def build_unused_table(entries: Sequence[dict]) -> Table:
             f"row {each['first']}: {each['example']}",
         ]
         for entry in entries
-        for each in entry["unused"]
+        for each in entry.get("unused", ())
     ]
     return ["#", "data set", "not read", "rows", "the first"], rows
 
@@ -74,14 +75,16 @@ def format_share(part: int, whole: int) -> str:
 
 
 def print_template_checks(entries: Sequence[dict]) -> None:
-    """Prints the template checks as a table, and their warnings."""
+    """Prints the template checks as a table, and their notes and warnings."""
     header, rows = build_template_check_table(entries)
     log_info(format_table(header[:5], [row[:5] for row in rows]))  # warnings speak of the others
     for entry in entries:
         where = f"data set {entry['dataset_index']} ({entry['dataset']})"
+        for note in entry.get("notes", ()):
+            log_info(f"note: {where}: {note}")
         for warning in entry["warnings"]:
             warn(f"{where}: {warning}")
-        if entry["unused"]:
+        if entry.get("unused"):
             log_info(f"note: {where}: nothing reads {format_unused(entry['unused'])}")
 
 

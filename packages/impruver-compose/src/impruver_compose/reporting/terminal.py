@@ -13,7 +13,7 @@ from impruver_core.cli.console import print_coloured, print_result, warn
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.io.jsonl import read_rows
 from impruver_core.io.manifest import read_manifest
-from impruver_core.labels import decode_segments
+from impruver_core.labels import IGNORE_INDEX, decode_segments
 
 from impruver_compose.converters.conversion import Conversation
 from impruver_compose.encoding.encoder import BATCH, convert_row_of, encode_rows
@@ -23,7 +23,9 @@ from impruver_compose.reporting.text_diff import compare_texts
 from impruver_compose.storage import EncodedConversation, TokenRow
 
 GREEN, RED, GREY = "32", "31", "90"
+INVERSE = ";7"
 LEFT, RIGHT = "⟦", "⟧"  # around text that is trained on where there are no colours
+QUOTE, UNQUOTE = "⟪", "⟫"  # around text of the data that is a control token's
 BLANKS = re.compile(r"  +|^ | $", re.MULTILINE)  # those that would be overlooked
 
 
@@ -39,7 +41,7 @@ def print_rows(jobs: Sequence[DatasetJob], count: int) -> None:
         for conversation, row in rows:
             where = f"data set {job.index} ({job.name}), row {conversation.row}, conversation {conversation.part}"
             title = f"{where}: {row.tokens} tokens, {row.target_tokens} trained on"
-            print_result(f"\n{title}")
+            print_result(f"\n{title}{_describe_control_text(job, row)}")
             print_coloured(_format_row(job, row).removesuffix("\n"))
         if len(rows) < count:
             dropped = "".join(f"; {number} {reason}" for reason, number in sorted(reasons.items()))
@@ -57,12 +59,44 @@ def _encode_first_rows(
         yield from ((conversation, row) for conversation in shard.conversations for row in conversation.token_rows)
 
 
+def _describe_control_text(job: DatasetJob, row: TokenRow) -> str:
+    """Says what control text a row holds; empty without any."""
+    texts = Counter(each.token for each in row.control_text)
+    listed = ", ".join(f"{token}{f' {count} times' if count > 1 else ''}" for token, count in texts.items())
+    how = "as control tokens" if job.control_text == "keep" else "as ordinary text"
+    return f"; {how}, marked{'' if supports_colour() else f' {QUOTE}{UNQUOTE}'}: {listed}" if texts else ""
+
+
 def _format_row(job: DatasetJob, token_row: TokenRow) -> str:
-    row = json.loads(token_row.content)
-    markers = make_marker(GREY), make_marker(GREEN, LEFT, RIGHT)
-    reserved = "" if supports_colour() else LEFT + RIGHT
+    row, in_colour = json.loads(token_row.content), supports_colour()
+    reserved = "" if in_colour else LEFT + RIGHT + QUOTE + UNQUOTE
     segments = decode_segments(job.tokenizer, row["input_ids"], row["labels"])
-    return "".join(markers[trained](format_visible(text, reserved)) for text, trained in segments)
+    quoted = [IGNORE_INDEX] * token_row.tokens
+    for _, start, stop in token_row.control_text:
+        quoted[start:stop] = row["input_ids"][start:stop]
+    marks = decode_segments(job.tokenizer, row["input_ids"], quoted) if token_row.control_text else []
+    formatted, position = [], 0
+    for text, trained in segments:
+        pieces = _cut_at_marks(text, position, marks) if marks else [(text, False)]
+        position += len(text)
+        if in_colour:
+            markers = [make_marker((GREEN if trained else GREY) + invert) for invert in ("", INVERSE)]
+            formatted += [markers[marked](format_visible(piece)) for piece, marked in pieces]
+        else:
+            shown = [(format_visible(piece, reserved), marked) for piece, marked in pieces]
+            line = "".join(f"{QUOTE}{piece}{UNQUOTE}" if marked else piece for piece, marked in shown)
+            formatted.append(f"{LEFT}{line}{RIGHT}" if trained else line)
+    return "".join(formatted)
+
+
+def _cut_at_marks(text: str, start: int, marks: Sequence[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """Cuts a text that begins at character `start` of a row into (piece, marked); `marks` are the whole row's."""
+    position = 0
+    for marked_text, marked in marks:
+        first, last = max(position - start, 0), max(position + len(marked_text) - start, 0)
+        if piece := text[first:last]:
+            yield piece, marked
+        position += len(marked_text)
 
 
 def supports_colour() -> bool:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.chat_template.analysis.analyzer import analyze_template
+from impruver_core.chat_template.masking.control_text import TemplateInput
 from impruver_core.chat_template.masking.message_normalization import normalize_messages
-from impruver_core.chat_template.rendering.renderer import render_template
+from impruver_core.chat_template.rendering.traced_string import trace_messages
+from impruver_core.chat_template.selection import SelectedTemplate
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 
@@ -20,6 +22,7 @@ from impruver_chat.backends.chat_tokenizer import (
     cache_by_arguments,
     make_chat_tokenizer,
 )
+from impruver_chat.backends.llama_cpp.control_text import encode_rendering
 from impruver_chat.backends.llama_cpp.process import LlamaCppProcess
 from impruver_chat.backends.llama_cpp.worker import GgufDescription
 from impruver_chat.generation.detokenizer import make_stop_criteria
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SIZE = 500  # tokens by which a tokenizer is known to be the GGUF's
 SENTENCEPIECE, BYTE_LEVEL = 1, 2  # llama.cpp's vocab_type
-NORMAL, USER_DEFINED, BYTE = 4, 16, 32  # its token attributes
+NORMAL, CONTROL, USER_DEFINED, BYTE = 4, 8, 16, 32  # its token attributes
 # GPT-2's byte-level alphabet: printable bytes stand for themselves, the others are the characters from 256 on.
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
@@ -47,9 +50,9 @@ class GgufVocab:
         self.vocab_type, self.n_vocab = description.vocab_type, description.vocab_size
         self._process, self._tokens = process, {}
 
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text, special tokens in it included."""
-        return self._process.request("tokenize", str.__str__(text))
+    def tokenize(self, text: str, parse_special: bool = True) -> list[int]:
+        """The ids of a text, special tokens in it included unless these are not to be parsed."""
+        return self._process.request("tokenize", str.__str__(text), parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """llama.cpp's text of ids."""
@@ -68,11 +71,15 @@ class GgufVocab:
         """llama.cpp's attributes of a token, as bits."""
         return self._get_token(number)[1]
 
-    def find_control_texts(self) -> list[str]:
-        """Find the texts of all control tokens."""
-        ids = self._process.request("find_control_tokens")
+    def find_added_tokens(self) -> dict[str, int]:
+        """Find the control tokens and those that llama.cpp finds in any text: their ids by their texts."""
+        ids = self._process.request("find_added_tokens", CONTROL | USER_DEFINED)
         self.read_tokens(ids)
-        return [self.get_text(number) for number in ids]
+        return {self.get_text(number): number for number in ids}
+
+    def is_control(self, number: int) -> bool:
+        """Whether it is a control token."""
+        return bool(self.get_attr(number) & CONTROL)
 
     def _get_token(self, number: int) -> tuple[str, int]:
         if number not in self._tokens:
@@ -106,7 +113,8 @@ def make_vocab_tokenizer(vocab: GgufVocab, path: Path, options: EncodingOptions)
     named = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     variables = {name: vocab.get_text(number) for name, number in named.items() if number >= 0}
     variables |= options.chat_template_kwargs
-    specials = vocab.find_control_texts()
+    added = vocab.find_added_tokens()
+    specials = [text for text, number in added.items() if vocab.is_control(number)]
     analyze = cache_by_arguments(lambda kwargs: analyze_template(template, {**variables, **kwargs}, specials))
     analyze_with_tools = cache_by_arguments(
         lambda kwargs: analyze_template(template, {**variables, **kwargs}, specials, True)
@@ -116,9 +124,11 @@ def make_vocab_tokenizer(vocab: GgufVocab, path: Path, options: EncodingOptions)
         return find_markers(template, {**variables, **kwargs}, analyze(kwargs))
 
     def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
-        own = {**variables, **(kwargs or {})}
-        messages = normalize_messages(messages, (analyze_with_tools if tools else analyze)(kwargs or {}))
-        ids = vocab.tokenize(render_template(template, messages, tools, add_generation_prompt=True, variables=own))
+        form = (analyze_with_tools if tools else analyze)(kwargs or {})
+        selected = SelectedTemplate(template, {**variables, **(kwargs or {})}, form)
+        traced = trace_messages(normalize_messages(messages, form))
+        given = TemplateInput(selected, traced, tools, kwargs, add_generation_prompt=True)
+        ids = encode_rendering(vocab, given, added, options.control_text, options.own_tokens)
         bos = model.bos if options.add_bos and model.add_bos else None
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 

@@ -71,9 +71,9 @@ class Worker:
             )
         )
 
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text, special tokens in it included."""
-        return self._vocab.tokenize(text, add_special=False, parse_special=True)
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        """The ids of a text; with `parse_special` control tokens are found in it."""
+        return self._vocab.tokenize(text, add_special=False, parse_special=parse_special)
 
     def detokenize(self, ids: list[int]) -> str:
         """llama.cpp's text of ids."""
@@ -83,9 +83,9 @@ class Worker:
         """The text and the attributes of tokens."""
         return [(self._vocab.get_text(number), self._vocab.get_attr(number)) for number in ids]
 
-    def find_control_tokens(self) -> list[int]:
-        """Find the ids of all control tokens."""
-        return list(filter(self._vocab.is_control, range(self._vocab.n_vocab)))
+    def find_added_tokens(self, attributes: int) -> list[int]:
+        """Find the ids of all tokens with one of these attributes."""
+        return [number for number in range(self._vocab.n_vocab) if self._vocab.get_attr(number) & attributes]
 
     def start_answer(self, prompt: dict[str, Any], sampling: dict[str, Any]) -> None:
         """Begin to answer a prompt, in place of what was answered before."""
