@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.workspace import TOOLS, Ended, Project, Workspace, finish, wait_until
+from faults.workspace import TOOLS, Ended, Project, Workspace, catches_signals, finish, wait_until
 from impruver_core.io.atomic import remove_path
 from support.damage import flip, zero
 
@@ -46,6 +46,7 @@ def send(name: str, share: float) -> Fault:
 
     def apply(cell: Cell) -> None:
         process = cell.workspace.start()
+        wait_until(lambda: catches_signals(process), process)  # before, Python is starting, and the system ends it
         time.sleep(share * cell.seconds)
         send_to(process, name, cell)
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -180,6 +181,15 @@ def finish(process: subprocess.Popen, seconds: float = 120) -> Ended:
 
 def decode(content: bytes | None) -> str | None:
     return None if content is None else content.decode("utf-8", "replace")
+
+
+def catches_signals(process: subprocess.Popen) -> bool:
+    """Whether a process has a handler of SIGHUP, as ours do from their entry point on."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return True
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & 1 << signal.SIGHUP - 1)
 
 
 def wait_until(done: Callable[[], object], process: subprocess.Popen, seconds: float = 60) -> bool:
