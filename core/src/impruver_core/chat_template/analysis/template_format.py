@@ -6,7 +6,7 @@ where the one ends and the other begins.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,6 +55,12 @@ class SpecialTokens:
         """Whether a special token is in `text`."""
         return any(token in text for token in self.tokens)
 
+    def remove_all(self, text: str) -> str:
+        """`text` with a blank in place of each special token."""
+        for token in self.tokens:
+            text = text.replace(token, " ")
+        return text
+
 
 @dataclass(frozen=True)
 class TurnBoundary:
@@ -90,7 +96,12 @@ class TemplateFormat:
     renders_function_roles: bool = False
     renders_calls: bool = False
     arguments_as_text: bool = False
+    ids_hold_names: bool = False  # a call is rendered by its id, which has to hold the function's name
+    result_header: str = ""  # what stands between a call's turn and the text of its result
+    repeated: str = ""  # what stands within a turn, between reasoning and answer and between two calls
     renders_tools: bool = False
+    renders_developer: bool = False
+    probe_parts: Callable[[str], bool] = lambda role: False  # whether it takes a list of text parts as content
     _last_endings: dict[tuple[str, str], LastEnding] = field(default_factory=dict)
 
     def find_last_ending(self, closing: str, kind: str) -> LastEnding:

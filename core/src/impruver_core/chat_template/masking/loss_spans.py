@@ -64,19 +64,20 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
             raise RefusedError("mask_refused", f"the template mixes the text of message {number} with another's")
         start = _find_start(text, number, span, messages, fmt)
         is_last = span.next_start == len(text)
-        end, closed = _find_end(text, span, is_last, fmt)
-        _check_no_prose(number, text[start : span.start])
+        behind = messages[number + 1]["role"] if number + 1 < len(messages) else None
+        end, closed = _find_end(text, span, is_last, behind, fmt)
+        _check_no_prose(number, text[start : span.start], fmt)
         if not span.path.startswith("tool_calls"):  # whose arguments may be no text
-            _check_no_prose(number, text[span.end : end])
+            _check_no_prose(number, text[span.end : end], fmt)
         result.turns.append(TrainedTurn(number, (start, end), bool(text[span.end : end].strip())))
         if is_last and not closed and number == len(messages) - 1:
             result.open_end = True
     return result
 
 
-def _check_no_prose(number: int, literal: str) -> None:
+def _check_no_prose(number: int, literal: str, fmt: TemplateFormat) -> None:
     """RefusedError where the template says more around a turn's text than markers."""
-    if len(WORD.findall(literal)) > MOST_WORDS:
+    if len(WORD.findall(literal)) > MOST_WORDS and len(WORD.findall(fmt.specials.remove_all(literal))) > MOST_WORDS:
         raise RefusedError("mask_refused", f"the template adds prose to message {number}: {truncate_text(literal)}")
 
 
@@ -108,8 +109,10 @@ def _find_shared_end(text: str, start: int, role: str, boundary: TurnBoundary, f
     return start + shared if role != "assistant" or shared >= needed else None
 
 
-def _find_end(text: str, span: MessageSpan, is_last: bool, fmt: TemplateFormat) -> tuple[int, bool]:
-    """Where the trained part of a turn ends, and whether a special token ends it."""
+def _find_end(
+    text: str, span: MessageSpan, is_last: bool, behind: str | None, fmt: TemplateFormat
+) -> tuple[int, bool]:
+    """Where the trained part of a turn ends, and whether a special token ends it; `behind` is the next role."""
     gap = text[span.end : span.next_start]
     kind = "calls" if span.path.startswith("tool_calls") else "answer"
     known = fmt.ends.get((kind, is_last))
@@ -124,6 +127,9 @@ def _find_end(text: str, span: MessageSpan, is_last: bool, fmt: TemplateFormat) 
     if stops:
         position, stop = min(stops)
         return span.end + position + len(stop), True
+    header = fmt.result_header
+    if kind == "calls" and behind == "tool" and header.strip() and gap.endswith(header):
+        return span.next_start - len(header), False
     raise RefusedError("mask_refused", f"no end of turn found behind {text[max(0, span.end - 40) : span.end]!r}")
 
 

@@ -314,7 +314,7 @@ def render_template(
         "strftime_now": lambda pattern: _format_today(pattern, variables.get("date_string") or day),
         **variables,
         "messages": chat,
-        "tools": tools,
+        "tools": tools or None,  # an empty list is none
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }
