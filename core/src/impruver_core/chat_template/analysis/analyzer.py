@@ -63,6 +63,10 @@ def _analyze_template(template: str, variables: str, specials: tuple[str, ...], 
     _find_message_format(probe, fmt)
     _find_turn_boundaries(probe, fmt)
     _find_turn_endings(probe, fmt)
+    if _answers_behind_calls(probe, fmt):
+        fmt.calls_without_content = True
+        _find_turn_boundaries(probe, fmt)
+        _find_turn_endings(probe, fmt)
     return fmt
 
 
@@ -84,18 +88,29 @@ def _find_message_format(probe: TemplateProber, fmt: TemplateFormat) -> None:
         fmt.renders_tools = "probe_tool" in with_tools
     # One that passes any role through knows none of them.
     fmt.renders_developer = NAMES_DEVELOPER.search(probe.template) is not None and probe(DEVELOPER, USER) is not None
-    fmt.probe_parts = cache(partial(_takes_parts, probe, _build_call(fmt)))
+    fmt.probe_parts = cache(partial(_takes_parts, probe, fmt))
 
 
 def _build_call(fmt: TemplateFormat, times: int = 1) -> dict:
     """The probe's call in the form that the template renders."""
-    return build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
+    call = build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
+    return {**call, "content": None} if fmt.calls_without_content else call
 
 
-def _takes_parts(probe: TemplateProber, call: dict, role: str) -> bool:
+def _answers_behind_calls(probe: TemplateProber, fmt: TemplateFormat) -> bool:
+    """Whether an empty content beside calls becomes a whole answer, end of turn included, and none does not."""
+    stop = _get_stop(probe, fmt.ends.get(("answer", False), ""))
+    if not fmt.renders_calls or stop not in probe.specials.tokens:
+        return False
+    call = _build_call(fmt)
+    empty, without = probe(USER, call), probe(USER, {**call, "content": None})
+    return bool(empty and without) and empty.text.count(stop) > without.text.count(stop) > 0
+
+
+def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str) -> bool:
     """Whether a message of this role may have a list of text parts as its content."""
     history, message = {"user": ((), USER), "system": ((), SYSTEM), "assistant": ((USER,), ANSWER)}.get(
-        role, ((USER, call), {**TOOL, "tool_call_id": call["tool_calls"][0]["id"], "role": role})
+        role, ((USER, _build_call(fmt)), {**build_tool_result(fmt.ids_hold_names), "role": role})
     )
     return probe(*history, {**message, "content": [{"type": "text", "text": message["content"]}]}) is not None
 
@@ -188,29 +203,34 @@ def _find_turn_endings(probe: TemplateProber, fmt: TemplateFormat) -> None:
             header = middle.text[: middle.spans[0][0]]
             stop = fmt.ends.get(("answer", False), "") if kind == "calls" else ""
             rest = _cut_header(probe, between, header, closing, tails, stop, kind)
-            end = probe.specials.cut_after_last_token(rest)
+            token = _get_stop(probe, stop)
+            if token and token not in probe.specials.tokens and token in rest:  # as an answer, by what is no token
+                end = rest[: rest.index(token) + len(token)]
+            else:
+                end = probe.specials.cut_after_last_token(rest)
             if kind == "calls":
-                end = _add_handover(probe, fmt, between, end)
+                end = _add_handover(probe, fmt, between, end, token)
                 fmt.result_header = between.removeprefix(end)
             fmt.ends[kind, False] = end
         if closing is not None:
             fmt.ends[kind, True] = fmt.find_last_ending(closing, kind).literal
     ends = [(stop, kind) for (kind, _), end in fmt.ends.items() if (stop := _get_stop(probe, end))]
     stops = [stop for stop, kind in ends if kind == "answer" or stop in probe.specials.tokens]
-    fmt.stops = list(dict.fromkeys(stop for stop in stops if stop not in fmt.repeated))
+    fmt.set_stops(stop for stop in stops if stop not in fmt.repeated)
 
 
-def _add_handover(probe: TemplateProber, fmt: TemplateFormat, between: str, end: str) -> str:
+def _add_handover(probe: TemplateProber, fmt: TemplateFormat, between: str, end: str, stop: str) -> str:
     """`end`, which ends a turn of calls, through the token that hands over to the tool, where no token stops before.
 
     That is the token behind the call that opens results alone (GLM: <|observation|>): there the model generates it.
+    Or it is `stop`, which ends an answer, where the template omits it at the end of a conversation.
     """
-    if any(token in end and token not in fmt.repeated for token in probe.specials.tokens):
+    if (stop and stop in end) or any(token in end and token not in fmt.repeated for token in probe.specials.tokens):
         return end
     behind = between[len(end) :].lstrip()
     token = probe.specials.find_prefix(behind)
     headers = [literal for boundaries in fmt.boundaries.values() for b in boundaries for literal in (b.tail, b.prompt)]
-    if token is None or any(token in literal for literal in (fmt.repeated, *headers, *fmt.trailing)):
+    if token is None or (token != stop and any(token in text for text in (fmt.repeated, *headers, *fmt.trailing))):
         return end
     return between[: len(between) - len(behind) + len(token)]
 

@@ -20,8 +20,9 @@ from impruver_core.errors import RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 TAG = re.compile(r"</?\w+>")
+MARKUP = re.compile(r"<[^<>\s]+>")
 Ranges = list[tuple[int, int]]  # of characters
-WORD = re.compile(r"[^\W\d_]{2,}")
+WORD = re.compile(r"(?!(?:true|false|null|None|True|False)\b)[^\W\d_]{2,}")  # but for values that are no text
 MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
 
 
@@ -63,12 +64,10 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
         if span.mixed:
             raise RefusedError("mask_refused", f"the template mixes the text of message {number} with another's")
         start = _find_start(text, number, span, messages, fmt)
-        is_last = span.next_start == len(text)
         behind = messages[number + 1]["role"] if number + 1 < len(messages) else None
-        end, closed = _find_end(text, span, is_last, behind, fmt)
+        is_last, end, closed = _find_end(text, span, behind, fmt)
         _check_no_prose(number, text[start : span.start], fmt)
-        if not span.path.startswith("tool_calls"):  # whose arguments may be no text
-            _check_no_prose(number, text[span.end : end], fmt)
+        _check_no_prose(number, text[span.end : end], fmt)
         result.turns.append(TrainedTurn(number, (start, end), bool(text[span.end : end].strip())))
         if is_last and not closed and number == len(messages) - 1:
             result.open_end = True
@@ -77,7 +76,9 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
 
 def _check_no_prose(number: int, literal: str, fmt: TemplateFormat) -> None:
     """RefusedError where the template says more around a turn's text than markers."""
-    if len(WORD.findall(literal)) > MOST_WORDS and len(WORD.findall(fmt.specials.remove_all(literal))) > MOST_WORDS:
+    if len(WORD.findall(literal)) > MOST_WORDS:
+        literal = MARKUP.sub(" ", fmt.specials.remove_all(literal))  # whose names are no prose
+    if len(WORD.findall(literal)) > MOST_WORDS:
         raise RefusedError("mask_refused", f"the template adds prose to message {number}: {truncate_text(literal)}")
 
 
@@ -98,6 +99,10 @@ def _find_start(text: str, number: int, span: MessageSpan, messages: Sequence[di
         for boundary in boundaries:  # an unusual tail (tools, a date): the prompt may still stand there, once
             if boundary.shared.strip() and gap.count(boundary.shared) == 1:
                 return _find_shared_end(text, span.previous_end + gap.index(boundary.shared), role, boundary, fmt)
+    if span.previous_message == number - 1:
+        for tail in (boundary.tail for boundary in own if not boundary.prompt and not boundary.header):
+            if fmt.specials.has_any(tail) and gap.count(tail) == 1:  # behind an empty text, without a prompt
+                return span.previous_end + gap.index(tail) + len(tail)
     raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {truncate_text(gap)}")
 
 
@@ -109,28 +114,37 @@ def _find_shared_end(text: str, start: int, role: str, boundary: TurnBoundary, f
     return start + shared if role != "assistant" or shared >= needed else None
 
 
-def _find_end(
-    text: str, span: MessageSpan, is_last: bool, behind: str | None, fmt: TemplateFormat
-) -> tuple[int, bool]:
-    """Where the trained part of a turn ends, and whether a special token ends it; `behind` is the next role."""
-    gap = text[span.end : span.next_start]
+def _find_end(text: str, span: MessageSpan, behind: str | None, fmt: TemplateFormat) -> tuple[bool, int, bool]:
+    """Whether nothing follows a turn, where its trained part ends, and whether a special token ends it.
+
+    `behind` is the next role.
+    """
     kind = "calls" if span.path.startswith("tool_calls") else "answer"
-    known = fmt.ends.get((kind, is_last))
-    if is_last:  # nothing follows: all that is there belongs to the turn
-        literal, closed = fmt.find_last_ending(gap, kind)
-        return span.end + len(literal), closed
+    for start, stop in span.gaps:
+        gap = text[start:stop]
+        if stop == len(text):  # nothing follows: all that is there belongs to the turn
+            literal, closed = fmt.find_last_ending(gap, kind)
+            return True, start + len(literal), closed
+        length, closed = _find_length(gap, kind, behind, fmt)
+        if length is not None:
+            return False, start + length, closed
+    raise RefusedError("mask_refused", f"no end of turn found behind {text[max(0, span.end - 40) : span.end]!r}")
+
+
+def _find_length(gap: str, kind: str, behind: str | None, fmt: TemplateFormat) -> tuple[int | None, bool]:
+    """How much of what stands behind a turn's text belongs to the turn, and whether a special token ends it."""
+    known, header = fmt.ends.get((kind, False)), fmt.result_header
     if known is not None and gap.startswith(known):
-        return span.end + len(known), bool(known)  # empty: the turn ends only by the next header
+        return len(known), bool(known)  # empty: the turn ends only by the next header
     if known and known in gap:  # behind arguments that are no text: numbers, lists
-        return span.end + gap.index(known) + len(known), True
+        return gap.index(known) + len(known), True
     stops = [(gap.find(stop), stop) for stop in fmt.stops if stop in gap]
     if stops:
         position, stop = min(stops)
-        return span.end + position + len(stop), True
-    header = fmt.result_header
+        return position + len(stop), True
     if kind == "calls" and behind == "tool" and header.strip() and gap.endswith(header):
-        return span.next_start - len(header), False
-    raise RefusedError("mask_refused", f"no end of turn found behind {text[max(0, span.end - 40) : span.end]!r}")
+        return len(gap) - len(header), False
+    return None, False
 
 
 def check_completeness(

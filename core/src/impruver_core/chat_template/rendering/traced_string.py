@@ -16,8 +16,11 @@ The offset 1 says that the template trimmed a blank: "Yes!" are the characters f
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+
+ARGUMENTS = "tool_calls.function.arguments"  # the path of what a call passes
 
 
 @dataclass(eq=False, slots=True)
@@ -225,11 +228,15 @@ def trace_messages(messages: Iterable[dict]) -> list[dict]:
 def trace_value(value, message: int, path: str):
     """A copy of a message's `value` of plain JSON types, each text in it traced back to `message` and `path`.
 
-    Roles and types stay ordinary strings: templates compare them, and where they are printed they are header.
+    Roles and types stay ordinary strings: templates compare them, and where they are printed they are header. So do
+    keys, but for those of a call's arguments.
     """
     if isinstance(value, str):
         text = str.__str__(value)
         return TracedStr(text, [TextRun(0, len(text), TextSource(message, path, text), 0)])
+    if isinstance(value, dict) and path.startswith(ARGUMENTS):
+        paths = {key: f"{path}.{key}" for key in value}
+        return {trace_value(key, message, where): trace_value(value[key], message, where) for key, where in paths.items()}
     if isinstance(value, dict):
         return {
             key: item
@@ -277,9 +284,13 @@ class MessageSpan:
     first_run: int
     last_run: int
     previous_end: int = 0  # end of the text before
-    next_start: int = 0  # start of the text behind
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # behind it, up to its own text again or another's
     previous_message: int | None = None  # message of the text before
     mixed: bool = False  # texts of other messages stand in between
+
+    @property
+    def next_start(self) -> int:
+        return self.gaps[0][1]
 
 
 def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, MessageSpan]:
@@ -301,9 +312,17 @@ def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, Messag
         reached.append((run.end, run.source.message) if counts else reached[-1])
     for number, span in spans.items():
         span.previous_end, span.previous_message = reached[span.first_run]
-        behind = runs[span.last_run + 1 :]  # an empty argument of the same call ends nothing
-        span.next_start = next(
-            (run.start for run in behind if run.source.message != number or run.start < run.end), length
-        )
+        span.gaps = list(_find_gaps(runs[span.last_run + 1 :], number, span.end, length))
         span.mixed = any(run.source.message != number for run in runs[span.first_run : span.last_run])
     return spans
+
+
+def _find_gaps(behind: Iterable[TextRun], number: int, end: int, length: int) -> Iterator[tuple[int, int]]:
+    """What stands between the end of a message's text, what repeats it (a name in a closing tag), and other texts."""
+    for run in behind:
+        if run.start < run.end or run.source.message != number:  # an empty argument ends nothing
+            yield end, run.start
+            if run.source.message != number:
+                return
+            end = run.end
+    yield end, length
