@@ -21,7 +21,6 @@ from impruver_core.chat_template.analysis.prober import (
     LAST,
     SYSTEM,
     THOUGHT,
-    TOOL,
     USER,
     TemplateProber,
     build_tool_call,

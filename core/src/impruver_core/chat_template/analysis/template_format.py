@@ -93,8 +93,8 @@ class TemplateFormat:
     ends: dict[tuple[str, bool], str] = field(default_factory=dict)  # ("answer" or "calls", last turn?) → end of turn
     trailing: list[str] = field(default_factory=list)  # headers: the user's, and a prompt that is always there
     stops: list[str] = field(default_factory=list)  # the end-of-turn tokens
-    renders_function_roles: bool = False
-    renders_calls: bool = False
+    renders_calls: bool = False  # as `tool_calls` of an assistant's message
+    renders_function_roles: bool = False  # calls and results as roles of their own, as it may any role
     arguments_as_text: bool = False
     ids_hold_names: bool = False  # a call is rendered by its id, which has to hold the function's name
     calls_without_content: bool = False  # an empty content makes it write an empty answer behind the calls
@@ -104,6 +104,12 @@ class TemplateFormat:
     renders_developer: bool = False
     probe_parts: Callable[[str], bool] = lambda role: False  # whether it takes a list of text parts as content
     _last_endings: dict[tuple[str, str], LastEnding] = field(default_factory=dict)
+
+    @property
+    def ends_calls(self) -> bool:
+        """Whether a token ends a turn of calls that a result follows, or hands over to it."""
+        end = self.ends.get(("calls", False), "")
+        return any(stop in end for stop in self.stops)
 
     def set_stops(self, stops: Iterable[str]) -> None:
         """Sets the end-of-turn tokens."""
@@ -124,7 +130,7 @@ class TemplateFormat:
             if middle is not None:
                 rest = closing[len(middle) :].strip()
                 prompted = rest not in ("", self.eos) and any(text.rstrip().endswith(rest) for text in self.trailing)
-                if prompted or not self.specials.has_any(rest) or self._opens_turn(rest):
+                if prompted or not self.specials.has_any(rest) or (kind == "calls" and self._opens_turn(rest)):
                     literal = middle
             self._last_endings[key] = LastEnding(literal, self.specials.find_suffix(literal) is not None)
         return self._last_endings[key]

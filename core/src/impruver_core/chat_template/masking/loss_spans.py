@@ -22,7 +22,8 @@ from impruver_core.labels import TRAINED_ROLES
 TAG = re.compile(r"</?\w+>")
 MARKUP = re.compile(r"<[^<>\s]+>")
 Ranges = list[tuple[int, int]]  # of characters
-WORD = re.compile(r"(?!(?:true|false|null|None|True|False)\b)[^\W\d_]{2,}")  # but for values that are no text
+VALUE = re.compile(r"\b(?:true|false|null|True|False|None)\b")  # of an argument that is no text
+WORD = re.compile(r"[^\W\d_]{2,}")
 MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
 
 
@@ -66,18 +67,19 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
         start = _find_start(text, number, span, messages, fmt)
         behind = messages[number + 1]["role"] if number + 1 < len(messages) else None
         is_last, end, closed = _find_end(text, span, behind, fmt)
-        _check_no_prose(number, text[start : span.start], fmt)
-        _check_no_prose(number, text[span.end : end], fmt)
+        calls = span.path.startswith("tool_calls")
+        for literal in (text[start : span.start], text[span.end : end]):
+            _check_no_prose(number, literal, calls, fmt)
         result.turns.append(TrainedTurn(number, (start, end), bool(text[span.end : end].strip())))
         if is_last and not closed and number == len(messages) - 1:
             result.open_end = True
     return result
 
 
-def _check_no_prose(number: int, literal: str, fmt: TemplateFormat) -> None:
-    """RefusedError where the template says more around a turn's text than markers."""
-    if len(WORD.findall(literal)) > MOST_WORDS:
-        literal = MARKUP.sub(" ", fmt.specials.remove_all(literal))  # whose names are no prose
+def _check_no_prose(number: int, literal: str, calls: bool, fmt: TemplateFormat) -> None:
+    """RefusedError where the template says more around a turn's text than markers; those of `calls` are longer."""
+    if len(WORD.findall(literal)) > MOST_WORDS and calls:
+        literal = VALUE.sub(" ", MARKUP.sub(" ", fmt.specials.remove_all(literal)))
     if len(WORD.findall(literal)) > MOST_WORDS:
         raise RefusedError("mask_refused", f"the template adds prose to message {number}: {truncate_text(literal)}")
 

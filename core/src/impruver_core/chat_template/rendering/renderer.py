@@ -26,7 +26,6 @@ from impruver_core.chat_template.rendering.traced_string import (
     TracedStr,
     join_traced,
     trace_formatted,
-    trace_printed,
     trace_transformed,
 )
 from impruver_core.errors import ImpruverError, RefusedError, describe_error

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-
 ARGUMENTS = "tool_calls.function.arguments"  # the path of what a call passes
 
 
@@ -235,8 +234,10 @@ def trace_value(value, message: int, path: str):
         text = str.__str__(value)
         return TracedStr(text, [TextRun(0, len(text), TextSource(message, path, text), 0)])
     if isinstance(value, dict) and path.startswith(ARGUMENTS):
-        paths = {key: f"{path}.{key}" for key in value}
-        return {trace_value(key, message, where): trace_value(value[key], message, where) for key, where in paths.items()}
+        return {
+            trace_value(key, message, f"{path}.{key}"): trace_value(item, message, f"{path}.{key}")
+            for key, item in value.items()
+        }
     if isinstance(value, dict):
         return {
             key: item
