@@ -34,6 +34,7 @@ from impruver_core.errors import RefusedError
 from impruver_core.time_limit import TimeLimitError, limit_cpu_time
 
 SECONDS = 3  # of CPU time, for all probes
+PRINTED_PART = re.compile(r"""["']text["']: ?["']probe """)  # as Python or JSON
 DEVELOPER = {**SYSTEM, "role": "developer"}
 NAMES_DEVELOPER = re.compile(r"""(["'])developer\1""")
 
@@ -62,10 +63,6 @@ def _analyze_template(template: str, variables: str, specials: tuple[str, ...], 
     _find_message_format(probe, fmt)
     _find_turn_boundaries(probe, fmt)
     _find_turn_endings(probe, fmt)
-    if _answers_behind_calls(probe, fmt):
-        fmt.calls_without_content = True
-        _find_turn_boundaries(probe, fmt)
-        _find_turn_endings(probe, fmt)
     return fmt
 
 
@@ -92,18 +89,7 @@ def _find_message_format(probe: TemplateProber, fmt: TemplateFormat) -> None:
 
 def _build_call(fmt: TemplateFormat, times: int = 1) -> dict:
     """The probe's call in the form that the template renders."""
-    call = build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
-    return {**call, "content": None} if fmt.calls_without_content else call
-
-
-def _answers_behind_calls(probe: TemplateProber, fmt: TemplateFormat) -> bool:
-    """Whether an empty content beside calls becomes a whole answer, end of turn included, and none does not."""
-    stop = _get_stop(probe, fmt.ends.get(("answer", False), ""))
-    if not fmt.renders_calls or stop not in probe.specials.tokens:
-        return False
-    call = _build_call(fmt)
-    empty, without = probe(USER, call), probe(USER, {**call, "content": None})
-    return bool(empty and without) and empty.text.count(stop) > without.text.count(stop) > 0
+    return build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
 
 
 def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str) -> bool:
@@ -111,7 +97,8 @@ def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str) -> bool:
     history, message = {"user": ((), USER), "system": ((), SYSTEM), "assistant": ((USER,), ANSWER)}.get(
         role, ((USER, _build_call(fmt)), {**build_tool_result(fmt.ids_hold_names), "role": role})
     )
-    return probe(*history, {**message, "content": [{"type": "text", "text": message["content"]}]}) is not None
+    rendering = probe(*history, {**message, "content": [{"type": "text", "text": message["content"]}]})
+    return rendering is not None and PRINTED_PART.search(rendering.text) is None
 
 
 def _find_turn_boundaries(probe: TemplateProber, fmt: TemplateFormat) -> None:
@@ -208,6 +195,8 @@ def _find_turn_endings(probe: TemplateProber, fmt: TemplateFormat) -> None:
             else:
                 end = probe.specials.cut_after_last_token(rest)
             if kind == "calls":
+                first, stop_in_end, behind = end.partition(token) if token else (end, "", "")
+                end = first + stop_in_end if fmt.opens_turn(behind) else end  # an empty answer behind the calls
                 end = _add_handover(probe, fmt, between, end, token)
                 fmt.result_header = between.removeprefix(end)
             fmt.ends[kind, False] = end

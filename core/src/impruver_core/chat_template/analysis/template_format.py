@@ -97,7 +97,6 @@ class TemplateFormat:
     renders_function_roles: bool = False  # calls and results as roles of their own, as it may any role
     arguments_as_text: bool = False
     ids_hold_names: bool = False  # a call is rendered by its id, which has to hold the function's name
-    calls_without_content: bool = False  # an empty content makes it write an empty answer behind the calls
     result_header: str = ""  # what stands between a call's turn and the text of its result
     repeated: str = ""  # what stands within a turn, between reasoning and answer and between two calls
     renders_tools: bool = False
@@ -130,7 +129,7 @@ class TemplateFormat:
             if middle is not None:
                 rest = closing[len(middle) :].strip()
                 prompted = rest not in ("", self.eos) and any(text.rstrip().endswith(rest) for text in self.trailing)
-                if prompted or not self.specials.has_any(rest) or (kind == "calls" and self._opens_turn(rest)):
+                if prompted or not self.specials.has_any(rest) or (kind == "calls" and self.opens_turn(rest)):
                     literal = middle
             self._last_endings[key] = LastEnding(literal, self.specials.find_suffix(literal) is not None)
         return self._last_endings[key]
@@ -140,7 +139,7 @@ class TemplateFormat:
         ends = [literal.index(stop) + len(stop) for stop in self.stops if stop in literal]
         return literal[: min(ends)] if ends else None
 
-    def _opens_turn(self, literal: str) -> bool:
+    def opens_turn(self, literal: str) -> bool:
         """Whether a generation prompt's first token is in what stands behind an end of turn."""
         prompts = (boundary.prompt.lstrip() for boundaries in self.boundaries.values() for boundary in boundaries)
         return any(token in literal for prompt in prompts if (token := self.specials.find_prefix(prompt)))

@@ -55,7 +55,7 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
     runs, text = get_runs(text), str.__str__(text)
     spans = find_message_spans(runs, len(text))
     last_turn = max((n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES), default=-1)
-    check_completeness(text, runs, messages, last_turn, spans)
+    check_completeness(text, runs, messages, last_turn, spans, fmt)
     spoken = [n for n, message in enumerate(messages) if message["role"] != "system" and n in spans]
     result = LossSpans([(number, (spans[number].start, spans[number].end)) for number in spoken])
     for number, message in enumerate(messages):
@@ -150,7 +150,12 @@ def _find_length(gap: str, kind: str, behind: str | None, fmt: TemplateFormat) -
 
 
 def check_completeness(
-    text: str, runs: Sequence[TextRun], messages: Sequence[dict], last_turn: int, spans: Mapping[int, MessageSpan]
+    text: str,
+    runs: Sequence[TextRun],
+    messages: Sequence[dict],
+    last_turn: int,
+    spans: Mapping[int, MessageSpan],
+    fmt: TemplateFormat,
 ) -> None:
     """RefusedError("template_lost_text") where the rendering lost text of a message.
 
@@ -170,7 +175,7 @@ def check_completeness(
                     or (missing in written and len(missing) < len(source.text.strip()))
                     or (source.path.endswith("function.name") and _is_named_by_id(message, missing, covered))
                 ):
-                    raise _build_refusal(text, source, message, missing, source in covered)
+                    raise _build_refusal(text, source, message, missing, source in covered, fmt.ids_hold_names)
 
 
 def strips_reasoning(runs: Sequence[TextRun], messages: Sequence[dict], last_turn: int) -> bool:
@@ -194,8 +199,13 @@ def _find_covered(runs: Iterable[TextRun]) -> dict[TextSource, Ranges]:
     return covered
 
 
-def _build_refusal(text: str, source: TextSource, message: dict, missing: str, in_part: bool) -> RefusedError:
+def _build_refusal(
+    text: str, source: TextSource, message: dict, missing: str, in_part: bool, names_by_id: bool
+) -> RefusedError:
     where = f"{source.path} of message {source.message} ({message['role']})"
+    if source.path.endswith("function.name") and source.text == missing and names_by_id:
+        detail = f"{missing!r}; the template names a call by its id, which has to be like functions.{missing}:0"
+        return RefusedError("template_lost_text", f"{where}: {detail}")
     if source.path.startswith("content") and missing in text and not in_part:
         if isinstance(message["content"], list):  # the template prints it as Python does
             return RefusedError("template_refused", f"{where}: this template takes no list as content; give it as text")

@@ -43,8 +43,6 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
             message["content"] = _join_text_parts(message, fmt)
         if calls := message.pop("tool_calls", None):
             message["tool_calls"] = [_normalize_call(call, number, fmt.arguments_as_text) for call in calls]
-            if fmt.calls_without_content and messages[number].get("content") is None:
-                message["content"] = None
     return prepared
 
 

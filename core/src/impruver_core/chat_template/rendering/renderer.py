@@ -308,10 +308,7 @@ def render_template(
     compiled = compile_template(template)
     variables = dict(variables or {})
     day = variables.pop(TODAY, None)
-    chat = [
-        _add_reasoning_fields({k: v for k, v in message.items() if v is not None or k == "content"})
-        for message in messages
-    ]
+    chat = [_add_reasoning_fields({k: v for k, v in message.items() if v is not None}) for message in messages]
     values = {
         "strftime_now": lambda pattern: _format_today(pattern, variables.get("date_string") or day),
         **variables,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ARGUMENTS = "tool_calls.function.arguments"  # the path of what a call passes
+ARGUMENTS, KEYS = "tool_calls.function.arguments", "tool_calls.keys"  # paths of what a call passes, and of its names
 
 
 @dataclass(eq=False, slots=True)
@@ -194,6 +194,7 @@ def trace_formatted(form: Callable[..., str], arguments: Sequence, named: Mappin
     text, traced = form(*arguments, **named), []
 
     def mark(value):
+        value = trace_printed(value) if isinstance(value, (list, tuple, dict)) else value
         if not get_runs(value):
             return value
         traced.append(value)
@@ -235,8 +236,7 @@ def trace_value(value, message: int, path: str):
         return TracedStr(text, [TextRun(0, len(text), TextSource(message, path, text), 0)])
     if isinstance(value, dict) and path.startswith(ARGUMENTS):
         return {
-            trace_value(key, message, f"{path}.{key}"): trace_value(item, message, f"{path}.{key}")
-            for key, item in value.items()
+            trace_value(key, message, KEYS): trace_value(item, message, f"{path}.{key}") for key, item in value.items()
         }
     if isinstance(value, dict):
         return {
