@@ -99,7 +99,7 @@ def _check(name, shape, tokenizer, messages, row, plain):
     turns = [message for message in messages if message["role"] == "assistant"]
     assert len(runs) == len(turns), (name, shape, runs)
     for message, run in zip(turns, runs, strict=True):
-        own = _words(message)
+        own = _words(message) - DROPPED.get(name, set())
         assert own <= set(WORDS.findall(run)) <= own | {"zlook", "zbook"}, (name, shape, run)
         assert run in text, (name, shape, run)
         kind = "calls" if "tool_calls" in message else "answer"
@@ -186,9 +186,6 @@ REFUSED = {
     ("template_lost_text", "last"): """
         nvidia-NVIDIA-Nemotron-Nano-12B-v2 nvidia-NVIDIA-Nemotron-Nano-9B-v2-Japanese
     """,
-    ("template_lost_text", "scalars"): """
-        MiniMaxAI-MiniMax-M3-MXFP8
-    """,
     ("template_lost_text", "several out_of_order"): """
         GigaChat3-10B-A1.8B GigaChat3.1-10B-A1.8B OpenGVLab-InternVL3_5-GPT-OSS-20B-A4B-Preview
         ai-sage-GigaChat3.1-10B-A1.8B microsoft-OptiMind-SFT
@@ -236,6 +233,7 @@ REASONS = {
     for shape in shapes.split()
 }
 COUNT = 367  # templates that render calls
+DROPPED = {"MiniMaxAI-MiniMax-M3-MXFP8": {"zkeyc"}}  # of an argument that is null
 # Their calls do not start as their prompts do: another header, or a prompt that they write behind every turn.
 UNLIKE_THEIR_PROMPT = (
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use",

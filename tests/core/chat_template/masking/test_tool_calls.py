@@ -33,7 +33,7 @@ HANDS_OVER = ENDLESS.replace(
     "<|im_start|>{{ m.role }}", "{{ '<|result|>' if m.role == 'tool' else '<|im_start|>' + m.role }}"
 )
 ARGUMENTS = [{"seats": ["4A", "4B"]}, {"trip": {"from": "A", "days": [1, None]}}, {"n": 5, "all": True}, {"q": ""}, {}]
-STOPS = ("<|im_end|>", "</s>", "<|observation|>", "[e~[", "<|end_of_msg|>", "<|message_sep|>", "<turn|>")
+STOPS = ("<|im_end|>", "</s>", "<|observation|>", "[e~[", "<|end_of_msg|>", "<seed:eos>", "<turn|>")
 
 
 def trace(*arguments, name="book", results=("fine",), content="", **more):
@@ -55,12 +55,7 @@ def runs_of(template, messages, tools=None):
     "name",
     [
         *("Qwen3.5-4B", "Qwen3-Coder", "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "StepFun3.5-Flash", "ByteDance-Seed-OSS"),
-        *(
-            "mistralai-Ministral-3-14B-Reasoning-2512",
-            "LFM2.5-8B-A1B",
-            "openbmb-MiniCPM5-1B",
-            "MiniMaxAI-MiniMax-M3-MXFP8",
-        ),
+        *("mistralai-Ministral-3-14B-Reasoning-2512", "LFM2.5-8B-A1B", "openbmb-MiniCPM5-1B"),
         *("GLM-4.6", "GLM-4.7-Flash", "google-gemma-4-31B-it-interleaved", "MiniMaxAI-MiniMax-M3-MXFP8", "XML"),
     ],
 )
