@@ -42,7 +42,7 @@ MISTAKES = {
     # A key that stands twice in a call's arguments: JSON would keep the last of them without a word.
     "arguments with a key twice": Mistake(
         COMPOSE,
-        ["bad_row", "row 0: arguments of a tool call of message 1: it has the key 'to' twice"],
+        ["bad_row", 'row 0: arguments of a tool call of message 1: the key "to" occurs twice'],
         files={"data.jsonl": CALL_ROW},
     ),
     # hiyouga/LlamaFactory 3018: the list of rows stands in a .txt. It can be read, so it is: with a warning.
