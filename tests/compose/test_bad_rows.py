@@ -98,16 +98,24 @@ def test_speakers_of_no_role(composed, files):
 WRITTEN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] ~ '' }}<|im_end|>\n{% endfor %}"
 
 
-@pytest.mark.parametrize("parts", [["b"], [{"type": "text", "text": "b"}]], ids=["texts", "parts"])
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_list_as_content_of_a_template_that_takes_none(parts, at, composed, files):
+def test_a_list_as_content_of_a_template_that_takes_none(at, composed, files):
     """It would print the list as Python writes it: the row goes, the run goes on, with or without other rows."""
-    files.write("data.jsonl", [with_content(files, at, parts), files.chat("a", "b")])
+    files.write("data.jsonl", [with_content(files, at, [{"type": "citation", "text": "b"}]), files.chat("a", "b")])
     for template in (files.chatml, WRITTEN):
         (line,) = composed(tokenizer={"chat_template": template}).dropped
         assert (line["row"], line["reason"]) == (0, "template_refused")
         assert f"of message {at} " in line["detail"]
         assert "takes no list as content; give it as text" in line["detail"]
+
+
+@pytest.mark.parametrize("parts", [["b", "c"], [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]])
+@pytest.mark.parametrize("at", [0, 1])
+def test_text_parts_of_a_template_that_takes_none_are_joined(parts, at, composed, files):
+    files.write("data.jsonl", [with_content(files, at, content) for content in (parts, "bc")])
+    for template in (files.chatml, WRITTEN):
+        done = composed(tokenizer={"chat_template": template}, dedup={"method": "none"})
+        assert done.train[0] == done.train[1]
 
 
 def test_duplicates_only(composed, files):

@@ -16,6 +16,14 @@ GGUF = "impruver-gguf --config recipe.yaml --overwrite"
 ASK = f"{CHAT} --output answers.jsonl --input"
 ROW = '{"instruction": "Where is Peru?", "output": "There."}'
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 538090408\n"
+CALL_ROW = json.dumps(
+    {
+        "messages": [
+            {"role": "user", "content": "Go"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "go", "arguments": '{"to": "A", "to": "B"}'}}]},
+        ]
+    }
+)
 NAMES = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
 
 
@@ -31,6 +39,12 @@ class Mistake(NamedTuple):
 
 
 MISTAKES = {
+    # A key that stands twice in a call's arguments: JSON would keep the last of them without a word.
+    "arguments with a key twice": Mistake(
+        COMPOSE,
+        ["bad_row", 'row 0: arguments of a tool call of message 1: the key "to" occurs twice'],
+        files={"data.jsonl": CALL_ROW},
+    ),
     # hiyouga/LlamaFactory 3018: the list of rows stands in a .txt. It can be read, so it is: with a warning.
     "a list of rows named .txt": Mistake(
         COMPOSE,

@@ -337,3 +337,51 @@ def test_keys_that_json_would_change_are_told(compose, files, tmp_path):
     done = compose(data={"converter": "mine.keyed"}, tokenizer={"chat_template": template})
     assert done.code == 0, done.err
     assert [(line["reason"], "the key 1 is no text" in line["detail"]) for line in done.dropped] == [("bad_row", True)]
+
+
+CALLS = (
+    "{% for t in tools or [] %}<tool>{{ t.function.name }}</tool>{% endfor %}{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% for c in m.tool_calls or [] %}"
+    "<call>{{ c.function.name }}{{ c.function.arguments | tojson }}</call>{% endfor %}END\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ASKED, TOLD = {"role": U, "content": "W?"}, {"role": A, "content": "Four."}
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_openais_older_form_of_calls_and_tools(composed, files, as_text):
+    call = {"role": A, "content": None, "function_call": {"name": "w", "arguments": "{}"}}
+    functions = [{"name": "w", "parameters": {"type": "object", "properties": {}}}]
+    row = {
+        "messages": [ASKED, call, {"role": "function", "name": "w", "content": "4"}, TOLD],
+        "functions": json.dumps(functions) if as_text else functions,
+        "parallel_tool_calls": False,
+    }
+    files.write("data.jsonl", [row])
+    done = composed("--show", "1", tokenizer={"chat_template": CALLS.replace("END", "<|im_end|>")})
+    assert "<tool>w</tool>" in done.out
+    assert "⟦<call>w{}</call><|im_end|>⟧" in done.out
+    assert "⟦Four.<|im_end|>⟧" in done.out
+    assert "by no token" not in done.err
+
+
+def test_tools_and_functions_that_differ_are_a_bad_row(composed, files):
+    tool = {"name": "w", "parameters": {}}
+    rows = [
+        {"messages": [ASKED, {**TOLD, "content": str(functions)}], "tools": [tool], "functions": functions}
+        for functions in ([{"type": "function", "function": tool}], [{"name": "v"}], [], None)
+    ]
+    files.write("data.jsonl", rows)
+    done = composed(dedup={"method": "none"})
+    assert [(each["row"], each["reason"]) for each in done.dropped] == [(1, "bad_row")]
+    assert done.dropped[0]["detail"] == "it has both tools and functions, and they differ: leave one of them"
+
+
+def test_calls_that_no_token_ends_are_a_warning(composed, files):
+    calls = [{"id": "call00001", "type": "function", "function": {"name": "w", "arguments": {"c": "Oslo"}}}]
+    result = {"role": "tool", "tool_call_id": "call00001", "name": "w", "content": "4"}
+    files.write("data.jsonl", [{"messages": [ASKED, {"role": A, "content": "", "tool_calls": calls}, result, TOLD]}])
+    done = composed(tokenizer={"chat_template": CALLS.replace("END", "{% if not m.tool_calls %}<|im_end|>{% endif %}")})
+    (entry,) = done.manifest["gate"]
+    assert any("ends a turn of tool calls by no token" in warning for warning in entry["warnings"])
+    assert "the model is not taught to stop behind a call" in done.err

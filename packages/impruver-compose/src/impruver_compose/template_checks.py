@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from os.path import commonprefix
+from typing import Any
 
 from impruver_core.chat_template.masking.loss_mask import PromptConsistency, Refused, compare_prompt
 from impruver_core.chat_template.rendering.renderer import render_template
@@ -39,12 +40,14 @@ class TemplateProbeResult:
     unlike_prompt: int = 0  # of these: the text before the last answer is not the inference prompt
     example: dict | None = None  # the first such row
     reasoning_stripped: int = 0  # of these: earlier turns have lost their reasoning
+    endless_calls: bool = False  # there are tool calls, and the template ends a turn of them by no token
     missing_ends: dict[str, None] = field(default_factory=dict)  # why a last turn's end is not trained on, in order
 
 
 def probe_template(job: DatasetJob) -> TemplateProbeResult:
     """Renders a data set's first rows; CheckFailedError if one of them, or all and the built-in ones, have no mask."""
     result, templates, chats, tools = TemplateProbeResult(), TemplateSelector(job.tokenizer), 0, None
+    calls = False  # in any of the rows
     for part in _convert_first_rows(job):
         chat = part.conversation
         if chat.text is not None:
@@ -52,6 +55,7 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
             continue
         chats += 1
         tools = tools or chat.tools
+        calls = calls or any(map(_has_calls, chat.messages))
         try:
             for view in _compare_views(job, templates, chat):
                 _add_view(result, job, part, view)
@@ -64,9 +68,18 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
         _check_built_in(job, templates)
     if job.section.strict_columns:
         check_strict_columns(job, estimate_stats(job))
-    if tools and not templates.select(tools, job.template_kwargs).format.renders_tools:
+    template_format = templates.select(tools, job.template_kwargs).format if tools or calls else None
+    result.endless_calls = calls and template_format.renders_calls and not template_format.ends_calls
+    if tools and not template_format.renders_tools:
         warn(f"data set {job.index} ({job.name}): its rows have tools, which the chat template does not render")
     return result
+
+
+def _has_calls(message: Any) -> bool:
+    """Whether a message, which a user's function may have made, has tool calls in one of their forms."""
+    if not isinstance(message, dict):
+        return False
+    return bool(message.get("tool_calls") or message.get("function_call")) or message.get("role") == "function_call"
 
 
 def _convert_first_rows(job: DatasetJob) -> Iterator[ConvertedPart]:
@@ -166,6 +179,11 @@ def build_template_check(job: DatasetJob, stats: DatasetStats, probe: TemplatePr
         "reasoning_stripped": probe.reasoning_stripped,
     }
     warnings = [_format_end_warning(job, entry, probe)]
+    if probe.endless_calls:
+        warnings.append(
+            "the chat template ends a turn of tool calls by no token, only by the header of the result: the model is "
+            "not taught to stop behind a call"
+        )
     if probe.example:
         example = probe.example
         warnings.append(

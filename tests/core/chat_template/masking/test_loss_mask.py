@@ -122,7 +122,7 @@ def test_tool_calls_are_learned_and_results_are_not():
         "openai-gpt-oss-120b": ' to=functions.look<|channel|>commentary json<|message|>{"at": "Рим"}<|call|>',
         "deepseek-ai-DeepSeek-V3.1": f'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>look{sep}{{"at": "Рим"}}{ends}',
         "GLM-4.6": "\n<think></think>\n<tool_call>look\n<arg_key>at</arg_key>\n<arg_value>Рим</arg_value>\n"
-        "</tool_call>",
+        "</tool_call><|observation|>",
     }
     for name, call in expected.items():
         tokenizer = tokenizer_for(stock_template(name))
@@ -135,8 +135,7 @@ def test_tool_calls_are_learned_and_results_are_not():
         assert runs[0] == call, name
         assert "b" in runs[1]
         assert len(runs) == 2
-        if name not in ("meta-llama-Llama-3.1-8B-Instruct",):  # that one renders any role
-            assert target_runs(tokenizer, encode_chat(tokenizer, as_role, TOOLS)) == runs, name
+        assert target_runs(tokenizer, encode_chat(tokenizer, as_role, TOOLS)) == runs, name
 
 
 def test_a_function_call_as_a_role_is_a_turn_with_its_header():
@@ -285,7 +284,7 @@ def test_template_arguments_reach_the_template():
         ("mistralai-Mistral-Nemo-Instruct-2407", ["</s>"]),
         ("meetkai-functionary-medium-v3.1", ["<|eot_id|>", "<|eom_id|>"]),
         ("openai-gpt-oss-120b", ["<|return|>", "<|call|>"]),  # <|end|> stands inside a turn, too
-        ("GLM-4.6", []),
+        ("GLM-4.6", ["<|observation|>"]),  # an answer ends by the next header
     ],
 )
 def test_end_of_turn(name, ends):
@@ -345,7 +344,7 @@ def test_arguments_that_are_no_text(name):
     assert len(runs) == 2
     assert "area" in runs[0]
     assert "3" in runs[0]
-    assert runs[0].endswith("</tool_call>" if name == "GLM-4.6" else "<|im_end|>")
+    assert runs[0].endswith("<|observation|>" if name == "GLM-4.6" else "<|im_end|>")
     assert "15" not in runs[0]
 
 

@@ -9,6 +9,7 @@ from support.messages import assistant, system, user
 from support.tokenizers import STOCK_NAMES, stock_template, tokenizer_for
 
 CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "Paris", "days": 2}}}
+NESTED = {"at": ["<a> & 'b'", {"deep": "c", "n": 1}], "days": 2.5, "ok": True, "none": None, "text": ""}
 CHATS = [
     ([user(" What?\n"), assistant("Это Париж."), user("And?"), assistant("")], None, False),
     ([system("Be brief."), user("What?")], None, True),
@@ -16,6 +17,23 @@ CHATS = [
         [user("a"), assistant("", tool_calls=[CALL]), {"role": "tool", "content": "1", "name": "look"}],
         [build_tool_schema()],
         True,
+    ),
+    (
+        [
+            user("a"),
+            assistant(
+                "Let me see.",
+                tool_calls=[
+                    CALL,
+                    {"id": "call00002", "type": "function", "function": {"name": "n", "arguments": NESTED}},
+                ],
+            ),
+            {"role": "tool", "content": "1", "name": "look", "tool_call_id": "call00001"},
+            {"role": "tool", "content": "2", "name": "n", "tool_call_id": "call00002"},
+            assistant("b"),
+        ],
+        [build_tool_schema()],
+        False,
     ),
     (
         [user("a"), assistant("b", reasoning_content="because"), user("c"), assistant("<think>\nd\n</think>\n\ne")],

@@ -6,9 +6,11 @@ end of a conversation, or stands before the next header, ends an assistant's tur
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache, partial
+from itertools import product
 
 from impruver_core.chat_template.analysis.prober import (
     AGAIN,
@@ -19,10 +21,10 @@ from impruver_core.chat_template.analysis.prober import (
     LAST,
     SYSTEM,
     THOUGHT,
-    TOOL,
     USER,
     TemplateProber,
     build_tool_call,
+    build_tool_result,
     build_tool_schema,
 )
 from impruver_core.chat_template.analysis.template_format import SpecialTokens, TemplateFormat, TurnBoundary
@@ -32,6 +34,9 @@ from impruver_core.errors import RefusedError
 from impruver_core.time_limit import TimeLimitError, limit_cpu_time
 
 SECONDS = 3  # of CPU time, for all probes
+PRINTED_PART = re.compile(r"""["']text["']: ?["']probe """)  # as Python or JSON
+DEVELOPER = {**SYSTEM, "role": "developer"}
+NAMES_DEVELOPER = re.compile(r"""(["'])developer\1""")
 
 
 def analyze_template(
@@ -55,35 +60,53 @@ def _analyze_template(template: str, variables: str, specials: tuple[str, ...], 
     values = json.loads(variables)
     fmt = TemplateFormat(SpecialTokens(specials), values.get("eos_token"))
     probe = TemplateProber(template, values, fmt.specials, with_tools)
-    _find_tool_call_format(probe, fmt)
+    _find_message_format(probe, fmt)
     _find_turn_boundaries(probe, fmt)
     _find_turn_endings(probe, fmt)
     return fmt
 
 
-def _find_tool_call_format(probe: TemplateProber, fmt: TemplateFormat) -> None:
-    """Sets which forms of a tool call the template renders: a role of its own, arguments as objects or as JSON text."""
+def _find_message_format(probe: TemplateProber, fmt: TemplateFormat) -> None:
+    """Sets which roles and which forms of a tool call the template renders, arguments as objects or as JSON text."""
     fmt.renders_function_roles = probe(USER, FUNCTION_CALL, FUNCTION_RESPONSE, ANSWER) is not None
-    for as_text in (False, True):
-        rendering = probe(USER, build_tool_call(as_text), TOOL, ANSWER)
+    for named_ids, as_text in product((False, True), repeat=2):
+        call, result = build_tool_call(as_text, named_ids=named_ids), build_tool_result(named_ids)
+        rendering = probe(USER, call, result, ANSWER)
         if rendering is None:
             continue
         written = rendering.text[rendering.spans[1][0] : rendering.spans[2][0]]
         broken = '\\"' in written if as_text else str(ARGUMENTS) in written
         if "probe_tool" in written and "probe value" in written and not broken:
-            fmt.renders_calls, fmt.arguments_as_text = True, as_text
+            fmt.renders_calls, fmt.arguments_as_text, fmt.ids_hold_names = True, as_text, named_ids
             break
     with suppress(RefusedError):
         with_tools = render_template(probe.template, [USER], [build_tool_schema()], variables=probe.variables)
         fmt.renders_tools = "probe_tool" in with_tools
+    # One that passes any role through knows none of them.
+    fmt.renders_developer = NAMES_DEVELOPER.search(probe.template) is not None and probe(DEVELOPER, USER) is not None
+    fmt.probe_parts = cache(partial(_takes_parts, probe, fmt))
+
+
+def _build_call(fmt: TemplateFormat, times: int = 1) -> dict:
+    """The probe's call in the form that the template renders."""
+    return build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
+
+
+def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str) -> bool:
+    """Whether a message of this role may have a list of text parts as its content."""
+    history, message = {"user": ((), USER), "system": ((), SYSTEM), "assistant": ((USER,), ANSWER)}.get(
+        role, ((USER, _build_call(fmt)), {**build_tool_result(fmt.ids_hold_names), "role": role})
+    )
+    rendering = probe(*history, {**message, "content": [{"type": "text", "text": message["content"]}]})
+    return rendering is not None and PRINTED_PART.search(rendering.text) is None
 
 
 def _find_turn_boundaries(probe: TemplateProber, fmt: TemplateFormat) -> None:
     """Sets, for each role that may stand before an answer, what stands between its text and the answer's."""
-    tool_call = build_tool_call(fmt.arguments_as_text)
+    tool_call, result = _build_call(fmt), build_tool_result(fmt.ids_hold_names)
     histories = {
         "user": ([USER], [USER, ANSWER, AGAIN]),
-        "tool": ([USER, tool_call, TOOL],) if fmt.renders_calls else (),
+        "tool": ([USER, tool_call, result],) if fmt.renders_calls else (),
         "function_response": ([USER, FUNCTION_CALL, FUNCTION_RESPONSE],) if fmt.renders_function_roles else (),
         "system": ([SYSTEM], [USER, ANSWER, SYSTEM]),
         "assistant": ([USER, ANSWER], [USER, THOUGHT]),
@@ -149,10 +172,15 @@ def _find_shared_length(probe: TemplateProber, gap: str, rest: str, tail: str, p
 def _find_turn_endings(probe: TemplateProber, fmt: TemplateFormat) -> None:
     """Sets the literals that end an assistant's turn (by what it ends in, and whether it is the last) and the stops."""
     tails = [boundary.tail for boundary in fmt.boundaries["user"] if boundary.tail]
+    result = build_tool_result(fmt.ids_hold_names)
     kinds = [
         ("answer", ANSWER, [AGAIN]),
-        *([("calls", build_tool_call(fmt.arguments_as_text), [TOOL, ANSWER])] if fmt.renders_calls else []),
+        *([("calls", _build_call(fmt), [result, ANSWER])] if fmt.renders_calls else []),
     ]
+    turns = [THOUGHT, *([_build_call(fmt, 2)] if fmt.renders_calls else [])]
+    renderings = [rendering for turn in turns if (rendering := probe(USER, turn)) is not None]
+    # Between reasoning and answer, and between two calls: a token in it ends no turn.
+    fmt.repeated = "\n".join(rendering.text[slice(*rendering.spans[1])] for rendering in renderings)
     for kind, turn, after in kinds:
         last, middle = probe(USER, turn), probe(USER, turn, *after)
         closing = last.text[last.spans[1][1] :] if last else None
@@ -161,16 +189,38 @@ def _find_turn_endings(probe: TemplateProber, fmt: TemplateFormat) -> None:
             header = middle.text[: middle.spans[0][0]]
             stop = fmt.ends.get(("answer", False), "") if kind == "calls" else ""
             rest = _cut_header(probe, between, header, closing, tails, stop, kind)
-            fmt.ends[kind, False] = probe.specials.cut_after_last_token(rest)
+            token = _get_stop(probe, stop)
+            if token and token not in probe.specials.tokens and token in rest:  # as an answer, by what is no token
+                end = rest[: rest.index(token) + len(token)]
+            else:
+                end = probe.specials.cut_after_last_token(rest)
+            if kind == "calls":
+                first, stop_in_end, behind = end.partition(token) if token else (end, "", "")
+                end = first + stop_in_end if fmt.opens_turn(behind) else end  # an empty answer behind the calls
+                end = _add_handover(probe, fmt, between, end, token)
+                fmt.result_header = between.removeprefix(end)
+            fmt.ends[kind, False] = end
         if closing is not None:
             fmt.ends[kind, True] = fmt.find_last_ending(closing, kind).literal
     ends = [(stop, kind) for (kind, _), end in fmt.ends.items() if (stop := _get_stop(probe, end))]
     stops = [stop for stop, kind in ends if kind == "answer" or stop in probe.specials.tokens]
-    turns = [THOUGHT, *([build_tool_call(fmt.arguments_as_text, 2)] if fmt.renders_calls else [])]
-    renderings = [rendering for turn in turns if (rendering := probe(USER, turn)) is not None]
-    # Between reasoning and answer, and between two calls: a token in it ends no turn.
-    inner = "\n".join(rendering.text[slice(*rendering.spans[1])] for rendering in renderings)
-    fmt.stops = list(dict.fromkeys(stop for stop in stops if stop not in inner))
+    fmt.set_stops(stop for stop in stops if stop not in fmt.repeated)
+
+
+def _add_handover(probe: TemplateProber, fmt: TemplateFormat, between: str, end: str, stop: str) -> str:
+    """`end`, which ends a turn of calls, through the token that hands over to the tool, where no token stops before.
+
+    That is the token behind the call that opens results alone (GLM: <|observation|>): there the model generates it.
+    Or it is `stop`, which ends an answer, where the template omits it at the end of a conversation.
+    """
+    if (stop and stop in end) or any(token in end and token not in fmt.repeated for token in probe.specials.tokens):
+        return end
+    behind = between[len(end) :].lstrip()
+    token = probe.specials.find_prefix(behind)
+    headers = [literal for boundaries in fmt.boundaries.values() for b in boundaries for literal in (b.tail, b.prompt)]
+    if token is None or (token != stop and any(token in text for text in (fmt.repeated, *headers, *fmt.trailing))):
+        return end
+    return between[: len(between) - len(behind) + len(token)]
 
 
 def _cut_header(

@@ -21,11 +21,25 @@ FUNCTION_RESPONSE = {"role": "function_response", "content": "probe result eight
 ARGUMENTS = {"key": "probe value"}
 
 
-def build_tool_call(as_text: bool, times: int = 1) -> dict:
-    """An assistant's message that calls a tool once or several times, the arguments an object or JSON text."""
-    function = {"name": "probe_tool", "arguments": json.dumps(ARGUMENTS) if as_text else ARGUMENTS}
-    calls = [{"id": f"call{number:05d}", "type": "function", "function": function} for number in range(1, times + 1)]
+def build_tool_call(as_text: bool, times: int = 1, named_ids: bool = False, name: str = TOOL["name"]) -> dict:
+    """An assistant's message that calls a tool once or several times.
+
+    `as_text`: the arguments are JSON text instead of an object. `named_ids`: the ids hold the tool's name, as Kimi's.
+    """
+    function = {"name": name, "arguments": json.dumps(ARGUMENTS) if as_text else ARGUMENTS}
+    ids = [build_call_id(name, number, named_ids) for number in range(times)]
+    calls = [{"id": call_id, "type": "function", "function": function} for call_id in ids]
     return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def build_call_id(name: str, number: int, named_ids: bool) -> str:
+    """The id of a conversation's call `number`, from 0: of nine characters (Mistral wants that), or with its name."""
+    return f"functions.{name}:{number}" if named_ids else f"call{number + 1:05d}"
+
+
+def build_tool_result(named_ids: bool) -> dict:
+    """The result of the first call of `build_tool_call`."""
+    return {**TOOL, "tool_call_id": build_call_id(TOOL["name"], 0, named_ids)}
 
 
 def build_tool_schema() -> dict:

@@ -6,7 +6,7 @@ where the one ends and the other begins.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,6 +55,12 @@ class SpecialTokens:
         """Whether a special token is in `text`."""
         return any(token in text for token in self.tokens)
 
+    def remove_all(self, text: str) -> str:
+        """`text` with a blank in place of each special token."""
+        for token in self.tokens:
+            text = text.replace(token, " ")
+        return text
+
 
 @dataclass(frozen=True)
 class TurnBoundary:
@@ -87,11 +93,27 @@ class TemplateFormat:
     ends: dict[tuple[str, bool], str] = field(default_factory=dict)  # ("answer" or "calls", last turn?) → end of turn
     trailing: list[str] = field(default_factory=list)  # headers: the user's, and a prompt that is always there
     stops: list[str] = field(default_factory=list)  # the end-of-turn tokens
-    renders_function_roles: bool = False
-    renders_calls: bool = False
+    renders_calls: bool = False  # as `tool_calls` of an assistant's message
+    renders_function_roles: bool = False  # calls and results as roles of their own, as it may any role
     arguments_as_text: bool = False
+    ids_hold_names: bool = False  # a call is rendered by its id, which has to hold the function's name
+    result_header: str = ""  # what stands between a call's turn and the text of its result
+    repeated: str = ""  # what stands within a turn, between reasoning and answer and between two calls
     renders_tools: bool = False
+    renders_developer: bool = False
+    probe_parts: Callable[[str], bool] = lambda role: False  # whether it takes a list of text parts as content
     _last_endings: dict[tuple[str, str], LastEnding] = field(default_factory=dict)
+
+    @property
+    def ends_calls(self) -> bool:
+        """Whether a token ends a turn of calls that a result follows, or hands over to it."""
+        end = self.ends.get(("calls", False), "")
+        return any(stop in end for stop in self.stops)
+
+    def set_stops(self, stops: Iterable[str]) -> None:
+        """Sets the end-of-turn tokens."""
+        self.stops = list(dict.fromkeys(stops))
+        self._last_endings.clear()
 
     def find_last_ending(self, closing: str, kind: str) -> LastEnding:
         """What ends the last turn ("answer" or "calls"), of all that stands behind its text.
@@ -102,9 +124,22 @@ class TemplateFormat:
         if key not in self._last_endings:
             literal = self.specials.cut_after_last_token(closing)
             middle = self.ends.get((kind, False))
-            if middle is not None and closing.startswith(middle):
+            if middle is not None and not closing.startswith(middle):  # behind arguments of another form
+                middle = self._cut_after_stop(closing)
+            if middle is not None:
                 rest = closing[len(middle) :].strip()
                 prompted = rest not in ("", self.eos) and any(text.rstrip().endswith(rest) for text in self.trailing)
-                literal = middle if prompted or not self.specials.has_any(rest) else literal
+                if prompted or not self.specials.has_any(rest) or (kind == "calls" and self.opens_turn(rest)):
+                    literal = middle
             self._last_endings[key] = LastEnding(literal, self.specials.find_suffix(literal) is not None)
         return self._last_endings[key]
+
+    def _cut_after_stop(self, literal: str) -> str | None:
+        """`literal` through the first end-of-turn token in it."""
+        ends = [literal.index(stop) + len(stop) for stop in self.stops if stop in literal]
+        return literal[: min(ends)] if ends else None
+
+    def opens_turn(self, literal: str) -> bool:
+        """Whether a generation prompt's first token is in what stands behind an end of turn."""
+        prompts = (boundary.prompt.lstrip() for boundaries in self.boundaries.values() for boundary in boundaries)
+        return any(token in literal for prompt in prompts if (token := self.specials.find_prefix(prompt)))

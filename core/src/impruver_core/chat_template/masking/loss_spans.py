@@ -20,7 +20,9 @@ from impruver_core.errors import RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 TAG = re.compile(r"</?\w+>")
+MARKUP = re.compile(r"<[^<>\s]+>")
 Ranges = list[tuple[int, int]]  # of characters
+VALUE = re.compile(r"\b(?:true|false|null|True|False|None)\b")  # of an argument that is no text
 WORD = re.compile(r"[^\W\d_]{2,}")
 MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
 
@@ -53,7 +55,7 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
     runs, text = get_runs(text), str.__str__(text)
     spans = find_message_spans(runs, len(text))
     last_turn = max((n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES), default=-1)
-    check_completeness(text, runs, messages, last_turn, spans)
+    check_completeness(text, runs, messages, last_turn, spans, fmt)
     spoken = [n for n, message in enumerate(messages) if message["role"] != "system" and n in spans]
     result = LossSpans([(number, (spans[number].start, spans[number].end)) for number in spoken])
     for number, message in enumerate(messages):
@@ -63,19 +65,21 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
         if span.mixed:
             raise RefusedError("mask_refused", f"the template mixes the text of message {number} with another's")
         start = _find_start(text, number, span, messages, fmt)
-        is_last = span.next_start == len(text)
-        end, closed = _find_end(text, span, is_last, fmt)
-        _check_no_prose(number, text[start : span.start])
-        if not span.path.startswith("tool_calls"):  # whose arguments may be no text
-            _check_no_prose(number, text[span.end : end])
+        behind = messages[number + 1]["role"] if number + 1 < len(messages) else None
+        is_last, end, closed = _find_end(text, span, behind, fmt)
+        calls = span.path.startswith("tool_calls")
+        for literal in (text[start : span.start], text[span.end : end]):
+            _check_no_prose(number, literal, calls, fmt)
         result.turns.append(TrainedTurn(number, (start, end), bool(text[span.end : end].strip())))
         if is_last and not closed and number == len(messages) - 1:
             result.open_end = True
     return result
 
 
-def _check_no_prose(number: int, literal: str) -> None:
-    """RefusedError where the template says more around a turn's text than markers."""
+def _check_no_prose(number: int, literal: str, calls: bool, fmt: TemplateFormat) -> None:
+    """RefusedError where the template says more around a turn's text than markers; those of `calls` are longer."""
+    if len(WORD.findall(literal)) > MOST_WORDS and calls:
+        literal = VALUE.sub(" ", MARKUP.sub(" ", fmt.specials.remove_all(literal)))
     if len(WORD.findall(literal)) > MOST_WORDS:
         raise RefusedError("mask_refused", f"the template adds prose to message {number}: {truncate_text(literal)}")
 
@@ -97,6 +101,10 @@ def _find_start(text: str, number: int, span: MessageSpan, messages: Sequence[di
         for boundary in boundaries:  # an unusual tail (tools, a date): the prompt may still stand there, once
             if boundary.shared.strip() and gap.count(boundary.shared) == 1:
                 return _find_shared_end(text, span.previous_end + gap.index(boundary.shared), role, boundary, fmt)
+    if span.previous_message == number - 1:
+        for tail in (boundary.tail for boundary in own if not boundary.prompt and not boundary.header):
+            if fmt.specials.has_any(tail) and gap.count(tail) == 1:  # behind an empty text, without a prompt
+                return span.previous_end + gap.index(tail) + len(tail)
     raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {truncate_text(gap)}")
 
 
@@ -108,27 +116,46 @@ def _find_shared_end(text: str, start: int, role: str, boundary: TurnBoundary, f
     return start + shared if role != "assistant" or shared >= needed else None
 
 
-def _find_end(text: str, span: MessageSpan, is_last: bool, fmt: TemplateFormat) -> tuple[int, bool]:
-    """Where the trained part of a turn ends, and whether a special token ends it."""
-    gap = text[span.end : span.next_start]
+def _find_end(text: str, span: MessageSpan, behind: str | None, fmt: TemplateFormat) -> tuple[bool, int, bool]:
+    """Whether nothing follows a turn, where its trained part ends, and whether a special token ends it.
+
+    `behind` is the next role.
+    """
     kind = "calls" if span.path.startswith("tool_calls") else "answer"
-    known = fmt.ends.get((kind, is_last))
-    if is_last:  # nothing follows: all that is there belongs to the turn
-        literal, closed = fmt.find_last_ending(gap, kind)
-        return span.end + len(literal), closed
-    if known is not None and gap.startswith(known):
-        return span.end + len(known), bool(known)  # empty: the turn ends only by the next header
-    if known and known in gap:  # behind arguments that are no text: numbers, lists
-        return span.end + gap.index(known) + len(known), True
-    stops = [(gap.find(stop), stop) for stop in fmt.stops if stop in gap]
-    if stops:
-        position, stop = min(stops)
-        return span.end + position + len(stop), True
+    for start, stop in span.gaps:
+        gap = text[start:stop]
+        if stop == len(text):  # nothing follows: all that is there belongs to the turn
+            literal, closed = fmt.find_last_ending(gap, kind)
+            return True, start + len(literal), closed
+        length, closed = _find_length(gap, kind, behind, fmt)
+        if length is not None:
+            return False, start + length, closed
     raise RefusedError("mask_refused", f"no end of turn found behind {text[max(0, span.end - 40) : span.end]!r}")
 
 
+def _find_length(gap: str, kind: str, behind: str | None, fmt: TemplateFormat) -> tuple[int | None, bool]:
+    """How much of what stands behind a turn's text belongs to the turn, and whether a special token ends it."""
+    known, header = fmt.ends.get((kind, False)), fmt.result_header
+    if known is not None and gap.startswith(known):
+        return len(known), bool(known)  # empty: the turn ends only by the next header
+    if known and known in gap:  # behind arguments that are no text: numbers, lists
+        return gap.index(known) + len(known), True
+    stops = [(gap.find(stop), stop) for stop in fmt.stops if stop in gap]
+    if stops:
+        position, stop = min(stops)
+        return position + len(stop), True
+    if kind == "calls" and behind == "tool" and header.strip() and gap.endswith(header):
+        return len(gap) - len(header), False
+    return None, False
+
+
 def check_completeness(
-    text: str, runs: Sequence[TextRun], messages: Sequence[dict], last_turn: int, spans: Mapping[int, MessageSpan]
+    text: str,
+    runs: Sequence[TextRun],
+    messages: Sequence[dict],
+    last_turn: int,
+    spans: Mapping[int, MessageSpan],
+    fmt: TemplateFormat,
 ) -> None:
     """RefusedError("template_lost_text") where the rendering lost text of a message.
 
@@ -148,7 +175,7 @@ def check_completeness(
                     or (missing in written and len(missing) < len(source.text.strip()))
                     or (source.path.endswith("function.name") and _is_named_by_id(message, missing, covered))
                 ):
-                    raise _build_refusal(text, source, message, missing, source in covered)
+                    raise _build_refusal(text, source, message, missing, source in covered, fmt.ids_hold_names)
 
 
 def strips_reasoning(runs: Sequence[TextRun], messages: Sequence[dict], last_turn: int) -> bool:
@@ -172,8 +199,13 @@ def _find_covered(runs: Iterable[TextRun]) -> dict[TextSource, Ranges]:
     return covered
 
 
-def _build_refusal(text: str, source: TextSource, message: dict, missing: str, in_part: bool) -> RefusedError:
+def _build_refusal(
+    text: str, source: TextSource, message: dict, missing: str, in_part: bool, names_by_id: bool
+) -> RefusedError:
     where = f"{source.path} of message {source.message} ({message['role']})"
+    if source.path.endswith("function.name") and source.text == missing and names_by_id:
+        detail = f"{missing!r}; the template names a call by its id, which has to be like functions.{missing}:0"
+        return RefusedError("template_lost_text", f"{where}: {detail}")
     if source.path.startswith("content") and missing in text and not in_part:
         if isinstance(message["content"], list):  # the template prints it as Python does
             return RefusedError("template_refused", f"{where}: this template takes no list as content; give it as text")

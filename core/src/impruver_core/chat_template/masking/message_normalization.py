@@ -1,8 +1,15 @@
-"""Makes of a messages row what the template can render: tool calls in its form, no nulls, no fields of wrong types."""
+"""Makes of a messages row what the template can render: tool calls in its form, no nulls, no fields of wrong types.
+
+Calls come in three forms, and a template knows one: `tool_calls` of an assistant's message (OpenAI's), its older
+`function_call` beside the content, and messages of a role `function_call` (ShareGPT's). Results are messages of the
+roles `tool`, `function` and `function_response`.
+"""
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
+from impruver_core.chat_template.analysis.prober import build_call_id
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
 from impruver_core.chat_template.masking.media import check_no_media
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, check_other_flags, read_train_flag
@@ -13,22 +20,28 @@ from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 MESSAGE_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
 )
+RESULT_ROLES = ("function", "function_response")  # of other names than `tool`
 
 
 def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[dict]:
     """The messages as the template is to get them; RefusedError("bad_row") where they are no messages.
 
-    `function_call` and `function_response` become `tool_calls` and `tool` unless the template renders these roles;
-    arguments in JSON text become objects, unless the template needs text; null content becomes empty; keys that are
-    null or about training go.
+    Calls and results of other forms become `tool_calls` and `tool`; the roles `function_call` and `function_response`
+    stay where the template renders these and no `tool_calls`. Arguments in JSON text become objects, unless the
+    template needs text. Null content becomes empty, a list of text parts the text that they make up, unless the
+    template takes lists. A developer's message is the system's where the template knows no developer. Keys that are
+    null or about training go, and `tool_calls` without a call.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise RefusedError("bad_row", "messages is not a list of messages" if messages else "messages is empty")
     prepared = [_check_message(message, number) for number, message in enumerate(messages)]
-    if not fmt.renders_function_roles:
-        prepared = _convert_to_tool_calls(prepared)
+    prepared = _convert_to_tool_calls(prepared, fmt)
     for number, message in enumerate(prepared):
-        if calls := message.get("tool_calls"):
+        if message["role"] == "developer" and not fmt.renders_developer:
+            message["role"] = "system"
+        if isinstance(message["content"], list):
+            message["content"] = _join_text_parts(message, fmt)
+        if calls := message.pop("tool_calls", None):
             message["tool_calls"] = [_normalize_call(call, number, fmt.arguments_as_text) for call in calls]
     return prepared
 
@@ -54,37 +67,89 @@ def _check_message(message: dict, number: int) -> dict:
     return fields | {"content": "" if content is None else content}
 
 
-def _convert_to_tool_calls(messages: list[dict]) -> list[dict]:
-    """The messages with `function_call` and `function_response` as OpenAI's `tool_calls` and `tool`."""
-    prepared, names = [], []
+def _join_text_parts(message: dict, fmt: TemplateFormat) -> str | list:
+    """The text that a content of text parts makes up; the list itself where the template takes it, or it has others."""
+    content = message["content"]
+    is_text = (isinstance(part, dict) and part.get("type", "text") == "text" for part in content)
+    texts = [part.get("text") if known else part for part, known in zip(content, is_text, strict=True)]
+    if not all(isinstance(text, str) for text in texts):
+        return content
+    return content if content and fmt.probe_parts(message["role"]) else "".join(texts)
+
+
+def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[dict]:
+    """The messages with all calls and results as `tool_calls` and `tool`, unless the template has them as roles.
+
+    Results belong to the calls before them by name, else in order.
+    """
+    as_roles = fmt.renders_function_roles and not fmt.renders_calls  # many pass through any role
+    prepared: list[dict] = []
+    waiting: list[dict] = []  # calls without a result
+    made = 0
     for number, message in enumerate(messages):
-        if message["role"] == "function_call":
-            calls = _parse_calls(message["content"], number)
-            names = [
-                (f"call{number:05d}" if index == 0 else f"call{number:03d}{index:02d}", call)
+        role, form = message["role"], message.pop("function_call", None)
+        if role == "function_call" and not as_roles:
+            content = message["content"]
+            calls = _parse_calls(_join_text_parts(message, fmt) if isinstance(content, list) else content, number)
+            message = {**message, "role": "assistant", "content": ""}
+        elif form and message.get("tool_calls"):
+            raise RefusedError("bad_row", f"message {number} has both tool_calls and function_call")
+        else:
+            calls = _parse_calls(form, number) if form else []
+        if calls:
+            message["tool_calls"] = [
+                {"id": _build_id(fmt, number, index, made, call), "type": "function", "function": call}
                 for index, call in enumerate(calls)
             ]
-            tool_calls = [{"id": id_, "type": "function", "function": call} for id_, call in names]
-            prepared.append({"role": "assistant", "content": "", "tool_calls": tool_calls})
-        elif message["role"] == "function_response":
-            id_, call = names.pop(0) if names else (f"call{number:05d}", {})
-            name = message.get("name") or call.get("name")
-            named = {"name": name} if name else {}
-            prepared.append({"role": "tool", **named, "tool_call_id": id_, "content": message["content"]})
-        else:
-            prepared.append(message)
+            made += len(calls)
+        called = [_name_call(call) for call in message.get("tool_calls") or []]
+        if called:  # several messages of calls may stand side by side
+            waiting = waiting + called if number and messages[number - 1]["role"] == role == "function_call" else called
+        elif role in RESULT_ROLES and not (as_roles and role == "function_response"):
+            message = _convert_result(message, waiting, number)
+        elif role == "tool":
+            waiting = [call for call in waiting if call["id"] != message.get("tool_call_id")]
+        prepared.append(message)
     return prepared
 
 
-def _parse_calls(content: str, number: int) -> list[dict]:
-    """The calls in the text of a function_call message: `{"name", "arguments"}` or a list of such."""
-    try:
-        parsed = parse_unique_json(content)
-    except RepeatedKeyError as error:
-        raise RefusedError("bad_row", f"function_call in message {number}: {error}") from None
-    except (TypeError, ValueError, RecursionError):
-        raise RefusedError("bad_row", f"function_call in message {number} is not JSON") from None
-    calls = parsed if isinstance(parsed, list) else [parsed]
+def _build_id(fmt: TemplateFormat, number: int, index: int, made: int, call: dict) -> str:
+    """The id of call `index` in message `number`, of which the data has none; `made` calls had none before."""
+    if fmt.ids_hold_names:
+        return build_call_id(call["name"], made + index, True)
+    return f"call{number:05d}" if index == 0 else f"call{number:03d}{index:02d}"
+
+
+def _name_call(call: Any) -> dict:
+    """The id and the function's name of a call in `tool_calls`."""
+    call = call if isinstance(call, dict) else {}
+    function = call.get("function", call)
+    return {"id": call.get("id"), "name": function.get("name") if isinstance(function, dict) else None}
+
+
+def _convert_result(message: dict, waiting: list[dict], number: int) -> dict:
+    """A result as a message of the role `tool`; its call leaves those that wait."""
+    name = message.get("name")
+    call = next((call for call in waiting if name and call["name"] == name), waiting[0] if waiting else {})
+    if call:
+        waiting.remove(call)
+    name = name or call.get("name")
+    named = {"name": name} if name else {}
+    id_ = message.get("tool_call_id") or call.get("id") or f"call{number:05d}"
+    rest = {key: value for key, value in message.items() if key not in ("role", "name", "tool_call_id", "content")}
+    return {"role": "tool", **named, "tool_call_id": id_, "content": message["content"], **rest}
+
+
+def _parse_calls(form: Any, number: int) -> list[dict]:
+    """The calls of a `function_call`: `{"name", "arguments"}` or a list of such, or that as JSON text."""
+    if isinstance(form, str):
+        try:
+            form = parse_unique_json(form)
+        except RepeatedKeyError as error:
+            raise RefusedError("bad_row", f"function_call in message {number}: {error}") from None
+        except (ValueError, RecursionError):
+            raise RefusedError("bad_row", f"function_call in message {number} is not JSON") from None
+    calls = form if isinstance(form, list) else [form]
     for call in calls:
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             raise RefusedError("bad_row", f'function_call in message {number} is not {{"name": …, "arguments": …}}')
@@ -96,12 +161,14 @@ def _normalize_call(call: dict, number: int, as_text: bool) -> dict:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RefusedError("bad_row", f"a tool call of message {number} has no function name")
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}
     if as_text and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not as_text and isinstance(arguments, str):
         try:
-            arguments = parse_unique_json(arguments) if arguments.strip() else {}
+            arguments = parse_unique_json(arguments)
         except RepeatedKeyError as error:
             raise RefusedError("bad_row", f"arguments of a tool call of message {number}: {error}") from None
         except (ValueError, RecursionError):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from impruver_core.chat_template.rendering.traced_string import trace_printed
 from impruver_core.errors import ImpruverError
 from impruver_core.time_limit import start_timer, stop_timer
 
@@ -112,7 +113,9 @@ def add(left: Any, right: Any) -> Any:
 
 def to_text(value: Any) -> str:
     """A value as it is printed; TemplateLimitError where that is too large."""
-    return value if isinstance(value, str) else str(check_printed(value))
+    if isinstance(value, (list, tuple, dict)):
+        return trace_printed(check_printed(value))
+    return value if isinstance(value, str) else str(value)
 
 
 def check_binop(operator: str, left: Any, right: Any) -> None:

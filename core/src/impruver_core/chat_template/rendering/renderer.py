@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, update_wrapper
 
 import jinja2
 import jinja2.compiler
@@ -21,7 +21,13 @@ import jinja2.sandbox
 import jinja2.utils
 
 from impruver_core.chat_template.rendering import limits
-from impruver_core.chat_template.rendering.traced_string import TracedStr, join_traced, trace_transformed
+from impruver_core.chat_template.rendering.markup import escape_traced, mark_safe
+from impruver_core.chat_template.rendering.traced_string import (
+    TracedStr,
+    join_traced,
+    trace_formatted,
+    trace_transformed,
+)
 from impruver_core.errors import ImpruverError, RefusedError, describe_error
 
 TODAY = "_today"  # among the variables: the day, as 2026-11-22, that strftime_now gives; no template sees it
@@ -97,12 +103,20 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context, operator, left, right):
         limits.check_binop(operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            return _interpolate(left, right)
         return self.binop_table[operator](left, right)
 
     def call(__self, __context, __obj, *args, **kwargs):  # no named self: a template may pass self=…
         if getattr(__obj, "__name__", None) in limits.GROWING:
             limits.check_method(__obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value):
+        form = super().wrap_str_format(value)
+        if form is None:
+            return None
+        return update_wrapper(lambda *arguments, **named: trace_formatted(form, arguments, named), value)
 
     def getattr(self, obj, attribute):
         return super().getattr(TracedStr(obj) if type(obj) is str else obj, attribute)
@@ -172,7 +186,37 @@ def _indent(s, width=4, first=False, blank=False):
 
 def _format(value, *args, **kwargs):
     limits.check_format(str(value), kwargs or args)
-    return jinja2.filters.do_format(value, *args, **kwargs)
+    if args and kwargs:
+        return jinja2.filters.do_format(value, *args, **kwargs)  # which raises
+    return _interpolate(_string(value), kwargs or args)
+
+
+def _interpolate(form, values):
+    """`form % values`; the values of a tuple, a mapping or one alone are followed."""
+    if isinstance(values, dict):
+        return trace_formatted(lambda **named: form % named, (), values)
+    several = isinstance(values, tuple)
+    return trace_formatted(lambda *given: form % (given if several else given[0]), values if several else (values,), {})
+
+
+def _string(value):
+    return value if isinstance(value, str) else limits.to_text(value)
+
+
+def _trim(value, chars=None):
+    return _string(value).strip(chars)
+
+
+def _safe(value):
+    return mark_safe(value if hasattr(value, "__html__") else _string(value))
+
+
+def _escape(value):
+    return escape_traced(value if hasattr(value, "__html__") else _string(value))
+
+
+def _force_escape(value):
+    return escape_traced(str.__str__(value) if hasattr(value, "__html__") else _string(value))
 
 
 def _round(value, precision=0, method="common"):
@@ -187,13 +231,19 @@ def _lipsum(*args, **kwargs):
 
 _VARIABLE = (jinja2.nodes.Name, jinja2.nodes.Getattr, jinja2.nodes.Getitem, jinja2.nodes.Call, jinja2.nodes.Filter)
 _LIMITED = (
-    *("upper", "lower", "capitalize", "title", "trim", "string", "escape", "e", "forceescape", "safe", "striptags"),
+    *("upper", "lower", "capitalize", "title", "striptags"),
     *("center", "batch", "truncate", "wordcount", "urlencode", "xmlattr", "pprint"),
 )
 FILTERS = {
     **{name: limits.limit_filter(jinja2.filters.FILTERS[name]) for name in _LIMITED},
     **{name: limits.limit_filter(jinja2.filters.FILTERS[name], repeats=True) for name in ("wordwrap", "urlize")},
     "slice": limits.limit_filter(jinja2.filters.sync_do_slice),
+    "string": _string,
+    "trim": _trim,
+    "safe": _safe,
+    "escape": _escape,
+    "e": _escape,
+    "forceescape": _force_escape,
     "tojson": _tojson,
     "join": _join,
     "indent": _indent,
@@ -263,7 +313,7 @@ def render_template(
         "strftime_now": lambda pattern: _format_today(pattern, variables.get("date_string") or day),
         **variables,
         "messages": chat,
-        "tools": tools,
+        "tools": tools or None,  # an empty list is none
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }

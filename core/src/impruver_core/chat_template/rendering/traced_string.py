@@ -14,9 +14,12 @@ difference. After one rendering each character is known to be a message's or the
 The offset 1 says that the template trimmed a blank: "Yes!" are the characters from 1 on of the answer " Yes! ".
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+ARGUMENTS, KEYS = "tool_calls.function.arguments", "tool_calls.keys"  # paths of what a call passes, and of its names
 
 
 @dataclass(eq=False, slots=True)
@@ -87,7 +90,7 @@ class TracedStr(str):
                 runs.append(TextRun(first - start, last - start, source, offset))
         if start == stop and not runs and self._runs:  # all of it trimmed away: an empty text keeps its position
             runs = [TextRun(0, 0, self._runs[0].source, 0)]
-        return TracedStr(str.__getitem__(self, slice(start, stop)), runs)
+        return type(self)(str.__getitem__(self, slice(start, stop)), runs)
 
     def _trace_parts(self, parts: list[str], gap: int) -> list[str]:
         """The parts that a method of `str` split this into, with their runs; `gap` characters stood between two."""
@@ -146,8 +149,8 @@ class TracedStr(str):
     def _recast(self, text: str) -> str:
         """`text`, a form of this string: with the same runs where it has the same length, else traced as a whole."""
         if len(text) == len(self):
-            return TracedStr(text, self._runs)
-        return TracedStr(text, [TextRun(0, len(text), run.source, -1) for run in self._runs])
+            return type(self)(text, self._runs)
+        return type(self)(text, [TextRun(0, len(text), run.source, -1) for run in self._runs])
 
     upper, lower, capitalize, title = map(_make_recasting, (str.upper, str.lower, str.capitalize, str.title))
 
@@ -165,7 +168,7 @@ def join_traced(parts: Iterable[str], separator: str = "") -> str:
     runs: list[TextRun] = []
     position = 0
     for part in parts:
-        if type(part) is TracedStr:
+        if isinstance(part, TracedStr):
             runs += _shift_runs(part._runs, position)
         position += len(part)
     return TracedStr(text, runs) if runs else text
@@ -175,6 +178,34 @@ def trace_transformed(text: str, value) -> str:
     """`text`, a form of `value` whose characters can't be followed one by one, as one run of each text in it."""
     sources = list(dict.fromkeys(find_sources(value)))
     return TracedStr(text, [TextRun(0, len(text), source, -1) for source in sources]) if sources else text
+
+
+def trace_printed(value) -> str:
+    """`str(value)` of a list or mapping, as one run of each text in it, for a template that prints arguments so.
+
+    Parts of a content stay untraced: what prints them as Python does takes no list.
+    """
+    sources = [source for source in dict.fromkeys(find_sources(value)) if source.path.partition(".")[0] != "content"]
+    return TracedStr(text := str(value), [TextRun(0, len(text), source, -1) for source in sources])
+
+
+def trace_formatted(form: Callable[..., str], arguments: Sequence, named: Mapping) -> str:
+    """The text that `form` makes of arguments, with the runs of those that it puts in as they are."""
+    text, traced = form(*arguments, **named), []
+
+    def mark(value):
+        value = trace_printed(value) if isinstance(value, (list, tuple, dict)) else value
+        if not get_runs(value):
+            return value
+        traced.append(value)
+        return f"\ue000{len(traced) - 1}\ue001"
+
+    marked = [mark(value) for value in arguments], {name: mark(value) for name, value in named.items()}
+    if not traced:
+        return text
+    pieces = re.split("\ue000(\\d+)\ue001", str.__str__(form(*marked[0], **marked[1])))
+    followed = join_traced(traced[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces))
+    return followed if followed == text else text  # else padded, cut or quoted
 
 
 def find_sources(value) -> Iterator[TextSource]:
@@ -197,11 +228,16 @@ def trace_messages(messages: Iterable[dict]) -> list[dict]:
 def trace_value(value, message: int, path: str):
     """A copy of a message's `value` of plain JSON types, each text in it traced back to `message` and `path`.
 
-    Roles and types stay ordinary strings: templates compare them, and where they are printed they are header.
+    Roles and types stay ordinary strings: templates compare them, and where they are printed they are header. So do
+    keys, but for those of a call's arguments.
     """
     if isinstance(value, str):
         text = str.__str__(value)
         return TracedStr(text, [TextRun(0, len(text), TextSource(message, path, text), 0)])
+    if isinstance(value, dict) and path.startswith(ARGUMENTS):
+        return {
+            trace_value(key, message, KEYS): trace_value(item, message, f"{path}.{key}") for key, item in value.items()
+        }
     if isinstance(value, dict):
         return {
             key: item
@@ -249,9 +285,13 @@ class MessageSpan:
     first_run: int
     last_run: int
     previous_end: int = 0  # end of the text before
-    next_start: int = 0  # start of the text behind
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # behind it, up to its own text again or another's
     previous_message: int | None = None  # message of the text before
     mixed: bool = False  # texts of other messages stand in between
+
+    @property
+    def next_start(self) -> int:
+        return self.gaps[0][1]
 
 
 def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, MessageSpan]:
@@ -273,6 +313,17 @@ def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, Messag
         reached.append((run.end, run.source.message) if counts else reached[-1])
     for number, span in spans.items():
         span.previous_end, span.previous_message = reached[span.first_run]
-        span.next_start = runs[span.last_run + 1].start if span.last_run + 1 < len(runs) else length
+        span.gaps = list(_find_gaps(runs[span.last_run + 1 :], number, span.end, length))
         span.mixed = any(run.source.message != number for run in runs[span.first_run : span.last_run])
     return spans
+
+
+def _find_gaps(behind: Iterable[TextRun], number: int, end: int, length: int) -> Iterator[tuple[int, int]]:
+    """What stands between the end of a message's text, what repeats it (a name in a closing tag), and other texts."""
+    for run in behind:
+        if run.start < run.end or run.source.message != number:  # an empty argument ends nothing
+            yield end, run.start
+            if run.source.message != number:
+                return
+            end = run.end
+    yield end, length

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 
+from impruver_core.chat_template.analysis.prober import build_call_id
+
 from impruver_chat.generation.detokenizer import find_partial_match
 from impruver_chat.responses.template_markers import TemplateMarkers, ToolCallFormat, parse_tool_calls
 
@@ -37,7 +39,7 @@ class ResponseStreamParser:
             calls = parse_tool_calls(parts[CALL] if form.start else parts[TEXT], form)
             if calls and (message := self._build_call_message(calls)):
                 return message
-        json_calls = markers.supports_function_roles and not parts[REASONING]
+        json_calls = markers.supports_function_roles and not markers.supports_tool_calls and not parts[REASONING]
         if json_calls and (calls := parse_tool_calls(self._answer, ToolCallFormat(""))):
             return make_function_call_message(calls)
         if parts[CALL]:
@@ -102,7 +104,8 @@ class ResponseStreamParser:
         if not markers.supports_tool_calls:
             return None
         tool_calls = [
-            {"id": f"call{number:05d}", "type": "function", "function": call} for number, call in enumerate(calls, 1)
+            {"id": build_call_id(call["name"], number, markers.named_call_ids), "type": "function", "function": call}
+            for number, call in enumerate(calls)
         ]
         field = {"reasoning_content": reasoning} if reasoning and markers.reasoning.has_field else {}
         return {"role": "assistant", "content": text, **field, "tool_calls": tool_calls}

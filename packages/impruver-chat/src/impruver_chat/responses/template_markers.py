@@ -66,6 +66,7 @@ class TemplateMarkers:
         tool_calls: None where no form of them is known.
         supports_tool_calls: the template takes calls as `tool_calls`.
         supports_function_roles: it takes them as messages of a role of their own; of these JSON alone is one, too.
+        named_call_ids: the ids of calls hold the functions' names.
         special_tokens: those among the markers, which the text of an answer has to keep.
     """
 
@@ -75,6 +76,7 @@ class TemplateMarkers:
     tool_calls: ToolCallFormat | None = None
     supports_tool_calls: bool = False
     supports_function_roles: bool = False
+    named_call_ids: bool = False
     special_tokens: frozenset[str] = frozenset()
 
 
@@ -85,7 +87,7 @@ def find_markers(template: str, variables: Mapping, template_format: TemplateFor
     prompt = rendering.text if rendering else ""
     reasoning, form = _find_reasoning_markers(prober, prompt), None
     if template_format.renders_calls:
-        messages = (_make_call_message(template_format.arguments_as_text, times) for times in (1, 2))
+        messages = (_make_call_message(template_format, times) for times in (1, 2))
         turns = (_render_turn(prober, prompt, message) for message in messages)
         form = infer_tool_call_format(*(_strip_empty_reasoning(turn, reasoning.end) for turn in turns))
     elif template_format.renders_function_roles:
@@ -96,7 +98,7 @@ def find_markers(template: str, variables: Mapping, template_format: TemplateFor
     literals = [reasoning.start, reasoning.end, prefix, *(form.literals if form else ())]
     tokens = (token for token in template_format.specials.tokens if any(token in literal for literal in literals))
     starts_in_reasoning = prompt.rstrip().endswith(reasoning.start)
-    supports = template_format.renders_calls, template_format.renders_function_roles
+    supports = template_format.renders_calls, template_format.renders_function_roles, template_format.ids_hold_names
     return TemplateMarkers(reasoning, prefix, starts_in_reasoning, form, *supports, frozenset(tokens))
 
 
@@ -114,10 +116,10 @@ def _find_reasoning_markers(prober: TemplateProber, prompt: str) -> ReasoningMar
     return ReasoningMarkers(opens, closes, True) if opens and closes else USUAL
 
 
-def _make_call_message(as_text: bool, times: int) -> dict:
+def _make_call_message(template_format: TemplateFormat, times: int) -> dict:
     """Make the message of the probe's call, repeated so many times."""
-    message = probes.build_tool_call(as_text, times)
-    arguments = json.dumps(ARGUMENTS) if as_text else ARGUMENTS
+    message = probes.build_tool_call(template_format.arguments_as_text, times, template_format.ids_hold_names, NAME)
+    arguments = json.dumps(ARGUMENTS) if template_format.arguments_as_text else ARGUMENTS
     calls = [{**each, "function": {"name": NAME, "arguments": arguments}} for each in message["tool_calls"]]
     return message | {"tool_calls": calls}
 

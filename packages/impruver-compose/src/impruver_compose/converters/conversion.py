@@ -38,7 +38,11 @@ def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = 
         raise RefusedError("bad_row", row.flaw)
     row = RecordingRow(row, set() if read is None else read)
     check_guarded_columns(row, converter.guarded)
-    tools = _wrap_tools(_parse_field(row, "tools", list))
+    tools, functions = (_wrap_tools(_parse_field(row, name, list)) for name in ("tools", "functions"))
+    if tools and functions and tools != functions:
+        raise RefusedError("bad_row", "it has both tools and functions, and they differ: leave one of them")
+    tools = tools or functions
+    row.get("parallel_tool_calls")  # told OpenAI's server what to allow: the calls themselves are in the messages
     kwargs = _parse_field(row, "chat_template_kwargs", dict)
     try:
         converted = converter.function(row, dict(converter.mapping))
