@@ -236,7 +236,7 @@ PLACES = {  # messages, tools, arguments of the template: each holds control tex
     ),
     "an argument": ([user("a"), call(x=Q)], None, None, "of message 1 (assistant), at 0"),
     "a nested argument": ([user("a"), call(x=[{"y": [1, f"ab{Q}"]}])], None, None, "of message 1 (assistant), at 2"),
-    "an argument's name": ([user("a"), call(**{Q: 1})], None, None, "tool_calls of message 1 (assistant), at 0"),
+    "an argument's name": ([user("a"), call(**{Q: 1})], None, None, "tool_calls.keys of message 1 (assistant), at 0"),
     "a function's name": ([user("a"), call(Q)], None, None, "of message 1 (assistant), at 0"),
     "a tool's description": ([user("a"), assistant("b")], tool(f"z{Q}"), None, "the tools, at 1"),
     "a tool's name": ([user("a"), assistant("b")], tool("d", Q), None, "the tools, at 0"),

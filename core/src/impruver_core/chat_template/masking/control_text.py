@@ -173,7 +173,8 @@ class ControlTokens:
     def describe(self, text: str, given: TemplateInput, control: ControlText) -> str:
         """The token with the message and the offset in its text, for the ledger."""
         for start, end, source, offset in get_runs(text):
-            if start < control.stop and control.start < end:
+            recast = offset < 0 and control.token not in source.text  # one of several in a text, as JSON is
+            if start < control.stop and control.start < end and not recast:
                 at = offset + max(0, control.start - start) if offset >= 0 else source.text.find(control.token)
                 where = f"{source.path} of message {source.message} ({given.messages[source.message]['role']})"
                 across = "" if start <= control.start and control.stop <= end else ", with text of the template"
