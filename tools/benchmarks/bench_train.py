@@ -13,6 +13,7 @@ run, taking turns, the best of each:
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ def make_plan(path: str, overrides: list[str]):
     from impruver_train import run
 
     recipe = load_recipe(path, overrides)
+    shutil.rmtree(recipe.output_dir, ignore_errors=True)  # of the part before, in the benchmark's own folder
     inputs = run.check(recipe, None, False, True, 0)
     plan = run.plan_run(recipe, inputs)
     data = run.load_data(plan, inputs, recipe.tokenizer.max_tokens_count, False)
