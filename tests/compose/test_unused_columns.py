@@ -57,6 +57,27 @@ def test_strict_columns(compose, refused, composed, files):
     assert "late (1 rows, row 300: '1')" in done.err
 
 
+def test_a_column_is_judged_row_by_row(composed, files):
+    """What one row's weight, label or images say is read; another row's may be nothing that is known."""
+    rows = [
+        {"messages": [user("a"), assistant("b")], "weight": 0, "label": True},
+        {"messages": [user("c"), assistant("d")], "weight": None, "label": 0},
+        {"messages": [user("e"), assistant("f")], "images": ["x"], "label": True},
+        {"messages": [user("g"), assistant("h")], "label": True},
+    ]
+    files.write("data.jsonl", rows)
+    done = composed()
+    assert [line["row"] for line in done.dropped] == [0, 2]
+    assert unused(done) == {"label": 1}
+
+
+def test_arguments_that_the_template_does_not_read(composed, files):
+    rows = [files.chat("a", "b") | {"chat_template_kwargs": {"mood": "calm", "other": 1}}]
+    files.write("data.jsonl", rows)
+    template = CHATML.replace("{% for", "{{ mood }}{% for", 1)
+    assert unused(composed(tokenizer={"chat_template": template})) == {"chat_template_kwargs.other": 1}
+
+
 MESSAGES = [user("q", name="Ann", id=7), assistant("a", prefix=True)]
 
 

@@ -93,6 +93,7 @@ NO_TARGETS = [
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "\t"}]},
     {"instruction": "q", "output": "  "},
     {"prompt": "q", "completion": [assistant("\n")]},
+    {"prompt": "q", "reasoning": "so", "completion": ""},
     {"text": " \n"},
     {"messages": [user("q"), assistant("a", weight=0)]},
 ]
@@ -119,6 +120,11 @@ GUARDED = {
         "bad_row",
         "images: only text",
     ),
+    "image in a text": (
+        {"prompt": "<image>\nWhat?", "completion": "a", "image": "0.jpg"},
+        "bad_row",
+        "image: only text",
+    ),
     "image": ({"prompt": "q", "completion": "a", "image": {"bytes": "x", "path": "b"}}, "bad_row", "image: only text"),
 }
 
@@ -136,6 +142,34 @@ def test_columns_that_must_not_be_passed_over(case, composed, files):
 
 
 READ = {
+    "other spellings in a prompt": (
+        {"prompt": [{"role": "Human", "content": "a"}], "completion": [{"role": "Model", "content": "b"}]},
+        [(U, "a"), (A, "b")],
+    ),
+    "one message each": ({"prompt": user("a"), "completion": assistant("b")}, [(U, "a"), (A, "b")]),
+    "turns of ShareGPT's": (
+        {"prompt": [{"from": "human", "value": "a"}], "completion": [{"from": "gpt", "value": "b"}]},
+        [(U, "a"), (A, "b")],
+    ),
+    "messages in cells": (
+        {"prompt": json.dumps([user("a")]), "completion": json.dumps([assistant("b")])},
+        [(U, "a"), (A, "b")],
+    ),
+    "an answer that is JSON": (
+        {"prompt": "a", "completion": json.dumps([user("b")])},
+        [(U, "a"), (A, json.dumps([user("b")]))],
+    ),
+    "a whole conversation as completion": ({"prompt": "q", "completion": PAIR}, [(U, "q"), (A, "good")]),
+    "reasoning of messages": (
+        {"prompt": "q", "reasoning": "so", "completion": [assistant("a")]},
+        [(U, "q"), (A, "<think>\nso\n</think>\n\na")],
+    ),
+    "history of speakers": (
+        {"question": "c", "answer": "d", "history": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        [(U, "a"), (A, "b"), (U, "c"), (A, "d")],
+    ),
+    "a history that is none": ({"question": "c", "answer": "d", "history": "None"}, [(U, "c"), (A, "d")]),
+    "a flag of a review": ({"question": "c", "answer": "d", "rejected": False, "weight": 1.0}, [(U, "c"), (A, "d")]),
     "history of pairs": (
         {"instruction": "And the second?", "output": "Brahms.", "history": [["A composer?", "Bach."]]},
         [(U, "A composer?"), (A, "Bach."), (U, "And the second?"), (A, "Brahms.")],
@@ -204,6 +238,9 @@ BROKEN = {
     "conversations that are no JSON": {"conversations": "[{'from': 'human', 'value': 'q'}]"},
     "a turn that is a text": {"conversations": ["hi", "yo"]},
     "messages and an input": {"prompt": [user("q")], "input": "more", "completion": "a"},
+    "a text under another name": {"messages": [{"role": "user", "text": "q"}, assistant("a")]},
+    "two texts": {"conversations": [{"from": "human", "value": "q", "content": "r"}, {"from": "gpt", "value": "a"}]},
+    "tools that are none": {"messages": PAIR, "tools": [None]},
 }
 
 
@@ -213,7 +250,7 @@ def test_broken_rows_are_named(composed, files):
     files.write("good.jsonl", files.unlike(1))
     numbers = range(len(BROKEN))
     done = composed(datasets=[{"name": f"{number}.jsonl"} for number in (*numbers, "good")])
-    reasons = ["converter_failed", "bad_row", "converter_failed", "bad_row", "bad_row"]
+    reasons = ["bad_row", "bad_row", "converter_failed", *["bad_row"] * 5]
     assert [(line["dataset_index"], line["reason"]) for line in done.dropped] == list(
         zip(numbers, reasons, strict=True)
     )
@@ -230,10 +267,12 @@ def test_each_row_is_read_in_its_own_format(composed, files, texts):
         {"text": "the river"},
         {"instruction": "m", "output": None, "text": "### m"},
         {"about": "nothing"},
+        {"messages": [], "instruction": "n", "input": "", "context": "o", "output": "p"},
+        {"instruction": "q", "input": "r", "output": "s"},
     ]
     files.write("data.jsonl", rows)
-    done = composed(dedup={"method": "none"})
-    pairs = [files.rendered((U, q), (A, a)) for q, a in ("ab", "cd", "ef", "gh", "ij")]
+    done = composed(dedup={"method": "none"}, data={"mapping": {"about": "_"}})
+    pairs = [files.rendered((U, q), (A, a)) for q, a in ("ab", "cd", "ef", "gh", "ij", ("n\no", "p"), ("q\nr", "s"))]
     pairs += [files.rendered((S, "s"), (U, "k"), (A, "l")), "<s>the river</s>"]
     assert sorted(texts(done.train)) == sorted(pairs)
     assert [line["row"] for line in done.dropped] == [7, 8]

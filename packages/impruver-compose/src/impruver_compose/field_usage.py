@@ -82,8 +82,8 @@ def format_unused(unused: Iterable[dict]) -> str:
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a field has a value: no null, no empty text, list or object."""
-    return value is not None and value != "" and value != [] and value != {}
+    """Whether a field has a value: no null, no NaN of a table, no empty text, list or object."""
+    return value is not None and value == value and value not in ("", [], {})
 
 
 def _shorten(value: Any) -> str:

@@ -2,28 +2,23 @@
 
 import json
 import random
-from collections.abc import Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
-from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS
+from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, is_blank
 from impruver_core.errors import RefusedError
-from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
-USERS = ("human", "user", "prompter")
-ASSISTANTS = ("assistant", "gpt", "bot", "chatgpt", "model", "chatbot", "ai")
-SPEAKERS = {  # of ShareGPT's files, in any case; another one is an error
-    **dict.fromkeys(USERS, "user"),
-    **dict.fromkeys(ASSISTANTS, "assistant"),
-    **{role: role for role in ("system", "developer", "function_call")},
-    **dict.fromkeys(("function_response", "observation", "tool", "function"), "function_response"),
-}
-ROLES = {  # of messages, in any case; others stay as they are, since a template may know them
-    **dict.fromkeys(USERS, "user"),
-    **dict.fromkeys(ASSISTANTS, "assistant"),
-    **{role: role for role in ("system", "developer", "tool", "function")},
-}
-PAIR_KEYS = (("user", "assistant"), ("instruction", "output"), ("question", "answer"), ("prompt", "response"))
+from impruver_compose.converters.turns import (
+    SPEAKERS,
+    convert_history,
+    convert_turn,
+    fold_role,
+    normalize_roles,
+    parse_json_text,
+    read_messages,
+    read_messages_text,
+    to_text,
+)
 
 
 def _get_field(row: dict, mapping: dict, name: str) -> Any:
@@ -33,21 +28,11 @@ def _get_field(row: dict, mapping: dict, name: str) -> Any:
     return "" if value is None else value
 
 
-def _to_text(value: Any) -> str:
-    """Makes a value a text, numbers and booleans as in JSON; ValueError for NaN, which JSON does not have."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+class _Exchange(NamedTuple):
+    """What stands before an answer, and the answer, as messages."""
 
-
-def _parse_json_text(value: Any, name: str) -> Any:
-    """Parses a value that is JSON text, as cells of CSV are; ValueError for no JSON, RefusedError for a key twice."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_unique_json(value) if value.strip() else []
-    except RepeatedKeyError as error:
-        raise RefusedError("bad_row", f"{name}: {error}") from None
-    except (ValueError, RecursionError) as error:  # nested too deep
-        raise ValueError(f"{name} is text, but no JSON: {error}") from None
+    asked: list[dict]
+    said: list[dict]
 
 
 def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
@@ -56,79 +41,67 @@ def instruction_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     `history` has the turns before. Instruction and output may be messages, both or one of them: only the output's are
     trained on then. Rows without an answer are skipped.
     """
-    question, extra, answer = (_get_field(row, mapping, name) for name in ("instruction", "input", "output"))
-    if answer == "" and row.get(mapping.get("output", "output")) is None:
-        return None
-    asked, said = _build_question(question, extra), _build_answer(answer)
-    history = _convert_history(_parse_json_text(_get_field(row, mapping, "history"), "history"))
-    return _prepend_system(row, mapping, [*history, *asked, *said])
-
-
-def _build_question(question: Any, extra: Any) -> list[dict]:
-    """Builds what stands before the answer: the user's message, or messages, which are not trained on."""
-    if not _is_message_list(question):
-        parts = (_to_text(value) for value in (question, extra))
-        return [{"role": "user", "content": "\n".join(part for part in parts if part)}]
-    if extra:
-        raise RefusedError("bad_row", "the instruction is a list of messages, and the input has no place in it")
-    kept = ({key: value for key, value in message.items() if key not in TRAIN_FLAGS} for message in question)
-    return [message | {"train": False} for message in kept]
-
-
-def _build_answer(answer: Any) -> list[dict]:
-    """Builds the answer's messages."""
-    if _is_message_list(answer):
-        return answer
-    if _is_message_list([answer]):
-        return [answer]
-    return [{"role": "assistant", "content": _to_text(answer)}]
-
-
-def _is_message_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
-
-
-def _convert_history(turns: Any) -> list[dict]:
-    """Converts earlier turns: pairs of a question and an answer, as lists or as objects, or messages."""
-    if not isinstance(turns, Sequence) or not turns:
-        if turns:
-            raise RefusedError("bad_row", f"history is no list of turns but {type(turns).__name__}")
-        return []
-    if _is_message_list(turns):
-        return _normalize_roles(turns)
-    messages = []
-    for number, turn in enumerate(turns):
-        pair = turn
-        if isinstance(turn, dict):
-            keys = next((keys for keys in PAIR_KEYS if set(keys) == turn.keys()), ())
-            pair = [turn[key] for key in keys]
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise RefusedError("bad_row", f"turn {number} of history is no pair of a question and an answer")
-        texts = (_to_text("" if value is None else value) for value in pair)
-        messages += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
-    return messages
+    exchange = _build_exchange(row, mapping)
+    return exchange and _prepend_system(row, mapping, [*exchange.asked, *exchange.said])
 
 
 def reasoning_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """Converts as instruction_to_messages does, with `reasoning` in <think> tags before the answer."""
-    messages = instruction_to_messages(row, mapping)
-    reasoning = _to_text(_get_field(row, mapping, "reasoning"))
-    if messages and reasoning:
-        *before, last = messages
-        messages = [*before, {**last, "content": f"<think>\n{reasoning}\n</think>\n\n{last['content']}"}]
-    return messages
+    exchange = _build_exchange(row, mapping)
+    reasoning = to_text(_get_field(row, mapping, "reasoning"))
+    if exchange and reasoning:
+        answers = (
+            n for n, message in enumerate(exchange.said) if message["role"] == "assistant" and not is_blank(message)
+        )
+        number = next(answers, None)
+        if number is not None:
+            exchange.said[number] = _add_reasoning(exchange.said[number], f"<think>\n{reasoning}\n</think>\n\n")
+    return exchange and _prepend_system(row, mapping, [*exchange.asked, *exchange.said])
+
+
+def _add_reasoning(message: dict, thought: str) -> dict:
+    content = message.get("content") or ""
+    parts = isinstance(content, list)
+    return message | {"content": [{"type": "text", "text": thought}, *content] if parts else f"{thought}{content}"}
+
+
+def _build_exchange(row: dict, mapping: dict) -> _Exchange | None:
+    """Builds the messages of a row of question and answer, without its system prompt; None for one without answer."""
+    question, extra, answer = (_get_field(row, mapping, name) for name in ("instruction", "input", "output"))
+    if answer == "" and row.get(mapping.get("output", "output")) is None:
+        return None
+    asked = read_messages(question) or read_messages_text(question)
+    # A cell with a list of messages is one where the prompt is, too; else it is a text, as any other.
+    said = read_messages(answer) or (read_messages_text(answer) if asked else None)
+    if asked is None:
+        text = "\n".join(part for part in (to_text(value) for value in (question, extra)) if part)
+        repeated = said is not None and any(_is_question(message, text) for message in said[:2])
+        asked = [] if repeated else [{"role": "user", "content": text}]
+    else:
+        if extra:
+            raise RefusedError("bad_row", "the instruction is a list of messages, and the input has no place in it")
+        kept = ({key: value for key, value in message.items() if key not in TRAIN_FLAGS} for message in asked)
+        asked = [message | {"train": False} for message in kept]
+    history = convert_history(_get_field(row, mapping, "history"))
+    return _Exchange([*history, *asked], said or [{"role": "assistant", "content": to_text(answer)}])
+
+
+def _is_question(message: dict, text: str) -> bool:
+    """Whether the answer's messages begin with the question, as whole conversations do."""
+    content = message.get("content")
+    return message["role"] == "user" and isinstance(content, str) and content.strip() == text.strip()
 
 
 def _prepend_system(row: dict, mapping: dict, messages: list[dict]) -> list[dict]:
     """Puts the system prompt of a column first, only if it is mapped, and unless it stands there already."""
-    system = _to_text(_get_field(row, {"system": "_"} | mapping, "system"))
+    system = to_text(_get_field(row, {"system": "_"} | mapping, "system"))
     first = {"role": "system", "content": system}
     return [first, *messages] if system and messages[:1] != [first] else messages
 
 
 def dialog_to_messages(row: dict, mapping: dict) -> list[dict] | None:
     """Converts `messages` of the form {"role": […], "content": […], …}; unknown roles become the assistant's."""
-    messages = _convert_dialog(_parse_json_text(_get_field(row, mapping, "messages"), "messages"))
+    messages = _convert_dialog(parse_json_text(_get_field(row, mapping, "messages"), "messages"))
     return messages and _prepend_system(row, {"system": "system"} | mapping, messages)
 
 
@@ -142,33 +115,16 @@ def _convert_dialog(dialog: Any) -> list[dict] | None:
         turns = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
     if len(turns) < 2:
         return None
-    return [turn | {"role": SPEAKERS.get(_fold(turn["role"]), "assistant")} for turn in turns]
+    return [turn | {"role": SPEAKERS.get(fold_role(turn["role"]), "assistant")} for turn in turns]
 
 
 def conversations_to_messages(row: dict, mapping: dict) -> list[dict]:
     """Converts ShareGPT's `conversations` of {"from", "value", …}, also as JSON text, and `system` beside them."""
-    turns = _parse_json_text(_get_field(row, mapping, "conversations"), "conversations")
+    turns = parse_json_text(_get_field(row, mapping, "conversations"), "conversations")
     if not isinstance(turns, list):
         raise RefusedError("bad_row", f"conversations is no list but {type(turns).__name__}")
-    messages = [_convert_turn(turn, number) for number, turn in enumerate(turns)]
+    messages = [convert_turn(turn, number) for number, turn in enumerate(turns)]
     return _prepend_system(row, {"system": "system"} | mapping, messages)
-
-
-def _convert_turn(turn: Any, number: int) -> dict:
-    """Converts a turn of ShareGPT's; what it has besides speaker and text stays as it is."""
-    if not isinstance(turn, dict):
-        raise RefusedError("bad_row", f"turn {number} of conversations is no object but {type(turn).__name__}")
-    rest = dict(turn)
-    names, texts = ([rest.pop(key, None) for key in keys] for keys in (("from", "role"), ("value", "content")))
-    speaker, content = (next((value for value in values if value is not None), None) for values in (names, texts))
-    role = SPEAKERS.get(_fold(speaker))
-    if role is None:
-        raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(SPEAKERS)}")
-    return {"role": role, "content": content, **rest}
-
-
-def _fold(role: Any) -> Any:
-    return role.strip().lower() if isinstance(role, str) else None
 
 
 def char_dialog_to_messages(row: dict, mapping: dict) -> list[list[dict]] | None:
@@ -203,24 +159,15 @@ def messages(row: dict, mapping: dict) -> list[dict] | None:
 
     They are a list, also as JSON text; two lists, of roles and of contents, are read as `dialog_to_messages` does.
     """
-    value = _parse_json_text(_get_field(row, mapping, "messages"), "messages")
-    if isinstance(value, dict) and all(isinstance(values, (list, NoneType)) for values in value.values()):
+    value = parse_json_text(_get_field(row, mapping, "messages"), "messages")
+    lists = isinstance(value, dict) and all(isinstance(values, (list, NoneType)) for values in value.values())
+    if lists and {"role", "content"} <= value.keys():
         return dialog_to_messages(row, mapping)
     if not isinstance(value, list):
         raise ValueError(f"messages is no list but {type(value).__name__}")
-    return _prepend_system(row, {"system": "system"} | mapping, _normalize_roles(value))
-
-
-def _normalize_roles(turns: list) -> list:
-    """Gives roles in other spellings (Human, User, model) their usual name."""
-    return [
-        turn | {"role": role}
-        if isinstance(turn, dict) and (role := ROLES.get(_fold(turn.get("role")))) not in (None, turn["role"])
-        else turn
-        for turn in turns
-    ]
+    return _prepend_system(row, {"system": "system"} | mapping, normalize_roles(value))
 
 
 def text(row: dict, mapping: dict) -> str:
     """Takes `text` as plain text, all of it trained on."""
-    return _to_text(_get_field(row, mapping, "text"))
+    return to_text(_get_field(row, mapping, "text"))

@@ -9,6 +9,7 @@ from impruver_core.errors import RefusedError
 from impruver_compose.field_usage import is_filled
 
 SKIPPED_LABELS = ("bad_output",)
+FLAGS = ("yes", "no", "true", "false", "y", "n", "0", "1")
 NUMBER = re.compile(r"\d+(?:\.\d*)?")
 
 
@@ -65,15 +66,16 @@ class RecordingRow(dict):
         return dict(self)
 
 
-def check_guarded_columns(row: RecordingRow, columns: Sequence[str]) -> None:
-    """RefusedError where one of the columns says that the row must not be trained on as it is."""
-    for name in columns:
-        value = dict.get(row, name)
-        if is_filled(value) and GUARDED_COLUMNS[name](name, value):
-            row.get(name)  # it is read where it says something that is known
+def check_guarded_columns(row: dict, columns: Sequence[str]) -> set[str]:
+    """The columns among these that say something that is known, of this row.
+
+    RefusedError where one says that the row must not be trained on as it is.
+    """
+    filled = ((name, row[name]) for name in columns if is_filled(row.get(name)))
+    return {name for name, value in filled if GUARDED_COLUMNS[name](name, value, row)}
 
 
-def _check_weight(name: str, value: Any) -> bool:
+def _check_weight(name: str, value: Any, row: dict) -> bool:
     weight = float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
     if weight not in (0, 1):
         how = f"{name} is {value!r}: a row is trained on or not (1 or 0)"
@@ -83,11 +85,13 @@ def _check_weight(name: str, value: Any) -> bool:
     return True
 
 
-def _check_rejected(name: str, value: Any) -> bool:
+def _check_rejected(name: str, value: Any, row: dict) -> bool:
+    if isinstance(value, (bool, int, float)) or (isinstance(value, str) and value.strip().lower() in FLAGS):
+        return False  # whether a review rejected it
     raise RefusedError("bad_row", f"{name} has an answer that is not to be imitated; {_format_way_out(name)}")
 
 
-def _check_label(name: str, value: Any) -> bool:
+def _check_label(name: str, value: Any, row: dict) -> bool:
     text = str(value).strip().lower()
     if text in SKIPPED_LABELS:
         raise RefusedError("converter_skipped", f"{name} is {value}")
@@ -96,9 +100,9 @@ def _check_label(name: str, value: Any) -> bool:
     return text == "true"
 
 
-def _check_media(name: str, value: Any) -> bool:
-    if isinstance(value, str) and not name.endswith("s"):  # a description, or a link in a table
-        return False
+def _check_media(name: str, value: Any, row: dict) -> bool:
+    if isinstance(value, str) and not name.endswith("s") and f"<{name}>" not in repr(row):
+        return False  # a description, or a link in a table
     raise RefusedError("bad_row", f"{name}: only text can be trained on; {_format_way_out(name)}")
 
 
@@ -107,7 +111,7 @@ def _format_way_out(name: str) -> str:
 
 
 # What says that a row is not to be trained on, or holds more than its text: read, or the row is refused.
-GUARDED_COLUMNS: dict[str, Callable[[str, Any], bool]] = {
+GUARDED_COLUMNS: dict[str, Callable[[str, Any, dict], bool]] = {
     "weight": _check_weight,
     "rejected": _check_rejected,
     "label": _check_label,

@@ -12,6 +12,7 @@ from impruver_compose.converters.columns import RecordingRow, check_guarded_colu
 from impruver_compose.converters.detection import DatasetConverter
 from impruver_compose.sources.row_table import FlawedRow
 
+OTHER_TEXTS = ("text", "value", "message")  # names under which a message may have its text, and templates read none
 OTHER_FLAGS = {*TRAIN_FLAGS} - {"train"}
 
 
@@ -32,12 +33,12 @@ class Conversation(NamedTuple):
 def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = None) -> Iterator[Conversation]:
     """Converts a row to its conversations, none if it is skipped; adds the columns that are read to `read`.
 
-    RefusedError with a reason of the ledger (`converter_failed`, `bad_row`, `nothing_to_learn`).
+    RefusedError with a reason of the ledger (`converter_failed`, `bad_row`, …).
     """
     if isinstance(row, FlawedRow):
         raise RefusedError("bad_row", row.flaw)
-    row = RecordingRow(row, set() if read is None else read)
     check_guarded_columns(row, converter.guarded)
+    row = RecordingRow(row, set() if read is None else read)
     tools, functions = (_wrap_tools(_parse_field(row, name, list)) for name in ("tools", "functions"))
     if tools and functions and tools != functions:
         raise RefusedError("bad_row", "it has both tools and functions, and they differ: leave one of them")
@@ -92,6 +93,8 @@ def _clean_message(message: Any, number: int) -> Any:
     if not isinstance(message, dict):
         return message
     cleaned = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if "content" not in cleaned and (other := next((key for key in OTHER_TEXTS if cleaned.get(key)), None)):
+        raise RefusedError("bad_row", f"message {number} has no content, but {other}")
     if cleaned.keys() & OTHER_FLAGS:
         trained = read_train_flag(cleaned, number)
         cleaned = {key: value for key, value in cleaned.items() if key not in OTHER_FLAGS}
@@ -115,12 +118,17 @@ def _parse_field(row: dict, name: str, kind: type) -> Any:
 
 
 def _wrap_tools(tools: list | None) -> list[dict] | None:
-    """Wraps tools as templates read them: {"type": "function", "function": {…}}."""
+    """Wraps tools as templates read them: {"type": "function", "function": {…}}; each may be JSON text."""
     if tools is None:
         return None
-    return [
-        {"type": "function", "function": tool}
-        if isinstance(tool, dict) and "function" not in tool and "name" in tool
-        else tool
-        for tool in tools
-    ]
+    wrapped = []
+    for number, tool in enumerate(tools):
+        try:
+            tool = parse_unique_json(tool) if isinstance(tool, str) else tool
+        except (ValueError, RecursionError):
+            raise RefusedError("bad_row", f"tool {number} is text, but no JSON") from None
+        if not isinstance(tool, dict):
+            raise RefusedError("bad_row", f"tool {number} is no object but {type(tool).__name__}")
+        bare = "function" not in tool and "name" in tool
+        wrapped.append({"type": "function", "function": tool} if bare else tool)
+    return wrapped

@@ -12,6 +12,7 @@ from impruver_core.suggestions import suggest
 
 from impruver_compose.converters import builtin
 from impruver_compose.converters.columns import GUARDED_COLUMNS
+from impruver_compose.field_usage import is_filled
 from impruver_compose.sections import DatasetSection
 
 
@@ -86,9 +87,10 @@ def find_converter(
         return DatasetConverter(name, _adapt_signature(function, name, where), mapping, left_out=left_out)
     guarded = tuple(name for name in GUARDED_COLUMNS if name in columns and name not in {*mapping, *mapping.values()})
     function = BUILTIN[name].function
-    formats = _list_formats(columns)
-    if section.converter is None and not section.mapping and len(formats) > 1:
-        function = _convert_by_format(name, mapping, formats)
+    formats = _list_formats({*columns} - left_out)
+    several = len(formats) > 1 or any({*names} <= {*columns} - left_out for names in (SYSTEMS, ("input", "context")))
+    if section.converter is None and several and left_out == section.mapping.keys():
+        function = _convert_by_format(name, mapping, formats, left_out)
     return DatasetConverter(name, function, mapping, guarded, left_out)
 
 
@@ -158,33 +160,48 @@ def _list_formats(columns: Collection[str]) -> list[tuple[str, dict]]:
 
 def _suggest_way(columns: Collection[str]) -> str:
     if "chosen" in columns:
+        without = ", rejected: _" if "rejected" in columns else ""
         return (
             "they are pairs for preference training. To train on the better answers alone set mapping: "
-            "{output: chosen, rejected: _} or, where those are whole conversations, {messages: chosen, rejected: _}"
+            f"{{output: chosen{without}}} or, where those are whole conversations, {{messages: chosen{without}}}"
         )
     return "set converter, or mapping: {instruction: COLUMN, output: COLUMN}"
 
 
-def _convert_by_format(usual: str, mapping: dict[str, str], formats: Sequence[tuple[str, dict]]) -> Callable:
+def _convert_by_format(
+    usual: str, mapping: dict[str, str], formats: Sequence[tuple[str, dict]], left_out: Collection[str]
+) -> Callable:
     """A converter of data sets whose rows have several `formats`: each by its own columns, else by the `usual` one."""
-    known: dict[frozenset[str], tuple[Callable, dict]] = {}
+    known: dict[tuple[frozenset[str], ...], tuple[Callable, dict]] = {}
+    told_by = TOLD_BY.difference(left_out)
 
     def convert(row: dict, _: dict) -> list | str | None:
-        columns = frozenset(name for name, value in dict.items(row) if value is not None and name in TOLD_BY)
-        if columns not in known:
-            name, own = _find_format(columns, formats) or (usual, mapping)
-            known[columns] = BUILTIN[name].function, own
-        function, own = known[columns]
+        cells = [(name, value) for name, value in dict.items(row) if value is not None and name in told_by]
+        key = frozenset(name for name, _ in cells), frozenset(name for name, value in cells if is_filled(value))
+        if key not in known:
+            name, own = _find_format(*key, formats) or (usual, mapping)
+            known[key] = BUILTIN[name].function, own
+        function, own = known[key]
         return function(row, own)
 
     return wraps(BUILTIN[usual].function)(convert)
 
 
-def _find_format(columns: frozenset[str], formats: Sequence[tuple[str, dict]]) -> tuple[str, dict] | None:
-    """Finds the format of a row that has these columns; a text beside a question without an answer is no document."""
-    fitting = _list_formats(columns)[:1]
-    if not fitting or fitting[0][0] == "impruver.text":
-        chats = [each for each in formats if each[0] != "impruver.text"]
-        begun = ((name, own) for name, own in chats if columns & {own.get(f, f) for f in BUILTIN[name].required})
-        fitting = [*begun, *fitting]
-    return next(iter(fitting), None)
+def _find_format(
+    present: frozenset[str], filled: frozenset[str], formats: Sequence[tuple[str, dict]]
+) -> tuple[str, dict] | None:
+    """Finds the format of a row with these columns; a text beside a question that lacks an answer is no document."""
+    fitting = _list_formats(filled)
+    if fitting and fitting[0][0] != "impruver.text":
+        return fitting[0]
+    chats = [(name, own) for name, own in formats if name != "impruver.text"]
+    shared = {number: len(present & _list_columns(*each)) for number, each in enumerate(chats)}
+    closest = max(shared, key=shared.__getitem__, default=None)
+    if closest is not None and shared[closest]:
+        return chats[closest]
+    return fitting[0] if fitting else None
+
+
+def _list_columns(name: str, mapping: dict[str, str]) -> set[str]:
+    """The columns that a converter must have with this mapping."""
+    return {mapping.get(field, field) for field in BUILTIN[name].required}
