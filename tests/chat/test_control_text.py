@@ -1,4 +1,4 @@
-"""What a person types neither ends a turn nor opens another, unless the recipe says otherwise."""
+"""What a person types neither ends a turn nor opens another, whatever the recipe says of training data."""
 
 import pytest
 from impruver_core import encode_prompt
@@ -22,16 +22,16 @@ def test_what_is_typed(talk, recipe, given, tokenizer):
     assert (given[0].count(end), given[0].count(opening)) == (1, 0)
     assert tokenizer.decode(given[0]) == tokenizer.decode(encode_prompt(tokenizer, [user(TYPED)]))
     talk(recipe(tokenizer={"control_text": "keep"}), TYPED)
-    assert given[1:] == [encode_prompt(tokenizer, [user(TYPED)])]
-    assert (given[1].count(end), given[1].count(opening)) == (2, 1)
+    assert given[1:] == given[:1]
     _, err = talk(recipe(tokenizer={"control_text": "refuse"}), TYPED, "red")
     assert "control_text: '<|end|>' in content of message 0 (user), at 3, and 1 more" in err
     assert given[2:] == [encode_prompt(tokenizer, [user("red")])]
 
 
-def test_rows_of_a_file(answers, recipe, given, tokenizer):
+@pytest.mark.parametrize("mode", ["text", "keep"])
+def test_rows_of_a_file(mode, answers, recipe, given, tokenizer):
     rows = [{"messages": [system("a <|end|>"), user("b"), assistant("c <|user|>"), user("<|assistant|>")]}]
-    answers(recipe(), rows, "--max_new_tokens", "1")
+    answers(recipe(tokenizer={"control_text": mode}), rows, "--max_new_tokens", "1")
     assert given == [encode_prompt(tokenizer, rows[0]["messages"], control_text="text")]
     special = [tokenizer.decode(number) for number in given[0] if number < len(SPECIAL)]
     turns = [f"<|{role}|>" for role in ("system", "user", "assistant", "user")]

@@ -11,6 +11,10 @@ DOCUMENTS = {
     "a list of rows under data": json.dumps({"data": ROWS}),
     "over several lines": json.dumps({"data": ROWS}, indent=2),
     "with other keys": json.dumps({"version": "1.1", "info": {"by": "x"}, "tags": ["a"], "data": ROWS}, indent=1),
+    "with what the hub's server says": json.dumps(
+        {"features": [{"feature_idx": 0, "name": "x"}], "examples": ROWS, "num_rows_total": 2, "partial": False}
+    ),
+    "with a schema": json.dumps({"schema": {"fields": [{"name": "x"}]}, "data": ROWS, "system": "", "tools": []}),
     "the only list of objects": json.dumps({"name": "x", "empty": [], "examples": ROWS}),
     "a list over several lines": json.dumps(ROWS, indent=4, ensure_ascii=False),
     "rows over several lines": "\n".join(json.dumps(row, indent=2) for row in ROWS),
@@ -29,8 +33,27 @@ def test_documents(document, load):
 def test_a_document_of_one_row(load):
     """Its lists of objects are its own."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    for row in ({"messages": said}, {"conversations": said, "tools": []}, {"prompt": said[:1], "completion": said[1:]}):
+    pairs = [{"question": "x", "answer": "y"}]
+    for row in (
+        {"messages": said},
+        {"conversations": said, "tools": []},
+        {"prompt": said[:1], "completion": said[1:]},
+        {"query": "THE QUESTION", "reply": "THE ANSWER", "history": pairs},
+        {"ask": "q", "say": "a", "history": pairs},
+        {"prompt": "q", "output": "a", "data": pairs},
+        {"question": "q", "solution": "a", "steps": pairs},
+        {"id": 1, "turns": said, "weight": 0},
+        {"dialog": "q", "tools": [{"name": "f"}]},
+    ):
         assert load("a.json", json.dumps(row)) == load("b.json", json.dumps(row, indent=2)) == [row]
+
+
+def test_what_describes_a_document_is_named(load, capsys):
+    for _ in range(2):  # with rows of the cache, too
+        load("a.json", json.dumps({"version": 2, "metadata": {"by": "x"}, "data": ROWS, "split": ""}))
+        assert capsys.readouterr().err.count("a.json: not rows, and left out: version, metadata\n") == 1
+    load("b.json", LISTED)
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_values_stay_as_they_were_written(load, tmp_path):
@@ -42,6 +65,12 @@ def test_values_stay_as_they_were_written(load, tmp_path):
 BAD = {
     "two lists of objects": (json.dumps({"train": ROWS, "test": ROWS}), "holds 2 lists of objects (train, test)"),
     "data and another list": (json.dumps({"data": ROWS, "more": ROWS}), "holds 2 lists of objects (data, more)"),
+    "a system prompt": (json.dumps({"system": "Be X", "data": ROWS}), "a.json has system beside its list data: put"),
+    "tools": (json.dumps({"data": ROWS, "tools": [{"name": "f"}], "system": "X"}), "has tools, system beside its list"),
+    "a weight": (json.dumps({"name": "x", "weight": 0, "rows": ROWS}), "has weight beside its list rows"),
+    "a prompt of all": (json.dumps({"prompt": "Be X", "data": ROWS}), "has prompt beside its list data"),
+    "a description of other form": (json.dumps({"version": {"a": 1}, "data": ROWS}), "has version beside its list"),
+    "texts beside rows": (json.dumps({"data": ["a"], "rows": ROWS}), "has data beside its list rows"),
     "data twice": (f'{{"data": {LISTED}, "data": {LISTED}}}', 'the key "data" occurs twice'),
     "data of no objects": ('{"data": [[1, 2]]}', "row 0: a row must be a JSON object, not list"),
     "data of none": ('{"data": []}', "has no rows"),

@@ -54,7 +54,9 @@ def chat(recipe: Recipe, gguf: str | None, job: BatchJob | None, dry_run: bool, 
         check_as_made(source)
         section = recipe.tokenizer
         kwargs, own_tokens = section.chat_template_kwargs or {}, section.own_tokens
-        options = EncodingOptions(has_bos(recipe.datasets), kwargs, section.control_text, own_tokens)
+        # `keep` is about rows that are trained on: what is typed never ends a turn
+        control_text = "text" if section.control_text == "keep" else section.control_text
+        options = EncodingOptions(has_bos(recipe.datasets), kwargs, control_text, own_tokens)
         if gguf:
             backend = llama_cpp.load_backend(source, recipe.tokenizer, options, recipe.base_dir)
             stack.callback(backend.close)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
 from impruver_core.io.compression import BROKEN, build_read_error
@@ -28,10 +29,19 @@ from impruver_compose.storage import load_record
 BLANKS = re.compile(r"[ \t\r\n]*")
 LINE_ENDS = re.compile(r"[\r\n]+")
 ROWS = "data"  # the usual name of a document's list of rows
-OF_A_ROW = {  # keys that no document has beside its list of rows
-    *("messages", "conversations", "dialogues", "prompt", "completion", "instruction", "output", "question", "answer"),
-    *("response", "text", "chosen", "rejected"),
-}
+QUESTIONS = {"prompt", "instruction", "question", "query", "input"}
+ANSWERS = {"completion", "output", "answer", "response", "reply"}
+WHOLE = {"messages", "conversations", "dialogues", "text", "chosen", "rejected"}  # each alone tells that it is a row's
+LISTS_OF_A_ROW = {"messages", "conversations", "dialogues", "history", "tools", "functions"}
+DESCRIPTIONS = re.compile(  # keys with which a document describes itself: scalars, or lists of them
+    r"(data_?set|format|schema)?[_-]?(version|name|id|title|description|summary|licen[cs]e|citation|homepage|url)"
+    r"|licen[cs]es|(created|updated|modified|generated|exported)([_-]?(at|on|by|time|date))?|date|time|timestamp"
+    r"|generator|authors?|creators?|sources?|languages?|lang|tags|split|subset|config|format|type|dataset"
+    r"|count|total|length|size|(num|n|total)[_-]?(rows|examples|samples|items|records|pages|count).*"
+    r"|(page|offset|limit|partial|next|previous|status|success|error|object|has_more)",
+    re.IGNORECASE,
+)
+STRUCTURES = re.compile(r"info|meta.*|(dataset_?)info|features|schema|columns|fields", re.IGNORECASE)  # of any type
 _DECODER = json.JSONDecoder()
 
 
@@ -41,6 +51,13 @@ class _Value(NamedTuple):
     value: Any
     start: int
     end: int
+
+
+class _RowList(NamedTuple):
+    """A document's list of rows: the place where it starts, and the keys of what describes the document."""
+
+    start: int
+    left_out: list[str]
 
 
 class JsonLines(NamedTuple):
@@ -56,12 +73,16 @@ def prepare_json_lines(path: Path, digest: str, cache: Path) -> JsonLines:
     A .json may be lines, a list of rows, or an object with one list of rows; also over several lines. `digest` is the
     sha256 of `path`.
     """
-    target = cache / f"{digest}.jsonl"
-    if target.exists():
-        return JsonLines(target, path)
-    if get_suffix(path) == ".json" and (text := _read_document(path)) is not None:
+    target, note = cache / f"{digest}.jsonl", cache / f"{digest}.note.json"
+    if not target.exists() and get_suffix(path) == ".json" and (text := _read_document(path)) is not None:
+        left_out: list[str] = []
         with atomic_write(target) as file:
-            file.writelines(f"{line}\n" for line in _cut_rows(text, path))
+            file.writelines(f"{line}\n" for line in _cut_rows(text, path, left_out))
+        if left_out:
+            write_record(note, left_out)
+    if target.exists():
+        if left_out := load_record(note):
+            log_info(f"note: {path}: not rows, and left out: {', '.join(left_out)}")
         return JsonLines(target, path)
     if find_encoding(path) in UTF8 and path.suffix.lower() != ".zip":
         return JsonLines(path, path)
@@ -114,10 +135,10 @@ def _is_line(line: str) -> bool:
     return True
 
 
-def _cut_rows(text: str, path: Path) -> Iterator[str]:
-    """Cuts a document into its rows, each a line of the text as it was written."""
+def _cut_rows(text: str, path: Path, left_out: list[str]) -> Iterator[str]:
+    """Cuts a document into its rows, each a line of the text as it was written; adds keys of no rows to `left_out`."""
     try:
-        for number, row in enumerate(_find_rows(text, path)):
+        for number, row in enumerate(_find_rows(text, path, left_out)):
             if not isinstance(row.value, dict):
                 what = type(row.value).__name__
                 raise ImpruverError(f"{path}, row {number}: a row must be a JSON object, not {what}")
@@ -128,7 +149,7 @@ def _cut_rows(text: str, path: Path) -> Iterator[str]:
         raise ImpruverError(f"{path}: can't be read: {error}") from None
 
 
-def _find_rows(text: str, path: Path) -> Iterator[_Value]:
+def _find_rows(text: str, path: Path, left_out: list[str]) -> Iterator[_Value]:
     """Finds the rows: the items of a list, or of an object's one list of objects; else the values themselves."""
     start = _skip_blanks(text, 1 if text.startswith("\ufeff") else 0)
     if text.startswith("[", start):
@@ -140,34 +161,72 @@ def _find_rows(text: str, path: Path) -> Iterator[_Value]:
         raise ImpruverError(
             f"{path} is written by columns; write rows, as pandas does with to_json(…, orient='records', lines=True)"
         )
-    if after < len(text) or not isinstance(first.value, dict) or OF_A_ROW & first.value.keys():
-        while True:  # values behind one another, over several lines
-            yield first
-            if after >= len(text):
-                return
-            first = _read_value(text, after)
-            after = _skip_blanks(text, first.end)
-    rows = _find_list_of_rows(text, start, path)
-    yield from [first] if rows is None else _read_list(text, rows.start)
+    if after >= len(text) and isinstance(first.value, dict):
+        rows = _find_list_of_rows(text, start, path)
+        if rows is not None:
+            left_out += rows.left_out
+        yield from [first] if rows is None else _read_list(text, rows.start)
+        return
+    while True:  # values behind one another, over several lines
+        yield first
+        if after >= len(text):
+            return
+        first = _read_value(text, after)
+        after = _skip_blanks(text, first.end)
 
 
-def _find_list_of_rows(text: str, start: int, path: Path) -> _Value | None:
-    """Finds an object's only list of objects, else `data`, if that is a list; ImpruverError for several."""
+def _find_list_of_rows(text: str, start: int, path: Path) -> _RowList | None:
+    """Finds an object's only list of objects, else `data`, if that is a list; None for an object that is a row itself.
+
+    ImpruverError for several lists, and where more stands beside the list than what describes the document.
+    """
     members: dict[str, _Value] = {}
-    for key, value in _read_members(text, start):
-        if key in members:
-            raise ImpruverError(f"{path}: the key {json.dumps(key)} occurs twice in the document")
-        members[key] = value
-    lists = {
-        key: member
-        for key, member in members.items()
-        if isinstance(member.value, list) and member.value and all(isinstance(item, dict) for item in member.value)
-    }
+    repeated = None
+    for key, member in _read_members(text, start):
+        repeated = key if key in members else repeated
+        members[key] = member
+    filled = {key: member.value for key, member in members.items() if member.value not in (None, "", [], {})}
+    lists = [key for key, value in filled.items() if _is_list_of_rows(key, value)]
+    if not lists and ROWS in members and isinstance(members[ROWS].value, list):
+        lists = [ROWS]
+    if not lists or _is_row(filled.keys(), ROWS in lists):
+        return None
+    if repeated is not None:
+        raise ImpruverError(f"{path}: the key {json.dumps(repeated)} occurs twice in the document")
     if len(lists) > 1:
         names = ", ".join(lists)
         raise ImpruverError(f"{path} holds {len(lists)} lists of objects ({names}): write each into a file of its own")
-    rows = members.get(ROWS)
-    return next(iter(lists.values()), rows if rows and isinstance(rows.value, list) else None)
+    others = [key for key in filled if key != lists[0]]
+    beside = [key for key in others if not _describes_document(key, filled[key])]
+    if beside:
+        raise ImpruverError(
+            f"{path} has {', '.join(beside)} beside its list {lists[0]}: put them into each row, or leave them out; "
+            "where all of it is one row, write that as a line of a .jsonl file"
+        )
+    return _RowList(members[lists[0]].start, others)
+
+
+def _is_list_of_rows(key: str, value: Any) -> bool:
+    """Tells whether a member of an object may be a document's rows: objects, but no turns or tools of one row."""
+    if key in LISTS_OF_A_ROW or STRUCTURES.fullmatch(key) or not isinstance(value, list) or not value:
+        return False
+    if not all(isinstance(item, dict) for item in value):
+        return False
+    return key == ROWS or not all(item.keys() & {"role", "from"} and len(item) > 1 for item in value)
+
+
+def _is_row(keys: Collection[str], has_data: bool) -> bool:
+    """Tells whether an object with these keys is a row: beside `data` they must be those of a whole format."""
+    if WHOLE & keys or (QUESTIONS & keys and ANSWERS & keys):
+        return True
+    return not has_data and bool((QUESTIONS | ANSWERS) & keys)
+
+
+def _describes_document(key: str, value: Any) -> bool:
+    if STRUCTURES.fullmatch(key):
+        return True
+    items = value if isinstance(value, list) else [value]
+    return bool(DESCRIPTIONS.fullmatch(key)) and not any(isinstance(item, (dict, list)) for item in items)
 
 
 def _is_by_columns(value: Any) -> bool:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 CONTENT = "content.json"  # what the other files in a folder of the cache hold: written last
 JSON_START = re.compile(r"\s*\[?\s*{\s*\"")
-FORM = 2  # of the cache: another number for files that are read otherwise
+FORM = 3  # of the cache: another number for files that are read otherwise
 
 
 @dataclass(frozen=True)
