@@ -25,7 +25,6 @@ TOLD_SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a first line, as Excel writes 
 MOST_COLUMNS = 10_000
 BATCH = 1000  # rows in memory at once,
 BATCH_CHARACTERS = 1 << 24  # and characters
-LINE_END = re.compile(r"\r\n?|\n")
 QUOTES = 'a cell that holds a quote (") is written in quotes, with each of its own doubled ("")'
 
 
@@ -140,7 +139,9 @@ def _write_table(
         raise _TableError(1, f"the columns are {', '.join(header)}, and {others}")
     places = [header.index(name) for name in names]
     schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
-    inner_separator = re.compile(rf"{re.escape(dialect.separator)}(?! )")  # in prose a blank follows
+    spaced = all(name.startswith(" ") for name in header[1:])
+    # in prose a blank follows, unless it does everywhere in this file
+    inner_separator = re.compile(re.escape(dialect.separator) + ("" if spaced else "(?! )"))
     doubtful, rows, size = None, [], 0
     with atomic_write(target, "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
         for line, cells in records:
@@ -152,9 +153,10 @@ def _write_table(
                 rows, size = [], 0
             rows.append(cells)
             size += length
-            if doubtful is None and any("\n" in cell or "\r" in cell for cell in cells):
-                tails = [LINE_END.split(cell, maxsplit=1)[1:] for cell in cells]
-                doubtful = line if any(inner_separator.search(text) for tail in tails for text in tail) else None
+            if doubtful is None and any(
+                ("\n" in cell or "\r" in cell) and inner_separator.search(cell) for cell in cells
+            ):
+                doubtful = line
         writer.write_batch(_build_batch(rows, places, schema))
     return names, doubtful
 
