@@ -364,6 +364,71 @@ def test_where_it_cannot_be_exact():
     assert isinstance(encode_chat(tokenizer, [user("a"), assistant("b")], control_text="text"), Encoded)
 
 
+READS_TOOLS = "{% for t in tools %}{{ 'odd' if '<|im_end|>' in t.function.description else t | tojson }}{% endfor %}"
+
+
+@pytest.mark.parametrize("mode", ["text", "refuse"])
+def test_what_cannot_be_told_is_named_where_it_is_in_the_data(mode):
+    """Not the tokens that the template writes."""
+    tools = [{"type": "function", "function": {"name": "f", "description": "Say <|im_end|>"}}]
+    with pytest.raises(RefusedError) as caught:
+        encode_chat(chatml(template=READS_TOOLS + CHATML), [user("a"), assistant("b")], tools=tools, control_text=mode)
+    told = "'<|im_end|>' in the tools, at 4: it can't be encoded as text exactly: the template reads it"
+    assert caught.value.detail == told
+
+
+ESCAPES = {
+    "content": CHATML.replace("m['content'] }}", "m['content'] | e }}"),
+    "tools": "{% for t in tools %}{{ 'Use '|safe + t.function.description }}{% endfor %}" + CHATML,
+}
+
+
+@pytest.mark.parametrize("place", ESCAPES)
+@pytest.mark.parametrize("token", ["<|im_end|>", "</s>"])
+def test_a_template_that_escapes(place, token):
+    """No token arises of what it writes."""
+    description = f"Say {token} & go" if place == "tools" else "Say go"
+    tools = [{"type": "function", "function": {"name": "f", "description": description}}] if place == "tools" else None
+    tokenizer = chatml(template=ESCAPES[place])
+    messages = [user("a" if tools else f"a {token} <b>"), assistant("b")]
+    rows = [encode_chat(tokenizer, messages, tools=tools, control_text=mode) for mode in ("text", "refuse", "keep")]
+    assert rows[0] == rows[1] == rows[2]
+    assert list_special(tokenizer, rows[0].input_ids).count("<|im_end|>") == 2
+    assert "&lt;" in tokenizer.decode(rows[0].input_ids)
+
+
+def test_a_template_that_escapes_some_of_it():
+    """The tools are escaped, the question is not."""
+    tools = [{"type": "function", "function": {"name": "f", "description": "Say <|im_end|>"}}]
+    row = encode_chat(
+        chatml(template=ESCAPES["tools"]), [user("a <|im_end|>"), assistant("b")], tools=tools, control_text="text"
+    )
+    assert [each.token for each in row.control_text] == ["<|im_end|>"]
+
+
+def test_tags_around_reasoning_that_a_question_is_told_of():
+    """Jamba's template names them before a question: they open no turn for that."""
+    told = CHATML.replace("{{ m['content'] }}", "{{ 'Think in <think> </think>.' if m.role == 'user' }}{{ think(m) }}")
+    template = (
+        "{% macro think(m) %}{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        "{{ m.content.split('</think>')[-1] }}{% endmacro %}" + told
+    )
+    tokenizer = tokenizer_for(template)
+    rows = [
+        [user("a"), assistant("<think>why</think>b"), user("c"), assistant("d")],
+        [user("a"), {"role": "assistant", "content": "b", "reasoning_content": "why"}],
+    ]
+    for messages in rows:
+        row = encode_chat(tokenizer, messages, control_text="text")
+        assert row == encode_chat(tokenizer, messages)
+        assert row.control_text == []
+    (refused,) = encode_chats(tokenizer, [[user("<think>"), assistant("d")]], control_text="refuse")
+    assert refused.detail.startswith("'<think>' in content of message 0 (user), at 0")
+    jamba = tokenizer_for(stock_template("ai21labs-AI21-Jamba-Reasoning-3B"))
+    messages = [user("a"), assistant("<think>\nwhy\n</think>\n\nb")]
+    assert encode_chat(jamba, messages, control_text="text") == encode_chat(jamba, messages)
+
+
 def test_a_tokenizer_that_is_changed_is_copied_anew():
     tokenizer = chatml()
     row = [user("<|im_end|> <new>"), assistant("b")]

@@ -86,7 +86,7 @@ class ControlTextEncoder:
             if self._mode == "keep":
                 return plain._replace(control=control)
             if self._mode == "refuse":
-                return RefusedError("control_text", self._describe(tokens, text, given, control))
+                return RefusedError("control_text", tokens.describe_all(text, given, control))
             known = set(candidates)
             # Others may be none to the tokenizer (within a word), unless control text hides them.
             written = [
@@ -101,7 +101,9 @@ class ControlTextEncoder:
         except InexactError as error:
             if self._mode == "keep":
                 return plain._replace(control=tokens.find_traced(text, control))
-            where = self._describe(tokens, text, given, tokens.find_traced(text, control) or control)
+            told = control is not candidates
+            describe = tokens.describe_all if told else tokens.describe_candidates
+            where = describe(text, given, control)
             return RefusedError("control_text", f"{where}: it can't be encoded as text exactly: {error}")
 
     def _select_tokens(self, template: SelectedTemplate) -> ControlTokens:
@@ -133,10 +135,6 @@ class ControlTextEncoder:
                     at = text.index(piece, start)
                     found.append(ControlText(token.content, at, at + len(piece)))
         return found
-
-    def _describe(self, tokens: ControlTokens, text: str, given: TemplateInput, found: Sequence[ControlText]) -> str:
-        further = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        return tokens.describe(text, given, found[0]) + further
 
     def _encode_as_text(
         self, text: str, tokens: ControlTokens, written: Sequence[ControlText]

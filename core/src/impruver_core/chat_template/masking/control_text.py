@@ -32,6 +32,7 @@ from impruver_core.errors import RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 NO_ROLE = re.compile(r"[^\w .:/-]")  # in a role it may complete a header that the template begins
+ESCAPED = "<>&\"'"  # by the filter `escape`
 SHARED = 16  # characters that tokens may begin with alike and are written once in a pattern
 SEARCHES = ("split", "rsplit", "partition", "rpartition", "find", "replace")
 
@@ -144,6 +145,8 @@ class ControlTokens:
         present = {token for token in rendered if any(token in string for string in data)}
         try:
             second = str.__str__(_replace_tokens(given, present, tags).render())
+            if len(second) != len(plain):  # what a template escapes is as long only with the same marks
+                second = str.__str__(_replace_tokens(given, present, tags, ESCAPED).render())
         except RefusedError as error:
             raise InexactError(f"the template reads it ({error.detail})") from None
         if len(second) != len(plain):
@@ -179,11 +182,31 @@ class ControlTokens:
                 where = f"{source.path} of message {source.message} ({given.messages[source.message]['role']})"
                 across = "" if start <= control.start and control.stop <= end else ", with text of the template"
                 return f"{control.token!r} in {where}, at {max(0, at)}{across}"
-        for where, value in given.iterate_data():
-            for string in _iterate_strings(value):
-                if (at := string.find(control.token)) >= 0:
-                    return f"{control.token!r} in {where}, at {at}"
-        return f"{control.token!r} in a role or argument, with text of the template"
+        in_data = self._list_in_data(given, {control.token})
+        return in_data[0] if in_data else f"{control.token!r} in a role or argument, with text of the template"
+
+    def describe_all(self, text: str, given: TemplateInput, control: Sequence[ControlText]) -> str:
+        """The first token, as `describe` does, and how many more there are."""
+        return self.describe(text, given, control[0]) + _count_further(control)
+
+    def describe_candidates(self, text: str, given: TemplateInput, candidates: Sequence[ControlText]) -> str:
+        """The same where it can't be told which of the tokens in a rendering came from the data."""
+        tags = find_parsed_tags(given.template, self.tokens)
+        traced = [each for each in self.find_traced(text, candidates) if each.token not in tags]
+        if traced:
+            return self.describe_all(text, given, traced)
+        in_data = self._list_in_data(given, self.tokens)
+        return in_data[0] + _count_further(in_data) if in_data else self.describe_all(text, given, candidates)
+
+    def _list_in_data(self, given: TemplateInput, tokens: Collection[str]) -> list[str]:
+        """The places of tokens in the data, whether or not the template writes these."""
+        pattern = _compile_tokens(tokens)
+        return [
+            f"{match[0]!r} in {where}, at {match.start()}"
+            for where, value in given.iterate_data()
+            for string in _iterate_strings(value)
+            for match in pattern.finditer(string)
+        ]
 
 
 def select_control_tokens(
@@ -200,14 +223,16 @@ def select_control_tokens(
 
 
 def find_turn_tokens(template: SelectedTemplate, tokens: Collection[str]) -> frozenset[str]:
-    """Those of `tokens` with which the template opens or ends turns."""
+    """Those of `tokens` with which the template opens or ends turns: no pair of tags that stands around reasoning."""
     fmt = template.format
+    around = _find_reasoning_tags(template, tokens)
+    reasoning = {tag for tag in around if f"{tag[:1]}/{tag[1:]}" in around or tag.replace("/", "", 1) in around - {tag}}
     boundaries = [each for role in ("user", "system") for each in fmt.boundaries.get(role, ())]
     literals = [*fmt.stops, *(boundary.tail for boundary in boundaries), _probe_literals(template).header]
     prompts = [text.lstrip() for each in boundaries for text in (each.prompt, each.header)]
     return frozenset(
         token
-        for token in tokens
+        for token in set(tokens) - reasoning
         if any(token in literal for literal in literals) or any(text.startswith(token) for text in prompts)
     )
 
@@ -269,6 +294,10 @@ def _list_searched(template: str) -> frozenset[str]:
     return frozenset(text.strip() for text in texts if isinstance(text, str))
 
 
+def _count_further(found: Sequence) -> str:
+    return f", and {len(found) - 1} more" if len(found) > 1 else ""
+
+
 def _compile_tokens(tokens: Collection[str]) -> re.Pattern:
     """A pattern of the texts, of several that begin at one place the longest; of none, one that is nowhere."""
     return re.compile(_format_branches(set(tokens), SHARED) if tokens else "(?!)")
@@ -305,12 +334,20 @@ def _may_hold_tags(message: dict, path: str) -> bool:
     return message["role"] in TRAINED_ROLES and path.partition(".")[0] in ("content", *REASONING_FIELDS)
 
 
-def _replace_tokens(given: TemplateInput, tokens: Collection[str], tags: Collection[str]) -> TemplateInput:
-    """The same with each text of a token in its data, but for an answer's tags, replaced by as many letters."""
+def _replace_tokens(
+    given: TemplateInput, tokens: Collection[str], tags: Collection[str], kept: str = ""
+) -> TemplateInput:
+    """The same with each text of a token in its data, but for an answer's tags, replaced by as many letters.
+
+    The characters `kept` of a token stay.
+    """
+
+    def write_letters(match: re.Match) -> str:
+        return "".join(each if each in kept else "y" if each == "x" else "x" for each in match[0])
 
     def replace(value: Any, pattern: re.Pattern) -> Any:
         if isinstance(value, str):
-            return pattern.sub(_write_letters, str.__str__(value))
+            return pattern.sub(write_letters, str.__str__(value))
         if isinstance(value, dict):
             return {replace(key, pattern): replace(item, pattern) for key, item in value.items()}
         return [replace(item, pattern) for item in value] if isinstance(value, (list, tuple)) else value
@@ -330,8 +367,3 @@ def _replace_tokens(given: TemplateInput, tokens: Collection[str], tags: Collect
         for name, value in (given.kwargs or {}).items()
     }
     return given._replace(messages=messages, tools=replace(given.tools, every), kwargs=kwargs)
-
-
-def _write_letters(match: re.Match) -> str:
-    """As many letters, each another one than stood there."""
-    return "".join("y" if character == "x" else "x" for character in match[0])

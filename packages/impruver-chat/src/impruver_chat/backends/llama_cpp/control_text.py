@@ -63,7 +63,7 @@ def encode_rendering(
             raise RefusedError("control_text", tokens.describe(text, given, quoted[0]))
         return _encode_pieces(vocab, text, tokens.find_written(text, marks), added, tokens.tokens, ids)
     except InexactError as error:
-        where = tokens.describe(text, given, [*tokens.find_traced(text, found), *found][0])
+        where = tokens.describe_candidates(text, given, found)
         raise RefusedError("control_text", f"{where}: it can't be encoded as text exactly: {error}") from None
 
 
