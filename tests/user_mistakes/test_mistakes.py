@@ -39,6 +39,13 @@ class Mistake(NamedTuple):
 
 
 MISTAKES = {
+    # A system prompt beside the list of rows: none of them would have it.
+    "a system prompt beside the rows of a document": Mistake(
+        COMPOSE,
+        ["data.json has system beside its list data: put them into each row"],
+        "datasets:\n  - name: data.json",
+        {"data.json": f'{{"system": "Be brief.", "data": [{ROW}]}}'},
+    ),
     # A key that stands twice in a call's arguments: JSON would keep the last of them without a word.
     "arguments with a key twice": Mistake(
         COMPOSE,

@@ -88,6 +88,17 @@ def test_files_whose_columns_stand_in_another_order(load):
     assert load("d", split="train[1:]") == [{"q": "y", "a": "2"}]
 
 
+def test_splits_of_other_columns(load, load_error):
+    load("d/train.csv", "q,a\nx,1\n")
+    load("d/test.csv", "question,a\ny,2\n")
+    told = load_error("d", split="train+test")
+    assert "datasets.0.split: other columns in train and test: " in told
+    assert all(part in told for part in ("train.csv has q, a; ", "test.csv has question, a: make each a data set"))
+    assert load("d", split="test") == [{"question": "y", "a": "2"}]
+    load("d/test.csv", "a,q\n2,y\n")
+    assert load("d", split="train+test") == [{"q": "x", "a": "1"}, {"q": "y", "a": "2"}]
+
+
 def test_what_csv_writers_write_is_read_as_pandas_reads_it(load):
     """All cells in quotes: the dialect is sure, whatever stands in them."""
     import pandas

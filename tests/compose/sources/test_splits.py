@@ -76,6 +76,24 @@ def test_a_folder_gives_the_split_that_is_asked_for(layout, plant, load, load_er
     assert all(split in message for split in splits)
 
 
+def test_texts_about_data_beside_it(plant, load, tmp_path, capsys):
+    def add(*names):
+        for name in names:
+            (tmp_path / "d" / name).write_text("about\nit\n")
+
+    plant("d", {"a.jsonl": 1})
+    add("LICENSE.txt", "readme.txt", "requirements-gpu.txt", "~$a.csv", ".~lock.a.csv#")
+    assert [row["text"] for row in load("d")] == ["a.jsonl 0"]
+    note = "./d: not data, and left out: LICENSE.txt, readme.txt, requirements-gpu.txt (to train"
+    assert note in capsys.readouterr().err
+    (tmp_path / "d/a.jsonl").unlink()
+    assert len(load("d")) == 6  # there is nothing else
+    add("book.txt", "licensed.txt")
+    assert len(load("d")) == 4
+    assert len(load("d/LICENSE.txt")) == 2
+    assert len(load("d/*.txt")) == 10
+
+
 def test_parts_and_sums_of_splits(plant, load):
     plant("d", {"data/train-00000-of-00001.parquet": 4, "data/test-00000-of-00001.parquet": 2})
     plant("l", {"train.jsonl": 4, "test.jsonl": 2})
@@ -148,7 +166,32 @@ def test_configs_of_a_readme(plant, load, load_error, tmp_path):
     assert "d has several configs: set subset to one of en, de" in load_error("d")
 
 
-@pytest.mark.parametrize("configs", ["3", "[{data_files: x}]", "[{config_name: a, data_files: {split: 3}}]", "[\n"])
+ONE_CONFIG = "configs:\n- config_name: x\n  data_files: b.jsonl\n"
+
+
+@pytest.mark.parametrize("broken", ["title: a: b\n", "tags: [\n", "license: mit\nlicense: mit\n", "summary: 'x\n"])
+def test_a_front_matter_that_is_broken_elsewhere(broken, plant, load, capsys):
+    files = {"a.jsonl": 1, "b.jsonl": 1}
+    for readme, count in ((broken + ONE_CONFIG, 1), (ONE_CONFIG + broken, 1), (broken + "about: configs\n", 2)):
+        plant("d", files, f"---\n{readme}---\n")
+        assert len(load("d")) == count
+        err = capsys.readouterr().err
+        assert (
+            "d/README.md is no YAML, and " + ("of it only configs is read" if count == 1 else "it is left out") in err
+        )
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        "3",
+        "[{data_files: x}]",
+        "[{config_name: a, data_files: {split: 3}}]",
+        "[\n",
+        f"[]\n{ONE_CONFIG}",
+        "[]\n x: y: z",
+    ],
+)
 def test_configs_that_can_not_be_read(configs, plant, load_error):
     plant("d", {"a.jsonl": 1}, f"---\nconfigs: {configs}\n---\n")
     assert "d/README.md" in load_error("d")
@@ -175,6 +218,11 @@ def test_what_save_to_disk_wrote(load, load_error, tmp_path):
     assert "./dict has no split validation; save_to_disk wrote train, test" in load_error("dict", split="validation")
     for name, split in (("one", "test"), ("dict/test", "train"), ("dict/train", "test")):
         assert f"./{name} has no split {split}" in load_error(name, split=split)
+    for folder, told in (("two/a", "holds a data set "), ("two/in/b", "holds 2 data sets ")):
+        table.save_to_disk(tmp_path / folder)
+        assert f"./two {told}that save_to_disk wrote (a" in load_error("two")
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path / "two/c")
+    assert "./two holds 3 data sets that save_to_disk wrote (a, c, in/b): name each folder" in load_error("two")
     (tmp_path / "dict/train/data-00000-of-00001.arrow").unlink()
     assert "what save_to_disk wrote is incomplete" in load_error("dict")
     (tmp_path / "one/state.json").write_text(

@@ -80,9 +80,9 @@ def _find_member(path: str | Path, archive: ZipFile) -> ZipInfo:
 
 
 def is_hidden(name: str) -> bool:
-    """True for what systems and editors leave beside files: `._a.jsonl`, `.ipynb_checkpoints/…`, `__MACOSX/…`."""
+    """True for what systems and editors leave beside files: `._a.jsonl`, `~$a.csv`, `__MACOSX/…`, `.git/…`."""
     *folders, last = name.split("/")
-    return last.startswith(".") or any(folder.startswith((".", "__")) for folder in folders)
+    return last.startswith((".", "~$")) or any(folder.startswith((".", "__")) for folder in folders)
 
 
 def build_read_error(where: str, error: Exception) -> Exception:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from impruver_core.cli.console import warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.compression import (
     BLOCK,
@@ -35,6 +36,11 @@ KINDS = {
 KNOWN = f"known: {', '.join(suffix for known in KINDS.values() for suffix in known)}, also with {', '.join(COMPRESSED)}"
 ABOUT_DATA = (  # what `datasets` leaves out, too: it says something of the rows beside it
     *("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "dummy_data.zip"),
+)
+COMPANIONS = re.compile(  # texts that stand beside data and are about it
+    r"((licen[cs]es?|copying|readme|requirements)([-_. ][\w.-]+)?"
+    r"|copyright|notices?|changelog|changes|authors|contributors|contributing|citation|credits)\.txt",
+    re.IGNORECASE,
 )
 PARQUET_ROWS = 32  # read at once, to count their bytes
 
@@ -73,6 +79,15 @@ def list_data_files(path: Path) -> dict[str, Path]:
         for name, file in sorted(files.items())
         if (hidden or not is_hidden(name)) and file.name not in ABOUT_DATA and _is_data(file)
     }
+
+
+def leave_out_companions(files: Mapping[str, Path], name: str) -> dict[str, Path]:
+    """The files of a folder without texts about it (LICENSE.txt), which a note names; those alone are its data."""
+    about = [each for each in files if COMPANIONS.fullmatch(PurePosixPath(each).name)]
+    if not about or len(about) == len(files):
+        return dict(files)
+    log_info(f"note: {name}: not data, and left out: {', '.join(about)} (to train on one, name that file)")
+    return {each: file for each, file in files.items() if each not in about}
 
 
 def _is_data(file: Path) -> bool:

@@ -148,9 +148,25 @@ def _load_files(splits: Sequence[SplitFiles], kind: str, split: str, where: str)
             check_unpacked_size(file)
         tables = [load(each, kind, where) for each in splits]
         columns = tables[0].column_names
+        _check_same_columns(splits, tables, where)
     names = [each.name for each in splits]
     table = select_slices(dict(zip(names, tables, strict=True)), split, where)
     return RowTable(table, tuple(columns), json_lines=kind == "json")
+
+
+def _check_same_columns(splits: Sequence[SplitFiles], tables: Sequence[Dataset], where: str) -> None:
+    """ImpruverError for splits whose rows would lack columns beside each other."""
+    (first, table), *others = zip(splits, tables, strict=True)
+    for split, other in others:
+        if set(other.column_names) != set(table.column_names):
+            one, two = (
+                f"{next(iter(each.files))} has {', '.join(own.column_names)}"
+                for each, own in ((first, table), (split, other))
+            )
+            raise ImpruverError(
+                f"{where}.split: other columns in {first.name} and {split.name}: {one}; {two}: "
+                "make each a data set of its own"
+            )
 
 
 def _load_json_lines(split: SplitFiles, where: str) -> tuple[list[str], Dataset]:

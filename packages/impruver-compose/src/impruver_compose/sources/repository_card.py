@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.yaml_document import Document, parse_text
 
@@ -13,6 +15,7 @@ from impruver_compose.sources.split_names import match_names
 
 LARGEST_CARD = 4 << 20  # bytes
 MOST_FOLDERS = 3  # times `**` in a pattern: more could take for ever
+CONFIGS_BLOCK = re.compile(r"^[\"']?configs[\"']?[ \t]*:.*(?:\n(?:[ \t#-].*)?)*", re.MULTILINE)
 FORM = "configs is a list of config_name with data_files (a path, paths, or a list of split and path) or data_dir"
 
 
@@ -36,10 +39,17 @@ class RepositoryConfig(NamedTuple):
 def read_configs(path: Path, where: str) -> list[RepositoryConfig]:
     """Reads the configs of a README.md, [] if there are none; ImpruverError for some that can't be understood."""
     text = _read_front_matter(path)
-    if "configs:" not in text:
+    if "configs" not in text:
         return []
-    document = Document(str(path))
-    parse_text(text, document, place=lambda line: f"{path}:{line + 1}")
+    document = _parse_front_matter(text, path)
+    blocks = list(CONFIGS_BLOCK.finditer(text))
+    if document.faults and len(blocks) < 2 and not text.lstrip().startswith("{"):  # what is wrong may stand elsewhere
+        lines_before = text.count("\n", 0, blocks[0].start()) if blocks else 0
+        alone = _parse_front_matter("\n" * lines_before + blocks[0][0] if blocks else "", path)
+        if not alone.faults:
+            what = "of it only configs is read" if blocks else "it is left out"
+            log_info(f"note: the front matter of {path} is no YAML, and {what} ({document.faults[0]})")
+            document = alone
     if document.faults:
         raise ImpruverError(f"{where}: {document.faults[0]}")
     configs = document.data.get("configs") if isinstance(document.data, dict) else None
@@ -47,6 +57,12 @@ def read_configs(path: Path, where: str) -> list[RepositoryConfig]:
         return [_parse_config(config) for config in configs or []]
     except (ValueError, TypeError, KeyError):
         raise ImpruverError(f"{where}: {path}: its configs can't be read; {FORM}") from None
+
+
+def _parse_front_matter(text: str, path: Path) -> Document:
+    document = Document(str(path))
+    parse_text(text, document, place=lambda line: f"{path}:{line + 1}")
+    return document
 
 
 def _read_front_matter(path: Path) -> str:

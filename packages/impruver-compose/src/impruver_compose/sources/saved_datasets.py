@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
@@ -27,6 +28,18 @@ def list_saved_splits(folder: Path) -> dict[str, list[Path]] | None:
         split = folder.name
     names = re.findall(r"[\w.-]+", re.sub(r"\[.*?\]", "", split)) if isinstance(split, str) else []
     return {"+".join(names) or "train": _list_arrow_files(folder)}
+
+
+def find_saved_folders(files: Mapping[str, Path]) -> list[str]:
+    """Finds the folders of saved data sets, dicts as one, among files by their names below another folder."""
+    found = {}
+    for name, file in files.items():
+        folder = file.parent
+        if file.name == STATE and "/" in name and (folder / INFO).is_file():
+            inside = PurePosixPath(name).parent
+            in_dict = (folder.parent / DICT).is_file() and len(inside.parts) > 1
+            found[str(inside.parent if in_dict else inside)] = None
+    return list(found)
 
 
 def _list_arrow_files(folder: Path) -> list[Path]:

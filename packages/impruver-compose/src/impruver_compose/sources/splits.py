@@ -11,9 +11,9 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.sections import DatasetSection
-from impruver_compose.sources.files import list_data_files
+from impruver_compose.sources.files import leave_out_companions, list_data_files
 from impruver_compose.sources.repository_card import find_config, read_configs
-from impruver_compose.sources.saved_datasets import list_saved_splits
+from impruver_compose.sources.saved_datasets import find_saved_folders, list_saved_splits
 from impruver_compose.sources.split_names import check_distinct_splits, find_named_splits, find_synonym
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ def _find_folder_splits(path: Path, section: DatasetSection, where: str) -> _Spl
         if config.patterns is not None:
             return _Splits(config.match_files(files), f"config {config.name} of its README.md has")
         return _find_named_or_all(_get_below(files, config.folder), section.name, where)
+    saved = find_saved_folders(files)
+    if saved:
+        what = f"{len(saved)} data sets" if len(saved) > 1 else "a data set"
+        raise ImpruverError(
+            f"{where}: {section.name} holds {what} that save_to_disk wrote ({', '.join(saved)}): name each folder"
+        )
     if section.subset is not None:
         inside = _get_below(files, section.subset)
         if not inside:
@@ -121,6 +127,7 @@ def _get_below(files: Mapping[str, Path], folder: str) -> dict[str, Path]:
 
 def _find_named_or_all(files: Mapping[str, Path], name: str, where: str) -> _Splits:
     """The splits that the names of files tell; all are `train` where they tell none."""
+    files = leave_out_companions(files, name)
     named = find_named_splits(files)
     if not named:
         return _Splits({ANY_SPLIT: list(files.values())}, UNNAMED)
