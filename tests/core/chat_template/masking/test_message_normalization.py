@@ -117,3 +117,37 @@ def test_flags_in_other_names_are_refused(key, value):
 def test_keys_that_only_sound_like_flags_are_none(fields):
     message = {"role": "assistant", "content": "a", **fields}
     assert normalize_messages(said(message), TemplateFormat(SpecialTokens([])))[1] == message
+
+
+def text_part(text: str, **more) -> dict:
+    return {"type": "text", "text": text, **more}
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (text_part("bad", weight=0), "a part of message 1 has weight: flags of training belong to the message"),
+        (text_part("bad", train=False), "a part of message 1 has train"),
+        ({"text": "bad", "excludeFromLoss": True}, "a part of message 1 has excludeFromLoss"),
+        (text_part("look", image="x.png"), "message 1 has a part of kind image: only text"),
+        (text_part("look", image_url={"url": "x"}), "message 1 has a part of kind image_url: only text"),
+        ({"type": "input_audio", "data": "x"}, "message 1 has a part of kind input_audio: only text"),
+        ({"type": "inputFile", "id": "x"}, "message 1 has a part of kind inputfile: only text"),
+        ({"type": "profile", "profile": "x"}, "message 1 has a part of kind profile, which this template does not"),
+        ({"type": "tool_use", "input": {}}, "message 1 has a part of kind tool_use, which this template does not"),
+        ({"type": "thinking", "thinking": "x"}, "a part of kind thinking, which this template does not take"),
+    ],
+)
+def test_parts_that_are_not_only_text_are_refused(part, told):
+    with pytest.raises(RefusedError, match=told) as caught:
+        normalize_messages(said({"role": "assistant", "content": [part]}), TemplateFormat(SpecialTokens([])))
+    assert caught.value.reason == "bad_row"
+
+
+def test_text_parts_in_other_names_are_text():
+    kinds = ({"type": "input_text"}, {"type": "output_text", "annotations": []}, {"cache_control": {"type": "short"}})
+    content = [{"text": text, **kind} for text, kind in zip("abc", kinds, strict=True)]
+    for takes, expected in ((False, "abc"), (True, ["text", "text", None])):
+        fmt = TemplateFormat(SpecialTokens([]), probe_parts=lambda role, count, takes=takes: takes)
+        prepared = normalize_messages(said({"role": "assistant", "content": content}), fmt)[1]["content"]
+        assert prepared == expected or [part.get("type") for part in prepared] == expected

@@ -93,13 +93,22 @@ def _build_call(fmt: TemplateFormat, times: int = 1) -> dict:
     return build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
 
 
-def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str) -> bool:
-    """Whether a message of this role may have a list of text parts as its content."""
+def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str, count: int) -> bool:
+    """Whether a message of this role may have a list of one text part or several (`count` 2) as its content."""
     history, message = {"user": ((), USER), "system": ((), SYSTEM), "assistant": ((USER,), ANSWER)}.get(
         role, ((USER, _build_call(fmt)), {**build_tool_result(fmt.ids_hold_names), "role": role})
     )
-    rendering = probe(*history, {**message, "content": [{"type": "text", "text": message["content"]}]})
-    return rendering is not None and PRINTED_PART.search(rendering.text) is None
+    text = message["content"]
+    border = text.rindex(" ") if count > 1 else len(text)
+    texts = [piece for piece in (text[:border], text[border:]) if piece]
+    rendering = probe(*history, {**message, "content": [{"type": "text", "text": piece} for piece in texts]})
+    if rendering is None or PRINTED_PART.search(rendering.text):
+        return False
+    start, end = rendering.spans[-1]
+    if any(piece.strip() not in rendering.text[start:end] for piece in texts):
+        return False
+    joined = probe(*history, message)  # one that is refused where it stands first is taken behind another alone
+    return joined is None or joined.opened or not rendering.opened
 
 
 def _find_turn_boundaries(probe: TemplateProber, fmt: TemplateFormat) -> None:

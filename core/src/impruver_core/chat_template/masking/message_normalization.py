@@ -10,7 +10,7 @@ from typing import Any
 
 from impruver_core.chat_template.analysis.prober import build_call_id
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
-from impruver_core.chat_template.masking.media import check_no_media
+from impruver_core.chat_template.masking.media import TEXT_KINDS, check_parts, get_kind
 from impruver_core.chat_template.masking.tool_calls import Call, get_function, normalize_call, parse_calls
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, check_other_flags, read_train_flag
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
@@ -39,7 +39,7 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
         if message["role"] == "developer" and not fmt.renders_developer:
             message["role"] = "system"
         if isinstance(message["content"], list):
-            message["content"] = _join_text_parts(message, fmt)
+            message["content"] = _normalize_parts(message, number, fmt)
         if calls := message.pop("tool_calls", None):
             message["tool_calls"] = [normalize_call(call, number, fmt.arguments_as_text) for call in calls]
     return prepared
@@ -61,19 +61,34 @@ def _check_message(message: dict, number: int) -> dict:
         raise RefusedError("bad_row", f"tool_calls of message {number} is not a list")
     read_train_flag(message, number)
     check_other_flags(message, number, MESSAGE_KEYS)
-    check_no_media(message, number)
+    check_parts(message, number)
     fields = {key: value for key, value in message.items() if value is not None and key not in TRAIN_FLAGS}
     return fields | {"content": "" if content is None else content}
 
 
-def _join_text_parts(message: dict, fmt: TemplateFormat) -> str | list:
-    """The text that a content of text parts makes up; the list itself where the template takes it, or it has others."""
-    content = message["content"]
-    is_text = (isinstance(part, dict) and part.get("type", "text") == "text" for part in content)
-    texts = [part.get("text") if known else part for part, known in zip(content, is_text, strict=True)]
-    if not all(isinstance(text, str) for text in texts):
-        return content
-    return content if content and fmt.probe_parts(message["role"]) else "".join(texts)
+def _normalize_parts(message: dict, number: int, fmt: TemplateFormat) -> str | list:
+    """The text that the parts of a content make up; a list of them where the template takes it.
+
+    RefusedError("bad_row") for a part of another kind where it takes none.
+    """
+    content, role = message["content"], message["role"]
+    text = _join_text_parts(content)
+    if text is None:
+        if fmt.probe_parts(role, 1):
+            return content
+        kind = next((kind for kind in map(get_kind, content) if kind not in TEXT_KINDS), "text, without text")
+        raise RefusedError("bad_row", f"message {number} has a part of kind {kind}, which this template does not take")
+    if not content or not fmt.probe_parts(role, min(len(content), 2)):
+        return text
+    known = (isinstance(part, dict) and part.get("type", "text") != "text" for part in content)
+    return [{**part, "type": "text"} if other else part for part, other in zip(content, known, strict=True)]
+
+
+def _join_text_parts(content: Sequence[Any]) -> str | None:
+    """The text of a content whose parts are all text, else None."""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content if get_kind(part) in TEXT_KINDS]
+    are_text = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if are_text else None
 
 
 def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[dict]:
@@ -89,7 +104,7 @@ def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[di
         role, form = message["role"], message.pop("function_call", None)
         if role == "function_call" and not as_roles:
             content = message["content"]
-            calls = parse_calls(_join_text_parts(message, fmt) if isinstance(content, list) else content, number)
+            calls = parse_calls(_join_text_parts(content) if isinstance(content, list) else content, number)
             message = {**message, "role": "assistant", "content": ""}
         elif form and message.get("tool_calls"):
             raise RefusedError("bad_row", f"message {number} has both tool_calls and function_call")
