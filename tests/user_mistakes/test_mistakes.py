@@ -172,6 +172,14 @@ MISTAKES = {
         ["no usable rows are left of 1", "bad_row", "images: only text can be trained on", "mapping: {images: _}"],
         files={"data.jsonl": '{"prompt": "Colour?", "completion": "Red.", "images": ["a.png"]}\n'},
     ),
+    "arguments of a call under another name": Mistake(
+        COMPOSE,
+        ["no usable rows are left of 1", "bad_row", "the call f of message 1 has args, which is not read"],
+        files={
+            "data.jsonl": '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": '
+            '[{"function": {"name": "f", "args": {"city": "Paris"}}}]}]}\n'
+        },
+    ),
     # hiyouga/LlamaFactory 6878, 6924: KeyError 'user', KeyError 'from'
     "roles that nobody learns": Mistake(
         COMPOSE,

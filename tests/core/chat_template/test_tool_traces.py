@@ -111,26 +111,34 @@ def _check(name, shape, tokenizer, messages, row, plain):
             start = run[: min(run.find(word) for word in own)]
             assert start == plain.setdefault("start", start), (name, shape, run)
     if shape == "text":
-        _check_start(name, tokenizer, messages, text, runs[0])
+        places = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        for place, run in zip(places, runs, strict=True):
+            _check_start(name, tokenizer, messages[:place], text, run)
 
 
-def _check_start(name, tokenizer, messages, text, run):
-    """The call's run begins where the text behind the question leaves the prompt, but in no special token."""
-    prompt = _render_template(tokenizer, messages[:1], add_generation_prompt=True)
-    behind, prompted = (each[each.rindex("zquestion") :] for each in (text, prompt))
+def _check_start(name, tokenizer, before, text, run):
+    """A run begins where the text behind question or result leaves the prompt there, but in no special token."""
+    word = before[-1]["content"]
+    prompts = [each for each in _render(tokenizer, before, add_generation_prompt=True) if word in each]
+    prompt = next((each for each in prompts if text.startswith(each[: each.rindex(word)])), "".join(prompts[:1]))
+    if word not in prompt:  # the template refuses a prompt there
+        assert name in WITHOUT_PROMPTS, name
+        return
+    behind, prompted = (each[each.rindex(word) :] for each in (text, prompt))
     shared = next((i for i, (a, b) in enumerate(zip(behind, prompted, strict=False)) if a != b), len(prompted))
     for token in sorted(tokenizer.get_added_vocab(), key=len):
         for each in (behind, prompted):
             start = each.find(token, max(0, shared - len(token) + 1), shared + len(token) - 1)
             shared = start if 0 <= start < shared < start + len(token) else shared
-    assert behind[shared:].startswith(run) or name in UNLIKE_THEIR_PROMPT, (name, behind, prompted, run)
+    unlike = name in UNLIKE_THEIR_PROMPT or (name in UNLIKE_BEHIND_RESULTS and before[-1]["role"] == "tool")
+    assert behind[shared:].startswith(run) or unlike, (name, behind, prompted, run)
 
 
-def _render(tokenizer, messages):
+def _render(tokenizer, messages, **options):
     """The texts of a trace with arguments as objects and as JSON text; without those that the template refuses."""
     for as_text in (False, True):
         with suppress(RefusedError):
-            yield _render_template(tokenizer, _fill(messages, as_text))
+            yield _render_template(tokenizer, _fill(messages, as_text), **options)
 
 
 def _render_template(tokenizer, messages, **options):
@@ -241,3 +249,6 @@ UNLIKE_THEIR_PROMPT = (
     "Motif-Technologies-Motif-2-12.7B-Reasoning",
     "SvalTek-Q3-CharThink-9B-temp",
 )
+# Behind results alone: a blank more, a closing tag that moves to the end of the text.
+UNLIKE_BEHIND_RESULTS = ("NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "tencent-Hy-Embodied-RxBrain-1.0")
+WITHOUT_PROMPTS = ("dphn-Dolphin-Mistral-24B-Venice-Edition",)

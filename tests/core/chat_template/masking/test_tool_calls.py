@@ -240,6 +240,29 @@ def test_text_parts_are_joined_where_the_template_wants_text():
 
 
 @pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        *(
+            (name, "system user assistant")
+            for name in ("mistralai-Mistral-Small-3.1-24B-Instruct-2503", "OpenGVLab-InternVL3-1B")
+        ),
+        *((name, "system") for name in ("google-gemma-4-31B-it", "LGAI-EXAONE-EXAONE-4.5-33B")),
+    ],
+)
+def test_no_text_part_is_lost(name, roles):
+    """Some take one part and drop the second, or refuse those of a system's message."""
+    tokenizer = tokenizer_for(stock_template(name))
+    plain = [system("Be brief."), user("one two"), assistant("three four")]
+    expected = encode_chat(tokenizer, plain)
+    for message in (message for message in plain if message["role"] in roles):
+        first, second = message["content"].split()
+        for texts in ([first, f" {second}"], [message["content"]]):
+            content = [{"type": "text", "text": text} for text in texts]
+            row = encode_chat(tokenizer, [{**each, "content": content} if each is message else each for each in plain])
+            assert row == expected, (message, texts)
+
+
+@pytest.mark.parametrize(
     ("template", "role"),
     [
         (CHATML, "system"),  # it passes any role through, and knows none of them
@@ -283,3 +306,10 @@ def test_an_answer_that_a_template_writes_behind_a_call_is_not_learned():
         row = encode_chat(tokenizer, messages, add_eos=False)
         assert row.input_ids == tokenizer.apply_chat_template(messages, return_dict=False)
         assert target_runs(tokenizer, row)[0].endswith("<｜tool▁calls▁end｜><｜end▁of▁sentence｜>")
+
+
+@pytest.mark.parametrize("name", ["deepseek-ai-DeepSeek-V3.2", "unsloth-functiongemma-270m-it"])
+def test_a_blank_result_that_the_template_drops_is_named(name):
+    with pytest.raises(RefusedError, match=r"no trace of the blank message 2 \(tool\)") as caught:
+        encode_chat(tokenizer_for(stock_template(name)), trace({"key": "v"}, results=("",)))
+    assert caught.value.reason == "mask_refused"

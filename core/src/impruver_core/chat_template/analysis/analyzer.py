@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from itertools import product
 
@@ -92,13 +93,22 @@ def _build_call(fmt: TemplateFormat, times: int = 1) -> dict:
     return build_tool_call(fmt.arguments_as_text, times, fmt.ids_hold_names)
 
 
-def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str) -> bool:
-    """Whether a message of this role may have a list of text parts as its content."""
+def _takes_parts(probe: TemplateProber, fmt: TemplateFormat, role: str, count: int) -> bool:
+    """Whether a message of this role may have a list of one text part or several (`count` 2) as its content."""
     history, message = {"user": ((), USER), "system": ((), SYSTEM), "assistant": ((USER,), ANSWER)}.get(
         role, ((USER, _build_call(fmt)), {**build_tool_result(fmt.ids_hold_names), "role": role})
     )
-    rendering = probe(*history, {**message, "content": [{"type": "text", "text": message["content"]}]})
-    return rendering is not None and PRINTED_PART.search(rendering.text) is None
+    text = message["content"]
+    border = text.rindex(" ") if count > 1 else len(text)
+    texts = [piece for piece in (text[:border], text[border:]) if piece]
+    rendering = probe(*history, {**message, "content": [{"type": "text", "text": piece} for piece in texts]})
+    if rendering is None or PRINTED_PART.search(rendering.text):
+        return False
+    start, end = rendering.spans[-1]
+    if any(piece.strip() not in rendering.text[start:end] for piece in texts):
+        return False
+    joined = probe(*history, message)  # one that is refused where it stands first is taken behind another alone
+    return joined is None or joined.opened or not rendering.opened
 
 
 def _find_turn_boundaries(probe: TemplateProber, fmt: TemplateFormat) -> None:
@@ -113,22 +123,29 @@ def _find_turn_boundaries(probe: TemplateProber, fmt: TemplateFormat) -> None:
     }
     answers = [ANSWER, THOUGHT, *([tool_call] if fmt.renders_calls else [])]
     for role, conversations in histories.items():
-        boundaries = [_find_boundary(probe, history, answers) for history in conversations]
-        fmt.boundaries[role] = list(dict.fromkeys(filter(None, boundaries)))
+        boundaries = [each for history in conversations for each in _find_boundaries(probe, history, answers)]
+        if role == "tool" and any(boundary.prompt for boundary in fmt.boundaries["user"]):
+            # Without a prompt here, but elsewhere, the model itself writes a header that follows results.
+            boundaries = [replace(boundary, header="") if not boundary.prompt else boundary for boundary in boundaries]
+        fmt.boundaries[role] = list(dict.fromkeys(boundaries))
     closed, open_ = probe(USER), probe(USER, prompt=True)
     if closed and open_:
         fmt.trailing.append(closed.text[: closed.spans[0][0]])
         fmt.trailing += [closed.text[closed.spans[0][1] :]] if closed.text == open_.text else []
 
 
-def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dict]) -> TurnBoundary | None:
+def _find_boundaries(probe: TemplateProber, history: list[dict], answers: list[dict]) -> list[TurnBoundary]:
+    """What stands between a history and answers; several where answers and calls share unlike parts of a prompt.
+
+    DeepSeek-R1's results end in a token that an answer stands behind, and a call without it.
+    """
     closed, open_ = probe(*history), probe(*history, prompt=True)
     if closed is None or open_ is None or open_.spans[-1] != max(open_.spans):
-        return None
+        return []
     end, number = open_.spans[-1][1], len(history)
     border = max(end, probe.specials.compute_shared_length(closed.text, open_.text))
     tail, prompt = open_.text[end:border], open_.text[border:]
-    lengths, header, always = [], "", False
+    lengths, header, always, fuller = [], "", False, []
     for answer, *later in [[answer, *after] for answer in answers for after in ([], [AGAIN, LAST])]:
         rendering = probe(*history, answer, *later)
         if rendering is None:
@@ -136,6 +153,7 @@ def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dic
         start, first = rendering.spans[number - 1][1], rendering.spans[number][0]
         gap, rest = rendering.text[start:first], rendering.text[start:]
         if not prompt and not gap.startswith(tail):  # a prompt that is always there and differs from the answer's
+            fuller += [TurnBoundary(tail, "", "", header)] if lengths and "tool_calls" in answer else []
             tail = tail[: probe.specials.compute_shared_length(rest, tail)]
             always = tail not in _get_gap_before_user(probe)  # else it is no prompt, but an end or a header
         length = _find_shared_length(probe, gap, rest, tail, prompt)
@@ -144,8 +162,9 @@ def _find_boundary(probe: TemplateProber, history: list[dict], answers: list[dic
             if answer is ANSWER and not later and not prompt:
                 header = gap[len(tail) :]
     if not lengths:
-        return None
-    return TurnBoundary(tail, prompt, prompt[: min(lengths)], header if header.strip() and not always else "")
+        return []
+    header = header if header.strip() and not always else ""
+    return [*fuller, TurnBoundary(tail, prompt, prompt[: min(lengths)], header)]
 
 
 def _get_gap_before_user(probe: TemplateProber) -> str:

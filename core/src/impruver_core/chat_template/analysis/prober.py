@@ -52,10 +52,14 @@ def build_tool_schema() -> dict:
 
 @dataclass(frozen=True)
 class ProbeRendering:
-    """A rendered text; `spans[i]` is where the texts of message i stand in it."""
+    """A rendered text; `spans[i]` is where the texts of message i stand in it.
+
+    `opened`: a system message stands before them, as the template refuses or drops them without one.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    opened: bool = False
 
 
 class TemplateProber:
@@ -76,5 +80,6 @@ class TemplateProber:
             spans = find_message_spans(get_runs(text), len(text))
             numbers = range(len(opening), len(traced))
             if all(number in spans for number in numbers):
-                return ProbeRendering(str.__str__(text), [(spans[n].start, spans[n].end) for n in numbers])
+                found = [(spans[n].start, spans[n].end) for n in numbers]
+                return ProbeRendering(str.__str__(text), found, bool(opening))
         return None

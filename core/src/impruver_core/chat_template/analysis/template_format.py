@@ -101,7 +101,8 @@ class TemplateFormat:
     repeated: str = ""  # what stands within a turn, between reasoning and answer and between two calls
     renders_tools: bool = False
     renders_developer: bool = False
-    probe_parts: Callable[[str], bool] = lambda role: False  # whether it takes a list of text parts as content
+    # Whether a role's content may be a list of one text part, or of several (2).
+    probe_parts: Callable[[str, int], bool] = lambda role, count: False
     _last_endings: dict[tuple[str, str], LastEnding] = field(default_factory=dict)
 
     @property

@@ -61,19 +61,34 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
     for number, message in enumerate(messages):
         if message["role"] not in TRAINED_ROLES or number not in spans:
             continue
-        span = spans[number]
-        if span.mixed:
-            raise RefusedError("mask_refused", f"the template mixes the text of message {number} with another's")
-        start = _find_start(text, number, span, messages, fmt)
-        behind = messages[number + 1]["role"] if number + 1 < len(messages) else None
-        is_last, end, closed = _find_end(text, span, behind, fmt)
-        calls = span.path.startswith("tool_calls")
-        for literal in (text[start : span.start], text[span.end : end]):
-            _check_no_prose(number, literal, calls, fmt)
-        result.turns.append(TrainedTurn(number, (start, end), bool(text[span.end : end].strip())))
-        if is_last and not closed and number == len(messages) - 1:
-            result.open_end = True
+        try:
+            turn, is_open = _find_turn(text, number, spans[number], messages, fmt)
+        except RefusedError as error:
+            lost = (n for n in (number - 1, number + 1) if 0 <= n < len(messages) and n not in spans)
+            blank = next((n for n in lost if messages[n]["role"] != "system"), None)  # with text it is complete
+            if error.reason != "mask_refused" or blank is None:
+                raise
+            what = f"the template leaves no trace of the blank message {blank} ({messages[blank]['role']})"
+            raise RefusedError("mask_refused", f"{what} beside message {number}: give it text") from None
+        result.turns.append(turn)
+        result.open_end |= is_open
     return result
+
+
+def _find_turn(
+    text: str, number: int, span: MessageSpan, messages: Sequence[dict], fmt: TemplateFormat
+) -> tuple[TrainedTurn, bool]:
+    """The turn of message `number`, and whether the rendering ends in it without an end-of-turn token."""
+    if span.mixed:
+        raise RefusedError("mask_refused", f"the template mixes the text of message {number} with another's")
+    start = _find_start(text, number, span, messages, fmt)
+    behind = messages[number + 1]["role"] if number + 1 < len(messages) else None
+    is_last, end, closed = _find_end(text, span, behind, fmt)
+    calls = span.path.startswith("tool_calls")
+    for literal in (text[start : span.start], text[span.end : end]):
+        _check_no_prose(number, literal, calls, fmt)
+    turn = TrainedTurn(number, (start, end), bool(text[span.end : end].strip()))
+    return turn, is_last and not closed and number == len(messages) - 1
 
 
 def _check_no_prose(number: int, literal: str, calls: bool, fmt: TemplateFormat) -> None:

@@ -5,17 +5,16 @@ Calls come in three forms, and a template knows one: `tool_calls` of an assistan
 roles `tool`, `function` and `function_response`.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from impruver_core.chat_template.analysis.prober import build_call_id
 from impruver_core.chat_template.analysis.template_format import TemplateFormat
-from impruver_core.chat_template.masking.media import check_no_media
+from impruver_core.chat_template.masking.media import TEXT_KINDS, check_parts, get_kind
+from impruver_core.chat_template.masking.tool_calls import Call, get_function, normalize_call, parse_calls
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, check_other_flags, read_train_flag
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
 from impruver_core.errors import RefusedError
-from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
 MESSAGE_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
@@ -40,9 +39,9 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
         if message["role"] == "developer" and not fmt.renders_developer:
             message["role"] = "system"
         if isinstance(message["content"], list):
-            message["content"] = _join_text_parts(message, fmt)
+            message["content"] = _normalize_parts(message, number, fmt)
         if calls := message.pop("tool_calls", None):
-            message["tool_calls"] = [_normalize_call(call, number, fmt.arguments_as_text) for call in calls]
+            message["tool_calls"] = [normalize_call(call, number, fmt.arguments_as_text) for call in calls]
     return prepared
 
 
@@ -62,19 +61,34 @@ def _check_message(message: dict, number: int) -> dict:
         raise RefusedError("bad_row", f"tool_calls of message {number} is not a list")
     read_train_flag(message, number)
     check_other_flags(message, number, MESSAGE_KEYS)
-    check_no_media(message, number)
+    check_parts(message, number)
     fields = {key: value for key, value in message.items() if value is not None and key not in TRAIN_FLAGS}
     return fields | {"content": "" if content is None else content}
 
 
-def _join_text_parts(message: dict, fmt: TemplateFormat) -> str | list:
-    """The text that a content of text parts makes up; the list itself where the template takes it, or it has others."""
-    content = message["content"]
-    is_text = (isinstance(part, dict) and part.get("type", "text") == "text" for part in content)
-    texts = [part.get("text") if known else part for part, known in zip(content, is_text, strict=True)]
-    if not all(isinstance(text, str) for text in texts):
-        return content
-    return content if content and fmt.probe_parts(message["role"]) else "".join(texts)
+def _normalize_parts(message: dict, number: int, fmt: TemplateFormat) -> str | list:
+    """The text that the parts of a content make up; a list of them where the template takes it.
+
+    RefusedError("bad_row") for a part of another kind where it takes none.
+    """
+    content, role = message["content"], message["role"]
+    text = _join_text_parts(content)
+    if text is None:
+        if fmt.probe_parts(role, 1):
+            return content
+        kind = next((kind for kind in map(get_kind, content) if kind not in TEXT_KINDS), "text, without text")
+        raise RefusedError("bad_row", f"message {number} has a part of kind {kind}, which this template does not take")
+    if not content or not fmt.probe_parts(role, min(len(content), 2)):
+        return text
+    known = (isinstance(part, dict) and part.get("type", "text") != "text" for part in content)
+    return [{**part, "type": "text"} if other else part for part, other in zip(content, known, strict=True)]
+
+
+def _join_text_parts(content: Sequence[Any]) -> str | None:
+    """The text of a content whose parts are all text, else None."""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content if get_kind(part) in TEXT_KINDS]
+    are_text = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if are_text else None
 
 
 def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[dict]:
@@ -90,15 +104,15 @@ def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[di
         role, form = message["role"], message.pop("function_call", None)
         if role == "function_call" and not as_roles:
             content = message["content"]
-            calls = _parse_calls(_join_text_parts(message, fmt) if isinstance(content, list) else content, number)
+            calls = parse_calls(_join_text_parts(content) if isinstance(content, list) else content, number)
             message = {**message, "role": "assistant", "content": ""}
         elif form and message.get("tool_calls"):
             raise RefusedError("bad_row", f"message {number} has both tool_calls and function_call")
         else:
-            calls = _parse_calls(form, number) if form else []
+            calls = parse_calls(form, number) if form else []
         if calls:
             message["tool_calls"] = [
-                {"id": _build_id(fmt, number, index, made, call), "type": "function", "function": call}
+                {"id": _build_id(fmt, number, index, made, call), "type": "function", "function": call._asdict()}
                 for index, call in enumerate(calls)
             ]
             made += len(calls)
@@ -113,17 +127,17 @@ def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[di
     return prepared
 
 
-def _build_id(fmt: TemplateFormat, number: int, index: int, made: int, call: dict) -> str:
+def _build_id(fmt: TemplateFormat, number: int, index: int, made: int, call: Call) -> str:
     """The id of call `index` in message `number`, of which the data has none; `made` calls had none before."""
     if fmt.ids_hold_names:
-        return build_call_id(call["name"], made + index, True)
+        return build_call_id(call.name, made + index, True)
     return f"call{number:05d}" if index == 0 else f"call{number:03d}{index:02d}"
 
 
 def _name_call(call: Any) -> dict:
     """The id and the function's name of a call in `tool_calls`."""
     call = call if isinstance(call, dict) else {}
-    function = call.get("function", call)
+    function = get_function(call)
     return {"id": call.get("id"), "name": function.get("name") if isinstance(function, dict) else None}
 
 
@@ -138,41 +152,3 @@ def _convert_result(message: dict, waiting: list[dict], number: int) -> dict:
     id_ = message.get("tool_call_id") or call.get("id") or f"call{number:05d}"
     rest = {key: value for key, value in message.items() if key not in ("role", "name", "tool_call_id", "content")}
     return {"role": "tool", **named, "tool_call_id": id_, "content": message["content"], **rest}
-
-
-def _parse_calls(form: Any, number: int) -> list[dict]:
-    """The calls of a `function_call`: `{"name", "arguments"}` or a list of such, or that as JSON text."""
-    if isinstance(form, str):
-        try:
-            form = parse_unique_json(form)
-        except RepeatedKeyError as error:
-            raise RefusedError("bad_row", f"function_call in message {number}: {error}") from None
-        except (ValueError, RecursionError):
-            raise RefusedError("bad_row", f"function_call in message {number} is not JSON") from None
-    calls = form if isinstance(form, list) else [form]
-    for call in calls:
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            raise RefusedError("bad_row", f'function_call in message {number} is not {{"name": …, "arguments": …}}')
-    return [{"name": call["name"], "arguments": call.get("arguments", call.get("parameters", {}))} for call in calls]
-
-
-def _normalize_call(call: dict, number: int, as_text: bool) -> dict:
-    """A call of message `number` with its arguments as the template wants them: JSON text, or an object."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RefusedError("bad_row", f"a tool call of message {number} has no function name")
-    arguments = function.get("arguments")
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        arguments = {}
-    if as_text and not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    elif not as_text and isinstance(arguments, str):
-        try:
-            arguments = parse_unique_json(arguments)
-        except RepeatedKeyError as error:
-            raise RefusedError("bad_row", f"arguments of a tool call of message {number}: {error}") from None
-        except (ValueError, RecursionError):
-            raise RefusedError("bad_row", f"arguments of a tool call of message {number} are not JSON") from None
-    if function is call:
-        return {"type": "function", "function": {**call, "arguments": arguments}}
-    return {**call, "function": {**function, "arguments": arguments}}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from impruver_core.chat_template.rendering.renderer import REASONING_FIELDS
@@ -10,7 +11,18 @@ from impruver_core.labels import TRAINED_ROLES
 
 # OpenAI and Mistral write `weight`, ms-swift `loss`, axolotl `train`; 0 and false leave a turn out of the loss.
 TRAIN_FLAGS = ("train", "weight", "loss")
-ABOUT_TRAINING = re.compile(r"(?:^|_)(?:(?:un)?train\w*|loss(?:es)?|(?:un)?mask\w*|weights?|learn\w*)(?:_|$)")
+SUBJECT = re.compile(
+    r"loss(es)?|(un)?train(ed|able|ing)?|(un)?mask(s|ed|ing)?|weight(s|ed)?|(un)?learn(ed|able|ing)?|targets?|"
+    r"(un)?supervis(e|ed|ion)"
+)
+ALONE = re.compile(r"ignored?|skip(ped)?|excluded?")
+# With a subject beside them they say how: exclude_from_loss, isTarget. Any other word makes it another matter.
+QUALIFIER = re.compile(
+    r"is|no|not|non|un|do|does|dont|should|compute|calc|calculate|counts?|included?|from|in|into|on|off|for|of|to|by|"
+    r"the|this|used?|only|with|without|enabled?|disabled?|apply|scale|factor|details?|flags?|values?|tokens?|turn|"
+    r"message|labels?|assistant|answer|response|completion"
+)
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 def read_train_flag(message: dict, number: int = 0) -> bool | None:
@@ -43,9 +55,44 @@ def read_train_flag(message: dict, number: int = 0) -> bool | None:
 def check_other_flags(message: dict, number: int, known: Collection[str]) -> None:
     """RefusedError("bad_row") for a key of a message, beside those `known`, that is about training in another way."""
     for key in message.keys() - known:
-        if message[key] is not None and isinstance(key, str) and ABOUT_TRAINING.search(key.lower()):
+        if is_train_flag(key, message[key]):
             flags = ", ".join(TRAIN_FLAGS)
             raise RefusedError("bad_row", f"{key} of message {number} is no flag that is known ({flags}): use train")
+
+
+def is_train_flag(key: Any, value: Any) -> bool:
+    """Whether a key of a message, by its words, and its value say what is trained on: `lossMask`, `exclude_from_loss`.
+
+    `learner_id` and `weight_kg` do not, nor does a value of text.
+    """
+    if not isinstance(key, str) or not _names_training(key):
+        return False
+    return _is_flag_value(value) and (key.lower() != "label" or isinstance(value, bool))
+
+
+@lru_cache(maxsize=1024)
+def _names_training(key: str) -> bool:
+    words = split_words(key)
+    if words == ["label"]:
+        return True
+    rest = [word for word in words if not QUALIFIER.fullmatch(word)]
+    alone = [word for word in rest if ALONE.fullmatch(word)]
+    subjects = [word for word in rest if SUBJECT.fullmatch(word)]
+    return bool(rest) and len(alone) + len(subjects) == len(rest)
+
+
+def split_words(key: str) -> list[str]:
+    """The words of a key in snake_case or camelCase, in lower case."""
+    return [word.lower() for word in WORD.findall(key)]
+
+
+def _is_flag_value(value: Any) -> bool:
+    """Whether a value is a boolean, a number or a filled list or mapping of these."""
+    if isinstance(value, (list, tuple, dict)):
+        return bool(value) and all(map(_is_flag_value, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "false")
+    return isinstance(value, (bool, int, float))
 
 
 def is_trained(message: dict) -> bool:
