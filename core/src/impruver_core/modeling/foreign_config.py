@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COUNT_KEY = re.compile(r"(^|_)(layers?|depths?|blocks|experts|labels)$")
 LAYERS_KEY = re.compile(r"^(?!max).*(^|_)layers?$")
+WEIGHTS_NAME = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 MOST_PARTS = 10_000  # layers, experts, …
 SECONDS = 5  # of CPU time
 SPARE_VALUES = 1 << 26  # that a model may have beyond its weights: of small ones, of buffers
@@ -43,6 +44,11 @@ def check_config(folder: Path) -> None:
         raise ImpruverError(
             f"{folder}/config.json: {key}: {name!r} is code of a repository, which would be downloaded; take it "
             "out (model.attn_implementation of a recipe may name a kernel)"
+        )
+    weights = content.get("transformers_weights")
+    if weights is not None and not (isinstance(weights, str) and WEIGHTS_NAME.fullmatch(weights)):
+        raise ImpruverError(
+            f"{folder}/config.json: transformers_weights: {weights!r} is no safetensors file of its folder"
         )
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
     for key, value in _list_numbers(content):
