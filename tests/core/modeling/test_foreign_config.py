@@ -86,6 +86,14 @@ def test_a_model_far_larger_than_its_weights(write):
         ({"r": 10**9}, "r is 1,000,000,000, more than any of its weights has"),
         ({"rank_pattern": {"q_proj": 10**6}}, "q_proj is 1,000,000"),
         ({"layer_replication": [[0, 10**9]]}, "layer_replication"),
+        ({"layer_replication": [[0, 2]] * 5000}, "layer_replication names more layers"),
+        ({"layer_replication": 5}, "layer_replication is no list of pairs"),
+        ({"layer_replication": True}, "layer_replication is no list of pairs"),
+        ({"layer_replication": [[0, 1.5]]}, "layer_replication is no list of pairs"),
+        ({"layer_replication": [0, 2]}, "layer_replication is no list of pairs"),
+        ({"init_lora_weights": "pissa_niter_99999999"}, "init_lora_weights asks for 99,999,999 iterations"),
+        ({"init_lora_weights": "pissa_niter_" + "9" * 5000}, "init_lora_weights asks for 99,999"),
+        ({"loftq_config": {"loftq_iter": 5000}}, "loftq_iter asks for 5,000 iterations"),
     ],
 )
 def test_adapters_that_take_for_ever_or_all_memory(config, named, write, monkeypatch):
@@ -102,6 +110,8 @@ def test_a_usual_adapter_passes(write):
         "target_modules": r".*\.layers\.(1\d|2)\.self_attn\.(q|k)_proj",
         "rank_pattern": {r"layers\.0\..*": 4},
         "layers_pattern": "layers",
+        "layer_replication": [[0, 4], [2, 30]],
+        "init_lora_weights": "pissa_niter_16",
         "trainable_token_indices": [10**6],
         "lora_dropout": math.pi,
     }

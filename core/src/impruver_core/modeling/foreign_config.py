@@ -25,6 +25,9 @@ COUNT_KEY = re.compile(r"(^|_)(layers?|depths?|blocks|experts|labels)$")
 LAYERS_KEY = re.compile(r"^(?!max).*(^|_)layers?$")
 WEIGHTS_NAME = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 MOST_PARTS = 10_000  # layers, experts, …
+MOST_REPLICATED = 1000  # layers that an adapter makes of its base's
+MOST_ITERATIONS = 100  # of an initialization
+ITERATIONS = re.compile(r"\d+$", re.ASCII)
 SECONDS = 5  # of CPU time
 SPARE_VALUES = 1 << 26  # that a model may have beyond its weights: of small ones, of buffers
 SPARE_FACTOR = 2  # times its weights: tied ones, ones made anew
@@ -91,10 +94,24 @@ def check_adapter_config(folder: Path, modules: Iterable[str]) -> None:
     for key, value in (*_list_numbers(content, nested=False), *_list_numbers(ranks, nested=False)):
         if key != "lora_alpha" and value > max(MOST_PARTS, largest):
             raise ImpruverError(f"{path}: {key} is {value:,}, more than any of its weights has; copy it again")
-    replicated = [part for part in content.get("layer_replication") or () if isinstance(part, list)]
-    if any(type(number) is int and number > MOST_PARTS for part in replicated for number in part):
-        raise ImpruverError(f"{path}: layer_replication names more layers than any model has; copy it again")
+    _check_replication(content.get("layer_replication"), path)
+    start = ITERATIONS.search(str(content.get("init_lora_weights")))
+    counts = [("init_lora_weights", int(start[0][:20]))] if start else []
+    for key, value in (*counts, *((key, each) for key, each in _list_numbers(content) if "iter" in key)):
+        if value > MOST_ITERATIONS:
+            raise ImpruverError(f"{path}: {key} asks for {value:,} iterations, more than any needs; copy it again")
     check_patterns(content, list(modules), str(path))
+
+
+def _check_replication(replication: Any, path: Path) -> None:
+    """ImpruverError where `layer_replication` is no list of (first, end) of layers, or makes too many of them."""
+    if replication is None:
+        return
+    pairs = replication if isinstance(replication, list) else [replication]
+    if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in pairs):
+        raise ImpruverError(f"{path}: layer_replication is no list of pairs of layers, as in [[0, 4], [2, 5]]")
+    if sum(end - first for first, end in pairs if end > first) > MOST_REPLICATED:
+        raise ImpruverError(f"{path}: layer_replication names more layers than any model has; copy it again")
 
 
 def check_patterns(content: Mapping[str, Any], names: list[str], where: str) -> None:

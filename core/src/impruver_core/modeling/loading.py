@@ -32,6 +32,7 @@ REMOTE_CODE = "model.trust_remote_code"
 CONFIG_SECONDS, BUILD_SECONDS = 5, 8  # of CPU time, to read a config.json and to build what it describes
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
+EXPECTED += (NotImplementedError, RecursionError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
