@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 COUNT_KEY = re.compile(r"(^|_)(layers?|depths?|blocks|experts|labels)$")
+# Not a layer's number, which may count from the end (vision_feature_layer).
+SIZE_KEY = re.compile(r"(^|_)(size|dims?|n_layer|layers|heads?|window|ctx|embd|inner|blocks|experts)$")
 LAYERS_KEY = re.compile(r"^(?!max).*(^|_)layers?$")
 WEIGHTS_NAME = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 MOST_PARTS = 10_000  # layers, experts, …
@@ -55,6 +57,8 @@ def check_config(folder: Path) -> None:
         )
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
     for key, value in _list_numbers(content):
+        if value < 0 and SIZE_KEY.search(key):
+            raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, which no model has; copy it again")
         if COUNT_KEY.search(key) and value > MOST_PARTS:
             raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, more than any model has; copy it again")
         if LAYERS_KEY.search(key) and 0 < tensors < value:
