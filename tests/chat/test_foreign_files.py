@@ -109,6 +109,11 @@ HARM = {
         "tokenizer.json",
         {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}},
     ),
+    "layers of a kind that the model has not": ("full", "config.json", {"layer_types": ["linear_attention"] * 2}),
+    "an output of another form": ("full", "config.json", {"return_dict": False}),
+    "an encoder that is not there": ("full", "config.json", {"is_encoder_decoder": True}),
+    "a bias that there is not": ("adapter", "adapter_config.json", {"bias": "zz"}),
+    "layers made of layers": ("adapter", "adapter_config.json", {"layer_replication": [[0, 2]] * 5000}),
     "a regular expression of the adapter": ("adapter", "adapter_config.json", {"target_modules": r"([a-z_.0-9]+)+!"}),
     "a rank that fills any memory": ("adapter", "adapter_config.json", {"r": 10**9}),
 }
@@ -124,7 +129,8 @@ def test_a_folder_that_would_take_all_time_or_memory_is_refused(what, copy, reci
     flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
     code, _, err = chat("--config", recipe(str(folder), **base), "--output_dir", folder, *flags)
     assert code == 2, err
-    assert str(path) in err
+    assert str(folder) in err
+    assert name in err
     assert "Traceback" not in err
     assert not (tmp_path / "answers.jsonl").exists()
 

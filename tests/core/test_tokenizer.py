@@ -1,5 +1,6 @@
 """Tokenizers as a recipe describes them."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,19 @@ def test_the_models_own_beside_the_recipe(folder):
     tokenizer = loaded(folder, "  max_tokens_count: 10\n")
     assert tokenizer.chat_template == SMOLLM2_TEMPLATE
     assert target_runs(tokenizer, encode_chat(tokenizer, [user("a"), assistant("b")])) == ["b<|im_end|>"]
+
+
+def test_what_the_libraries_print_reaches_no_stdout(folder, capfd):
+    """tokenizers' Rust names the fields of a token that it does not know, escape sequences and all."""
+    path = folder / "base" / "tokenizer_config.json"
+    token = {"__type": "AddedToken", "content": "<s>", "\x1b]0;pwn\x07": 1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token, "more": [token]}))
+    print("before")
+    loaded(folder, "  max_tokens_count: 10\n")
+    print("after")
+    out, err = capfd.readouterr()
+    assert out == "before\nafter\n"
+    assert "\x1b" not in err
 
 
 def test_the_text_of_a_special_token_counts(folder):

@@ -1,8 +1,11 @@
 """Folders from strangers whose configuration would take all time or memory are refused with one message."""
 
 import json
+import os
+import shutil
 
 import pytest
+from support.attacks import list_tree
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 2000}
 HARM = {
@@ -49,6 +52,12 @@ def test_a_link_out_of_a_base_that_the_adapter_names_is_refused(linked, adapter,
     change(adapter / "adapter_config.json", {"base_model_name_or_path": str(linked)})
     (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n")
     refused(adapter, f"{linked}/model.safetensors: is a link to", "set model.name to it where you trust it")
+    (linked / "model.safetensors").rename(linked / "w.bin")  # a name that no search for weights finds
+    index = linked / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "w.bin"}}))
+    refused(adapter, f"{linked}/w.bin: is a link to")
+    index.unlink()
+    (linked / "w.bin").rename(linked / "model.safetensors")
     code, _, told = gguf("--output_dir", adapter, "--config", adapter / "recipe.yaml", "--set", f"model.name={linked}")
     assert code == 0, told
 
@@ -68,3 +77,34 @@ def test_links_within_the_hubs_cache_are_followed(linked, adapter, gguf, tmp_pat
     (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n")
     code, _, told = gguf("--output_dir", adapter)
     assert code == 0, told
+
+
+def test_the_output_folder_is_no_link_and_no_other_tools(tiny, adapter, refused, gguf, tmp_path):
+    """Before anything is touched: a link may lead to a folder that the user trained into."""
+    (adapter / "impruver.json").write_text('{"impruver": 1, "tool": "impruver-train"}')
+    (adapter / ".merged.1").mkdir()
+    before = list_tree(adapter)
+    for target in (adapter, tmp_path / "nowhere", "."):
+        (tiny / "gguf").symlink_to(target)
+        for flags in ((), ("--overwrite",)):
+            code, _, err = gguf("--output_dir", tiny, *flags)
+            assert (code, "gguf: is a link to" in err) == (2, True), err
+        (tiny / "gguf").unlink()
+    assert list_tree(adapter) == before
+    (tiny / "gguf").mkdir()
+    (tiny / "gguf" / "impruver.json").write_text('{"impruver": 1, "tool": "impruver-train"}')
+    for flags in ((), ("--overwrite",)):
+        code, _, err = gguf("--output_dir", tiny, *flags)
+        assert (code, "is a manifest of impruver-train, which impruver-gguf does not replace" in err) == (2, True), err
+    assert "impruver-train" in (tiny / "gguf" / "impruver.json").read_text()
+
+
+def test_pipes_hang_nothing(tiny, refused, gguf):
+    (tiny / "additional_chat_templates").mkdir()
+    os.mkfifo(tiny / "additional_chat_templates" / "x.jinja")
+    refused(tiny, f"{tiny}/additional_chat_templates/x.jinja: a pipe or device")
+    shutil.rmtree(tiny / "additional_chat_templates")
+    (tiny / "gguf").mkdir()
+    os.mkfifo(tiny / "gguf" / ".impruver.json.1.part")
+    code, _, err = gguf("--output_dir", tiny)
+    assert code == 0, err

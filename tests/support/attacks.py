@@ -66,6 +66,8 @@ def forge_journals(manifest: Path, output: str, victim: Path) -> Iterator[tuple[
     yield "a mapping for files", place({"path": str(victim)})
     yield "a list for the manifest", place([], ["x"])
     yield "no manifest", raw(b'{"files": []}')
+    yield "a manifest that is none", place([], {"x": 1})
+    yield "half a surrogate", place([], {"impruver": 1, "x": "\ud800"})
     yield "nesting", raw(b"[" * 100_000)
     yield "a number of many digits", raw(b'{"files": ' + b"9" * 10_000 + b"}")
     yield "bytes that are no text", raw(b"\xff\xfe")

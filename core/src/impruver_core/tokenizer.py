@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +55,8 @@ def load_tokenizer(
     trusted = allow_remote_code(section.trust_remote_code, "tokenizer.trust_remote_code")
     check_config(Path(source))  # transformers may read it for the tokenizer's class
     try:
-        tokenizer = class_.from_pretrained(source, trust_remote_code=trusted)
+        with _muting_stdout():
+            tokenizer = class_.from_pretrained(source, trust_remote_code=trusted)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and more for a bad repository
         raise ImpruverError(_describe_failure(name, Path(source), error)) from None
     if not hasattr(tokenizer, "add_special_tokens"):
@@ -62,6 +65,26 @@ def load_tokenizer(
     if section.chat_template:
         tokenizer.chat_template = _read_template(section.chat_template, recipe_dir)
     return tokenizer
+
+
+@contextmanager
+def _muting_stdout() -> Iterator[None]:
+    """Takes file descriptor 1 away from the libraries below Python: tokenizers' Rust prints names of unknown fields."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError):  # it is closed: nothing can be printed there
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()  # what Python printed is none of its business either
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _find_tokenizer_json(source: str, recipe_dir: Path | None) -> Path:

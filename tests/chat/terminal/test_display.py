@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from impruver_chat.terminal.display import PlainDisplay
 
 DRAW = """
 import sys, time
@@ -71,6 +72,12 @@ def test_unfinished_lines_are_drawn_anew_and_no_others(drawn):
     window, lines = drawn("finished\n\n" + "word " * 10, 2)
     assert lines == ["finished", "", ("word " * 10).strip()]
     assert b"finished" not in window.raw.split(b"word", 1)[1]
+
+
+def test_characters_that_turn_others_round_are_lost(capsys):
+    display = PlainDisplay()
+    display.feed("text", "a\u061cb\u200ec\u200fd\u202ee\u2066f\x1b")
+    assert capsys.readouterr().out == "abcdef\ufffd"
 
 
 def test_reasoning_is_dim_and_no_markdown(drawn):

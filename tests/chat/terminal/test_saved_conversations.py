@@ -90,6 +90,10 @@ DAMAGED = {
     "no messages": b'{"model": "x", "messages": []}',
     "a role": b'{"messages": [{"role": "king", "content": "a"}]}',
     "no text": b'{"messages": [{"role": "user", "content": 5}]}',
+    "zero": b'{"messages": [{"role": "user", "content": 0}]}',
+    "false": b'{"messages": [{"role": "user", "content": false}]}',
+    "an empty object": b'{"messages": [{"role": "user", "content": {}}]}',
+    "an empty list": b'{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": []}]}',
     "half a pair": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
     "no call": b'{"messages": [{"role": "user", "content": "a"}, {"role": "function_call", "content": "x"}]}',
     "odd calls": b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}',
@@ -103,8 +107,9 @@ def test_damaged_files_are_passed_over_with_a_note(talk, recipe, saved):
     for name, content in DAMAGED.items():
         (saved / f"{name}.json").write_bytes(content)
     os.mkfifo(saved / "pipe.json")
-    _, err = talk(recipe(), "/resume")
-    assert err.count("warning: passed over: ") == len(DAMAGED) + 1
+    _, err = talk(recipe(), "/resume list", "/set chat_template_kwargs. 5", "/resume")
+    assert err.count("warning: passed over: ") == 2 * (len(DAMAGED) + 1)
+    assert "warning: chat_template_kwargs.: an argument's name is wanted" in err
     assert f"> red\n{WORDS['red']}\n" in err
     assert all((saved / f"{name}.json").exists() for name in DAMAGED)
 

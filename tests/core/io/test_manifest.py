@@ -188,6 +188,42 @@ def test_a_staged_file_that_is_a_link_is_never_put_in_place_nor_written_through(
     assert victim.read_text() == "mine"
 
 
+def test_a_record_replaces_no_file_that_impruver_did_not_make(place):
+    """A stranger knows the hash of what he staged, not that of the user's own file."""
+    folder, finals = place
+    path, pending = finals[0], get_pending_path(folder / "m.json")
+    record = {"files": [{"path": path.name, "sha256": hash_file(get_staged_path(path))}], "manifest": {"impruver": 1}}
+    for text, replaces in (("mine", None), ("mine", "0" * 64)):
+        path.write_text(text)
+        record["files"][0]["replaces"] = replaces
+        pending.write_text(json.dumps(record))
+        before = list_tree(folder)
+        with pytest.raises(ImpruverError, match=r"it would replace a\.jsonl, which Impruver did not make\); remove it"):
+            recover(folder / "m.json", finals)
+        assert list_tree(folder) == before
+    record["manifest"]["tool"] = "another"
+    path.unlink()
+    pending.write_text(json.dumps(record))
+    with pytest.raises(ImpruverError, match=r"it would replace m\.json, which is another tool's"):
+        recover(folder / "m.json", finals)
+    (folder / "m.json").write_text("mine")
+    with pytest.raises(ImpruverError, match=r"it would replace m\.json, which is no manifest"):
+        recover(folder / "m.json", finals)
+
+
+def test_a_publish_over_a_users_file_is_finished(place, monkeypatch):
+    """With --overwrite: what `publish` saw there is in its record."""
+    folder, finals = place
+    (folder / "m.json").unlink()
+    finals[0].write_text("mine")
+    monkeypatch.setattr("impruver_core.io.manifest._move_staged", lambda *args: None)
+    told = manifest(folder, finals, "second")
+    publish(folder / "m.json", finals, told)
+    monkeypatch.undo()
+    recover(folder / "m.json", finals)
+    assert state(folder, finals) == (["second"] * 3, WHOLE)
+
+
 def test_publish_of_a_manifest_alone(tmp_path):
     publish(tmp_path / "m.json", {}, {"impruver": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]

@@ -1,12 +1,17 @@
 """What is read of a model's folder without torch: safetensors headers, context length, refused pickles."""
 
 import json
+import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import (
+    check_ordinary_files,
+    check_shards,
+    check_weight_links,
     get_context_length,
     read_safetensors_header,
     read_weight_map,
@@ -154,6 +159,48 @@ def test_an_index_that_leads_out_of_its_folder(name, tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}))
     with pytest.raises(ImpruverError, match=r"index\.json: names .*, but weights are read from its own folder alone"):
         read_weight_map(index)
+
+
+@pytest.mark.parametrize("name", ["w.bin", "weights", "w.SAFETENSORS", "model.safetensors.bin"])
+def test_an_index_that_names_other_files(name, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ImpruverError, match=r"index\.json: names .*, and weights are read from \*\.safetensors alone"):
+        read_weight_map(index)
+
+
+def test_a_tensor_in_two_shards(weights, tmp_path):
+    shutil.copyfile(weights, tmp_path / "other.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "other.safetensors"}}))
+    with pytest.raises(ImpruverError, match=r"other\.safetensors: holds a, as model\.safetensors does"):
+        check_shards(index)
+    save_file({"c": np.ones(3, np.float32)}, tmp_path / "other.safetensors")
+    check_shards(index)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "w.bin", "weights", "config.json", "loop", "folder"])
+def test_links_out_of_a_folder(name, tmp_path):
+    folder, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "inside").symlink_to(".")
+    (folder / name).symlink_to(name if name == "loop" else elsewhere)
+    if name == "loop":
+        check_weight_links(folder)
+        return
+    with pytest.raises(ImpruverError, match=r"is a link to .*elsewhere, out of the folder"):
+        check_weight_links(folder)
+
+
+def test_pipes_in_a_models_folder(tmp_path):
+    for name in (".git", "additional_chat_templates"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "x.jinja")
+    with pytest.raises(ImpruverError, match=r"additional_chat_templates/x\.jinja: a pipe or device"):
+        check_ordinary_files(tmp_path)
+    (tmp_path / "additional_chat_templates" / "x.jinja").unlink()
+    check_ordinary_files(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 100_000])

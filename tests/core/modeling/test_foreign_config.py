@@ -35,6 +35,10 @@ def write(tmp_path):
         ({"vision_config": {"parts": [{"depth": 10**5}]}}, "depth"),
         ({"num_labels": 10**9}, "num_labels"),
         ({"num_local_experts": 10**6}, "num_local_experts"),
+        *(({key: -1}, f"{key} is -1, which no model has") for key in ("vocab_size", "head_dim", "sliding_window")),
+        ({"text_config": {"num_key_value_heads": -2}}, "num_key_value_heads is -2"),
+        ({"transformers_weights": "w.bin"}, "transformers_weights: 'w.bin' is no safetensors file of its folder"),
+        ({"transformers_weights": "sub/w.safetensors"}, "transformers_weights"),
         ({"attn_implementation": "owner/kernel"}, "attn_implementation: 'owner/kernel' is code of a repository"),
         ({"text_config": {"_attn_implementation": "owner/kernel@main"}}, "'owner/kernel@main' is code of a repository"),
         ({"attn_implementation": {"text_config": "owner/kernel"}}, "is code of a repository"),
@@ -54,6 +58,8 @@ def test_more_than_any_model_has(config, named, write):
         {"num_hidden_layers": True, "layer_norm_eps": 1e-5, "rope_theta": 10**9},
         [],
         {"num_hidden_layers": "many"},
+        {"pad_token_id": -1, "vision_feature_layer": -2, "image_token_index": -100},
+        {"transformers_weights": "w.safetensors"},
         {"_attn_implementation": "sdpa", "_name_or_path": "owner/model"},
     ],
 )
@@ -86,6 +92,14 @@ def test_a_model_far_larger_than_its_weights(write):
         ({"r": 10**9}, "r is 1,000,000,000, more than any of its weights has"),
         ({"rank_pattern": {"q_proj": 10**6}}, "q_proj is 1,000,000"),
         ({"layer_replication": [[0, 10**9]]}, "layer_replication"),
+        ({"layer_replication": [[0, 2]] * 5000}, "layer_replication names more layers"),
+        ({"layer_replication": 5}, "layer_replication is no list of pairs"),
+        ({"layer_replication": True}, "layer_replication is no list of pairs"),
+        ({"layer_replication": [[0, 1.5]]}, "layer_replication is no list of pairs"),
+        ({"layer_replication": [0, 2]}, "layer_replication is no list of pairs"),
+        ({"init_lora_weights": "pissa_niter_99999999"}, "init_lora_weights asks for 99,999,999 iterations"),
+        ({"init_lora_weights": "pissa_niter_" + "9" * 5000}, "init_lora_weights asks for 99,999"),
+        ({"loftq_config": {"loftq_iter": 5000}}, "loftq_iter asks for 5,000 iterations"),
     ],
 )
 def test_adapters_that_take_for_ever_or_all_memory(config, named, write, monkeypatch):
@@ -102,6 +116,8 @@ def test_a_usual_adapter_passes(write):
         "target_modules": r".*\.layers\.(1\d|2)\.self_attn\.(q|k)_proj",
         "rank_pattern": {r"layers\.0\..*": 4},
         "layers_pattern": "layers",
+        "layer_replication": [[0, 4], [2, 30]],
+        "init_lora_weights": "pissa_niter_16",
         "trainable_token_indices": [10**6],
         "lora_dropout": math.pi,
     }

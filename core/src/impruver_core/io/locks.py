@@ -13,6 +13,7 @@ from impruver_core.errors import ImpruverError
 
 PATIENCE, PAUSE = 8.0, 0.05  # seconds: for another run that is about to end, and between two looks at it
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe is opened only once somebody writes into it
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def share_folder(folder: Path, busy: str | None = None) -> Iterator[None]:
 def lock_unused(path: Path) -> Iterator[bool]:
     """Locks a file or folder that no process has locked or shares; False where one has, or it is gone."""
     try:
-        number = os.open(path, os.O_RDONLY | NO_LINK)
+        number = os.open(path, os.O_RDONLY | NO_LINK | NO_WAIT)
     except OSError:
         yield False
         return

@@ -96,6 +96,15 @@ def check_as_written(paths: Iterable[Path], manifest_path: Path) -> None:
             )
 
 
+def check_maker(manifest_path: Path, tool: str) -> None:
+    """ImpruverError where another tool made the manifest at `manifest_path`; one that is broken passes."""
+    made_by = tool
+    with suppress(ImpruverError):  # told by who reads it, or replaced with --overwrite
+        made_by = (read_manifest(manifest_path) or {}).get("tool", tool)
+    if made_by != tool:
+        raise ImpruverError(f"{manifest_path}: is a manifest of {made_by}, which {tool} does not replace; move it away")
+
+
 def check_replaceable(paths: Iterable[Path], manifest_path: Path, overwrite: bool = False) -> None:
     """ImpruverError where a file at one of `paths` is not as the manifest at `manifest_path` describes it."""
     present = [path for path in map(Path, paths) if path.exists()]
@@ -157,8 +166,11 @@ def publish(manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping
     known = {locate_output(manifest_path, entry["path"]): entry.get("sha256") for entry in outputs}
     staged = map(normalize_path, staged)
     files = {path: known.get(path) or hash_file(get_staged_path(path)) for path in staged}
+    before = _read_described(manifest_path)
     entries = [
-        {"path": path.name, "sha256": digest} | ({} if path.parent == folder else {"elsewhere": True})
+        {"path": path.name, "sha256": digest}
+        | ({} if path.parent == folder else {"elsewhere": True})
+        | ({"replaces": hash_file(path)} if path not in before and path.is_file() else {})  # with --overwrite
         for path, digest in files.items()
     ]
     if files:
@@ -173,7 +185,8 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
     Args:
         outputs: what the caller's tool writes with this manifest. The record of a `publish` may come from a stranger,
             within a folder that was downloaded, and says which files are replaced and removed: it names them by their
-            bare names, and one that names any other than these is refused.
+            bare names, and one that names any other than these is refused. So is one that would replace a file which
+            neither the manifest before it describes nor `publish` has seen: its hash is not a stranger's to know.
 
     Raises:
         ImpruverError: for a record that `publish` did not write; nothing is touched.
@@ -188,6 +201,8 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
         record = json.loads(pending.read_text(encoding="utf-8"))
         files = _find_recorded_files(record["files"], normalize_path(manifest_path).parent, outputs)
         manifest = dict(record["manifest"])
+        _check_recorded_manifest(manifest, manifest_path)
+        _check_recorded_replaceable(record["files"], files, manifest_path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
         raise ImpruverError(f"{pending}: Impruver did not write this{why}; remove it") from None
@@ -210,6 +225,38 @@ def _find_recorded_files(entries: list[dict], folder: Path, outputs: Iterable[Pa
             raise ValueError(f"it names {entry['path']!r}, which is no output of this run")
         files[path] = str(entry["sha256"])
     return files
+
+
+def _check_recorded_manifest(manifest: dict[str, Any], manifest_path: Path) -> None:
+    """ValueError where `manifest` is none, or would replace what is no manifest of its tool."""
+    json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate is no text
+    if type(manifest["impruver"]) is not int or _find_wrong_field(manifest):
+        raise ValueError("it holds no manifest")
+    if not os.path.lexists(manifest_path):
+        return
+    try:
+        before = read_manifest(manifest_path) or {}
+    except ImpruverError:
+        raise ValueError(f"it would replace {manifest_path.name}, which is no manifest") from None
+    if before.get("tool") != manifest.get("tool"):
+        raise ValueError(f"it would replace {manifest_path.name}, which is another tool's")
+
+
+def _check_recorded_replaceable(entries: list[dict], files: Mapping[Path, str], manifest_path: Path) -> None:
+    """ValueError where a file stands at one of `files` that Impruver did not make, nor saw when it recorded this."""
+    described = _read_described(manifest_path)
+    for entry, (path, digest) in zip(entries, files.items(), strict=True):
+        known = {digest, described.get(path), entry.get("replaces")}
+        if os.path.lexists(path) and not (path.is_file() and hash_file(path) in known):
+            raise ValueError(f"it would replace {path.name}, which Impruver did not make")
+
+
+def _read_described(manifest_path: Path) -> dict[Path, str | None]:
+    """The sha256 of each output by the manifest at `manifest_path`; {} where there is none that can be read."""
+    with suppress(ImpruverError):
+        outputs = (read_manifest(manifest_path) or {}).get("outputs") or []
+        return {locate_output(manifest_path, entry["path"]): entry.get("sha256") for entry in outputs}
+    return {}
 
 
 def _has_hash(path: Path, digest: str) -> bool:

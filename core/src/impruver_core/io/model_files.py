@@ -1,6 +1,7 @@
 """Files of a model's folder, read without torch: safetensors headers, config.json, pickled weights (refused)."""
 
 import json
+import os
 from collections.abc import Mapping
 from operator import index
 from pathlib import Path
@@ -77,7 +78,10 @@ def _parse_entry(entry: dict, data: int) -> TensorEntry:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor → file name of a model in several files; ImpruverError for an index that leads out of its folder."""
+    """Tensor → file name of a model in several files.
+
+    ImpruverError for an index that leads out of its folder, or to files of another kind.
+    """
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(tensor): Path(file).name for tensor, file in weight_map.items()}
@@ -86,18 +90,35 @@ def read_weight_map(index: Path) -> dict[str, str]:
     other = next((file for tensor, file in weight_map.items() if names[tensor] != file or file in ("", "..")), None)
     if other is not None:
         raise ImpruverError(f"{index}: names {other!r}, but weights are read from its own folder alone; copy it again")
+    other = next((file for file in names.values() if not file.endswith(".safetensors")), None)
+    if other is not None:
+        raise ImpruverError(f"{index}: names {other!r}, and weights are read from *.safetensors alone; copy it again")
     return names
 
 
-def check_weight_links(folder: Path) -> None:
-    """ImpruverError where weights in a folder that the user did not name are links that lead out of it.
+def check_shards(index: Path) -> None:
+    """ImpruverError where two of the files that an index names hold the same tensor: readers differ in which counts.
 
-    The hub's cache is made of links: those to the blobs of their own repository may be there.
+    Files that are not there pass: whoever loads them has the words for that.
+    """
+    holders: dict[str, str] = {}
+    for name in sorted(set(read_weight_map(index).values())):
+        path = index.with_name(name)
+        for tensor in read_safetensors_header(path) if path.is_file() else ():
+            if holders.setdefault(tensor, name) != name:
+                raise ImpruverError(f"{path}: holds {tensor}, as {holders[tensor]} does; copy both again")
+
+
+def check_weight_links(folder: Path) -> None:
+    """ImpruverError where something in a folder that the user did not name is a link that leads out of it.
+
+    Whatever it is called: weights may be read from it all the same. The hub's cache is made of links: those to the
+    blobs of their own repository may be there.
     """
     inside = folder.resolve()
-    for path in sorted(folder.glob("*.safetensors")):
-        target = path.resolve()
-        if inside not in target.parents and not _is_hub_blob(path.parent, target):
+    for path in sorted(path for path in folder.glob("*") if path.is_symlink()):
+        target = Path(os.path.realpath(path))  # a link to itself is no error of Python's
+        if inside not in (target, *target.parents) and not _is_hub_blob(path.parent, target):
             raise ImpruverError(
                 f"{path}: is a link to {target}, out of the folder, which this recipe does not name; set model.name to "
                 "it where you trust it, or copy the file there"
@@ -139,9 +160,10 @@ def get_context_length(config: Any) -> int | None:
 
 
 def check_ordinary_files(folder: Path) -> None:
-    """ImpruverError where something in a model's folder is a pipe, a device or a socket."""
-    for path in folder.glob("*"):
-        check_ordinary_file(path)
+    """ImpruverError where something in a model's folder, or among its templates, is a pipe, device or socket."""
+    for pattern in ("*", "additional_chat_templates/*"):  # no other folder in it is read
+        for path in folder.glob(pattern):
+            check_ordinary_file(path)
 
 
 def check_ordinary_file(path: Path) -> None:

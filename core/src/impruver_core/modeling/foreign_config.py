@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 COUNT_KEY = re.compile(r"(^|_)(layers?|depths?|blocks|experts|labels)$")
+# Not a layer's number, which may count from the end (vision_feature_layer).
+SIZE_KEY = re.compile(r"(^|_)(size|dims?|n_layer|layers|heads?|window|ctx|embd|inner|blocks|experts)$")
 LAYERS_KEY = re.compile(r"^(?!max).*(^|_)layers?$")
+WEIGHTS_NAME = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 MOST_PARTS = 10_000  # layers, experts, …
+MOST_REPLICATED = 1000  # layers that an adapter makes of its base's
+MOST_ITERATIONS = 100  # of an initialization
+ITERATIONS = re.compile(r"\d+$", re.ASCII)
 SECONDS = 5  # of CPU time
 SPARE_VALUES = 1 << 26  # that a model may have beyond its weights: of small ones, of buffers
 SPARE_FACTOR = 2  # times its weights: tied ones, ones made anew
@@ -44,8 +50,15 @@ def check_config(folder: Path) -> None:
             f"{folder}/config.json: {key}: {name!r} is code of a repository, which would be downloaded; take it "
             "out (model.attn_implementation of a recipe may name a kernel)"
         )
+    weights = content.get("transformers_weights")
+    if weights is not None and not (isinstance(weights, str) and WEIGHTS_NAME.fullmatch(weights)):
+        raise ImpruverError(
+            f"{folder}/config.json: transformers_weights: {weights!r} is no safetensors file of its folder"
+        )
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
     for key, value in _list_numbers(content):
+        if value < 0 and SIZE_KEY.search(key):
+            raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, which no model has; copy it again")
         if COUNT_KEY.search(key) and value > MOST_PARTS:
             raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, more than any model has; copy it again")
         if LAYERS_KEY.search(key) and 0 < tensors < value:
@@ -85,10 +98,24 @@ def check_adapter_config(folder: Path, modules: Iterable[str]) -> None:
     for key, value in (*_list_numbers(content, nested=False), *_list_numbers(ranks, nested=False)):
         if key != "lora_alpha" and value > max(MOST_PARTS, largest):
             raise ImpruverError(f"{path}: {key} is {value:,}, more than any of its weights has; copy it again")
-    replicated = [part for part in content.get("layer_replication") or () if isinstance(part, list)]
-    if any(type(number) is int and number > MOST_PARTS for part in replicated for number in part):
-        raise ImpruverError(f"{path}: layer_replication names more layers than any model has; copy it again")
+    _check_replication(content.get("layer_replication"), path)
+    start = ITERATIONS.search(str(content.get("init_lora_weights")))
+    counts = [("init_lora_weights", int(start[0][:20]))] if start else []
+    for key, value in (*counts, *((key, each) for key, each in _list_numbers(content) if "iter" in key)):
+        if value > MOST_ITERATIONS:
+            raise ImpruverError(f"{path}: {key} asks for {value:,} iterations, more than any needs; copy it again")
     check_patterns(content, list(modules), str(path))
+
+
+def _check_replication(replication: Any, path: Path) -> None:
+    """ImpruverError where `layer_replication` is no list of (first, end) of layers, or makes too many of them."""
+    if replication is None:
+        return
+    pairs = replication if isinstance(replication, list) else [replication]
+    if not all(isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in pairs):
+        raise ImpruverError(f"{path}: layer_replication is no list of pairs of layers, as in [[0, 4], [2, 5]]")
+    if sum(end - first for first, end in pairs if end > first) > MOST_REPLICATED:
+        raise ImpruverError(f"{path}: layer_replication names more layers than any model has; copy it again")
 
 
 def check_patterns(content: Mapping[str, Any], names: list[str], where: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from impruver_core.dynamic_import import allow_remote_code, load_object
 from impruver_core.errors import ImpruverError, describe_error
-from impruver_core.io.model_files import CONVERT_PICKLED, read_weight_map
+from impruver_core.io.model_files import CONVERT_PICKLED, check_shards
 from impruver_core.modeling.foreign_config import check_adapter_config, check_config, check_size
 from impruver_core.recipe.paths import resolve_model_path
 from impruver_core.time_limit import limit_cpu_time
@@ -32,6 +32,7 @@ REMOTE_CODE = "model.trust_remote_code"
 CONFIG_SECONDS, BUILD_SECONDS = 5, 8  # of CPU time, to read a config.json and to build what it describes
 # What transformers and what it calls raise for something that the user named.
 EXPECTED = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
+EXPECTED += (NotImplementedError, RecursionError)
 EXPECTED_NAMES = {"SafetensorError", "StrictDataclassError"}  # of safetensors, and of a configuration's values
 
 
@@ -164,7 +165,7 @@ def load_model(
         options["attn_implementation"] = section.attn_implementation
     source = resolve_model_path(section.name, search_dir, "model.name")
     for index in sorted(Path(source).glob("*.safetensors.index.json")):
-        read_weight_map(index)  # refuses what leads out of the folder
+        check_shards(index)  # refuses what leads out of the folder, too
     if Path(source).is_dir():
         _check_local_config(section, Path(source), search_dir)
     with loading_errors_as_user_errors("model.name", section.name):

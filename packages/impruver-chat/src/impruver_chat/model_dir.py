@@ -10,6 +10,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import TEXT, WHOLE, either, list_of, read_json
 from impruver_core.io.manifest import check_as_written, read_manifest
 from impruver_core.io.model_files import (
+    check_shards,
     check_weight_links,
     read_safetensors_header,
     read_weight_map,
@@ -183,6 +184,8 @@ def check_weights(folder: Path, stem: str) -> None:
         tensors, size = read_safetensors_header(path, "copy or train it again"), path.stat().st_size
         if tensors and size != (needed := max(entry.stop for entry in tensors.values())):
             raise ImpruverError(f"{path}: too long: {size:,} bytes of {needed:,}; copy or train it again")
+    if index.is_file():
+        check_shards(index)
 
 
 def find_gguf(path: Path, output_dir: Path | None) -> GgufFile:

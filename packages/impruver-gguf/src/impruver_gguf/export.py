@@ -14,11 +14,13 @@ from impruver_core.io.locks import lock_folder_alone, share_folder
 from impruver_core.io.manifest import (
     build_manifest,
     check_as_written,
+    check_maker,
     check_replaceable,
     describe_file,
     publish,
     recover,
 )
+from impruver_core.io.model_files import check_ordinary_files
 from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_gguf.conversion import artifacts, plan
@@ -48,8 +50,22 @@ def export(
     recipe: Recipe, paths: LlamaCppPaths, *, dry_run: bool, overwrite: bool, only_quantize: bool, verified: bool
 ) -> None:
     """Make output_dir/gguf of the model in output_dir; the keywords are the command's flags."""
-    with nullcontext() if dry_run else _locking_folders(_find_output_dir(recipe)):
+    output_dir = _find_output_dir(recipe)
+    _check_gguf_folder(output_dir / "gguf")
+    with nullcontext() if dry_run else _locking_folders(output_dir):
         _export(recipe, paths, dry_run, overwrite, only_quantize, verified)
+
+
+def _check_gguf_folder(folder: Path) -> None:
+    """ImpruverError where what is to be written, and removed, in `folder` would be in another one, or another tool's.
+
+    A model's folder may be a stranger's: a link in it may lead anywhere.
+    """
+    if folder.is_symlink():
+        raise ImpruverError(f"{folder}: is a link to {folder.readlink()}; a folder is written here: remove the link")
+    if folder.exists() and not folder.is_dir():
+        raise ImpruverError(f"{folder}: is a file; a folder is written here: move it away")
+    check_maker(folder / MANIFEST, "impruver-gguf")
 
 
 @contextmanager
@@ -112,6 +128,7 @@ def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
     """Find out about the model and its chat; a `publish` that was cut off is finished first."""
     output_dir = _find_output_dir(recipe)
     manifest_path = output_dir / "gguf" / MANIFEST
+    check_ordinary_files(output_dir)
     if not dry_run:
         artifacts.remove_leftovers(manifest_path)
         recover(manifest_path, artifacts.list_possible_outputs(manifest_path.parent))

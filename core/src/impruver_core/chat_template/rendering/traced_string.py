@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from impruver_core.errors import RefusedError
+
 ARGUMENTS, KEYS = "tool_calls.function.arguments", "tool_calls.keys"  # paths of what a call passes, and of its names
 
 
@@ -218,11 +220,17 @@ def find_sources(value) -> Iterator[TextSource]:
 
 
 def trace_messages(messages: Iterable[dict]) -> list[dict]:
-    """The messages, each text in them traced back to its message and field."""
-    return [
-        {key: value if key == "role" else trace_value(value, number, key) for key, value in message.items()}
-        for number, message in enumerate(messages)
-    ]
+    """The messages, each text in them traced back to its message and field.
+
+    Raises RefusedError("bad_row") for values that are nested too deep.
+    """
+    try:
+        return [
+            {key: value if key == "role" else trace_value(value, number, key) for key, value in message.items()}
+            for number, message in enumerate(messages)
+        ]
+    except RecursionError:
+        raise RefusedError("bad_row", "a message has lists or objects in it that are nested too deep") from None
 
 
 def trace_value(value, message: int, path: str):

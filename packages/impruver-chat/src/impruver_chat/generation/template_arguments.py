@@ -58,6 +58,8 @@ def set_argument(arguments: Mapping[str, Any], name: str, text: str) -> dict[str
             raise ImpruverError(f"{KEY}: a mapping of names is wanted, as in {{enable_thinking: false}}")
         return dict(value or {})
     name = name.removeprefix(f"{KEY}.")
+    if not name:
+        raise ImpruverError(f"{KEY}.: an argument's name is wanted, as in {KEY}.enable_thinking")
     others = {key: each for key, each in arguments.items() if key != name}
     return others if value is None else others | {name: value}
 

@@ -133,5 +133,5 @@ def has_whole_messages(messages: list[dict[str, Any]]) -> bool:
         identified = all(isinstance(call["id"], str) for message in messages for call in message.get("tool_calls", ()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    texts = all(isinstance(message.get("content") or "", str) for message in messages)
+    texts = all(isinstance(message.get("content"), str | None) for message in messages)
     return named and identified and texts

@@ -192,7 +192,7 @@ def list_conversations(chat: ChatContext) -> None:
     """List the latest saved conversations."""
     rows = []
     for number, saved in enumerate(islice(chat.archive.read_all(), LISTED), 1):
-        first = next((each["content"] for each in saved.messages if each["role"] == "user"), "")
+        first = next((each["content"] for each in saved.messages if each["role"] == "user" and each["content"]), "")
         question = " ".join(first.split())
         short = question if len(question) <= LONGEST_LISTED else question[: LONGEST_LISTED - 1] + "…"
         rows.append((number, time.strftime("%Y-%m-%d %H:%M", time.localtime(saved.time)), short))

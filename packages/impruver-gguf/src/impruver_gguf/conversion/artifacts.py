@@ -62,6 +62,7 @@ def list_possible_outputs(folder: Path) -> list[Path]:
 def remove_leftovers(manifest_path: Path) -> None:
     """Remove what killed runs left beside the outputs: merged models, manifests that were being written."""
     remove_stale_parts(manifest_path.parent, {manifest_path.name, get_pending_path(manifest_path).name}.__contains__)
+    # A link among them is removed, and not what it leads to.
     for folder in manifest_path.parent.glob(f"{SCRATCH}*"):
         remove_path(folder)
 

@@ -60,7 +60,7 @@ def format_modelfile(gguf_name: str, defaults: ModelDefaults) -> str:
 
 def quote(text: str, what: str) -> str:
     """Quote a text so that Ollama reads it back unchanged; ImpruverError where no quotes can hold it."""
-    if not re.search(r'[\r\n]|^"', text):
+    if not re.search(r'[\r\n]|^"', drop_unprintable(text)):
         return f'"{text}"'
     unquotable = find_unquotable_lines(text)
     if unquotable:
@@ -72,12 +72,19 @@ def quote(text: str, what: str) -> str:
 
 def find_unquotable_lines(text: str) -> list[str]:
     """Find the lines that would end a text in a Modelfile."""
-    return [line for line in re.split(r"[\r\n]", text)[:-1] if line.rstrip().endswith(FENCE)]
+    return [line for line in re.split(r"[\r\n]", drop_unprintable(text))[:-1] if line.rstrip().endswith(FENCE)]
+
+
+def drop_unprintable(text: str) -> str:
+    """The text as Ollama reads it, before it looks for quotes: less what is no printable character."""
+    if text.isprintable():
+        return text
+    return "".join(char for char in text if char.isprintable() or char in ALLOWED_CONTROLS)
 
 
 def warn_about_dropped_characters(text: str | None) -> None:
     """Warn about characters of a system prompt that Ollama drops as it reads the Modelfile."""
-    dropped = dict.fromkeys(char for char in text or "" if not char.isprintable() and char not in ALLOWED_CONTROLS)
+    dropped = dict.fromkeys(char for char in text or "" if not drop_unprintable(char))
     if dropped:
         codes = ", ".join(f"U+{ord(char):04X}" for char in dropped)
         warn(f"the system prompt: Ollama drops characters that do not print, here {codes}")

@@ -139,6 +139,7 @@ def read_checkpoint(
     base = _find_base(base_name or adapter.config.get("base_model_name_or_path"), adapter, recipe_dir, dry_run)
     if not base_name or is_foreign_recipe():
         check_weight_links(base)
+    check_ordinary_files(base)
     states |= _read_states(base)
     tensors = read_weights(base)
     if not tensors and not dry_run:

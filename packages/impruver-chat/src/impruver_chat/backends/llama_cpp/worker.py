@@ -27,7 +27,7 @@ from impruver_chat.generation.prompt import Prompt, SamplingParams
 class GgufDescription:
     """What is asked of a loaded file once; special tokens that it has not are below 0."""
 
-    context_length: int
+    context_length: int | None
     chat_template: str | None
     add_space_prefix: str  # as the metadata has it
     add_bos: bool
@@ -57,7 +57,7 @@ class Worker:
         metadata = self._model.metadata()
         return asdict(
             GgufDescription(
-                context_length=self._model.n_ctx_train,
+                context_length=length if (length := self._model.n_ctx_train) > 0 else None,  # 2^32 - 1 is read as -1
                 chat_template=metadata.get("tokenizer.chat_template"),
                 add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", "true"),
                 add_bos=vocab.get_add_bos(),

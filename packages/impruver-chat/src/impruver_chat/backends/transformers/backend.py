@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
+from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import get_context_length
 from impruver_core.library_logging import quiet_libraries
 from impruver_core.modeling.loading import (
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, PreTrainedModel
 
+LIBRARIES = ("torch", "transformers")
+DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError")  # told as such
+
 
 class TransformersBackend:
     """A model in memory that answers with transformers' `generate`; see `Backend`."""
@@ -45,6 +49,7 @@ class TransformersBackend:
         self.model, self.tokenizer, self.no_comparison_reason = model, tokenizer, no_comparison_reason
         self.context_length = get_context_length(model.config)
         self._cache = PromptCache()
+        self._has_answered = False
         # `generate` fills what a GenerationConfig leaves open from the model's own
         for part in (model, getattr(model, "get_base_model", lambda: model)()):
             part.generation_config = GenerationConfig()
@@ -60,14 +65,15 @@ class TransformersBackend:
 
         ids = torch.tensor([prompt.ids], device=self.model.device)
         torch.manual_seed(prompt.seed)
-        out = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=make_generation_config(prompt.max_new_tokens, sampling),
-            logits_processor=[check_no_nan],
-            stopping_criteria=[stop_at_end],
-            **self._cache.pop_shared_prefix(self.model, prompt.ids),
-        )
+        with self._first_errors_as_user_errors():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=make_generation_config(prompt.max_new_tokens, sampling),
+                logits_processor=[check_no_nan],
+                stopping_criteria=[stop_at_end],
+                **self._cache.pop_shared_prefix(self.model, prompt.ids),
+            )
         self._cache.store(self.model, getattr(out, "past_key_values", None), out.sequences[0, :-1].tolist())
         return generation.finish()
 
@@ -77,7 +83,34 @@ class TransformersBackend:
 
     def answer_batch(self, prompts: Sequence[Prompt], sampling: SamplingParams, size: int) -> IndexedAnswers:
         """Answer prompts in batches; see `Backend`."""
-        return batching.answer_batch(self.model, self.tokenizer, prompts, sampling, size)
+        with self._first_errors_as_user_errors():
+            yield from batching.answer_batch(self.model, self.tokenizer, prompts, sampling, size)
+
+    @contextmanager
+    def _first_errors_as_user_errors(self) -> Iterator[None]:
+        """Turns what torch and transformers raise before anything was answered into one ImpruverError.
+
+        A config.json may describe what can be built, and can't compute: layers of kinds that the class has not, an
+        output of another form. Later on an error is none of the configuration's.
+        """
+        try:
+            yield
+            self._has_answered = True
+        except Exception as error:
+            if self._has_answered or type(error).__name__ in DEVICE_ERRORS or find_origin(error) not in LIBRARIES:
+                raise
+            raise ImpruverError(
+                f"{self.model.config._name_or_path}/config.json: the model that it describes can't compute an answer "
+                f"({describe_error(error)}); copy it again from where the model was trained"
+            ) from error
+
+
+def find_origin(error: BaseException) -> str:
+    """The package whose code raised an error."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place.tb_frame.f_globals.get("__name__", "").partition(".")[0] if place is not None else ""
 
 
 class PromptCache:
