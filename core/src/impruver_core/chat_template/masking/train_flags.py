@@ -47,7 +47,7 @@ def read_train_flag(message: dict, number: int = 0) -> bool | None:
         raise RefusedError(
             "bad_row",
             f"{wanted} of message {number} is true, but its role is {message.get('role')}: only an assistant's turns "
-            "are trained on (or everything, with only_target_loss: false)",
+            "have such a flag; leave it out (only_target_loss: false trains on everything)",
         )
     return next(iter(said.values()), None)
 
