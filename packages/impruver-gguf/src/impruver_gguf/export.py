@@ -1,7 +1,7 @@
 """The steps of `impruver-gguf`: inspect, plan, convert, quantize, publish, verify."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from impruver_core.io.manifest import (
     check_replaceable,
     describe_file,
     publish,
+    read_manifest,
     recover,
 )
 from impruver_core.io.model_files import check_ordinary_files
@@ -59,13 +60,28 @@ def export(
 def _check_gguf_folder(folder: Path) -> None:
     """ImpruverError where what is to be written, and removed, in `folder` would be in another one, or another tool's.
 
-    A model's folder may be a stranger's: a link in it may lead anywhere.
+    A model's folder may be a stranger's: a link in it may lead anywhere. One to an empty folder, or to one that was
+    written here before, may be the user's own, to another disk.
     """
-    if folder.is_symlink():
-        raise ImpruverError(f"{folder}: is a link to {folder.readlink()}; a folder is written here: remove the link")
+    if folder.is_symlink() and not _is_free(folder):
+        raise ImpruverError(
+            f"{folder}: is a link to {folder.readlink()}, which is no empty folder and not one that impruver-gguf wrote: "
+            "remove the link"
+        )
     if folder.exists() and not folder.is_dir():
         raise ImpruverError(f"{folder}: is a file; a folder is written here: move it away")
     check_maker(folder / MANIFEST, "impruver-gguf")
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder holds nothing, hidden remains of a run aside, or what impruver-gguf wrote."""
+    if not folder.is_dir():
+        return False
+    if all(path.name.startswith(".") for path in folder.iterdir()):
+        return True
+    with suppress(ImpruverError):
+        return (read_manifest(folder / MANIFEST) or {}).get("tool") == "impruver-gguf"
+    return False
 
 
 @contextmanager
