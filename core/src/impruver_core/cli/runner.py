@@ -96,6 +96,8 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
             return code
         except (KeyboardInterrupt, TerminationSignal) as stop:
             name, code = stop_signals.describe(stop)
+            if os.environ.get("LOCAL_RANK", "0") != "0":  # the launcher, or the first rank, says it for all
+                return code
             return _exit(program, ": ".join([f"stopped by {name}", *map(str, stop.args)]), code)
         except ImpruverError as error:
             faults = error.faults if isinstance(error, RecipeError) else []

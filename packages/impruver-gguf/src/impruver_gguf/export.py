@@ -65,7 +65,7 @@ def _check_gguf_folder(folder: Path) -> None:
     """
     if folder.is_symlink() and not _is_free(folder):
         raise ImpruverError(
-            f"{folder}: is a link to {folder.readlink()}, which is no empty folder and not one that impruver-gguf wrote: "
+            f"{folder}: is a link to {folder.readlink()}, no empty folder and not one that impruver-gguf wrote: "
             "remove the link"
         )
     if folder.exists() and not folder.is_dir():
