@@ -194,9 +194,10 @@ def test_a_killed_worker_of_the_loader_is_one_message(recipe, as_process, tmp_pa
     assert " was killed by SIGKILL: " in told[0]
     assert "the DataLoader worker with process id " in told[0]
     assert "trainer.dataloader_num_workers" in told[0]
-    assert f"it resumes from {out}/checkpoint-2" in told[0]
     assert "Traceback" not in done.stderr
-    assert {path.name for path in out.glob("*-*")} == {"checkpoint-2"}
+    kept = max(out.glob("*-*"))  # batches that were ready may have trained a little further
+    assert kept.name in ("checkpoint-2", "checkpoint-4")
+    assert f"it resumes from {kept}" in told[0]
 
 
 def test_a_full_disk_is_told_before_and_is_a_clean_stop(recipe, start, small_disk, impruver_train, tmp_path):
