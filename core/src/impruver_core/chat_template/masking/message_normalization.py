@@ -19,6 +19,7 @@ from impruver_core.errors import RefusedError
 MESSAGE_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
 )
+PLAIN_KEYS = MESSAGE_KEYS.difference(TRAIN_FLAGS)
 RESULT_ROLES = ("function", "function_response")  # of other names than `tool`
 
 
@@ -59,9 +60,12 @@ def _check_message(message: dict, number: int) -> dict:
             raise RefusedError("bad_row", f"{field} of message {number} is not text")
     if not isinstance(message.get("tool_calls") or [], list):
         raise RefusedError("bad_row", f"tool_calls of message {number} is not a list")
-    read_train_flag(message, number)
-    check_other_flags(message, number, MESSAGE_KEYS)
-    check_parts(message, number)
+    is_plain = PLAIN_KEYS.issuperset(message)  # as most are: nothing more is looked for in them
+    if not is_plain:
+        read_train_flag(message, number)
+        check_other_flags(message, number, MESSAGE_KEYS)
+    if not is_plain or isinstance(content, list):
+        check_parts(message, number)
     fields = {key: value for key, value in message.items() if value is not None and key not in TRAIN_FLAGS}
     return fields | {"content": "" if content is None else content}
 

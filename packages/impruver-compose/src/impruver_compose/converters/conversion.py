@@ -95,7 +95,7 @@ def _clean_message(message: Any, number: int) -> Any:
     cleaned = {key: value for key, value in message.items() if value is not None or key == "content"}
     if "content" not in cleaned and (other := next((key for key in OTHER_TEXTS if cleaned.get(key)), None)):
         raise RefusedError("bad_row", f"message {number} has no content, but {other}")
-    if cleaned.keys() & OTHER_FLAGS:
+    if not OTHER_FLAGS.isdisjoint(cleaned):
         trained = read_train_flag(cleaned, number)
         cleaned = {key: value for key, value in cleaned.items() if key not in OTHER_FLAGS}
         cleaned |= {"train": False} if trained is False else {}

@@ -113,7 +113,8 @@ def _count_template_fields(
                 known = variables.get(template) or variables.setdefault(template, find_variables(template))
                 unread = [(name, value) for name, value in chat.chat_template_kwargs.items() if name not in known]
                 usage.columns.count(row, ((f"chat_template_kwargs.{name}", value) for name, value in unread))
-            others = (message.keys() - STRUCTURE for message in chat.messages if isinstance(message, dict))
+            messages = (message for message in chat.messages if isinstance(message, dict))
+            others = (message.keys() - STRUCTURE for message in messages if not STRUCTURE.issuperset(message))
             for key in (key for keys in others for key in keys if key not in counts.read):
                 values = [message[key] for message in chat.messages if is_filled(message.get(key))]
                 found |= {key: values[0]} if values else {}
