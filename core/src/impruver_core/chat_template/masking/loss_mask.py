@@ -142,10 +142,8 @@ def encode_chats(
     chats = [_render_or_refuse(templates, *row) for row in rows]
     with plain_encoder(tokenizer) as encode:
         encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
-    ends, control = (
-        _get_end_tokens(tokenizer, add_bos, add_eos),
-        ControlTextEncoder(tokenizer, control_text, own_tokens),
-    )
+    ends = _get_end_tokens(tokenizer, add_bos, add_eos)
+    control = ControlTextEncoder(tokenizer, control_text, own_tokens)
     return [
         chat if isinstance(chat, Refused) else _label_or_refuse(control, next(encodings), chat, ends, only_target_loss)
         for chat in chats

@@ -125,6 +125,8 @@ def _wrap_tools(tools: list | None) -> list[dict] | None:
     for number, tool in enumerate(tools):
         try:
             tool = parse_unique_json(tool) if isinstance(tool, str) else tool
+        except RepeatedKeyError as error:
+            raise RefusedError("bad_row", f"tool {number}: {error}") from None
         except (ValueError, RecursionError):
             raise RefusedError("bad_row", f"tool {number} is text, but no JSON") from None
         if not isinstance(tool, dict):

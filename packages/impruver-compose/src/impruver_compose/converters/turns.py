@@ -94,14 +94,14 @@ def convert_turn(turn: Any, number: int) -> dict:
     if not isinstance(turn, dict):
         raise RefusedError("bad_row", f"turn {number} of conversations is no object but {type(turn).__name__}")
     rest = dict(turn)
-    role, content = (_take_one(rest, keys, number) for keys in (("from", "role"), ("value", "content")))
+    role, content = (_pop_value(rest, keys, number) for keys in (("from", "role"), ("value", "content")))
     speaker = SPEAKERS.get(fold_role(role))
     if speaker is None:
         raise ValueError(f"unknown speaker {role!r}; known: {', '.join(SPEAKERS)}")
     return {"role": speaker, "content": content, **rest}
 
 
-def _take_one(turn: dict, keys: tuple[str, str], number: int) -> Any:
+def _pop_value(turn: dict, keys: tuple[str, str], number: int) -> Any:
     """Takes the one value that a turn has under these keys; RefusedError for two different ones."""
     values = [value for value in (turn.pop(key, None) for key in keys) if value is not None]
     if len(values) > 1 and values[0] != values[1]:
@@ -120,9 +120,9 @@ def convert_history(value: Any) -> list[dict]:
     if not isinstance(turns, Sequence):
         raise RefusedError("bad_row", f"history is no list of turns but {type(turns).__name__}")
     messages = read_messages(list(turns))
-    return (
-        messages if messages is not None else [each for n, turn in enumerate(turns) for each in _convert_pair(turn, n)]
-    )
+    if messages is not None:
+        return messages
+    return [message for number, turn in enumerate(turns) for message in _convert_pair(turn, number)]
 
 
 def _convert_pair(turn: Any, number: int) -> list[dict]:

@@ -50,7 +50,7 @@ def write_delimited_table(path: Path, kind: str, columns: Sequence[str] | None, 
     Quotes go around cells, or are mere characters in a file where they don't go in pairs and no cell looks quoted.
     ImpruverError, with the line, for a file that has no sure reading as rows of as many cells as the header.
     """
-    with _telling_errors(path, where):
+    with _errors_as_user_errors(path, where):
         dialect = _detect_separator(path, kind)
         try:
             names, doubtful = _write_table(path, dialect, columns, target)
@@ -65,7 +65,7 @@ def write_delimited_table(path: Path, kind: str, columns: Sequence[str] | None, 
 
 
 @contextmanager
-def _telling_errors(path: Path, where: str) -> Iterator[None]:
+def _errors_as_user_errors(path: Path, where: str) -> Iterator[None]:
     csv.field_size_limit(LONGEST_LINE)
     try:
         yield

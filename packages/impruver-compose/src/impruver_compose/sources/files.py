@@ -81,7 +81,7 @@ def list_data_files(path: Path) -> dict[str, Path]:
     }
 
 
-def leave_out_companions(files: Mapping[str, Path], name: str) -> dict[str, Path]:
+def drop_companions(files: Mapping[str, Path], name: str) -> dict[str, Path]:
     """The files of a folder without texts about it (LICENSE.txt), which a note names; those alone are its data."""
     about = [each for each in files if COMPANIONS.fullmatch(PurePosixPath(each).name)]
     if not about or len(about) == len(files):

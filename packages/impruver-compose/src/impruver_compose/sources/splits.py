@@ -11,7 +11,7 @@ from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_compose.sections import DatasetSection
-from impruver_compose.sources.files import leave_out_companions, list_data_files
+from impruver_compose.sources.files import drop_companions, list_data_files
 from impruver_compose.sources.repository_card import find_config, read_configs
 from impruver_compose.sources.saved_datasets import find_saved_folders, list_saved_splits
 from impruver_compose.sources.split_names import check_distinct_splits, find_named_splits, find_synonym
@@ -79,12 +79,12 @@ def _find_splits(path: Path, section: DatasetSection, wanted: list[str], where: 
     named = find_named_splits(files)
     if len(named) > 1 and not path.is_file():
         check_distinct_splits(named, where)
-        _tell_unnamed(files, named, section.name)
+        _warn_about_unnamed(files, named, section.name)
         return _Splits(named, "the names of its files say")
-    return _take_named_files(list(files.values()), named if len(named) == 1 else {}, wanted)
+    return _find_named_files(list(files.values()), named if len(named) == 1 else {}, wanted)
 
 
-def _take_named_files(files: list[Path], named: Mapping[str, list[Path]], wanted: list[str]) -> _Splits:
+def _find_named_files(files: list[Path], named: Mapping[str, list[Path]], wanted: list[str]) -> _Splits:
     """What files are that the recipe names itself: the split that is asked for, unless a name tells another."""
     told = next(iter(named), None)
     if len(wanted) == 1 and (wanted[0] == ANY_SPLIT or told in (None, wanted[0], find_synonym(wanted[0]))):
@@ -127,12 +127,12 @@ def _get_below(files: Mapping[str, Path], folder: str) -> dict[str, Path]:
 
 def _find_named_or_all(files: Mapping[str, Path], name: str, where: str) -> _Splits:
     """The splits that the names of files tell; all are `train` where they tell none."""
-    files = leave_out_companions(files, name)
+    files = drop_companions(files, name)
     named = find_named_splits(files)
     if not named:
         return _Splits({ANY_SPLIT: list(files.values())}, UNNAMED)
     check_distinct_splits(named, where)
-    _tell_unnamed(files, named, name)
+    _warn_about_unnamed(files, named, name)
     return _Splits(named, "the names of its files say")
 
 
@@ -156,7 +156,7 @@ def _refuse_subset(section: DatasetSection, what: str, where: str) -> None:
         raise ImpruverError(f"{where}.subset: {section.name} {what}, which has no subsets: leave the key out")
 
 
-def _tell_unnamed(files: Mapping[str, Path], named: Mapping[str, list[Path]], name: str) -> None:
+def _warn_about_unnamed(files: Mapping[str, Path], named: Mapping[str, list[Path]], name: str) -> None:
     """Warns of the files beside those of splits, which no split reads."""
     known = {file for own in named.values() for file in own}
     others = [each for each, file in files.items() if file not in known]
