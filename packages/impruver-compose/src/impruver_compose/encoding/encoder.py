@@ -3,16 +3,12 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby, pairwise
-from operator import attrgetter
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
-from impruver_core.chat_template.masking.message_keys import renders_key
-from impruver_core.chat_template.masking.message_normalization import MESSAGE_KEYS
 from impruver_core.chat_template.masking.train_flags import is_blank, is_trained
-from impruver_core.chat_template.rendering.renderer import find_variables
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
@@ -25,11 +21,9 @@ from impruver_compose.dedup import compute_signatures
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.long_text import WINDOW, TokenizedText, make_tokenized_text, tokenize_text
 from impruver_compose.encoding.overlong import cut_overlong
-from impruver_compose.field_usage import FieldUsage, is_filled
+from impruver_compose.encoding.template_fields import count_template_fields
 from impruver_compose.storage import DroppedRow, EncodedConversation, EncodedShard, build_token_row, compute_digest
 
-STRUCTURE = MESSAGE_KEYS - {"name"}  # keys of messages that are read, or whose loss is refused
-TRIED = 3  # values of another key that are rendered, to see whether the template reads it
 BATCH = 500  # rows in memory at once,
 BATCH_BYTES = 1 << 21  # and bytes of their conversations: a token's encoding takes a hundred bytes
 
@@ -57,7 +51,7 @@ def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, n
     templates = TemplateSelector(job.tokenizer)
     for first in range(start, stop, BATCH):
         parts = _convert_rows(job, first, min(first + BATCH, stop), shard)
-        _count_template_fields(job, templates, parts, shard.usage)
+        count_template_fields(job, templates, [(part.row, part.conversation) for part in parts], shard.usage)
         for batch in _split_into_batches(parts):
             before = len(shard.conversations)
             _encode_batch(job, batch, shard)
@@ -93,38 +87,6 @@ def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -
             else:
                 parts.append(ConvertedPart(number, part, cut, cut is not conversation))
     return parts
-
-
-def _count_template_fields(
-    job: DatasetJob, templates: TemplateSelector, parts: Sequence[ConvertedPart], usage: FieldUsage
-) -> None:
-    """Counts the keys of messages that no mask knows, and the template's arguments that it does not read.
-
-    Whether the template reads a key is tried on its first values.
-    """
-    counts = usage.keys
-    tried: dict[str, set[str]] = {}
-    variables: dict[str, frozenset[str]] = {}  # by template
-    for row, group in groupby(parts, key=attrgetter("row")):
-        found: dict[str, Any] = {}
-        for chat in (part.conversation for part in group if part.conversation.messages):
-            if chat.chat_template_kwargs:
-                template = templates.select(chat.tools, job.build_template_kwargs(chat)).text
-                known = variables.get(template) or variables.setdefault(template, find_variables(template))
-                unread = [(name, value) for name, value in chat.chat_template_kwargs.items() if name not in known]
-                usage.columns.count(row, ((f"chat_template_kwargs.{name}", value) for name, value in unread))
-            messages = (message for message in chat.messages if isinstance(message, dict))
-            others = (message.keys() - STRUCTURE for message in messages if not STRUCTURE.issuperset(message))
-            for key in (key for keys in others for key in keys if key not in counts.read):
-                values = [message[key] for message in chat.messages if is_filled(message.get(key))]
-                found |= {key: values[0]} if values else {}
-                shown, before = repr(values), tried.setdefault(key, set())
-                if values and len(before) < TRIED and shown not in before:
-                    before.add(shown)
-                    selected = templates.select(chat.tools, job.build_template_kwargs(chat))
-                    if renders_key(selected, chat.messages, key, chat.tools):
-                        counts.read.add(key)
-        counts.count(row, found.items())
 
 
 def _split_into_batches(parts: list[ConvertedPart]) -> Iterator[list[ConvertedPart]]:
