@@ -1,6 +1,6 @@
 """Compare the tools with those of an earlier revision, in turn and in one run.
 
-    uv run python tools/compare_versions.py REVISION MODEL_FOLDER DATA.jsonl [--rounds 5]
+    uv run python tools/compare_versions.py REVISION MODEL_FOLDER DATA.jsonl [--rounds 5] [--only compose] [--rows N]
 
 REVISION is checked out into a folder of its own; both versions run in this environment. Each round runs every tool once
 in each version, whichever was second before goes first: `impruver-compose` on DATA (instruction, input, output) with an
@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.workload import vary
+
 ROOT = Path(__file__).parents[1]
 PARTS = {  # what is measured: the module, its arguments, what is removed before
     "compose, empty cache": ("impruver_compose", (), ("rows", "cache/{version}")),
@@ -35,27 +37,35 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of a chat model with its tokenizer")
     parser.add_argument("data", type=Path, help="JSONL of instruction, input and output")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=("compose", "train", "gguf"), choices=("compose", "train", "gguf"))
+    parser.add_argument("--rows", type=int, help="vary the rows of DATA to so many")
+    parser.add_argument("--converter", default="impruver.instruction_to_messages")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="versions.") as scratch:
         folder = Path(scratch)
         worktree = ["git", "-C", ROOT, "worktree"]
         subprocess.run([*worktree, "add", "--detach", folder / "old", arguments.revision], check=True)
         try:
-            seconds = measure(write_recipe(folder, arguments.model, arguments.data), folder, arguments.rounds)
+            parts = {part: PARTS[part] for part in PARTS if part.split(",")[0] in arguments.only}
+            recipe = write_recipe(folder, arguments)
+            seconds = measure(recipe, parts, folder, arguments.rounds)
         finally:
             subprocess.run([*worktree, "remove", "--force", folder / "old"], check=True)
-    for part in PARTS:
+    for part in parts:
         old, new = seconds[part, "old"], seconds[part, "new"]
         ratios = min(new) / min(old), statistics.median(new) / statistics.median(old)
         print(f"{part}: {min(old):.2f} s, now {min(new):.2f} s; {ratios[0]:.3f} times (medians {ratios[1]:.3f})")
 
 
-def write_recipe(folder: Path, model: Path, data: Path) -> Path:
+def write_recipe(folder: Path, arguments: argparse.Namespace) -> Path:
     """Writes the recipe that all commands have; its path."""
-    (folder / "model-folder").symlink_to(model.resolve())
-    shutil.copy(data, folder / "data.jsonl")
+    (folder / "model-folder").symlink_to(arguments.model.resolve())
+    if arguments.rows:
+        vary([arguments.data], arguments.rows, folder / "data.jsonl")
+    else:
+        shutil.copy(arguments.data, folder / "data.jsonl")
     keys = {
-        "datasets": [{"name": "data.jsonl", "converter": "impruver.instruction_to_messages"}],
+        "datasets": [{"name": "data.jsonl", "converter": arguments.converter}],
         "tokenizer": {"max_tokens_count": 512},
         "model": {"name": "./model-folder", "dtype": "fp32"},
         "train_path": "rows/train.jsonl",
@@ -76,12 +86,12 @@ def write_recipe(folder: Path, model: Path, data: Path) -> Path:
     return path
 
 
-def measure(recipe: Path, folder: Path, rounds: int) -> dict[tuple[str, str], list[float]]:
+def measure(recipe: Path, parts: dict[str, tuple], folder: Path, rounds: int) -> dict[tuple[str, str], list[float]]:
     """Seconds of CPU of each part in each version, a number for each round."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds):
         for version in ("old", "new") if number % 2 == 0 else ("new", "old"):
-            for part, (module, more, removed) in PARTS.items():
+            for part, (module, more, removed) in parts.items():
                 for name in removed:
                     shutil.rmtree(folder / name.format(version=version), ignore_errors=True)
                 shutil.rmtree(folder / "model/gguf", ignore_errors=True)

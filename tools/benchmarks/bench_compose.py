@@ -16,7 +16,6 @@ its own and on the same cores:
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -25,43 +24,7 @@ import time
 from pathlib import Path
 
 from results import record
-from workload import chat, questions
-
-KEPT = 0.6  # of the words
-
-
-def vary(folder: Path, count: int, target: Path) -> None:
-    """Writes `count` rows, in turn of each file's."""
-    rows, words = [], {}
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if "instruction" in row:
-                texts = [row["instruction"], row.get("input") or "", row.get("output") or row["response"]]
-                rows.append((path.name, texts))
-                words.setdefault(path.name, []).extend(word for text in texts for word in pieces(text))
-    chance = random.Random(0)
-    chance.shuffle(rows)
-    with target.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            name, texts = rows[number % len(rows)]
-            new = [joined(text, words[name], chance) for text in texts]
-            new[0] = f"{number} {' '.join(chance.choices(words[name], k=4))} {new[0]}"
-            row = dict(zip(("instruction", "input", "output"), new, strict=True))
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def pieces(text: str) -> list[str]:
-    """Words; of a text without blanks (Chinese) every two characters."""
-    words = text.split(" ")
-    return words if len(words) > len(text) / 30 else [text[at : at + 2] for at in range(0, len(text), 2)]
-
-
-def joined(text: str, words: list[str], chance: random.Random) -> str:
-    """The text with some of its words drawn anew."""
-    own = pieces(text)
-    between = " " if own == text.split(" ") else ""
-    return between.join(word if chance.random() < KEPT else chance.choice(words) for word in own)
+from workload import chat, questions, vary
 
 
 def encode_batch(tokenizer_folder: str, data: Path) -> dict:
@@ -174,7 +137,7 @@ def memory(pid: int) -> int:
 def measure(tokenizer_folder: str, folder: Path, count: int, share: int | None, scratch: Path) -> None:
     """Prints the figures of one number of rows."""
     data = scratch / f"{count}.jsonl"
-    vary(folder, count, data)
+    vary(sorted(folder.glob("*.jsonl")), count, data)
     limit = apart("encode_batch", tokenizer_folder, data)
     ours = apart("compose", tokenizer_folder, data)
     again = apart("compose", tokenizer_folder, data)
