@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
-from impruver_core.cli.console import warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import resolve_recipe
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
@@ -137,6 +137,8 @@ def _open_jobs(recipe: Recipe, outputs: Sequence[Path] = ()) -> list[DatasetJob]
 
 def _estimate(jobs: Sequence[DatasetJob]) -> None:
     """Tries the template on the first rows, and prints what they tell of all; writes nothing."""
+    for job in jobs:
+        log_info(f"data set {job.index}: {job.name}, encoded by {job.encoder.describe()}")
     probes = [template_checks.probe_template(job) for job in jobs]
     stats = [template_checks.estimate_stats(job) for job in jobs]
     checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
