@@ -3,7 +3,7 @@
     uv run python tools/benchmarks/bench_compose.py TOKENIZER_FOLDER DATA_FOLDER [--rows 100000 400000]
 
 The tokenizer of the folder is one that gigatoken does not take (SmolLM2's); the other one is trained on the data, with
-the split of Qwen's, and gigatoken takes it. Rows of the data folder's JSONL (instruction, input, output or response) are
+the split of Qwen's, and gigatoken takes it. Rows of the data folder's JSONL (instruction, input, output, response) are
 varied to so many, none a near-duplicate of another: four words of ten are drawn from the file they stand in. For each
 number of rows with the other tokenizer, and for the least with the folder's, every part in a process of its own and on
 the same cores:
