@@ -152,7 +152,8 @@ def _encode_conversation(
     chat, section, on_prompt = part.conversation, job.section, job.dedup.on == "prompt"
     if isinstance(whole, Refused):
         return whole
-    trained = [message for message in chat.messages if message["role"] in TRAINED_ROLES and is_trained(message)]
+    spoken = [n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES]
+    trained = [chat.messages[n] for n in spoken if is_trained(chat.messages[n])]
     if not views or not count_target_tokens(whole.labels) or (trained and all(map(is_blank, trained))):
         return Refused("nothing_to_learn", _explain_no_target(chat.messages))
     encode = partial(_encode_messages, job, [chat])
@@ -161,7 +162,7 @@ def _encode_conversation(
     fitting = select_fitting_views(views, job.max_length, shorten if trim else None)
     if isinstance(fitting, Refused):
         return fitting
-    last = max((n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES), default=0)
+    last = spoken[-1] if spoken else 0
     ids = np.asarray(whole.input_ids, np.uint32)
     texts = [ids[start:end] for number, start, end in whole.texts if number < last or not on_prompt]
     prompt = _serialize_prompt(chat.messages[:last])
