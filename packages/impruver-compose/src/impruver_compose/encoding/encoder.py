@@ -145,7 +145,7 @@ def _encode_conversation(
     job: DatasetJob, part: ConvertedPart, whole: Encoded | Refused, views: list[TrainingView]
 ) -> EncodedConversation | Refused:
     """Makes token rows of the views that fit; duplicates and the split are judged by all messages."""
-    chat, section, on_prompt = part.conversation, job.section, job.dedup.on == "prompt"
+    chat, section, on = part.conversation, job.section, job.dedup.on
     if isinstance(whole, Refused):
         return whole
     trained = [message for message in chat.messages if message["role"] in TRAINED_ROLES and is_trained(message)]
@@ -159,16 +159,22 @@ def _encode_conversation(
         return fitting
     last = max((n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES), default=0)
     ids = np.asarray(whole.input_ids, np.uint32)
-    texts = [ids[start:end] for number, start, end in whole.texts if number < last or not on_prompt]
+    texts = [
+        ids[start:end]
+        for number, start, end in whole.texts
+        if on == "conversation" or (number < last if on == "prompt" else chat.messages[number]["role"] in TRAINED_ROLES)
+    ]
     prompt = _serialize_prompt(chat.messages[:last])
     digest = compute_digest(ids)
     prompt_digest = compute_digest(prompt) if prompt else digest
+    if on == "answer":
+        digest = compute_digest(_serialize_answers(chat.messages))
     return EncodedConversation(
         part.row,
         part.part,
         [build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
         np.concatenate([ids[:0], *texts]),
-        prompt_digest if on_prompt else digest,
+        prompt_digest if on == "prompt" else digest,
         prompt_digest,
         trimmed=part.cut or fitting[-1].length < views[-1].length,
         control_text=bool(whole.control_text),
@@ -199,6 +205,16 @@ def _serialize_prompt(messages: list[dict]) -> bytes:
         for text in [message.get("content")]
     ]
     return json.dumps(contents, sort_keys=True).encode() if any(text or calls for text, calls in contents) else b""
+
+
+def _serialize_answers(messages: list[dict]) -> bytes:
+    """Serializes all that the assistant says, reasoning and calls included, whatever it is asked."""
+    answers = [
+        {name: value.strip() if isinstance(value, str) else value for name, value in message.items() if name != "train"}
+        for message in messages
+        if message["role"] in TRAINED_ROLES
+    ]
+    return json.dumps(answers, sort_keys=True).encode()
 
 
 def _tokenize_documents(job: DatasetJob, texts: list[str]) -> list[TokenizedText | Refused]:

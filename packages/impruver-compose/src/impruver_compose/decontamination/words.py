@@ -1,0 +1,83 @@
+"""The texts of conversations and rows, and the words by which they are compared with benchmarks.
+
+Words as in GPT-3 (Brown et al., "Language Models are Few-Shot Learners", appendix C) and in lm-eval's decontamination:
+lower-cased, punctuation removed, split at blanks. For texts in any language: case is folded, forms of one character
+are made one (NFKC), marks that compose with no letter are removed, as stress in Russian, and each character of a
+script that is written without blanks is a word.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from impruver_core.io.json_keys import parse_unique_json
+
+PUNCTUATION = re.compile(r"[^\w\s]|_")
+UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, Kana, Han
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+PIECE = 1 << 20  # characters of a text whose words are in memory at once
+
+
+def split_words(text: str) -> list[str]:
+    """Splits a text into its words."""
+    if text.isascii():
+        return PUNCTUATION.sub("", text.lower()).split()
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return UNSPACED.sub(r" \g<0> ", PUNCTUATION.sub("", text)).split()
+
+
+def split_long_text(text: str) -> Iterator[str]:
+    """Splits a text at blanks into pieces of about a million characters, whose words are those of the text."""
+    start = 0
+    while len(text) - start > PIECE:
+        blank = re.compile(r"\s").search(text, start + PIECE)
+        if blank is None:
+            break
+        yield text[start : blank.start()]
+        start = blank.start()
+    yield text[start:]
+
+
+def list_row_texts(row: dict) -> Iterator[str]:
+    """Lists all texts of a row of val.jsonl: of its messages, of its tools and template arguments, or the document."""
+    if "messages" not in row:
+        yield row["text"]
+        return
+    for message in row["messages"]:
+        yield from list_message_texts(message)
+    yield from list_texts(row.get("tools"))
+    yield from list_texts(row.get("chat_template_kwargs"))
+
+
+def list_message_texts(message: dict) -> Iterator[str]:
+    """Lists all that a message says, in any of its keys: content, reasoning, arguments of its calls."""
+    for name, value in message.items():
+        if name == "content" and isinstance(value, list):  # parts, one behind the other
+            yield "\n".join(list_texts(value))
+        elif name != "role":
+            yield from list_texts(value)
+
+
+def list_texts(value: Any) -> Iterator[str]:
+    """Lists the strings within a value of JSON types; of one that is JSON text, as arguments are, those in it, too."""
+    if isinstance(value, str):
+        yield value
+        if value.lstrip()[:1] in ("{", "["):  # its first and last words would hold on to names of keys
+            with suppress(ValueError, RecursionError):
+                yield from list_texts(parse_unique_json(value))
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from list_texts(item)
+
+
+def locate_words(text: str, words: list[str], run: int) -> tuple[int, int] | None:
+    """Locates in a text the first `run` words that begin with these, as (start, stop) of characters; None if nowhere."""
+    found = [(word, chunk.span()) for chunk in re.finditer(r"\S+", text) for word in split_words(chunk[0])]
+    own = [word for word, _ in found]
+    for start in range(len(own) - len(words) + 1):
+        if own[start] == words[0] and own[start : start + len(words)] == words:
+            return found[start][1][0], found[min(start + run, len(found)) - 1][1][1]
+    return None
