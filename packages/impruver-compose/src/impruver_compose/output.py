@@ -111,10 +111,9 @@ def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
 def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
+        names = {path.name for path in (*paths.all, get_pending_path(paths.manifest))}
         for folder in {*paths.folders}:
-            remove_stale_parts(
-                folder, {path.name for path in (*paths.all, get_pending_path(paths.manifest))}.__contains__
-            )
+            remove_stale_parts(folder, names.__contains__)
         recover(paths.manifest, paths.all[:-1])
         check_replaceable(paths.written, paths.manifest, overwrite)
         yield

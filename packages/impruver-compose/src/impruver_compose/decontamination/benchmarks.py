@@ -84,18 +84,22 @@ def open_benchmark(
     columns = data.rows.columns
     if section.converter in BY_COLUMNS or (section.converter is None and _is_told_by_columns(section, columns)):
         names = _choose_columns(section, columns, where)
-        of = "columns " + ", ".join(dict.fromkeys([*names.asked, *names.answered]))
+        compared = list(dict.fromkeys([*names.asked, *names.answered]))
+        of = f"columns {', '.join(compared)}"
+        left = [name for name in columns if name not in compared and section.mapping.get(name) != "_"]
 
         def read(row: dict) -> RowTexts:
             return RowTexts(*([text for name in own for text in _list_cell_texts(row.get(name))] for own in names))
     else:
         converter = find_converter(section, columns, data.rows.read(0, 1)[0], where, recipe_dir)
-        converter, of = converter._replace(guarded=()), f"converter {converter.name}"
+        converter, of, left = converter._replace(guarded=()), f"converter {converter.name}", []
 
         def read(row: dict) -> RowTexts:
             return _read_converted(row, converter)
 
     log_info(f"benchmark {index}: {section.name}, {len(data.rows)} rows, {of}, on {section.on}")
+    if left:
+        log_info(f"note: {where}: texts of these columns are not looked for: {', '.join(left)}; mapping names others")
     return Benchmark(index, section, where, data.rows, data.inputs, read, of)
 
 

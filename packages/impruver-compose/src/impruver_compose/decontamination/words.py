@@ -14,19 +14,33 @@ from typing import Any
 
 from impruver_core.io.json_keys import parse_unique_json
 
-PUNCTUATION = re.compile(r"[^\w\s]|_")
 UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, Kana, Han
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
+LOWER_ASCII = bytes(range(256)).lower()
+ASCII_PUNCTUATION = bytes(n for n in range(128) if not (chr(n).isalnum() or chr(n).isspace()))
 PIECE = 1 << 20  # characters of a text whose words are in memory at once
+
+
+class _CharacterTable(dict):
+    """For str.translate: punctuation and marks go, characters of scripts without blanks stand between blanks."""
+
+    def __missing__(self, code: int) -> str | None:
+        character = chr(code)
+        kept = character if character.isalnum() or character.isspace() else None
+        self[code] = f" {kept} " if kept and UNSPACED.match(kept) else kept
+        return self[code]
+
+
+_CHARACTERS = _CharacterTable()
 
 
 def split_words(text: str) -> list[str]:
     """Splits a text into its words."""
     if text.isascii():
-        return PUNCTUATION.sub("", text.lower()).split()
+        return text.encode().translate(LOWER_ASCII, ASCII_PUNCTUATION).decode().split()
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return UNSPACED.sub(r" \g<0> ", PUNCTUATION.sub("", text)).split()
+    return text.translate(_CHARACTERS).split()
 
 
 def split_long_text(text: str) -> Iterator[str]:
@@ -74,7 +88,7 @@ def list_texts(value: Any) -> Iterator[str]:
 
 
 def locate_words(text: str, words: list[str], run: int) -> tuple[int, int] | None:
-    """Locates in a text the first `run` words that begin with these, as (start, stop) of characters; None if nowhere."""
+    """Locates in a text `run` words that begin with these, as (start, stop) of characters; None if nowhere."""
     found = [(word, chunk.span()) for chunk in re.finditer(r"\S+", text) for word in split_words(chunk[0])]
     own = [word for word, _ in found]
     for start in range(len(own) - len(words) + 1):
