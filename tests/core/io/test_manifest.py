@@ -95,7 +95,7 @@ manifest.publish(folder / "m.json", finals, told, [folder / "c.jsonl"])
 
 
 def test_killed_at_any_point(place):
-    """Before each fsync, rename and unlink of publish in turn, until one run goes through; c.jsonl is obsolete in it."""
+    """Before each fsync, rename and unlink of publish in turn, until one goes through; c.jsonl is obsolete there."""
     folder, finals = place
     seen, obsolete = set(), folder / "c.jsonl"
     for at in range(40):

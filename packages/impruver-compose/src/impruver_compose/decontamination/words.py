@@ -69,8 +69,10 @@ def list_row_texts(row: dict) -> Iterator[str]:
 def list_message_texts(message: dict) -> Iterator[str]:
     """Lists all that a message says, in any of its keys: content, reasoning, arguments of its calls."""
     for name, value in message.items():
-        if name == "content" and isinstance(value, list):  # parts, one behind the other
-            yield "\n".join(list_texts(value))
+        if name == "content" and isinstance(value, list):
+            texts = [part.get("text") if isinstance(part, dict) else part for part in value]
+            yield "".join(text for text in texts if isinstance(text, str))  # as templates join them
+            yield from list_texts([part for part, text in zip(value, texts, strict=True) if not isinstance(text, str)])
         elif name != "role":
             yield from list_texts(value)
 

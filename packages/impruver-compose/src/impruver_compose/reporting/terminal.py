@@ -187,7 +187,12 @@ def print_explanation(
         _print_outcome(jobs, previous, reference._replace(part=part), conversation)
         line = previous.ledger.get(reference._replace(part=part), {})
         if line.get("benchmark"):
-            _print_contamination(line, conversation, open_benchmarks())
+            benchmarks = open_benchmarks()
+            if [each["inputs"] for each in previous.manifest.get("decontaminate", ())] != [
+                each.inputs for each in benchmarks
+            ]:
+                warn("the benchmarks are not those of the last run any more: its ledger may tell of other rows")
+            _print_contamination(line, conversation, benchmarks)
 
 
 def _get_job(jobs: Sequence[DatasetJob], reference: RowReference) -> DatasetJob:
