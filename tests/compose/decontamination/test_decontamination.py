@@ -137,7 +137,9 @@ def test_each_kind_of_copy_is_found_and_nothing_else(composed, files):
     (counts,) = done.manifest["counts"]
     assert counts["dropped"] == {"contaminated": len(CONTAMINATED)}
     assert counts["conversations"] == counts["train"] + counts["val"] + len(CONTAMINATED)
-    assert "contaminated" in (done.folder / "out/train.report.html").read_text(encoding="utf-8")
+    report = (done.folder / "out/train.report.html").read_text(encoding="utf-8")
+    assert "Benchmarks" in report
+    assert "contaminated" in report
 
 
 def test_it_is_what_brute_force_finds_on_real_data(planted, composed, files):
@@ -306,6 +308,12 @@ FORMATS = {  # rows of a benchmark, and the keys that it takes
     "a question alone": ([{"question": LONG}], {}),
     "numbers for answers": ([{"question": LONG, "choices": ["a", "b"], "answer": 1}], {}),
     "mapping": ([{"task": LONG, "solution": ANSWER}], {"mapping": {"instruction": "task", "output": "solution"}}),
+    "an instruction and a short input": (
+        [{"instruction": "Which of the seven", "input": "old bridges over", "output": "x"}],
+        {},
+    ),
+    "an instruction that all rows have": ([{"instruction": SHORT, "input": LONG}], {"mapping": {"instruction": "_"}}),
+    "turns of a stranger": ([{"question": [{"from": "sensei", "value": LONG}]}], {}),
     "messages": ([{"messages": same(LONG)}], {}),
     "messages without an answer": ([{"messages": [user(LONG)]}], {}),
     "a cell of messages": ([{"prompt": [{"role": "system", "content": SHORT}, user(LONG)]}], {}),

@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from impruver_compose.decontamination import words
 from impruver_compose.decontamination.words import list_message_texts, locate_words, split_long_text, split_words
@@ -37,6 +37,7 @@ def test_characters_of_scripts_without_blanks_are_words():
     assert split_words("法国的首都, Paris!") == ["法", "国", "的", "首", "都", "paris"]
 
 
+@settings(deadline=None, database=None)
 @given(st.text(max_size=60), st.integers(1, 20))
 def test_pieces_have_the_words_of_the_whole(text, size):
     with pytest.MonkeyPatch.context() as patch:
@@ -46,6 +47,7 @@ def test_pieces_have_the_words_of_the_whole(text, size):
     assert [word for piece in pieces for word in split_words(piece)] == split_words(text)
 
 
+@settings(deadline=None, database=None)
 @given(st.text(st.characters(codec="ascii"), max_size=60))
 def test_ascii_is_split_as_any_text(text):
     assert split_words(text) == [word for word in split_words(f"{text} ж") if word != "ж"]

@@ -89,7 +89,11 @@ def open_benchmark(
         left = [name for name in columns if name not in compared and section.mapping.get(name) != "_"]
 
         def read(row: dict) -> RowTexts:
-            return RowTexts(*([text for name in own for text in _list_cell_texts(row.get(name))] for own in names))
+            texts = RowTexts(*([text for name in own for text in _list_cell_texts(row.get(name))] for own in names))
+            cells = [row[name] for name in names.asked if isinstance(row.get(name), str) and row[name].strip()]
+            if len(cells) > 1:  # instruction and input, as they are asked together
+                texts.asked.append("\n".join(cells))
+            return texts
     else:
         converter = find_converter(section, columns, data.rows.read(0, 1)[0], where, recipe_dir)
         converter, of, left = converter._replace(guarded=()), f"converter {converter.name}", []
@@ -138,7 +142,10 @@ def _choose_columns(section: BenchmarkSection, columns: Sequence[str], where: st
 
 def _list_cell_texts(value: Any) -> list[str]:
     """Lists the texts of a cell, which may hold messages: those of the system are the same in all rows."""
-    messages = read_messages(value)
+    try:
+        messages = read_messages(value)
+    except ValueError:  # turns of somebody else
+        messages = None
     if messages is None:
         return list(list_texts(value))
     return [text for message in messages if message["role"] != "system" for text in list_message_texts(message)]

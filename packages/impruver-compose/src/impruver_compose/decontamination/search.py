@@ -96,7 +96,8 @@ class ContaminationResult:
 
     def describe(self) -> list[dict]:
         """Describes each benchmark for the manifest: its data, its rows, how many were searched for and were found."""
-        affected = Counter(index for index, _, _ in self.list_affected_rows())
+        owners = {owner for ngram in self._numbers for owner in self.index.ngrams.list_owners(*ngram)}
+        affected = Counter(self.index.locate(owner)[0] for owner in owners)
         return [
             {
                 "name": each.section.name,
