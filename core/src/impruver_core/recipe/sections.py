@@ -7,7 +7,7 @@ from impruver_core.recipe.schema import key, scalar
 
 OWNERS = {
     **dict.fromkeys(("output_dir", "train_path", "val_path", "seed", "tokenizer", "model"), "impruver-core"),
-    **dict.fromkeys(("datasets", "dedup", "split"), "impruver-compose"),
+    **dict.fromkeys(("datasets", "dedup", "split", "compose"), "impruver-compose"),
     **dict.fromkeys(("lora", "trainer", "ddp"), "impruver-train"),
     "gguf": "impruver-gguf",
     "chat": "impruver-chat",
@@ -79,11 +79,12 @@ class ModelSection:
 
 SECTIONS = {
     "output_dir": scalar(str | None, None, "folder of the trained model"),
-    "train_path": scalar(str | None, None, "JSONL of training rows"),
+    "train_path": scalar(str | None, None, "JSONL of training rows: a file, or a folder (`./train/`) of parts"),
     "val_path": scalar(
         str | list[str] | dict[str, str] | None,
         None,
-        "JSONL of validation rows; of several, as a list or a mapping of names, impruver-compose writes the first",
+        "JSONL of validation rows, as train_path; of several, as a list or a mapping of names, impruver-compose writes "
+        "the first",
     ),
     "seed": scalar(int, 42, "seed of every random choice"),
     "tokenizer": TokenizerSection,

@@ -74,8 +74,23 @@ class SplitSection:
             raise ValueError(f"must not be negative, not {self.val_rows}", "val_rows")
 
 
+@dataclass(frozen=True)
+class ComposeSection:
+    """How rows are written where train_path or val_path is a folder of parts."""
+
+    part_bytes: int | None = key(None, "the most bytes of a part, unpacked; a row is never cut; left out: 1 GB")
+    part_compression: str | None = key(
+        None, "zst: parts are written as .jsonl.zst; left out: as .jsonl", choices=("zst",)
+    )
+
+    def __post_init__(self):
+        if self.part_bytes is not None and self.part_bytes < 1:
+            raise ValueError(f"must be at least 1 byte, not {self.part_bytes}", "part_bytes")
+
+
 SECTIONS = {
     "datasets": list_of(DatasetSection, "data sets, in the order in which duplicates are judged"),
     "dedup": DedupSection,
     "split": SplitSection,
+    "compose": ComposeSection,
 }
