@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from impruver_core.errors import ImpruverError
+from impruver_core.io import manifest
 from impruver_core.io.atomic import get_staged_path, hash_file
 from impruver_core.io.manifest import FORMAT, describe_file, get_pending_path, publish, recover
 from impruver_core.io.row_parts import get_part_path, is_row_file, list_row_files
@@ -73,8 +74,8 @@ def test_killed_at_any_point_all_parts_are_of_one_run(tmp_path):
             left.unlink()
         run(folder, "first", 3, 1)
         assert read(folder) == first
-        finals, manifest = stage(folder, "second", 1, 2)
-        what = json.dumps([list(map(str, finals)), manifest])
+        finals, told = stage(folder, "second", 1, 2)
+        what = json.dumps([list(map(str, finals)), told])
         words = [sys.executable, "-c", KILLED, str(folder), str(at), what]
         ended = subprocess.run(words, check=False).returncode
         finish(folder)
@@ -86,6 +87,18 @@ def test_killed_at_any_point_all_parts_are_of_one_run(tmp_path):
         assert ended == 9
     assert (ended, seen) == (0, {True, False})
     assert at > 6
+
+
+def test_changed_parts_that_were_to_be_overwritten_are_after_a_kill_too(tmp_path, monkeypatch):
+    run(tmp_path, "first", 2, 1)
+    for number in (0, 1):
+        get_part_path(tmp_path / "train", number).write_text("changed")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_move_staged", lambda *_: None)
+        run(tmp_path, "second", 1, 1)
+    finish(tmp_path)
+    assert {text.split()[0] for name, text in read(tmp_path).items() if name != "m.json"} == {"second"}
+    assert not get_part_path(tmp_path / "train", 1).exists()
 
 
 def test_parts_that_nobody_made_are_not_removed(tmp_path):

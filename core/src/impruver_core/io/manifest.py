@@ -184,7 +184,7 @@ def publish(
     entries = [
         name_recorded(path)
         | {"sha256": digest}
-        | ({"replaces": hash_file(path)} if path not in before and path.is_file() else {})  # with --overwrite
+        | ({"replaces": old} if path.is_file() and (old := hash_file(path)) != before.get(path) else {})  # --overwrite
         for path, digest in files.items()
     ]
     surplus = [path for path in before if path.parent in folders and path not in files and PART.fullmatch(path.name)]
