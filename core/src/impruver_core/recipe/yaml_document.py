@@ -12,11 +12,14 @@ from typing import Any
 
 import yaml
 
+from impruver_core.errors import RecipeError
+
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
 MOST_VALUES = 100_000  # with what aliases repeat: a few lines of them make billions
 LONGEST_NUMBER = 40  # digits
 LARGEST_FILE = 4 << 20  # bytes
+MOST_FAULTS = 100  # that are told at once: some ten thousand, each with its nearest key, would take for ever
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -64,10 +67,16 @@ class Document:
         return self.name
 
     def add_fault(self, path: tuple, what: str) -> None:
-        """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set."""
+        """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set.
+
+        RecipeError with all so far where there are more than MOST_FAULTS.
+        """
         fault = ": ".join(part for part in (self.locate(path), ".".join(map(str, path)), what) if part)
-        if fault not in self.faults:
-            self.faults.append(fault)
+        if fault in self.faults:
+            return
+        if len(self.faults) >= MOST_FAULTS:
+            raise RecipeError([*self.faults, f"{self.name}: more than {MOST_FAULTS} faults; what follows is not read"])
+        self.faults.append(fault)
 
 
 def read_document(path: Path) -> Document:

@@ -28,10 +28,17 @@ MOST_BITS = 1 << 16  # of a whole number
 MOST_DECIMALS = 1000
 FEW_ITEMS = 64  # of a list that is printed without being measured: those in it were, when they were made
 ITEM = 32  # what an item takes, in characters
+ESCAPED = 6  # characters that one becomes, as in `\u0001` and `&quot;`
 LARGEST_TEMPLATE = 1 << 20  # characters
 GROWING = frozenset(  # methods of texts whose result may be larger than their text
-    ("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map")
+    (
+        *("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map"),
+        *("split", "rsplit", "splitlines"),
+    )
 )
+MAKING_BYTES = ("encode", "to_bytes")  # methods whose result no template needs, and nothing here measures
+LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+BLANKS = f"{LINE_ENDS}\t\x1f \xa0\u3000"  # the usual ones
 
 
 # Of the rendering that goes on: characters made so far, whether its timer is set.
@@ -77,6 +84,14 @@ def check_size(size: int) -> None:
 def check_container(value: Any, times: int = 1) -> Any:
     """`value`, a list or mapping; TemplateLimitError where all that it holds, so many times over, is too large."""
     if measure(value) * times > LARGEST:
+        raise TemplateLimitError(f"it makes texts or lists of more than {LARGEST:,} characters")
+    return value
+
+
+def check_growth(value: Any, times: int) -> Any:
+    """`value`, for a function that may make so many characters of one; TemplateLimitError where that is too large."""
+    size = len(value) if isinstance(value, str) else measure(value)
+    if size * times > LARGEST:
         raise TemplateLimitError(f"it makes texts or lists of more than {LARGEST:,} characters")
     return value
 
@@ -144,10 +159,8 @@ def check_format(form: str, values: Any) -> None:
     """TemplateLimitError where a format has a width, or repeats values, beyond what a text may be."""
     if re.search(rf"\d{{{MOST_DIGITS},}}|%[-+ #0\d.]*\*", form):
         raise TemplateLimitError("it formats with a width that no text has")
-    if re.search(r"{[^{}]*{", form):  # a width that is a value
-        check_numbers(
-            values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
-        )
+    if re.search(r"{[^{}]*{", form):  # of a value, or of several behind one another
+        raise TemplateLimitError("it formats with a width that is a value")
     widths = sum(map(int, re.findall(r"\d+", form)))
     fields = 1 + form.count("%") + form.count("{")
     check_size(len(form) + widths + fields * measure(values))
@@ -171,6 +184,8 @@ def check_method(method: Any, arguments: tuple, named: dict) -> None:
         check_size(len(text) + (text.count(arguments[0])) * len(arguments[1]))
     elif name == "join" and arguments and isinstance(arguments[0], (list, tuple, dict, str)):
         check_size(measure(arguments[0]) + len(arguments[0]) * len(text))
+    elif name in ("split", "rsplit", "splitlines"):
+        check_parts(text, name, next(iter((*arguments, named.get("sep"))), None))
     elif name == "expandtabs":
         width = next(iter((*arguments, *named.values())), 8)
         check_size(len(text) + text.count("\t") * (width if isinstance(width, int) else 8))
@@ -180,13 +195,26 @@ def check_method(method: Any, arguments: tuple, named: dict) -> None:
         check_format(text, [*arguments, *named.values()])
 
 
-def limit_filter(function: Callable, repeats: bool = False) -> Callable:
-    """A filter of jinja's that checks its value and the numbers behind; `repeats`: it may repeat the texts behind."""
+def check_parts(text: str, method: str, separator: Any) -> None:
+    """TemplateLimitError for a text that is split into too many parts, each of which takes more than its characters."""
+    if method == "splitlines":
+        separators = LINE_ENDS
+    else:
+        separators = [separator] if isinstance(separator, str) and separator else BLANKS
+    if len(text) * ITEM > LARGEST:  # else it has no more characters than a list may have items
+        check_size(len(text) + ITEM * sum(map(text.count, separators)))
+
+
+def limit_filter(function: Callable, times: int = 1, repeats: bool = False) -> Callable:
+    """A filter of jinja's that checks its value and the numbers behind.
+
+    `times`: so many characters it may make of one; `repeats`: it may repeat the texts behind.
+    """
     position = int(hasattr(function, "jinja_pass_arg"))  # behind the environment
 
     @wraps(function)  # with what jinja passes it
     def limited(*arguments: Any, **named: Any) -> Any:
-        check_printed(arguments[position])
+        check_growth(arguments[position], times)
         behind = (*arguments[position + 1 :], *named.values())
         if behind:
             check_numbers(behind, ITEM)

@@ -118,6 +118,9 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             return None
         return update_wrapper(lambda *arguments, **named: trace_formatted(form, arguments, named), value)
 
+    def is_safe_attribute(self, obj, attr, value):
+        return attr not in limits.MAKING_BYTES and super().is_safe_attribute(obj, attr, value)
+
     def getattr(self, obj, attribute):
         return super().getattr(TracedStr(obj) if type(obj) is str else obj, attribute)
 
@@ -153,7 +156,9 @@ def _raise_template_error(message):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    limits.check_printed(value)
+    limits.check_growth(value, limits.ESCAPED)
+    if separators:
+        limits.check_container(value, sum(map(len, separators)))
     if indent:
         limits.check_container(value, indent if isinstance(indent, int) else len(indent))
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -230,12 +235,14 @@ def _lipsum(*args, **kwargs):
 
 
 _VARIABLE = (jinja2.nodes.Name, jinja2.nodes.Getattr, jinja2.nodes.Getitem, jinja2.nodes.Call, jinja2.nodes.Filter)
-_LIMITED = (
-    *("upper", "lower", "capitalize", "title", "striptags"),
-    *("center", "batch", "truncate", "wordcount", "urlencode", "xmlattr", "pprint"),
-)
+_LIMITED = {  # with the characters that one may become
+    **dict.fromkeys(("upper", "lower", "capitalize", "title"), 3),
+    **dict.fromkeys(("striptags", "center", "batch", "truncate", "wordcount", "pprint"), 1),
+    "urlencode": 12,
+    "xmlattr": limits.ESCAPED,
+}
 FILTERS = {
-    **{name: limits.limit_filter(jinja2.filters.FILTERS[name]) for name in _LIMITED},
+    **{name: limits.limit_filter(jinja2.filters.FILTERS[name], times) for name, times in _LIMITED.items()},
     **{name: limits.limit_filter(jinja2.filters.FILTERS[name], repeats=True) for name in ("wordwrap", "urlize")},
     "slice": limits.limit_filter(jinja2.filters.sync_do_slice),
     "string": _string,
