@@ -280,6 +280,8 @@ def test_read_manifest(tmp_path):
     with pytest.raises(ImpruverError, match=rf"m\.json: manifest format {FORMAT + 1} is newer"):
         read_manifest(path)
     broken = (b"", b"[]", b"{}", b'{"impruver": "one"}', b"\xff", b'{"impruver": null}', b"7", b"[" * 100_000)
+    wrong = ('"tokenizer": "x"', '"template": ["x"]', '"recipe": 7', '"system_prompt": {"a": 1}', '"end_of_turn": "x"')
+    broken += tuple(f'{{"impruver": 1, {field}}}'.encode() for field in wrong)
     for content in broken:
         path.write_bytes(content)
         with pytest.raises(ImpruverError, match=r"m\.json: not a manifest of Impruver"):

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from impruver_core.errors import RecipeError
+from impruver_core.recipe.credentials import is_credential
 
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
@@ -199,6 +200,8 @@ class _NodeReader:
             return _SCALARS[kind](node.value)
         except (KeyError, ValueError):
             self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
+            if is_credential(next((part for part in reversed(path) if isinstance(part, str)), None)):
+                return self.document.add_fault(path, f"what it holds can't be read as {kind}")
             value = node.value if len(node.value) <= 80 else f"{node.value[:80]}…"
             return self.document.add_fault(path, f"{value!r} can't be read as {kind}")
 

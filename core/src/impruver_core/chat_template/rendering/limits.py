@@ -159,11 +159,22 @@ def check_format(form: str, values: Any) -> None:
     """TemplateLimitError where a format has a width, or repeats values, beyond what a text may be."""
     if re.search(rf"\d{{{MOST_DIGITS},}}|%[-+ #0\d.]*\*", form):
         raise TemplateLimitError("it formats with a width that no text has")
-    if re.search(r"{[^{}]*{", form):  # of a value, or of several behind one another
-        raise TemplateLimitError("it formats with a width that is a value")
+    if re.search(r"{[^{}]*{", form):  # a width that is a value
+        _check_width_values(form, values)
     widths = sum(map(int, re.findall(r"\d+", form)))
     fields = 1 + form.count("%") + form.count("{")
     check_size(len(form) + widths + fields * measure(values))
+
+
+def _check_width_values(form: str, values: Any) -> None:
+    """TemplateLimitError where a width that is a value, or is put together of several, is beyond what a text has."""
+    flat = []
+    for value in values.values() if isinstance(values, dict) else values:
+        flat += value.values() if isinstance(value, dict) else [value]
+    check_numbers(flat)
+    together = len(re.findall(r"{[^{}]*{", form)) != len(re.findall(r"{[^{}]*:[^{}\d]*{[^{}]*}[^{}\d]*}", form))
+    if together or any(isinstance(value, str) and re.search(rf"\d{{{MOST_DIGITS},}}", value) for value in flat):
+        raise TemplateLimitError("it formats with a width that no text has")
 
 
 def check_numbers(arguments: Iterable[Any], factor: int = 1) -> None:
