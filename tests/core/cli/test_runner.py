@@ -339,6 +339,9 @@ def test_no_text_of_a_strangers_is_obeyed_by_the_terminal(tool):
     assert refused.returncode == 2
     assert "\x1b" not in refused.stderr
     assert r"\x1b[2J" in refused.stderr
+    failed = run(tool, "raise RuntimeError(chr(27) + '[2J')")  # a fault of ours
+    assert (failed.returncode, "\x1b" in failed.stderr) == (1, False)
+    assert "RuntimeError: \\x1b[2J" in failed.stderr
 
 
 def test_children_take_nothing_from_the_working_folder(tool, tmp_path):

@@ -110,7 +110,7 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
             message = _translate_error(error)
             if message is not None:
                 return _exit(program, f"error: {message}", 2)
-            traceback.print_exc()
+            write_stream(sys.stderr, make_visible(traceback.format_exc()))
             return _exit(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
         finally:
             drain_streams()

@@ -36,6 +36,11 @@ GROWING = frozenset(  # methods of texts whose result may be larger than their t
         *("split", "rsplit", "splitlines"),
     )
 )
+SEARCHING = frozenset(  # methods of texts that look at each of their characters for each of their argument's
+    ("strip", "lstrip", "rstrip", "rsplit", "rfind", "rindex", "rpartition")
+)
+MEASURED = GROWING | SEARCHING
+MOST_COMPARED = 1 << 29  # characters, by one of those
 MAKING_BYTES = ("encode", "to_bytes")  # methods whose result no template needs, and nothing here measures
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 BLANKS = f"{LINE_ENDS}\t\x1f \xa0\u3000"  # the usual ones
@@ -185,11 +190,13 @@ def check_numbers(arguments: Iterable[Any], factor: int = 1) -> None:
 
 
 def check_method(method: Any, arguments: tuple, named: dict) -> None:
-    """TemplateLimitError for a method, one of GROWING of a text, whose result would be too large."""
+    """TemplateLimitError for a method, one of MEASURED of a text, whose result or work would be too large."""
     method = getattr(method, "__wrapped__", method)  # the sandbox wraps `format`
     text, name = getattr(method, "__self__", None), method.__name__
     if not isinstance(text, str):
         return
+    if name in SEARCHING and arguments and isinstance(arguments[0], str):
+        check_compared(text, arguments[0])
     check_numbers((*arguments, *named.values()))
     if name == "replace" and len(arguments) > 1 and isinstance(arguments[0], str) and isinstance(arguments[1], str):
         check_size(len(text) + (text.count(arguments[0])) * len(arguments[1]))
@@ -204,6 +211,12 @@ def check_method(method: Any, arguments: tuple, named: dict) -> None:
         check_size(len(text) * max((len(to) for to in arguments[0].values() if isinstance(to, str)), default=1))
     elif name in ("format", "format_map"):
         check_format(text, [*arguments, *named.values()])
+
+
+def check_compared(text: str, other: str) -> None:
+    """TemplateLimitError where each character of a text would be compared with too many of another."""
+    if len(text) * len(other) > MOST_COMPARED:
+        raise TemplateLimitError("it searches a long text for a long one")
 
 
 def check_parts(text: str, method: str, separator: Any) -> None:

@@ -108,7 +108,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     def call(__self, __context, __obj, *args, **kwargs):  # no named self: a template may pass self=…
-        if getattr(__obj, "__name__", None) in limits.GROWING:
+        if getattr(__obj, "__name__", None) in limits.MEASURED:
             limits.check_method(__obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -209,6 +209,7 @@ def _string(value):
 
 
 def _trim(value, chars=None):
+    limits.check_compared(_string(value), chars or "")
     return _string(value).strip(chars)
 
 
