@@ -39,9 +39,11 @@ GROWING = frozenset(  # methods of texts whose result may be larger than their t
 SEARCHING = frozenset(  # methods of texts that look at each of their characters for each of their argument's
     ("strip", "lstrip", "rstrip", "rsplit", "rfind", "rindex", "rpartition")
 )
-MEASURED = GROWING | SEARCHING
+MAKING_BYTES = frozenset(("encode", "to_bytes"))  # methods whose result nothing here measures, and no template needs
+MEASURED = GROWING | SEARCHING | MAKING_BYTES
+QUICK = SEARCHING | {"split", "splitlines"}  # on short texts, which ordinary templates do all the time
+SHORT = 1 << 12  # characters
 MOST_COMPARED = 1 << 29  # characters, by one of those
-MAKING_BYTES = ("encode", "to_bytes")  # methods whose result no template needs, and nothing here measures
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 BLANKS = f"{LINE_ENDS}\t\x1f \xa0\u3000"  # the usual ones
 
@@ -193,6 +195,8 @@ def check_method(method: Any, arguments: tuple, named: dict) -> None:
     """TemplateLimitError for a method, one of MEASURED of a text, whose result or work would be too large."""
     method = getattr(method, "__wrapped__", method)  # the sandbox wraps `format`
     text, name = getattr(method, "__self__", None), method.__name__
+    if name in MAKING_BYTES and isinstance(text, (str, int)):
+        raise TemplateLimitError(f"it makes bytes of a text or a number ({name}), which no template needs")
     if not isinstance(text, str):
         return
     if name in SEARCHING and arguments and isinstance(arguments[0], str):
@@ -211,6 +215,14 @@ def check_method(method: Any, arguments: tuple, named: dict) -> None:
         check_size(len(text) * max((len(to) for to in arguments[0].values() if isinstance(to, str)), default=1))
     elif name in ("format", "format_map"):
         check_format(text, [*arguments, *named.values()])
+
+
+def is_long(method: Any, arguments: tuple, named: dict) -> bool:
+    """Whether a text, whose method is one of QUICK, or what it is searched for is long."""
+    text = getattr(method, "__self__", "")
+    if "sep" in named or not isinstance(text, str) or len(text) > SHORT:  # jinja adds names of its own
+        return True
+    return bool(arguments) and isinstance(arguments[0], str) and len(arguments[0]) > SHORT
 
 
 def check_compared(text: str, other: str) -> None:

@@ -108,7 +108,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     def call(__self, __context, __obj, *args, **kwargs):  # no named self: a template may pass self=…
-        if getattr(__obj, "__name__", None) in limits.MEASURED:
+        name = getattr(__obj, "__name__", None)
+        if name in limits.MEASURED and (name not in limits.QUICK or limits.is_long(__obj, args, kwargs)):
             limits.check_method(__obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -117,9 +118,6 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if form is None:
             return None
         return update_wrapper(lambda *arguments, **named: trace_formatted(form, arguments, named), value)
-
-    def is_safe_attribute(self, obj, attr, value):
-        return attr not in limits.MAKING_BYTES and super().is_safe_attribute(obj, attr, value)
 
     def getattr(self, obj, attribute):
         return super().getattr(TracedStr(obj) if type(obj) is str else obj, attribute)
