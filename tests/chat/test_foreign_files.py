@@ -13,6 +13,10 @@ FOREIGN = {
     "the model's class": ({"model": {"class": "evil.Model"}}, "model.class: evil.Model"),
     "a class of another package": ({"model": {"class": "yaml.SafeLoader"}}, "model.class: yaml.SafeLoader"),
     "the tokenizer's class": ({"tokenizer": {"class": "evil.Model"}}, "tokenizer.class: evil.Model"),
+    "a kernel of a repository": (
+        {"model": {"attn_implementation": "evil/kernel"}},
+        "model.attn_implementation: evil/kernel",
+    ),
     "the model's code": ({"model": {"trust_remote_code": True}}, "model.trust_remote_code: true"),
     "the tokenizer's code": ({"tokenizer": {"trust_remote_code": True}}, "tokenizer.trust_remote_code: true"),
 }
@@ -115,6 +119,21 @@ HARM = {
     "a bias that there is not": ("adapter", "adapter_config.json", {"bias": "zz"}),
     "layers made of layers": ("adapter", "adapter_config.json", {"layer_replication": [[0, 2]] * 5000}),
     "a regular expression of the adapter": ("adapter", "adapter_config.json", {"target_modules": r"([a-z_.0-9]+)+!"}),
+    "a regular expression of what is saved": (
+        "adapter",
+        "adapter_config.json",
+        {"modules_to_save": ["([a-z_.0-9]+)+!"]},
+    ),
+    "names of modules without end": (
+        "adapter",
+        "adapter_config.json",
+        {"target_modules": [f"x{n}" for n in range(99999)]},
+    ),
+    "weights that are not quantized": (
+        "full",
+        "config.json",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    ),
     "a rank that fills any memory": ("adapter", "adapter_config.json", {"r": 10**9}),
 }
 

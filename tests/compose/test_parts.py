@@ -66,7 +66,7 @@ def test_parts_are_the_single_file_cut_between_rows(parted, composed, tmp_path):
         assert entry.get("rows") == (None if entry["path"].endswith(".html") else content.count(b"\n"))
     assert manifest["outputs"][0]["path"] == "train/part-00000.jsonl"
     assert manifest["counts"] == manifest_of(tmp_path / "one/train.jsonl.manifest.json")["counts"]
-    assert "compose" not in manifest_of(tmp_path / "one/train.jsonl.manifest.json")["recipe"]
+    assert manifest_of(tmp_path / "one/train.jsonl.manifest.json")["recipe"]["compose"] == {"encoder": "auto"}
     assert "24 rows" in single.out
 
 

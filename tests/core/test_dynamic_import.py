@@ -137,6 +137,8 @@ def test_a_recipe_that_came_with_a_folder_names_classes_of_transformers_alone(pa
 def test_a_folders_own_package_never_stands_in_for_transformers(foreign, tmp_path):
     found = load_object("transformers.AutoTokenizer", "tokenizer.class", foreign)
     assert found.__module__.startswith("transformers.models.")
+    set_foreign_recipe(None)  # nor beside a recipe that the user named: it names them by default
+    assert load_object("transformers.AutoTokenizer", "tokenizer.class", foreign) is found
     assert not list(tmp_path.rglob("ran"))
 
 

@@ -19,6 +19,8 @@ HARM = {
 ADAPTER_HARM = {
     "target_modules": r"([a-z_.0-9]+)+!",
     "rank_pattern": {r"([a-z_.0-9]+)+!": 8},
+    "alpha_pattern": {f"x{number}": 8 for number in range(50_000)},
+    "exclude_modules": "(" * 500 + ")" * 500,
     "r": 10**9,
 }
 
@@ -104,6 +106,13 @@ def test_pipes_hang_nothing(tiny, refused, gguf):
     os.mkfifo(tiny / "additional_chat_templates" / "x.jinja")
     refused(tiny, f"{tiny}/additional_chat_templates/x.jinja: a pipe or device")
     shutil.rmtree(tiny / "additional_chat_templates")
+    (tiny / "model.safetensors").rename(tiny / "kept")
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        os.mkfifo(tiny / name)
+        code, _, err = gguf("--output_dir", tiny)
+        assert code == 2, err
+        (tiny / name).unlink()
+    (tiny / "kept").rename(tiny / "model.safetensors")
     (tiny / "gguf").mkdir()
     os.mkfifo(tiny / "gguf" / ".impruver.json.1.part")
     code, _, err = gguf("--output_dir", tiny)

@@ -25,6 +25,11 @@ def set_foreign_recipe(path: Path | None) -> None:
     _state["foreign"] = path
 
 
+def get_foreign_recipe() -> Path | None:
+    """The recipe that the user did not name, for a process that loads what it names; None: one that they did."""
+    return _state["foreign"]
+
+
 def is_foreign_recipe() -> bool:
     """Whether the user did not name the recipe."""
     return _state["foreign"] is not None
@@ -43,9 +48,16 @@ def check_class_allowed(path: str, what: str) -> None:
         raise ImpruverError(_describe_foreign(f"{what}: {path}"))
 
 
+def check_kernel_allowed(name: str | None, key: str) -> None:
+    """ImpruverError where the recipe may not name this attention kernel: one of a repository is code from there."""
+    if name and "/" in name and _state["foreign"]:
+        raise ImpruverError(_describe_foreign(f"{key}: {name}"))
+
+
 def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
     """The object behind `package.module.Name`: beside the recipe (in `search_dir`), then in installed packages.
 
+    Classes of transformers, which recipes name without having to, are never looked for beside the recipe.
     `what` is the key that named it, for the message. ImpruverError where it isn't there or can't be imported, for one
     of Python's own library, and for one that the recipe may not name.
     """
@@ -58,7 +70,7 @@ def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
         if not isinstance(found, type) or found.__module__.partition(".")[0] != TRUSTED:
             raise ImpruverError(_describe_foreign(f"{what}: {path}"))
         return found
-    for length in range(len(parts) - 1, 0, -1) if search_dir else ():
+    for length in range(len(parts) - 1, 0, -1) if search_dir and parts[0] != TRUSTED else ():
         stem = Path(search_dir).joinpath(*parts[:length])
         if stem.with_name(stem.name + ".py").is_file() or (stem / "__init__.py").is_file():
             with _importing_from(Path(search_dir), parts[0], what):

@@ -71,8 +71,14 @@ def check_limits() -> None:
 
 def find_program(name: str) -> str | None:
     """The path of a program in those folders of PATH that are absolute: others depend on where one happens to be."""
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
-    return shutil.which(name, path=os.pathsep.join(folders)) if folders else None
+    path = join_absolute_folders(os.environ.get("PATH"))
+    return shutil.which(name, path=path) if path else None
+
+
+def join_absolute_folders(path: str | None) -> str:
+    """A PATH (None: the system's own) less the folders that depend on where one happens to be."""
+    folders = (os.defpath if path is None else path).split(os.pathsep)
+    return os.pathsep.join(folder for folder in folders if os.path.isabs(folder))
 
 
 def get_installed_version(package: str) -> str | None:

@@ -339,16 +339,47 @@ def test_no_text_of_a_strangers_is_obeyed_by_the_terminal(tool):
     assert refused.returncode == 2
     assert "\x1b" not in refused.stderr
     assert r"\x1b[2J" in refused.stderr
+    failed = run(tool, "raise RuntimeError(chr(27) + '[2J')")  # a fault of ours
+    assert (failed.returncode, "\x1b" in failed.stderr) == (1, False)
+    assert "RuntimeError: \\x1b[2J" in failed.stderr
 
 
-def test_children_import_nothing_from_the_working_folder(tool, tmp_path):
+def test_children_take_nothing_from_the_working_folder(tool, tmp_path):
+    """Neither a module nor a program, whatever PATH says: libraries start compilers and `uname`, too."""
     (tmp_path / "queue.py").write_text("open('ran', 'w')\n")
+    for place in (tmp_path, tmp_path / "bin"):
+        place.mkdir(exist_ok=True)
+        (place / "uname").write_text("#!/bin/sh\ntouch ran\n")
+        (place / "uname").chmod(0o755)
     what = (
-        "import subprocess; subprocess.run([sys.executable, '-c', 'import queue; print(queue.__name__)'], check=True)"
+        "import subprocess; subprocess.run([sys.executable, '-c', 'import queue; print(queue.__name__)'], check=True)\n"
+        "subprocess.run('uname', check=True)"
     )
-    done = run(tool, what, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "queue\n")
+    done = run(tool, what, cwd=tmp_path, env=os.environ | {"PATH": f".::bin:{os.environ['PATH']}"})
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "queue"), done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_faults_without_end_are_told_up_to_a_number(tool, tmp_path):
+    (tmp_path / "r.yaml").write_text("\n".join(f"output_dri{number}: 1" for number in range(50_000)))
+    done = run(tool)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 102
+    assert "did you mean output_dir?" in lines[1]
+    assert lines[-1].endswith("r.yaml: more than 100 faults; what follows is not read")
+
+
+def test_what_a_credential_holds_is_in_no_message(tool, tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "trainer: {hub_token: !!int hf_mine, deployToken: [hf_mine], ddp: {slack_token: {value: hf_mine}}}\n"
+        "model: 'api_key=hf_mine'\ndatasets: [{name: 'https://me:hf_mine@example.com/a.jsonl'}]\n"
+    )
+    done = run(tool, "", "--set=trainer.hub_token: hf_mine", "--set=lora.\uff48ub_to\u200bken=hf_mine")
+    assert done.returncode == 2
+    assert "hf_mine" not in done.stderr
+    for key in ("trainer.deployToken", "trainer.ddp.slack_token", "datasets.0.name"):
+        assert f"{key}: a recipe is copied into output_dir; keep" in done.stderr
 
 
 @pytest.mark.parametrize(("limit", "words"), [("-d 100000", "400 MiB"), ("-v 900000", "1 GiB"), ("-n 32", "64 files")])

@@ -90,7 +90,7 @@ outputs = [manifest.describe_file(staged[f], digest=True) | {"path": str(f.relat
 for name in ("replace", "unlink", "fsync"):
     setattr(os, name, dying(getattr(os, name)))
 told = {"impruver": 1, "text": "second", "outputs": outputs}
-manifest.publish(folder / "m.json", finals, told, [folder / "c.jsonl"])
+manifest.publish(folder / "m.json", finals, told, obsolete=[folder / "c.jsonl"])
 """
 
 
@@ -307,6 +307,8 @@ def test_read_manifest(tmp_path):
     with pytest.raises(ImpruverError, match=rf"m\.json: manifest format {FORMAT + 1} is newer"):
         read_manifest(path)
     broken = (b"", b"[]", b"{}", b'{"impruver": "one"}', b"\xff", b'{"impruver": null}', b"7", b"[" * 100_000)
+    wrong = ('"tokenizer": "x"', '"template": ["x"]', '"recipe": 7', '"system_prompt": {"a": 1}', '"end_of_turn": "x"')
+    broken += tuple(f'{{"impruver": 1, {field}}}'.encode() for field in wrong)
     for content in broken:
         path.write_bytes(content)
         with pytest.raises(ImpruverError, match=r"m\.json: not a manifest of Impruver"):

@@ -259,6 +259,14 @@ CREDENTIALS = [
     "model.config.auth_token",
     "lora.secret",
     "trainer.aws_secret_access_key",
+    "trainer.hubToken",
+    "trainer.apiKey",
+    "trainer.slack_token",
+    "trainer.deploy-token",
+    "model.config.mapping.x_api_key",
+    "model.config.signing_key",
+    "lora.Authorization",
+    "trainer.cookies",
 ]
 
 
@@ -281,7 +289,8 @@ def test_names_of_tokens_are_no_credentials(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
         "tokenizer: {special_tokens: {pad_token: <p>, eos_token: </s>}, chat_template_kwargs: {password: x}}\n"
-        "model: {config: {bos_token_id: 1, image_token: <i>, max_new_tokens: 3}}\n"
+        "model: {config: {bos_token_id: 1, image_token: <i>, max_new_tokens: 3, boi_token: i, "
+        "stop_tokens: [a], new_token: <n>, x_token: <x>, y_token: 7}}\n"
         "trainer: {hub_token: null, hub_private_repo: true}\n"
         "datasets: [{name: a, mapping: {user: secret}}]\n"
     )

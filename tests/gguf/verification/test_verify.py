@@ -1,6 +1,7 @@
 """The proof of what was made: what it measures, what it keeps, and that it fails on a file that is wrong."""
 
 import json
+import os
 import struct
 import sys
 
@@ -257,9 +258,11 @@ def test_a_level_that_is_broken_fails(how, tiny, proven, tmp_path):
 
 def test_the_file_is_compared_with_the_merged_model(adapter, tiny, compared, gguf):
     write_jsonl(adapter / "heldout.jsonl", [conversation(*pair) for pair in CHATS])
+    (adapter / "transformers.py").write_text("open('ran', 'w')\n")  # a stranger's: no code of a folder runs
     code, _, told = compared("--output_dir", adapter)
     assert code == 0, told
     assert "as the merged model in transformers" in told
+    assert not os.path.exists("ran")
     assert gguf("--output_dir", tiny, "--quantization_levels")[0] == 0
     (tiny / "gguf/model-f16.gguf").replace(adapter / "gguf/model-f16.gguf")  # the base: the adapter was lost
     code, out, told = compared("--output_dir", adapter, "--only_quantize")

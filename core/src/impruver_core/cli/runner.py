@@ -17,6 +17,7 @@ from impruver_core.cli.console import make_visible, set_quiet
 from impruver_core.cli.stop_signals import TerminationSignal
 from impruver_core.cli.streams import drain_streams, open_streams, take_lost_results, write_stream
 from impruver_core.errors import ImpruverError, RecipeError
+from impruver_core.system import join_absolute_folders
 
 if TYPE_CHECKING:
     from impruver_core.recipe.loading import Recipe
@@ -83,7 +84,7 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
     with stop_signals.handled(program, own_process) as signals:
         try:
             try:
-                with _safe_child_imports():
+                with _safe_children():
                     code = work() or 0
                     write_stream(sys.stdout, "")  # whatever was printed otherwise
             finally:
@@ -109,7 +110,7 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
             message = _translate_error(error)
             if message is not None:
                 return _exit(program, f"error: {message}", 2)
-            traceback.print_exc()
+            write_stream(sys.stderr, make_visible(traceback.format_exc()))
             return _exit(program, "this is a fault of ours; please report it with what `impruver env` prints", 1)
         finally:
             drain_streams()
@@ -165,16 +166,22 @@ def _find_limit(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _safe_child_imports() -> Iterator[None]:
-    """Has Python's child processes import nothing that happens to lie in the working folder."""
-    if "PYTHONSAFEPATH" in os.environ:
-        yield
-        return
-    os.environ["PYTHONSAFEPATH"] = "1"
+def _safe_children() -> Iterator[None]:
+    """Has child processes take nothing that happens to lie in the working folder: no module, and no program.
+
+    Libraries start programs, too: a compiler, `uname`.
+    """
+    before = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PATH")}
+    os.environ["PYTHONSAFEPATH"] = before["PYTHONSAFEPATH"] or "1"
+    os.environ["PATH"] = join_absolute_folders(before["PATH"])
     try:
         yield
     finally:
-        os.environ.pop("PYTHONSAFEPATH", None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _exit(program: str, message: str, code: int) -> int:

@@ -16,6 +16,7 @@ from impruver_core.io.row_parts import PART
 
 FORMAT = 1
 MACHINE_MADE = (".safetensors", ".gguf", "tokenizer.json", "tokenizer.model")  # whose names end so
+OBJECTS = ("recipe", "tokenizer", "template")  # fields of a manifest
 LARGEST_PENDING = 1 << 26  # bytes
 
 
@@ -45,11 +46,14 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
 
 def _find_wrong_field(manifest: dict) -> str | None:
     """The first field of a wrong type, of those that readers rely on; None where all are right."""
-    ends, recipe = manifest.get("end_of_turn") or [], manifest.get("recipe") or {}
+    ends = manifest.get("end_of_turn") or []
     if not (isinstance(ends, list) and all(isinstance(end, str) for end in ends)):
         return f"end_of_turn is {ends!r}, not a list of texts"
-    if not isinstance(recipe, dict):
-        return "recipe is no object"
+    other = next((name for name in OBJECTS if not isinstance(manifest.get(name) or {}, dict)), None)
+    if other:
+        return f"{other} is no object"
+    if not isinstance(manifest.get("system_prompt") or "", str):
+        return "system_prompt is no text"
     outputs = manifest.get("outputs") or []
     described = all(isinstance(entry["path"], str) and isinstance(entry["bytes"], int) for entry in outputs)
     return None if described else "outputs are not described"

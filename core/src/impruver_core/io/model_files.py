@@ -35,6 +35,7 @@ def read_safetensors_header(path: Path, advice: str = "copy or download it again
     The format: 8 bytes with the header's length N, N bytes of JSON, then the tensors' data, which offsets count from.
     Each byte of the data belongs to one tensor: what is stored twice, or hidden behind, is no such file.
     """
+    check_ordinary_file(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -82,6 +83,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
     ImpruverError for an index that leads out of its folder, or to files of another kind.
     """
+    check_ordinary_file(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(tensor): Path(file).name for tensor, file in weight_map.items()}
@@ -174,6 +176,7 @@ def check_ordinary_file(path: Path) -> None:
 
 def check_no_lfs_pointer(path: str | Path) -> None:
     """ImpruverError where `path` is a pointer of Git LFS, which a reader would take for a broken file."""
+    check_ordinary_file(Path(path))
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
             raise ImpruverError(f"{path} is a pointer of Git LFS, not the file: fetch that with git lfs pull")

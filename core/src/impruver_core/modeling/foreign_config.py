@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import read_json
 from impruver_core.io.model_files import TensorEntry, check_ordinary_files, read_safetensors_header
-from impruver_core.time_limit import limit_cpu_time
+from impruver_core.time_limit import TimeLimitError, limit_cpu_time
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +27,12 @@ SIZE_KEY = re.compile(r"(^|_)(size|dims?|n_layer|layers|heads?|window|ctx|embd|i
 LAYERS_KEY = re.compile(r"^(?!max).*(^|_)layers?$")
 WEIGHTS_NAME = re.compile(r"[^/\\]+\.safetensors(\.index\.json)?")
 MOST_PARTS = 10_000  # layers, experts, …
+MOST_NAMES = 1000  # of modules in an adapter's configuration, where the model has fewer
+NAMED_MODULES = (
+    *("target_modules", "exclude_modules", "modules_to_save", "target_parameters"),
+    *("rank_pattern", "alpha_pattern", "layers_pattern", "layers_to_transform"),
+)
+LONGEST_SHOWN = 80  # characters of a pattern in a message
 MOST_REPLICATED = 1000  # layers that an adapter makes of its base's
 MOST_ITERATIONS = 100  # of an initialization
 ITERATIONS = re.compile(r"\d+$", re.ASCII)
@@ -104,7 +110,12 @@ def check_adapter_config(folder: Path, modules: Iterable[str]) -> None:
     for key, value in (*counts, *((key, each) for key, each in _list_numbers(content) if "iter" in key)):
         if value > MOST_ITERATIONS:
             raise ImpruverError(f"{path}: {key} asks for {value:,} iterations, more than any needs; copy it again")
-    check_patterns(content, list(modules), str(path))
+    names = list(modules)
+    for key in NAMED_MODULES:
+        value = content.get(key)
+        if isinstance(value, (list, dict)) and len(value) > max(MOST_NAMES, len(names)):
+            raise ImpruverError(f"{path}: {key} has {len(value):,} entries, more than there are modules; copy it again")
+    check_patterns(content, names, str(path))
 
 
 def _check_replication(replication: Any, path: Path) -> None:
@@ -119,16 +130,21 @@ def _check_replication(replication: Any, path: Path) -> None:
 
 
 def check_patterns(content: Mapping[str, Any], names: list[str], where: str) -> None:
-    """ImpruverError for a regular expression of LoRA's settings that is none, or takes for ever on these `names`."""
-    for key, pattern in _list_patterns(content):
-        slow = f"{where}: {key}: {pattern!r} takes more than {SECONDS} seconds to match; name the modules as a list"
-        try:
-            with limit_cpu_time(SECONDS, slow):
+    """ImpruverError for a regular expression of LoRA's settings that is none, or all take for ever on these `names`."""
+    tried = ""
+    try:
+        with limit_cpu_time(SECONDS, ""):
+            for key, pattern in _list_patterns(content):
+                shown = pattern if len(pattern) <= LONGEST_SHOWN else f"{pattern[:LONGEST_SHOWN]}…"
+                tried = f"{where}: {key}: {shown!r}"
                 compiled = re.compile(pattern)
                 for name in names:
                     compiled.fullmatch(name)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ImpruverError(f"{where}: {key}: {pattern!r} is no regular expression: {error}") from None
+    except TimeLimitError:
+        message = f"{tried} takes more than {SECONDS} seconds to match; name the modules as a list"
+        raise ImpruverError(message) from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ImpruverError(f"{tried} is no regular expression: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -179,6 +195,12 @@ def _list_patterns(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("rank_pattern", "alpha_pattern"):
         names = content.get(key)
         yield from ((key, rf"(.*\.)?({name})$") for name in (names if isinstance(names, Mapping) else ()))
+    saved = content.get("modules_to_save")
+    yield from (("modules_to_save", rf"(^|.*\.){name}($|\..*)") for name in _list_texts(saved))
     layers = content.get("layers_pattern")
-    for name in [layers] if isinstance(layers, str) else layers if isinstance(layers, list) else ():
-        yield "layers_pattern", rf".*\.{name}\.(\d+)\."
+    yield from (("layers_pattern", rf".*\.{name}\.(\d+)\.") for name in _list_texts(layers))
+
+
+def _list_texts(value: Any) -> list[str]:
+    """The texts that a value is, or holds."""
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]

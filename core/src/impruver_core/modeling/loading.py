@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core.dynamic_import import allow_remote_code, load_object
+from impruver_core.dynamic_import import allow_remote_code, check_kernel_allowed, load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import CONVERT_PICKLED, check_shards
 from impruver_core.modeling.foreign_config import check_adapter_config, check_config, check_size
@@ -140,6 +140,7 @@ def build_new_model(
         raise ImpruverError(f"model.class: {section.class_} is no model class of transformers")
     trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
     extra = {"trust_remote_code": trusted} if hasattr(model_class, "from_config") else {}
+    check_kernel_allowed(section.attn_implementation, "model.attn_implementation")
     if section.attn_implementation:
         extra["attn_implementation"] = section.attn_implementation
     with loading_errors_as_user_errors("model.class", section.class_):
@@ -161,6 +162,7 @@ def load_model(
     options = {"quantization_config": bits} if bits is not None else {}
     if device is not None:
         options["device_map"] = {"": device}
+    check_kernel_allowed(section.attn_implementation, "model.attn_implementation")
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
     source = resolve_model_path(section.name, search_dir, "model.name")

@@ -12,6 +12,7 @@ from typing import Any
 
 from impruver_core.errors import RecipeError
 from impruver_core.io.atomic import atomic_write
+from impruver_core.recipe.credentials import list_credentials, names_credential
 from impruver_core.recipe.paths import find_local, find_recipe
 from impruver_core.recipe.registry import load_installed_sections, suggest_key
 from impruver_core.recipe.schema import RecipeFlag, get_fields
@@ -19,8 +20,6 @@ from impruver_core.recipe.sections import OWNERS, SECTIONS, ModelSection, Tokeni
 from impruver_core.recipe.validation import (
     REMOVED,
     describe_value,
-    list_credentials,
-    names_credential,
     remove_unset,
     validate_value,
 )
@@ -148,7 +147,8 @@ def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Sets each `a.b=value` in the document: the value is YAML, list items go by number, null removes."""
     for override in overrides:
         name, equals, text = override.partition("=")
-        source = f"--set {name}=…" if names_credential(override) else f"--set {override}"
+        shown = f"{name}=…" if equals else "…"
+        source = f"--set {shown if names_credential(override) else override}"
         path = _split_path(name)
         if not equals or not all(part != "" for part in path) or len(path) > DEEPEST:
             document.faults.append(f"{source}: expected KEY=VALUE, as in --set trainer.learning_rate=2e-4")
@@ -216,7 +216,7 @@ def _validate(document: Document, sections: Mapping[str, Any]) -> dict[str, Any]
             hint = f"; did you mean {key}?" if key else suggest(name, OWNERS)
             document.add_fault((name,), f"no such key{hint}")
     for path in list_credentials(document.data):
-        document.add_fault(path, NO_CREDENTIALS if "token" in path[-1] else OTHER_CREDENTIALS)
+        document.add_fault(path, NO_CREDENTIALS if "token" in str(path[-1]).lower() else OTHER_CREDENTIALS)
     values = {}
     for name in OWNERS:
         value = document.data.get(name)

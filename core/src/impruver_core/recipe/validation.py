@@ -1,24 +1,18 @@
 """The one check of a recipe against its declared sections: every fault is reported, none stops the next."""
 
 import dataclasses
-import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import MISSING
 from typing import Any
 
 from impruver_core.io.json_schema import TYPE_WORDS, describe_type
+from impruver_core.recipe.credentials import names_credential
 from impruver_core.recipe.schema import OLD_BOOLEANS, ListOf, OpenMapping, Scalar, get_fields
 from impruver_core.suggestions import suggest
 
 FaultReport = Callable[[tuple, str], None]  # takes a key path and what is wrong there
-CREDENTIAL = re.compile(  # names of keys; `pad_token` and its like are none
-    r"^token$|(hub|hf|huggingface|auth|access|api|bearer|secret|refresh|session|bot|github|wandb|private)[_-]?token$"
-    r"|(api|access|secret|private)[_-]?key([_-]?id)?$|passw(or)?d$|passphrase$|secrets?$|credentials?$",
-    re.IGNORECASE,
-)
-FREE_NAMES = ("special_tokens", "chat_template_kwargs", "mapping")  # keys below are the user's words, and no settings
 REMOVED = object()  # what `--set a.b=null` leaves at a.b: as if it were never given
 
 
@@ -38,23 +32,6 @@ def validate_value(spec: Any, value: Any, path: tuple, report: FaultReport) -> A
                 report((*path, name), fault)
         return mapping
     return _check_section(spec, {} if value is None else value, path, report)
-
-
-def names_credential(text: str) -> bool:
-    """Whether a word of `text` is the name of a key that takes a credential."""
-    return any(CREDENTIAL.search(word) for word in re.findall(r"[\w-]+", text))
-
-
-def list_credentials(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The paths of the keys below `value` that hold a credential."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, item in items:
-        if name in FREE_NAMES:
-            continue
-        if isinstance(item, (dict, list)):
-            yield from list_credentials(item, (*path, name))
-        elif isinstance(name, str) and type(item) in (str, int, float) and item != "" and CREDENTIAL.search(name):
-            yield (*path, name)
 
 
 def remove_unset(value: Any) -> Any:
@@ -155,4 +132,6 @@ def describe_value(value: Any) -> str:
         return describe_type(type(value))
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "nothing"}[value]
-    return f"the text {value!r}" if isinstance(value, str) else f"the number {value}"
+    if isinstance(value, str):
+        return "a text with a credential" if names_credential(value) else f"the text {value!r}"
+    return f"the number {value}"

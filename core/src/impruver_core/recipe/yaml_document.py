@@ -12,11 +12,15 @@ from typing import Any
 
 import yaml
 
+from impruver_core.errors import RecipeError
+from impruver_core.recipe.credentials import is_credential
+
 TAG = "tag:yaml.org,2002:"
 DEEPEST = 100  # lists and mappings in each other; some ten thousand would end the process
 MOST_VALUES = 100_000  # with what aliases repeat: a few lines of them make billions
 LONGEST_NUMBER = 40  # digits
 LARGEST_FILE = 4 << 20  # bytes
+MOST_FAULTS = 100  # that are told at once: some ten thousand, each with its nearest key, would take for ever
 WORDS = {  # in this order: a whole number also has the form of a float
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -64,10 +68,16 @@ class Document:
         return self.name
 
     def add_fault(self, path: tuple, what: str) -> None:
-        """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set."""
+        """Adds `file:line: key path: what`; a key path's items are joined by dots, as in --set.
+
+        RecipeError with all so far where there are more than MOST_FAULTS.
+        """
         fault = ": ".join(part for part in (self.locate(path), ".".join(map(str, path)), what) if part)
-        if fault not in self.faults:
-            self.faults.append(fault)
+        if fault in self.faults:
+            return
+        if len(self.faults) >= MOST_FAULTS:
+            raise RecipeError([*self.faults, f"{self.name}: more than {MOST_FAULTS} faults; what follows is not read"])
+        self.faults.append(fault)
 
 
 def read_document(path: Path) -> Document:
@@ -190,6 +200,8 @@ class _NodeReader:
             return _SCALARS[kind](node.value)
         except (KeyError, ValueError):
             self.document.locations.setdefault(path, self.place(node.start_mark.line + 1))
+            if is_credential(next((part for part in reversed(path) if isinstance(part, str)), None)):
+                return self.document.add_fault(path, f"what it holds can't be read as {kind}")
             value = node.value if len(node.value) <= 80 else f"{node.value[:80]}…"
             return self.document.add_fault(path, f"{value!r} can't be read as {kind}")
 

@@ -49,6 +49,15 @@ LARGE = {
     "join": "{% set a = 'a' * 999999 %}{{ a.join('b' * 9999) }}",
     "join, the filter": "{% set a = 'a' * 999999 %}{{ range(9999)|join(a) }}",
     "translate": "{{ ('a' * 99999).translate({97: 'b' * 99999}) }}",
+    "split": "{{ (',' * 33000000).split(',')|length }}",
+    "split at blanks": "{{ ('a ' * 16000000).split()|length }}",
+    "splitlines": "{{ ('a\n' * 16000000).splitlines()|length }}",
+    "escaped, over and over": "{{ ('<' * 5000000)|e|forceescape|forceescape|length }}",
+    "escaped by joining": "{{ ('' | safe) ~ ('<' * 33000000) + ('a'|safe) }}",
+    "urlencode, over and over": "{{ ('\ufdfa' * 2500000)|urlencode|urlencode|urlencode|length }}",
+    "tojson, over and over": "{{ ('\x01' * 5000000)|tojson|tojson|tojson|length }}",
+    "upper, over and over": "{{ ('\ufb03' * 11000000)|upper|title|length }}",
+    "separators": "{{ range(9999)|list|tojson(separators=('a' * 99999, 'b')) }}",
     "a printed list": "{% set a = 'a' * 9999999 %}{% set ns = namespace(l=[a]) %}{% for i in range(999) %}"
     "{% set ns.l = ns.l + [a] %}{% endfor %}{{ ns.l }}",
 }
@@ -63,6 +72,15 @@ OTHERS = {
     "a format's method": (f"{{{{ '{{:>{NUMBER}}}'.format(1) }}}}", "width that no text has"),
     "a width among the values": ("{{ '%*d' % (999999999, 1) }}", "width that no text has"),
     "a width among the method's values": ("{{ '{:{}}'.format(1, 999999999) }}", "characters"),
+    "a width of several values": ("{{ '{0:{1}{2}}'.format(5, 9999, 99999) }}", "width that no text has"),
+    "a width that is a text": ("{{ '{:{}}'.format(5, '<999999999') }}", "width that no text has"),
+    "a width in a mapping": ("{{ '{a:{b}}'.format_map({'a': 1, 'b': 999999999}) }}", "characters"),
+    "bytes": ("{{ 'a'.encode().ljust(999999999) }}", "it makes bytes"),
+    "bytes of a number": ("{{ (5).to_bytes(9999999999, 'big') }}", "it makes bytes"),
+    "bytes, by a filter": ("{{ (''|attr('encode'))() }}", "it makes bytes"),
+    "strip": ("{{ ('a' * 33000000).lstrip('b' * 9999999 ~ 'a') }}", "searches a long text"),
+    "trim": ("{{ ('a' * 33000000)|trim('b' * 9999999 ~ 'a') }}", "searches a long text"),
+    "rfind": ("{{ ('a' * 33000000).rfind('b' ~ 'a' * 16000000) }}", "searches a long text"),
     "decimals": (f"{{{{ 1.5|round({NUMBER}) }}}}", "decimals"),
     "lipsum": ("{{ lipsum(n=99999999) }}", "no use for lipsum"),
     "a range": (f"{{% for i in range({NUMBER}) %}}{{% endfor %}}", "Range too big"),
@@ -136,9 +154,10 @@ def test_what_ordinary_templates_do_is_allowed():
         "{%- set ns = namespace(list=[], text='') -%}"
         "{%- for m in messages -%}{%- set ns.list = ns.list + [m.content] -%}"
         "{%- set ns.text = ns.text ~ m.role[0] -%}{%- endfor -%}{{ ns.list|length }} {{ ns.text|length }} "
+        "{{ messages[1].content.split('i')[0] }}{{ messages[1].content.split()|length }}{{ '{:{}}'.format('a', 3) }} "
         "{{ ns.list|join('')|length }} {{ '%5.1f %s'|format(1.25, 'a') }} {{ 'ab'|center(6) }}| {{ '=' * 10 }}"
     )
-    assert render_template(template, long) == "2001 2001 3004000   1.2 a   ab  | =========="
+    assert render_template(template, long) == "2001 2001 H1a   3004000   1.2 a   ab  | =========="
 
 
 CODE = """

@@ -28,11 +28,25 @@ MOST_BITS = 1 << 16  # of a whole number
 MOST_DECIMALS = 1000
 FEW_ITEMS = 64  # of a list that is printed without being measured: those in it were, when they were made
 ITEM = 32  # what an item takes, in characters
+ESCAPED = 6  # characters that one becomes, as in `\u0001` and `&quot;`
 LARGEST_TEMPLATE = 1 << 20  # characters
 PLAIN_TEXTS = (str, TracedStr)
 GROWING = frozenset(  # methods of texts whose result may be larger than their text
-    ("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map")
+    (
+        *("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map"),
+        *("split", "rsplit", "splitlines"),
+    )
 )
+SEARCHING = frozenset(  # methods of texts that look at each of their characters for each of their argument's
+    ("strip", "lstrip", "rstrip", "rsplit", "rfind", "rindex", "rpartition")
+)
+MAKING_BYTES = frozenset(("encode", "to_bytes"))  # methods whose result nothing here measures, and no template needs
+MEASURED = GROWING | SEARCHING | MAKING_BYTES
+QUICK = SEARCHING | {"split", "splitlines"}  # on short texts, which ordinary templates do all the time
+SHORT = 1 << 12  # characters
+MOST_COMPARED = 1 << 29  # characters, by one of those
+LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+BLANKS = f"{LINE_ENDS}\t\x1f \xa0\u3000"  # the usual ones
 
 
 # Of the rendering that goes on: characters made so far, seconds that it may take, whether its timer is set.
@@ -82,6 +96,14 @@ def check_size(size: int) -> None:
 def check_container(value: Any, times: int = 1) -> Any:
     """`value`, a list or mapping; TemplateLimitError where all that it holds, so many times over, is too large."""
     if measure(value) * times > LARGEST:
+        raise TemplateLimitError(f"it makes texts or lists of more than {LARGEST:,} characters")
+    return value
+
+
+def check_growth(value: Any, times: int) -> Any:
+    """`value`, for a function that may make so many characters of one; TemplateLimitError where that is too large."""
+    size = len(value) if isinstance(value, str) else measure(value)
+    if size * times > LARGEST:
         raise TemplateLimitError(f"it makes texts or lists of more than {LARGEST:,} characters")
     return value
 
@@ -159,12 +181,21 @@ def check_format(form: str, values: Any) -> None:
     if re.search(rf"\d{{{MOST_DIGITS},}}|%[-+ #0\d.]*\*", form):
         raise TemplateLimitError("it formats with a width that no text has")
     if re.search(r"{[^{}]*{", form):  # a width that is a value
-        check_numbers(
-            values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ()
-        )
+        _check_width_values(form, values)
     widths = sum(map(int, re.findall(r"\d+", form)))
     fields = 1 + form.count("%") + form.count("{")
     check_size(len(form) + widths + fields * measure(values))
+
+
+def _check_width_values(form: str, values: Any) -> None:
+    """TemplateLimitError where a width that is a value, or is put together of several, is beyond what a text has."""
+    flat = []
+    for value in values.values() if isinstance(values, dict) else values:
+        flat += value.values() if isinstance(value, dict) else [value]
+    check_numbers(flat)
+    together = len(re.findall(r"{[^{}]*{", form)) != len(re.findall(r"{[^{}]*:[^{}\d]*{[^{}]*}[^{}\d]*}", form))
+    if together or any(isinstance(value, str) and re.search(rf"\d{{{MOST_DIGITS},}}", value) for value in flat):
+        raise TemplateLimitError("it formats with a width that no text has")
 
 
 def check_numbers(arguments: Iterable[Any], factor: int = 1) -> None:
@@ -175,16 +206,22 @@ def check_numbers(arguments: Iterable[Any], factor: int = 1) -> None:
 
 
 def check_method(method: Any, arguments: tuple, named: dict) -> None:
-    """TemplateLimitError for a method, one of GROWING of a text, whose result would be too large."""
+    """TemplateLimitError for a method, one of MEASURED of a text, whose result or work would be too large."""
     method = getattr(method, "__wrapped__", method)  # the sandbox wraps `format`
     text, name = getattr(method, "__self__", None), method.__name__
+    if name in MAKING_BYTES and isinstance(text, (str, int)):
+        raise TemplateLimitError(f"it makes bytes of a text or a number ({name}), which no template needs")
     if not isinstance(text, str):
         return
+    if name in SEARCHING and arguments and isinstance(arguments[0], str):
+        check_compared(text, arguments[0])
     check_numbers((*arguments, *named.values()))
     if name == "replace" and len(arguments) > 1 and isinstance(arguments[0], str) and isinstance(arguments[1], str):
         check_size(len(text) + (text.count(arguments[0])) * len(arguments[1]))
     elif name == "join" and arguments and isinstance(arguments[0], (list, tuple, dict, str)):
         check_size(measure(arguments[0]) + len(arguments[0]) * len(text))
+    elif name in ("split", "rsplit", "splitlines"):
+        check_parts(text, name, next(iter((*arguments, named.get("sep"))), None))
     elif name == "expandtabs":
         width = next(iter((*arguments, *named.values())), 8)
         check_size(len(text) + text.count("\t") * (width if isinstance(width, int) else 8))
@@ -194,13 +231,40 @@ def check_method(method: Any, arguments: tuple, named: dict) -> None:
         check_format(text, [*arguments, *named.values()])
 
 
-def limit_filter(function: Callable, repeats: bool = False) -> Callable:
-    """A filter of jinja's that checks its value and the numbers behind; `repeats`: it may repeat the texts behind."""
+def is_long(method: Any, arguments: tuple, named: dict) -> bool:
+    """Whether a text, whose method is one of QUICK, or what it is searched for is long."""
+    text = getattr(method, "__self__", "")
+    if "sep" in named or not isinstance(text, str) or len(text) > SHORT:  # jinja adds names of its own
+        return True
+    return bool(arguments) and isinstance(arguments[0], str) and len(arguments[0]) > SHORT
+
+
+def check_compared(text: str, other: str) -> None:
+    """TemplateLimitError where each character of a text would be compared with too many of another."""
+    if len(text) * len(other) > MOST_COMPARED:
+        raise TemplateLimitError("it searches a long text for a long one")
+
+
+def check_parts(text: str, method: str, separator: Any) -> None:
+    """TemplateLimitError for a text that is split into too many parts, each of which takes more than its characters."""
+    if method == "splitlines":
+        separators = LINE_ENDS
+    else:
+        separators = [separator] if isinstance(separator, str) and separator else BLANKS
+    if len(text) * ITEM > LARGEST:  # else it has no more characters than a list may have items
+        check_size(len(text) + ITEM * sum(map(text.count, separators)))
+
+
+def limit_filter(function: Callable, times: int = 1, repeats: bool = False) -> Callable:
+    """A filter of jinja's that checks its value and the numbers behind.
+
+    `times`: so many characters it may make of one; `repeats`: it may repeat the texts behind.
+    """
     position = int(hasattr(function, "jinja_pass_arg"))  # behind the environment
 
     @wraps(function)  # with what jinja passes it
     def limited(*arguments: Any, **named: Any) -> Any:
-        check_printed(arguments[position])
+        check_growth(arguments[position], times)
         behind = (*arguments[position + 1 :], *named.values())
         if behind:
             check_numbers(behind, ITEM)

@@ -6,6 +6,7 @@ from typing import Any
 
 import markupsafe
 
+from impruver_core.chat_template.rendering.limits import ESCAPED, check_growth
 from impruver_core.chat_template.rendering.traced_string import (
     TextRun,
     TracedStr,
@@ -54,7 +55,7 @@ def escape_traced(value: Any) -> TracedMarkup:
     """`value` as jinja's filter `escape` makes of it: & < > ' \" become entities, in what is not marked as safe."""
     if hasattr(value, "__html__"):
         return mark_safe(value)
-    plain = str(value)
+    plain = check_growth(str(value), ESCAPED)
     escaped = str.__str__(markupsafe.escape(plain))
     if len(escaped) == len(plain):
         return TracedMarkup(escaped, get_runs(plain))

@@ -113,7 +113,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     def call(__self, __context, __obj, *args, **kwargs):  # no named self: a template may pass self=…
-        if getattr(__obj, "__name__", None) in limits.GROWING:
+        name = getattr(__obj, "__name__", None)
+        if name in limits.MEASURED and (name not in limits.QUICK or limits.is_long(__obj, args, kwargs)):
             limits.check_method(__obj, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -158,7 +159,9 @@ def _raise_template_error(message):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    limits.check_printed(value)
+    limits.check_growth(value, limits.ESCAPED)
+    if separators:
+        limits.check_container(value, sum(map(len, separators)))
     if indent:
         limits.check_container(value, indent if isinstance(indent, int) else len(indent))
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -209,6 +212,7 @@ def _string(value):
 
 
 def _trim(value, chars=None):
+    limits.check_compared(_string(value), chars or "")
     return _string(value).strip(chars)
 
 
@@ -235,12 +239,14 @@ def _lipsum(*args, **kwargs):
 
 
 _VARIABLE = (jinja2.nodes.Name, jinja2.nodes.Getattr, jinja2.nodes.Getitem, jinja2.nodes.Call, jinja2.nodes.Filter)
-_LIMITED = (
-    *("upper", "lower", "capitalize", "title", "striptags"),
-    *("center", "batch", "truncate", "wordcount", "urlencode", "xmlattr", "pprint"),
-)
+_LIMITED = {  # with the characters that one may become
+    **dict.fromkeys(("upper", "lower", "capitalize", "title"), 3),
+    **dict.fromkeys(("striptags", "center", "batch", "truncate", "wordcount", "pprint"), 1),
+    "urlencode": 12,
+    "xmlattr": limits.ESCAPED,
+}
 FILTERS = {
-    **{name: limits.limit_filter(jinja2.filters.FILTERS[name]) for name in _LIMITED},
+    **{name: limits.limit_filter(jinja2.filters.FILTERS[name], times) for name, times in _LIMITED.items()},
     **{name: limits.limit_filter(jinja2.filters.FILTERS[name], repeats=True) for name in ("wordwrap", "urlize")},
     "slice": limits.limit_filter(jinja2.filters.sync_do_slice),
     "string": _string,

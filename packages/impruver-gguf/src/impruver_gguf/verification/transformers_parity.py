@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from impruver_core.cli.console import log_info, warn
-from impruver_core.dynamic_import import allow_remote_code, check_class_allowed
+from impruver_core.dynamic_import import (
+    allow_remote_code,
+    check_class_allowed,
+    get_foreign_recipe,
+    set_foreign_recipe,
+)
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import format_size
 from impruver_core.io.gguf_file import read_gguf_header
@@ -103,7 +108,8 @@ def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
     """What the worker loads; tied ends are merged one by one, since peft would add what trained either to both."""
     checkpoint, section = read_checkpoint(model.output_dir, model.model.name, model.recipe_dir), model.model
     adapter = checkpoint.adapter.tensors if checkpoint.adapter else ()
-    check_class_allowed(section.class_, "model.class")  # the worker does not know whose recipe this is
+    check_class_allowed(section.class_, "model.class")
+    foreign = get_foreign_recipe()
     trusted = allow_remote_code(section.trust_remote_code, REMOTE_CODE)
     in_file = any(tensor.name == "output.weight" for tensor in read_gguf_header(path).tensors)
     return {
@@ -111,6 +117,7 @@ def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
         | {"trust_remote_code": trusted, "attn_implementation": None}
         | {"load_in_4bit": False, "load_in_8bit": False},
         "recipe_dir": str(model.recipe_dir) if model.recipe_dir else None,
+        "foreign_recipe": str(foreign) if foreign else None,
         "adapter": str(model.output_dir) if checkpoint.adapter else None,
         "untie": in_file or any("lm_head.lora_" in name for name in adapter),
         "vocab_size": checkpoint.config.get("vocab_size"),
@@ -180,6 +187,7 @@ def _load_merged_model(task: dict[str, Any]) -> PreTrainedModel:
     import torch
     from impruver_core.modeling.loading import load_adapter, load_model
 
+    set_foreign_recipe(Path(task["foreign_recipe"]) if task["foreign_recipe"] else None)
     model = load_model(SimpleNamespace(**task["model"]), torch.float32, search_dir=task["recipe_dir"])
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if task["untie"] and output.weight is embedding.weight:

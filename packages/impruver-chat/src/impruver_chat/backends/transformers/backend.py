@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, PreTrainedModel
 
-LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft")
 DEVICE_ERRORS = ("OutOfMemoryError", "AcceleratorError")  # told as such
 
 
