@@ -5,15 +5,15 @@ One operation of a compiled library is not ended: for those, see `tokenizer_tria
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from impruver_core.errors import ImpruverError
 
-# What the timer raises; None while it is not set.
-_state = SimpleNamespace(error=None)
+# What builds the error that the timer raises; None while it is not set.
+_state = SimpleNamespace(build_error=None)
 
 
 class TimeLimitError(ImpruverError):
@@ -28,7 +28,7 @@ class _TimeUpError(BaseException):
 def limit_cpu_time(seconds: float, message: str) -> Iterator[None]:
     """TimeLimitError(message) where the body takes more CPU time; in the main thread alone."""
     time_up = _TimeUpError()
-    started = start_timer(seconds, time_up)
+    started = start_timer(seconds, lambda: time_up)
     try:
         yield
     except _TimeUpError as error:
@@ -40,18 +40,18 @@ def limit_cpu_time(seconds: float, message: str) -> Iterator[None]:
             stop_timer()
 
 
-def start_timer(seconds: float, error: BaseException) -> bool:
-    """Has `error` raised after so much CPU time; False, and nothing done, where it can't be or a timer is set."""
-    if _state.error is not None or threading.get_ident() != threading.main_thread().ident or not _claim_signal():
+def start_timer(seconds: float, build_error: Callable[[], BaseException]) -> bool:
+    """Has an error raised after so much CPU time; False, and nothing done, where it can't be or a timer is set."""
+    if _state.build_error is not None or threading.get_ident() != threading.main_thread().ident or not _claim_signal():
         return False
-    _state.error = error
+    _state.build_error = build_error
     signal.setitimer(signal.ITIMER_PROF, seconds)
     return True
 
 
 def stop_timer() -> None:
     """Ends what `start_timer` began. The timer never outlives it: without a handler its signal ends the process."""
-    _state.error = None  # before: the signal may come in between
+    _state.build_error = None  # before: the signal may come in between
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
@@ -66,5 +66,5 @@ def _claim_signal() -> bool:
 
 
 def _raise_error(number: int, frame: Any) -> None:
-    if _state.error is not None:
-        raise _state.error
+    if _state.build_error is not None:
+        raise _state.build_error()

@@ -208,11 +208,16 @@ def encode_backend_texts(backend: Tokenizer, texts: list[str]) -> list[Encoding 
     try:
         return backend.encode_batch(texts, add_special_tokens=False)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
+        if not is_backend_failure(error):
             raise
         if len(texts) > 1:  # which of them it is
             return [encoding for text in texts for encoding in encode_backend_texts(backend, [text])]
         return [RefusedError("tokenizer_failed", " ".join(str(error).split()))]
+
+
+def is_backend_failure(error: BaseException) -> bool:
+    """Whether a tokenizer's backend failed: by an exception, or a panic of Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def compute_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -17,6 +17,7 @@ from impruver_compose import output, selection, template_checks
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
+from impruver_compose.encoding.text_encoder import find_encoder
 from impruver_compose.reporting import html_report, summary_tables, terminal
 from impruver_compose.sources.files import warn_about_copies
 from impruver_compose.storage import Corpus
@@ -42,7 +43,7 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     with cache.open_entries(jobs, fingerprint) as entries:
         jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
         probes = [template_checks.probe_template(job) for job in jobs]
-        cache.encode_missing_shards(jobs, entries, num_proc)
+        jobs = cache.encode_missing_shards(jobs, entries, num_proc)
         shards = [[slot.path for slot in entry.shards] for entry in entries]
         stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
         for job, each in zip(jobs, stats, strict=True):
@@ -76,6 +77,7 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
             days=[job.day for job in jobs],
             inputs=[entry for job in jobs for entry in job.inputs],
             cache=[entry.folder.name for entry in entries],
+            encoders=[job.encoder.describe() for job in jobs],
             counts=[each.to_dict() for each in stats],
             gate=checks,
         )
@@ -116,6 +118,7 @@ def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob
     section = recipe.tokenizer
     shared = {"tokenizer": tokenizer, "template_kwargs": section.chat_template_kwargs or {}}
     shared |= {"control_text": section.control_text, "own_tokens": section.own_tokens}
+    shared["encoder"] = find_encoder(tokenizer, recipe.compose.encoder)
     jobs = _open_jobs(recipe, outputs)
     return [replace(job, max_length=job.section.max_tokens_count or max_length, **shared) for job in jobs], max_length
 

@@ -74,8 +74,21 @@ class SplitSection:
             raise ValueError(f"must not be negative, not {self.val_rows}", "val_rows")
 
 
+@dataclass(frozen=True)
+class ComposeSection:
+    """How compose works; none of it changes what it writes."""
+
+    encoder: str = key(
+        "auto",
+        "what encodes: gigatoken (the extra `fast`), checked against tokenizers, or these; "
+        "auto: gigatoken where it is installed and takes the tokenizer",
+        choices=("auto", "tokenizers", "gigatoken"),
+    )
+
+
 SECTIONS = {
     "datasets": list_of(DatasetSection, "data sets, in the order in which duplicates are judged"),
     "dedup": DedupSection,
     "split": SplitSection,
+    "compose": ComposeSection,
 }

@@ -31,7 +31,6 @@ CONVERSATION_COLUMNS = {
     "row": pyarrow.int64(),
     "part": pyarrow.int32(),
     **dict.fromkeys(DIGESTS, pyarrow.binary(16)),
-    "compared_ids": pyarrow.large_list(pyarrow.uint32()),
 }
 TOKEN_ROW_COLUMNS = {  # a list for each conversation
     "content": pyarrow.large_binary(),
@@ -116,9 +115,14 @@ def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None
     columns = {"signature": pyarrow.FixedSizeListArray.from_arrays(signatures.ravel(), signatures.shape[1])}
     for name, kind in CONVERSATION_COLUMNS.items():
         columns[name] = pyarrow.array([getattr(each, name) for each in shard.conversations], kind)
+    texts = [each.compared_ids for each in shard.conversations]
+    compared = np.concatenate([np.empty(0, np.uint32), *texts])
+    columns["compared_ids"] = pyarrow.LargeListArray.from_arrays(_build_offsets(texts), pyarrow.array(compared))
+    lists = [each.token_rows for each in shard.conversations]
+    offsets = _build_offsets(lists)
     for name, kind in TOKEN_ROW_COLUMNS.items():
-        values = [[getattr(row, name) for row in each.token_rows] for each in shard.conversations]
-        columns[name] = pyarrow.array(values, pyarrow.large_list(kind))
+        values = pyarrow.array([getattr(row, name) for rows in lists for row in rows], kind)
+        columns[name] = pyarrow.LargeListArray.from_arrays(offsets, values)
     metadata = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
     metadata["usage"] = shard.usage.to_json()
     batch = pyarrow.record_batch(columns).replace_schema_metadata(metadata)
@@ -130,6 +134,11 @@ def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None
             checksum = compute_checksum(content, path)
         file.seek(0, os.SEEK_END)
         file.write(checksum)
+
+
+def _build_offsets(lists: Sequence[Sequence]) -> pyarrow.Array:
+    """Where each list begins in all of them joined, and the end of the last."""
+    return pyarrow.array(np.cumsum([0, *map(len, lists)], dtype=np.int64))
 
 
 def find_shard_damage(path: Path) -> str | None:

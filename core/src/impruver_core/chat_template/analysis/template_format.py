@@ -32,8 +32,11 @@ class SpecialTokens:
 
     def compute_shared_length(self, one: str, other: str) -> int:
         """The length of the longest common prefix that cuts no special token of either text in two."""
-        pairs = enumerate(zip(one, other, strict=False))
-        length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+        if one.startswith(other):  # as most do
+            length = len(other)
+        else:
+            pairs = enumerate(zip(one, other, strict=False))
+            length = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
         return min(self.find_token_across(text, length)[0] for text in (one, other))
 
     def cut_after_last_token(self, literal: str) -> str:

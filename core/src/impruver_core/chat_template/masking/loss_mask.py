@@ -18,11 +18,13 @@ The loss mask of a conversation in ChatML (a token a column; the prompt ends wit
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from impruver_core.chat_template.masking.byte_level import ByteLevelEncoding, encode_with_offsets
 from impruver_core.chat_template.masking.control_encoding import ControlTextEncoder, TokenizedRendering
 from impruver_core.chat_template.masking.control_text import TemplateInput
 from impruver_core.chat_template.masking.loss_spans import LossSpans, TrainedTurn, find_loss_spans, strips_reasoning
@@ -33,7 +35,6 @@ from impruver_core.chat_template.rendering.traced_string import get_runs, trace_
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import ImpruverError, RefusedError
 from impruver_core.labels import IGNORE_INDEX
-from impruver_core.tokenizer import plain_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -121,6 +122,7 @@ def encode_chats(
     chat_template_kwargs: Sequence[dict | None] | None = None,
     control_text: str = "keep",
     own_tokens: Collection[str] = (),
+    encode: Callable[[list[str]], list] | None = None,
 ) -> list[Encoded | Refused]:
     """Encodes conversations with the tokenizer's own chat template.
 
@@ -130,7 +132,8 @@ def encode_chats(
     `only_target_loss` all tokens are. `tools` and `chat_template_kwargs` have an entry for each conversation.
     `control_text` says what becomes of text in all these that is a special token's: `keep` makes the token of it, as
     `apply_chat_template` does; `text` encodes it as ordinary text; `refuse` refuses the conversation. `own_tokens` are
-    special tokens that texts are meant to hold.
+    special tokens that texts are meant to hold. `encode` encodes texts as the tokenizer does, to an Encoding, a
+    ByteLevelEncoding or a RefusedError each; left out, the tokenizer itself does.
 
     Returns one Encoded or Refused for each conversation, in order. Raises ImpruverError for a slow tokenizer and for a
     template that does not parse.
@@ -140,8 +143,8 @@ def encode_chats(
     rows = zip(conversations, tools or none, chat_template_kwargs or none, strict=True)
     templates = TemplateSelector(tokenizer)
     chats = [_render_or_refuse(templates, *row) for row in rows]
-    with plain_encoder(tokenizer) as encode:
-        encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
+    encode = encode or partial(encode_with_offsets, tokenizer)
+    encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
     ends = _get_end_tokens(tokenizer, add_bos, add_eos)
     control = ControlTextEncoder(tokenizer, control_text, own_tokens)
     return [
@@ -184,8 +187,7 @@ def encode_prompt(
     traced = trace_messages(normalize_messages(messages, selected.format))
     given = TemplateInput(selected, traced, tools, chat_template_kwargs, add_generation_prompt=True)
     text = render_template(selected.text, traced, tools, add_generation_prompt=True, variables=selected.variables)
-    with plain_encoder(tokenizer) as encode:
-        (encoding,) = encode([str.__str__(text)])
+    (encoding,) = encode_with_offsets(tokenizer, [str.__str__(text)])
     if not isinstance(encoding, RefusedError):
         encoding = ControlTextEncoder(tokenizer, control_text, own_tokens).encode(encoding, text, given)
     if isinstance(encoding, RefusedError):
@@ -274,25 +276,40 @@ def _label_tokens(
     spans = [turn.span for turn in chat.trained]
     if trained_eos:  # what stands between the last answer and its EOS is trained on, too
         spans[-1] = (spans[-1][0], len(chat.text))
+    texts, shift = chat.spans.texts, int(bos is not None and ids[:1] != [bos])
+    ranges = _find_token_ranges(encoding, [*spans, *(span for _, span in texts), *(each[1:] for each in control)])
+    of_spans, of_texts, of_control = (list(islice(ranges, len(each))) for each in (spans, texts, control))
     labels = [IGNORE_INDEX] * len(ids)
-    find_token = _build_token_finder(encoding, len(spans) + len(chat.spans.texts) + len(control))
-    for start, stop in spans:
-        first, last = _find_tokens(encoding, find_token, start, stop)
+    for first, last in of_spans:
         labels[first:last] = ids[first:last]
     if not only_target_loss:
         labels = list(ids)
-    shift = int(bos is not None and ids[:1] != [bos])
-    ranges = ((number, *_find_tokens(encoding, find_token, *span)) for number, span in chat.spans.texts)
-    texts = [MessageTokens(number, first + shift, last + shift) for number, first, last in ranges if first < last]
-    quoted = [(token, *_find_tokens(encoding, find_token, start, stop)) for token, start, stop in control]
-    quoted = [ControlTextTokens(token, first + shift, last + shift) for token, first, last in quoted]
+    text_tokens = [
+        MessageTokens(number, first + shift, last + shift)
+        for (number, _), (first, last) in zip(texts, of_texts, strict=True)
+        if first < last
+    ]
+    quoted = [
+        ControlTextTokens(each.token, first + shift, last + shift)
+        for each, (first, last) in zip(control, of_control, strict=True)
+    ]
     if shift:
         ids, labels = [bos, *ids], [IGNORE_INDEX if only_target_loss else bos, *labels]
     if with_eos:
         ids, labels = [*ids, eos], [*labels, eos if trained_eos or not only_target_loss else IGNORE_INDEX]
     ended = bool(chat.trained) and chat.trained[-1].ended
     ended = ended or (with_eos and labels[-1] != IGNORE_INDEX)
-    return Encoded(ids, labels, texts, ended, quoted)
+    return Encoded(ids, labels, text_tokens, ended, quoted)
+
+
+def _find_token_ranges(
+    encoding: Encoding | ByteLevelEncoding, spans: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """The range of tokens that hold one of the characters of each span; empty where none does."""
+    if isinstance(encoding, ByteLevelEncoding):
+        return iter(encoding.find_token_ranges(spans))
+    find_token = _build_token_finder(encoding, len(spans))
+    return (_find_tokens(encoding, find_token, *span) for span in spans)
 
 
 def _build_token_finder(encoding: Encoding, spans: int) -> Callable[[int], int | None]:

@@ -25,6 +25,7 @@ Ranges = list[tuple[int, int]]  # of characters
 VALUE = re.compile(r"\b(?:true|false|null|True|False|None)\b")  # of an argument that is no text
 WORD = re.compile(r"[^\W\d_]{2,}")
 MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
+FEW_CHARACTERS = 2 * MOST_WORDS  # which have no more words than that
 
 
 class TrainedTurn(NamedTuple):
@@ -86,7 +87,8 @@ def _find_turn(
     is_last, end, closed = _find_end(text, span, behind, fmt)
     calls = span.path.startswith("tool_calls")
     for literal in (text[start : span.start], text[span.end : end]):
-        _check_no_prose(number, literal, calls, fmt)
+        if len(literal) > FEW_CHARACTERS:
+            _check_no_prose(number, literal, calls, fmt)
     turn = TrainedTurn(number, (start, end), bool(text[span.end : end].strip()))
     return turn, is_last and not closed and number == len(messages) - 1
 
@@ -180,7 +182,10 @@ def check_completeness(
     covered = _find_covered(runs)
     for number, message in enumerate(messages):
         fields = ("content", "tool_calls", *(REASONING_FIELDS if number == last_turn else ()))
-        for source in (source for name in fields for source in find_sources(message.get(name))):
+        values = (message[name] for name in fields if message.get(name))
+        for source in (source for value in values for source in find_sources(value)):
+            if covered.get(source) == [(0, len(source.text))]:
+                continue  # as nearly all are
             if source.path.startswith("tool_calls") and not source.path.startswith("tool_calls.function."):
                 continue
             for missing in _find_missing(source, covered.get(source, [])):

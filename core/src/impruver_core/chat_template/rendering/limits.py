@@ -8,13 +8,13 @@ or formatted, powers, and lists that hold each other many times over.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import reduce, wraps
 from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 
-from impruver_core.chat_template.rendering.traced_string import trace_printed
+from impruver_core.chat_template.rendering.traced_string import TracedStr, join_traced, trace_printed
 from impruver_core.errors import ImpruverError
 from impruver_core.time_limit import start_timer, stop_timer
 
@@ -29,13 +29,14 @@ MOST_DECIMALS = 1000
 FEW_ITEMS = 64  # of a list that is printed without being measured: those in it were, when they were made
 ITEM = 32  # what an item takes, in characters
 LARGEST_TEMPLATE = 1 << 20  # characters
+PLAIN_TEXTS = (str, TracedStr)
 GROWING = frozenset(  # methods of texts whose result may be larger than their text
     ("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map")
 )
 
 
-# Of the rendering that goes on: characters made so far, whether its timer is set.
-_state = SimpleNamespace(made=0, timed=False)
+# Of the rendering that goes on: characters made so far, seconds that it may take, whether its timer is set.
+_state = SimpleNamespace(made=0, seconds=0.0, timed=False)
 _timeouts: Counter[str] = Counter()  # by template
 
 
@@ -49,8 +50,12 @@ class TemplateTimeoutError(TemplateLimitError):
 
 def begin_rendering(seconds: float) -> None:
     """From now on, until `end_rendering`, TemplateLimitError is raised for what takes longer or makes too much."""
-    _state.made = 0
-    _state.timed = start_timer(seconds, TemplateTimeoutError(f"it takes more than {seconds:.3g} seconds"))
+    _state.made, _state.seconds = 0, seconds
+    _state.timed = start_timer(seconds, _build_timeout)
+
+
+def _build_timeout() -> TemplateTimeoutError:
+    return TemplateTimeoutError(f"it takes more than {_state.seconds:.3g} seconds")
 
 
 def end_rendering() -> None:
@@ -104,11 +109,20 @@ def measure(value: Any) -> int:
 
 def add(left: Any, right: Any) -> Any:
     """`left + right`; TemplateLimitError where that is too large."""
-    sized = (str, list, tuple)
-    if isinstance(left, sized) and isinstance(right, sized):
+    if isinstance(left, str) and isinstance(right, str):
+        check_size(len(left) + len(right))
+    elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         size = len(left) + len(right)
-        check_size(size if isinstance(left, str) or size * ITEM <= LARGEST else LARGEST + 1)
+        check_size(size if size * ITEM <= LARGEST else LARGEST + 1)
     return left + right
+
+
+def add_all(values: tuple) -> Any:
+    """`values[0] + values[1] + …`; TemplateLimitError where that is too large."""
+    if not all(type(value) in PLAIN_TEXTS for value in values):  # markup escapes what it is joined with
+        return reduce(add, values)
+    check_size(sum(map(len, values)))
+    return join_traced(values)
 
 
 def to_text(value: Any) -> str:

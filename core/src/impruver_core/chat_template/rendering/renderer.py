@@ -46,11 +46,16 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
 
     @jinja2.compiler.optimizeconst
     def visit_Add(self, node, frame):
-        self.write("environment.add(")
-        self.visit(node.left, frame)
-        self.write(", ")
-        self.visit(node.right, frame)
-        self.write(")")
+        operands = [node.right]  # of `a + b + c` all at once: each sum of two would be a traced string of its own
+        while isinstance(node.left, jinja2.nodes.Add):
+            node = node.left
+            operands.append(node.right)
+        operands.append(node.left)
+        self.write("environment.add_all((")
+        for operand in reversed(operands):
+            self.visit(operand, frame)
+            self.write(", ")
+        self.write("))")
 
     def _output_child_pre(self, node, frame, finalize):
         self.write("environment.to_text(")
@@ -87,7 +92,7 @@ class _GenerationTag(jinja2.ext.Extension):
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset(("*", "**", "%"))
-    add = staticmethod(limits.add)
+    add_all = staticmethod(limits.add_all)
     check_container = staticmethod(limits.check_container)
     to_text = staticmethod(limits.to_text)
 
@@ -265,7 +270,9 @@ def compile_template(template: str) -> jinja2.Template:
         raise ImpruverError(f"the chat template has {len(template):,} characters, more than any that is one")
     limits.begin_rendering(limits.COMPILE_SECONDS)
     try:
-        return environment.from_string(template)
+        compiled = environment.from_string(template)
+        compiled.globals = dict(compiled.globals)  # each rendering copies them: a ChainMap takes several times as long
+        return compiled
     except jinja2.TemplateSyntaxError as error:
         raise ImpruverError(f"the chat template does not parse, line {error.lineno}: {error.message}") from None
     except Exception as error:  # nested too deep for jinja2, or for the Python that it makes

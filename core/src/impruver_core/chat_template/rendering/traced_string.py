@@ -66,7 +66,9 @@ class TracedStr(str):
     def __add__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        return TracedStr(str.__add__(self, other), [*self._runs, *_shift_runs(get_runs(other), len(self))])
+        further = other._runs if isinstance(other, TracedStr) else ()
+        runs = (*self._runs, *_shift_runs(further, len(self))) if further else self._runs
+        return TracedStr(str.__add__(self, other), runs)
 
     def __radd__(self, other: str) -> str:
         return TracedStr(str.__add__(other, self), _shift_runs(self._runs, len(other)))
@@ -213,7 +215,8 @@ def trace_formatted(form: Callable[..., str], arguments: Sequence, named: Mappin
 def find_sources(value) -> Iterator[TextSource]:
     """The texts that are in a value of plain JSON types."""
     if isinstance(value, TracedStr):
-        yield from (run.source for run in value._runs)
+        for run in value._runs:
+            yield run.source
     elif isinstance(value, (dict, list, tuple)):
         for item in value.items() if isinstance(value, dict) else value:
             yield from find_sources(item)

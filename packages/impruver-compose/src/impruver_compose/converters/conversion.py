@@ -1,8 +1,10 @@
 """Run a data set's converter on a row, and check what it returns."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import orjson
 from impruver_core.chat_template.masking.train_flags import TRAIN_FLAGS, read_train_flag
 from impruver_core.errors import RefusedError
 from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
@@ -38,7 +40,8 @@ def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = 
     if isinstance(row, FlawedRow):
         raise RefusedError("bad_row", row.flaw)
     check_guarded_columns(row, converter.guarded)
-    row = RecordingRow(row, set() if read is None else read)
+    if read is None or not read.issuperset(row):  # else there is nothing to record
+        row = RecordingRow(row, set() if read is None else read)
     tools, functions = (_wrap_tools(_parse_field(row, name, list)) for name in ("tools", "functions"))
     if tools and functions and tools != functions:
         raise RefusedError("bad_row", "it has both tools and functions, and they differ: leave one of them")
@@ -70,10 +73,24 @@ def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = 
 def _serialize(conversation: Conversation) -> Conversation:
     """Sets `as_json`; RefusedError for what is no JSON in UTF-8: a user's function may return anything."""
     try:
+        if _is_plain(conversation):
+            with suppress(orjson.JSONEncodeError):  # lone surrogates, of which Python says more
+                return conversation._replace(as_json=orjson.dumps(conversation.to_row()))
         _check_keys(conversation.messages)
         return conversation._replace(as_json=format_row(conversation.to_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise RefusedError("bad_row", f"what the converter gave is no JSON: {error}") from None
+
+
+def _is_plain(conversation: Conversation) -> bool:
+    """Whether it is messages whose keys and values are texts: as most are, and orjson writes them as Python does."""
+    return (
+        conversation.messages is not None
+        and conversation.tools is None
+        and conversation.chat_template_kwargs is None
+        and all(type(message) is dict for message in conversation.messages)
+        and all(type(each) is str for message in conversation.messages for pair in message.items() for each in pair)
+    )
 
 
 def _check_keys(value: Any) -> None:

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impruver_core.cli.console import log_info, open_progress
+from impruver_core.cli.console import log_info, open_progress, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_cache_dir, remove_path, remove_stale_parts, reserve_space
 from impruver_core.io.integrity import write_record
@@ -34,6 +34,7 @@ from impruver_core.worker_process import describe_exit
 
 from impruver_compose.encoding.encoder import encode_rows
 from impruver_compose.encoding.job import DatasetJob
+from impruver_compose.encoding.text_encoder import EncoderDisagreesError, find_encoder
 from impruver_compose.storage import ROWS, find_shard_damage, load_record, write_shard
 
 KEPT_DAYS = 30
@@ -59,14 +60,27 @@ class CacheEntry(NamedTuple):
 _tasks: list[tuple[DatasetJob, ShardSlot]] = []  # what workers are forked with
 
 
+class CacheEntries(list[CacheEntry]):
+    """The entries of data sets, open: marked as used today, and as in use."""
+
+    def __init__(self, fingerprint: str, in_use: ExitStack):
+        super().__init__()
+        self._fingerprint, self._in_use = fingerprint, in_use
+
+    def open(self, job: DatasetJob) -> CacheEntry:
+        """Opens the entry of one data set."""
+        entry = _find_entry(job, self._fingerprint)
+        self._in_use.enter_context(share_folder(entry.folder))
+        os.utime(entry.folder)
+        return entry
+
+
 @contextmanager
-def open_entries(jobs: Sequence[DatasetJob], fingerprint: str) -> Iterator[list[CacheEntry]]:
-    """Opens each data set's entry, marked as used today, and within as in use; `fingerprint` is the tokenizer's."""
+def open_entries(jobs: Sequence[DatasetJob], fingerprint: str) -> Iterator[CacheEntries]:
+    """Opens each data set's entry; `fingerprint` is the tokenizer's."""
     with ExitStack() as in_use:
-        entries = [_find_entry(job, fingerprint) for job in jobs]
-        for entry in entries:
-            in_use.enter_context(share_folder(entry.folder))
-            os.utime(entry.folder)
+        entries = CacheEntries(fingerprint, in_use)
+        entries.extend(map(entries.open, jobs))
         yield entries
 
 
@@ -75,7 +89,7 @@ def _find_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
     content = [
         [_compute_code_version(), fingerprint, job.key, converter.mapping, _get_source(converter.function), ROWS],
         [tokenizer.chat_template, get_special_tokens(tokenizer), job.template_kwargs, job.build_encode_options()],
-        [job.max_length, section.turns, section.on_overflow, dedup.on, dedup.num_perm],
+        [job.max_length, section.turns, section.on_overflow, dedup.on, dedup.num_perm, job.encoder.describe()],
     ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
     folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
@@ -138,8 +152,29 @@ def resolve_num_proc(wanted: int | None) -> int:
     return wanted or available_cpus()
 
 
-def encode_missing_shards(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:
-    """Encodes the shards that the cache does not have; one process, or one that can't be forked, has own threads."""
+def encode_missing_shards(jobs: Sequence[DatasetJob], entries: CacheEntries, num_proc: int) -> list[DatasetJob]:
+    """Encodes the shards that the cache does not have; returns the jobs as they were done.
+
+    A data set of which gigatoken encodes a text otherwise than `tokenizers` is encoded by these, in an entry of its own
+    that takes the other's place among the `entries`. One process, or one that can't be forked, has own threads.
+    """
+    jobs = list(jobs)
+    while True:
+        try:
+            _encode_all(jobs, entries, num_proc)
+            return jobs
+        except EncoderDisagreesError as error:
+            difference, index, start = error.args
+            job = replace(jobs[index], encoder=find_encoder(jobs[index].tokenizer, "tokenizers"))
+            warn(
+                f"{job.name}: gigatoken and tokenizers encode a text differently (of row {start} or one behind it: "
+                f"{difference}); tokenizers encodes this data set"
+            )
+            entries[index] = entries.open(job)
+            jobs[index] = pin_day(job, entries[index])
+
+
+def _encode_all(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:
     _tasks[:] = []
     for job, entry in zip(jobs, entries, strict=True):
         remove_stale_parts(entry.folder)
@@ -180,7 +215,13 @@ def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
 def _encode_shard(number: int) -> int:
     """Encodes the shard of a task and writes it; returns its number of rows."""
     job, slot = _tasks[number]
-    write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
+    gc.disable()  # rows leave no cycles behind; to look for them takes a tenth of the time
+    try:
+        write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
+    except EncoderDisagreesError as error:
+        raise EncoderDisagreesError(*error.args, job.index, slot.start) from None
+    finally:
+        gc.enable()
     return slot.stop - slot.start
 
 

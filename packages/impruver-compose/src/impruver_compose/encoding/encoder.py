@@ -7,13 +7,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
 from impruver_core.chat_template.masking.train_flags import is_blank, is_trained
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
 from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_tokens
-from impruver_core.tokenizer import plain_encoder
 
 from impruver_compose.converters.columns import check_guarded_columns
 from impruver_compose.converters.conversion import Conversation, convert_row
@@ -48,6 +48,7 @@ def encode_rows(job: DatasetJob, start: int, stop: int) -> tuple[EncodedShard, n
     """Encodes rows start..stop; the shard, and its conversations' MinHash signatures, (conversations, num_perm)."""
     shard, signatures = EncodedShard(), [np.empty((0, job.dedup.num_perm), np.uint32)]
     shard.usage.columns.read.update(job.converter.left_out)
+    job.encoder.begin_shard(is_first=start == 0)
     templates = TemplateSelector(job.tokenizer)
     for first in range(start, stop, BATCH):
         parts = _convert_rows(job, first, min(first + BATCH, stop), shard)
@@ -79,7 +80,8 @@ def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -
             continue
         handled = check_guarded_columns(row, job.converter.guarded)
         shard.usage.columns.count(number, ((name, value) for name, value in row.items() if name not in handled))
-        shard.counts.update(converted=1, conversations=len(conversations))
+        shard.counts["converted"] += 1
+        shard.counts["conversations"] += len(conversations)
         for part, conversation in enumerate(conversations):
             cut = cut_overlong(job, conversation)
             if isinstance(cut, Refused):
@@ -118,13 +120,15 @@ def _encode_batch(job: DatasetJob, parts: list[ConvertedPart], shard: EncodedSha
             shard.dropped.append(DroppedRow(part.row, part.part, encoded.reason, encoded.detail))
             continue
         shard.conversations.append(encoded)
-        shard.counts.update(trimmed=int(encoded.trimmed), control_text=int(encoded.control_text))
+        shard.counts["trimmed"] += encoded.trimmed
+        shard.counts["control_text"] += encoded.control_text
 
 
 def _encode_messages(job: DatasetJob, chats: Sequence[Conversation], messages: list[list[dict]]) -> list:
     """Encodes lists of messages, each with the tools and template arguments of the chat at its position."""
     tools, kwargs = [chat.tools for chat in chats], [job.build_template_kwargs(chat) for chat in chats]
-    return encode_chats(job.tokenizer, messages, tools, chat_template_kwargs=kwargs, **job.build_encode_options())
+    options = job.build_encode_options()
+    return encode_chats(job.tokenizer, messages, tools, chat_template_kwargs=kwargs, encode=job.encoder, **options)
 
 
 def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list) -> list[list[TrainingView]]:
@@ -167,7 +171,7 @@ def _encode_conversation(
         part.row,
         part.part,
         [build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
-        np.concatenate([ids[:0], *texts]),
+        np.concatenate(texts) if texts else ids[:0],
         prompt_digest if on_prompt else digest,
         prompt_digest,
         trimmed=part.cut or fitting[-1].length < views[-1].length,
@@ -198,23 +202,28 @@ def _serialize_prompt(messages: list[dict]) -> bytes:
         if message["role"] != "system"
         for text in [message.get("content")]
     ]
-    return json.dumps(contents, sort_keys=True).encode() if any(text or calls for text, calls in contents) else b""
+    if not any(text or calls for text, calls in contents):
+        return b""
+    try:
+        return orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # whole numbers beyond 64 bits
+        return json.dumps(contents, sort_keys=True).encode()
 
 
 def _tokenize_documents(job: DatasetJob, texts: list[str]) -> list[TokenizedText | Refused]:
     """Tokenizes plain texts, the short ones at once."""
     short = [text for text in texts if len(text) <= WINDOW]
     tokenized: list[TokenizedText | Refused] = []
-    with plain_encoder(job.tokenizer) as encode:
-        encodings = iter(encode(short))
-        for text in texts:
-            try:
-                encoding = next(encodings) if len(text) <= WINDOW else None
-                if isinstance(encoding, RefusedError):
-                    raise encoding
-                tokenized.append(make_tokenized_text(encoding) if encoding is not None else tokenize_text(encode, text))
-            except RefusedError as error:
-                tokenized.append(Refused(error.reason, error.detail))
+    encodings = iter(job.encoder(short))
+    for text in texts:
+        try:
+            encoding = next(encodings) if len(text) <= WINDOW else None
+            if isinstance(encoding, RefusedError):
+                raise encoding
+            known = encoding is not None
+            tokenized.append(make_tokenized_text(encoding) if known else tokenize_text(job.encoder, text))
+        except RefusedError as error:
+            tokenized.append(Refused(error.reason, error.detail))
     return tokenized
 
 

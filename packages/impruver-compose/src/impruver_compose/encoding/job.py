@@ -17,6 +17,7 @@ from impruver_core.recipe.sections import ModelSection
 
 from impruver_compose.converters.conversion import Conversation
 from impruver_compose.converters.detection import DatasetConverter, find_converter
+from impruver_compose.encoding.text_encoder import GigatokenEncoder, TokenizersEncoder
 from impruver_compose.sections import DatasetSection, DedupSection
 from impruver_compose.sources.loading import load_dataset
 from impruver_compose.sources.row_table import RowTable
@@ -44,6 +45,7 @@ class DatasetJob:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     control_text: str = "text"  # what becomes of text of the data that is a special token's
     own_tokens: Sequence[str] = ()  # special tokens that the recipe adds for its data
+    encoder: TokenizersEncoder | GigatokenEncoder | None = None  # of rendered texts and documents
     day: str | None = None  # for a template that asks for the date, as 2026-11-22; None: today
 
     def build_encode_options(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from impruver_core.chat_template.masking.byte_level import ByteLevelEncoding
 from impruver_core.errors import RefusedError
 from tokenizers import Encoding
 
@@ -27,8 +28,8 @@ class TokenizedText(NamedTuple):
     starts: np.ndarray
 
 
-def tokenize_text(encode: Callable[[list[str]], list[Encoding | RefusedError]], text: str) -> TokenizedText:
-    """Tokenizes a text; `encode` is `plain_encoder`'s. RefusedError where the tokenizer fails on it."""
+def tokenize_text(encode: Callable[[list[str]], list], text: str) -> TokenizedText:
+    """Tokenizes a text; `encode` is a text encoder. RefusedError where the tokenizer fails on it."""
     start, stop = 0, min(WINDOW, len(text))
     done, window = [], _encode_window(encode, text, start, stop)
     while stop < len(text):
@@ -46,8 +47,10 @@ def tokenize_text(encode: Callable[[list[str]], list[Encoding | RefusedError]], 
     return TokenizedText(*(np.concatenate(parts) for parts in zip(*done, strict=True)))
 
 
-def make_tokenized_text(encoding: Encoding) -> TokenizedText:
+def make_tokenized_text(encoding: Encoding | ByteLevelEncoding) -> TokenizedText:
     """The tokens of a text's encoding."""
+    if isinstance(encoding, ByteLevelEncoding):
+        return TokenizedText(np.array(encoding.ids, np.uint32), encoding.starts.copy())
     starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, len(encoding))
     return TokenizedText(np.array(encoding.ids, np.uint32), starts)
 

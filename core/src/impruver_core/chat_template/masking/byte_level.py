@@ -1,0 +1,145 @@
+"""Where the tokens of byte-level BPE stand in their text: known from the tokens alone, without offsets.
+
+Such a tokenizer changes nothing of a text: its tokens are the text's bytes in order. So a token's place is the sum of
+the bytes before it, and a text whose bytes are as many as its tokens' has lost none. Encoders that give ids without
+offsets are faster, `tokenizers`' own among them.
+
+    text       Hé <|im_end|>
+    tokens     H   Ã   ©   Ġ   <|im_end|>      (é is two bytes, here two tokens)
+    bytes      1   1   1   1   10
+    ends       1   2   3   4   14
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from impruver_core.errors import RefusedError
+from impruver_core.tokenizer import plain_encoder
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+SPLITTERS = ("Split", "Digits", "ByteLevel")  # take nothing away, unless they say so
+OTHER_BYTES = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")  # of a model
+UNKNOWN = 1 << 40  # bytes of a token that may stand for any: with one, the sum is never that of a text
+CONTINUATION = 0xC0, 0x80  # of a byte in UTF-8 the two highest bits, and what they are unless it begins a character
+
+
+class ByteLevelEncoding:
+    """The ids of a text, also as an array, and where its tokens stand in it, as `tokenizers.Encoding` says it.
+
+    `ends`, (tokens,) of int64, are the bytes up to the end of each token; `size` are those of the text.
+    """
+
+    def __init__(self, text: str, ids: list[int], array: np.ndarray, ends: np.ndarray, size: int):
+        self.text, self.ids, self.array = text, ids, array
+        self._ends, self._size = ends, size
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _char_starts(self) -> np.ndarray | None:
+        """The first byte of each character and the end of the text, (characters + 1,); None where that is its index."""
+        if self._size == len(self.text):
+            return None
+        content = np.frombuffer(self.text.encode(errors="surrogatepass"), np.uint8)
+        mask, value = CONTINUATION
+        return np.append(np.flatnonzero((content & mask) != value), self._size)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The character in which each token begins, (tokens,) of int64."""
+        starts = np.concatenate([self._ends[:0], [0], self._ends[:-1]])[: len(self._ends)]
+        return starts if self._char_starts is None else np.searchsorted(self._char_starts, starts, "right") - 1
+
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:
+        """The characters that each token holds one byte of, or more: from the first to behind the last."""
+        ends = self._ends if self._char_starts is None else np.searchsorted(self._char_starts, self._ends, "left")
+        return list(zip(self.starts.tolist(), ends.tolist(), strict=True))
+
+    def find_token_ranges(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The tokens that hold a byte of each span of characters, first and behind the last; (0, 0) of an empty one."""
+        borders = np.asarray(spans, np.int64).reshape(-1, 2)
+        if self._char_starts is not None:
+            borders = self._char_starts[borders]
+        first = np.searchsorted(self._ends, borders[:, 0], "right").tolist()
+        last = np.searchsorted(self._ends, borders[:, 1], "left").tolist()
+        return [
+            (start, stop + 1) if one < other else (0, 0)
+            for start, stop, (one, other) in zip(first, last, spans, strict=True)
+        ]
+
+
+def build_byte_level_encodings(
+    texts: Sequence[str], ids: Sequence[list[int] | None], lengths: np.ndarray
+) -> list[ByteLevelEncoding | None]:
+    """Builds the encodings of texts from their ids; `lengths`, (vocabulary,) of int64, are the bytes of each token.
+
+    None where there are no ids, or their bytes are not the whole text.
+    """
+    counts = [len(each) if each is not None else 0 for each in ids]
+    array = np.fromiter(chain.from_iterable(each for each in ids if each is not None), np.uint32, sum(counts))
+    ends = np.cumsum(lengths[np.minimum(array, len(lengths) - 1)])  # of all texts, one behind the other
+    encodings: list[ByteLevelEncoding | None] = []
+    start, before = 0, 0
+    for text, own, count in zip(texts, ids, counts, strict=True):
+        stop = start + count
+        size = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+        after = int(ends[stop - 1]) if stop else 0
+        is_whole = own is not None and after - before == size
+        encodings.append(
+            ByteLevelEncoding(text, own, array[start:stop], ends[start:stop] - before, size) if is_whole else None
+        )
+        start, before = stop, after
+    return encodings
+
+
+def encode_with_offsets(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Encoding | RefusedError]:
+    """The encodings of texts as `tokenizers` gives them."""
+    with plain_encoder(tokenizer) as encode:
+        return encode(texts)
+
+
+def read_token_lengths(backend: Tokenizer) -> np.ndarray | None:
+    """The bytes of each token of a byte-level BPE, (vocabulary,) of int64; None for any other kind of tokenizer."""
+    content = json.loads(backend.to_str())
+    if not _is_byte_level(content):
+        return None
+    size = backend.get_vocab_size(with_added_tokens=True)
+    lengths = np.full(max([size, *(number + 1 for number in content["model"]["vocab"].values())]), UNKNOWN, np.int64)
+    for token, number in content["model"]["vocab"].items():
+        lengths[number] = len(token)  # a character for each byte
+    for number, token in backend.get_added_tokens_decoder().items():
+        if number >= len(lengths):
+            lengths = np.append(lengths, np.full(number + 1 - len(lengths), UNKNOWN, np.int64))
+        lengths[number] = len(token.content.encode()) or UNKNOWN
+    unknown = content["model"].get("unk_token")
+    if unknown is not None and (number := backend.token_to_id(unknown)) is not None:
+        lengths[number] = UNKNOWN
+    lengths[lengths == 0] = UNKNOWN
+    return np.append(lengths, UNKNOWN)  # of ids beyond the vocabulary
+
+
+def _is_byte_level(content: dict) -> bool:
+    """Whether a tokenizer, as its JSON says it, gives the bytes of any text in order, if it loses none."""
+    model, steps = content["model"], content.get("pre_tokenizer") or {}
+    steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
+    return (
+        model["type"] == "BPE"
+        and content.get("normalizer") is None
+        and not any(model.get(key) for key in OTHER_BYTES)
+        and sum(step.get("type") == "ByteLevel" for step in steps) == 1
+        and all(step.get("type") in SPLITTERS and step.get("behavior") != "Removed" for step in steps)
+        and not any(step.get("add_prefix_space") for step in steps)
+        and steps[-1].get("type") == "ByteLevel"
+    )
