@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from impruver_compose.converters.columns import find_guard
 from support.messages import assistant, user
 
 U, A, S = "user", "assistant", "system"
@@ -80,10 +81,19 @@ def test_messages_that_are_refused_by_name(composed, files):
     assert [case for case, (_, told) in REFUSED.items() if told not in details[case]] == [], details
 
 
-@pytest.mark.parametrize("turns", ["each", "last"])
-def test_a_blank_turn_is_no_row_of_its_own(turns, composed, files, learned):
-    files.write("data.jsonl", [{"messages": [user("q"), assistant("a"), user("r"), assistant(" ")]}])
-    assert [learned(row) for row in composed(data={"turns": turns}).train] == [["a<|im_end|>"]]
+@pytest.mark.parametrize("turns", ["all", "each", "last"])
+def test_a_blank_turn_is_not_trained_on(turns, composed, files, learned):
+    """Nor is it a row of its own."""
+    rows = [
+        {"messages": [user("q"), assistant("a"), user("r"), assistant(" ")]},
+        {"messages": [user("q"), assistant(""), user("r"), assistant("a")]},
+        share(("human", "q"), ("gpt", " \n"), ("human", "r"), ("gpt", "a")),
+        {"instruction": "r", "output": "a", "history": [["q", None]]},
+        {"prompt": "q", "completion": [assistant(None), user("r"), assistant("a")]},
+    ]
+    files.write("data.jsonl", [{"id": str(n)} | row for n, row in enumerate(rows)])
+    done = composed(data={"turns": turns}, dedup={"method": "none"})
+    assert [learned(row) for row in done.train] == [["a<|im_end|>"]] * len(rows)
 
 
 NO_TARGETS = [
@@ -113,7 +123,16 @@ GUARDED = {
     "label": ({"prompt": [user("q")], "completion": [assistant("bad")], "label": False}, "bad_row", "label is false"),
     "label in text": ({"prompt": "q", "completion": "bad", "label": "False"}, "bad_row", "label is false"),
     "pair": ({"messages": PAIR, "rejected": [assistant("bad")]}, "bad_row", "rejected has an answer"),
+    "pair of other names": (
+        {"prompt": "q", "response": "good", "rejected_response": "bad"},
+        "bad_row",
+        "rejected_response has an answer",
+    ),
+    "pair in another case": ({"prompt": "q", "completion": "good", "Rejected": "bad"}, "bad_row", "Rejected has"),
     "weight 0": ({"messages": PAIR, "weight": 0}, "converter_skipped", "weight is 0"),
+    "weight in another case": ({"messages": PAIR, "Weight": 0}, "converter_skipped", "Weight is 0"),
+    "train": ({"messages": PAIR, "train": False}, "converter_skipped", "train is false"),
+    "loss, in a table": ({"instruction": "q", "output": "a", "loss": "False"}, "converter_skipped", "loss is false"),
     "weight between": ({"instruction": "q", "output": "a", "weight": 0.3}, "bad_row", "weight is 0.3"),
     "images": (
         {"messages": [user("<image>?"), assistant("Red.")], "images": ["b.png"]},
@@ -132,8 +151,9 @@ GUARDED = {
 @pytest.mark.parametrize("case", GUARDED)
 def test_columns_that_must_not_be_passed_over(case, composed, files):
     row, reason, told = GUARDED[case]
-    name = next(name for name in ("label", "rejected", "weight", "images", "image") if name in row)
-    files.write("data.jsonl", [row, row | {name: {"label": True, "weight": 1}.get(name)}])
+    name = next(name for name in row if find_guard(name))
+    kept = {"label": True, "weight": 1, "train": True, "loss": 0.25}
+    files.write("data.jsonl", [row, row | {name: kept.get(name.lower())}])
     done = composed(dedup={"method": "none"})
     assert [(line["row"], line["reason"]) for line in done.dropped] == [(0, reason)]
     assert told in done.dropped[0]["detail"]

@@ -36,7 +36,12 @@ NOTHING = ("", "none", "null", "nan")  # what tables write into a cell that has 
 
 def to_text(value: Any) -> str:
     """Makes a value a text, numbers and booleans as in JSON; ValueError for NaN, which JSON does not have."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ValueError("a value is NaN or infinite, which is no text: write null or nothing there") from None
 
 
 def parse_json_text(value: Any, name: str) -> Any:
