@@ -18,10 +18,10 @@ def forge_journals(manifest: Path, output: str, victim: Path) -> Iterator[tuple[
     staged = folder / f".{output}.staged"
     relative = os.path.relpath(victim, folder)
 
-    def place(files, manifest=None):
+    def place(files, manifest=None, **more):
         def write():
             staged.write_bytes(b"evil")
-            pending.write_text(json.dumps({"files": files, "manifest": manifest or {"impruver": 1}}))
+            pending.write_text(json.dumps({"files": files, "manifest": manifest or {"impruver": 1}} | more))
 
         return write
 
@@ -54,6 +54,12 @@ def forge_journals(manifest: Path, output: str, victim: Path) -> Iterator[tuple[
         "a staged file elsewhere, to have it removed",
         place([{"path": "gone", "staged": str(victim), "sha256": same}]),
     )
+    good = [{"path": output, "sha256": digest}]
+    yield "a file to remove elsewhere", place(good, removed=[{"path": str(victim)}])
+    yield "a file to remove upwards", place(good, removed=[{"path": relative}])
+    yield "a file to remove that this tool does not write", place(good, removed=[{"path": ".bashrc"}])
+    yield "a file to put in place and to remove", place(good, removed=[{"path": output}])
+    yield "a text for files to remove", place(good, removed=output)
     yield "a name with a slash behind it", names(f"{output}/")
     yield "a name in other letters", names(output.upper())
     yield "a name with a null byte", names(f"{output}\0")

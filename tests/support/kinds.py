@@ -17,6 +17,8 @@ KINDS = {
     "compose/test_cli.py": "integration",
     "compose/test_bad_rows.py": "integration",
     "compose/test_control_text.py": "integration",
+    "compose/test_use.py": "integration",
+    "compose/decontamination/test_decontamination.py": "integration",
     "compose/encoding/test_workers.py": "integration",
     "compose/reporting/test_preview.py::test_colours": "integration",
     "train/config/": "unit",

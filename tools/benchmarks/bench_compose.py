@@ -2,9 +2,11 @@
 
     uv run python tools/benchmarks/bench_compose.py TOKENIZER_FOLDER DATA_FOLDER [--rows 100000 400000]
 
-Rows of the folder's JSONL (instruction, input, output or response) are varied to so many, none a near-duplicate of
-another: four words of ten are drawn from the file they stand in. For each number of rows, every part in a process of
-its own and on the same cores:
+The tokenizer of the folder is one that gigatoken does not take (SmolLM2's); the other one is trained on the data, with
+the split of Qwen's, and gigatoken takes it. Rows of the data folder's JSONL (instruction, input, output, response) are
+varied to so many, none a near-duplicate of another: four words of ten are drawn from the file they stand in. For each
+number of rows with the other tokenizer, and for the least with the folder's, every part in a process of its own and on
+the same cores:
 
 - `encode_batch` of the rendered texts with the tokenizer's own threads; imports and rendering are not counted;
 - `impruver-compose` with masks, near-dedup, split and JSONL, imports not counted, with the peak of its processes'
@@ -16,6 +18,7 @@ its own and on the same cores:
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,34 @@ from pathlib import Path
 
 from results import record
 from workload import chat, questions, vary
+
+VOCABULARY, TRAINED_ON = 50_000, 20_000  # tokens of the other tokenizer; rows that it is trained on
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(rows: Path, target: Path) -> None:
+    """Saves a byte-level BPE of 50,000 tokens, with the split of Qwen's and ChatML."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(QWEN), "isolated")
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.normalizer, backend.decoder = normalizers.NFC(), decoders.ByteLevel()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, last])
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(("\n".join(each) for each in questions([rows])), trainer)
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=CHATML, **names).save_pretrained(target)
 
 
 def encode_batch(tokenizer_folder: str, data: Path) -> dict:
@@ -134,26 +165,29 @@ def memory(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def measure(tokenizer_folder: str, folder: Path, count: int, share: int | None, scratch: Path) -> None:
-    """Prints the figures of one number of rows."""
-    data = scratch / f"{count}.jsonl"
-    vary(sorted(folder.glob("*.jsonl")), count, data)
+def measure(tokenizer_folder: str, data: Path, name: str, share: int | None) -> None:
+    """Prints the figures of rows with one tokenizer; `name` is that of the figure of times."""
+    count = sum(1 for _ in data.open("rb"))
+    shutil.rmtree(os.environ["IMPRUVER_CACHE"], ignore_errors=True)
+    shutil.rmtree(data.with_suffix(".out"), ignore_errors=True)
     limit = apart("encode_batch", tokenizer_folder, data)
     ours = apart("compose", tokenizer_folder, data)
     again = apart("compose", tokenizer_folder, data)
-    duplicates = sum("duplicate" in line for line in (scratch / f"{count}.out/train.dropped.jsonl").open())
+    out = data.with_suffix(".out")
+    encoder = json.loads((out / "train.jsonl.manifest.json").read_text())["encoders"][0].partition(",")[0]
+    duplicates = sum("duplicate" in line for line in (out / "train.dropped.jsonl").open())
     print(
-        f"{count} rows, {limit['tokens'] / 1e6:.1f} M tokens: encode_batch {limit['seconds']:.1f} s; compose "
-        f"{ours['seconds']:.1f} s, {ours['seconds'] / limit['seconds']:.2f} times, peak {ours['peak'] / 1e9:.2f} GB; "
-        f"again {again['wall']:.1f} s with imports, {again['wall'] / ours['wall']:.1%} of the first "
-        f"({ours['wall']:.1f} s); {duplicates} duplicates",
+        f"{count} rows, {limit['tokens'] / 1e6:.1f} M tokens: encode_batch {limit['seconds']:.1f} s; compose with "
+        f"{encoder} {ours['seconds']:.1f} s, {ours['seconds'] / limit['seconds']:.2f} times, peak "
+        f"{ours['peak'] / 1e9:.2f} GB; again {again['wall']:.1f} s with imports, {again['wall'] / ours['wall']:.1%} of "
+        f"the first ({ours['wall']:.1f} s); {duplicates} duplicates",
         flush=True,
     )
-    record("times", ours["seconds"] / limit["seconds"])
+    record(name, ours["seconds"] / limit["seconds"])
     record("peak", ours["peak"] / 1e9)
     record("again", again["wall"] / ours["wall"])
     if share:
-        part = scratch / f"{count}.part.jsonl"
+        part = data.with_suffix(".part.jsonl")
         with data.open(encoding="utf-8") as rows, part.open("w", encoding="utf-8") as file:
             file.writelines(row for number, row in enumerate(rows) if number % share == 0)
         theirs = apart("first_impruver", tokenizer_folder, part)
@@ -176,11 +210,18 @@ def main() -> None:
     if args.part:
         print("\n" + json.dumps(globals()[args.part](args.tokenizer, args.data)))
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    files = sorted(args.data.glob("*.jsonl"))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
         os.environ["IMPRUVER_CACHE"] = f"{scratch}/cache"
+        vary(files, TRAINED_ON, scratch / "trained_on.jsonl")
+        train_tokenizer(scratch / "trained_on.jsonl", scratch / "tokenizer")
         for count in sorted(args.rows):
-            first = count == min(args.rows)
-            measure(args.tokenizer, args.data, count, args.share if first else None, Path(scratch))
+            data, is_least = scratch / f"{count}.jsonl", count == min(args.rows)
+            vary(files, count, data)
+            if is_least:
+                measure(args.tokenizer, data, "refused", None)
+            measure(str(scratch / "tokenizer"), data, "times", args.share if is_least else None)
 
 
 if __name__ == "__main__":

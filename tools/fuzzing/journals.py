@@ -20,7 +20,7 @@ PATHS = [
 ]
 COPIES = {name: name for name in ("data.jsonl", "questions.jsonl", "recipe.yaml", "tokenizer", "out", "model")}
 ANSWERS = COPIES | {"answers.jsonl": "answers.jsonl", "answers.jsonl.manifest.json": "answers.jsonl.manifest.json"}
-COMPOSED = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html")
+COMPOSED = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html", "train.contaminated_eval.jsonl")
 # The command → its manifest and the files that it writes beside it.
 TOOLS = {
     COMPOSE: ("out/train.jsonl.manifest.json", COMPOSED),
@@ -99,6 +99,8 @@ def forge_pending(draw: st.DrawFn, samples: Path) -> Example:
         more = {"elsewhere": st.booleans(), "staged": names}
         entry = st.fixed_dictionaries({"path": names, "sha256": hashes}, optional=more)
         record = {"files": draw(st.lists(entry, max_size=3)), "manifest": true}
+        if draw(st.booleans()):
+            record["removed"] = draw(st.lists(entry, max_size=2))
         if draw(st.booleans()):
             record = draw(mutate_value(record))
         files[pending] = dump_json(record)

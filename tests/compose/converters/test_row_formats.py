@@ -5,6 +5,7 @@ import json
 import pytest
 from impruver_compose.converters.columns import find_guard
 from support.messages import assistant, user
+from support.tokenizers import stock_template
 
 U, A, S = "user", "assistant", "system"
 PAIR = [user("q"), assistant("good")]
@@ -245,6 +246,51 @@ def test_rows_as_data_sets_have_them(composed, files, texts):
     data = [{"name": f"{number:02}.jsonl"} for number in range(len(READ))]
     done = composed(datasets=data, dedup={"method": "none"})
     assert sorted(texts(done.train)) == sorted(files.rendered(*turns) for _, turns in READ.values())
+
+
+CALL = {"name": "look", "arguments": {"at": "Oslo"}}
+TRACES = {  # of a call and its result, by the roles or speakers that they have
+    **{
+        f"{call}, {result}": {
+            "messages": [
+                user("q"),
+                {"role": call, "content": json.dumps(CALL)},
+                {"role": result, "content": "4"},
+                assistant("a"),
+            ]
+        }
+        for call, result in (
+            ("function_call", "observation"),
+            ("tool_call", "tool_response"),
+            ("tool_calls", "tool"),
+            ("Tool_Call", "tool_result"),
+        )
+    },
+    "speakers": share(("human", "q"), ("tool_call", json.dumps(CALL)), ("tool_response", "4"), ("gpt", "a")),
+    "ShareGPT's": share(("human", "q"), ("function_call", json.dumps(CALL)), ("observation", "4"), ("gpt", "a")),
+    "OpenAI's": {
+        "messages": [
+            user("q"),
+            assistant(None, tool_calls=[{"id": "c", "type": "function", "function": CALL}]),
+            {"role": "tool", "tool_call_id": "c", "content": "4"},
+            assistant("a"),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"])
+def test_calls_and_results_by_any_name_are_the_templates_own(name, composed, files):
+    files.write("data.jsonl", [{"id": str(n)} | row for n, row in enumerate(TRACES.values())])
+    done = composed(tokenizer={"chat_template": stock_template(name)}, dedup={"method": "none"})
+    assert len(done.train) == len(TRACES)
+    assert len({json.dumps(row) for row in done.train}) == 1
+
+
+def test_calls_by_any_name_are_trained_on_where_the_template_passes_roles_through(composed, files, learned):
+    files.write("data.jsonl", [TRACES["tool_call, tool_response"], TRACES["function_call, observation"]])
+    expected = [f"function_call\n{json.dumps(CALL)}<|im_end|>", "a<|im_end|>"]
+    assert [learned(row) for row in composed(dedup={"method": "none"}).train] == [expected] * 2
 
 
 def test_earlier_answers_are_trained_on(composed, files, learned):

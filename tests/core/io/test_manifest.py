@@ -13,6 +13,7 @@ from impruver_core.io.manifest import (
     build_manifest,
     check_replaceable,
     describe_file,
+    find_unchanged,
     get_pending_path,
     publish,
     read_manifest,
@@ -89,23 +90,23 @@ outputs = [manifest.describe_file(staged[f], digest=True) | {"path": str(f.relat
 for name in ("replace", "unlink", "fsync"):
     setattr(os, name, dying(getattr(os, name)))
 told = {"impruver": 1, "text": "second", "outputs": outputs}
-manifest.publish(folder / "m.json", finals, told)
+manifest.publish(folder / "m.json", finals, told, [folder / "c.jsonl"])
 """
 
 
 def test_killed_at_any_point(place):
-    """Before each fsync, rename and unlink of publish in turn, until one run goes through."""
+    """Before each fsync, rename and unlink of publish in turn, until one goes through; c.jsonl is obsolete there."""
     folder, finals = place
-    seen = set()
+    seen, obsolete = set(), folder / "c.jsonl"
     for at in range(40):
-        run(folder, finals, "first")
+        run(folder, [*finals, obsolete], "first")
         for final in finals:
             get_staged_path(final).write_text(f"second {final.name}")
         ended = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], check=False).returncode
         if ended == 0:
             break
         assert ended == 9
-        recover(folder / "m.json", finals)
+        recover(folder / "m.json", [*finals, obsolete])
         said, names = state(folder, finals)
         assert said in (["first"] * 3, ["second"] * 3), at
         seen.add(said[0])
@@ -113,13 +114,38 @@ def test_killed_at_any_point(place):
         if said[0] == "second":
             assert left == set(WHOLE)
         else:
-            assert left == {*WHOLE, ".a.jsonl.staged", "deeper/.b.jsonl.staged"}  # the next run writes them anew
-        check_replaceable(finals, folder / "m.json")
+            assert left == {
+                *WHOLE,
+                "c.jsonl",
+                ".a.jsonl.staged",
+                "deeper/.b.jsonl.staged",
+            }  # the next run writes them anew
+        check_replaceable([*finals, obsolete], folder / "m.json")
         for part in folder.rglob("*.part"):
             part.unlink()
     assert ended == 0
     assert at > 8
     assert seen == {"first", "second"}
+
+
+def test_an_obsolete_file_is_removed_by_a_record_only_as_it_was_made(place):
+    folder, finals = place
+    obsolete, pending = folder / "c.jsonl", get_pending_path(folder / "m.json")
+    run(folder, [*finals, obsolete], "first")
+    assert find_unchanged([obsolete], folder / "m.json") == [obsolete]
+    get_staged_path(finals[0]).write_text("second a.jsonl")
+    files = [{"path": finals[0].name, "sha256": hash_file(get_staged_path(finals[0]))}]
+    told = {"files": files, "removed": [{"path": obsolete.name}], "manifest": {"impruver": 1, "text": "second"}}
+    obsolete.write_text("mine")
+    assert find_unchanged([obsolete], folder / "m.json") == []
+    pending.write_text(json.dumps(told))
+    with pytest.raises(ImpruverError, match=r"it would remove c\.jsonl, which Impruver did not make\); remove it"):
+        recover(folder / "m.json", [*finals, obsolete])
+    assert obsolete.read_text() == "mine"
+    obsolete.write_text("first c.jsonl")
+    recover(folder / "m.json", [*finals, obsolete])
+    assert not obsolete.exists()
+    assert finals[0].read_text() == "second a.jsonl"
 
 
 def test_staged_files_that_are_gone_are_undone(place):

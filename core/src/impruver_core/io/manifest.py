@@ -154,9 +154,19 @@ def get_pending_path(manifest_path: Path) -> Path:
     return Path(f"{manifest_path}.pending")
 
 
-def publish(manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping[str, Any]) -> None:
+def find_unchanged(paths: Iterable[Path], manifest_path: Path) -> list[Path]:
+    """Those of `paths` that are as the manifest at `manifest_path` describes them."""
+    described = _read_described(manifest_path)
+    known = ((path, described.get(normalize_path(path))) for path in paths)
+    return [path for path, digest in known if digest and _has_hash(path, digest)]
+
+
+def publish(
+    manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping[str, Any], obsolete: Iterable[Path] = ()
+) -> None:
     """Puts staged files in place, each given by its final path, and the manifest after them.
 
+    `obsolete`: files that are as the manifest before describes them, and that this one knows no more; they are removed.
     A hash that the manifest has of a file is not computed again. What is about to happen is recorded before the first
     rename: `recover` finishes it after a kill at any point.
     """
@@ -173,10 +183,13 @@ def publish(manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping
         | ({"replaces": hash_file(path)} if path not in before and path.is_file() else {})  # with --overwrite
         for path, digest in files.items()
     ]
+    obsolete = [*map(normalize_path, obsolete)]
+    removed = [{"path": path.name} | ({} if path.parent == folder else {"elsewhere": True}) for path in obsolete]
     if files:
         with atomic_write(get_pending_path(manifest_path)) as file:
-            json.dump({"files": entries, "manifest": manifest}, file, ensure_ascii=False)
-    _move_staged(manifest_path, files, manifest)
+            record = {"files": entries} | ({"removed": removed} if removed else {}) | {"manifest": manifest}
+            json.dump(record, file, ensure_ascii=False)
+    _move_staged(manifest_path, files, manifest, obsolete)
 
 
 def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
@@ -186,7 +199,8 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
         outputs: what the caller's tool writes with this manifest. The record of a `publish` may come from a stranger,
             within a folder that was downloaded, and says which files are replaced and removed: it names them by their
             bare names, and one that names any other than these is refused. So is one that would replace a file which
-            neither the manifest before it describes nor `publish` has seen: its hash is not a stranger's to know.
+            neither the manifest before it describes nor `publish` has seen: its hash is not a stranger's to know. It
+        removes no file but one that is as the manifest before describes it.
 
     Raises:
         ImpruverError: for a record that `publish` did not write; nothing is touched.
@@ -199,15 +213,20 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
         if pending.is_symlink() or not pending.is_file() or pending.stat().st_size > LARGEST_PENDING:
             raise ValueError("it is no file of that kind")
         record = json.loads(pending.read_text(encoding="utf-8"))
-        files = _find_recorded_files(record["files"], normalize_path(manifest_path).parent, outputs)
+        folder, outputs = normalize_path(manifest_path).parent, [*outputs]
+        files = _find_recorded_files(record["files"], folder, outputs)
+        obsolete = _find_recorded_paths(record.get("removed", []), folder, outputs)
         manifest = dict(record["manifest"])
         _check_recorded_manifest(manifest, manifest_path)
         _check_recorded_replaceable(record["files"], files, manifest_path)
+        changed = {path for path in obsolete if os.path.lexists(path)} - {*find_unchanged(obsolete, manifest_path)}
+        if changed or not files.keys().isdisjoint(obsolete):
+            raise ValueError(f"it would remove {obsolete[0].name}, which Impruver did not make")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
         raise ImpruverError(f"{pending}: Impruver did not write this{why}; remove it") from None
     if all(_has_hash(get_staged_path(path), digest) or _has_hash(path, digest) for path, digest in files.items()):
-        _move_staged(manifest_path, files, manifest)
+        _move_staged(manifest_path, files, manifest, obsolete)
         return
     for path in files:
         get_staged_path(path).unlink(missing_ok=True)
@@ -216,15 +235,20 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
 
 def _find_recorded_files(entries: list[dict], folder: Path, outputs: Iterable[Path]) -> dict[Path, str]:
     """Final path → sha256 of what a `publish` recorded; ValueError for what is not among `outputs`."""
-    paths = map(normalize_path, outputs)
-    known = {(path.parent == folder, path.name): path for path in paths}
-    files = {}
+    paths = _find_recorded_paths(entries, folder, outputs)
+    return {path: str(entry["sha256"]) for path, entry in zip(paths, entries, strict=True)}
+
+
+def _find_recorded_paths(entries: list[dict], folder: Path, outputs: Iterable[Path]) -> list[Path]:
+    """Final paths of what a `publish` recorded; ValueError for what is not among `outputs`."""
+    known = {(path.parent == folder, path.name): path for path in map(normalize_path, outputs)}
+    paths = []
     for entry in entries:
         path = known.get((not entry.get("elsewhere"), entry["path"]))
         if path is None or "staged" in entry:
             raise ValueError(f"it names {entry['path']!r}, which is no output of this run")
-        files[path] = str(entry["sha256"])
-    return files
+        paths.append(path)
+    return paths
 
 
 def _check_recorded_manifest(manifest: dict[str, Any], manifest_path: Path) -> None:
@@ -263,12 +287,16 @@ def _has_hash(path: Path, digest: str) -> bool:
     return not path.is_symlink() and path.is_file() and hash_file(path) == digest
 
 
-def _move_staged(manifest_path: Path, files: Iterable[Path], manifest: Mapping[str, Any]) -> None:
-    """Renames the files that are still staged, then writes the manifest."""
+def _move_staged(
+    manifest_path: Path, files: Iterable[Path], manifest: Mapping[str, Any], obsolete: Iterable[Path] = ()
+) -> None:
+    """Renames the files that are still staged, removes those that are obsolete, then writes the manifest."""
     for path in files:
         if get_staged_path(path).exists():
             get_staged_path(path).replace(path)
             sync_folder(path.parent)
+    for path in obsolete:
+        path.unlink(missing_ok=True)
     with atomic_write(manifest_path) as file:
         json.dump(manifest, file, ensure_ascii=False, indent=1)
         file.write("\n")

@@ -51,6 +51,7 @@ class Recipe:
     datasets: Any
     dedup: Any
     split: Any
+    decontaminate: Any
     compose: Any
     lora: dict | None
     trainer: Any

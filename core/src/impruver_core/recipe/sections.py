@@ -7,7 +7,7 @@ from impruver_core.recipe.schema import key, scalar
 
 OWNERS = {
     **dict.fromkeys(("output_dir", "train_path", "val_path", "seed", "tokenizer", "model"), "impruver-core"),
-    **dict.fromkeys(("datasets", "dedup", "split", "compose"), "impruver-compose"),
+    **dict.fromkeys(("datasets", "dedup", "split", "decontaminate", "compose"), "impruver-compose"),
     **dict.fromkeys(("lora", "trainer", "ddp"), "impruver-train"),
     "gguf": "impruver-gguf",
     "chat": "impruver-chat",

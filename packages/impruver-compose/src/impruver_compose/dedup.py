@@ -5,7 +5,7 @@ containment of documents" (1997); banding as in Leskovec, Rajaraman, Ullman, "Mi
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -125,18 +125,23 @@ class Duplicate(NamedTuple):
     exact: bool
 
 
-def find_duplicates(corpus: Corpus, method: str, threshold: float, num_perm: int) -> list[Duplicate]:
-    """Finds the conversations to drop, in order; of those that repeat one another the first is kept."""
+def find_duplicates(
+    corpus: Corpus, numbers: Sequence[int], method: str, threshold: float, num_perm: int
+) -> list[Duplicate]:
+    """Finds which of the conversations `numbers` to drop; of those that repeat one another the first there is kept."""
     if method == "none":
         return []
     first: dict[bytes, int] = {}
-    firsts = (first.setdefault(digest, number) for number, digest in enumerate(corpus.digest.tolist()))
-    exact = [Duplicate(number, other, 1.0, True) for number, other in enumerate(firsts) if other != number]
+    digests = corpus.digest.tolist()
+    firsts = [(number, first.setdefault(digests[number], number)) for number in numbers]
+    exact = [Duplicate(number, other, 1.0, True) for number, other in firsts if other != number]
     if method == "exact":
-        return exact
-    candidates = corpus.compared_size > 0
+        return sorted(exact)
+    rank = np.full(len(corpus), -1)
+    rank[list(numbers)] = np.arange(len(numbers))
+    candidates = (rank >= 0) & (corpus.compared_size > 0)
     candidates[[duplicate.number for duplicate in exact]] = False
-    return sorted([*exact, *_find_near(corpus, candidates, threshold, num_perm)])
+    return sorted([*exact, *_find_near(corpus, candidates, rank.tolist(), threshold, num_perm)])
 
 
 def find_leaks(corpus: Corpus, train: list[int], val: list[int], threshold: float, num_perm: int) -> list[Duplicate]:
@@ -149,14 +154,23 @@ def find_leaks(corpus: Corpus, train: list[int], val: list[int], threshold: floa
         if side[number] == 1:
             for bucket in buckets:
                 members[bucket].append(number)
-    matches = (_find_first_match(corpus, n, buckets, members, threshold) for n, buckets in shared if side[n] == 2)
+    matches = (
+        _find_first_match(corpus, n, sorted({other for bucket in buckets for other in members[bucket]}), threshold)
+        for n, buckets in shared
+        if side[n] == 2
+    )
     return [match for match in matches if match is not None]
 
 
-def _find_near(corpus: Corpus, candidates: np.ndarray, threshold: float, num_perm: int) -> Iterator[Duplicate]:
+def _find_near(
+    corpus: Corpus, candidates: np.ndarray, rank: Sequence[int], threshold: float, num_perm: int
+) -> Iterator[Duplicate]:
+    """Finds near-duplicates; `rank` is the place of each conversation in the order in which they are judged."""
     members: dict[int, list[int]] = defaultdict(list)  # of a bucket: the conversations that are kept
-    for number, buckets in _find_shared_buckets(corpus, candidates, threshold, num_perm):
-        match = _find_first_match(corpus, number, buckets, members, threshold)
+    shared = _find_shared_buckets(corpus, candidates, threshold, num_perm)
+    for number, buckets in sorted(shared, key=lambda each: rank[each[0]]):
+        others = sorted({other for bucket in buckets for other in members[bucket]}, key=rank.__getitem__)
+        match = _find_first_match(corpus, number, others, threshold)
         if match is not None:
             yield match
             continue
@@ -164,11 +178,8 @@ def _find_near(corpus: Corpus, candidates: np.ndarray, threshold: float, num_per
             members[bucket].append(number)
 
 
-def _find_first_match(
-    corpus: Corpus, number: int, buckets: list[int], members: Mapping[int, list[int]], threshold: float
-) -> Duplicate | None:
-    """Finds the first member of these buckets that is at least as similar as `threshold`."""
-    candidates = sorted({other for bucket in buckets for other in members.get(bucket, ())})
+def _find_first_match(corpus: Corpus, number: int, candidates: Sequence[int], threshold: float) -> Duplicate | None:
+    """Finds the first of the candidates that is at least as similar as `threshold`."""
     own = compute_shingles(corpus.read_compared_ids(number)) if candidates else None
     for other in candidates:
         similarity = compute_jaccard(own, compute_shingles(corpus.read_compared_ids(other)))

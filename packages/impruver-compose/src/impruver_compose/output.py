@@ -26,6 +26,7 @@ from impruver_core.io.manifest import (
     build_manifest,
     check_replaceable,
     describe_file,
+    find_unchanged,
     get_manifest_path,
     get_pending_path,
     name_output,
@@ -42,14 +43,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+BESIDE_TRAIN = ("dropped.jsonl", "report.html", "contaminated_eval.jsonl")  # behind the stem of train_path
+
+
 class OutputPaths(NamedTuple):
-    """Where the outputs go: ledger, report and, always last, the manifest beside train."""
+    """Where the outputs go: all but val beside train; `contaminated` only where the recipe has benchmarks."""
 
     train: Path
     val: Path
     ledger: Path
     report: Path
+    contaminated: Path
     manifest: Path
+    decontaminates: bool = False
+
+    @property
+    def written(self) -> list[Path]:
+        """What a run writes before its manifest, in the manifest's order."""
+        return [self.train, self.val, self.ledger, self.report, *([self.contaminated] if self.decontaminates else [])]
+
+    @property
+    def all(self) -> list[Path]:
+        """What runs with any recipe of these paths write."""
+        return [self.train, self.val, self.ledger, self.report, self.contaminated, self.manifest]
 
     @property
     def folders(self) -> list[Path]:
@@ -57,7 +73,9 @@ class OutputPaths(NamedTuple):
         return [self.train.parent, self.val.parent]
 
 
-def resolve_output_paths(train_path: str | None, val_path: str | None, recipe: Path, where: Callable) -> OutputPaths:
+def resolve_output_paths(
+    train_path: str | None, val_path: str | None, recipe: Path, where: Callable, decontaminates: bool = False
+) -> OutputPaths:
     """Resolves the paths of all outputs; ImpruverError, with `where` a key is, for one that can't be an output's."""
     values = {"train_path": train_path, "val_path": val_path}
     missing = [name for name, value in values.items() if not value]
@@ -69,11 +87,11 @@ def resolve_output_paths(train_path: str | None, val_path: str | None, recipe: P
         if Path(value).name in ("", ".."):
             raise ImpruverError(f"{where(name)}: {value} is a folder: name a file in it")
     train, val = Path(train_path).expanduser(), Path(val_path).expanduser()
-    ledger, report = (train.with_name(f"{train.stem}.{name}") for name in ("dropped.jsonl", "report.html"))
-    paths = OutputPaths(train, val, ledger, report, get_manifest_path(train))
-    for name in ("train", "ledger", "report", "manifest"):
+    ledger, report, contaminated = (train.with_name(f"{train.stem}.{name}") for name in BESIDE_TRAIN)
+    paths = OutputPaths(train, val, ledger, report, contaminated, get_manifest_path(train), decontaminates)
+    for name in ("train", "ledger", "report", "contaminated", "manifest"):
         if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
-            what = "train_path" if name == "train" else f"the {name}"
+            what = {"train": "train_path", "contaminated": "the list of contaminated rows"}.get(name, f"the {name}")
             raise ImpruverError(f"{where('val_path')}: {val} is where {what} goes: name another file")
     return paths
 
@@ -86,17 +104,18 @@ def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
         with lock_outputs(paths, overwrite):
             pass
     elif not get_pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
-        check_replaceable(paths[:-1], paths.manifest, overwrite)
+        check_replaceable(paths.written, paths.manifest, overwrite)
 
 
 @contextmanager
 def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
+        names = {path.name for path in (*paths.all, get_pending_path(paths.manifest))}
         for folder in {*paths.folders}:
-            remove_stale_parts(folder, {path.name for path in (*paths, get_pending_path(paths.manifest))}.__contains__)
-        recover(paths.manifest, paths[:-1])
-        check_replaceable(paths[:-1], paths.manifest, overwrite)
+            remove_stale_parts(folder, names.__contains__)
+        recover(paths.manifest, paths.all[:-1])
+        check_replaceable(paths.written, paths.manifest, overwrite)
         yield
 
 
@@ -111,11 +130,21 @@ def build_run_manifest(recipe: dict, tokenizer: PreTrainedTokenizerFast, fingerp
 
 
 def publish_outputs(
-    paths: OutputPaths, corpus: Corpus, selection: Selection, ledger: list[dict], report: str, manifest: dict
+    paths: OutputPaths,
+    corpus: Corpus,
+    selection: Selection,
+    ledger: list[dict],
+    report: str,
+    eval_rows: list[dict],
+    manifest: dict,
 ) -> None:
-    """Writes all files beside their places, then puts them there, the manifest last."""
-    staged = {path: get_staged_path(path) for path in paths[:-1]}
+    """Writes all files beside their places, then puts them there, the manifest last; removes what it made no more of.
+
+    `eval_rows` are the benchmarks' rows whose text was found.
+    """
+    staged = {path: get_staged_path(path) for path in paths.written}
     rows = {paths.train: len(selection.train_rows), paths.val: len(selection.val_rows), paths.ledger: len(ledger)}
+    rows[paths.contaminated] = len(eval_rows)
     for_val = int(corpus.compute_sizes(selection.val_rows, with_extra=True).sum())
     needed = int(corpus.compute_sizes(selection.train_rows).sum()) + len(report)
     try:
@@ -128,11 +157,15 @@ def publish_outputs(
                 write_rows(file, ledger)
             with open_synced(staged[paths.report]) as file:
                 file.write(report)
+            if paths.decontaminates:
+                with open_synced(staged[paths.contaminated]) as file:
+                    write_rows(file, eval_rows)
         outputs = [
             describe_file(place, rows.get(path), digest=True) | {"path": name_output(path, paths.manifest)}
             for path, place in staged.items()
         ]
-        publish(paths.manifest, staged, manifest | {"outputs": outputs})
+        obsolete = [] if paths.decontaminates else find_unchanged([paths.contaminated], paths.manifest)
+        publish(paths.manifest, staged, manifest | {"outputs": outputs}, obsolete)
     finally:
         if not get_pending_path(paths.manifest).exists():  # else a start that finds it finishes
             for place in staged.values():
@@ -143,7 +176,7 @@ def outputs_up_to_date(paths: OutputPaths, manifest: dict) -> bool:
     """Tells whether all outputs are there and their manifest says the same."""
     before = read_manifest(paths.manifest) or {}
     before.pop("outputs", None)
-    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths[:-1])
+    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.written)
 
 
 def _is_beside(path: Path, paths: OutputPaths) -> bool:

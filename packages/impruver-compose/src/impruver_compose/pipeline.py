@@ -1,4 +1,4 @@
-"""The steps: load, convert, encode, deduplicate, split, resample, write."""
+"""The steps: load, convert, encode, decontaminate, deduplicate, split, resample, write."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
-from impruver_core.cli.console import warn
+from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import resolve_recipe
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
 from impruver_compose import output, selection, template_checks
+from impruver_compose.decontamination.benchmarks import Benchmark, open_benchmark
+from impruver_compose.decontamination.search import BenchmarkIndex, find_contaminated
 from impruver_compose.dedup import find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
 from impruver_compose.encoding.text_encoder import find_encoder
 from impruver_compose.reporting import html_report, summary_tables, terminal
+from impruver_compose.reporting.duplicate_warning import warn_about_many_duplicates
 from impruver_compose.sources.files import warn_about_copies
 from impruver_compose.storage import Corpus
 from impruver_compose.torch_guard import import_libraries
@@ -33,8 +36,9 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     output.check_outputs(paths, dry_run, overwrite)
 
     # Load: the tokenizer, and each data set with its converter.
-    jobs, max_length = _load(recipe, paths)
+    jobs, max_length = _load(recipe, [*paths.written, paths.manifest])
     tokenizer, fingerprint = jobs[0].tokenizer, compute_fingerprint(jobs[0].tokenizer)
+    benchmarks = BenchmarkIndex(_open_benchmarks(recipe, paths)) if recipe.decontaminate else None
     if dry_run:
         _estimate(jobs)
         return
@@ -50,15 +54,26 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
             template_checks.check_strict_columns(job, each)
         corpus = Corpus([job.name for job in jobs], shards)
 
+        # Decontaminate: what is validated on may be a benchmark itself.
+        uses = [section.use for section in recipe.datasets]
+        numbers, contamination = selection.order_by_use(corpus, uses), None
+        if benchmarks:
+            searched = selection.list_trainable(corpus, numbers, uses)
+            contamination = find_contaminated(corpus, searched, benchmarks)
+            numbers = selection.drop_contaminated(corpus, numbers, contamination, stats)
+
         # Deduplicate.
         dedup = recipe.dedup
-        duplicates = find_duplicates(corpus, dedup.method, dedup.threshold, dedup.num_perm)
-        numbers = selection.drop_duplicates(corpus, duplicates, stats)
-        summary_tables.check_any_left(numbers, stats)
+        duplicates = find_duplicates(corpus, numbers, dedup.method, dedup.threshold, dedup.num_perm)
+        numbers = selection.drop_duplicates(corpus, numbers, duplicates, stats)
+        numbers = selection.drop_val_prompts(corpus, numbers, uses, stats)
+        summary_tables.check_any_left(selection.list_trainable(corpus, numbers, uses), stats)
+        warn_about_many_duplicates(corpus, duplicates, stats, dedup)
 
         # Split.
         prompts, ratio, rows = corpus.prompt_digest.tolist(), recipe.split.val_ratio, recipe.split.val_rows
-        train, val = selection.split_train_val(numbers, prompts, ratio, rows, recipe.seed)
+        sides = selection.list_fixed_sides(corpus, numbers, uses)
+        train, val = selection.split_train_val(sorted(numbers), prompts, ratio, rows, recipe.seed, sides)
         selection.warn_about_leaks(corpus, train, val, dedup)
 
         # Resample.
@@ -69,6 +84,7 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
         # Write.
         checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
         summary_tables.print_template_checks(checks)
+        found = contamination.describe() if contamination else []
         manifest = output.build_run_manifest(
             resolve_recipe(recipe),
             tokenizer,
@@ -80,13 +96,16 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
             encoders=[job.encoder.describe() for job in jobs],
             counts=[each.to_dict() for each in stats],
             gate=checks,
+            **({"decontaminate": found} if found else {}),
         )
-        report = html_report.render_report(paths, corpus, selected, jobs, stats, duplicates, checks)
+        report = html_report.render_report(paths, corpus, selected, jobs, stats, duplicates, checks, found)
         with output.lock_outputs(paths, overwrite):  # checks again: another run may have written since
             if overwrite or not output.outputs_up_to_date(paths, manifest):
-                output.publish_outputs(paths, corpus, selected, selection.collect_ledger(stats), report, manifest)
+                ledger = selection.collect_ledger(stats)
+                eval_rows = contamination.build_eval_rows(corpus) if contamination else []
+                output.publish_outputs(paths, corpus, selected, ledger, report, eval_rows, manifest)
         cache.remove_old_entries()
-        summary_tables.print_summary(paths, stats)
+        summary_tables.print_summary(paths, stats, found)
         selection.check_masks_found(stats, paths.ledger)
 
 
@@ -101,12 +120,13 @@ def explain_row(recipe: Recipe, reference: str) -> None:
     row = terminal.parse_reference(reference)
     previous = terminal.load_previous_run(_resolve_paths(recipe))
     import_libraries()
-    terminal.print_explanation(_open_jobs(recipe), previous, row)
+    terminal.print_explanation(_open_jobs(recipe), previous, row, lambda: _open_benchmarks(recipe))
 
 
 def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
     val_path = next(iter(recipe.val_paths.values()), None)
-    return output.resolve_output_paths(recipe.train_path, val_path, recipe.path, recipe.locate)
+    benchmarks = bool(recipe.decontaminate)
+    return output.resolve_output_paths(recipe.train_path, val_path, recipe.path, recipe.locate, benchmarks)
 
 
 def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob], int | None]:
@@ -131,12 +151,25 @@ def _open_jobs(recipe: Recipe, outputs: Sequence[Path] = ()) -> list[DatasetJob]
         open_job(index, section, recipe.dedup, recipe.locate(f"datasets.{index}"), recipe.base_dir, outputs)
         for index, section in enumerate(recipe.datasets)
     ]
+    if all(section.use == "val" for section in recipe.datasets):
+        raise ImpruverError(f"{recipe.path}: datasets: all have use: val: nothing is left for train_path")
     warn_about_copies(entry for job in jobs for entry in job.inputs)
     return jobs
 
 
+def _open_benchmarks(recipe: Recipe, paths: output.OutputPaths | None = None) -> list[Benchmark]:
+    """Opens the benchmarks; none may hold one of the outputs."""
+    outputs = [*paths.written, paths.manifest] if paths else []
+    return [
+        open_benchmark(index, section, recipe.locate(f"decontaminate.{index}"), recipe.base_dir, outputs)
+        for index, section in enumerate(recipe.decontaminate)
+    ]
+
+
 def _estimate(jobs: Sequence[DatasetJob]) -> None:
     """Tries the template on the first rows, and prints what they tell of all; writes nothing."""
+    for job in jobs:
+        log_info(f"data set {job.index}: {job.name}, encoded by {job.encoder.describe()}")
     probes = [template_checks.probe_template(job) for job in jobs]
     stats = [template_checks.estimate_stats(job) for job in jobs]
     checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]

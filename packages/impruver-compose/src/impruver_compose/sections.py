@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from impruver_core.recipe.schema import REQUIRED, key, list_of
 
+USES = ("train", "val", "both")
+
 
 @dataclass(frozen=True)
-class DatasetSection:
-    """One data set and how its rows become conversations."""
+class SourceSection:
+    """Where rows come from and how they are converted."""
 
     name: str = key(REQUIRED, "hub id, file, folder or glob", local=True)
     subset: str | None = key(None, "configuration of a hub data set, or of a folder laid out as one")
@@ -18,6 +20,18 @@ class DatasetSection:
         None, "impruver.<name>, or the dotted path of a function (row, mapping) -> messages; left out: by the columns"
     )
     mapping: dict[str, str] = key({}, "converter's field -> column; `_` means empty")
+
+
+@dataclass(frozen=True)
+class DatasetSection(SourceSection):
+    """One data set and how its rows become conversations."""
+
+    use: str | None = key(
+        None,
+        "train: no row of it goes to val_path; val: none to train_path, and those there that repeat one or have its "
+        "prompt are dropped; both (left out): divided by split",
+        choices=USES,
+    )
     max_tokens_count: int | None = key(None, "longest row of this data set; left out: tokenizer.max_tokens_count")
     strict_columns: bool = key(False, "columns and keys of messages that nothing reads are an error")
     add_global_bos: bool = key(True, "BOS before each row, where the tokenizer puts one and the template does not")
@@ -38,6 +52,8 @@ class DatasetSection:
     def __post_init__(self):
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"must be above 0, not {self.weight}", "weight")
+        if self.use == "val" and self.weight != 1:
+            raise ValueError("is about rows of train_path, and use: val gives it none: leave one of them out", "weight")
         if self.max_tokens_count is not None and self.max_tokens_count < 1:
             raise ValueError(f"must be at least 1, not {self.max_tokens_count}", "max_tokens_count")
 
@@ -51,7 +67,11 @@ class DedupSection:
     )
     threshold: float = key(0.8, "Jaccard similarity of 5-grams of tokens from which a row is a duplicate")
     num_perm: int = key(128, "permutations of a MinHash signature")
-    on: str = key("conversation", "what is compared", choices=("conversation", "prompt"))
+    on: str = key(
+        "conversation",
+        "what is compared; prompt: what stands before the last answer, answer: what the assistant says",
+        choices=("conversation", "prompt", "answer"),
+    )
 
     def __post_init__(self):
         if not 0 < self.threshold <= 1:
@@ -61,8 +81,20 @@ class DedupSection:
 
 
 @dataclass(frozen=True)
+class BenchmarkSection(SourceSection):
+    """A benchmark whose texts no row of train_path may hold: 13 words in a row, or a shorter text as a whole."""
+
+    split: str | None = key(None, "split to read; left out: all of a file, else test")
+    on: str = key(
+        "both",
+        "texts that are looked for; question: what is asked, answer: what the assistant is to say",
+        choices=("question", "answer", "both"),
+    )
+
+
+@dataclass(frozen=True)
 class SplitSection:
-    """How many conversations go to val_path."""
+    """How many conversations of data sets without `use` go to val_path."""
 
     val_ratio: float = key(0.05, "share of the conversations")
     val_rows: int | None = key(None, "number of conversations, instead of val_ratio")
@@ -90,5 +122,6 @@ SECTIONS = {
     "datasets": list_of(DatasetSection, "data sets, in the order in which duplicates are judged"),
     "dedup": DedupSection,
     "split": SplitSection,
+    "decontaminate": list_of(BenchmarkSection, "benchmarks that train_path must share no text with"),
     "compose": ComposeSection,
 }

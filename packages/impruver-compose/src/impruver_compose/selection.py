@@ -2,16 +2,18 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from impruver_core.cli.console import warn
 from impruver_core.errors import CheckFailedError, ImpruverError
 
+from impruver_compose.decontamination.search import ContaminationResult
 from impruver_compose.dedup import Duplicate, find_leaks
 from impruver_compose.field_usage import FieldUsage
 from impruver_compose.sections import DedupSection
@@ -52,13 +54,13 @@ class DatasetStats:
         for row, part, reason, detail in shard.dropped:
             self.drop(reason, row, part, detail)
 
-    def drop(self, reason: str, row: int, part: int | None, detail: str = "", **of_duplicate) -> None:
+    def drop(self, reason: str, row: int, part: int | None, detail: str = "", **more) -> None:
         """Counts a conversation, or with `part` None a whole row, as dropped, and adds a line to the ledger."""
         (self.rows_dropped if part is None else self.dropped)[reason] += 1
         if reason not in self.first:
             self.first[reason] = f"row {row}: {_shorten(detail)}" if detail else f"row {row}"
         line = {"dataset": self.name, "dataset_index": self.index, "row": row, "part": part or 0}
-        self.ledger.append(line | {"reason": reason, "detail": detail} | of_duplicate)
+        self.ledger.append(line | {"reason": reason, "detail": detail} | more)
 
     def add_tokens(self, tokens: Sequence[int], target_tokens: Sequence[int], ended: Sequence[int]) -> None:
         """Adds what token rows have, a value for each row."""
@@ -117,40 +119,114 @@ class Selection(NamedTuple):
     val_rows: np.ndarray
 
 
-def drop_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate], stats: Sequence[DatasetStats]) -> list[int]:
+def order_by_use(corpus: Corpus, uses: Sequence[str | None]) -> list[int]:
+    """Orders the conversations as they are judged: those of data sets for val first, so that train loses what repeats.
+
+    `uses` is the `use` of each data set.
+    """
+    for_val = [number for number, index in enumerate(corpus.dataset.tolist()) if uses[index] == "val"]
+    return for_val + [number for number, index in enumerate(corpus.dataset.tolist()) if uses[index] != "val"]
+
+
+def list_trainable(corpus: Corpus, numbers: Iterable[int], uses: Sequence[str | None]) -> list[int]:
+    """Lists those of the conversations that may go to train: not of a data set for val."""
+    return [number for number in numbers if uses[corpus.dataset[number]] != "val"]
+
+
+def list_fixed_sides(corpus: Corpus, numbers: Iterable[int], uses: Sequence[str | None]) -> dict[int, str]:
+    """Lists the conversations that are not divided, each with its side: train or val."""
+    sides = ((number, uses[corpus.dataset[number]]) for number in numbers)
+    return {number: side for number, side in sides if side in ("train", "val")}
+
+
+def drop_contaminated(
+    corpus: Corpus, numbers: Sequence[int], found: ContaminationResult, stats: Sequence[DatasetStats]
+) -> list[int]:
+    """Drops the conversations that hold text of a benchmark; the numbers of those that are left."""
+    for each in found.conversations:
+        _, index, row, part = corpus.get_origin(each.number)
+        name, words = found.index.benchmarks[each.benchmark_index].section.name, " ".join(each.words)
+        detail = f"{each.run} words in a row are in row {each.row} of {name}: {words}"
+        benchmark = {"name": name, "benchmark_index": each.benchmark_index, "row": each.row}
+        stats[index].drop("contaminated", row, part, detail, benchmark=benchmark, words=words, run=each.run)
+    dropped = {each.number for each in found.conversations}
+    return [number for number in numbers if number not in dropped]
+
+
+def drop_duplicates(
+    corpus: Corpus, numbers: Sequence[int], duplicates: Sequence[Duplicate], stats: Sequence[DatasetStats]
+) -> list[int]:
     """Drops duplicates; the numbers of the conversations that are left."""
     for number, kept, similarity, exact in duplicates:
         _, index, row, part = corpus.get_origin(number)
         reason = "exact_duplicate" if exact else "near_duplicate"
         stats[index].drop(reason, row, part, kept=corpus.get_origin(kept)._asdict(), similarity=similarity)
     dropped = {duplicate.number for duplicate in duplicates}
-    return [number for number in range(len(corpus)) if number not in dropped]
+    return [number for number in numbers if number not in dropped]
+
+
+def drop_val_prompts(
+    corpus: Corpus, numbers: Sequence[int], uses: Sequence[str | None], stats: Sequence[DatasetStats]
+) -> list[int]:
+    """Drops the conversations that have the prompt of one of a data set for val; the numbers of those that are left.
+
+    The same prompt must not stand on both sides, and neither may such a data set's rows go to train, nor others be
+    added to what its owner chose to validate on.
+    """
+    prompts, for_val = corpus.prompt_digest.tolist(), [use == "val" for use in uses]
+    dataset = corpus.dataset.tolist()
+    first: dict[bytes, int] = {}
+    for number in numbers:
+        if for_val[dataset[number]]:
+            first.setdefault(prompts[number], number)
+    left = []
+    for number in numbers:
+        kept = first.get(prompts[number])
+        if kept is None or for_val[dataset[number]]:
+            left.append(number)
+            continue
+        _, index, row, part = corpus.get_origin(number)
+        stats[index].drop("prompt_in_val", row, part, kept=corpus.get_origin(kept)._asdict())
+    return left
 
 
 def split_train_val(
-    numbers: Sequence[int], prompts: Sequence[bytes], val_ratio: float, val_rows: int | None, seed: int
+    numbers: Sequence[int],
+    prompts: Sequence[bytes],
+    val_ratio: float,
+    val_rows: int | None,
+    seed: int,
+    uses: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[list[int], list[int]]:
     """Splits conversations into train and val, both shuffled; those with the same prompt (a digest) stay on one side.
 
-    Val gets `val_rows`, else `val_ratio` of them (at least one of two or more, unless the ratio is 0), or fewer where
-    no whole group fits any more. ImpruverError if nothing is left for train.
+    `uses` has the side, train or val, of those that are not divided. Of the others val gets `val_rows`, else
+    `val_ratio` of them (at least one of two or more, unless the ratio is 0), or fewer where no whole group fits any
+    more; those with a prompt of train's go there. ImpruverError if nothing is left for train.
     """
-    wanted = val_rows if val_rows is not None else round(len(numbers) * val_ratio)
-    if val_rows is None and val_ratio > 0 and len(numbers) > 1:
+    divided = [number for number in numbers if number not in uses]
+    wanted = val_rows if val_rows is not None else round(len(divided) * val_ratio)
+    if val_rows is None and val_ratio > 0 and len(divided) > 1:
         wanted = max(1, wanted)
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for number in numbers:
+    for number in divided:
         groups[prompts[number]].append(number)
     order = list(groups.values())
     chance = random.Random(seed)
     chance.shuffle(order)
     train, val = [], []
+    of_train = {prompts[number] for number in numbers if uses.get(number) == "train"}
     for group in order:
-        (val if len(val) + len(group) <= wanted else train).extend(group)
-    if wanted and not val:
-        warn(f"val_path gets no row: each group of conversations with the same prompt has more than {wanted}")
+        fits = len(val) + len(group) <= wanted and prompts[group[0]] not in of_train
+        (val if fits else train).extend(group)
+    if wanted and order and not val:
+        also = ", or one that stands in a data set with use: train" if of_train else ""
+        warn(f"val_path gets no row: each group of conversations with the same prompt has more than {wanted}{also}")
+    for number in numbers:
+        if number in uses:
+            (train if uses[number] == "train" else val).append(number)
     if not train:
-        ways = "lower split.val_rows (or val_ratio)"
+        ways = "lower split.val_rows (or val_ratio)" if divided else "all of them are of data sets with use: val"
         raise ImpruverError(f"none of {len(val)} conversations is left for train_path: {ways}")
     chance.shuffle(train)
     chance.shuffle(val)

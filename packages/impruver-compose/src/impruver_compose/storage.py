@@ -281,6 +281,21 @@ class Corpus:
         shard = int(np.searchsorted(self._shard_row_starts, row, "right")) - 1
         return self._open(self._paths[shard]).read_row_column(name)[row - int(self._shard_row_starts[shard])].as_py()
 
+    def read_conversation(self, number: int) -> dict:
+        """Reads what a conversation was made of, as rows of val.jsonl have it; a document's text is whole."""
+        first, end = self.first_row[number : number + 2].tolist()
+        return _join_extras([self.read_bytes("extra", row) for row in range(first, end)])
+
+    def read_conversations(self, wanted: np.ndarray) -> Iterator[tuple[int, dict]]:
+        """Reads the conversations that are `wanted`, (conversations,) of bool, in order, each with its number."""
+        for shard, first in zip(self.open_shards(), self._shard_starts.tolist(), strict=False):
+            extra = make_bytes_getter(shard.read_row_column("extra"))
+            stop = 0
+            for number, count in enumerate(shard.read_lengths("extra").tolist(), first):
+                start, stop = stop, stop + count
+                if wanted[number]:
+                    yield number, _join_extras([extra(row) for row in range(start, stop)])
+
     def open_shards(self) -> Iterator[ShardReader]:
         """Opens one shard after another."""
         return map(ShardReader, self._paths)
@@ -305,6 +320,12 @@ class Corpus:
                     line = line[:-1] + b"," + extra(row)[1:]
                 os.pwrite(file.fileno(), line + b"\n", offsets[position])
             start = end
+
+
+def _join_extras(extras: Sequence[bytes]) -> dict:
+    """Joins what a conversation's token rows were made of: the last one has all of its messages, or a text's end."""
+    last = json.loads(extras[-1])
+    return last if "messages" in last else {"text": "".join(json.loads(extra)["text"] for extra in extras)}
 
 
 def _read_index(shard: ShardReader) -> dict[str, np.ndarray]:

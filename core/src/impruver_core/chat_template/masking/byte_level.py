@@ -1,8 +1,9 @@
 """Where the tokens of byte-level BPE stand in their text: known from the tokens alone, without offsets.
 
-Such a tokenizer changes nothing of a text: its tokens are the text's bytes in order. So a token's place is the sum of
-the bytes before it, and a text whose bytes are as many as its tokens' has lost none. Encoders that give ids without
-offsets are faster, `tokenizers`' own among them.
+Such a tokenizer changes nothing of a text (one that composes characters, by NFC, nothing of a text that is composed):
+its tokens are the text's bytes in order. So a token's place is the sum of the bytes before it, and a text whose bytes
+are as many as its tokens' has lost none. Encoders that give ids without offsets are faster, `tokenizers`' own among
+them.
 
     text       Hé <|im_end|>
     tokens     H   Ã   ©   Ġ   <|im_end|>      (é is two bytes, here two tokens)
@@ -13,10 +14,11 @@ offsets are faster, `tokenizers`' own among them.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,6 +33,13 @@ SPLITTERS = ("Split", "Digits", "ByteLevel")  # take nothing away, unless they s
 OTHER_BYTES = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")  # of a model
 UNKNOWN = 1 << 40  # bytes of a token that may stand for any: with one, the sum is never that of a text
 CONTINUATION = 0xC0, 0x80  # of a byte in UTF-8 the two highest bits, and what they are unless it begins a character
+
+
+class ByteLevelVocabulary(NamedTuple):
+    """The bytes of each token, (vocabulary + 1,) of int64; `composes`: by NFC, before a text is split."""
+
+    lengths: np.ndarray
+    composes: bool
 
 
 class ByteLevelEncoding:
@@ -81,12 +90,10 @@ class ByteLevelEncoding:
 
 
 def build_byte_level_encodings(
-    texts: Sequence[str], ids: Sequence[list[int] | None], lengths: np.ndarray
+    texts: Sequence[str], ids: Sequence[list[int] | None], vocabulary: ByteLevelVocabulary
 ) -> list[ByteLevelEncoding | None]:
-    """Builds the encodings of texts from their ids; `lengths`, (vocabulary,) of int64, are the bytes of each token.
-
-    None where there are no ids, or their bytes are not the whole text.
-    """
+    """Builds the encodings of texts from their ids; None where there are no ids, or their bytes are not the text."""
+    lengths = vocabulary.lengths
     counts = [len(each) if each is not None else 0 for each in ids]
     array = np.fromiter(chain.from_iterable(each for each in ids if each is not None), np.uint32, sum(counts))
     ends = np.cumsum(lengths[np.minimum(array, len(lengths) - 1)])  # of all texts, one behind the other
@@ -97,6 +104,7 @@ def build_byte_level_encodings(
         size = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
         after = int(ends[stop - 1]) if stop else 0
         is_whole = own is not None and after - before == size
+        is_whole = is_whole and (not vocabulary.composes or unicodedata.is_normalized("NFC", text))
         encodings.append(
             ByteLevelEncoding(text, own, array[start:stop], ends[start:stop] - before, size) if is_whole else None
         )
@@ -110,8 +118,8 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerFast, texts: list[str]) ->
         return encode(texts)
 
 
-def read_token_lengths(backend: Tokenizer) -> np.ndarray | None:
-    """The bytes of each token of a byte-level BPE, (vocabulary,) of int64; None for any other kind of tokenizer."""
+def read_byte_level_vocabulary(backend: Tokenizer) -> ByteLevelVocabulary | None:
+    """The vocabulary of a byte-level BPE; None for any other kind of tokenizer."""
     content = json.loads(backend.to_str())
     if not _is_byte_level(content):
         return None
@@ -127,7 +135,8 @@ def read_token_lengths(backend: Tokenizer) -> np.ndarray | None:
     if unknown is not None and (number := backend.token_to_id(unknown)) is not None:
         lengths[number] = UNKNOWN
     lengths[lengths == 0] = UNKNOWN
-    return np.append(lengths, UNKNOWN)  # of ids beyond the vocabulary
+    lengths = np.append(lengths, UNKNOWN)  # of ids beyond the vocabulary
+    return ByteLevelVocabulary(lengths, content.get("normalizer") is not None)
 
 
 def _is_byte_level(content: dict) -> bool:
@@ -136,7 +145,7 @@ def _is_byte_level(content: dict) -> bool:
     steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
     return (
         model["type"] == "BPE"
-        and content.get("normalizer") is None
+        and content.get("normalizer") in (None, {"type": "NFC"})
         and not any(model.get(key) for key in OTHER_BYTES)
         and sum(step.get("type") == "ByteLevel" for step in steps) == 1
         and all(step.get("type") in SPLITTERS and step.get("behavior") != "Removed" for step in steps)

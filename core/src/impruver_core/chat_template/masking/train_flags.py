@@ -97,7 +97,9 @@ def _is_flag_value(value: Any) -> bool:
 
 def is_trained(message: dict) -> bool:
     """Whether the flags of a message, of a role that is trained on, don't leave it out."""
-    return not any(message.get(name) is not None and not message[name] for name in TRAIN_FLAGS)
+    return message.keys().isdisjoint(TRAIN_FLAGS) or not any(
+        message.get(name) is not None and not message[name] for name in TRAIN_FLAGS
+    )
 
 
 def is_blank(message: dict) -> bool:

@@ -342,8 +342,10 @@ def render_template(
 
 
 def _add_reasoning_fields(message: dict) -> dict:
-    reasoning = next((message[key] for key in REASONING_FIELDS if key in message), None)
-    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    if message.keys().isdisjoint(REASONING_FIELDS):  # as most
+        return message
+    reasoning = next(message[key] for key in REASONING_FIELDS if key in message)
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _format_today(pattern: str, date_string: str | None) -> str:

@@ -13,7 +13,7 @@ from impruver_core.suggestions import suggest
 from impruver_compose.converters import builtin
 from impruver_compose.converters.columns import find_guard
 from impruver_compose.field_usage import is_filled
-from impruver_compose.sections import DatasetSection
+from impruver_compose.sections import SourceSection
 
 
 class BuiltinConverter(NamedTuple):
@@ -68,7 +68,7 @@ class DatasetConverter(NamedTuple):
 
 
 def find_converter(
-    section: DatasetSection, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path
+    section: SourceSection, columns: Sequence[str], sample: dict, where: str, recipe_dir: Path
 ) -> DatasetConverter:
     """Finds the converter that a section names, else the built-in one that fits the columns and the row `sample`."""
     name, mapping = section.converter, section.mapping

@@ -163,10 +163,11 @@ def _encode_conversation(
     job: DatasetJob, part: ConvertedPart, whole: Encoded | Refused, views: list[TrainingView]
 ) -> EncodedConversation | Refused:
     """Makes token rows of the views that fit; duplicates and the split are judged by all messages."""
-    chat, section, on_prompt = part.conversation, job.section, job.dedup.on == "prompt"
+    chat, section, on = part.conversation, job.section, job.dedup.on
     if isinstance(whole, Refused):
         return whole
-    trained = [message for message in chat.messages if message["role"] in TRAINED_ROLES and is_trained(message)]
+    spoken = [n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES]
+    trained = [chat.messages[n] for n in spoken if is_trained(chat.messages[n])]
     if not views or not count_target_tokens(whole.labels) or (trained and all(map(is_blank, trained))):
         return Refused("nothing_to_learn", _explain_no_target(chat.messages))
     encode = partial(_encode_messages, job, [chat])
@@ -175,18 +176,24 @@ def _encode_conversation(
     fitting = select_fitting_views(views, job.max_length, shorten if trim else None)
     if isinstance(fitting, Refused):
         return fitting
-    last = max((n for n, message in enumerate(chat.messages) if message["role"] in TRAINED_ROLES), default=0)
+    last = spoken[-1] if spoken else 0
     ids = np.asarray(whole.input_ids, np.uint32)
-    texts = [ids[start:end] for number, start, end in whole.texts if number < last or not on_prompt]
+    texts = [
+        ids[start:end]
+        for number, start, end in whole.texts
+        if on == "conversation" or (number < last if on == "prompt" else chat.messages[number]["role"] in TRAINED_ROLES)
+    ]
     prompt = _serialize_prompt(chat.messages[:last])
     digest = compute_digest(ids)
     prompt_digest = compute_digest(prompt) if prompt else digest
+    if on == "answer":
+        digest = compute_digest(_serialize_answers(chat.messages))
     return EncodedConversation(
         part.row,
         part.part,
         [build_token_row(view.encoded, _format_extra(chat, view.length)) for view in fitting],
         np.concatenate(texts) if texts else ids[:0],
-        prompt_digest if on_prompt else digest,
+        prompt_digest if on == "prompt" else digest,
         prompt_digest,
         trimmed=part.cut or fitting[-1].length < views[-1].length,
         control_text=bool(whole.control_text),
@@ -222,6 +229,16 @@ def _serialize_prompt(messages: list[dict]) -> bytes:
         return orjson.dumps(contents, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # whole numbers beyond 64 bits
         return json.dumps(contents, sort_keys=True).encode()
+
+
+def _serialize_answers(messages: list[dict]) -> bytes:
+    """Serializes all that the assistant says, reasoning and calls included, whatever it is asked."""
+    answers = [
+        {name: value.strip() if isinstance(value, str) else value for name, value in message.items() if name != "train"}
+        for message in messages
+        if message["role"] in TRAINED_ROLES
+    ]
+    return json.dumps(answers, sort_keys=True).encode()
 
 
 def _tokenize_documents(job: DatasetJob, texts: list[str]) -> list[TokenizedText | Refused]:

@@ -12,12 +12,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from impruver_core.chat_template.masking.byte_level import (
     ByteLevelEncoding,
+    ByteLevelVocabulary,
     build_byte_level_encodings,
     encode_with_offsets,
-    read_token_lengths,
+    read_byte_level_vocabulary,
 )
 from impruver_core.errors import ImpruverError, RefusedError, describe_error
 from impruver_core.tokenizer import is_backend_failure, plain_encoder
@@ -43,8 +43,8 @@ class TokenizersEncoder:
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, lengths: np.ndarray | None = None):
-        self._tokenizer, self._lengths = tokenizer, lengths
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: ByteLevelVocabulary | None = None):
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
 
     def describe(self) -> str:
         """Its name and version."""
@@ -55,7 +55,7 @@ class TokenizersEncoder:
 
     def __call__(self, texts: list[str]) -> list[ByteLevelEncoding | Encoding | RefusedError]:
         """The encoding of each text, or a RefusedError where the backend fails on it."""
-        if self._lengths is None:
+        if self._vocabulary is None:
             return encode_with_offsets(self._tokenizer, texts)
         try:
             ids = encode_ids(self._tokenizer, texts)
@@ -63,7 +63,7 @@ class TokenizersEncoder:
             if not is_backend_failure(error):
                 raise
             return encode_with_offsets(self._tokenizer, texts)  # which says it of each text
-        encodings = build_byte_level_encodings(texts, ids, self._lengths)
+        encodings = build_byte_level_encodings(texts, ids, self._vocabulary)
         return _fill_gaps(encodings, texts, partial(encode_with_offsets, self._tokenizer))
 
 
@@ -72,9 +72,9 @@ class GigatokenEncoder:
 
     name = "gigatoken"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, lengths: np.ndarray):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: ByteLevelVocabulary):
         """Raises what gigatoken raises for a tokenizer that it does not take."""
-        self._tokenizer, self._lengths = tokenizer, lengths
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._content = tokenizer.backend_tokenizer.to_str()
         self._unchecked, self._passed = CHECKED_FIRST, 0
         self._gigatoken = self._load()
@@ -100,7 +100,7 @@ class GigatokenEncoder:
         if self._passed > RENEWED:
             self._gigatoken, self._passed = self._load(), 0
         found = self._encode(texts)
-        encodings = build_byte_level_encodings(texts, found, self._lengths)
+        encodings = build_byte_level_encodings(texts, found, self._vocabulary)
         checked = min(self._unchecked, len(texts))
         self._unchecked -= checked
         _compare(texts[:checked], found[:checked], encode_with_offsets(self._tokenizer, texts[:checked]))
@@ -127,22 +127,22 @@ def find_encoder(tokenizer: PreTrainedTokenizerFast, wanted: str) -> TokenizersE
 
     ImpruverError where gigatoken is wanted and can't be used.
     """
-    lengths = read_token_lengths(tokenizer.backend_tokenizer)
+    vocabulary = read_byte_level_vocabulary(tokenizer.backend_tokenizer)
     if wanted != "tokenizers":
         if find_spec("gigatoken") is None:
             reason = f"gigatoken is not installed: {INSTALL}"
-        elif lengths is None:
-            reason = "gigatoken gives no offsets, and this tokenizer is no byte-level BPE without a normalizer"
+        elif vocabulary is None:
+            reason = "gigatoken gives no offsets, and this tokenizer is no byte-level BPE, or changes the text before"
         else:
             try:
-                return GigatokenEncoder(tokenizer, lengths)
+                return GigatokenEncoder(tokenizer, vocabulary)
             except BaseException as error:
                 if not is_backend_failure(error):
                     raise
                 reason = f"gigatoken does not take this tokenizer ({describe_error(error).partition(' Location:')[0]})"
         if wanted == "gigatoken":
             raise ImpruverError(f"compose.encoder: {reason}; auto takes it where it can be used")
-    return TokenizersEncoder(tokenizer, lengths)
+    return TokenizersEncoder(tokenizer, vocabulary)
 
 
 def encode_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

@@ -31,14 +31,16 @@ def render_report(
     stats: Sequence[DatasetStats],
     duplicates: Sequence[Duplicate],
     template_checks: Sequence[dict],
+    benchmarks: Sequence[dict] = (),
 ) -> str:
-    """Renders the report as HTML; `template_checks` are the manifest's `gate`."""
+    """Renders the report as HTML; `template_checks` are the manifest's `gate`, `benchmarks` its `decontaminate`."""
     tokens = corpus.tokens[np.concatenate([selection.train_rows, selection.val_rows])]
     sections = [
         html.build_section("", "", _build_facts(stats)),
         _build_datasets(stats),
         _build_lengths(tokens, jobs, stats),
         _build_drops(stats, paths.ledger.name),
+        _build_benchmarks(benchmarks, paths.contaminated.name),
         _build_unused(template_checks),
         build_template_check_section(template_checks),
         _build_samples(corpus, jobs, selection.train_rows),
@@ -99,6 +101,17 @@ def _build_drops(stats: Sequence[DatasetStats], ledger: str) -> dict:
         f"Each with its data set, row and detail is in {ledger}.",
         charts.render_bars("Dropped, by reason", {reason: [count] for reason, count in reasons.most_common()}),
         html.build_table(*summary_tables.build_drop_table(stats)),
+    )
+
+
+def _build_benchmarks(benchmarks: Sequence[dict], name: str) -> dict | None:
+    if not benchmarks:
+        return None
+    return html.build_section(
+        "Benchmarks",
+        f"Conversations that hold text of these were dropped as contaminated. {name} lists the benchmarks' rows whose "
+        "text was found, with the conversations.",
+        html.build_table(*summary_tables.build_benchmark_table(benchmarks)),
     )
 
 
@@ -182,11 +195,10 @@ def _build_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate]) -> dict |
 
 def _read_conversation(corpus: Corpus, number: int) -> str:
     """Reads the text of a conversation, or of a document."""
-    first, end = corpus.first_row[number : number + 2].tolist()
-    last = json.loads(corpus.read_bytes("extra", end - 1))  # of an unfolded conversation the last row has all of it
-    if "messages" not in last:
-        return "".join(json.loads(corpus.read_bytes("extra", row))["text"] for row in range(first, end))
-    return "\n\n".join(_format_message(message) for message in last["messages"])
+    row = corpus.read_conversation(number)
+    if "messages" not in row:
+        return row["text"]
+    return "\n\n".join(_format_message(message) for message in row["messages"])
 
 
 def _format_message(message: dict) -> str:

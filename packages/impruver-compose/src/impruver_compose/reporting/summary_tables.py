@@ -12,6 +12,8 @@ from impruver_compose.selection import DatasetStats
 WAYS_OUT = {
     "nothing_to_learn": "what is to be trained on needs the role assistant",
     "control_text": "tokenizer.control_text: text encodes text of control tokens as ordinary text, keep as the tokens",
+    "contaminated": "they hold text of the benchmarks in decontaminate: its `on` and `mapping` say which text counts",
+    "prompt_in_val": "they have the prompts of a data set with use: val",
     "too_long": "raise max_tokens_count, or set the data set's on_overflow: trim_turns",
 }
 Table = tuple[list[str], list[list[str | int]]]  # header, rows
@@ -97,15 +99,30 @@ def check_any_left(numbers: Sequence[int], stats: Sequence[DatasetStats]) -> Non
         raise ImpruverError("\n".join([f"no usable rows are left of {total}", table, *ways]))
 
 
-def print_summary(paths: OutputPaths, stats: Sequence[DatasetStats]) -> None:
-    """Prints the tables, and in the last line what was written and what comes next."""
+def build_benchmark_table(benchmarks: Sequence[dict]) -> Table:
+    """Builds the table of the manifest's `decontaminate`."""
+    header = ["#", "benchmark", "on", "rows", "looked for", "found in the data"]
+    names = ("name", "on", "rows", "searched", "affected")
+    return header, [[index, *(each[name] for name in names)] for index, each in enumerate(benchmarks)]
+
+
+def print_summary(paths: OutputPaths, stats: Sequence[DatasetStats], benchmarks: Sequence[dict] = ()) -> None:
+    """Prints the tables, and in the last line what was written and what comes next.
+
+    `benchmarks`: the manifest's `decontaminate`.
+    """
     log_info(format_table(*build_dataset_table(stats)))
     train, val = (sum(getattr(each, name) for each in stats) for name in ("train_rows", "val_rows"))
     dropped = sum(len(each.ledger) for each in stats)
     if dropped:
         log_info(format_table(*build_drop_table(stats)))
+    found = ""
+    if benchmarks:
+        log_info(format_table(*build_benchmark_table(benchmarks)))
+        affected = sum(each["affected"] for each in benchmarks)
+        found = f"; {affected} rows of benchmarks found in the data, see {paths.contaminated}"
     print_result(
-        f"{paths.train}: {train} rows; {paths.val}: {val}; {dropped} dropped, see {paths.ledger}; "
+        f"{paths.train}: {train} rows; {paths.val}: {val}; {dropped} dropped, see {paths.ledger}{found}; "
         f"to look at: {paths.report}. Next: impruver-train with the same --config"
     )
 

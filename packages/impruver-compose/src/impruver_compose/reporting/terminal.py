@@ -16,6 +16,8 @@ from impruver_core.io.manifest import read_manifest
 from impruver_core.labels import IGNORE_INDEX, decode_segments
 
 from impruver_compose.converters.conversion import Conversation
+from impruver_compose.decontamination.benchmarks import Benchmark
+from impruver_compose.decontamination.words import locate_words
 from impruver_compose.encoding.encoder import BATCH, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.output import OutputPaths
@@ -162,8 +164,13 @@ def _get_reference(line: dict) -> RowReference:
     return RowReference(line["dataset_index"], line["row"], line["part"])
 
 
-def print_explanation(jobs: Sequence[DatasetJob], previous: PreviousRun, reference: RowReference) -> None:
-    """Prints what became of the row; ImpruverError if there is no such row."""
+def print_explanation(
+    jobs: Sequence[DatasetJob],
+    previous: PreviousRun,
+    reference: RowReference,
+    open_benchmarks: Callable[[], Sequence[Benchmark]],
+) -> None:
+    """Prints what became of the row; ImpruverError if there is no such row. `open_benchmarks`: the recipe's."""
     job = _get_job(jobs, reference)
     if [entry for each in jobs for entry in each.inputs] != previous.manifest.get("inputs"):
         warn("the data is not that of the last run any more: its ledger may tell of other rows")
@@ -176,7 +183,16 @@ def print_explanation(jobs: Sequence[DatasetJob], previous: PreviousRun, referen
         row = f"row {reference.row} of data set {job.index}"
         raise ImpruverError(f"{row} has {len(parts)} conversations, numbered from 0")
     for part in numbers if reference.part is None else [reference.part]:
-        _print_outcome(jobs, previous, reference._replace(part=part), parts[part] if parts else None)
+        conversation = parts[part] if parts else None
+        _print_outcome(jobs, previous, reference._replace(part=part), conversation)
+        line = previous.ledger.get(reference._replace(part=part), {})
+        if line.get("benchmark"):
+            benchmarks = open_benchmarks()
+            if [each["inputs"] for each in previous.manifest.get("decontaminate", ())] != [
+                each.inputs for each in benchmarks
+            ]:
+                warn("the benchmarks are not those of the last run any more: its ledger may tell of other rows")
+            _print_contamination(line, conversation, benchmarks)
 
 
 def _get_job(jobs: Sequence[DatasetJob], reference: RowReference) -> DatasetJob:
@@ -201,18 +217,38 @@ def _print_outcome(
         for other in previous.ledger.values():
             if "kept" in other and _get_reference(other["kept"]) == reference:
                 number = ":".join(map(str, _get_reference(other)))
-                print_result(f"  {number} repeats it, similarity {other['similarity']}")
+                how = "has its prompt" if "similarity" not in other else f"repeats it, similarity {other['similarity']}"
+                print_result(f"  {number} {how}")
     elif "kept" not in line:
         detail = f": {line['detail']}" if line["detail"] else ""
         print_result(f"{name}: dropped, {line['reason']}{detail}")
     else:
         kept = _get_reference(line["kept"])
-        print_result(f"{name}: dropped, {line['reason']}, similarity {line['similarity']}")
+        similarity = f", similarity {line['similarity']}" if "similarity" in line else ""
+        print_result(f"{name}: dropped, {line['reason']}{similarity}")
         print_result(f"kept was {kept.format(jobs)}")
         try:
             _print_comparison(conversation, convert_row_of(_get_job(jobs, kept), kept.row)[kept.part])
         except (ImpruverError, IndexError):  # the data has changed
             _print_comparison(conversation, None)
+
+
+def _print_contamination(line: dict, conversation: Conversation | None, benchmarks: Sequence[Benchmark]) -> None:
+    """Prints the texts of the benchmark's row, and the conversation, with the words that both have marked."""
+    index, row, words = line["benchmark"]["benchmark_index"], line["benchmark"]["row"], line["words"].split()
+    if conversation is None or index >= len(benchmarks) or row >= len(benchmarks[index].rows):
+        print_result("  the data no longer holds both")
+        return
+    mark = make_marker(RED, LEFT, RIGHT)
+    texts = [
+        (f"benchmark {benchmarks[index].section.name}, row {row}", text) for text in benchmarks[index].read_texts(row)
+    ]
+    for title, text in [*texts, *_list_texts(conversation)]:
+        print_result(f"{title}:")
+        place = locate_words(text, words, line["run"])
+        pieces = [text] if place is None else [text[: place[0]], text[slice(*place)], text[place[1] :]]
+        shown = [format_visible(piece, LEFT + RIGHT) for piece in pieces]
+        print_coloured(_indent("".join(mark(piece) if n == 1 else piece for n, piece in enumerate(shown))))
 
 
 def _print_comparison(dropped: Conversation | None, kept: Conversation | None) -> None:

@@ -31,7 +31,7 @@ from impruver_core.io.manifest import describe_file
 from impruver_core.library_logging import quiet_libraries
 from impruver_core.recipe.paths import check_hub_id, find_local
 
-from impruver_compose.sections import DatasetSection
+from impruver_compose.sections import SourceSection
 from impruver_compose.sources.delimited import write_delimited_table
 from impruver_compose.sources.files import (
     check_files,
@@ -72,7 +72,7 @@ class SplitFiles:
     cache: Path
 
 
-def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs: Sequence[Path]) -> LoadedDataset:
+def load_dataset(section: SourceSection, where: str, recipe_dir: Path, outputs: Sequence[Path]) -> LoadedDataset:
     """Opens the data set of a section; ImpruverError for one that can't be read, or holds one of the `outputs`."""
     quiet_libraries("datasets", errors_only=True)  # what it raises is reported here
     path = find_local(section.name, recipe_dir)
@@ -85,7 +85,7 @@ def load_dataset(section: DatasetSection, where: str, recipe_dir: Path, outputs:
     return LoadedDataset(RowTable(table, tuple(table.column_names)), [entry], [entry])
 
 
-def _load_local(path: Path, section: DatasetSection, where: str, outputs: Sequence[Path]) -> LoadedDataset:
+def _load_local(path: Path, section: SourceSection, where: str, outputs: Sequence[Path]) -> LoadedDataset:
     found = find_split_files(path, section, where)
     files = list(dict.fromkeys(file for own in found.values() for file in own))
     kind = check_files(files, path, where)
@@ -263,7 +263,7 @@ def _get_root_message(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _load_from_hub(section: DatasetSection, where: str) -> Dataset:
+def _load_from_hub(section: SourceSection, where: str) -> Dataset:
     import datasets
 
     options = {"name": section.subset, "split": section.split, "cache_dir": str(get_cache_dir() / "datasets")}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
-from impruver_compose.sections import DatasetSection
+from impruver_compose.sections import SourceSection
 from impruver_compose.sources.files import drop_companions, list_data_files
 from impruver_compose.sources.repository_card import find_config, read_configs
 from impruver_compose.sources.saved_datasets import find_saved_folders, list_saved_splits
@@ -32,7 +32,7 @@ class _Splits(NamedTuple):
     source: str
 
 
-def find_split_files(path: Path, section: DatasetSection, where: str) -> dict[str, list[Path]]:
+def find_split_files(path: Path, section: SourceSection, where: str) -> dict[str, list[Path]]:
     """Finds the files of each split that `section.split` names; ImpruverError where there are only those of others.
 
     A folder's splits are those that `datasets` finds: by the README's `configs`, else by names (train, dev, test, …).
@@ -67,7 +67,7 @@ def select_slices(tables: Mapping[str, Dataset], split: str, where: str) -> Data
         raise ImpruverError(f"{where}.split: {split} can't be read: {reason}") from None
 
 
-def _find_splits(path: Path, section: DatasetSection, wanted: list[str], where: str) -> _Splits:
+def _find_splits(path: Path, section: SourceSection, wanted: list[str], where: str) -> _Splits:
     if path.is_dir():
         saved = list_saved_splits(path)
         if saved is not None:
@@ -92,7 +92,7 @@ def _find_named_files(files: list[Path], named: Mapping[str, list[Path]], wanted
     return _Splits(named, "its name says") if named else _Splits({ANY_SPLIT: files}, UNNAMED)
 
 
-def _find_folder_splits(path: Path, section: DatasetSection, where: str) -> _Splits:
+def _find_folder_splits(path: Path, section: SourceSection, where: str) -> _Splits:
     files = list_data_files(path)
     configs = read_configs(path / "README.md", where)
     if configs:
@@ -136,7 +136,7 @@ def _find_named_or_all(files: Mapping[str, Path], name: str, where: str) -> _Spl
     return _Splits(named, "the names of its files say")
 
 
-def _choose(found: _Splits, name: str, section: DatasetSection, where: str) -> list[Path]:
+def _choose(found: _Splits, name: str, section: SourceSection, where: str) -> list[Path]:
     """The files of a split; `dev`, `valid` and `val` are one, as are the other words that `datasets` takes for one."""
     name = next((each for each in (name, find_synonym(name)) if each in found.files), name)
     if found.files.get(name) or not any((name in found.files, *found.files.values())):
@@ -151,7 +151,7 @@ def _choose(found: _Splits, name: str, section: DatasetSection, where: str) -> l
     raise ImpruverError(f"{where}: {section.name}: {found.source} the split {name}, and no file of it is there")
 
 
-def _refuse_subset(section: DatasetSection, what: str, where: str) -> None:
+def _refuse_subset(section: SourceSection, what: str, where: str) -> None:
     if section.subset is not None:
         raise ImpruverError(f"{where}.subset: {section.name} {what}, which has no subsets: leave the key out")
 
