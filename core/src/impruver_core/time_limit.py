@@ -12,8 +12,8 @@ from typing import Any
 
 from impruver_core.errors import ImpruverError
 
-# What builds the error that the timer raises; None while it is not set.
-_state = SimpleNamespace(build_error=None)
+# What builds the error that the timer raises, None while it is not set; whether the timer's signal is ours.
+_state = SimpleNamespace(build_error=None, claimed=False)
 
 
 class TimeLimitError(ImpruverError):
@@ -57,12 +57,10 @@ def stop_timer() -> None:
 
 def _claim_signal() -> bool:
     """Whether the timer is there and ours: a profiler's is left alone."""
-    if not hasattr(signal, "setitimer"):
-        return False
-    handler = signal.getsignal(signal.SIGPROF)
-    if handler is signal.SIG_DFL:
+    if not _state.claimed and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGPROF) is signal.SIG_DFL:
         signal.signal(signal.SIGPROF, _raise_error)
-    return handler in (signal.SIG_DFL, _raise_error)
+        _state.claimed = True  # asked once: to ask takes longer than to render a short conversation
+    return _state.claimed
 
 
 def _raise_error(number: int, frame: Any) -> None:

@@ -137,3 +137,15 @@ def test_a_line_that_is_too_long(tmp_path, monkeypatch):
         ImpruverError, match=r"rows\.jsonl, line 2: longer than .*; a row is one conversation or document"
     ):
         next(rows)
+
+
+@pytest.mark.parametrize("kept", [5, -1, 0.5])
+def test_a_zst_that_is_cut_off_is_told_with_the_line(kept, tmp_path):
+    rows = b"".join(b'{"a": "%x"}\n' % (number**20) for number in range(20_000))
+    content = zstandard()(rows)
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(ImpruverError, match=r"rows\.jsonl\.zst, after line [0-9]+: the compressed file is broken"):
+        list(read_rows(path))
+    path.write_bytes(content * 2)  # of two frames
+    assert len(list(read_rows(path))) == 40_000

@@ -135,7 +135,8 @@ def test_an_obsolete_file_is_removed_by_a_record_only_as_it_was_made(place):
     assert find_unchanged([obsolete], folder / "m.json") == [obsolete]
     get_staged_path(finals[0]).write_text("second a.jsonl")
     files = [{"path": finals[0].name, "sha256": hash_file(get_staged_path(finals[0]))}]
-    told = {"files": files, "removed": [{"path": obsolete.name}], "manifest": {"impruver": 1, "text": "second"}}
+    removed = [{"path": obsolete.name, "sha256": hash_file(obsolete)}]
+    told = {"files": files, "removed": removed, "manifest": {"impruver": 1, "text": "second"}}
     obsolete.write_text("mine")
     assert find_unchanged([obsolete], folder / "m.json") == []
     pending.write_text(json.dumps(told))

@@ -6,6 +6,7 @@ import json
 import numpy
 import pytest
 from impruver_core.errors import ImpruverError
+from impruver_train.data.token_files import TokenFiles
 from support.jsonl import read_jsonl, write_jsonl
 
 IGNORED = -100
@@ -48,7 +49,8 @@ def packed(parts, tmp_path, tiny):
     from impruver_train.data.collator import make_collator
     from transformers import AutoTokenizer
 
-    _, rows = token_dataset.load_token_dataset(write_mixed(tiny, parts, tmp_path / "mixed.jsonl"))
+    mixed = write_mixed(tiny, parts, tmp_path / "mixed.jsonl")
+    _, rows = token_dataset.load_token_dataset(TokenFiles(mixed, (mixed,)))
     layout = packing.plan_packing(token_dataset.get_row_lengths(rows), True, 64, 0)
     return rows, layout.build_dataset(rows), make_collator(AutoTokenizer.from_pretrained(parts / "base"))
 
@@ -298,4 +300,5 @@ def test_the_lines_of_packed_rows_are_found(parts, tiny):
         for one, other in ((rows[30], rows[4]), (rows[11], rows[2]))
     ]
     batch = make_collator(AutoTokenizer.from_pretrained(parts / "base"))(packs)
-    assert find_lines(parts / "train.jsonl", [batch]) == [3, 5, 12, 31]
+    train = parts / "train.jsonl"
+    assert find_lines(TokenFiles(train, (train,)), [batch]) == {train: [3, 5, 12, 31]}

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from impruver_train.data.token_files import TokenFiles
 from support.damage import DAMAGES, restore
 from support.jsonl import read_jsonl, write_jsonl
 
@@ -14,8 +15,10 @@ def entry(parts, tmp_path):
     """The folder of the training rows in the cache, and how they are loaded."""
     from impruver_train.data.token_dataset import load_token_dataset
 
+    train = parts / "train.jsonl"
+
     def load():
-        stats, rows = load_token_dataset(parts / "train.jsonl")
+        stats, rows = load_token_dataset(TokenFiles(train, (train,)))
         return stats, rows[:]
 
     load()
@@ -52,7 +55,7 @@ def test_an_entry_of_another_file_is_made_again(entry, parts, tmp_path, capfd):
 
     folder, load = entry
     before = load()
-    load_token_dataset(parts / "val.jsonl")
+    load_token_dataset(TokenFiles(parts / "val.jsonl", (parts / "val.jsonl",)))
     (other,) = {*(tmp_path / "cache/tokens").iterdir()} - {folder}
     shutil.rmtree(folder)
     shutil.copytree(other, folder)

@@ -17,6 +17,8 @@ FREELY_UNPACKED, LARGEST_RATIO = 8 << 20, 200  # bytes that any file may unpack 
 BLOCK = 1 << 18  # bytes
 BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what a compressed file may raise
 LISTED = 3  # members of an archive that a message names
+ZST_PIECE = 1 << 11  # bytes of a .zst that are unpacked at once: up to 32,768 times as many come of them
+ZST_LEVEL = 3  # zstd's own default
 
 
 def open_compressed(path: str | Path) -> io.BufferedReader:
@@ -30,14 +32,29 @@ def open_compressed(path: str | Path) -> io.BufferedReader:
     if suffix == ".zip":
         unpacked = _open_zip(path)
     elif suffix == ".zst":
-        try:
-            from zstandard import open as open_zst
-        except ImportError:
-            raise ImpruverError(f"{path}: reading .zst needs a further package: pip install zstandard") from None
-        unpacked = open_zst(path, "rb")
+        check_zstandard(path)
+        unpacked = _ZstFile(path)
     else:
         unpacked = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path, "rb")
     return io.BufferedReader(_Unpacked(path, unpacked), BLOCK)
+
+
+def check_zstandard(where: str | Path) -> None:
+    """ImpruverError, beginning with `where`, if the package for .zst is not installed."""
+    try:
+        import zstandard  # noqa: F401
+    except ImportError:
+        raise ImpruverError(f"{where}: .zst needs a further package: pip install zstandard") from None
+
+
+def compress_zst(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    """Writes the `size` bytes of `source` as one Zstandard frame, with their number and checksum.
+
+    The same bytes come of the same ones, with one version of zstd.
+    """
+    from zstandard import ZstdCompressor
+
+    ZstdCompressor(level=ZST_LEVEL, write_checksum=True).copy_stream(source, target, size=size)
 
 
 def read_zip_member(path: str | Path) -> str:
@@ -131,3 +148,36 @@ class _Unpacked(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
+
+
+class _ZstFile:
+    """The bytes of all frames of a .zst; EOFError where it is cut off, which zstandard's own readers leave unsaid."""
+
+    def __init__(self, path: str | Path):
+        self.file, self.frame, self.rest = open(path, "rb"), None, b""  # noqa: SIM115
+        self.unpacked = memoryview(b"")
+
+    def read1(self, count: int) -> bytes:
+        """Up to `count` bytes; none at the end."""
+        while not self.unpacked:
+            piece = self.rest or self.file.read(ZST_PIECE)
+            if not piece:
+                if self.frame is not None:
+                    raise EOFError("it is cut off")
+                return b""
+            self._unpack(piece)
+        piece, self.unpacked = bytes(self.unpacked[:count]), self.unpacked[count:]
+        return piece
+
+    def _unpack(self, piece: bytes) -> None:
+        from zstandard import ZstdDecompressor
+
+        if self.frame is None:
+            self.frame = ZstdDecompressor().decompressobj()
+        self.unpacked, self.rest = memoryview(self.frame.decompress(piece)), b""
+        if self.frame.eof:
+            self.frame, self.rest = None, self.frame.unused_data
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()

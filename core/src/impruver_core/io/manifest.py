@@ -12,6 +12,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, get_staged_path, hash_file, sync_folder
 from impruver_core.io.integrity import describe_content, find_damage
 from impruver_core.io.model_files import check_ordinary_file
+from impruver_core.io.row_parts import PART
 
 FORMAT = 1
 MACHINE_MADE = (".safetensors", ".gguf", "tokenizer.json", "tokenizer.model")  # whose names end so
@@ -162,13 +163,19 @@ def find_unchanged(paths: Iterable[Path], manifest_path: Path) -> list[Path]:
 
 
 def publish(
-    manifest_path: str | Path, staged: Iterable[Path], manifest: Mapping[str, Any], obsolete: Iterable[Path] = ()
+    manifest_path: str | Path,
+    staged: Iterable[Path],
+    manifest: Mapping[str, Any],
+    part_folders: Iterable[Path] = (),
+    obsolete: Iterable[Path] = (),
 ) -> None:
     """Puts staged files in place, each given by its final path, and the manifest after them.
 
-    `obsolete`: files that are as the manifest before describes them, and that this one knows no more; they are removed.
     A hash that the manifest has of a file is not computed again. What is about to happen is recorded before the first
     rename: `recover` finishes it after a kill at any point.
+    `part_folders`: folders of parts that are written with this manifest; parts in them that the manifest before it
+    names, and this one does not, are removed.
+    `obsolete`: files that are as the manifest before describes them, and that this one knows no more; they are removed.
     """
     manifest_path = Path(manifest_path)
     folder = normalize_path(manifest_path).parent
@@ -176,23 +183,30 @@ def publish(
     known = {locate_output(manifest_path, entry["path"]): entry.get("sha256") for entry in outputs}
     staged = map(normalize_path, staged)
     files = {path: known.get(path) or hash_file(get_staged_path(path)) for path in staged}
-    before = _read_described(manifest_path)
+    before, folders = _read_described(manifest_path), {normalize_path(path) for path in part_folders}
+
+    def name_recorded(path: Path) -> dict[str, Any]:
+        of_folder = {"part_of": path.parent.name} if path.parent in folders else {}
+        beside = (path.parent.parent if of_folder else path.parent) == folder
+        return {"path": path.name} | of_folder | ({} if beside else {"elsewhere": True})
+
     entries = [
-        {"path": path.name, "sha256": digest}
-        | ({} if path.parent == folder else {"elsewhere": True})
-        | ({"replaces": hash_file(path)} if path not in before and path.is_file() else {})  # with --overwrite
+        name_recorded(path)
+        | {"sha256": digest}
+        | ({"replaces": old} if path.is_file() and (old := hash_file(path)) != before.get(path) else {})  # --overwrite
         for path, digest in files.items()
     ]
-    obsolete = [*map(normalize_path, obsolete)]
-    removed = [{"path": path.name} | ({} if path.parent == folder else {"elsewhere": True}) for path in obsolete]
+    surplus = [path for path in before if path.parent in folders and path not in files and PART.fullmatch(path.name)]
+    surplus = [path for path in (*surplus, *map(normalize_path, obsolete)) if path.is_file()]
+    removed = [name_recorded(path) | {"sha256": hash_file(path)} for path in surplus]
     if files:
+        record = {"files": entries} | ({"removed": removed} if removed else {}) | {"manifest": manifest}
         with atomic_write(get_pending_path(manifest_path)) as file:
-            record = {"files": entries} | ({"removed": removed} if removed else {}) | {"manifest": manifest}
             json.dump(record, file, ensure_ascii=False)
-    _move_staged(manifest_path, files, manifest, obsolete)
+    _move_staged(manifest_path, files, surplus, manifest)
 
 
-def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
+def recover(manifest_path: str | Path, outputs: Iterable[Path], part_folders: Iterable[Path] = ()) -> None:
     """Finishes a `publish` that was interrupted; where its files are gone, removes what is left of it.
 
     Args:
@@ -200,7 +214,8 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
             within a folder that was downloaded, and says which files are replaced and removed: it names them by their
             bare names, and one that names any other than these is refused. So is one that would replace a file which
             neither the manifest before it describes nor `publish` has seen: its hash is not a stranger's to know. It
-        removes no file but one that is as the manifest before describes it.
+            removes no file but one that is as the manifest before describes it, or a part that this one names.
+        part_folders: folders of parts among them, in which it may name parts by the names that `publish` gives them.
 
     Raises:
         ImpruverError: for a record that `publish` did not write; nothing is touched.
@@ -213,42 +228,45 @@ def recover(manifest_path: str | Path, outputs: Iterable[Path]) -> None:
         if pending.is_symlink() or not pending.is_file() or pending.stat().st_size > LARGEST_PENDING:
             raise ValueError("it is no file of that kind")
         record = json.loads(pending.read_text(encoding="utf-8"))
-        folder, outputs = normalize_path(manifest_path).parent, [*outputs]
-        files = _find_recorded_files(record["files"], folder, outputs)
-        obsolete = _find_recorded_paths(record.get("removed", []), folder, outputs)
+        places = manifest_path, [*outputs], [*part_folders]
+        files = _find_recorded_files(record["files"], *places)
+        removed = _find_recorded_files(record.get("removed", []), *places)
         manifest = dict(record["manifest"])
         _check_recorded_manifest(manifest, manifest_path)
         _check_recorded_replaceable(record["files"], files, manifest_path)
-        changed = {path for path in obsolete if os.path.lexists(path)} - {*find_unchanged(obsolete, manifest_path)}
-        if changed or not files.keys().isdisjoint(obsolete):
-            raise ValueError(f"it would remove {obsolete[0].name}, which Impruver did not make")
+        _check_recorded_removable(removed, files, manifest_path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
         raise ImpruverError(f"{pending}: Impruver did not write this{why}; remove it") from None
     if all(_has_hash(get_staged_path(path), digest) or _has_hash(path, digest) for path, digest in files.items()):
-        _move_staged(manifest_path, files, manifest, obsolete)
+        _move_staged(manifest_path, files, removed, manifest)
         return
     for path in files:
         get_staged_path(path).unlink(missing_ok=True)
     pending.unlink()
 
 
-def _find_recorded_files(entries: list[dict], folder: Path, outputs: Iterable[Path]) -> dict[Path, str]:
-    """Final path → sha256 of what a `publish` recorded; ValueError for what is not among `outputs`."""
-    paths = _find_recorded_paths(entries, folder, outputs)
-    return {path: str(entry["sha256"]) for path, entry in zip(paths, entries, strict=True)}
-
-
-def _find_recorded_paths(entries: list[dict], folder: Path, outputs: Iterable[Path]) -> list[Path]:
-    """Final paths of what a `publish` recorded; ValueError for what is not among `outputs`."""
-    known = {(path.parent == folder, path.name): path for path in map(normalize_path, outputs)}
-    paths = []
+def _find_recorded_files(
+    entries: list[dict], manifest_path: Path, outputs: Iterable[Path], part_folders: Iterable[Path]
+) -> dict[Path, str]:
+    """Final path → sha256 of what a `publish` recorded; ValueError for what is no output, and no part in a folder."""
+    folder = normalize_path(manifest_path).parent
+    known, folders = (
+        {(path.parent == folder, path.name): path for path in map(normalize_path, paths)}
+        for paths in (outputs, part_folders)
+    )
+    files = {}
     for entry in entries:
-        path = known.get((not entry.get("elsewhere"), entry["path"]))
+        beside = not entry.get("elsewhere")
+        if "part_of" in entry:
+            parts = folders.get((beside, entry["part_of"]))
+            path = parts / entry["path"] if parts is not None and PART.fullmatch(entry["path"]) else None
+        else:
+            path = known.get((beside, entry["path"]))
         if path is None or "staged" in entry:
             raise ValueError(f"it names {entry['path']!r}, which is no output of this run")
-        paths.append(path)
-    return paths
+        files[path] = str(entry["sha256"])
+    return files
 
 
 def _check_recorded_manifest(manifest: dict[str, Any], manifest_path: Path) -> None:
@@ -275,6 +293,16 @@ def _check_recorded_replaceable(entries: list[dict], files: Mapping[Path, str], 
             raise ValueError(f"it would replace {path.name}, which Impruver did not make")
 
 
+def _check_recorded_removable(removed: Mapping[Path, str], files: Mapping[Path, str], manifest_path: Path) -> None:
+    """ValueError where one of `removed` is none that the manifest describes, or was changed since."""
+    described = _read_described(manifest_path)
+    for path, digest in removed.items():
+        is_part = PART.fullmatch(path.name) and path in described  # with --overwrite, also one that was changed
+        known = _has_hash(path, digest) and (is_part or described.get(path) == digest)
+        if path in files or (os.path.lexists(path) and not known):
+            raise ValueError(f"it would remove {path.name}, which Impruver did not make")
+
+
 def _read_described(manifest_path: Path) -> dict[Path, str | None]:
     """The sha256 of each output by the manifest at `manifest_path`; {} where there is none that can be read."""
     with suppress(ImpruverError):
@@ -288,14 +316,14 @@ def _has_hash(path: Path, digest: str) -> bool:
 
 
 def _move_staged(
-    manifest_path: Path, files: Iterable[Path], manifest: Mapping[str, Any], obsolete: Iterable[Path] = ()
+    manifest_path: Path, files: Iterable[Path], removed: Iterable[Path], manifest: Mapping[str, Any]
 ) -> None:
-    """Renames the files that are still staged, removes those that are obsolete, then writes the manifest."""
+    """Renames the files that are still staged, removes those that are no more, then writes the manifest."""
     for path in files:
         if get_staged_path(path).exists():
             get_staged_path(path).replace(path)
             sync_folder(path.parent)
-    for path in obsolete:
+    for path in removed:
         path.unlink(missing_ok=True)
     with atomic_write(manifest_path) as file:
         json.dump(manifest, file, ensure_ascii=False, indent=1)

@@ -79,11 +79,12 @@ class ModelSection:
 
 SECTIONS = {
     "output_dir": scalar(str | None, None, "folder of the trained model"),
-    "train_path": scalar(str | None, None, "JSONL of training rows"),
+    "train_path": scalar(str | None, None, "JSONL of training rows: a file, or a folder (`./train/`) of parts"),
     "val_path": scalar(
         str | list[str] | dict[str, str] | None,
         None,
-        "JSONL of validation rows; of several, as a list or a mapping of names, impruver-compose writes the first",
+        "JSONL of validation rows, as train_path; of several, as a list or a mapping of names, impruver-compose writes "
+        "the first",
     ),
     "seed": scalar(int, 42, "seed of every random choice"),
     "tokenizer": TokenizerSection,

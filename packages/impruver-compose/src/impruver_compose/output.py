@@ -19,7 +19,7 @@ from impruver_core.io.atomic import (
     remove_stale_parts,
     reserve_space,
 )
-from impruver_core.io.compression import COMPRESSED
+from impruver_core.io.compression import COMPRESSED, check_zstandard
 from impruver_core.io.jsonl import write_rows
 from impruver_core.io.locks import lock_folders
 from impruver_core.io.manifest import (
@@ -29,13 +29,18 @@ from impruver_core.io.manifest import (
     find_unchanged,
     get_manifest_path,
     get_pending_path,
+    locate_output,
     name_output,
+    normalize_path,
     publish,
     read_manifest,
     recover,
 )
+from impruver_core.io.row_parts import PART, get_part_path, is_row_file, list_row_files
 from impruver_core.tokenizer import compute_template_fingerprint
 
+from impruver_compose.row_files import PART_BYTES, RowFile, RowFormat, compute_space, plan_row_files, stage_row_files
+from impruver_compose.sections import ComposeSection
 from impruver_compose.selection import Selection
 from impruver_compose.storage import Corpus
 
@@ -47,7 +52,10 @@ BESIDE_TRAIN = ("dropped.jsonl", "report.html", "contaminated_eval.jsonl")  # be
 
 
 class OutputPaths(NamedTuple):
-    """Where the outputs go: all but val beside train; `contaminated` only where the recipe has benchmarks."""
+    """Where the outputs go: all but val beside train; how rows are written.
+
+    `contaminated` is written only where the recipe has benchmarks: `decontaminates`.
+    """
 
     train: Path
     val: Path
@@ -56,67 +64,129 @@ class OutputPaths(NamedTuple):
     contaminated: Path
     manifest: Path
     decontaminates: bool = False
-
-    @property
-    def written(self) -> list[Path]:
-        """What a run writes before its manifest, in the manifest's order."""
-        return [self.train, self.val, self.ledger, self.report, *([self.contaminated] if self.decontaminates else [])]
-
-    @property
-    def all(self) -> list[Path]:
-        """What runs with any recipe of these paths write."""
-        return [self.train, self.val, self.ledger, self.report, self.contaminated, self.manifest]
+    train_format: RowFormat = RowFormat()
+    val_format: RowFormat = RowFormat()
 
     @property
     def folders(self) -> list[Path]:
-        """The folders of all outputs."""
+        """The folders of all outputs; those of parts stand in them."""
         return [self.train.parent, self.val.parent]
+
+    @property
+    def part_folders(self) -> list[Path]:
+        """The outputs that are folders of parts."""
+        rows = ((self.train, self.train_format), (self.val, self.val_format))
+        return [path for path, row_format in rows if row_format.part_bytes is not None]
+
+    @property
+    def files(self) -> list[Path]:
+        """The outputs of a run that are single files, but for the manifest."""
+        parts = self.part_folders
+        files = (self.train, self.val, self.ledger, self.report, *([self.contaminated] if self.decontaminates else []))
+        return [path for path in files if path not in parts]
+
+    @property
+    def known_files(self) -> list[Path]:
+        """The outputs of runs with any recipe of these paths that are single files, but for the manifest."""
+        return [*self.files, *([] if self.decontaminates else [self.contaminated])]
+
+    @property
+    def examples(self) -> list[Path]:
+        """All files that are written, of each folder of parts the first."""
+        return [*self.files, *(get_part_path(folder, 0) for folder in self.part_folders), self.manifest]
 
 
 def resolve_output_paths(
-    train_path: str | None, val_path: str | None, recipe: Path, where: Callable, decontaminates: bool = False
+    train_path: str | None,
+    val_path: str | None,
+    recipe: Path,
+    where: Callable,
+    section: ComposeSection,
+    decontaminates: bool = False,
 ) -> OutputPaths:
     """Resolves the paths of all outputs; ImpruverError, with `where` a key is, for one that can't be an output's."""
     values = {"train_path": train_path, "val_path": val_path}
     missing = [name for name, value in values.items() if not value]
     if missing:
         raise ImpruverError(f"{recipe}: {' and '.join(missing)} missing: say where the rows go")
-    for name, value in values.items():
-        if value.lower().endswith(COMPRESSED):  # it would be read as what it is not
-            raise ImpruverError(f"{where(name)}: rows are written as they are: name no compressed file")
-        if Path(value).name in ("", ".."):
-            raise ImpruverError(f"{where(name)}: {value} is a folder: name a file in it")
+    formats = [_choose_format(value, where(name), section) for name, value in values.items()]
     train, val = Path(train_path).expanduser(), Path(val_path).expanduser()
-    ledger, report, contaminated = (train.with_name(f"{train.stem}.{name}") for name in BESIDE_TRAIN)
-    paths = OutputPaths(train, val, ledger, report, contaminated, get_manifest_path(train), decontaminates)
+    stem = train.name if formats[0].part_bytes is not None else Path(train.name.removesuffix(".zst")).stem
+    beside = (train.with_name(f"{stem}.{name}") for name in BESIDE_TRAIN)
+    paths = OutputPaths(train, val, *beside, get_manifest_path(train), decontaminates, *formats)
+    real_val = os.path.realpath(val)
     for name in ("train", "ledger", "report", "contaminated", "manifest"):
-        if os.path.realpath(getattr(paths, name)) == os.path.realpath(val):
+        path = os.path.realpath(getattr(paths, name))
+        if path == real_val or path.startswith(real_val + os.sep) or real_val.startswith(path + os.sep):
             what = {"train": "train_path", "contaminated": "the list of contaminated rows"}.get(name, f"the {name}")
             raise ImpruverError(f"{where('val_path')}: {val} is where {what} goes: name another file")
     return paths
+
+
+def _choose_format(value: str, where: str, section: ComposeSection) -> RowFormat:
+    """Chooses how rows are written at a path of the recipe: a folder is one that is there, or ends with a slash."""
+    if Path(value).name in ("", "..", "~"):
+        raise ImpruverError(f"{where}: {value} is a folder: name a file in it, or a folder in it for parts")
+    if any(sign in Path(value).name for sign in "*?"):
+        raise ImpruverError(f"{where}: {value} is a glob, which rows are read from: name a file, or a folder for parts")
+    lower = value.lower()
+    if value.endswith(("/", os.sep)) or (Path(value).expanduser().is_dir() and not is_row_file(Path(value).name)):
+        row_format = RowFormat(section.part_bytes or PART_BYTES, section.part_compression == "zst")
+    elif lower.endswith(COMPRESSED) and not lower.endswith(".zst"):  # it would be read as what it is not
+        raise ImpruverError(f"{where}: rows are written as they are, or as .jsonl.zst: name no other compressed file")
+    else:
+        row_format = RowFormat(compressed=lower.endswith(".zst"))
+    if row_format.compressed:
+        check_zstandard(where)
+    return row_format
 
 
 def check_outputs(paths: OutputPaths, dry_run: bool, overwrite: bool) -> None:
     """Checks that the outputs can be written; what a killed run had begun to put in place is finished."""
     for folder in paths.folders:
         (check_folder if dry_run else make_folder)(folder)
+    for folder in paths.part_folders:
+        check_folder(folder)
     if not dry_run:
         with lock_outputs(paths, overwrite):
             pass
     elif not get_pending_path(paths.manifest).exists():  # else the next start finishes what a kill cut off
-        check_replaceable(paths.written, paths.manifest, overwrite)
+        _check_in_place(paths, overwrite)
 
 
 @contextmanager
 def lock_outputs(paths: OutputPaths, overwrite: bool) -> Iterator[None]:
     """Keeps other runs from the outputs' folders, and checks that what is there may be replaced."""
     with lock_folders(paths.folders):
-        names = {path.name for path in (*paths.all, get_pending_path(paths.manifest))}
+        names = {path.name for path in (*paths.known_files, paths.manifest, get_pending_path(paths.manifest))}
         for folder in {*paths.folders}:
             remove_stale_parts(folder, names.__contains__)
-        recover(paths.manifest, paths.all[:-1])
-        check_replaceable(paths.written, paths.manifest, overwrite)
+        recover(paths.manifest, paths.known_files, paths.part_folders)
+        for folder in paths.part_folders:  # what a killed run had staged there, whose next one may have fewer parts
+            for place in folder.glob(".part-*.staged"):
+                if PART.fullmatch(place.name[1:].removesuffix(".staged")):
+                    place.unlink()
+        _check_in_place(paths, overwrite)
         yield
+
+
+def _check_in_place(paths: OutputPaths, overwrite: bool) -> None:
+    """ImpruverError for a file in an output's place that is not to be replaced, or would be read as rows of ours."""
+    parts = [part for folder in paths.part_folders for part in list_row_files(folder)]
+    named = {*_list_described(paths.manifest)} if parts else ()
+    for part in parts:
+        if normalize_path(part) not in named:
+            raise ImpruverError(
+                f"{part} would be read as rows of {part.parent}, and Impruver did not make it: move it away, or name "
+                "another folder"
+            )
+    check_replaceable([*paths.files, *parts], paths.manifest, overwrite)
+
+
+def _list_described(manifest: Path) -> list[Path]:
+    """Lists the outputs that the manifest names, if there is one."""
+    outputs = (read_manifest(manifest) or {}).get("outputs") or []
+    return [locate_output(manifest, entry["path"]) for entry in outputs]
 
 
 def build_run_manifest(recipe: dict, tokenizer: PreTrainedTokenizerFast, fingerprint: str, **facts: Any) -> dict:
@@ -142,17 +212,20 @@ def publish_outputs(
 
     `eval_rows` are the benchmarks' rows whose text was found.
     """
-    staged = {path: get_staged_path(path) for path in paths.written}
-    rows = {paths.train: len(selection.train_rows), paths.val: len(selection.val_rows), paths.ledger: len(ledger)}
+    train = plan_row_files(paths.train, paths.train_format, corpus.compute_sizes(selection.train_rows))
+    val = plan_row_files(paths.val, paths.val_format, corpus.compute_sizes(selection.val_rows, with_extra=True))
+    rows = {file.path: file.stop - file.start for file in (*train, *val)} | {paths.ledger: len(ledger)}
+    own = [paths.contaminated] if paths.decontaminates else []
+    staged = {path: get_staged_path(path) for path in (*rows, paths.report, *own)}
     rows[paths.contaminated] = len(eval_rows)
-    for_val = int(corpus.compute_sizes(selection.val_rows, with_extra=True).sum())
-    needed = int(corpus.compute_sizes(selection.train_rows).sum()) + len(report)
+    for_val = _compute_space(val, paths.val_format)
+    needed = _compute_space(train, paths.train_format) + len(report)
     try:
-        with reserve_space(paths.train.parent, needed + (for_val if _is_beside(paths.val, paths) else 0)):
-            with open_synced(staged[paths.train], "wb") as file:
-                corpus.write_token_rows(file, selection.train_rows)
-            with reserve_space(paths.val.parent, for_val), open_synced(staged[paths.val], "wb") as file:
-                corpus.write_token_rows(file, selection.val_rows, with_extra=True)
+        together = needed + (for_val if _is_beside(paths.val, paths) else 0)
+        with reserve_space(_get_folder(paths.train, paths), together):
+            stage_row_files(corpus, selection.train_rows, train, paths.train_format.compressed)
+            with reserve_space(_get_folder(paths.val, paths), for_val):
+                stage_row_files(corpus, selection.val_rows, val, paths.val_format.compressed, with_extra=True)
             with open_synced(staged[paths.ledger]) as file:
                 write_rows(file, ledger)
             with open_synced(staged[paths.report]) as file:
@@ -161,22 +234,39 @@ def publish_outputs(
                 with open_synced(staged[paths.contaminated]) as file:
                     write_rows(file, eval_rows)
         outputs = [
-            describe_file(place, rows.get(path), digest=True) | {"path": name_output(path, paths.manifest)}
+            describe_file(place, rows.get(path), digest=True) | {"path": _name_in_manifest(path, paths)}
             for path, place in staged.items()
         ]
         obsolete = [] if paths.decontaminates else find_unchanged([paths.contaminated], paths.manifest)
-        publish(paths.manifest, staged, manifest | {"outputs": outputs}, obsolete)
+        publish(paths.manifest, staged, manifest | {"outputs": outputs}, paths.part_folders, obsolete)
     finally:
         if not get_pending_path(paths.manifest).exists():  # else a start that finds it finishes
             for place in staged.values():
                 place.unlink(missing_ok=True)
 
 
+def _compute_space(planned: list[RowFile], row_format: RowFormat) -> int:
+    return compute_space([file.size for file in planned], row_format.compressed)
+
+
+def _get_folder(path: Path, paths: OutputPaths) -> Path:
+    """The folder that rows are written into."""
+    return path if path in paths.part_folders else path.parent
+
+
+def _name_in_manifest(path: Path, paths: OutputPaths) -> str:
+    """The path of an output for the manifest; of a part with its folder, so that both can be moved together."""
+    if path.parent in paths.part_folders:
+        return f"{name_output(path.parent, paths.manifest)}/{path.name}"
+    return name_output(path, paths.manifest)
+
+
 def outputs_up_to_date(paths: OutputPaths, manifest: dict) -> bool:
     """Tells whether all outputs are there and their manifest says the same."""
-    before = read_manifest(paths.manifest) or {}
+    before, described = read_manifest(paths.manifest) or {}, _list_described(paths.manifest)
     before.pop("outputs", None)
-    return before == json.loads(json.dumps(manifest)) and all(path.exists() for path in paths.written)
+    same = before == json.loads(json.dumps(manifest))
+    return same and all(path.exists() for path in (*paths.files, *described))
 
 
 def _is_beside(path: Path, paths: OutputPaths) -> bool:

@@ -13,7 +13,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.loading import resolve_recipe
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
-from impruver_compose import output, selection, template_checks
+from impruver_compose import disk_estimate, output, selection, template_checks
 from impruver_compose.decontamination.benchmarks import Benchmark, open_benchmark
 from impruver_compose.decontamination.search import BenchmarkIndex, find_contaminated
 from impruver_compose.dedup import find_duplicates
@@ -36,11 +36,11 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
     output.check_outputs(paths, dry_run, overwrite)
 
     # Load: the tokenizer, and each data set with its converter.
-    jobs, max_length = _load(recipe, [*paths.written, paths.manifest])
+    jobs, max_length = _load(recipe, paths.examples)
     tokenizer, fingerprint = jobs[0].tokenizer, compute_fingerprint(jobs[0].tokenizer)
     benchmarks = BenchmarkIndex(_open_benchmarks(recipe, paths)) if recipe.decontaminate else None
     if dry_run:
-        _estimate(jobs)
+        _estimate(jobs, recipe, paths)
         return
 
     # Convert and encode what the cache does not have, after the template was tried on the first rows.
@@ -126,7 +126,9 @@ def explain_row(recipe: Recipe, reference: str) -> None:
 def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
     val_path = next(iter(recipe.val_paths.values()), None)
     benchmarks = bool(recipe.decontaminate)
-    return output.resolve_output_paths(recipe.train_path, val_path, recipe.path, recipe.locate, benchmarks)
+    return output.resolve_output_paths(
+        recipe.train_path, val_path, recipe.path, recipe.locate, recipe.compose, benchmarks
+    )
 
 
 def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob], int | None]:
@@ -159,19 +161,20 @@ def _open_jobs(recipe: Recipe, outputs: Sequence[Path] = ()) -> list[DatasetJob]
 
 def _open_benchmarks(recipe: Recipe, paths: output.OutputPaths | None = None) -> list[Benchmark]:
     """Opens the benchmarks; none may hold one of the outputs."""
-    outputs = [*paths.written, paths.manifest] if paths else []
+    outputs = paths.examples if paths else []
     return [
         open_benchmark(index, section, recipe.locate(f"decontaminate.{index}"), recipe.base_dir, outputs)
         for index, section in enumerate(recipe.decontaminate)
     ]
 
 
-def _estimate(jobs: Sequence[DatasetJob]) -> None:
+def _estimate(jobs: Sequence[DatasetJob], recipe: Recipe, paths: output.OutputPaths) -> None:
     """Tries the template on the first rows, and prints what they tell of all; writes nothing."""
     for job in jobs:
         log_info(f"data set {job.index}: {job.name}, encoded by {job.encoder.describe()}")
     probes = [template_checks.probe_template(job) for job in jobs]
-    stats = [template_checks.estimate_stats(job) for job in jobs]
+    stats, shards = zip(*map(template_checks.estimate_stats, jobs), strict=True)
     checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
     summary_tables.print_template_checks(checks)
+    disk_estimate.print_space(disk_estimate.estimate_space(jobs, shards, recipe.split, paths), paths)
     summary_tables.print_estimate(stats, [len(job.rows) for job in jobs])

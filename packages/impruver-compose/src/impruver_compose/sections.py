@@ -108,7 +108,7 @@ class SplitSection:
 
 @dataclass(frozen=True)
 class ComposeSection:
-    """How compose works; none of it changes what it writes."""
+    """What encodes, and into which files rows are written; whatever it says, the rows are the same."""
 
     encoder: str = key(
         "auto",
@@ -116,6 +116,15 @@ class ComposeSection:
         "auto: gigatoken where it is installed and takes the tokenizer",
         choices=("auto", "tokenizers", "gigatoken"),
     )
+
+    part_bytes: int | None = key(None, "the most bytes of a part, unpacked; a row is never cut; left out: 1 GB")
+    part_compression: str | None = key(
+        None, "zst: parts are written as .jsonl.zst; left out: as .jsonl", choices=("zst",)
+    )
+
+    def __post_init__(self):
+        if self.part_bytes is not None and self.part_bytes < 1:
+            raise ValueError(f"must be at least 1 byte, not {self.part_bytes}", "part_bytes")
 
 
 SECTIONS = {

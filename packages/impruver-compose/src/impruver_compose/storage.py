@@ -304,10 +304,17 @@ class Corpus:
         """Computes the bytes that each of these token rows takes in its file."""
         return self.content_size[rows] + 1 + (self.extra_size[rows] - 1 if with_extra else 0)
 
-    def write_token_rows(self, file: BinaryIO, rows: np.ndarray, with_extra: bool = False) -> None:
-        """Writes these token rows in this order, `with_extra` as rows of val.jsonl; each shard is read only once."""
-        sizes = self.compute_sizes(rows, with_extra)
-        offsets = (np.cumsum(sizes) - sizes).tolist()
+    def write_token_rows(
+        self, files: Sequence[BinaryIO], counts: Sequence[int], rows: np.ndarray, with_extra: bool = False
+    ) -> None:
+        """Writes these token rows in this order, `counts[n]` of them into `files[n]`; each shard is read only once.
+
+        `with_extra`: as rows of val.jsonl.
+        """
+        bounds = np.concatenate([[0], np.cumsum(self.compute_sizes(rows, with_extra), dtype=np.int64)])
+        starts = np.cumsum([0, *counts])[:-1]
+        offsets = (bounds[:-1] - np.repeat(bounds[starts], counts)).tolist()
+        numbers = np.repeat([file.fileno() for file in files], counts).tolist()
         by_row = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows, self._shard_row_starts[1:], sorter=by_row)
         start = 0
@@ -318,7 +325,7 @@ class Corpus:
                 line = content(row)
                 if with_extra:  # two JSON objects become one
                     line = line[:-1] + b"," + extra(row)[1:]
-                os.pwrite(file.fileno(), line + b"\n", offsets[position])
+                os.pwrite(numbers[position], line + b"\n", offsets[position])
             start = end
 
 

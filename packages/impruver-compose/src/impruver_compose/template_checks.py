@@ -20,6 +20,7 @@ from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.overlong import cut_overlong
 from impruver_compose.field_usage import format_unused
 from impruver_compose.selection import DatasetStats
+from impruver_compose.storage import EncodedShard
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest
 ESTIMATED = 200  # rows of a data set that a dry run encodes
@@ -67,7 +68,7 @@ def probe_template(job: DatasetJob) -> TemplateProbeResult:
     if chats and not result.rows:
         _check_built_in(job, templates)
     if job.section.strict_columns:
-        check_strict_columns(job, estimate_stats(job))
+        check_strict_columns(job, estimate_stats(job)[0])
     template_format = templates.select(tools, job.template_kwargs).format if tools or calls else None
     result.endless_calls = calls and template_format.renders_calls and not template_format.ends_calls
     if tools and not template_format.renders_tools:
@@ -140,7 +141,7 @@ def _check_built_in(job: DatasetJob, templates: TemplateSelector) -> None:
     )
 
 
-def estimate_stats(job: DatasetJob) -> DatasetStats:
+def estimate_stats(job: DatasetJob) -> tuple[DatasetStats, EncodedShard]:
     """Encodes a data set's first rows and counts them; writes nothing."""
     shard, _ = encode_rows(job, 0, min(ESTIMATED, len(job.rows)))
     stats = DatasetStats(job.name, job.index)
@@ -148,7 +149,7 @@ def estimate_stats(job: DatasetJob) -> DatasetStats:
     token_rows = [token_row for each in shard.conversations for token_row in each.token_rows]
     stats.train_rows = len(token_rows)
     stats.add_tokens(*([getattr(row, name) for row in token_rows] for name in ("tokens", "target_tokens", "ended")))
-    return stats
+    return stats, shard
 
 
 def check_strict_columns(job: DatasetJob, stats: DatasetStats) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from impruver_core.cli.console import log_info, print_result, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import hash_file
 from impruver_core.io.integrity import read_file_states
 from impruver_core.io.locks import lock_folder_alone
 from impruver_core.io.model_files import get_context_length
@@ -23,6 +22,13 @@ from impruver_train import distributed
 from impruver_train.checkpointing import checkpoints, resume
 from impruver_train.checkpointing import output_dir as output
 from impruver_train.config.hub_target import HubTarget, read_hub_target
+from impruver_train.data.token_files import (
+    VAL,
+    check_parts_as_written,
+    find_token_files,
+    hash_content,
+    read_part_descriptions,
+)
 from impruver_train.modeling.checks import check_method
 from impruver_train.modeling.continued_adapter import (
     ContinuedAdapter,
@@ -32,15 +38,7 @@ from impruver_train.modeling.continued_adapter import (
 )
 from impruver_train.planning import run_estimate
 from impruver_train.planning.memory import list_memory_advice
-from impruver_train.planning.plan import (
-    VAL,
-    RunInputs,
-    TrainingData,
-    TrainingPlan,
-    find_token_files,
-    load_data,
-    plan_training,
-)
+from impruver_train.planning.plan import RunInputs, TrainingData, TrainingPlan, load_data, plan_training
 from impruver_train.saving.artifacts import format_next_commands, read_vocabulary_files, write_outputs
 from impruver_train.saving.html_report import REPORT
 from impruver_train.saving.hub_upload import (
@@ -109,8 +107,13 @@ def check(
     output_dir = Path(recipe.output_dir).expanduser()
     files = find_token_files(recipe.train_path, recipe.val_paths, recipe.path, dry_run)
     check_method(recipe.model, recipe.lora)
-    states = read_file_states(files.values())
-    digests = {name: hash_file(path) for name, path in files.items()}
+    states = read_file_states(part for each in files.values() for part in each.parts)
+    described = read_part_descriptions(files)
+    contents = {name: hash_content(each, described) for name, each in files.items()}
+    for content in contents.values():
+        check_parts_as_written(described, content.parts)
+    digests = {name: content.sha256 for name, content in contents.items()}
+    sizes = {name: content.size for name, content in contents.items()}
     digests |= output.hash_base(recipe.model.name if adapter is None else adapter.base)
     digests |= output.hash_base(str(adapter.folder), "adapter") if adapter is not None else {}
     resolved = resolve_recipe(recipe, absolute=True)
@@ -126,7 +129,7 @@ def check(
     start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite))
     resume.check_content(start)
     val_name = next(iter(list_val_names(recipe)), "")
-    return RunInputs(output_dir, resolved, files, states, digests, start, val_name, adapter)
+    return RunInputs(output_dir, resolved, files, sizes, states, digests, start, val_name, adapter)
 
 
 def list_val_names(recipe: Recipe) -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
@@ -78,15 +79,12 @@ class ByteLevelEncoding:
 
     def find_token_ranges(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The tokens that hold a byte of each span of characters, first and behind the last; (0, 0) of an empty one."""
-        borders = np.asarray(spans, np.int64).reshape(-1, 2)
-        if self._char_starts is not None:
-            borders = self._char_starts[borders]
-        first = np.searchsorted(self._ends, borders[:, 0], "right").tolist()
-        last = np.searchsorted(self._ends, borders[:, 1], "left").tolist()
-        return [
-            (start, stop + 1) if one < other else (0, 0)
-            for start, stop, (one, other) in zip(first, last, spans, strict=True)
-        ]
+        ends, starts = self._ends.tolist(), self._char_starts  # of few spans bisecting a list is faster than arrays
+        ranges = []
+        for start, stop in spans:
+            first, last = (start, stop) if starts is None else (int(starts[start]), int(starts[stop]))
+            ranges.append((bisect_right(ends, first), bisect_left(ends, last) + 1) if start < stop else (0, 0))
+        return ranges
 
 
 def build_byte_level_encodings(

@@ -1,6 +1,7 @@
 """Token rows: one checked, streaming read of the JSONL into an Arrow file, which training then maps into memory.
 
-The Arrow file stands in the cache under the JSONL's own hash, so a file is read and checked once. Ids, labels: int32.
+The Arrow file stands in the cache under the hash of the JSONL's bytes, unpacked and of all parts, so that rows are read
+and checked once however they are cut into files. Ids, labels: int32.
 Beside it a record has what was counted and the Arrow file's checksum: both are verified whenever they are used.
 What can be said of a file only with tokenizer and model is checked here as well.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import get_cache_dir, hash_file, make_folder, remove_path, sync_folder
+from impruver_core.io.atomic import get_cache_dir, make_folder, remove_path, sync_folder
 from impruver_core.io.integrity import (
     DamagedError,
     FileState,
@@ -28,16 +29,14 @@ from impruver_core.io.integrity import (
     read_record,
     write_record,
 )
-from impruver_core.io.jsonl import read_numbered_rows, read_rows
 from impruver_core.io.locks import lock_folders
-from impruver_core.io.manifest import get_manifest_path, read_manifest
 from impruver_core.labels import IGNORE_INDEX, count_target_tokens
-from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
+
+from impruver_train.data.token_files import TokenFiles, format_line, hash_content, read_token_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy import ndarray
-    from transformers import PreTrainedTokenizerBase
 
 INT32 = range(2**31)
 BATCH_ROWS = 1000
@@ -58,7 +57,7 @@ class TokenRow(NamedTuple):
 
 @dataclass
 class TokenFileStats:
-    """What the checked read of a token file counts; lines count from 1, `tokens` and `targets` are sums over rows."""
+    """What the checked read of token files counts; lines, from 1, go over all parts; `tokens`, `targets` are sums."""
 
     rows: int = 0
     tokens: int = 0
@@ -94,8 +93,8 @@ class TokenFileStats:
         return True
 
 
-def read_stats(path: Path, digest: str, states: FileStates) -> tuple[TokenFileStats, ndarray]:
-    """The stats of `path` and the lengths of its rows with targets (an int32 array), writing nothing."""
+def read_stats(files: TokenFiles, digest: str, states: FileStates) -> tuple[TokenFileStats, ndarray]:
+    """The stats of `files` and the lengths of their rows with targets (an int32 array), writing nothing."""
     import numpy as np
     from datasets import Dataset
 
@@ -109,7 +108,7 @@ def read_stats(path: Path, digest: str, states: FileStates) -> tuple[TokenFileSt
         return stats, get_row_lengths(Dataset.from_file(str(folder / ROWS)))
     stats = TokenFileStats()
     with checking_unchanged(states):
-        lengths = array("i", (len(row.input_ids) for row in read_target_rows(path, stats)))
+        lengths = array("i", (len(row.input_ids) for row in read_target_rows(files, stats)))
     return stats, np.frombuffer(lengths, dtype=np.int32)
 
 
@@ -127,17 +126,17 @@ def _get_cache_folder(digest: str) -> Path:
 
 
 def load_token_dataset(
-    path: Path, digest: str | None = None, states: FileStates | None = None
+    files: TokenFiles, digest: str | None = None, states: FileStates | None = None
 ) -> tuple[TokenFileStats, Dataset]:
-    """The stats of `path` and its rows with targets, memory-mapped; read and checked only once.
+    """The stats of `files` and their rows with targets, memory-mapped; read and checked only once.
 
-    `digest`, `states`: of `path`, its hash and what the system knew of it before that; found here if not given.
+    `digest`, `states`: of `files`, their hash and what the system knew of them before; found here if not given.
     """
     from datasets import Dataset
 
     if digest is None:
-        states = read_file_states([path])
-        digest = hash_file(path)
+        states = read_file_states(files.parts)
+        digest = hash_content(files).sha256
     folder = _get_cache_folder(digest)
     stats = None if _has_leftovers(folder) else _read_whole_entry(folder)
     if stats is None:
@@ -145,11 +144,11 @@ def load_token_dataset(
             folder.unlink()
         make_folder(folder)
         with lock_folders([folder]):  # of several processes the first makes it
-            stats = _make_entry(path, folder, states or {})
+            stats = _make_entry(files, folder, states or {})
     return stats, Dataset.from_file(str(folder / ROWS))
 
 
-def _make_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats:
+def _make_entry(files: TokenFiles, folder: Path, states: FileStates) -> TokenFileStats:
     """Writes an entry of the cache where no whole one is there, the only process at work in `folder`."""
     try:
         stats, damage = _read_entry(folder), None
@@ -162,7 +161,7 @@ def _make_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats:
         return stats
     if damage:
         log_info(f"note: {folder} is damaged ({damage}) and is made again")
-    return _write_entry(path, folder, states)
+    return _write_entry(files, folder, states)
 
 
 def _has_leftovers(folder: Path) -> bool:
@@ -205,14 +204,14 @@ def _read_entry(folder: Path) -> TokenFileStats | None:
     return stats
 
 
-def _write_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats:
+def _write_entry(files: TokenFiles, folder: Path, states: FileStates) -> TokenFileStats:
     """Writes the rows that have targets, an Arrow stream, then the record, whose presence means that it is complete."""
     import pyarrow as pa
 
     columns = {"input_ids": pa.int32(), "labels": pa.int32(), "attention_mask": pa.int8()}
     schema = pa.schema([(name, pa.list_(kind)) for name, kind in columns.items()])
     stats = TokenFileStats()
-    rows = read_target_rows(path, stats)
+    rows = read_target_rows(files, stats)
     staged = folder / f"{ROWS}.{os.getpid()}"
     try:
         with checking_unchanged(states), open(staged, "wb") as file:
@@ -232,17 +231,18 @@ def _write_entry(path: Path, folder: Path, states: FileStates) -> TokenFileStats
     return stats
 
 
-def read_held_out_rows(path: Path, states: FileStates) -> list[dict[str, Any]]:
-    """The first rows of `path` that carry their messages or text, for impruver-gguf and impruver-chat to try."""
+def read_held_out_rows(files: TokenFiles, states: FileStates) -> list[dict[str, Any]]:
+    """The first rows of `files` that carry their messages or text, for impruver-gguf and impruver-chat to try."""
     with checking_unchanged(states):
-        return list(islice((row for row in read_rows(path) if "messages" in row or "text" in row), HELD_OUT))
+        rows = (numbered.row for numbered in read_token_rows(files))
+        return list(islice((row for row in rows if "messages" in row or "text" in row), HELD_OUT))
 
 
-def read_target_rows(path: Path, stats: TokenFileStats) -> Iterator[TokenRow]:
-    """Checked rows of `path`, less those without targets; counts all in `stats`."""
-    for line, row in read_numbered_rows(path):
-        checked = check_row(row, path, line)
-        if stats.add_row(line, checked):
+def read_target_rows(files: TokenFiles, stats: TokenFileStats) -> Iterator[TokenRow]:
+    """Checked rows of `files`, less those without targets; counts all in `stats`."""
+    for part, line, overall, row in read_token_rows(files):
+        checked = check_row(row, part, line)
+        if stats.add_row(overall, checked):
             yield checked
 
 
@@ -274,43 +274,26 @@ def check_row(row: dict[str, Any], path: Path, line: int) -> TokenRow:
     return TokenRow(ids, labels, mask)
 
 
-def check_rows(stats: TokenFileStats, path: Path, vocabulary: int, positions: int | None) -> list[str]:
+def check_rows(stats: TokenFileStats, files: TokenFiles, vocabulary: int, positions: int | None) -> list[str]:
     """Refuses no targets, ids that the model has no row for, rows longer than its `positions`; returns notes."""
     if not stats.rows:
-        raise ImpruverError(f"{path}: no rows; impruver-compose makes them")
+        raise ImpruverError(f"{files}: no rows; impruver-compose makes them")
     if stats.targetless_rows == stats.rows:
         raise ImpruverError(
-            f"{path}: nothing to train on in any of {stats.rows} rows: their labels are -100 behind the first token, "
+            f"{files}: nothing to train on in any of {stats.rows} rows: their labels are -100 behind the first token, "
             "or attention_mask hides every token; impruver-compose makes rows with labels"
         )
     if stats.largest_id >= vocabulary:
         raise ImpruverError(
-            f"{path}, line {stats.largest_id_line}: id {stats.largest_id} is beyond the vocabulary of {vocabulary}; "
-            "these rows were made with another tokenizer, or model.config.vocab_size is too small"
+            f"{format_line(files, stats.largest_id_line)}: id {stats.largest_id} is beyond the vocabulary of "
+            f"{vocabulary}; these rows were made with another tokenizer, or model.config.vocab_size is too small"
         )
     if positions is not None and stats.longest > positions:
         raise ImpruverError(
-            f"{path}, line {stats.longest_line}: a row of {stats.longest} tokens, and the model has {positions} "
+            f"{format_line(files, stats.longest_line)}: a row of {stats.longest} tokens, and the model has {positions} "
             "positions; set tokenizer.max_tokens_count and run impruver-compose again"
         )
     if not stats.targetless_rows:
         return []
-    count, first = stats.targetless_rows, stats.targetless_line
-    return [f"{path}: {count} rows have no target tokens and are left out (the first is line {first})"]
-
-
-def check_data_manifest(path: Path | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The manifest of the rows in `path`, {} without one; another tokenizer or template is an ImpruverError."""
-    manifest = read_manifest(get_manifest_path(path)) if path is not None else {}
-    if manifest is None:
-        log_info(f"note: {path} has no manifest: whether this tokenizer and template made its rows can't be checked")
-        return {}
-    ours = {"tokenizer": compute_fingerprint(tokenizer), "template": compute_template_fingerprint(tokenizer)}
-    for key, name in (("tokenizer", "tokenizer"), ("template", "chat template")):
-        fingerprint = (manifest.get(key) or {}).get("fingerprint")
-        if fingerprint is not None and fingerprint != ours[key]:
-            raise ImpruverError(
-                f"{path} was made with another {name} than this recipe's; run impruver-compose with this recipe again, "
-                f"or set the {name} that the rows were made with"
-            )
-    return manifest
+    first = format_line(files, stats.targetless_line).removeprefix(f"{files}, ")
+    return [f"{files}: {stats.targetless_rows} rows have no target tokens and are left out (the first is {first})"]

@@ -22,6 +22,7 @@ from impruver_train.config.precision import Precision, choose_precision
 from impruver_train.data import token_dataset
 from impruver_train.data.packing import PackingPlan, plan_packing
 from impruver_train.data.token_dataset import TokenFileStats
+from impruver_train.data.token_files import VAL, TokenFiles, check_data_manifest, format_line
 from impruver_train.modeling import building, checks
 from impruver_train.modeling.building import ModelSize
 from impruver_train.modeling.chunked_loss import LogitsPath, limit_logits_path
@@ -34,24 +35,27 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 
-VAL = "val"  # the role of the rows that `eval_loss` is of; others are val.NAME
-
-
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is of, and where it starts; `recipe` is the resolved one, `files` and `digests` are by role.
+    """What a run is of, and where it starts; `recipe` is the resolved one; `files`, `sizes`, `digests` are by role.
 
-    `states`: what the system knew of each file before it was hashed. What is read of one later must be the same.
+    `sizes`: bytes of the rows that the digests are of, unpacked, all parts together. `states`: what the system knew of
+    each file before it was hashed. What is read of one later must be the same.
     """
 
     output_dir: Path
     recipe: dict[str, Any]
-    files: dict[str, Path]
+    files: dict[str, TokenFiles]
+    sizes: dict[str, int]
     states: dict[Path, FileState]
     digests: dict[str, str]
     start: ResumePoint
     val_name: str
     adapter: ContinuedAdapter | None
+
+    def get_states(self, role: str) -> dict[Path, FileState]:
+        """The states of the files of a role."""
+        return {part: self.states[part] for part in self.files[role].parts}
 
 
 @dataclass(frozen=True)
@@ -95,37 +99,6 @@ class TrainingData:
     end_of_turn: list[str]
     held_out: list[dict[str, Any]]
     val_name: str  # of the first file of validation rows, by which eval_loss is logged too; "" for a single path
-
-
-def find_token_files(
-    train_path: str | None, val_paths: dict[str, str], recipe_path: Path, dry_run: bool
-) -> dict[str, Path]:
-    """The token files by role: "train", "val" for the first of `val_paths`, "val.NAME" for the others.
-
-    In a dry run those that compose has yet to make may be missing: train's and the first of validation.
-    """
-    if not train_path:
-        raise ImpruverError(f"{recipe_path}: train_path is not set")
-    roles = [VAL if number == 0 else f"{VAL}.{name}" for number, name in enumerate(val_paths)]
-    named = {"train": train_path} | dict(zip(roles, val_paths.values(), strict=True))
-    files = {role: Path(text).expanduser() for role, text in named.items()}
-    for role, path in list(files.items()):
-        if path.is_file():
-            continue
-        stem, _, name = role.partition(".")
-        key = f"{stem}_path" + (f".{name}" if name else "")
-        if path.is_dir():
-            raise ImpruverError(f"{key}: {path} is a folder, not a JSONL file")
-        if path.exists() or path.is_symlink():
-            raise ImpruverError(f"{key}: {path} is no regular file" + " (a broken link)" * (not path.exists()))
-        if name:
-            raise ImpruverError(f"{key}: {path} is not there, and impruver-compose makes the first file alone")
-        absent = f"{key}: {path} is not there; impruver-compose --config {recipe_path} makes it"
-        if not dry_run:
-            raise ImpruverError(absent)
-        log_info(f"note: {absent}")
-        del files[role]
-    return files
 
 
 def plan_training(
@@ -219,21 +192,21 @@ def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry
     arguments = plan.arguments
     token_rows = plan.lora is not None and (plan.new_ids or plan.lora.get("trainable_token_indices"))
     distributed.check_sharding(arguments, bool(token_rows), dry_run)
-    manifest = token_dataset.check_data_manifest(inputs.files.get("train"), plan.tokenizer)
+    manifest = check_data_manifest(inputs.files.get("train"), plan.tokenizer)
     positions = get_context_length(plan.config)
     stats, datasets, batches = {}, {}, None
-    for name, path in inputs.files.items():
-        states = {path: inputs.states[path]}
+    for name, files in inputs.files.items():
+        states = inputs.get_states(name)
         if dry_run:
-            stats[name], lengths = token_dataset.read_stats(path, inputs.digests[name], states)
+            stats[name], lengths = token_dataset.read_stats(files, inputs.digests[name], states)
         else:
-            stats[name], datasets[name] = token_dataset.load_token_dataset(path, inputs.digests[name], states)
+            stats[name], datasets[name] = token_dataset.load_token_dataset(files, inputs.digests[name], states)
         if name == "train" or stats[name].rows:
-            for text in token_dataset.check_rows(stats[name], path, plan.vocabulary, positions):
+            for text in token_dataset.check_rows(stats[name], files, plan.vocabulary, positions):
                 log_info(f"note: {text}")
         if name == "train":
             lengths = lengths if dry_run else token_dataset.get_row_lengths(datasets[name])
-            batches = plan_batches(plan, lengths, stats[name], path, max_tokens)
+            batches = plan_batches(plan, lengths, stats[name], files, max_tokens)
     if "train" in datasets:
         by_length = arguments.train_sampling_strategy == "group_by_length"
         datasets["train"] = batches.build_dataset(datasets["train"], by_length)
@@ -248,19 +221,19 @@ def load_data(plan: TrainingPlan, inputs: RunInputs, max_tokens: int | None, dry
             raise ImpruverError(f"val_path: {inputs.files[role]} has no rows to evaluate on; take it out")
     end_of_turn = list(manifest.get("end_of_turn") or get_end_of_turn(plan.tokenizer))
     val = inputs.files.get(VAL) if not dry_run else None
-    held_out = token_dataset.read_held_out_rows(val, {val: inputs.states[val]}) if val is not None else []
+    held_out = token_dataset.read_held_out_rows(val, inputs.get_states(VAL)) if val is not None else []
     return TrainingData(stats, datasets, batches, manifest, end_of_turn, held_out, inputs.val_name)
 
 
 def plan_batches(
-    plan: TrainingPlan, lengths: ndarray, stats: TokenFileStats, path: Path, max_tokens: int | None
+    plan: TrainingPlan, lengths: ndarray, stats: TokenFileStats, files: TokenFiles, max_tokens: int | None
 ) -> PackingPlan:
     """How training's rows become batches; ImpruverError for rows that can't be packed."""
     arguments = plan.arguments
     if plan.packing and stats.masked_line:
         raise ImpruverError(
-            f"{path}, line {stats.masked_line}: its attention_mask hides tokens, and packed rows have none; leave such "
-            "tokens out of the rows, or set trainer.packing: false"
+            f"{format_line(files, stats.masked_line)}: its attention_mask hides tokens, and packed rows have none; "
+            "leave such tokens out of the rows, or set trainer.packing: false"
         )
     if arguments.dataloader_drop_last and len(lengths) < arguments.train_batch_size:
         raise ImpruverError(

@@ -135,7 +135,7 @@ def write_manifest(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, mo
 def _describe_inputs(inputs: RunInputs, data: TrainingData, base: str | None) -> list[dict[str, Any]]:
     """The manifest's inputs as they were hashed: token files and a local base, each with that hash."""
     described = [
-        {"path": str(path), "bytes": inputs.states[path].size, "rows": data.stats[name].rows, "role": name}
+        {"path": str(path), "bytes": inputs.sizes[name], "rows": data.stats[name].rows, "role": name}
         for name, path in inputs.files.items()
     ]
     for role, path in (("base", base), ("adapter", str(inputs.adapter.folder) if inputs.adapter else None)):

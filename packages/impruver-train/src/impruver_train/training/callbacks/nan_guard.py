@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.io.integrity import FileState, check_unchanged
-from impruver_core.io.jsonl import read_numbered_rows
 
 from impruver_train.checkpointing.checkpoints import list_complete_checkpoints
+from impruver_train.data.token_files import TokenFiles, read_token_rows
 from impruver_train.modeling.finite_weights import check_finite_checkpoint
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class NonFiniteGuardCallback:
     def __init__(
         self,
         output_dir: Path,
-        train_path: Path,
+        train_files: TokenFiles,
         batches: list[Batch],
         start: Path | None,
         states: Mapping[Path, FileState],
     ) -> None:
-        self.output_dir, self.train_path, self.batches = output_dir, train_path, batches
+        self.output_dir, self.train_files, self.batches = output_dir, train_files, batches
         self.start, self.states = start, states
 
     def on_train_begin(self, args, state, control, model=None, **_):
@@ -82,23 +82,24 @@ class NonFiniteGuardCallback:
     def describe_rows(self) -> str:
         """The step's rows by their lines, unless the file was changed or removed since it was read."""
         try:
-            check_unchanged({path: state for path, state in self.states.items() if path == self.train_path})
-            return f"lines {', '.join(map(str, find_lines(self.train_path, self.batches)))} of {self.train_path}"
+            check_unchanged({path: state for path, state in self.states.items() if path in self.train_files.parts})
+            lines = find_lines(self.train_files, self.batches).items()
+            return " and ".join(f"lines {', '.join(map(str, numbers))} of {part}" for part, numbers in lines)
         except (ImpruverError, OSError, LookupError, TypeError):
-            return f"rows of {self.train_path}, which was changed since, so that their lines can't be told"
+            return f"rows of {self.train_files}, which was changed since, so that their lines can't be told"
 
 
-def find_lines(path: Path, batches: list[Batch]) -> list[int]:
-    """The lines of the JSONL at `path` whose rows are in `batches`; of equal rows the first."""
+def find_lines(files: TokenFiles, batches: list[Batch]) -> dict[Path, list[int]]:
+    """The lines of each part of `files` whose rows are in `batches`; of equal rows the first."""
     wanted = {ids for batch in batches for ids in _list_rows(batch)}
-    lines = []
-    for line, row in read_numbered_rows(path):
+    lines: dict[Path, list[int]] = {}
+    for part, line, _, row in read_token_rows(files):
         if not wanted:
             break
         ids = tuple(row["input_ids"])
         if ids in wanted:
             wanted.discard(ids)
-            lines.append(line)
+            lines.setdefault(part, []).append(line)
     return lines
 
 

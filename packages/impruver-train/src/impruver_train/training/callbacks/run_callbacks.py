@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from impruver_core.io.integrity import FileState
 
 from impruver_train.checkpointing.resume import ResumePoint
+from impruver_train.data.token_files import TokenFiles
 from impruver_train.signals import StopSignal
 from impruver_train.training.callbacks.checkpointer import CheckpointCallback
 from impruver_train.training.callbacks.early_stopping import load_early_stopping, restore_callback_states
@@ -62,7 +63,7 @@ def build_samples(count: int | None, rows: Sequence[Any], path: Path, positions:
 
 def build_callbacks(
     output_dir: Path,
-    train_path: Path,
+    train_files: TokenFiles,
     signal: StopSignal,
     identity: dict[str, Any],
     start: ResumePoint,
@@ -80,7 +81,7 @@ def build_callbacks(
     speed = as_callback(ThroughputCallback, output_dir / NAME, batches)
     callbacks = [
         as_callback(MetricsLoggerCallback, output_dir / METRICS, speed.compute_recent_rate),
-        as_callback(NonFiniteGuardCallback, output_dir, train_path, batches, start.checkpoint, states or {}),
+        as_callback(NonFiniteGuardCallback, output_dir, train_files, batches, start.checkpoint, states or {}),
         as_callback(CheckpointCallback, output_dir, signal, identity, start),
         speed,
         as_callback(LossWarningCallback),
