@@ -82,19 +82,10 @@ def test_messages_that_are_refused_by_name(composed, files):
     assert [case for case, (_, told) in REFUSED.items() if told not in details[case]] == [], details
 
 
-@pytest.mark.parametrize("turns", ["all", "each", "last"])
-def test_a_blank_turn_is_not_trained_on(turns, composed, files, learned):
-    """Nor is it a row of its own."""
-    rows = [
-        {"messages": [user("q"), assistant("a"), user("r"), assistant(" ")]},
-        {"messages": [user("q"), assistant(""), user("r"), assistant("a")]},
-        share(("human", "q"), ("gpt", " \n"), ("human", "r"), ("gpt", "a")),
-        {"instruction": "r", "output": "a", "history": [["q", None]]},
-        {"prompt": "q", "completion": [assistant(None), user("r"), assistant("a")]},
-    ]
-    files.write("data.jsonl", [{"id": str(n)} | row for n, row in enumerate(rows)])
-    done = composed(data={"turns": turns}, dedup={"method": "none"})
-    assert [learned(row) for row in done.train] == [["a<|im_end|>"]] * len(rows)
+@pytest.mark.parametrize("turns", ["each", "last"])
+def test_a_blank_turn_is_no_row_of_its_own(turns, composed, files, learned):
+    files.write("data.jsonl", [{"messages": [user("q"), assistant("a"), user("r"), assistant(" ")]}])
+    assert [learned(row) for row in composed(data={"turns": turns}).train] == [["a<|im_end|>"]]
 
 
 NO_TARGETS = [

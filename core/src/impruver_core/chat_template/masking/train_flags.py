@@ -1,7 +1,7 @@
 """Which messages are trained on: what they say of it themselves, in the names that data sets have for it."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -112,21 +112,6 @@ def is_blank(message: dict) -> bool:
         return False
     calls = message.get("tool_calls") or message.get("function_call")
     return not calls and not any((message.get(field) or "").strip() for field in REASONING_FIELDS)
-
-
-def has_blank_answer(messages: Sequence[dict]) -> bool:
-    """Whether one of the turns that are trained on is blank."""
-    return any(message["role"] in TRAINED_ROLES and is_blank(message) for message in messages)
-
-
-def leave_out_blank_answers(messages: Sequence[dict]) -> list[dict]:
-    """The messages, blank answers not trained on: they would teach to say nothing. What else they say of it stays."""
-    return [
-        {**message, **{name: False for name in TRAIN_FLAGS if message.get(name) in (None, True)}}
-        if message["role"] in TRAINED_ROLES and is_blank(message)
-        else message
-        for message in messages
-    ]
 
 
 def _are_blank_parts(content: Any) -> bool:

@@ -9,12 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 from impruver_core.chat_template.masking.loss_mask import Encoded, Refused, encode_chats
-from impruver_core.chat_template.masking.train_flags import (
-    has_blank_answer,
-    is_blank,
-    is_trained,
-    leave_out_blank_answers,
-)
+from impruver_core.chat_template.masking.train_flags import is_blank, is_trained
 from impruver_core.chat_template.selection import TemplateSelector
 from impruver_core.errors import RefusedError
 from impruver_core.io.jsonl import format_row
@@ -140,15 +135,6 @@ def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list) -> li
     """Encodes the views of each chat that `turns` asks for; `whole` are the encodings of all of its messages."""
     pairs = list(zip(chats, whole, strict=True))
     if job.section.turns == "all":
-        blank = [
-            n
-            for n, (chat, encoded) in enumerate(pairs)
-            if isinstance(encoded, Encoded) and has_blank_answer(chat.messages)
-        ]
-        if blank:
-            messages = [leave_out_blank_answers(chats[n].messages) for n in blank]
-            anew = dict(zip(blank, _encode_messages(job, [chats[n] for n in blank], messages), strict=True))
-            pairs = [(chat, anew.get(n, encoded)) for n, (chat, encoded) in enumerate(pairs)]
         return [[TrainingView(len(chat.messages), encoded)] for chat, encoded in pairs]
     views = [
         build_training_views(chat.messages, job.section.turns) if isinstance(encoded, Encoded) else []
@@ -315,7 +301,7 @@ def build_training_views(messages: Sequence[dict], turns: str) -> list[list[dict
 def _build_view(messages: Sequence[dict], end: int, turns: str) -> list[dict]:
     """Builds the messages up to number `end`; unless `turns` is `all`, only that one is trained on."""
     if turns == "all":
-        return leave_out_blank_answers(messages[: end + 1])
+        return list(messages[: end + 1])
     return [*({**message, "train": False} for message in messages[:end]), messages[end]]
 
 
