@@ -57,6 +57,12 @@ def test_strict_columns(compose, refused, composed, files):
     assert "late (1 rows, row 300: '1')" in done.err
 
 
+def test_strict_columns_tell_what_to_do_with_what_is_no_column(refused, files):
+    files.write("data.jsonl", [{"messages": MESSAGES, "chat_template_kwargs": {"mood": 1}, "score": 1}])
+    message = refused(data={"strict_columns": True})
+    assert "by mapping: {score: _}; take chat_template_kwargs.mood, messages[].id, messages[].name," in message
+
+
 def test_a_column_is_judged_row_by_row(composed, files):
     """What one row's weight, label or images say is read; another row's may be nothing that is known."""
     rows = [

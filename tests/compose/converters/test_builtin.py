@@ -306,6 +306,7 @@ def test_nan_is_no_text(composed, files):
     )
     (line,) = composed().dropped
     assert (line["row"], line["reason"]) == (0, "converter_failed")
+    assert "a value is NaN or infinite, which is no text: write null" in line["detail"]
 
 
 def test_an_own_converter_that_is_none(refused, files, tmp_path):

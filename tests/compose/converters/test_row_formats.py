@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from impruver_compose.converters.columns import find_guard
 from support.messages import assistant, user
+from support.tokenizers import stock_template
 
 U, A, S = "user", "assistant", "system"
 PAIR = [user("q"), assistant("good")]
@@ -113,7 +115,16 @@ GUARDED = {
     "label": ({"prompt": [user("q")], "completion": [assistant("bad")], "label": False}, "bad_row", "label is false"),
     "label in text": ({"prompt": "q", "completion": "bad", "label": "False"}, "bad_row", "label is false"),
     "pair": ({"messages": PAIR, "rejected": [assistant("bad")]}, "bad_row", "rejected has an answer"),
+    "pair of other names": (
+        {"prompt": "q", "response": "good", "rejected_response": "bad"},
+        "bad_row",
+        "rejected_response has an answer",
+    ),
+    "pair in another case": ({"prompt": "q", "completion": "good", "Rejected": "bad"}, "bad_row", "Rejected has"),
     "weight 0": ({"messages": PAIR, "weight": 0}, "converter_skipped", "weight is 0"),
+    "weight in another case": ({"messages": PAIR, "Weight": 0}, "converter_skipped", "Weight is 0"),
+    "train": ({"messages": PAIR, "train": False}, "converter_skipped", "train is false"),
+    "loss, in a table": ({"instruction": "q", "output": "a", "loss": "False"}, "converter_skipped", "loss is false"),
     "weight between": ({"instruction": "q", "output": "a", "weight": 0.3}, "bad_row", "weight is 0.3"),
     "images": (
         {"messages": [user("<image>?"), assistant("Red.")], "images": ["b.png"]},
@@ -132,8 +143,9 @@ GUARDED = {
 @pytest.mark.parametrize("case", GUARDED)
 def test_columns_that_must_not_be_passed_over(case, composed, files):
     row, reason, told = GUARDED[case]
-    name = next(name for name in ("label", "rejected", "weight", "images", "image") if name in row)
-    files.write("data.jsonl", [row, row | {name: {"label": True, "weight": 1}.get(name)}])
+    name = next(name for name in row if find_guard(name))
+    kept = {"label": True, "weight": 1, "train": True, "loss": 0.25}
+    files.write("data.jsonl", [row, row | {name: kept.get(name.lower())}])
     done = composed(dedup={"method": "none"})
     assert [(line["row"], line["reason"]) for line in done.dropped] == [(0, reason)]
     assert told in done.dropped[0]["detail"]
@@ -225,6 +237,51 @@ def test_rows_as_data_sets_have_them(composed, files, texts):
     data = [{"name": f"{number:02}.jsonl"} for number in range(len(READ))]
     done = composed(datasets=data, dedup={"method": "none"})
     assert sorted(texts(done.train)) == sorted(files.rendered(*turns) for _, turns in READ.values())
+
+
+CALL = {"name": "look", "arguments": {"at": "Oslo"}}
+TRACES = {  # of a call and its result, by the roles or speakers that they have
+    **{
+        f"{call}, {result}": {
+            "messages": [
+                user("q"),
+                {"role": call, "content": json.dumps(CALL)},
+                {"role": result, "content": "4"},
+                assistant("a"),
+            ]
+        }
+        for call, result in (
+            ("function_call", "observation"),
+            ("tool_call", "tool_response"),
+            ("tool_calls", "tool"),
+            ("Tool_Call", "tool_result"),
+        )
+    },
+    "speakers": share(("human", "q"), ("tool_call", json.dumps(CALL)), ("tool_response", "4"), ("gpt", "a")),
+    "ShareGPT's": share(("human", "q"), ("function_call", json.dumps(CALL)), ("observation", "4"), ("gpt", "a")),
+    "OpenAI's": {
+        "messages": [
+            user("q"),
+            assistant(None, tool_calls=[{"id": "c", "type": "function", "function": CALL}]),
+            {"role": "tool", "tool_call_id": "c", "content": "4"},
+            assistant("a"),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct"])
+def test_calls_and_results_by_any_name_are_the_templates_own(name, composed, files):
+    files.write("data.jsonl", [{"id": str(n)} | row for n, row in enumerate(TRACES.values())])
+    done = composed(tokenizer={"chat_template": stock_template(name)}, dedup={"method": "none"})
+    assert len(done.train) == len(TRACES)
+    assert len({json.dumps(row) for row in done.train}) == 1
+
+
+def test_calls_by_any_name_are_trained_on_where_the_template_passes_roles_through(composed, files, learned):
+    files.write("data.jsonl", [TRACES["tool_call, tool_response"], TRACES["function_call, observation"]])
+    expected = [f"function_call\n{json.dumps(CALL)}<|im_end|>", "a<|im_end|>"]
+    assert [learned(row) for row in composed(dedup={"method": "none"}).train] == [expected] * 2
 
 
 def test_earlier_answers_are_trained_on(composed, files, learned):

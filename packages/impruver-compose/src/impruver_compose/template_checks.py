@@ -156,9 +156,11 @@ def check_strict_columns(job: DatasetJob, stats: DatasetStats) -> None:
     """ImpruverError for a data set with `strict_columns` that has columns, or keys of messages, that nothing reads."""
     unused = stats.usage.list_unread() if job.section.strict_columns else []
     if unused:
-        columns = [each["name"] for each in unused if "[]" not in each["name"]]
-        mapping = ", ".join(f"{name}: _" for name in columns)
-        way = f"; what is left out on purpose is named by mapping: {{{mapping}}}" if columns else ""
+        names = [each["name"] for each in unused]
+        inner = [name for name in names if name.startswith(("messages[].", "chat_template_kwargs."))]
+        mapping = ", ".join(f"{name}: _" for name in names if name not in inner)
+        way = f"; what is left out on purpose is named by mapping: {{{mapping}}}" if mapping else ""
+        way += f"; take {', '.join(inner)} out of the data" if inner else ""
         where = f"data set {job.index} ({job.name})"
         raise ImpruverError(f"{where}: strict_columns is set, and nothing reads {format_unused(unused)}{way}")
 

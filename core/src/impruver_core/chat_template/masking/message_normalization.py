@@ -2,7 +2,7 @@
 
 Calls come in three forms, and a template knows one: `tool_calls` of an assistant's message (OpenAI's), its older
 `function_call` beside the content, and messages of a role `function_call` (ShareGPT's). Results are messages of the
-roles `tool`, `function` and `function_response`.
+roles `tool`, `function`, `function_response` and `observation`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MESSAGE_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
 )
 PLAIN_KEYS = MESSAGE_KEYS.difference(TRAIN_FLAGS)
-RESULT_ROLES = ("function", "function_response")  # of other names than `tool`
+RESULT_ROLES = ("function", "function_response", "observation")  # of other names than `tool`
 
 
 def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[dict]:
@@ -101,6 +101,7 @@ def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[di
     Results belong to the calls before them by name, else in order.
     """
     as_roles = fmt.renders_function_roles and not fmt.renders_calls  # many pass through any role
+    kept = (*(("function_response",) if as_roles else ()), *(() if fmt.renders_calls else ("observation",)))
     prepared: list[dict] = []
     waiting: list[dict] = []  # calls without a result
     made = 0
@@ -123,7 +124,7 @@ def _convert_to_tool_calls(messages: list[dict], fmt: TemplateFormat) -> list[di
         called = [_name_call(call) for call in message.get("tool_calls") or []]
         if called:  # several messages of calls may stand side by side
             waiting = waiting + called if number and messages[number - 1]["role"] == role == "function_call" else called
-        elif role in RESULT_ROLES and not (as_roles and role == "function_response"):
+        elif role in RESULT_ROLES and role not in kept:
             message = _convert_result(message, waiting, number)
         elif role == "tool":
             waiting = [call for call in waiting if call["id"] != message.get("tool_call_id")]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from impruver_core.errors import RefusedError
@@ -11,6 +12,11 @@ from impruver_compose.field_usage import is_filled
 SKIPPED_LABELS = ("bad_output",)
 FLAGS = ("yes", "no", "true", "false", "y", "n", "0", "1")
 NUMBER = re.compile(r"\d+(?:\.\d*)?")
+REJECTED = re.compile(
+    r"rejected(_(responses?|messages|conversations?|answers?|completions?|outputs?|texts?|contents?))?"
+)
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+Guard = Callable[[str, Any, dict], bool]
 
 
 class RecordingRow(dict):
@@ -72,7 +78,21 @@ def check_guarded_columns(row: dict, columns: Sequence[str]) -> set[str]:
     RefusedError where one says that the row must not be trained on as it is.
     """
     filled = ((name, row[name]) for name in columns if is_filled(row.get(name)))
-    return {name for name, value in filled if GUARDED_COLUMNS[name](name, value, row)}
+    return {name for name, value in filled if find_guard(name)(name, value, row)}
+
+
+@cache
+def find_guard(name: str) -> Guard | None:
+    """Finds what looks at a column that must not be passed over, in whatever case its name is written; else None.
+
+    Such a column says that a row is not to be trained on, or holds more than its text: it is read, or the row refused.
+    """
+    folded = name.strip().lower()
+    if REJECTED.fullmatch(folded):
+        return _check_rejected
+    if folded in MEDIA:
+        return _check_media
+    return {"weight": _check_weight, "label": _check_label, "train": _check_flag, "loss": _check_flag}.get(folded)
 
 
 def _check_weight(name: str, value: Any, row: dict) -> bool:
@@ -91,6 +111,13 @@ def _check_rejected(name: str, value: Any, row: dict) -> bool:
     raise RefusedError("bad_row", f"{name} has an answer that is not to be imitated; {_format_way_out(name)}")
 
 
+def _check_flag(name: str, value: Any, row: dict) -> bool:
+    text = str(value).strip().lower()
+    if text == "false":
+        raise RefusedError("converter_skipped", f"{name} is false")
+    return text == "true"  # else it is another matter: a value of the loss, a name
+
+
 def _check_label(name: str, value: Any, row: dict) -> bool:
     text = str(value).strip().lower()
     if text in SKIPPED_LABELS:
@@ -101,19 +128,11 @@ def _check_label(name: str, value: Any, row: dict) -> bool:
 
 
 def _check_media(name: str, value: Any, row: dict) -> bool:
-    if isinstance(value, str) and not name.endswith("s") and f"<{name}>" not in repr(row):
+    folded = name.strip().lower()
+    if isinstance(value, str) and not folded.endswith("s") and f"<{folded}>" not in repr(row):
         return False  # a description, or a link in a table
     raise RefusedError("bad_row", f"{name}: only text can be trained on; {_format_way_out(name)}")
 
 
 def _format_way_out(name: str) -> str:
     return f"mapping: {{{name}: _}} trains on the row without looking at it"
-
-
-# What says that a row is not to be trained on, or holds more than its text: read, or the row is refused.
-GUARDED_COLUMNS: dict[str, Callable[[str, Any, dict], bool]] = {
-    "weight": _check_weight,
-    "rejected": _check_rejected,
-    "label": _check_label,
-    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _check_media),
-}

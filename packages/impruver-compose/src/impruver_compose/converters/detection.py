@@ -11,7 +11,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.suggestions import suggest
 
 from impruver_compose.converters import builtin
-from impruver_compose.converters.columns import GUARDED_COLUMNS
+from impruver_compose.converters.columns import find_guard
 from impruver_compose.field_usage import is_filled
 from impruver_compose.sections import SourceSection
 
@@ -85,7 +85,7 @@ def find_converter(
     if name not in BUILTIN:
         function = load_object(name, f"{where}.converter", recipe_dir)
         return DatasetConverter(name, _adapt_signature(function, name, where), mapping, left_out=left_out)
-    guarded = tuple(name for name in GUARDED_COLUMNS if name in columns and name not in {*mapping, *mapping.values()})
+    guarded = tuple(name for name in columns if find_guard(name) and name not in {*mapping, *mapping.values()})
     function = BUILTIN[name].function
     formats = _list_formats({*columns} - left_out)
     several = len(formats) > 1 or any({*names} <= {*columns} - left_out for names in (SYSTEMS, ("input", "context")))

@@ -9,16 +9,22 @@ from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
 USERS = ("human", "user", "prompter")
 ASSISTANTS = ("assistant", "gpt", "bot", "chatgpt", "model", "chatbot", "ai")
+CALLS = dict.fromkeys(("function_call", "tool_call", "tool_calls"), "function_call")
+RESULTS = dict.fromkeys(("function_response", "tool_response", "tool_result", "tool_results"), "function_response")
 SPEAKERS = {  # of ShareGPT's files, in any case; another one is an error
     **dict.fromkeys(USERS, "user"),
     **dict.fromkeys(ASSISTANTS, "assistant"),
-    **{role: role for role in ("system", "developer", "function_call")},
-    **dict.fromkeys(("function_response", "observation", "tool", "function"), "function_response"),
+    **{role: role for role in ("system", "developer")},
+    **CALLS,
+    **RESULTS,
+    **dict.fromkeys(("observation", "tool", "function"), "function_response"),
 }
 ROLES = {  # of messages, in any case; others stay as they are, since a template may know them
     **dict.fromkeys(USERS, "user"),
     **dict.fromkeys(ASSISTANTS, "assistant"),
-    **{role: role for role in ("system", "developer", "tool", "function")},
+    **{role: role for role in ("system", "developer", "tool", "function", "observation")},
+    **CALLS,
+    **RESULTS,
 }
 PAIR_KEYS = (
     ("user", "assistant"),
@@ -36,7 +42,12 @@ NOTHING = ("", "none", "null", "nan")  # what tables write into a cell that has 
 
 def to_text(value: Any) -> str:
     """Makes a value a text, numbers and booleans as in JSON; ValueError for NaN, which JSON does not have."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise ValueError("a value is NaN or infinite, which is no text: write null or nothing there") from None
 
 
 def parse_json_text(value: Any, name: str) -> Any:
