@@ -1,5 +1,6 @@
 """Keep torch out of the process: importing it would cost each worker 600 MB and seconds, for nothing."""
 
+import gc
 import os
 import sys
 
@@ -18,3 +19,4 @@ def import_libraries() -> None:
 
     if sys.modules.get("torch", True) is None:
         del sys.modules["torch"]
+    gc.freeze()  # what was imported stays: no collection need look at it

@@ -19,7 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -118,35 +118,41 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerFast, texts: list[str]) ->
 
 def read_byte_level_vocabulary(backend: Tokenizer) -> ByteLevelVocabulary | None:
     """The vocabulary of a byte-level BPE; None for any other kind of tokenizer."""
-    content = json.loads(backend.to_str())
-    if not _is_byte_level(content):
+    if not _is_byte_level(backend):
         return None
-    size = backend.get_vocab_size(with_added_tokens=True)
-    lengths = np.full(max([size, *(number + 1 for number in content["model"]["vocab"].values())]), UNKNOWN, np.int64)
-    for token, number in content["model"]["vocab"].items():
-        lengths[number] = len(token)  # a character for each byte
-    for number, token in backend.get_added_tokens_decoder().items():
-        if number >= len(lengths):
-            lengths = np.append(lengths, np.full(number + 1 - len(lengths), UNKNOWN, np.int64))
-        lengths[number] = len(token.content.encode()) or UNKNOWN
-    unknown = content["model"].get("unk_token")
+    tokens = backend.get_vocab(with_added_tokens=False)
+    added = backend.get_added_tokens_decoder()
+    lengths = np.full(max((*tokens.values(), *added), default=0) + 2, UNKNOWN, np.int64)  # the last: of any other id
+    numbers = np.fromiter(tokens.values(), np.int64, len(tokens))
+    lengths[numbers] = np.fromiter(map(len, tokens), np.int64, len(tokens))  # a character for each byte
+    for number, token in added.items():
+        lengths[number] = len(token.content.encode())
+    unknown = backend.model.unk_token
     if unknown is not None and (number := backend.token_to_id(unknown)) is not None:
         lengths[number] = UNKNOWN
     lengths[lengths == 0] = UNKNOWN
-    lengths = np.append(lengths, UNKNOWN)  # of ids beyond the vocabulary
-    return ByteLevelVocabulary(lengths, content.get("normalizer") is not None)
+    return ByteLevelVocabulary(lengths, backend.normalizer is not None)
 
 
-def _is_byte_level(content: dict) -> bool:
-    """Whether a tokenizer, as its JSON says it, gives the bytes of any text in order, if it loses none."""
-    model, steps = content["model"], content.get("pre_tokenizer") or {}
-    steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
+def _is_byte_level(backend: Tokenizer) -> bool:
+    """Whether a tokenizer gives the bytes of any text in order, if it loses none."""
+    model = backend.model
+    try:
+        normalizer, steps = _read_component(backend.normalizer), _read_component(backend.pre_tokenizer)
+    except Exception:  # bare ones, of components that are written in Python
+        return False
+    steps = steps.get("pretokenizers", [steps])
     return (
-        model["type"] == "BPE"
-        and content.get("normalizer") in (None, {"type": "NFC"})
-        and not any(model.get(key) for key in OTHER_BYTES)
+        type(model).__name__ == "BPE"
+        and normalizer in ({}, {"type": "NFC"})
+        and not any(getattr(model, name) for name in OTHER_BYTES)
         and sum(step.get("type") == "ByteLevel" for step in steps) == 1
         and all(step.get("type") in SPLITTERS and step.get("behavior") != "Removed" for step in steps)
         and not any(step.get("add_prefix_space") for step in steps)
         and steps[-1].get("type") == "ByteLevel"
     )
+
+
+def _read_component(component: Any) -> dict:
+    """A part of a tokenizer as its JSON has it; {} for none."""
+    return {} if component is None else json.loads(component.__getstate__())
