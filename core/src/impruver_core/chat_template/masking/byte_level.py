@@ -49,12 +49,17 @@ class ByteLevelEncoding:
     `ends`, (tokens,) of int64, are the bytes up to the end of each token; `size` are those of the text.
     """
 
-    def __init__(self, text: str, ids: list[int], array: np.ndarray, ends: np.ndarray, size: int):
-        self.text, self.ids, self.array = text, ids, array
+    def __init__(self, text: str, array: np.ndarray, ends: np.ndarray, size: int):
+        self.text, self.array = text, array
         self._ends, self._size = ends, size
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.array)
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The ids of the text."""
+        return self.array.tolist()
 
     @cached_property
     def _char_starts(self) -> np.ndarray | None:
@@ -88,12 +93,16 @@ class ByteLevelEncoding:
 
 
 def build_byte_level_encodings(
-    texts: Sequence[str], ids: Sequence[list[int] | None], vocabulary: ByteLevelVocabulary
+    texts: Sequence[str], ids: Sequence[Sequence[int] | None], vocabulary: ByteLevelVocabulary
 ) -> list[ByteLevelEncoding | None]:
     """Builds the encodings of texts from their ids; None where there are no ids, or their bytes are not the text."""
     lengths = vocabulary.lengths
     counts = [len(each) if each is not None else 0 for each in ids]
-    array = np.fromiter(chain.from_iterable(each for each in ids if each is not None), np.uint32, sum(counts))
+    known = [each for each in ids if each is not None]
+    if known and isinstance(known[0], np.ndarray):
+        array = np.concatenate(known)
+    else:
+        array = np.fromiter(chain.from_iterable(known), np.uint32, sum(counts))
     ends = np.cumsum(lengths[np.minimum(array, len(lengths) - 1)])  # of all texts, one behind the other
     encodings: list[ByteLevelEncoding | None] = []
     start, before = 0, 0
@@ -104,7 +113,7 @@ def build_byte_level_encodings(
         is_whole = own is not None and after - before == size
         is_whole = is_whole and (not vocabulary.composes or unicodedata.is_normalized("NFC", text))
         encodings.append(
-            ByteLevelEncoding(text, own, array[start:stop], ends[start:stop] - before, size) if is_whole else None
+            ByteLevelEncoding(text, array[start:stop], ends[start:stop] - before, size) if is_whole else None
         )
         start, before = stop, after
     return encodings

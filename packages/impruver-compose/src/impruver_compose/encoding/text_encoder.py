@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from impruver_core.chat_template.masking.byte_level import (
     ByteLevelEncoding,
     ByteLevelVocabulary,
@@ -112,14 +113,17 @@ class GigatokenEncoder:
 
         return _fill_gaps(encodings, texts, encode_others)
 
-    def _encode(self, texts: list[str]) -> list[list[int] | None]:
-        """The ids of each text; None for one that gigatoken fails on."""
+    def _encode(self, texts: list[str]) -> list[np.ndarray | None]:
+        """The ids of each text, uint32 (tokens,); None for one that gigatoken fails on."""
+        return [self._encode_text(text) for text in texts]  # a batch at once would import awkward, and build lists
+
+    def _encode_text(self, text: str) -> np.ndarray | None:
         try:
-            return self._gigatoken.encode_batch_list(texts, parallel=False)
+            return self._gigatoken.encode(text)
         except BaseException as error:
             if not is_backend_failure(error):
                 raise
-            return [None] if len(texts) == 1 else [ids for text in texts for ids in self._encode([text])]
+            return None
 
 
 def find_encoder(tokenizer: PreTrainedTokenizerFast, wanted: str) -> TokenizersEncoder | GigatokenEncoder:
@@ -161,13 +165,13 @@ def _fill_gaps(encodings: list[Any], texts: Sequence[str], encode: Callable[[lis
 
 
 def _compare(
-    texts: Sequence[str], found: Sequence[list[int] | None], wanted: Sequence[Encoding | RefusedError]
+    texts: Sequence[str], found: Sequence[np.ndarray | None], wanted: Sequence[Encoding | RefusedError]
 ) -> None:
     """EncoderDisagreesError for the first text that gigatoken encoded to other ids than wanted."""
     for text, ids, encoding in zip(texts, found, wanted, strict=True):
-        if ids is None or isinstance(encoding, RefusedError) or list(ids) == encoding.ids:
+        if ids is None or isinstance(encoding, RefusedError) or ids.tolist() == encoding.ids:
             continue
-        pairs = enumerate(zip(ids, encoding.ids, strict=False))
+        pairs = enumerate(zip(ids.tolist(), encoding.ids, strict=False))
         first = next((number for number, (one, other) in pairs if one != other), min(len(ids), len(encoding.ids)))
         at = encoding.offsets[first][0] if first < len(encoding.ids) else len(text)
         raise EncoderDisagreesError(f"at {text[max(0, at - EXCERPT) : at + EXCERPT]!r}, token {first}")
