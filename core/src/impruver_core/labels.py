@@ -17,8 +17,15 @@ MOST_BYTES = 4  # of a character: a token each at most
 
 
 def count_target_tokens(labels: Sequence[int]) -> int:
-    """How many tokens of a row are trained on. The first never is: there is nothing to predict it from."""
-    return len(labels) - labels.count(IGNORE_INDEX) - (labels[0] != IGNORE_INDEX) if labels else 0
+    """How many tokens of a row are trained on. The first never is: there is nothing to predict it from.
+
+    `labels` are a list or an array.
+    """
+    if not len(labels):
+        return 0
+    is_array = not hasattr(labels, "count")
+    ignored = int((labels == IGNORE_INDEX).sum()) if is_array else labels.count(IGNORE_INDEX)
+    return len(labels) - ignored - int(labels[0] != IGNORE_INDEX)
 
 
 def find_target_positions(labels: Sequence[int]) -> list[int]:

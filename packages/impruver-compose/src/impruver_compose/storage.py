@@ -67,7 +67,8 @@ class TokenRow(NamedTuple):
 
 def build_token_row(encoded: Encoded, extra: bytes) -> TokenRow:
     """Builds the token row of an encoding."""
-    content = orjson.dumps({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    row = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+    content = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
     target_tokens = count_target_tokens(encoded.labels)
     tokens, ended = len(encoded.input_ids), int(encoded.ended)
     return TokenRow(content, extra, tokens, target_tokens, ended, encoded.control_text)

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
+from impruver_core.chat_template.masking.byte_level import ByteLevelEncoding
 from impruver_core.chat_template.masking.control_text import (
     ControlText,
     ControlTokens,
@@ -43,11 +46,20 @@ _literal_backends: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple, Litera
 
 
 class TokenizedRendering(NamedTuple):
-    """A rendering's tokens: their ids, their encoding with positions of characters, and where control text stands."""
+    """A rendering's tokens: their encoding with positions of characters, and where control text stands.
 
-    encoding: Encoding
-    ids: list[int]
+    `copied_ids`: the ids, where the encoding is that of a copy of the tokenizer.
+    """
+
+    encoding: Encoding | ByteLevelEncoding
     control: Sequence[ControlText] = ()
+    copied_ids: list[int] | None = None
+
+    def build_array(self) -> np.ndarray:
+        """The ids, uint32 (tokens,)."""
+        if self.copied_ids is None and isinstance(self.encoding, ByteLevelEncoding):
+            return self.encoding.array
+        return np.array(self.encoding.ids if self.copied_ids is None else self.copied_ids, np.uint32)
 
 
 class ControlTextEncoder:
@@ -65,13 +77,14 @@ class ControlTextEncoder:
         self._special = {each.content for each in self._added.values() if each.special or each.content in named}
         self._selected: dict[int, ControlTokens] = {}
 
-    def encode(self, encoding: Encoding, text: str, given: TemplateInput) -> TokenizedRendering | RefusedError:
+    def encode(
+        self, encoding: Encoding | ByteLevelEncoding, text: str, given: TemplateInput
+    ) -> TokenizedRendering | RefusedError:
         """The tokens of `text`, the traced rendering of `given`, which the tokenizer itself encodes as `encoding`.
 
         RefusedError("control_text") where the mode is `refuse`, or `text` and it can't be exact.
         """
-        ids, tokens = encoding.ids, self._select_tokens(given.template)
-        plain = TokenizedRendering(encoding, ids)
+        tokens, plain = self._select_tokens(given.template), TokenizedRendering(encoding)
         if not tokens.may_occur(text, given):
             return plain
         candidates = self._find_tokens(encoding, str.__str__(text), tokens)
@@ -195,7 +208,7 @@ class LiteralBackend:
             return encoding
         ids = [self._ids.get(number, number) for number in encoding.ids] if self._ids else encoding.ids
         self._check(named, ids, encoding, written)
-        return TokenizedRendering(encoding, ids)
+        return TokenizedRendering(encoding, copied_ids=ids)
 
     def _check(self, named: str, ids: list[int], encoding: Encoding, written: Sequence[ControlText]) -> None:
         """InexactError where a control token that was written is none, or text is one."""

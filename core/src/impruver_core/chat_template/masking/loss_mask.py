@@ -24,6 +24,8 @@ from functools import partial
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from impruver_core.chat_template.masking.byte_level import ByteLevelEncoding, encode_with_offsets
 from impruver_core.chat_template.masking.control_encoding import ControlTextEncoder, TokenizedRendering
 from impruver_core.chat_template.masking.control_text import TemplateInput
@@ -68,8 +70,8 @@ class Encoded:
     on, too. `control_text`: where the data hold text of control tokens, encoded as text, or, with `keep`, as them.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: list[int] | np.ndarray
+    labels: list[int] | np.ndarray
     texts: list[MessageTokens]
     ended: bool
     control_text: Sequence[ControlTextTokens] = ()
@@ -123,6 +125,7 @@ def encode_chats(
     control_text: str = "keep",
     own_tokens: Collection[str] = (),
     encode: Callable[[list[str]], list] | None = None,
+    as_arrays: bool = False,
 ) -> list[Encoded | Refused]:
     """Encodes conversations with the tokenizer's own chat template.
 
@@ -135,8 +138,9 @@ def encode_chats(
     special tokens that texts are meant to hold. `encode` encodes texts as the tokenizer does, to an Encoding, a
     ByteLevelEncoding or a RefusedError each; left out, the tokenizer itself does.
 
-    Returns one Encoded or Refused for each conversation, in order. Raises ImpruverError for a slow tokenizer and for a
-    template that does not parse.
+    Returns one Encoded or Refused for each conversation, in order; `as_arrays` makes its ids and labels arrays, uint32
+    and int64 (tokens,), instead of lists. Raises ImpruverError for a slow tokenizer and for a template that does not
+    parse.
     """
     check_fast_tokenizer(tokenizer)
     none = [None] * len(conversations)
@@ -147,8 +151,9 @@ def encode_chats(
     encodings = iter(encode([str.__str__(chat.text) for chat in chats if isinstance(chat, RenderedChat)]))
     ends = _get_end_tokens(tokenizer, add_bos, add_eos)
     control = ControlTextEncoder(tokenizer, control_text, own_tokens)
+    options = ends, only_target_loss, as_arrays
     return [
-        chat if isinstance(chat, Refused) else _label_or_refuse(control, next(encodings), chat, ends, only_target_loss)
+        chat if isinstance(chat, Refused) else _label_or_refuse(control, next(encodings), chat, *options)
         for chat in chats
     ]
 
@@ -192,7 +197,7 @@ def encode_prompt(
         encoding = ControlTextEncoder(tokenizer, control_text, own_tokens).encode(encoding, text, given)
     if isinstance(encoding, RefusedError):
         raise encoding
-    ids = encoding.ids
+    ids = encoding.build_array().tolist()
     bos, _ = _get_end_tokens(tokenizer, add_bos, False)
     return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
@@ -268,22 +273,26 @@ def _label_or_refuse(
 
 
 def _label_tokens(
-    tokens: TokenizedRendering, chat: RenderedChat, ends: tuple[int | None, int | None], only_target_loss: bool
+    tokens: TokenizedRendering,
+    chat: RenderedChat,
+    ends: tuple[int | None, int | None],
+    only_target_loss: bool,
+    as_arrays: bool,
 ) -> Encoded:
-    (encoding, ids, control), (bos, eos) = tokens, ends
+    (bos, eos), ids, control = ends, tokens.build_array(), tokens.control
     with_eos = eos is not None and chat.spans.open_end  # else an end-of-turn token is there
     trained_eos = with_eos and chat.spans.turns[-1] in chat.trained
     spans = [turn.span for turn in chat.trained]
     if trained_eos:  # what stands between the last answer and its EOS is trained on, too
         spans[-1] = (spans[-1][0], len(chat.text))
-    texts, shift = chat.spans.texts, int(bos is not None and ids[:1] != [bos])
-    ranges = _find_token_ranges(encoding, [*spans, *(span for _, span in texts), *(each[1:] for each in control)])
+    texts, shift = chat.spans.texts, int(bos is not None and not (len(ids) and ids[0] == bos))
+    ranges = _find_token_ranges(
+        tokens.encoding, [*spans, *(span for _, span in texts), *(each[1:] for each in control)]
+    )
     of_spans, of_texts, of_control = (list(islice(ranges, len(each))) for each in (spans, texts, control))
-    labels = [IGNORE_INDEX] * len(ids)
+    labels = np.full(len(ids), IGNORE_INDEX) if only_target_loss else ids.astype(np.int64)
     for first, last in of_spans:
         labels[first:last] = ids[first:last]
-    if not only_target_loss:
-        labels = list(ids)
     text_tokens = [
         MessageTokens(number, first + shift, last + shift)
         for (number, _), (first, last) in zip(texts, of_texts, strict=True)
@@ -294,12 +303,13 @@ def _label_tokens(
         for each, (first, last) in zip(control, of_control, strict=True)
     ]
     if shift:
-        ids, labels = [bos, *ids], [IGNORE_INDEX if only_target_loss else bos, *labels]
+        ids, labels = np.insert(ids, 0, bos), np.insert(labels, 0, IGNORE_INDEX if only_target_loss else bos)
     if with_eos:
-        ids, labels = [*ids, eos], [*labels, eos if trained_eos or not only_target_loss else IGNORE_INDEX]
+        ids = np.append(ids, np.uint32(eos))
+        labels = np.append(labels, eos if trained_eos or not only_target_loss else IGNORE_INDEX)
     ended = bool(chat.trained) and chat.trained[-1].ended
-    ended = ended or (with_eos and labels[-1] != IGNORE_INDEX)
-    return Encoded(ids, labels, text_tokens, ended, quoted)
+    ended = ended or bool(with_eos and labels[-1] != IGNORE_INDEX)
+    return Encoded(*((ids, labels) if as_arrays else (ids.tolist(), labels.tolist())), text_tokens, ended, quoted)
 
 
 def _find_token_ranges(

@@ -128,7 +128,8 @@ def _encode_messages(job: DatasetJob, chats: Sequence[Conversation], messages: l
     """Encodes lists of messages, each with the tools and template arguments of the chat at its position."""
     tools, kwargs = [chat.tools for chat in chats], [job.build_template_kwargs(chat) for chat in chats]
     options = job.build_encode_options()
-    return encode_chats(job.tokenizer, messages, tools, chat_template_kwargs=kwargs, encode=job.encoder, **options)
+    options |= {"chat_template_kwargs": kwargs, "encode": job.encoder, "as_arrays": True}
+    return encode_chats(job.tokenizer, messages, tools, **options)
 
 
 def _encode_views(job: DatasetJob, chats: list[Conversation], whole: list) -> list[list[TrainingView]]:
@@ -163,7 +164,7 @@ def _encode_conversation(
     if isinstance(fitting, Refused):
         return fitting
     last = spoken[-1] if spoken else 0
-    ids = np.asarray(whole.input_ids, np.uint32)
+    ids = whole.input_ids
     texts = [
         ids[start:end]
         for number, start, end in whole.texts
@@ -264,8 +265,10 @@ def _encode_document(
     token_rows = []
     for start, stop in pairwise(_compute_borders(len(ids), job.max_length)):
         ended = stop == len(ids) and stop - start > 1 and ids[-1] == eos
-        row_ids = ids[start:stop].tolist()
-        labels = [IGNORE_INDEX if start == 0 and row_ids[0] == bos else row_ids[0], *row_ids[1:]]
+        row_ids = ids[start:stop]
+        labels = row_ids.astype(np.int64)
+        if start == 0 and row_ids[0] == bos:
+            labels[0] = IGNORE_INDEX
         extra = format_row({"text": text[starts[start] : starts[stop]]}).encode()
         token_rows.append(build_token_row(Encoded(row_ids, labels, [], bool(ended)), extra))
     if not any(token_row.target_tokens for token_row in token_rows):
