@@ -1,11 +1,11 @@
 """JSONL: one JSON object a line, UTF-8. Readers name file and line in every error."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from impruver_core.errors import ImpruverError
 from impruver_core.io.compression import BROKEN, build_read_error, open_compressed
@@ -24,8 +24,13 @@ def read_rows(path: str | Path) -> Iterator[dict]:
     return (row for _, row in read_numbered_rows(path))
 
 
-def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, dict]]:
-    """(line from 1, row) of a JSONL file, as `read_rows`; `file`: its bytes, where they are open already."""
+def read_numbered_rows(
+    path: str | Path, file: BinaryIO | None = None, parse: Callable[[str], Any] = json.loads
+) -> Iterator[tuple[int, dict]]:
+    """(line from 1, row) of a JSONL file, as `read_rows`; `file`: its bytes, where they are open already.
+
+    `parse` parses a line as `json.loads` does, and raises what that raises.
+    """
     number = 0
     try:
         with open_compressed(path) if file is None else nullcontext(file) as file:
@@ -40,16 +45,16 @@ def read_numbered_rows(path: str | Path, file: BinaryIO | None = None) -> Iterat
                         f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
                     ) from None
                 if text.strip(BLANKS):
-                    yield number, _parse_row(path, number, text)
+                    yield number, _parse_row(path, number, text, parse)
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
         raise build_read_error(f"{path}, after line {number}", error) from None
 
 
-def _parse_row(path: str | Path, number: int, text: str) -> dict:
+def _parse_row(path: str | Path, number: int, text: str, parse: Callable[[str], Any]) -> dict:
     try:
-        row = json.loads(text.rstrip(BLANKS))
+        row = parse(text.rstrip(BLANKS))
     except json.JSONDecodeError as error:
         where = f"{path}, line {number}, column {error.pos + 1}"
         raise ImpruverError(f"{where}: not JSON: {error.msg}; {_get_advice(text, error)}") from None

@@ -20,6 +20,7 @@ MESSAGE_KEYS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", *TRAIN_FLAGS, *REASONING_FIELDS)
 )
 PLAIN_KEYS = MESSAGE_KEYS.difference(TRAIN_FLAGS)
+PLAIN_ROLES = ("system", "user", "assistant")
 RESULT_ROLES = ("function", "function_response", "observation")  # of other names than `tool`
 
 
@@ -34,6 +35,8 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise RefusedError("bad_row", "messages is not a list of messages" if messages else "messages is empty")
+    if all(map(_is_plain, messages)):
+        return [dict(message) for message in messages]
     prepared = [_check_message(message, number) for number, message in enumerate(messages)]
     prepared = _convert_to_tool_calls(prepared, fmt)
     for number, message in enumerate(prepared):
@@ -44,6 +47,16 @@ def normalize_messages(messages: Sequence[dict], fmt: TemplateFormat) -> list[di
         if calls := message.pop("tool_calls", None):
             message["tool_calls"] = [normalize_call(call, number, fmt.arguments_as_text) for call in calls]
     return prepared
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether a message is a usual role and a text, as most are: there is nothing to normalize."""
+    return (
+        isinstance(message, dict)
+        and len(message) == 2
+        and message.get("role") in PLAIN_ROLES
+        and isinstance(message.get("content"), str)
+    )
 
 
 def _check_message(message: dict, number: int) -> dict:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
@@ -97,11 +98,20 @@ def scan_json_lines(files: Sequence[JsonLines], cache: Path) -> tuple[list[str],
     columns, rows = {}, 0
     for path, source in files:
         with nullcontext(None) if path == source else open(path, "rb") as file:
-            for _, row in read_numbered_rows(source, file):
-                columns |= dict.fromkeys(row)
+            for _, row in read_numbered_rows(source, file, _parse_line):
+                if not row.keys() <= columns.keys():
+                    columns |= dict.fromkeys(row)
                 rows += 1
     write_record(cache, [list(columns), rows])
     return list(columns), rows
+
+
+def _parse_line(text: str) -> Any:
+    """Parses JSON as `json.loads`, three times as fast; what orjson refuses, that one reads or says what is wrong."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 def _read_document(path: Path) -> str | None:
