@@ -172,6 +172,8 @@ def _name_columns(line: int, header: list[str]) -> list[str]:
     """Names the columns: those without a name as pandas does. _TableError for a name that stands there twice."""
     if len(header) > MOST_COLUMNS:
         raise _TableError(line, f"{len(header):,} columns, more than any data set")
+    if any("\0" in name for name in header):  # where Arrow would end the name
+        raise _TableError(line, "the header has a NUL character: is it a table of text?")
     names = [name or f"Unnamed: {number}" for number, name in enumerate(header)]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
