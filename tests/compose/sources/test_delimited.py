@@ -61,7 +61,7 @@ REFUSED = {  # name, text, what is told
     "too many cells": ("a.tsv", "q\ta\nx\ty\tz\n", ["a.tsv, line 2: 3 cells, and the header has 2", "needs quotes"]),
     "a name twice": ("a.csv", "q,a,q\n1,2,3\n", ["a.csv, line 1: the header has q more than once"]),
     "two names twice": ("a.tsv", "q\ta\tq\ta\n1\t2\t3\t4\n", ["line 1: the header has q, a more than once"]),
-    "NUL in a name": ("a.tsv", "q\0b\ta\n1\t2\n", ["a.tsv, line 1: the header has a NUL character"]),
+    "NUL in a name": ("a.tsv", "question\0b\ta\n1\t2\n", ["a.tsv, line 1: the header has a NUL character"]),
     "NUL alone": ("a.tsv", "\0" * 20, ["a.tsv, line 1: the header has a NUL character"]),
     "not UTF-8": ("a.csv", "q,a\nx,y\nГде,x\n".encode("cp1251"), ["a.csv, line 3: not UTF-8 (byte 1 of the line)"]),
 }  # fmt: skip
