@@ -5,8 +5,10 @@
 REVISION is checked out into a folder of its own; both versions run in this environment. Each round runs every tool once
 in each version, whichever was second before goes first: `impruver-compose` on DATA (instruction, input, output) with an
 empty and with a filled cache, `impruver-train` for six steps of LoRA in fp32 with two checkpoints, `impruver-gguf` to
-q8_0 without verification. Reported are seconds of CPU of the command and its children, imports included, least and
-median of the rounds: the least is what a busy machine distorts least.
+q8_0 without verification, `impruver-chat` to answer 64 questions with the model that train made. `--only` chooses
+tools; `--rows N` varies the rows of DATA to so many, as bench_compose.py does; `--converter` says how DATA is read.
+Reported are seconds of CPU of the command and its children, imports included, least and median of the rounds: the least
+is what a busy machine distorts least.
 """
 
 import argparse
@@ -28,7 +30,9 @@ PARTS = {  # what is measured: the module, its arguments, what is removed before
     "compose, filled cache": ("impruver_compose", ("--overwrite",), ()),
     "train": ("impruver_train", (), ("model",)),
     "gguf": ("impruver_gguf", ("--verify", "false"), ()),
+    "chat": ("impruver_chat", ("--input", "questions.jsonl", "--output", "answers.jsonl"), ()),
 }
+QUESTIONS = 64
 
 
 def main() -> None:
@@ -37,7 +41,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of a chat model with its tokenizer")
     parser.add_argument("data", type=Path, help="JSONL of instruction, input and output")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", default=("compose", "train", "gguf"), choices=("compose", "train", "gguf"))
+    tools = ("compose", "train", "gguf", "chat")
+    parser.add_argument("--only", nargs="+", default=tools, choices=tools)
     parser.add_argument("--rows", type=int, help="vary the rows of DATA to so many")
     parser.add_argument("--converter", default="impruver.instruction_to_messages")
     arguments = parser.parse_args()
@@ -80,7 +85,11 @@ def write_recipe(folder: Path, arguments: argparse.Namespace) -> Path:
             "use_cpu": True,
         },
         "gguf": {"quantization_levels": ["q8_0"]},
+        "chat": {"do_sample": False, "max_new_tokens": 8},
     }
+    rows = map(json.loads, (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()[:QUESTIONS])
+    questions = [json.dumps({"prompt": row["instruction"]}) + "\n" for row in rows if "instruction" in row]
+    (folder / "questions.jsonl").write_text("".join(questions), encoding="utf-8")
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(keys), encoding="utf-8")
     return path
@@ -92,6 +101,8 @@ def measure(recipe: Path, parts: dict[str, tuple], folder: Path, rounds: int) ->
     for number in range(rounds):
         for version in ("old", "new") if number % 2 == 0 else ("new", "old"):
             for part, (module, more, removed) in parts.items():
+                for path in folder.glob("answers.jsonl*"):
+                    path.unlink()
                 for name in removed:
                     shutil.rmtree(folder / name.format(version=version), ignore_errors=True)
                 shutil.rmtree(folder / "model/gguf", ignore_errors=True)
