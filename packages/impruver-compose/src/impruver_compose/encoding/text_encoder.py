@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
 
-ENCODERS = ("auto", "tokenizers", "gigatoken")
 INSTALL = "pip install 'impruver-compose[fast]'"
 CHECKED_FIRST, CHECKED = 100, 1  # texts of a data set, and of each further shard of a thousand rows, that both encode
 RENEWED = 1 << 28  # characters after which gigatoken is loaded anew: what it remembers of words is never forgotten
