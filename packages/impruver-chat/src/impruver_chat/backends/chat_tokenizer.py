@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impruver_core import encode_prompt, load_tokenizer
+from impruver_core import load_tokenizer
 from impruver_core.chat_template.selection import TemplateSelector, get_end_of_turn, get_template
 from impruver_core.errors import ImpruverError
 from impruver_core.recipe.sections import TokenizerSection
@@ -89,6 +89,8 @@ def make_chat_tokenizer(
     def encode(messages: list[dict], tools: list | None = None, kwargs: dict | None = None) -> list[int]:
         kwargs = {**options.chat_template_kwargs, **(kwargs or {})} or None
         control = {"control_text": options.control_text, "own_tokens": options.own_tokens}
+        from impruver_core import encode_prompt  # with numpy, which --help and --dry_run need not wait for
+
         return encode_prompt(
             tokenizer, messages, tools, add_bos=options.add_bos, chat_template_kwargs=kwargs, **control
         )
