@@ -227,6 +227,13 @@ def test_a_value_of_the_configuration(recipe, refused, parts, tiny):
         assert "error: model." in message
 
 
+def test_more_layers_than_any_model_has(recipe, refused, parts, tiny):
+    scratch = {"name": None, "class": "transformers.LlamaForCausalLM", "config_class": "transformers.LlamaConfig"}
+    config = tiny.llama | {"num_hidden_layers": 2**31 - 1}
+    message = refused(recipe(lora=None, model=scratch | {"config": config}, tokenizer={"name": str(parts / "base")}))
+    assert "model.config: num_hidden_layers is 2,147,483,647, more than any model has" in message
+
+
 def test_data_file_is_a_folder(recipe, refused, tmp_path):
     assert "is a folder" in refused(recipe(train_path=str(tmp_path)))
 

@@ -62,16 +62,22 @@ def check_config(folder: Path) -> None:
             f"{folder}/config.json: transformers_weights: {weights!r} is no safetensors file of its folder"
         )
     tensors = len(_read_tensors(folder.glob("*.safetensors"))) if content else 0
+    check_counts(content, f"{folder}/config.json", "; copy it again")
     for key, value in _list_numbers(content):
         if value < 0 and SIZE_KEY.search(key):
             raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, which no model has; copy it again")
-        if COUNT_KEY.search(key) and value > MOST_PARTS:
-            raise ImpruverError(f"{folder}/config.json: {key} is {value:,}, more than any model has; copy it again")
         if LAYERS_KEY.search(key) and 0 < tensors < value:
             raise ImpruverError(
                 f"{folder}/config.json: {key} is {value:,}, and the weights beside it are {tensors:,} tensors: "
                 + COPY_BOTH
             )
+
+
+def check_counts(content: Any, where: str, advice: str = "") -> None:
+    """ImpruverError, which begins with `where`, for a configuration that counts more layers than any model has."""
+    for key, value in _list_numbers(content):
+        if COUNT_KEY.search(key) and value > MOST_PARTS:
+            raise ImpruverError(f"{where}: {key} is {value:,}, more than any model has{advice}")
 
 
 def check_size(model: nn.Module, folder: Path) -> None:

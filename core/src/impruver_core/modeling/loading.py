@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from impruver_core.dynamic_import import allow_remote_code, check_kernel_allowed, load_object
 from impruver_core.errors import ImpruverError, describe_error
 from impruver_core.io.model_files import CONVERT_PICKLED, check_shards
-from impruver_core.modeling.foreign_config import check_adapter_config, check_config, check_size
+from impruver_core.modeling.foreign_config import check_adapter_config, check_config, check_counts, check_size
 from impruver_core.recipe.paths import resolve_model_path
 from impruver_core.time_limit import limit_cpu_time
 
@@ -134,6 +134,7 @@ def build_new_model(
     section: ModelSection, config: PretrainedConfig, dtype: torch.dtype, search_dir: Path | None = None
 ) -> PreTrainedModel:
     """A model of `config` with fresh weights in `dtype`; on torch's meta device where the caller set it."""
+    check_counts(section.config, "model.config")
     model_class = load_model_class(section, search_dir)
     build = getattr(model_class, "from_config", None) or getattr(model_class, "_from_config", None)
     if build is None:
