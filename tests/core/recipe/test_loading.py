@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import pytest
 from impruver_core.errors import ImpruverError
+from impruver_core.recipe.credentials import list_credentials, names_credential
 from impruver_core.recipe.loading import load_recipe, resolve_recipe, save_recipe
 from impruver_core.recipe.registry import load_installed_sections
 from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
 from impruver_core.recipe.sections import OWNERS
 from impruver_core.recipe.yaml_document import dump
+from impruver_core.time_limit import limit_cpu_time
 
 
 @dataclass(frozen=True)
@@ -307,3 +309,11 @@ def test_an_override_that_would_take_all_time_is_one_fault(override, tmp_path):
     path.write_text("seed: 1\ndatasets: [{name: a}]\n")
     with pytest.raises(ImpruverError):
         load_recipe(path, [override], sections=SECTIONS)
+
+
+@pytest.mark.parametrize("text", ["a" * 300_000, "a://" * 100_000, "a+-." * 80_000 + "://", "a://" + "b" * 300_000])
+def test_long_texts_are_looked_through_for_credentials_in_time(text):
+    with limit_cpu_time(10, "too long"):
+        assert list(list_credentials({"model": {"name": text}})) == []
+        assert list(list_credentials({"model": {"name": f"{text} https://me:secret@host"}})) == [("model", "name")]
+        assert not names_credential(text)

@@ -26,7 +26,7 @@ OF_TEXT = frozenset(
     )
 )
 MARKED = ("<", "[", "{", "|")  # how a token of text begins
-URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)  # with a password
+URL = re.compile(r"[a-z][a-z0-9+.-]{0,30}://[^/\s:@]*:[^/\s@]+@", re.IGNORECASE)  # with a password
 FREE = (  # mappings whose keys are the user's words, and no settings
     ("tokenizer", "special_tokens"),
     ("tokenizer", "chat_template_kwargs"),
