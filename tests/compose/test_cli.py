@@ -1,13 +1,13 @@
 """The command as a process: its start, without torch, stopped from outside."""
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 from impruver_compose import output
 from support.cli import run_watching_imports
+from support.interruptions import stop_behind_train
 
 
 def as_python(code, **environment):
@@ -105,15 +105,8 @@ def test_stopped_between_two_renames_the_next_start_finishes(composed, compose, 
     files.write("data.jsonl", files.unlike(6))
     composed(split={"val_rows": 2})
     files.write("data.jsonl", files.unlike(9))
-    rename = os.replace
-
-    def stop_behind_train(now, then):
-        rename(now, then)
-        if str(then).endswith("train.jsonl"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop_behind_train)
+        stop_behind_train(patch)
         assert compose(split={"val_rows": 2}).code == 143
     done = composed(split={"val_rows": 2})
     assert (len(done.train), len(done.val)) == (7, 2)

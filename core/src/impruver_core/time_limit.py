@@ -59,7 +59,7 @@ def _claim_signal() -> bool:
     """Whether the timer is there and ours: a profiler's is left alone."""
     if not _state.claimed and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGPROF) is signal.SIG_DFL:
         signal.signal(signal.SIGPROF, _raise_error)
-        _state.claimed = True  # asked once: to ask takes longer than to render a short conversation
+        _state.claimed = True  # asked once: to ask takes longer than to set the timer
     return _state.claimed
 
 

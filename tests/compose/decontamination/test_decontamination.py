@@ -1,14 +1,13 @@
 """No row of train holds text of a benchmark: the real command on real data, against brute force."""
 
 import json
-import os
 import random
 import re
-import signal
 import unicodedata
 from pathlib import Path
 
 import pytest
+from support.interruptions import stop_behind_train
 from support.jsonl import read_jsonl
 from support.messages import assistant, conversation, user
 
@@ -27,7 +26,6 @@ BENCHMARK = [
     {"question": TINY, "answer": "no"},
     {"question": f"Read this. {LONG}", "answer": "The stone bridge"},
 ]
-
 
 RICH = (  # a template that writes reasoning and calls
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}"
@@ -263,15 +261,8 @@ def test_the_list_is_replaced_and_goes_with_the_benchmarks(keys, composed, compo
 def test_stopped_while_the_list_is_removed_the_next_start_finishes(keys, composed, compose, monkeypatch):
     without = keys | {"decontaminate": None}
     composed(**keys)
-    rename = os.replace
-
-    def stop_behind_train(now, then):
-        rename(now, then)
-        if str(then).endswith("train.jsonl"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", stop_behind_train)
+        stop_behind_train(patch)
         assert compose(**without).code == 143
     assert EVAL.exists()
     done = composed(**without)

@@ -20,6 +20,7 @@ from impruver_core.io.manifest import (
     recover,
 )
 from support.attacks import forge_journals, list_tree
+from support.interruptions import DYING
 
 
 @pytest.fixture
@@ -68,28 +69,18 @@ def test_publish_puts_all_in_place(place):
     check_replaceable(finals, folder / "m.json")
 
 
-KILLED = """
+KILLED = f"""
 import json, os, sys
 from pathlib import Path
 from impruver_core.io import manifest, atomic as safe
 folder, at = Path(sys.argv[1]), int(sys.argv[2])
 finals = [folder / "a.jsonl", folder / "deeper" / "b.jsonl"]
-done = 0
-
-def dying(call):
-    def counted(*args, **kwargs):
-        global done
-        if done == at:
-            os._exit(9)
-        done += 1
-        return call(*args, **kwargs)
-    return counted
-
-staged = {f: safe.get_staged_path(f) for f in finals}
-outputs = [manifest.describe_file(staged[f], digest=True) | {"path": str(f.relative_to(folder))} for f in finals]
+{DYING}
+staged = {{f: safe.get_staged_path(f) for f in finals}}
+outputs = [manifest.describe_file(staged[f], digest=True) | {{"path": str(f.relative_to(folder))}} for f in finals]
 for name in ("replace", "unlink", "fsync"):
     setattr(os, name, dying(getattr(os, name)))
-told = {"impruver": 1, "text": "second", "outputs": outputs}
+told = {{"impruver": 1, "text": "second", "outputs": outputs}}
 manifest.publish(folder / "m.json", finals, told, obsolete=[folder / "c.jsonl"])
 """
 

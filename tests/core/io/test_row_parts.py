@@ -11,6 +11,7 @@ from impruver_core.io.atomic import get_staged_path, hash_file
 from impruver_core.io.manifest import FORMAT, describe_file, get_pending_path, publish, recover
 from impruver_core.io.row_parts import get_part_path, is_row_file, list_row_files
 from support.attacks import list_tree
+from support.interruptions import DYING
 
 
 def stage(folder, text, train, val):
@@ -39,20 +40,13 @@ def finish(folder):
     recover(folder / "m.json", [folder / "a.jsonl"], [folder / "train", folder / "deeper/train"])
 
 
-KILLED = """
+KILLED = f"""
 import json, os, sys
 from pathlib import Path
 from impruver_core.io.manifest import publish
-folder, at, done = Path(sys.argv[1]), int(sys.argv[2]), 0
+folder, at = Path(sys.argv[1]), int(sys.argv[2])
 
-def dying(call):
-    def counted(*args, **kwargs):
-        global done
-        if done == at:
-            os._exit(9)
-        done += 1
-        return call(*args, **kwargs)
-    return counted
+{DYING}
 
 finals, manifest = json.loads(sys.argv[3])
 for name in ("replace", "unlink"):

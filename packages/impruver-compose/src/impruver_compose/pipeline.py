@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
 from impruver_core.cli.console import log_info, warn
@@ -15,19 +15,28 @@ from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
 from impruver_compose import disk_estimate, output, selection, template_checks
 from impruver_compose.decontamination.benchmarks import Benchmark, open_benchmark
-from impruver_compose.decontamination.search import BenchmarkIndex, find_contaminated
-from impruver_compose.dedup import find_duplicates
+from impruver_compose.decontamination.search import BenchmarkIndex, ContaminationResult, find_contaminated
+from impruver_compose.dedup import Duplicate, find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
 from impruver_compose.encoding.text_encoder import find_encoder
 from impruver_compose.reporting import html_report, summary_tables, terminal
 from impruver_compose.reporting.duplicate_warning import warn_about_many_duplicates
+from impruver_compose.selection import DatasetStats
 from impruver_compose.sources.files import warn_about_copies
 from impruver_compose.storage import Corpus
 from impruver_compose.torch_guard import import_libraries
 
 if TYPE_CHECKING:
     from impruver_core.recipe.loading import Recipe
+
+
+class ChosenRows(NamedTuple):
+    """What train and val get, the duplicates that were dropped, and what holds text of the recipe's benchmarks."""
+
+    selected: selection.Selection
+    duplicates: list[Duplicate]
+    contamination: ContaminationResult | None
 
 
 def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
@@ -54,36 +63,13 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
             template_checks.check_strict_columns(job, each)
         corpus = Corpus([job.name for job in jobs], shards)
 
-        # Decontaminate: what is validated on may be a benchmark itself.
-        uses = [section.use for section in recipe.datasets]
-        numbers, contamination = selection.order_by_use(corpus, uses), None
-        if benchmarks:
-            searched = selection.list_trainable(corpus, numbers, uses)
-            contamination = find_contaminated(corpus, searched, benchmarks)
-            numbers = selection.drop_contaminated(corpus, numbers, contamination, stats)
-
-        # Deduplicate.
-        dedup = recipe.dedup
-        duplicates = find_duplicates(corpus, numbers, dedup.method, dedup.threshold, dedup.num_perm)
-        numbers = selection.drop_duplicates(corpus, numbers, duplicates, stats)
-        numbers = selection.drop_val_prompts(corpus, numbers, uses, stats)
-        summary_tables.check_any_left(selection.list_trainable(corpus, numbers, uses), stats)
-        warn_about_many_duplicates(corpus, duplicates, stats, dedup)
-
-        # Split.
-        prompts, ratio, rows = corpus.prompt_digest.tolist(), recipe.split.val_ratio, recipe.split.val_rows
-        sides = selection.list_fixed_sides(corpus, numbers, uses)
-        train, val = selection.split_train_val(sorted(numbers), prompts, ratio, rows, recipe.seed, sides)
-        selection.warn_about_leaks(corpus, train, val, dedup)
-
-        # Resample.
-        weights = [section.weight for section in recipe.datasets]
-        train = selection.resample_train(corpus, train, weights, recipe.seed, stats)
-        selected = selection.select_rows(corpus, train, val, stats)
+        # Choose: decontaminate, deduplicate, split, resample.
+        chosen = _choose_rows(recipe, corpus, stats, benchmarks)
 
         # Write.
         checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
         summary_tables.print_template_checks(checks)
+        contamination = chosen.contamination
         found = contamination.describe() if contamination else []
         manifest = output.build_run_manifest(
             resolve_recipe(recipe),
@@ -98,15 +84,50 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
             gate=checks,
             **({"decontaminate": found} if found else {}),
         )
-        report = html_report.render_report(paths, corpus, selected, jobs, stats, duplicates, checks, found)
+        report = html_report.render_report(
+            paths, corpus, chosen.selected, jobs, stats, chosen.duplicates, checks, found
+        )
         with output.lock_outputs(paths, overwrite):  # checks again: another run may have written since
             if overwrite or not output.outputs_up_to_date(paths, manifest):
                 ledger = selection.collect_ledger(stats)
                 eval_rows = contamination.build_eval_rows(corpus) if contamination else []
-                output.publish_outputs(paths, corpus, selected, ledger, report, eval_rows, manifest)
+                output.publish_outputs(paths, corpus, chosen.selected, ledger, report, eval_rows, manifest)
         cache.remove_old_entries()
         summary_tables.print_summary(paths, stats, found)
         selection.check_masks_found(stats, paths.ledger)
+
+
+def _choose_rows(
+    recipe: Recipe, corpus: Corpus, stats: Sequence[DatasetStats], benchmarks: BenchmarkIndex | None
+) -> ChosenRows:
+    """Decontaminates, deduplicates, splits and resamples; what is dropped is counted in `stats`."""
+    # Decontaminate: what is validated on may be a benchmark itself.
+    uses = [section.use for section in recipe.datasets]
+    numbers, contamination = selection.order_by_use(corpus, uses), None
+    if benchmarks:
+        searched = selection.list_trainable(corpus, numbers, uses)
+        contamination = find_contaminated(corpus, searched, benchmarks)
+        numbers = selection.drop_contaminated(corpus, numbers, contamination, stats)
+
+    # Deduplicate.
+    dedup = recipe.dedup
+    duplicates = find_duplicates(corpus, numbers, dedup.method, dedup.threshold, dedup.num_perm)
+    numbers = selection.drop_duplicates(corpus, numbers, duplicates, stats)
+    numbers = selection.drop_val_prompts(corpus, numbers, uses, stats)
+    summary_tables.check_any_left(selection.list_trainable(corpus, numbers, uses), stats)
+    warn_about_many_duplicates(corpus, duplicates, stats, dedup)
+
+    # Split.
+    prompts, ratio, rows = corpus.prompt_digest.tolist(), recipe.split.val_ratio, recipe.split.val_rows
+    sides = selection.list_fixed_sides(corpus, numbers, uses)
+    train, val = selection.split_train_val(sorted(numbers), prompts, ratio, rows, recipe.seed, sides)
+    selection.warn_about_leaks(corpus, train, val, dedup)
+
+    # Resample.
+    weights = [section.weight for section in recipe.datasets]
+    train = selection.resample_train(corpus, train, weights, recipe.seed, stats)
+    selected = selection.select_rows(corpus, train, val, stats)
+    return ChosenRows(selected, duplicates, contamination)
 
 
 def show_rows(recipe: Recipe, count: int) -> None:

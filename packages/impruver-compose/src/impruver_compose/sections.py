@@ -116,7 +116,6 @@ class ComposeSection:
         "auto: gigatoken where it is installed and takes the tokenizer",
         choices=("auto", "tokenizers", "gigatoken"),
     )
-
     part_bytes: int | None = key(None, "the most bytes of a part, unpacked; a row is never cut; left out: 1 GB")
     part_compression: str | None = key(
         None, "zst: parts are written as .jsonl.zst; left out: as .jsonl", choices=("zst",)

@@ -124,12 +124,17 @@ def order_by_use(corpus: Corpus, uses: Sequence[str | None]) -> list[int]:
 
     `uses` is the `use` of each data set.
     """
-    for_val = [number for number, index in enumerate(corpus.dataset.tolist()) if uses[index] == "val"]
-    return for_val + [number for number, index in enumerate(corpus.dataset.tolist()) if uses[index] != "val"]
+    numbers = range(len(corpus))
+    if "val" not in uses:
+        return list(numbers)
+    dataset = corpus.dataset.tolist()
+    return sorted(numbers, key=lambda number: uses[dataset[number]] != "val")  # each side in its order
 
 
 def list_trainable(corpus: Corpus, numbers: Iterable[int], uses: Sequence[str | None]) -> list[int]:
     """Lists those of the conversations that may go to train: not of a data set for val."""
+    if "val" not in uses:
+        return list(numbers)
     return [number for number in numbers if uses[corpus.dataset[number]] != "val"]
 
 
@@ -173,6 +178,8 @@ def drop_val_prompts(
     The same prompt must not stand on both sides, and neither may such a data set's rows go to train, nor others be
     added to what its owner chose to validate on.
     """
+    if "val" not in uses:
+        return list(numbers)
     prompts, for_val = corpus.prompt_digest.tolist(), [use == "val" for use in uses]
     dataset = corpus.dataset.tolist()
     first: dict[bytes, int] = {}

@@ -215,7 +215,7 @@ def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
 def _encode_shard(number: int) -> int:
     """Encodes the shard of a task and writes it; returns its number of rows."""
     job, slot = _tasks[number]
-    gc.disable()  # rows leave no cycles behind; to look for them takes a tenth of the time
+    gc.disable()  # rows leave no cycles behind that collections would have to find
     try:
         write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
     except EncoderDisagreesError as error:

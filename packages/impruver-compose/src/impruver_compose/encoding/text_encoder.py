@@ -1,4 +1,4 @@
-"""Encoders of texts: `tokenizers`, and gigatoken, which is many times faster and is checked against it.
+"""Encoders of texts: `tokenizers`, and gigatoken, which is faster and is checked against it.
 
 Both give the same ids, or gigatoken is not used. Where their tokens stand in a text follows, for byte-level BPE, from
 the ids alone (`byte_level`), so that `tokenizers` need not follow offsets either; for all others it does.
