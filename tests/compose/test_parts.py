@@ -66,7 +66,10 @@ def test_parts_are_the_single_file_cut_between_rows(parted, composed, tmp_path):
         assert entry.get("rows") == (None if entry["path"].endswith(".html") else content.count(b"\n"))
     assert manifest["outputs"][0]["path"] == "train/part-00000.jsonl"
     assert manifest["counts"] == manifest_of(tmp_path / "one/train.jsonl.manifest.json")["counts"]
-    assert manifest_of(tmp_path / "one/train.jsonl.manifest.json")["recipe"]["compose"] == {"encoder": "auto"}
+    assert manifest_of(tmp_path / "one/train.jsonl.manifest.json")["recipe"]["compose"] == {
+        "encoder": "auto",
+        "engine": "local",
+    }
     assert "24 rows" in single.out
 
 

@@ -35,7 +35,7 @@ def test_converters_and_reasons_are_all_listed(readme):
     from impruver_compose.converters.detection import BUILTIN
 
     sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("**/src/impruver_co[rm]*/**/*.py"))
-    reasons = set(re.findall(r'(?:Refused(?:Error)?\(|drop\(|reason = |exact else )"(\w+)"', sources))
+    reasons = set(re.findall(r'(?:Refused(?:Error)?\(|DroppedGroup\(|reason = |exact else )"(\w+)"', sources))
     listed = re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)
     converters = [name.removeprefix("impruver.") for name in BUILTIN]
     assert sorted(name for name in listed if name != "train_path" and name != "val_path") == sorted(

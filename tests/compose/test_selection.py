@@ -1,7 +1,11 @@
 """Which conversations go to val."""
 
+import random
+import re
+
+import numpy as np
 import pytest
-from impruver_compose.selection import split_train_val
+from impruver_compose.selection import _shuffle
 
 
 def prompts(rows):
@@ -73,11 +77,21 @@ def test_the_seed_decides(composed, files):
     assert first.code == again.code == other.code == 0
 
 
-def test_train_and_val_are_shuffled():
-    train, val = split_train_val(range(200), [bytes([number]) for number in range(200)], 0.5, None, 42)
-    assert sorted(train + val) == list(range(200))
-    assert train != sorted(train)
-    assert val != sorted(val)
+def test_train_and_val_are_shuffled(composed, files, texts):
+    files.write("data.jsonl", files.unlike(60))
+    done = composed(split={"val_ratio": 0.5})
+    for rows in (done.train, done.val):
+        numbers = [int(re.search(r"question (\d+)", text)[1]) for text in texts(rows)]
+        assert len(numbers) == 30
+        assert numbers != sorted(numbers)
+
+
+def test_shuffled_as_lists_are():
+    numbers = list(range(100, 300))
+    shuffled = _shuffle(np.array(numbers), random.Random(3))
+    random.Random(3).shuffle(numbers)
+    assert shuffled.tolist() == numbers
+    assert _shuffle(np.zeros(0, np.int64), random.Random(3)).tolist() == []
 
 
 @pytest.mark.parametrize("wanted", [30, 31, 1000])

@@ -4,15 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from impruver_compose.dedup import (
-    WEIGHTS,
-    choose_bands,
-    compute_all_shingles,
-    compute_band_keys,
-    compute_jaccard,
-    compute_shingles,
-    compute_signatures,
-)
+from impruver_compose.dedup.shingles import compute_all_shingles, compute_jaccard, compute_shingles
+from impruver_compose.dedup.signatures import WEIGHTS, choose_bands, compute_band_keys, compute_signatures
 
 
 def ids(count, seed=0):

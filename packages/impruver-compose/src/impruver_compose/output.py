@@ -39,10 +39,11 @@ from impruver_core.io.manifest import (
 from impruver_core.io.row_parts import PART, get_part_path, is_row_file, list_row_files
 from impruver_core.tokenizer import compute_template_fingerprint
 
+from impruver_compose.corpus import Corpus
+from impruver_compose.ledger import Ledger
 from impruver_compose.row_files import PART_BYTES, RowFile, RowFormat, compute_space, plan_row_files, stage_row_files
 from impruver_compose.sections import ComposeSection
 from impruver_compose.selection import Selection
-from impruver_compose.storage import Corpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -203,7 +204,7 @@ def publish_outputs(
     paths: OutputPaths,
     corpus: Corpus,
     selection: Selection,
-    ledger: list[dict],
+    ledger: Ledger,
     report: str,
     eval_rows: list[dict],
     manifest: dict,
@@ -214,7 +215,7 @@ def publish_outputs(
     """
     train = plan_row_files(paths.train, paths.train_format, corpus.compute_sizes(selection.train_rows))
     val = plan_row_files(paths.val, paths.val_format, corpus.compute_sizes(selection.val_rows, with_extra=True))
-    rows = {file.path: file.stop - file.start for file in (*train, *val)} | {paths.ledger: len(ledger)}
+    rows = {file.path: file.stop - file.start for file in (*train, *val)} | {paths.ledger: ledger.count}
     own = [paths.contaminated] if paths.decontaminates else []
     staged = {path: get_staged_path(path) for path in (*rows, paths.report, *own)}
     rows[paths.contaminated] = len(eval_rows)
@@ -227,7 +228,7 @@ def publish_outputs(
             with reserve_space(_get_folder(paths.val, paths), for_val):
                 stage_row_files(corpus, selection.val_rows, val, paths.val_format.compressed, with_extra=True)
             with open_synced(staged[paths.ledger]) as file:
-                write_rows(file, ledger)
+                write_rows(file, ledger.lines)
             with open_synced(staged[paths.report]) as file:
                 file.write(report)
             if paths.decontaminates:

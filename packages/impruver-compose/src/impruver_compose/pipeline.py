@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, NamedTuple
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
+from impruver_core.io.atomic import get_cache_dir
 from impruver_core.recipe.loading import resolve_recipe
+from impruver_core.system import get_available_memory
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
 from impruver_compose import disk_estimate, output, selection, template_checks
+from impruver_compose.corpus import Corpus
+from impruver_compose.dataset_stats import DatasetStats, count_encoded
 from impruver_compose.decontamination.benchmarks import Benchmark, open_benchmark
 from impruver_compose.decontamination.search import BenchmarkIndex, ContaminationResult, find_contaminated
-from impruver_compose.dedup import Duplicate, find_duplicates
+from impruver_compose.dedup.duplicates import Duplicates
+from impruver_compose.dedup.search import find_duplicates
 from impruver_compose.encoding import cache
 from impruver_compose.encoding.job import DatasetJob, open_job, resolve_max_length
 from impruver_compose.encoding.text_encoder import find_encoder
+from impruver_compose.ledger import DroppedGroup, Ledger, iterate_ledger
 from impruver_compose.reporting import html_report, summary_tables, terminal
 from impruver_compose.reporting.duplicate_warning import warn_about_many_duplicates
-from impruver_compose.selection import DatasetStats
 from impruver_compose.sources.files import warn_about_copies
-from impruver_compose.storage import Corpus
+from impruver_compose.stages.engine import open_engine
+from impruver_compose.stages.workspace import STAGES, Workspace
 from impruver_compose.torch_guard import import_libraries
 
 if TYPE_CHECKING:
@@ -32,10 +38,11 @@ if TYPE_CHECKING:
 
 
 class ChosenRows(NamedTuple):
-    """What train and val get, the duplicates that were dropped, and what holds text of the recipe's benchmarks."""
+    """What train and val get, what was dropped for it, the duplicates, and what holds text of benchmarks."""
 
     selected: selection.Selection
-    duplicates: list[Duplicate]
+    dropped: list[DroppedGroup]
+    duplicates: Duplicates
     contamination: ContaminationResult | None
 
 
@@ -53,18 +60,23 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
         return
 
     # Convert and encode what the cache does not have, after the template was tried on the first rows.
-    with cache.open_entries(jobs, fingerprint) as entries:
+    root = Path(recipe.compose.work_dir).expanduser() if recipe.compose.work_dir else get_cache_dir()
+    with (
+        open_engine(recipe.compose, recipe.locate("compose"), num_proc) as engine,
+        cache.open_entries(jobs, fingerprint, root) as entries,
+    ):
         jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
         probes = [template_checks.probe_template(job) for job in jobs]
-        jobs = cache.encode_missing_shards(jobs, entries, num_proc)
+        jobs = cache.encode_missing_shards(jobs, entries, engine)
         shards = [[slot.path for slot in entry.shards] for entry in entries]
-        stats = [selection.count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
+        stats = [count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
         for job, each in zip(jobs, stats, strict=True):
             template_checks.check_strict_columns(job, each)
-        corpus = Corpus([job.name for job in jobs], shards)
 
         # Choose: decontaminate, deduplicate, split, resample.
-        chosen = _choose_rows(recipe, corpus, stats, benchmarks)
+        workspace = Workspace(root / STAGES, engine, recipe.compose.max_memory or get_available_memory() // 2)
+        corpus = Corpus([job.name for job in jobs], shards, workspace.arrays)
+        chosen = _choose_rows(recipe, corpus, stats, benchmarks, workspace)
 
         # Write.
         checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
@@ -89,7 +101,8 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
         )
         with output.lock_outputs(paths, overwrite):  # checks again: another run may have written since
             if overwrite or not output.outputs_up_to_date(paths, manifest):
-                ledger = selection.collect_ledger(stats)
+                lines = iterate_ledger(corpus, chosen.dropped)
+                ledger = Ledger(lines, sum(each.count_dropped() for each in stats))
                 eval_rows = contamination.build_eval_rows(corpus) if contamination else []
                 output.publish_outputs(paths, corpus, chosen.selected, ledger, report, eval_rows, manifest)
         cache.remove_old_entries()
@@ -98,36 +111,37 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
 
 
 def _choose_rows(
-    recipe: Recipe, corpus: Corpus, stats: Sequence[DatasetStats], benchmarks: BenchmarkIndex | None
+    recipe: Recipe,
+    corpus: Corpus,
+    stats: Sequence[DatasetStats],
+    benchmarks: BenchmarkIndex | None,
+    workspace: Workspace,
 ) -> ChosenRows:
     """Decontaminates, deduplicates, splits and resamples; what is dropped is counted in `stats`."""
     # Decontaminate: what is validated on may be a benchmark itself.
-    uses = [section.use for section in recipe.datasets]
-    numbers, contamination = selection.order_by_use(corpus, uses), None
+    uses = selection.build_use_masks([section.use for section in recipe.datasets])
+    numbers, contamination, dropped = selection.order_by_use(corpus, uses), None, []
     if benchmarks:
-        searched = selection.list_trainable(corpus, numbers, uses)
-        contamination = find_contaminated(corpus, searched, benchmarks)
-        numbers = selection.drop_contaminated(corpus, numbers, contamination, stats)
+        contamination = find_contaminated(corpus, selection.list_trainable(corpus, numbers, uses), benchmarks)
+        numbers, group = selection.drop_contaminated(corpus, numbers, contamination, stats)
+        dropped.append(group)
 
     # Deduplicate.
-    dedup = recipe.dedup
-    duplicates = find_duplicates(corpus, numbers, dedup.method, dedup.threshold, dedup.num_perm)
-    numbers = selection.drop_duplicates(corpus, numbers, duplicates, stats)
-    numbers = selection.drop_val_prompts(corpus, numbers, uses, stats)
+    duplicates = find_duplicates(corpus, numbers, recipe.dedup, workspace)
+    numbers, repeated = selection.drop_duplicates(corpus, numbers, duplicates, stats)
+    numbers, prompts = selection.drop_val_prompts(corpus, numbers, uses, stats)
     summary_tables.check_any_left(selection.list_trainable(corpus, numbers, uses), stats)
-    warn_about_many_duplicates(corpus, duplicates, stats, dedup)
+    warn_about_many_duplicates(corpus, duplicates, stats, recipe.dedup)
 
     # Split.
-    prompts, ratio, rows = corpus.prompt_digest.tolist(), recipe.split.val_ratio, recipe.split.val_rows
-    sides = selection.list_fixed_sides(corpus, numbers, uses)
-    train, val = selection.split_train_val(sorted(numbers), prompts, ratio, rows, recipe.seed, sides)
-    selection.warn_about_leaks(corpus, train, val, dedup)
+    train, val = selection.split_train_val(corpus, numbers, uses, recipe.split, recipe.seed)
+    selection.warn_about_leaks(corpus, train, val, recipe.dedup, workspace)
 
     # Resample.
     weights = [section.weight for section in recipe.datasets]
-    train = selection.resample_train(corpus, train, weights, recipe.seed, stats)
+    train, left_out = selection.resample_train(corpus, train, weights, recipe.seed, stats)
     selected = selection.select_rows(corpus, train, val, stats)
-    return ChosenRows(selected, duplicates, contamination)
+    return ChosenRows(selected, [*dropped, *repeated, *prompts, *left_out], duplicates, contamination)
 
 
 def show_rows(recipe: Recipe, count: int) -> None:

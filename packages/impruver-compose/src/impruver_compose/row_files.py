@@ -11,7 +11,7 @@ from impruver_core.io.atomic import get_staged_path, make_folder, open_synced
 from impruver_core.io.compression import compress_zst
 from impruver_core.io.row_parts import get_part_path
 
-from impruver_compose.storage import Corpus
+from impruver_compose.corpus import Corpus
 
 PART_BYTES = 10**9
 OPEN_FILES = 128  # written at once, for each of which all shards are read once

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from impruver_core.recipe.schema import REQUIRED, key, list_of
 
+LEAST_MEMORY = 16_000_000  # bytes
 USES = ("train", "val", "both")
 
 
@@ -108,7 +109,7 @@ class SplitSection:
 
 @dataclass(frozen=True)
 class ComposeSection:
-    """What encodes, and into which files rows are written; whatever it says, the rows are the same."""
+    """What encodes, where and by which means it runs, and into which files; whatever it says, the rows are the same."""
 
     encoder: str = key(
         "auto",
@@ -121,9 +122,24 @@ class ComposeSection:
         None, "zst: parts are written as .jsonl.zst; left out: as .jsonl", choices=("zst",)
     )
 
+    work_dir: str | None = key(
+        None, "folder of encoded rows and of later stages, which a stopped run goes on with; left out: in the cache"
+    )
+    max_memory: int | None = key(
+        None, "bytes that sorting and comparing may take in all processes together; left out: half of what is free"
+    )
+    engine: str = key(
+        "local", "what runs the stages: local, processes of this machine; ray, a cluster", choices=("local", "ray")
+    )
+    address: str | None = key(None, "the Ray cluster, as HOST:6379 or auto; left out: one is started on this machine")
+
     def __post_init__(self):
         if self.part_bytes is not None and self.part_bytes < 1:
             raise ValueError(f"must be at least 1 byte, not {self.part_bytes}", "part_bytes")
+        if self.max_memory is not None and self.max_memory < LEAST_MEMORY:
+            raise ValueError(f"must be at least {LEAST_MEMORY} bytes (16 MB), not {self.max_memory}", "max_memory")
+        if self.address is not None and self.engine != "ray":
+            raise ValueError("is that of a Ray cluster: set engine to ray, too", "address")
 
 
 SECTIONS = {

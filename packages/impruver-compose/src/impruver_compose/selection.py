@@ -1,99 +1,25 @@
-"""Deduplication's drops, the train/val split and resampling by weight, with the accounting of every row."""
+"""What goes to train and val: what is dropped on the way, the split, and resampling by weight."""
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import itemgetter
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from impruver_core.cli.console import warn
 from impruver_core.errors import CheckFailedError, ImpruverError
 
+from impruver_compose.corpus import Corpus
+from impruver_compose.dataset_stats import DatasetStats
 from impruver_compose.decontamination.search import ContaminationResult
-from impruver_compose.dedup import Duplicate, find_leaks
-from impruver_compose.field_usage import FieldUsage
-from impruver_compose.sections import DedupSection
-from impruver_compose.storage import Corpus, EncodedShard, ShardReader
-
-DETAIL = 100  # characters of a detail in a table
-
-
-@dataclass
-class DatasetStats:
-    """What became of the rows of data set number `index`; from `rows` on the fields of the manifest's `counts`."""
-
-    name: str
-    index: int
-    first: dict[str, str] = field(default_factory=dict)  # of each reason the first row, with the detail
-    ledger: list[dict] = field(default_factory=list)  # a line for each row or conversation that was dropped
-    usage: FieldUsage = field(default_factory=FieldUsage)
-    rows: int = 0
-    converted: int = 0
-    conversations: int = 0
-    train: int = 0  # conversations
-    val: int = 0
-    trimmed: int = 0
-    control_text: int = 0  # conversations that were encoded and hold text of control tokens
-    train_rows: int = 0  # token rows, unfolded and repeated
-    val_rows: int = 0
-    ended: int = 0  # token rows whose last turn's end is trained on
-    tokens: int = 0
-    learned: int = 0  # target tokens
-    rows_dropped: Counter = field(default_factory=Counter)  # rows that the converter dropped, by reason
-    dropped: Counter = field(default_factory=Counter)  # conversations
-
-    def add_shard(self, shard: EncodedShard | ShardReader) -> None:
-        """Adds what a shard counted and dropped."""
-        for name, count in shard.counts.items():
-            setattr(self, name, getattr(self, name) + count)
-        self.usage.add(shard.usage)
-        for row, part, reason, detail in shard.dropped:
-            self.drop(reason, row, part, detail)
-
-    def drop(self, reason: str, row: int, part: int | None, detail: str = "", **more) -> None:
-        """Counts a conversation, or with `part` None a whole row, as dropped, and adds a line to the ledger."""
-        (self.rows_dropped if part is None else self.dropped)[reason] += 1
-        if reason not in self.first:
-            self.first[reason] = f"row {row}: {_shorten(detail)}" if detail else f"row {row}"
-        line = {"dataset": self.name, "dataset_index": self.index, "row": row, "part": part or 0}
-        self.ledger.append(line | {"reason": reason, "detail": detail} | more)
-
-    def add_tokens(self, tokens: Sequence[int], target_tokens: Sequence[int], ended: Sequence[int]) -> None:
-        """Adds what token rows have, a value for each row."""
-        self.tokens += int(np.sum(tokens, dtype=int))
-        self.learned += int(np.sum(target_tokens, dtype=int))
-        self.ended += int(np.sum(ended, dtype=int))
-
-    def check_sums(self) -> None:
-        """Asserts that rows = converted + dropped by the converter, and conversations = train + val + dropped."""
-        if self.rows != self.converted + self.rows_dropped.total():
-            raise AssertionError(f"{self.name}: {self.rows} rows read, {self.converted} converted, {self.rows_dropped}")
-        if self.conversations != self.train + self.val + self.dropped.total():
-            raise AssertionError(
-                f"{self.name}: {self.conversations} conversations, {self.train} + {self.val}, {self.dropped}"
-            )
-
-    def to_dict(self) -> dict:
-        """Returns the entry of the manifest's `counts`."""
-        return dict(list(vars(self).items())[5:])
-
-
-def count_encoded(name: str, index: int, shards: Iterable[Path]) -> DatasetStats:
-    """Counts what became of a data set's rows until they were encoded."""
-    stats = DatasetStats(name, index)
-    for path in shards:
-        stats.add_shard(ShardReader(path))
-    return stats
-
-
-def collect_ledger(stats: Iterable[DatasetStats]) -> list[dict]:
-    """Collects the ledger's lines in the order of the data."""
-    lines = [line for each in stats for line in each.ledger]
-    return sorted(lines, key=itemgetter("dataset_index", "row", "part"))
+from impruver_compose.dedup.duplicates import Duplicates
+from impruver_compose.dedup.equal_digests import find_first_equal
+from impruver_compose.dedup.search import find_leaks
+from impruver_compose.ledger import DroppedGroup
+from impruver_compose.sections import DedupSection, SplitSection
+from impruver_compose.stages.workspace import Workspace
 
 
 def check_masks_found(stats: Iterable[DatasetStats], ledger: Path) -> None:
@@ -103,190 +29,234 @@ def check_masks_found(stats: Iterable[DatasetStats], ledger: Path) -> None:
         raise CheckFailedError(f"{refused} conversations have no exact mask: see mask_refused in {ledger}")
 
 
-def _shorten(detail: str) -> str:
-    """Shortens a detail to a line of printable characters for a table."""
-    line = "".join(character if character.isprintable() else " " for character in detail[: 4 * DETAIL])
-    line = " ".join(line.split())
-    return line if len(line) <= DETAIL else f"{line[: DETAIL - 1]}…"
-
-
 class Selection(NamedTuple):
-    """What train and val have, in the order of the files: conversations and token rows, by number."""
+    """The token rows of train and val by number, int64, in the order of the files."""
 
-    train: list[int]
-    val: list[int]
     train_rows: np.ndarray
     val_rows: np.ndarray
 
 
-def order_by_use(corpus: Corpus, uses: Sequence[str | None]) -> list[int]:
-    """Orders the conversations as they are judged: those of data sets for val first, so that train loses what repeats.
+class UseMasks(NamedTuple):
+    """Which data sets are for val alone, and which for train alone: bool, (data sets,)."""
 
-    `uses` is the `use` of each data set.
-    """
-    numbers = range(len(corpus))
-    if "val" not in uses:
-        return list(numbers)
-    dataset = corpus.dataset.tolist()
-    return sorted(numbers, key=lambda number: uses[dataset[number]] != "val")  # each side in its order
+    val: np.ndarray
+    train: np.ndarray
 
 
-def list_trainable(corpus: Corpus, numbers: Iterable[int], uses: Sequence[str | None]) -> list[int]:
+def build_use_masks(uses: Sequence[str | None]) -> UseMasks:
+    """Builds the masks of the `use` of each data set."""
+    return UseMasks(*(np.array([use == side for use in uses]) for side in ("val", "train")))
+
+
+def order_by_use(corpus: Corpus, uses: UseMasks) -> np.ndarray:
+    """Orders the conversations as they are judged, int64: those for val first, so that train loses what repeats."""
+    numbers = np.arange(len(corpus))
+    if not uses.val.any():
+        return numbers
+    for_val = uses.val[corpus.get_datasets(numbers)]
+    return np.concatenate([numbers[for_val], numbers[~for_val]])
+
+
+def list_trainable(corpus: Corpus, numbers: np.ndarray, uses: UseMasks) -> np.ndarray:
     """Lists those of the conversations that may go to train: not of a data set for val."""
-    if "val" not in uses:
-        return list(numbers)
-    return [number for number in numbers if uses[corpus.dataset[number]] != "val"]
-
-
-def list_fixed_sides(corpus: Corpus, numbers: Iterable[int], uses: Sequence[str | None]) -> dict[int, str]:
-    """Lists the conversations that are not divided, each with its side: train or val."""
-    sides = ((number, uses[corpus.dataset[number]]) for number in numbers)
-    return {number: side for number, side in sides if side in ("train", "val")}
+    return numbers[~uses.val[corpus.get_datasets(numbers)]] if uses.val.any() else numbers
 
 
 def drop_contaminated(
-    corpus: Corpus, numbers: Sequence[int], found: ContaminationResult, stats: Sequence[DatasetStats]
-) -> list[int]:
-    """Drops the conversations that hold text of a benchmark; the numbers of those that are left."""
-    for each in found.conversations:
-        _, index, row, part = corpus.get_origin(each.number)
+    corpus: Corpus, numbers: np.ndarray, found: ContaminationResult, stats: Sequence[DatasetStats]
+) -> tuple[np.ndarray, DroppedGroup]:
+    """Drops the conversations that hold text of a benchmark; the numbers of those that are left, and of the dropped."""
+
+    def describe(position: int) -> dict[str, Any]:
+        each = found.conversations[position]
         name, words = found.index.benchmarks[each.benchmark_index].section.name, " ".join(each.words)
         detail = f"{each.run} words in a row are in row {each.row} of {name}: {words}"
         benchmark = {"name": name, "benchmark_index": each.benchmark_index, "row": each.row}
-        stats[index].drop("contaminated", row, part, detail, benchmark=benchmark, words=words, run=each.run)
-    dropped = {each.number for each in found.conversations}
-    return [number for number in numbers if number not in dropped]
+        return {"detail": detail, "benchmark": benchmark, "words": words, "run": each.run}
+
+    dropped = np.array([each.number for each in found.conversations], np.int64)
+    return _drop(corpus, numbers, DroppedGroup("contaminated", dropped, describe), stats)
 
 
 def drop_duplicates(
-    corpus: Corpus, numbers: Sequence[int], duplicates: Sequence[Duplicate], stats: Sequence[DatasetStats]
-) -> list[int]:
-    """Drops duplicates; the numbers of the conversations that are left."""
-    for number, kept, similarity, exact in duplicates:
-        _, index, row, part = corpus.get_origin(number)
+    corpus: Corpus, numbers: np.ndarray, duplicates: Duplicates, stats: Sequence[DatasetStats]
+) -> tuple[np.ndarray, list[DroppedGroup]]:
+    """Drops duplicates; the numbers of the conversations that are left, and of the dropped."""
+    groups = []
+    for exact in (True, False):
+        own = duplicates.exact == exact
+        describe = partial(_describe_kept, corpus, duplicates.kept[own], duplicates.similarity[own])
         reason = "exact_duplicate" if exact else "near_duplicate"
-        stats[index].drop(reason, row, part, kept=corpus.get_origin(kept)._asdict(), similarity=similarity)
-    dropped = {duplicate.number for duplicate in duplicates}
-    return [number for number in numbers if number not in dropped]
+        numbers, group = _drop(corpus, numbers, DroppedGroup(reason, duplicates.number[own], describe), stats)
+        groups.append(group)
+    return numbers, groups
 
 
 def drop_val_prompts(
-    corpus: Corpus, numbers: Sequence[int], uses: Sequence[str | None], stats: Sequence[DatasetStats]
-) -> list[int]:
+    corpus: Corpus, numbers: np.ndarray, uses: UseMasks, stats: Sequence[DatasetStats]
+) -> tuple[np.ndarray, list[DroppedGroup]]:
     """Drops the conversations that have the prompt of one of a data set for val; the numbers of those that are left.
 
     The same prompt must not stand on both sides, and neither may such a data set's rows go to train, nor others be
-    added to what its owner chose to validate on.
+    added to what its owner chose to validate on. `numbers`: those for val first.
     """
-    if "val" not in uses:
-        return list(numbers)
-    prompts, for_val = corpus.prompt_digest.tolist(), [use == "val" for use in uses]
-    dataset = corpus.dataset.tolist()
-    first: dict[bytes, int] = {}
-    for number in numbers:
-        if for_val[dataset[number]]:
-            first.setdefault(prompts[number], number)
-    left = []
-    for number in numbers:
-        kept = first.get(prompts[number])
-        if kept is None or for_val[dataset[number]]:
-            left.append(number)
-            continue
-        _, index, row, part = corpus.get_origin(number)
-        stats[index].drop("prompt_in_val", row, part, kept=corpus.get_origin(kept)._asdict())
-    return left
+    if not uses.val.any():
+        return numbers, []
+    first = numbers[find_first_equal(corpus.prompt_digest, numbers, corpus.arrays)]
+    for_val, of_val = (uses.val[corpus.get_datasets(each)] for each in (numbers, first))
+    repeats = of_val & ~for_val
+    group = DroppedGroup("prompt_in_val", numbers[repeats], partial(_describe_kept, corpus, first[repeats], None))
+    numbers, group = _drop(corpus, numbers, group, stats)
+    return numbers, [group]
+
+
+def _describe_kept(corpus: Corpus, kept: np.ndarray, similarity: np.ndarray | None, position: int) -> dict[str, Any]:
+    more = {} if similarity is None else {"similarity": float(similarity[position])}
+    return {"kept": corpus.get_origin(int(kept[position]))._asdict(), **more}
+
+
+def _drop(
+    corpus: Corpus, numbers: np.ndarray, group: DroppedGroup, stats: Sequence[DatasetStats]
+) -> tuple[np.ndarray, DroppedGroup]:
+    """Drops a group, and counts it in `stats`; the numbers that are left, and the group."""
+    datasets, first, counts = np.unique(corpus.get_datasets(group.numbers), return_index=True, return_counts=True)
+    for index, position, count in zip(datasets.tolist(), first.tolist(), counts.tolist(), strict=True):
+        number = group.numbers[position]
+        detail = group.describe(position).get("detail", "")
+        stats[index].drop(group.reason, int(corpus.row[number]), int(corpus.part[number]), detail, count)
+    return (numbers[~_mark(corpus, group.numbers)[numbers]] if len(group.numbers) else numbers), group
+
+
+def _mark(corpus: Corpus, numbers: np.ndarray) -> np.ndarray:
+    """Marks conversations among all, bool (conversations,)."""
+    marked = corpus.arrays.make(len(corpus), bool)
+    marked[numbers] = True
+    return marked
 
 
 def split_train_val(
-    numbers: Sequence[int],
-    prompts: Sequence[bytes],
-    val_ratio: float,
-    val_rows: int | None,
-    seed: int,
-    uses: Mapping[int, str] = MappingProxyType({}),
-) -> tuple[list[int], list[int]]:
+    corpus: Corpus, numbers: np.ndarray, uses: UseMasks, section: SplitSection, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits conversations into train and val, both shuffled; those with the same prompt (a digest) stay on one side.
 
-    `uses` has the side, train or val, of those that are not divided. Of the others val gets `val_rows`, else
-    `val_ratio` of them (at least one of two or more, unless the ratio is 0), or fewer where no whole group fits any
-    more; those with a prompt of train's go there. ImpruverError if nothing is left for train.
+    Those of data sets with a `use` are not divided. Of the others val gets `val_rows`, else `val_ratio` of them (at
+    least one of two or more, unless the ratio is 0), or fewer where no whole group fits any more; those with a prompt
+    of train's go there. ImpruverError if nothing is left for train.
     """
-    divided = [number for number in numbers if number not in uses]
-    wanted = val_rows if val_rows is not None else round(len(divided) * val_ratio)
-    if val_rows is None and val_ratio > 0 and len(divided) > 1:
+    numbers, chance = np.sort(numbers), random.Random(seed)
+    datasets = corpus.get_datasets(numbers)
+    for_train, for_val = uses.train[datasets], uses.val[datasets]
+    divided, fixed = numbers[~(for_train | for_val)], numbers[for_train]
+    wanted = section.val_rows if section.val_rows is not None else round(len(divided) * section.val_ratio)
+    if section.val_rows is None and section.val_ratio > 0 and len(divided) > 1:
         wanted = max(1, wanted)
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for number in divided:
-        groups[prompts[number]].append(number)
-    order = list(groups.values())
-    chance = random.Random(seed)
-    chance.shuffle(order)
-    train, val = [], []
-    of_train = {prompts[number] for number in numbers if uses.get(number) == "train"}
-    for group in order:
-        fits = len(val) + len(group) <= wanted and prompts[group[0]] not in of_train
-        (val if fits else train).extend(group)
-    if wanted and order and not val:
-        also = ", or one that stands in a data set with use: train" if of_train else ""
+    # Groups, by the place of their first conversation; those whose first one is of train's stay there.
+    first = find_first_equal(corpus.prompt_digest, np.concatenate([fixed, divided]), corpus.arrays)[len(fixed) :]
+    in_val = _choose_groups(first, len(fixed), wanted, chance)
+    order, of_val = in_val
+    train, val = divided[order[~of_val]], divided[order[of_val]]
+    if wanted and len(divided) and not len(val):
+        also = ", or one that stands in a data set with use: train" if len(fixed) else ""
         warn(f"val_path gets no row: each group of conversations with the same prompt has more than {wanted}{also}")
-    for number in numbers:
-        if number in uses:
-            (train if uses[number] == "train" else val).append(number)
-    if not train:
-        ways = "lower split.val_rows (or val_ratio)" if divided else "all of them are of data sets with use: val"
+    train, val = np.concatenate([train, fixed]), np.concatenate([val, numbers[for_val]])
+    if not len(train):
+        ways = "lower split.val_rows (or val_ratio)" if len(divided) else "all of them are of data sets with use: val"
         raise ImpruverError(f"none of {len(val)} conversations is left for train_path: {ways}")
-    chance.shuffle(train)
-    chance.shuffle(val)
-    return train, val
+    return _shuffle(train, chance), _shuffle(val, chance)
 
 
-def warn_about_leaks(corpus: Corpus, train: list[int], val: list[int], dedup: DedupSection) -> None:
+def _choose_groups(first: np.ndarray, fixed: int, wanted: int, chance: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses the groups that val gets, in a random order, as long as no more than `wanted` conversations are in them.
+
+    Args:
+        first: for each conversation the first one of its group, counted from train's own, which are `fixed`.
+
+    Returns:
+        The conversations in the order of the groups, int64, and which of them val gets, bool.
+    """
+    leaders, group, sizes = np.unique(first, return_inverse=True, return_counts=True)
+    # Groups are shuffled in the order of their first conversation here, which may not be the first of all.
+    begins = np.full(len(leaders), len(first))
+    np.minimum.at(begins, group, np.arange(len(first)))
+    by_begin = np.argsort(begins)
+    shuffled = by_begin[_shuffle(np.arange(len(leaders)), chance)]
+    chosen, taken = np.zeros(len(leaders), bool), 0
+    for number in shuffled[leaders[shuffled] >= fixed].tolist():
+        if taken >= wanted:
+            break
+        if taken + sizes[number] <= wanted:
+            chosen[number] = True
+            taken += int(sizes[number])
+    place = np.empty(len(leaders), np.int64)
+    place[shuffled] = np.arange(len(leaders))
+    order = np.argsort(place[group], kind="stable")
+    return order, chosen[group[order]]
+
+
+def _shuffle(numbers: np.ndarray, chance: random.Random) -> np.ndarray:
+    """Shuffles int64 as `random.shuffle` does a list of so many."""
+    shuffled = array("q", numbers.tobytes())
+    chance.shuffle(shuffled)
+    return np.array(shuffled, np.int64)
+
+
+def warn_about_leaks(
+    corpus: Corpus, train: np.ndarray, val: np.ndarray, dedup: DedupSection, workspace: Workspace
+) -> None:
     """Warns of conversations in val that have a near-duplicate in train, where those were not dropped."""
-    leaks = [] if dedup.method == "minhash" else find_leaks(corpus, train, val, dedup.threshold, dedup.num_perm)
-    if leaks:
-        one, other = corpus.get_origin(leaks[0].number), corpus.get_origin(leaks[0].kept)
+    if dedup.method == "minhash" or not len(val):
+        return
+    leaks = find_leaks(corpus, train, val, dedup, workspace)
+    if len(leaks):
+        leak = leaks.get(0)
+        one, other = corpus.get_origin(leak.number), corpus.get_origin(leak.kept)
         warn(
             f"{len(leaks)} of {len(val)} conversations in val have a near-duplicate in train, the first "
             f"{one.dataset_index}:{one.row} is like {other.dataset_index}:{other.row} (similarity "
-            f"{leaks[0].similarity}): dedup.method: minhash drops such rows"
+            f"{leak.similarity}): dedup.method: minhash drops such rows"
         )
 
 
 def resample_train(
-    corpus: Corpus, train: list[int], weights: Sequence[float], seed: int, stats: Sequence[DatasetStats]
-) -> list[int]:
-    """Repeats or samples the conversations of train by their data set's weight.
+    corpus: Corpus, train: np.ndarray, weights: Sequence[float], seed: int, stats: Sequence[DatasetStats]
+) -> tuple[np.ndarray, list[DroppedGroup]]:
+    """Repeats or samples the conversations of train by their data set's weight; those drawn in no way are dropped.
 
     A weight of 2.5 takes each twice and half of them, drawn by `seed`, once more; 0.3 takes three of ten.
     """
     if all(weight == 1 for weight in weights):
-        return train
-    resampled = []
+        return train, []
+    datasets, resampled, left_out = corpus.get_datasets(train), [], []
     for index, weight in enumerate(weights):
-        numbers, times = [number for number in train if corpus.dataset[number] == index], int(weight)
-        drawn = set(random.Random(seed).sample(range(len(numbers)), round(len(numbers) * (weight - times))))
-        for position, number in enumerate(numbers):
-            resampled += [number] * (times + (position in drawn))
-            if not times and position not in drawn:
-                origin = corpus.get_origin(number)
-                stats[index].drop("sampled_out", origin.row, origin.part, f"weight {weight}")
-    if not resampled:
+        numbers, times = train[datasets == index], int(weight)
+        repeats = np.full(len(numbers), times)
+        drawn = random.Random(seed).sample(range(len(numbers)), round(len(numbers) * (weight - times)))
+        repeats[np.array(drawn, np.int64)] += 1
+        resampled.append(np.repeat(numbers, repeats))
+        left_out.append(numbers[repeats == 0])
+    taken = np.concatenate(resampled)
+    if not len(taken):
         raise ImpruverError("datasets[].weight leaves no conversation for train_path: raise it")
-    random.Random(seed).shuffle(resampled)
-    return resampled
+    dropped = np.sort(np.concatenate(left_out))
+
+    def describe(position: int) -> dict[str, Any]:
+        return {"detail": f"weight {weights[int(corpus.get_datasets(dropped[position]))]}"}
+
+    _, group = _drop(corpus, dropped, DroppedGroup("sampled_out", dropped, describe), stats)
+    return _shuffle(taken, random.Random(seed)), [group]
 
 
-def select_rows(corpus: Corpus, train: list[int], val: list[int], stats: Sequence[DatasetStats]) -> Selection:
+def select_rows(corpus: Corpus, train: np.ndarray, val: np.ndarray, stats: Sequence[DatasetStats]) -> Selection:
     """Selects the token rows of conversations, counts them, and asserts that nothing was lost without a reason."""
-    selection = Selection(train, val, corpus.get_row_numbers(train), corpus.get_row_numbers(val))
-    for name in ("train", "val"):
-        numbers = sorted(set(getattr(selection, name)))
-        for index, count in Counter(corpus.dataset[numbers].tolist()).items():
-            setattr(stats[index], name, count)
+    selection = Selection(corpus.get_row_numbers(train), corpus.get_row_numbers(val))
+    for name, numbers in (("train", train), ("val", val)):
+        datasets = corpus.get_datasets(np.unique(numbers))
+        counts = np.bincount(datasets, minlength=len(stats)).tolist()
         rows = getattr(selection, f"{name}_rows")
-        dataset = corpus.dataset_of_rows[rows]
+        datasets = corpus.get_datasets_of_rows(rows)
         for index, each in enumerate(stats):
-            own = rows[dataset == index]
+            setattr(each, name, counts[index])
+            own = rows[datasets == index]
             setattr(each, f"{name}_rows", len(own))
             each.add_tokens(corpus.tokens[own], corpus.target_tokens[own], corpus.ended[own])
     for each in stats:

@@ -15,11 +15,11 @@ from impruver_core.errors import CheckFailedError, ImpruverError, RefusedError
 from impruver_core.labels import TRAINED_ROLES
 
 from impruver_compose.converters.conversion import Conversation
+from impruver_compose.dataset_stats import DatasetStats
 from impruver_compose.encoding.encoder import ConvertedPart, build_training_views, convert_row_of, encode_rows
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.overlong import cut_overlong
 from impruver_compose.field_usage import format_unused
-from impruver_compose.selection import DatasetStats
 from impruver_compose.storage import EncodedShard
 
 PROBED = 100  # rows of a data set that must have a loss mask before any work on the rest

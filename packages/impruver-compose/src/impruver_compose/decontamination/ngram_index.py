@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from impruver_compose.decontamination.words import split_long_text, split_words
-from impruver_compose.dedup import PRIME, mix_hashes
+from impruver_compose.dedup.shingles import PRIME, mix_hashes
 
 N = 13  # words of an n-gram
 SHORTEST = 5  # words of a text that is looked for as a whole

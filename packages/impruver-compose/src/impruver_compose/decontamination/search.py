@@ -10,10 +10,10 @@ import numpy as np
 from impruver_core.cli.console import log_info, open_progress
 from impruver_core.errors import ImpruverError
 
+from impruver_compose.corpus import Corpus
 from impruver_compose.decontamination.benchmarks import Benchmark
 from impruver_compose.decontamination.ngram_index import SHORTEST, Match, NgramIndex
 from impruver_compose.decontamination.words import list_row_texts
-from impruver_compose.storage import Corpus
 
 BATCH_WORDS = 1 << 18  # that are searched at once
 LISTED = 1000  # conversations that the line of a benchmark's row names
@@ -124,10 +124,10 @@ class ContaminationResult:
         ]
 
 
-def find_contaminated(corpus: Corpus, numbers: Sequence[int], index: BenchmarkIndex) -> ContaminationResult:
+def find_contaminated(corpus: Corpus, numbers: np.ndarray, index: BenchmarkIndex) -> ContaminationResult:
     """Finds which of the conversations `numbers` hold an n-gram of the benchmarks; all of their texts are searched."""
     result, wanted = ContaminationResult(index), np.zeros(len(corpus), bool)
-    wanted[list(numbers)] = True
+    wanted[numbers] = True
     batch: list[tuple[int, np.ndarray]] = []
     size = 0
     with open_progress(len(numbers), "decontaminate") as progress:

@@ -1,20 +1,13 @@
-"""Content-addressed cache of encoded shards, and the worker processes that encode those that it does not have."""
+"""Content-addressed cache of encoded shards: the first stage, of which only what is missing is made."""
 
 import gc
 import hashlib
 import inspect
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -30,15 +23,17 @@ from impruver_core.io.integrity import write_record
 from impruver_core.io.locks import lock_unused, share_folder
 from impruver_core.system import available_cpus
 from impruver_core.tokenizer import get_special_tokens
-from impruver_core.worker_process import describe_exit
 
 from impruver_compose.encoding.encoder import encode_rows
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.text_encoder import EncoderDisagreesError, find_encoder
+from impruver_compose.sources.row_table import RowTable
+from impruver_compose.stages.engine import Engine
+from impruver_compose.stages.workspace import STAGES
 from impruver_compose.storage import ROWS, find_shard_damage, load_record, write_shard
 
+ENTRIES = "compose"  # folder of the entries
 KEPT_DAYS = 30
-ENDING_SECONDS = 5  # within which a worker that was ended is gone
 SHARD_SHARE = 5  # a shard's bytes to its rows', at least, for tokens of three to four characters
 
 
@@ -57,34 +52,39 @@ class CacheEntry(NamedTuple):
     shards: list[ShardSlot]
 
 
-_tasks: list[tuple[DatasetJob, ShardSlot]] = []  # what workers are forked with
+class ShardTask(NamedTuple):
+    """A shard to encode: the place of its data set among the jobs, and its rows."""
+
+    job: int
+    slot: ShardSlot
+    rows: RowTable
 
 
 class CacheEntries(list[CacheEntry]):
     """The entries of data sets, open: marked as used today, and as in use."""
 
-    def __init__(self, fingerprint: str, in_use: ExitStack):
+    def __init__(self, fingerprint: str, root: Path, in_use: ExitStack):
         super().__init__()
-        self._fingerprint, self._in_use = fingerprint, in_use
+        self._fingerprint, self._root, self._in_use = fingerprint, root, in_use
 
     def open(self, job: DatasetJob) -> CacheEntry:
         """Opens the entry of one data set."""
-        entry = _find_entry(job, self._fingerprint)
+        entry = _find_entry(job, self._fingerprint, self._root)
         self._in_use.enter_context(share_folder(entry.folder))
         os.utime(entry.folder)
         return entry
 
 
 @contextmanager
-def open_entries(jobs: Sequence[DatasetJob], fingerprint: str) -> Iterator[CacheEntries]:
-    """Opens each data set's entry; `fingerprint` is the tokenizer's."""
+def open_entries(jobs: Sequence[DatasetJob], fingerprint: str, root: Path) -> Iterator[CacheEntries]:
+    """Opens each data set's entry in `root`; `fingerprint` is the tokenizer's."""
     with ExitStack() as in_use:
-        entries = CacheEntries(fingerprint, in_use)
+        entries = CacheEntries(fingerprint, root / ENTRIES, in_use)
         entries.extend(map(entries.open, jobs))
         yield entries
 
 
-def _find_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
+def _find_entry(job: DatasetJob, fingerprint: str, root: Path) -> CacheEntry:
     section, dedup, converter, tokenizer = job.section, job.dedup, job.converter, job.tokenizer
     content = [
         [_compute_code_version(), fingerprint, job.key, converter.mapping, _get_source(converter.function), ROWS],
@@ -92,7 +92,7 @@ def _find_entry(job: DatasetJob, fingerprint: str) -> CacheEntry:
         [job.max_length, section.turns, section.on_overflow, dedup.on, dedup.num_perm, job.encoder.describe()],
     ]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
-    folder = get_cache_dir() / "compose" / key.hexdigest()[:32]
+    folder = root / key.hexdigest()[:32]
     starts, total = range(0, len(job.rows), ROWS), len(job.rows)
     slots = [(folder / f"{n:06d}.arrow", start, min(start + ROWS, total)) for n, start in enumerate(starts)]
     return CacheEntry(folder, [ShardSlot(*slot) for slot in slots])
@@ -113,9 +113,9 @@ def pin_day(job: DatasetJob, entry: CacheEntry) -> DatasetJob:
 
 
 def remove_old_entries() -> None:
-    """Removes the entries that no run has used for 30 days."""
+    """Removes the entries and stages in the cache that no run has used for 30 days."""
     oldest = time.time() - KEPT_DAYS * 86400
-    for folder in (get_cache_dir() / "compose").glob("*"):
+    for folder in (*(get_cache_dir() / ENTRIES).glob("*"), *(get_cache_dir() / STAGES).glob("*")):
         with suppress(OSError):  # another run may be removing it
             if folder.stat().st_mtime < oldest:
                 with lock_unused(folder) as unused:
@@ -152,7 +152,7 @@ def resolve_num_proc(wanted: int | None) -> int:
     return wanted or available_cpus()
 
 
-def encode_missing_shards(jobs: Sequence[DatasetJob], entries: CacheEntries, num_proc: int) -> list[DatasetJob]:
+def encode_missing_shards(jobs: Sequence[DatasetJob], entries: CacheEntries, engine: Engine) -> list[DatasetJob]:
     """Encodes the shards that the cache does not have; returns the jobs as they were done.
 
     A data set of which gigatoken encodes a text otherwise than `tokenizers` is encoded by these, in an entry of its own
@@ -161,7 +161,7 @@ def encode_missing_shards(jobs: Sequence[DatasetJob], entries: CacheEntries, num
     jobs = list(jobs)
     while True:
         try:
-            _encode_all(jobs, entries, num_proc)
+            _encode_all(jobs, entries, engine)
             return jobs
         except EncoderDisagreesError as error:
             difference, index, start = error.args
@@ -174,19 +174,19 @@ def encode_missing_shards(jobs: Sequence[DatasetJob], entries: CacheEntries, num
             jobs[index] = pin_day(job, entries[index])
 
 
-def _encode_all(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], num_proc: int) -> None:
-    _tasks[:] = []
-    for job, entry in zip(jobs, entries, strict=True):
+def _encode_all(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], engine: Engine) -> None:
+    tasks = []
+    for number, (job, entry) in enumerate(zip(jobs, entries, strict=True)):
         remove_stale_parts(entry.folder)
-        _tasks.extend((job, slot) for slot in _list_missing_shards(job, entry))
-    if not _tasks:
+        for slot in _list_missing_shards(job, entry):
+            tasks.append(ShardTask(number, slot, job.rows.narrow(slot.start, slot.stop)))
+    if not tasks:
         return
-    needed = sum(_estimate_bytes(job, slot) for job, slot in _tasks)
-    rows = sum(slot.stop - slot.start for _, slot in _tasks)
-    numbers, num_proc = range(len(_tasks)), min(num_proc, len(_tasks))
-    alone = num_proc == 1 or sys.platform != "linux"
+    needed = sum(_estimate_bytes(jobs[task.job], task.slot) for task in tasks)
+    rows = sum(task.slot.stop - task.slot.start for task in tasks)
+    without_rows = [replace(job, rows=None) for job in jobs]  # which come with the tasks
     with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as progress:
-        for count in map(_encode_shard, numbers) if alone else _encode_in_processes(numbers, num_proc):
+        for count in engine.run(_encode_shard, tasks, without_rows):
             progress.update(count)
 
 
@@ -212,71 +212,14 @@ def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
     return SHARD_SHARE * table.nbytes * (slot.stop - slot.start) // max(1, table.num_rows)
 
 
-def _encode_shard(number: int) -> int:
-    """Encodes the shard of a task and writes it; returns its number of rows."""
-    job, slot = _tasks[number]
+def _encode_shard(jobs: Sequence[DatasetJob], task: ShardTask) -> int:
+    """Encodes a shard and writes it; returns its number of rows."""
+    job, slot = replace(jobs[task.job], rows=task.rows), task.slot
     gc.disable()  # rows leave no cycles behind that collections would have to find
     try:
         write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
     except EncoderDisagreesError as error:
-        raise EncoderDisagreesError(*error.args, job.index, slot.start) from None
+        raise EncoderDisagreesError(*error.args, task.job, slot.start) from None
     finally:
         gc.enable()
     return slot.stop - slot.start
-
-
-def _encode_in_processes(numbers: Sequence[int], num_proc: int) -> Iterator[int]:
-    """Encodes shards in forked processes, which share the libraries' memory; each one's rows as it is done."""
-    context, leash = multiprocessing.get_context("fork"), os.pipe()
-    gc.freeze()  # a collection in a worker would copy every page that it looks at
-    pool = ProcessPoolExecutor(num_proc, context, _start_worker, leash)
-    try:
-        with _single_threaded_tokenizers():
-            futures = [pool.submit(_encode_shard, number) for number in numbers]
-            workers = multiprocessing.active_children()
-            for future in as_completed(futures):
-                yield future.result()
-    except BrokenProcessPool:
-        raise ImpruverError(_describe_killed(workers)) from None
-    finally:
-        os.close(leash[1])  # ends those that still work
-        pool.shutdown(cancel_futures=True)
-        os.close(leash[0])
-        gc.unfreeze()
-
-
-def _describe_killed(workers: Sequence[multiprocessing.Process]) -> str:
-    """Says which of the workers was killed; the pool ends the others by SIGTERM."""
-    for worker in workers:
-        worker.join(ENDING_SECONDS)
-    killed = [worker for worker in workers if worker.exitcode not in (None, 0, -signal.SIGTERM)] or list(workers)
-    code = killed[0].exitcode
-    way = "set a lower --num_proc (what is encoded is kept)"
-    if code == -signal.SIGKILL:
-        way = f"most likely for want of memory: {way}"
-    how = describe_exit(code) if code is not None else "it hangs"
-    return f"a worker process was killed (number {killed[0].pid}, {how}), {way}"
-
-
-@contextmanager
-def _single_threaded_tokenizers() -> Iterator[None]:
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=DeprecationWarning)  # of Python 3.12, for threads that sleep
-            yield
-    finally:
-        os.environ.pop("TOKENIZERS_PARALLELISM")
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-def _start_worker(leash: int, parents_end: int) -> None:
-    """Leaves Ctrl+C to the parent, and ends when the parent does, even killed: its end of the leash closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.close(parents_end)
-    if sys.modules.get("torch") is not None:  # of a user's converter: its threads did not come along, and it would wait
-        sys.modules["torch"].set_num_threads(1)
-    threading.Thread(target=lambda: os.read(leash, 1) or os._exit(1), daemon=True).start()

@@ -17,7 +17,7 @@ from impruver_core.labels import IGNORE_INDEX, TRAINED_ROLES, count_target_token
 
 from impruver_compose.converters.columns import check_guarded_columns
 from impruver_compose.converters.conversion import Conversation, convert_row
-from impruver_compose.dedup import compute_signatures
+from impruver_compose.dedup.signatures import compute_signatures
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.encoding.long_text import WINDOW, TokenizedText, make_tokenized_text, tokenize_text
 from impruver_compose.encoding.overlong import cut_overlong

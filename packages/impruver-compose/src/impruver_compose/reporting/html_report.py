@@ -9,13 +9,14 @@ import numpy as np
 from impruver_core.labels import decode_segments
 from impruver_core.reporting import charts, html
 
-from impruver_compose.dedup import Duplicate
+from impruver_compose.corpus import Corpus, RowOrigin
+from impruver_compose.dataset_stats import DatasetStats
+from impruver_compose.dedup.duplicates import Duplicates
 from impruver_compose.encoding.job import DatasetJob
 from impruver_compose.output import OutputPaths
 from impruver_compose.reporting import summary_tables
 from impruver_compose.reporting.text_diff import build_diff_spans
-from impruver_compose.selection import DatasetStats, Selection
-from impruver_compose.storage import Corpus, RowOrigin
+from impruver_compose.selection import Selection
 
 BINS = 48  # of the histogram of lengths
 PAIRS = 10  # of duplicates
@@ -29,7 +30,7 @@ def render_report(
     selection: Selection,
     jobs: Sequence[DatasetJob],
     stats: Sequence[DatasetStats],
-    duplicates: Sequence[Duplicate],
+    duplicates: Duplicates,
     template_checks: Sequence[dict],
     benchmarks: Sequence[dict] = (),
 ) -> str:
@@ -54,7 +55,7 @@ def _build_facts(stats: Sequence[DatasetStats]) -> dict:
     facts = {"rows to train": "train_rows", "rows to validate": "val_rows", "tokens": "tokens"}
     facts = {title: sum(getattr(each, name) for each in stats) for title, name in facts.items()}
     share = summary_tables.format_share(sum(each.learned for each in stats), facts["tokens"])
-    return html.build_facts(facts | {"trained on": share, "dropped": sum(len(each.ledger) for each in stats)})
+    return html.build_facts(facts | {"trained on": share, "dropped": sum(each.count_dropped() for each in stats)})
 
 
 def _build_datasets(stats: Sequence[DatasetStats]) -> dict:
@@ -145,7 +146,7 @@ def build_template_check_section(entries: Sequence[dict]) -> dict:
 def _build_samples(corpus: Corpus, jobs: Sequence[DatasetJob], train_rows: np.ndarray) -> dict:
     """Shows the first rows of train, of each data set; those too long to be read only if there are no others."""
     wanted = max(1, SAMPLES // len(jobs))
-    dataset = corpus.dataset_of_rows[train_rows]
+    dataset = corpus.get_datasets_of_rows(train_rows)
     samples = []
     for job in jobs:
         own = train_rows[dataset == job.index]
@@ -170,14 +171,14 @@ def _build_sample(corpus: Corpus, job: DatasetJob, number: int) -> tuple[str, li
     return caption, html.mark_strings(spans, special)
 
 
-def _build_duplicates(corpus: Corpus, duplicates: Sequence[Duplicate]) -> dict | None:
+def _build_duplicates(corpus: Corpus, duplicates: Duplicates) -> dict | None:
     """Shows the closest pairs side by side, near-duplicates first."""
-    if not duplicates:
+    if not len(duplicates):
         return None
-    exact = sum(each.exact for each in duplicates)
-    closest = sorted(duplicates, key=lambda each: (each.exact, -each.similarity, each.number))[:PAIRS]
+    exact = int(duplicates.exact.sum())
+    closest = np.lexsort((duplicates.number, -duplicates.similarity, duplicates.exact))[:PAIRS]
     pairs = []
-    for each in closest:
+    for each in map(duplicates.get, closest.tolist()):
         numbers = {"kept": each.kept, "dropped": each.number}
         texts = build_diff_spans(*(_read_conversation(corpus, number) for number in numbers.values()))
         sides = [

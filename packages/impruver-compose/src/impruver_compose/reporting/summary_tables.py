@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from impruver_core.cli.console import format_table, log_info, print_result, warn
 from impruver_core.errors import ImpruverError
 
+from impruver_compose.dataset_stats import DatasetStats
 from impruver_compose.field_usage import format_unused
 from impruver_compose.output import OutputPaths
-from impruver_compose.selection import DatasetStats
 
 WAYS_OUT = {
     "nothing_to_learn": "what is to be trained on needs the role assistant",
@@ -90,9 +91,9 @@ def print_template_checks(entries: Sequence[dict]) -> None:
             log_info(f"note: {where}: nothing reads {format_unused(entry['unused'])}")
 
 
-def check_any_left(numbers: Sequence[int], stats: Sequence[DatasetStats]) -> None:
+def check_any_left(numbers: np.ndarray, stats: Sequence[DatasetStats]) -> None:
     """ImpruverError, with what was dropped and what to do, if no conversation is left."""
-    if not numbers:
+    if not len(numbers):
         total = sum(each.rows for each in stats)
         ways = [f"{reason}: {way}" for reason, way in WAYS_OUT.items() if any(reason in each.dropped for each in stats)]
         table = format_table(*build_drop_table(stats))
@@ -113,7 +114,7 @@ def print_summary(paths: OutputPaths, stats: Sequence[DatasetStats], benchmarks:
     """
     log_info(format_table(*build_dataset_table(stats)))
     train, val = (sum(getattr(each, name) for each in stats) for name in ("train_rows", "val_rows"))
-    dropped = sum(len(each.ledger) for each in stats)
+    dropped = sum(each.count_dropped() for each in stats)
     if dropped:
         log_info(format_table(*build_drop_table(stats)))
     found = ""
@@ -135,7 +136,7 @@ def print_estimate(stats: Sequence[DatasetStats], totals: Sequence[int]) -> None
         share = format_share(each.learned, each.tokens)
         rows.append([each.index, each.name, total, round(usable * factor), round(each.tokens * factor), share])
     log_info(format_table(["#", "data set", "rows", "about usable", "about tokens", "trained on"], rows))
-    if any(each.ledger for each in stats):
+    if any(each.count_dropped() for each in stats):
         log_info(format_table(*build_drop_table(stats)))
     if not any(each.conversations - each.dropped.total() for each in stats):
         raise ImpruverError("none of the first rows is usable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
@@ -28,13 +28,18 @@ class RowTable:
     table: Dataset
     columns: tuple[str, ...]
     json_lines: bool = False
+    first: int = 0  # the number of the table's first row
 
     def __len__(self) -> int:
         return len(self.table)
 
+    def narrow(self, start: int, stop: int) -> RowTable:
+        """Rows start..stop alone, under their numbers, which are not copied before they are sent somewhere."""
+        return replace(self, table=self.table.select(range(start, stop)), first=start)
+
     def read(self, start: int, stop: int) -> list[dict]:
         """Reads rows start..stop; columns that a row of JSON does not have are None, as in a table."""
-        columns = self.table[start:stop]
+        columns = self.table[start - self.first : stop - self.first]
         if self.json_lines:
             return [self._parse_line(line.removeprefix("\ufeff")) for line in columns["text"]]
         size = len(next(iter(columns.values()), ()))

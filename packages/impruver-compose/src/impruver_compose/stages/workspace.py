@@ -1,0 +1,114 @@
+"""`Workspace`: the stages of a run, each a folder of files, made by an engine and gone on with after a stop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from impruver_core.cli.console import open_progress
+from impruver_core.io.atomic import remove_path, remove_stale_parts, reserve_space
+from impruver_core.io.integrity import write_record
+from impruver_core.io.locks import lock_folders
+
+from impruver_compose.stages.column_files import ColumnFile, Columns, write_columns
+from impruver_compose.stages.engine import Engine
+from impruver_compose.stages.large_arrays import ArrayStore
+from impruver_compose.storage import find_shard_damage
+
+STAGES = "stages"  # folder of a run's stages
+PROCESS_SHARE = 2  # of its process's memory an array in memory takes at most one in so many
+
+
+class KeyRange(NamedTuple):
+    """The rows of files whose keys are in part number `part` of so many equal ranges."""
+
+    files: Sequence[Path]
+    part: int
+    parts: int
+
+
+class StageTask(NamedTuple):
+    """What a file of a stage is made of, and where it goes."""
+
+    source: Any
+    path: Path
+
+
+class Workspace:
+    """A folder for the files of stages, and the engine and the bytes of memory that they may use together."""
+
+    def __init__(self, folder: Path, engine: Engine, max_memory: int):
+        self.folder, self.engine = folder, engine
+        self.process_memory = max_memory // engine.processes
+        self.arrays = ArrayStore(folder, self.process_memory // PROCESS_SHARE)
+
+    @contextmanager
+    def open_folder(self, name: str) -> Iterator[Workspace]:
+        """Opens the folder of stages that all have to do with the same rows; another run that does waits."""
+        folder = self.folder / name
+        with lock_folders([folder]):
+            opened = Workspace(folder, self.engine, self.process_memory * self.engine.processes)
+            yield opened
+
+    def each(
+        self, stage: str, sources: Sequence[Any], function: Callable[[Any, Any], Columns], shared: Any, rows: int
+    ) -> list[Path]:
+        """Makes one file of each source by `function(shared, source)`; files that are there are kept.
+
+        `rows`: how many the sources have together, for the progress.
+        """
+        folder = self.folder / stage
+        tasks = [StageTask(source, folder / f"{number:06d}.arrow") for number, source in enumerate(sources)]
+        if folder.is_dir():
+            remove_stale_parts(folder)
+        missing = [task for task in tasks if find_shard_damage(task.path)]
+        for task in missing:
+            remove_path(task.path)
+        with open_progress(rows, stage) as progress:
+            for count in self.engine.run(partial(_make_file, function), missing, shared):
+                progress.update(count)
+        paths = [task.path for task in tasks]
+        if missing:
+            _write_manifest(folder, stage, rows, paths)
+        return paths
+
+    def grouped(
+        self,
+        stage: str,
+        files: Sequence[Path],
+        parts: int,
+        function: Callable[[Any, KeyRange], Columns],
+        shared: Any,
+        rows: int,
+    ) -> list[Path]:
+        """Makes `parts` files by `function(shared, key_range)`, to each of which all rows of a key come together."""
+        return self.each(stage, [KeyRange(files, part, parts) for part in range(parts)], function, shared, rows)
+
+    def reserve(self, needed: int):
+        """Checks that the disk has room for files of so many bytes; one that fills up meanwhile is ImpruverError."""
+        return reserve_space(self.folder, needed)
+
+    def remove_stages(self, *stages: str) -> None:
+        """Removes the files of stages that nothing is made of any more."""
+        for stage in stages:
+            shutil.rmtree(self.folder / stage, ignore_errors=True)
+
+
+def _make_file(function: Callable, shared: Any, task: StageTask) -> int:
+    content = function(shared, task.source)
+    write_columns(task.path, content)
+    return content.count_read()
+
+
+def _write_manifest(folder: Path, stage: str, rows: int, paths: Sequence[Path]) -> None:
+    """Writes what became of a stage's rows, and asserts that all of them were read."""
+    files = [ColumnFile(path) for path in paths]
+    read, written, dropped = (sum(getattr(file, name) for file in files) for name in ("rows_read", "rows", "dropped"))
+    if rows != read:
+        raise AssertionError(f"{stage}: {read} rows were read of {rows}")
+    counts = {"stage": stage, "rows_in": rows, "rows_out": written, "dropped": dropped}
+    write_record(folder / "stage.json", counts | {"files": [path.name for path in paths]})
