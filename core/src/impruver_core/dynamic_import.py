@@ -54,6 +54,11 @@ def check_kernel_allowed(name: str | None, key: str) -> None:
         raise ImpruverError(_describe_foreign(f"{key}: {name}"))
 
 
+def list_modules_beside_recipe() -> list[ModuleType]:
+    """The modules that were imported from beside a recipe, those that these import from there too."""
+    return [module for name, module in sys.modules.items() if name.partition(".")[0] in _ours]
+
+
 def load_object(path: str, what: str, search_dir: Path | None = None) -> Any:
     """The object behind `package.module.Name`: beside the recipe (in `search_dir`), then in installed packages.
 

@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
 from impruver_core.io.json_keys import RepeatedKeyError, parse_unique_json
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 
 class FlawedRow(dict):
@@ -29,13 +30,22 @@ class RowTable:
     columns: tuple[str, ...]
     json_lines: bool = False
     first: int = 0  # the number of the table's first row
+    sent: tuple[int, int] | None = None  # which rows another process gets; None: all
 
     def __len__(self) -> int:
         return len(self.table)
 
     def narrow(self, start: int, stop: int) -> RowTable:
-        """Rows start..stop alone, under their numbers, which are not copied before they are sent somewhere."""
-        return replace(self, table=self.table.select(range(start, stop)), first=start)
+        """The same rows, of which another process gets start..stop alone, by value and under the same numbers."""
+        return replace(self, sent=(start, stop))
+
+    def __reduce__(self) -> tuple:
+        start, stop = self.sent or (self.first, self.first + len(self))
+        rows = self.table.with_format("arrow")[start - self.first : stop - self.first]
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        return _load_sent, (sink.getvalue(), self.table.features, self.columns, self.json_lines, start)
 
     def read(self, start: int, stop: int) -> list[dict]:
         """Reads rows start..stop; columns that a row of JSON does not have are None, as in a table."""
@@ -53,6 +63,17 @@ class RowTable:
             row = FlawedRow(absent | json.loads(line))
             row.flaw = str(error)
             return row
+
+
+def _load_sent(
+    content: pyarrow.Buffer, features: Features, columns: tuple[str, ...], json_lines: bool, first: int
+) -> RowTable:
+    """The rows that another process sent, numbered from `first`."""
+    from datasets import Dataset, DatasetInfo
+    from datasets.table import InMemoryTable
+
+    table = InMemoryTable(pyarrow.ipc.open_stream(content).read_all())
+    return RowTable(Dataset(table, DatasetInfo(features=features)), columns, json_lines, first)
 
 
 def _drop_inner_nulls(value: Any, inner: bool = False) -> Any:
