@@ -78,15 +78,18 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def open_progress(total: int | None, what: str) -> tqdm | _LogProgress:
-    """A context manager whose `.update(n)` moves a bar with the time left; in a log it prints a line at times."""
+def open_progress(total: int | None, what: str, unit: str = "") -> tqdm | _LogProgress:
+    """A context manager whose `.update(n)` moves a bar with the time left; in a log it prints a line at times.
+
+    `unit`: what is counted, such as rows; then also how many a second.
+    """
     if is_quiet() or not sys.stderr.isatty():
-        return _LogProgress(total, what)
+        return _LogProgress(total, what, unit)
     from tqdm import tqdm
 
     # A terminal that doesn't know its size would show no bar at all.
     size = {"dynamic_ncols": True} if _get_columns() else {"ncols": 80, "nrows": 25}
-    return tqdm(total=total, desc=what, file=sys.stderr, **size)
+    return tqdm(total=total, desc=what, unit=f" {unit}" if unit else "it", file=sys.stderr, **size)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -132,8 +135,8 @@ def _write(stream: TextIO, text: str, visible: bool = False) -> None:
 class _LogProgress:
     """The part of tqdm that we use, for a log: a line at every tenth of the work, and every 30 seconds."""
 
-    def __init__(self, total: int | None, what: str):
-        self.total, self.what = total, what
+    def __init__(self, total: int | None, what: str, unit: str = ""):
+        self.total, self.what, self.unit = total, what, unit
         self.done, self.logged = 0, 0
         self.started = self.logged_at = time.monotonic()
 
@@ -156,8 +159,13 @@ class _LogProgress:
         spent = now - self.started
         line = f"{self.what}: {self.done:,}"
         if self.total:
-            line += f"/{self.total:,} ({self.done / self.total:.0%})"
+            line += f"/{self.total:,}"
+        line += f" {self.unit}" if self.unit else ""
+        if self.total:
+            line += f" ({self.done / self.total:.0%})"
         line += f", {format_duration(spent)}"
+        if self.unit and spent > 1:
+            line += f", {round(self.done / spent):,} {self.unit}/s"
         if self.total and self.done < self.total:
             line += f", {format_duration(spent / self.done * (self.total - self.done))} left"
         log_info(line)

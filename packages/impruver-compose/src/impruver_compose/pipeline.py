@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from impruver_core.chat_template.masking.loss_mask import check_fast_tokenizer
 from impruver_core.cli.console import log_info, warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import get_cache_dir
 from impruver_core.recipe.loading import resolve_recipe
-from impruver_core.system import get_available_memory
 from impruver_core.tokenizer import compute_fingerprint, load_tokenizer
 
 from impruver_compose import disk_estimate, output, selection, template_checks
@@ -29,8 +27,7 @@ from impruver_compose.ledger import DroppedGroup, Ledger, iterate_ledger
 from impruver_compose.reporting import html_report, summary_tables, terminal
 from impruver_compose.reporting.duplicate_warning import warn_about_many_duplicates
 from impruver_compose.sources.files import warn_about_copies
-from impruver_compose.stages.engine import open_engine
-from impruver_compose.stages.workspace import STAGES, Workspace
+from impruver_compose.stages.workspace import Workspace, open_workspace, resolve_work_dir
 from impruver_compose.torch_guard import import_libraries
 
 if TYPE_CHECKING:
@@ -60,21 +57,19 @@ def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_
         return
 
     # Convert and encode what the cache does not have, after the template was tried on the first rows.
-    root = Path(recipe.compose.work_dir).expanduser() if recipe.compose.work_dir else get_cache_dir()
     with (
-        open_engine(recipe.compose, recipe.locate("compose"), num_proc) as engine,
-        cache.open_entries(jobs, fingerprint, root) as entries,
+        open_workspace(recipe.compose, recipe.locate("compose"), num_proc) as workspace,
+        cache.open_entries(jobs, fingerprint, workspace.work_dir) as entries,
     ):
         jobs = [cache.pin_day(job, entry) for job, entry in zip(jobs, entries, strict=True)]
         probes = [template_checks.probe_template(job) for job in jobs]
-        jobs = cache.encode_missing_shards(jobs, entries, engine)
+        jobs = cache.encode_missing_shards(jobs, entries, workspace.engine)
         shards = [[slot.path for slot in entry.shards] for entry in entries]
         stats = [count_encoded(job.name, job.index, own) for job, own in zip(jobs, shards, strict=True)]
         for job, each in zip(jobs, stats, strict=True):
             template_checks.check_strict_columns(job, each)
 
         # Choose: decontaminate, deduplicate, split, resample.
-        workspace = Workspace(root / STAGES, engine, recipe.compose.max_memory or get_available_memory() // 2)
         corpus = Corpus([job.name for job in jobs], shards, workspace.arrays)
         chosen = _choose_rows(recipe, corpus, stats, benchmarks, workspace)
 
@@ -211,5 +206,6 @@ def _estimate(jobs: Sequence[DatasetJob], recipe: Recipe, paths: output.OutputPa
     stats, shards = zip(*map(template_checks.estimate_stats, jobs), strict=True)
     checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
     summary_tables.print_template_checks(checks)
-    disk_estimate.print_space(disk_estimate.estimate_space(jobs, shards, recipe.split, paths), paths)
+    space = disk_estimate.estimate_space(jobs, shards, recipe.split, paths)
+    disk_estimate.print_space(space, paths, resolve_work_dir(recipe.compose))
     summary_tables.print_estimate(stats, [len(job.rows) for job in jobs])

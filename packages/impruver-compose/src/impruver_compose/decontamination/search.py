@@ -130,7 +130,7 @@ def find_contaminated(corpus: Corpus, numbers: np.ndarray, index: BenchmarkIndex
     wanted[numbers] = True
     batch: list[tuple[int, np.ndarray]] = []
     size = 0
-    with open_progress(len(numbers), "decontaminate") as progress:
+    with open_progress(len(numbers), "decontaminate", "rows") as progress:
         for number, row in corpus.read_conversations(wanted):
             texts = [index.ngrams.number_words(text) for text in list_row_texts(row)]
             words = np.concatenate([part for text in texts for part in (text, np.zeros(1, np.uint32))])

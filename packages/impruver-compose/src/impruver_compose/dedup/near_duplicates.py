@@ -21,6 +21,7 @@ from impruver_compose.dedup.duplicates import Duplicates, build_duplicates
 from impruver_compose.dedup.judging import JudgingRules, judge_candidates
 from impruver_compose.dedup.shingles import PRIME, mix_hashes
 from impruver_compose.dedup.signatures import choose_bands, compute_band_keys
+from impruver_compose.sections import DedupSection
 from impruver_compose.stages.column_files import ColumnFile, Columns, count_part, read_part, sort_by_key, write_columns
 from impruver_compose.stages.workspace import KeyRange, Workspace
 from impruver_compose.storage import ROWS, ShardReader, find_shard_damage
@@ -29,6 +30,7 @@ PAIR_BYTES = 12  # of a band's or bucket's key and a rank, in a file
 SORTING_BYTES = 48  # of memory that sorting takes for such a pair
 BLOCK_SHARDS, PART_PAIRS, JUDGED_PAIRS = 64, 1 << 21, 1 << 17  # the most that a file of bands, edges, judged is made of
 UNRANKED = 0xFFFFFFFF
+PAIR = ("number", "kept", "similarity")  # of a conversation that repeats another
 
 
 class ShardBlock(NamedTuple):
@@ -72,12 +74,18 @@ def find_near_duplicates(
         edges = _find_edges(corpus, bands, len(order), workspace)
         rules = JudgingRules(threshold, order, corpus.compared, workspace.arrays, judged_from, joins)
         found = [ColumnFile(path) for path in _judge(corpus, edges, rules, workspace)]
-        names = ("number", "kept", "similarity")
-        columns = {name: np.concatenate([file.read(name) for file in found]) for name in names}
-        write_columns(result, Columns(columns))
+        columns = {name: np.concatenate([file.read(name) for file in found]) for name in PAIR}
+        with workspace.reserve(sum(values.nbytes for values in columns.values())):
+            write_columns(result, Columns(columns))
     workspace.remove_stages("bands", "edges", "components", "candidates", "judged")
     file = ColumnFile(result)
-    return build_duplicates(*(file.read(name) for name in ("number", "kept", "similarity")), exact=False)
+    return build_duplicates(*(file.read(name) for name in PAIR), exact=False)
+
+
+def compute_stage_bytes(count: float, dedup: DedupSection) -> float:
+    """Computes about how many bytes the files of all stages take for so many conversations, the most at once."""
+    bands, _ = choose_bands(dedup.threshold, dedup.num_perm)
+    return 2 * count * bands * PAIR_BYTES
 
 
 def _rank(corpus: Corpus, order: np.ndarray, workspace: Workspace) -> np.ndarray:
@@ -97,9 +105,9 @@ def _find_edges(corpus: Corpus, rules: BandRules, count: int, workspace: Workspa
     at_once = max(1, min(BLOCK_SHARDS, workspace.process_memory // (ROWS * row_bytes)))
     blocks = [ShardBlock(paths, first) for paths, first in corpus.list_blocks(at_once)]
     with workspace.reserve(2 * pairs * PAIR_BYTES):
-        bands = workspace.each("bands", blocks, list_bands, rules, len(corpus))
+        bands = workspace.each("bands", blocks, list_bands, rules, len(corpus), "rows")
         parts = _count_parts(pairs, PART_PAIRS, workspace)
-        return workspace.grouped("edges", bands, parts, find_shared_buckets, None, pairs)
+        return workspace.grouped("edges", bands, parts, find_shared_buckets, None, pairs, "bands")
 
 
 def _count_parts(pairs: int, most: int, workspace: Workspace) -> int:
@@ -117,10 +125,10 @@ def _judge(corpus: Corpus, edges: Sequence[Path], rules: JudgingRules, workspace
     with workspace.reserve(2 * pairs * PAIR_BYTES):
         parents = _link_components(edges, len(rules.order), workspace)
         shared = EdgeFiles(parents, dict(zip(edges, buckets, strict=False)))
-        candidates = workspace.each("candidates", edges, list_candidates, shared, pairs)
+        candidates = workspace.each("candidates", edges, list_candidates, shared, pairs, "bands")
         parts = _count_parts(pairs, JUDGED_PAIRS, workspace)
         _tell_large_components(corpus, candidates, parts, parents, rules.order, workspace)
-        return workspace.grouped("judged", candidates, parts, judge_candidates, rules, pairs)
+        return workspace.grouped("judged", candidates, parts, judge_candidates, rules, pairs, "bands")
 
 
 def _link_components(edges: Sequence[Path], count: int, workspace: Workspace) -> np.ndarray:

@@ -185,7 +185,7 @@ def _encode_all(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], engin
     needed = sum(_estimate_bytes(jobs[task.job], task.slot) for task in tasks)
     rows = sum(task.slot.stop - task.slot.start for task in tasks)
     without_rows = [replace(job, rows=None) for job in jobs]  # which come with the tasks
-    with reserve_space(entries[0].folder, needed), open_progress(rows, "encode") as progress:
+    with reserve_space(entries[0].folder, needed), open_progress(rows, "encode", "rows") as progress:
         for count in engine.run(_encode_shard, tasks, without_rows):
             progress.update(count)
 

@@ -66,7 +66,7 @@ def open_ray(address: str | None, where: str, processes: int) -> Iterator[RayEng
     """Connects to the cluster at `address`, or starts one of so many processes on this machine, for as long as it runs.
 
     Raises:
-        ImpruverError: beginning with the key `where`, if there is no Ray or no cluster, or if its nodes can't run tasks.
+        ImpruverError: beginning with the key `where`, if there is no Ray or no cluster, or if a node can't run tasks.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from impruver_core.cli.console import open_progress
-from impruver_core.io.atomic import remove_path, remove_stale_parts, reserve_space
+from impruver_core.cli.console import log_info, open_progress
+from impruver_core.io.atomic import get_cache_dir, remove_path, remove_stale_parts, reserve_space
 from impruver_core.io.integrity import write_record
-from impruver_core.io.locks import lock_folders
+from impruver_core.io.locks import lock_folders, lock_unused
+from impruver_core.system import get_available_memory
 
+from impruver_compose.sections import ComposeSection
 from impruver_compose.stages.column_files import ColumnFile, Columns, write_columns
-from impruver_compose.stages.engine import Engine
+from impruver_compose.stages.engine import Engine, open_engine
 from impruver_compose.stages.large_arrays import ArrayStore
 from impruver_compose.storage import find_shard_damage
 
 STAGES = "stages"  # folder of a run's stages
-PROCESS_SHARE = 2  # of its process's memory an array in memory takes at most one in so many
+PROCESS_SHARE = 16  # of its process's memory an array in memory takes at most one in so many
 
 
 class KeyRange(NamedTuple):
@@ -41,25 +44,41 @@ class StageTask(NamedTuple):
 class Workspace:
     """A folder for the files of stages, and the engine and the bytes of memory that they may use together."""
 
-    def __init__(self, folder: Path, engine: Engine, max_memory: int):
-        self.folder, self.engine = folder, engine
+    def __init__(self, work_dir: Path, engine: Engine, max_memory: int, name: str = ""):
+        self.work_dir, self.folder, self.engine, self._max_memory = (
+            work_dir,
+            work_dir / STAGES / name,
+            engine,
+            max_memory,
+        )
         self.process_memory = max_memory // engine.processes
-        self.arrays = ArrayStore(folder, self.process_memory // PROCESS_SHARE)
+        self.arrays = ArrayStore(self.folder, self.process_memory // PROCESS_SHARE)
 
     @contextmanager
     def open_folder(self, name: str) -> Iterator[Workspace]:
         """Opens the folder of stages that all have to do with the same rows; another run that does waits."""
-        folder = self.folder / name
+        opened = Workspace(self.work_dir, self.engine, self._max_memory, name)
+        folder = opened.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_unused(folder) as unused:
+            if not unused:
+                log_info(f"another run is at work in {folder}: this one waits for what it makes there")
         with lock_folders([folder]):
-            opened = Workspace(folder, self.engine, self.process_memory * self.engine.processes)
+            os.utime(folder)
             yield opened
 
     def each(
-        self, stage: str, sources: Sequence[Any], function: Callable[[Any, Any], Columns], shared: Any, rows: int
+        self,
+        stage: str,
+        sources: Sequence[Any],
+        function: Callable[[Any, Any], Columns],
+        shared: Any,
+        rows: int,
+        unit: str,
     ) -> list[Path]:
         """Makes one file of each source by `function(shared, source)`; files that are there are kept.
 
-        `rows`: how many the sources have together, for the progress.
+        `rows`, called `unit`: how many the sources have together.
         """
         folder = self.folder / stage
         tasks = [StageTask(source, folder / f"{number:06d}.arrow") for number, source in enumerate(sources)]
@@ -68,9 +87,10 @@ class Workspace:
         missing = [task for task in tasks if find_shard_damage(task.path)]
         for task in missing:
             remove_path(task.path)
-        with open_progress(rows, stage) as progress:
+        with open_progress(rows, stage, unit) if len(missing) > 1 else nullcontext() as progress:
             for count in self.engine.run(partial(_make_file, function), missing, shared):
-                progress.update(count)
+                if progress is not None:
+                    progress.update(count)
         paths = [task.path for task in tasks]
         if missing:
             _write_manifest(folder, stage, rows, paths)
@@ -84,9 +104,10 @@ class Workspace:
         function: Callable[[Any, KeyRange], Columns],
         shared: Any,
         rows: int,
+        unit: str,
     ) -> list[Path]:
         """Makes `parts` files by `function(shared, key_range)`, to each of which all rows of a key come together."""
-        return self.each(stage, [KeyRange(files, part, parts) for part in range(parts)], function, shared, rows)
+        return self.each(stage, [KeyRange(files, part, parts) for part in range(parts)], function, shared, rows, unit)
 
     def reserve(self, needed: int):
         """Checks that the disk has room for files of so many bytes; one that fills up meanwhile is ImpruverError."""
@@ -96,6 +117,18 @@ class Workspace:
         """Removes the files of stages that nothing is made of any more."""
         for stage in stages:
             shutil.rmtree(self.folder / stage, ignore_errors=True)
+
+
+@contextmanager
+def open_workspace(section: ComposeSection, where: str, processes: int) -> Iterator[Workspace]:
+    """Opens the folder, the engine and the share of memory that the recipe's section, the key `where`, asks for."""
+    with open_engine(section, where, processes) as engine:
+        yield Workspace(resolve_work_dir(section), engine, section.max_memory or get_available_memory() // 2)
+
+
+def resolve_work_dir(section: ComposeSection) -> Path:
+    """The folder of encoded rows and of stages."""
+    return Path(section.work_dir).expanduser().absolute() if section.work_dir else get_cache_dir()
 
 
 def _make_file(function: Callable, shared: Any, task: StageTask) -> int:
