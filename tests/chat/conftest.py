@@ -97,17 +97,24 @@ def chat(capfd):
 
 
 @pytest.fixture
-def talk(chat, monkeypatch):
-    """Talks to the command through a pipe, greedily; (stdout, stderr). Exit code 0 is asserted."""
+def pipe(chat, monkeypatch):
+    """Talks to the command with these flags through a pipe; (stdout, stderr). Exit code 0 is asserted."""
 
-    def run(config, *lines, flags=()):
+    def run(lines, *flags):
         data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        code, out, err = chat("--config", config, "--temperature", "0", "--repetition_penalty", "1", *flags)
+        code, out, err = chat(*flags)
         assert code == 0, err
         return out, err
 
     return run
+
+
+@pytest.fixture
+def talk(pipe):
+    """Talks to a recipe's model through a pipe, greedily; (stdout, stderr)."""
+    greedy = ("--temperature", "0", "--repetition_penalty", "1")
+    return lambda config, *lines, flags=(): pipe(lines, "--config", config, *greedy, *flags)
 
 
 @pytest.fixture

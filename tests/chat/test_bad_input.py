@@ -62,11 +62,10 @@ def test_adapter_of_another_base(changes, told, recipe, refused, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["full", "adapter"])
-@pytest.mark.parametrize("left", [5, 100, -100])
-def test_truncated_weights(model, left, recipe, refused, copy):
+def test_truncated_weights(model, recipe, refused, copy):
     folder = copy(model)
     path = next(folder.glob("*.safetensors"))
-    path.write_bytes(path.read_bytes()[:left])
+    path.write_bytes(path.read_bytes()[:-100])
     message = refused("--config", recipe(folder))
     assert str(path) in message
     assert "cut off" in message

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from support.cli import run_watching_imports
+from support.cli import run_as_process, run_watching_imports, script
 
 
 def test_help_and_faults_import_nothing_heavy(recipe, tmp_path):
@@ -59,10 +57,7 @@ def test_output_dir_alone_and_moved(chat, models, tmp_path, write_jsonl):
 
 @pytest.mark.parametrize("program", [["impruver", "run", "chat"], ["impruver-chat"]])
 def test_programs(program, recipe):
-    from pathlib import Path
-
-    command = [str(Path(sys.executable).with_name(program[0])), *program[1:], "--config", str(recipe()), "--dry_run"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_as_process(script(program[0]), *program[1:], "--config", recipe(), "--dry_run")
     assert done.returncode == 0, done.stderr
     assert "would load the model" in done.stdout
 

@@ -5,7 +5,8 @@ import shutil
 import sys
 
 import pytest
-from support.attacks import forge_journals, list_tree
+from support.attacks import place_journals
+from support.models import edit_json
 from support.recipes import write_recipe
 
 CODE = "from pathlib import Path\nPath({ran!r}).touch()\nclass Model: pass\n"
@@ -65,26 +66,10 @@ def test_the_user_may_allow_it(folder, chat, write_jsonl, tmp_path):
 
 def test_forged_journals_are_refused(chat, recipe, write_jsonl, tmp_path):
     config, questions = recipe(), write_jsonl([{"prompt": "one"}])
-    victim = tmp_path / "home" / "profile"
-    tried = 0
-    for number in range(40):
-        place = tmp_path / str(number)
-        for each in (victim.parent, place):
-            each.mkdir(exist_ok=True)
-        victim.write_text("mine")
-        attacks = list(forge_journals(place / "a.jsonl.manifest.json", "a.jsonl", victim))
-        if number == len(attacks):
-            break
-        what, forge = attacks[number]
-        forge()
-        before = list_tree(tmp_path)
+    for what, place in place_journals(tmp_path, "a.jsonl.manifest.json", "a.jsonl", tmp_path / "home/profile"):
         code, _, err = chat("--config", config, "--input", questions, "--output", place / "a.jsonl", "--overwrite")
         assert (what, code) == (what, 2), err
         assert "a.jsonl.manifest.json.pending: Impruver did not write this" in err
-        assert list_tree(tmp_path) == before, what
-        shutil.rmtree(place)
-        tried += 1
-    assert tried >= 20
 
 
 def test_links_in_place_of_files_are_replaced_and_not_followed(chat, recipe, write_jsonl, tmp_path):
@@ -117,7 +102,6 @@ HARM = {
     "an output of another form": ("full", "config.json", {"return_dict": False}),
     "an encoder that is not there": ("full", "config.json", {"is_encoder_decoder": True}),
     "a bias that there is not": ("adapter", "adapter_config.json", {"bias": "zz"}),
-    "layers made of layers": ("adapter", "adapter_config.json", {"layer_replication": [[0, 2]] * 5000}),
     "a regular expression of the adapter": ("adapter", "adapter_config.json", {"target_modules": r"([a-z_.0-9]+)+!"}),
     "a regular expression of what is saved": (
         "adapter",
@@ -134,7 +118,6 @@ HARM = {
         "config.json",
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
     ),
-    "a rank that fills any memory": ("adapter", "adapter_config.json", {"r": 10**9}),
 }
 
 
@@ -142,8 +125,7 @@ HARM = {
 def test_a_folder_that_would_take_all_time_or_memory_is_refused(what, copy, recipe, chat, write_jsonl, tmp_path):
     kind, name, keys = HARM[what]
     folder = copy(kind)
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    edit_json(folder / name, **keys)
     base = {"model": {"dtype": "fp32"}} if kind == "full" else {}
     flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
     code, _, err = chat("--config", recipe(str(folder), **base), "--output_dir", folder, *flags)
@@ -158,8 +140,7 @@ def test_a_link_out_of_a_base_that_the_adapter_names_is_refused(copy, models, re
     adapter, base = copy("adapter"), shutil.copytree(models / "full", tmp_path / "base")
     (base / "model.safetensors").unlink()
     (base / "model.safetensors").symlink_to(models / "full" / "model.safetensors")
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(base))
     flags = ["--input", write_jsonl([{"prompt": "one"}]), "--output", tmp_path / "answers.jsonl"]
     code, _, err = chat("--config", recipe(str(adapter)), *flags)
     assert code == 2, err

@@ -3,13 +3,10 @@
 import struct
 
 import pytest
-from support.gguf_files import TOKENS, GgufFile, Tensor
+from support.gguf_files import TOKENS, GgufFile
 
 FORGED = {
     "overlapping": (lambda file: setattr(file.tensors[1], "offset", 0), "overlaps the tensor before it"),
-    "twice": (lambda file: file.tensors.append(Tensor("output_norm.weight", [32])), "stands there twice"),
-    "trailing": (lambda file: setattr(file, "tail", b"x"), "1 bytes follow its end"),
-    "cut off": (lambda file: setattr(file, "cut", 40), "it is cut off within"),
     "not a number": (lambda file: file.set("llama.rope.freq_base", "f32", float("nan")), "llama.rope.freq_base is nan"),
     "no layers": (lambda file: file.set("llama.block_count", "u32", 0), "llama.cpp fails on what its header says"),
     "a float": (lambda file: file.set("llama.block_count", "f32", 1.0), "can't be loaded by llama.cpp"),

@@ -9,6 +9,7 @@ from support.chat_models import OTHER_WORDS, WORDS
 from support.gguf_files import GgufFile, pack_value
 from support.jsonl import read_jsonl
 from support.messages import user
+from support.models import edit_json
 
 
 @pytest.fixture
@@ -52,8 +53,7 @@ def test_a_plain_folder(talk_to, models, given, tmp_path):
 
     folder = shutil.copytree(models / "full", tmp_path / "plain")
     (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 4, "do_sample": False}))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 60}))
+    edit_json(folder / "config.json", max_position_embeddings=60)
     out, err = talk_to(folder, "red", "blue " * 80)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert given == [encode_prompt(tokenizer, [user("red")])]
@@ -66,18 +66,10 @@ def test_a_plain_folder(talk_to, models, given, tmp_path):
 
 
 @pytest.fixture
-def talk_to(chat, monkeypatch):
+def talk_to(pipe):
     """Talks to a folder through a pipe, in fp32, without a recipe; (stdout, stderr)."""
-    import io
-    import sys
-
-    def run(folder, *lines, flags=()):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
-        code, out, err = chat("--output_dir", folder, "--set", "model.dtype=fp32", *flags)
-        assert code == 0, err
-        return out, err
-
-    return run
+    fp32 = ("--set", "model.dtype=fp32")
+    return lambda folder, *lines, flags=(): pipe(lines, "--output_dir", folder, *fp32, *flags)
 
 
 def test_a_plain_folder_answers_a_file(chat, models, write_jsonl, tmp_path):
@@ -92,9 +84,8 @@ def test_a_plain_folder_answers_a_file(chat, models, write_jsonl, tmp_path):
 def test_a_plain_folder_runs_no_code_of_its_own(refused, models, tmp_path):
     folder = shutil.copytree(models / "full", tmp_path / "plain")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    config = json.loads((folder / "config.json").read_text())
     auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto}))
+    edit_json(folder / "config.json", model_type="evil", auto_map=auto)
     refused("--output_dir", folder)
     assert "--trust_remote_code" in refused("--output_dir", folder, "--set", "model.trust_remote_code=true")
     assert not (tmp_path / "ran").exists()

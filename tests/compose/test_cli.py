@@ -1,20 +1,15 @@
 """The command as a process: its start, without torch, stopped from outside."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from impruver_compose import output
-from support.cli import run_watching_imports
+from support.cli import run_python, run_watching_imports
 from support.interruptions import stop_behind_train
 
 
 def as_python(code, **environment):
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
-    )
-    return run.stdout
+    return run_python(code, environment=environment, check=True).stdout
 
 
 STOPPER = """

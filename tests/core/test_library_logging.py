@@ -1,7 +1,6 @@
 """Libraries that are quiet, and that still say what a user is to know."""
 
-import subprocess
-import sys
+from support.cli import run_python
 
 PROGRAM = """
 import logging, sys, warnings
@@ -22,7 +21,7 @@ logging.getLogger("datasets").error("an error")
 
 def lines(errors_only):
     program = PROGRAM.format(errors_only=errors_only)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run_python(program, check=True)
     return done.stdout + done.stderr
 
 

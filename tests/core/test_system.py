@@ -1,7 +1,6 @@
 """Processors and memory, labels, suggestions: small things that all tools share."""
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from impruver_core.system import (
     get_process_memory,
     get_total_memory,
 )
+from support.cli import run_python
 
 
 def test_memory():
@@ -36,7 +36,7 @@ print(get_peak_memory(), get_process_memory())
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a peak")
 def test_the_peak_is_of_what_came_since_it_was_reset():
     size = 1 << 27
-    done = subprocess.run([sys.executable, "-c", PEAK, str(size)], capture_output=True, text=True, check=True)
+    done = run_python(PEAK, size, check=True)
     before, held, peak, after = map(int, done.stdout.split())
     assert abs(before - held) < size // 4
     assert peak - before > size // 2

@@ -1,12 +1,12 @@
 """Tokenizers as a recipe describes them."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 from impruver_core import ImpruverError, encode_chat, load_recipe, load_tokenizer
 from impruver_core.tokenizer import compute_template_fingerprint, get_special_tokens
 from support.messages import assistant, user
+from support.models import edit_json
 from support.tokenizers import SMOLLM2_TEMPLATE, target_runs, tokenizer_for
 
 
@@ -31,9 +31,8 @@ def test_the_models_own_beside_the_recipe(folder):
 
 def test_what_the_libraries_print_reaches_no_stdout(folder, capfd):
     """tokenizers' Rust names the fields of a token that it does not know, escape sequences and all."""
-    path = folder / "base" / "tokenizer_config.json"
     token = {"__type": "AddedToken", "content": "<s>", "\x1b]0;pwn\x07": 1}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token, "more": [token]}))
+    edit_json(folder / "base/tokenizer_config.json", bos_token=token, more=[token])
     print("before")
     loaded(folder, "  max_tokens_count: 10\n")
     print("after")

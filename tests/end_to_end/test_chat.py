@@ -1,19 +1,18 @@
 """impruver-chat with a real model: the base, a trained adapter on it, the same rows through the GGUF."""
 
-import json
-
-from impruver_core.io.jsonl import format_row, read_rows
+from impruver_core.io.jsonl import read_rows
+from support.jsonl import write_jsonl
+from support.recipes import write_recipe
 
 FRANCE = "The capital of France is Paris."
 
 
 def test_smollm2_and_an_adapter_on_it(smollm2, smollm2_gguf, run, tmp_path):
     question = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "reference": FRANCE}
-    (tmp_path / "questions.jsonl").write_text(format_row(question) + "\n", encoding="utf-8")
+    write_jsonl(tmp_path / "questions.jsonl", [question])
     rows = [{"input_ids": list(range(3, 20)), "labels": list(range(3, 20))}] * 2
-    (tmp_path / "train.jsonl").write_text("".join(format_row(row) + "\n" for row in rows), encoding="utf-8")
-    base = {"output_dir": str(smollm2), "model": {"dtype": "fp32"}}
-    (tmp_path / "base.yaml").write_text(json.dumps(base), encoding="utf-8")
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_recipe(tmp_path / "base.yaml", {"output_dir": str(smollm2), "model": {"dtype": "fp32"}})
     adapter = {
         "output_dir": "./adapter",
         "train_path": "./train.jsonl",
@@ -21,7 +20,7 @@ def test_smollm2_and_an_adapter_on_it(smollm2, smollm2_gguf, run, tmp_path):
         "lora": {"r": 2, "target_modules": ["q_proj"]},
         "trainer": {"max_steps": 1, "learning_rate": 1e-6, "save_strategy": "no"},
     }
-    (tmp_path / "adapter.yaml").write_text(json.dumps(adapter), encoding="utf-8")
+    write_recipe(tmp_path / "adapter.yaml", adapter)
     trained = run("impruver-train", "--config", "adapter.yaml")
     assert trained.returncode == 0, trained.stderr
     files = ["--input", "questions.jsonl", "--output", "answers.jsonl", "--expect", "--max_new_tokens", "12"]

@@ -1,6 +1,5 @@
 """README's `impruver demo` in an empty home: the four real commands, and what was trained answers what was held out."""
 
-import json
 import os
 import re
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import unicodedata
 
 from support.cli import script, wait_for
+from support.jsonl import read_jsonl
 
 
 def normal(text: str) -> str:
@@ -67,8 +67,7 @@ def test_demo(run, tmp_path):
 
 def check_answers(folder, right):
     """Transformers' own greedy answers are as often right as impruver-chat's."""
-    text = (folder / "val.quickstart_tiny.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = read_jsonl(folder / "val.quickstart_tiny.jsonl")
     given = answers(folder / "models/quickstart_tiny_full", [row["messages"][:-1] for row in rows])
     matches = [
         normal(row["messages"][-1]["content"]) == normal(answer) for row, answer in zip(rows, given, strict=True)

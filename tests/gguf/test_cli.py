@@ -1,14 +1,13 @@
 """The command from outside: fast help, nothing heavy imported, the way without --config."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.cli import run_as_process
 from support.recipes import write_adapter_recipe
 
 LIGHT = """
@@ -21,8 +20,7 @@ raise SystemExit(f"imported {heavy}" if heavy else code)
 
 
 def run(*command):
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    return run_as_process(sys.executable, *command, environment={"PYTHONDONTWRITEBYTECODE": "1"})
 
 
 def test_help_names_the_keys():

@@ -9,9 +9,13 @@ import sys
 from math import prod
 from pathlib import Path
 
+import psutil
 import pytest
 from impruver_gguf import export
+from impruver_gguf.conversion import artifacts
 from impruver_gguf.conversion.plan import plan_existing_file
+from impruver_gguf.quantization import quantize
+from impruver_gguf.worker_process import stream_lines
 from safetensors import safe_open
 from support.cli import wait_for
 from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
@@ -340,6 +344,25 @@ def test_a_stop_while_the_manifest_is_made_leaves_nothing(tiny, gguf, monkeypatc
     monkeypatch.setattr(export, "build_manifest", stopped)
     code, _, told = gguf("--output_dir", tiny, "--quantization_levels")
     assert code == 2, told
+    assert names(tiny) == []
+
+
+def test_an_error_while_levels_are_made_ends_the_quantizer_and_leaves_nothing(tiny, gguf, monkeypatch):
+    """The first level is described while the next ones are made: here in a process that would be at work for long."""
+    program = "import time; print(flush=True); time.sleep(60)"
+    monkeypatch.setattr(quantize, "_run_quantizer", lambda *_: stream_lines([sys.executable, "-c", program]))
+    started = []
+
+    def described(path, **_):
+        started.extend(psutil.Process().children())
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(artifacts, "describe_file", described)
+    code, _, told = gguf("--output_dir", tiny, "--quantization_levels", "q8_0", "q4_0")
+    assert code == 2, told
+    assert "Input/output error" in told
+    assert len(started) == 1
+    assert not started[0].is_running()
     assert names(tiny) == []
 
 

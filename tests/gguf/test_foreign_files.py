@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from support.attacks import list_tree
+from support.models import edit_json
 
 REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 2000}
 HARM = {
@@ -28,18 +29,14 @@ ADAPTER_HARM = {
 @pytest.mark.parametrize("what", HARM)
 def test_a_model_that_would_take_all_time_or_memory_is_refused(what, tiny, refused):
     name, keys, told = HARM[what]
-    change(tiny / name, keys)
+    edit_json(tiny / name, **keys)
     refused(tiny, told)
 
 
 @pytest.mark.parametrize("key", ADAPTER_HARM)
 def test_an_adapter_that_would_take_all_time_or_memory_is_refused(key, adapter, refused):
-    change(adapter / "adapter_config.json", {key: ADAPTER_HARM[key]})
+    edit_json(adapter / "adapter_config.json", **{key: ADAPTER_HARM[key]})
     refused(adapter, str(adapter / "adapter_config.json"), key)
-
-
-def change(path, keys):
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
 @pytest.fixture
@@ -51,7 +48,7 @@ def linked(tiny, tmp_path):
 
 
 def test_a_link_out_of_a_base_that_the_adapter_names_is_refused(linked, adapter, refused, gguf):
-    change(adapter / "adapter_config.json", {"base_model_name_or_path": str(linked)})
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(linked))
     (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n")
     refused(adapter, f"{linked}/model.safetensors: is a link to", "set model.name to it where you trust it")
     (linked / "model.safetensors").rename(linked / "w.bin")  # a name that no search for weights finds
@@ -75,7 +72,7 @@ def test_links_within_the_hubs_cache_are_followed(linked, adapter, gguf, tmp_pat
     (tmp_path / "private.safetensors").rename(blobs / "123")
     (snapshot / "model.safetensors").symlink_to("../../blobs/123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    change(adapter / "adapter_config.json", {"base_model_name_or_path": str(snapshot)})
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(snapshot))
     (adapter / "recipe.yaml").write_text("gguf: {quantization_levels: [q8_0]}\n")
     code, _, told = gguf("--output_dir", adapter)
     assert code == 0, told

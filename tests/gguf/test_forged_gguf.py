@@ -4,13 +4,10 @@ import json
 
 import pytest
 from impruver_core.io.manifest import describe_file
-from support.gguf_files import GgufFile, Tensor
+from support.gguf_files import GgufFile
 
 FORGED = {
     "overlapping": (lambda file: setattr(file.tensors[1], "offset", 0), "overlaps the tensor before it"),
-    "twice": (lambda file: file.tensors.append(Tensor("output_norm.weight", [32])), "stands there twice"),
-    "trailing": (lambda file: setattr(file, "tail", b"x"), "1 bytes follow its end"),
-    "cut off": (lambda file: setattr(file, "cut", 40), "it is cut off within"),
     "countless": (lambda file: setattr(file, "tensor_count", 1 << 63), "it counts 9,223,372,036,854,775,808 tensors"),
     "no layers": (lambda file: file.set("llama.block_count", "u32", 0), "quantizing failed"),
 }

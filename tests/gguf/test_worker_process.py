@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from impruver_core.worker_process import get_error_reason
-from support.cli import is_ended
+from support.cli import is_ended, run_python
 
 PRINTS = """
 import os
@@ -18,7 +18,7 @@ print("{}", file=out, flush=True)
 
 
 def test_only_results_come_on_stdout():
-    done = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, text=True, check=True)
+    done = run_python(PRINTS, check=True)
     assert done.stdout == "{}\n"
     assert "New LWP" in done.stderr
     assert "printed" in done.stderr

@@ -83,6 +83,27 @@ def forge_journals(manifest: Path, output: str, victim: Path) -> Iterator[tuple[
     yield "a link to nothing", lambda: pending.symlink_to(folder / "nothing")
 
 
+def place_journals(folder: Path, manifest: str, output: str, victim: Path) -> Iterator[tuple[str, Path]]:
+    """(what it tries, a folder with it) for each of `forge_journals`; all below `folder` must be the same after each.
+
+    `manifest`, `output`: the bare names of what the tool writes there.
+    """
+    victim.parent.mkdir(exist_ok=True)
+    for number in range(40):
+        place = folder / str(number)
+        place.mkdir()
+        victim.write_text("mine")
+        attacks = list(forge_journals(place / manifest, output, victim))
+        if number == len(attacks):
+            break
+        what, forge = attacks[number]
+        forge()
+        before = list_tree(folder)
+        yield what, place
+        assert list_tree(folder) == before, what
+    assert number >= 20
+
+
 def list_tree(folder: Path) -> dict[str, object]:
     """What each entry below a folder is: a file's bytes, a link's target, else its type."""
     return {
@@ -93,3 +114,13 @@ def list_tree(folder: Path) -> dict[str, object]:
         else path.stat().st_mode
         for path in sorted(folder.rglob("*"))
     }
+
+
+class Payload:
+    """An object whose pickle runs a command when it is loaded."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)

@@ -43,9 +43,13 @@ def run_as_process(
         capture_output=True,
         env=os.environ | (environment or {}),
         timeout=timeout,
-        check=False,
-        **{"text": True} | options,
+        **{"text": True, "check": False} | options,
     )
+
+
+def run_python(code: str, *words: object, **options) -> subprocess.CompletedProcess:
+    """Runs a program with this Python, as `run_as_process` does."""
+    return run_as_process(sys.executable, "-c", code, *words, **options)
 
 
 def run_watching_imports(module: str, heavy: set[str], *flags: object) -> tuple[str, str]:
@@ -56,7 +60,7 @@ def run_watching_imports(module: str, heavy: set[str], *flags: object) -> tuple[
         "except SystemExit as stop: ended = stop.code\n"
         f"print(sorted({heavy} & set(sys.modules)), ended)"
     )
-    done = run_as_process(sys.executable, "-c", code, *flags)
+    done = run_python(code, *flags)
     return done.stdout.splitlines()[-1], done.stderr
 
 

@@ -11,6 +11,7 @@ KINDS = {
     "core/io/test_locks.py": "integration",
     "core/test_tokenizer_trial.py": "integration",
     "core/chat_template/test_every_template.py": "integration",
+    "core/chat_template/test_tool_traces.py": "integration",
     "core/chat_template/rendering/test_renderer.py::test_render_equals": "integration",
     "core/chat_template/masking/test_prompt_consistency.py::test_both_texts": "integration",
     "compose/": "unit",

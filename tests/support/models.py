@@ -59,7 +59,8 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 def edit_json(path: Path, **changes) -> None:
     """Sets keys of a JSON file; None removes."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}), encoding="utf-8")
+    kept = {key: value for key, value in content.items() if value is not None or key not in changes}
+    path.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def edit_weights(path: Path, change: Callable[[dict], object]) -> None:

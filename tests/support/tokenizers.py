@@ -72,6 +72,16 @@ def byte_level() -> str:
     return train_bpe([text] * 20 + ["Привет, как дела?\n"] * 20, 600).to_str()
 
 
+def byte_level_with(**pieces: object) -> str:
+    """Its JSON with other components: `normalizer=NFC()`."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(byte_level())
+    for name, piece in pieces.items():
+        setattr(tokenizer, name, piece)
+    return tokenizer.to_str()
+
+
 @cache
 def sentencepiece_like() -> str:
     """A BPE vocabulary with SentencePiece's blanks (▁) and byte fallback, as JSON."""

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from support.jsonl import read_jsonl, write_jsonl
+from support.models import edit_json
 
 GOOD = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
 
@@ -205,9 +206,8 @@ def test_unsafe_weights(recipe, refused, parts, tmp_path):
 
 def test_code_of_a_repository(recipe, refused, parts, tmp_path):
     shutil.copytree(parts / "base", tmp_path / "coded")
-    config = json.loads((tmp_path / "coded" / "config.json").read_text())
-    config |= {"model_type": "ours", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}}
-    (tmp_path / "coded" / "config.json").write_text(json.dumps(config))
+    auto = {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}
+    edit_json(tmp_path / "coded/config.json", model_type="ours", auto_map=auto)
     message = refused(recipe(model={"name": str(tmp_path / "coded")}))
     assert "model.trust_remote_code: true" in message or "tokenizer.trust_remote_code: true" in message
 
@@ -276,8 +276,7 @@ def test_a_tied_output_beside_rows_of_new_tokens(recipe, refused, parts, tmp_pat
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(parts / "base", tmp_path / "tied")
-    config = json.loads((tmp_path / "tied/config.json").read_text(encoding="utf-8"))
-    (tmp_path / "tied/config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+    edit_json(tmp_path / "tied/config.json", tie_word_embeddings=True)
     AutoModelForCausalLM.from_pretrained(tmp_path / "tied").save_pretrained(tmp_path / "tied")
     keys = {
         "model": {"name": str(tmp_path / "tied")},

@@ -1,7 +1,6 @@
 """The command as a process: real signals, a real kill, a real full disk, a limit of memory; nothing whole is lost."""
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -151,7 +150,7 @@ def test_no_number_names_step_rows_and_the_last_good_checkpoint(recipe, start, p
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-2"]
     lines = [int(number) for number in err.partition("on lines ")[2].partition(" of ")[0].split(",")]
     rows = read_jsonl(parts / "train.jsonl")
-    seen = sorted(json.loads(line) for line in Path("seen").read_text().splitlines())
+    seen = sorted(read_jsonl("seen"))
     assert sorted(rows[line - 1]["input_ids"] for line in lines) == seen
     assert len(seen) == 6
     assert read_jsonl(out / "metrics.jsonl")[-1]["loss"] is None
@@ -225,7 +224,7 @@ def test_a_full_disk_is_told_before_and_is_a_clean_stop(recipe, start, small_dis
     assert {path.name for path in out.glob("checkpoint-*")} == whole
     filler.unlink()
     assert impruver_train(config)[0] == 0
-    rows = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = [row["step"] for row in read_jsonl(out / "metrics.jsonl")]
     assert rows == list(range(1, 9))
 
 

@@ -116,7 +116,7 @@ BENCHMARKS = {
                 "time",
                 "time to f16 and five levels, against peft, llama.cpp's script and llama-quantize",
                 0.4,
-                why="gguf-py's own writer packs a vocabulary value by value, and every file is hashed for the manifest",
+                why="gguf-py's own writer packs a vocabulary value by value",
             ),
             Target("memory", "peak memory against the same", 0.35),
             Target(

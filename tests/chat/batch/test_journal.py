@@ -1,10 +1,9 @@
 """A file of questions that was stopped midway: what the next run takes up, and when it starts anew."""
 
-import json
-
 import pytest
 from impruver_chat.backends.transformers.backend import TransformersBackend
 from support.chat_models import WORDS
+from support.jsonl import read_jsonl
 
 QUESTIONS = ["red", "white", "blue", "green", "black"]
 
@@ -88,7 +87,7 @@ def test_of_another_input_model_or_setting_nothing_is_taken_up(changed, command,
 
 def test_other_fields_may_change(command, asked, stopped, tmp_path):
     assert command("--batch_size", "2", rows=[{"prompt": word, "id": word} for word in QUESTIONS])[0] == 0
-    rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "out/a.jsonl")
     assert [row["id"] for row in rows] == QUESTIONS
     assert asked == [3]
 
@@ -99,7 +98,7 @@ def test_a_journal_that_is_torn_does_no_harm(cut, command, stopped, tmp_path):
         file.write(cut)
     code, _, err = command()
     assert code == 0, err
-    rows = [json.loads(line) for line in (tmp_path / "out/a.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "out/a.jsonl")
     assert [row["messages"][-1]["content"] for row in rows] == [WORDS[word] for word in QUESTIONS]
 
 

@@ -8,6 +8,7 @@ from impruver_core import encode_prompt
 from support.chat_models import WORDS
 from support.jsonl import read_jsonl
 from support.messages import user
+from support.models import edit_json
 
 
 @pytest.fixture
@@ -112,8 +113,7 @@ def test_history_is_what_the_context_holds_unless_a_limit_is_given(talk, recipe,
     assert "forgotten" not in err
     # An answer may be as long as the context: history still has most of it.
     folder = copy("full")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 200}))
+    edit_json(folder / "config.json", max_position_embeddings=200)
     given.clear()
     _, err = talk(recipe(folder), *words, flags=["--max_new_tokens", "200"])
     assert "oldest messages are forgotten: the model's context is 200 tokens" in err

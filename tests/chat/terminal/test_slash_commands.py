@@ -1,6 +1,5 @@
 """The commands of a conversation, through a pipe: what each does, and what it says to a wrong word."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from impruver_core import encode_chat, encode_prompt
 from support.chat_models import ASKED, OTHER_WORDS, THOUGHT, WORDS
 from support.jsonl import read_jsonl
 from support.messages import user
+from support.models import edit_json
 
 
 @pytest.fixture
@@ -56,8 +56,7 @@ def test_history_is_cut_at_its_limit_after_the_system_prompt(talk, recipe, given
 
 def test_a_full_context_forgets_whole_turns_and_says_so(talk, recipe, given, tokenizer, copy):
     folder = copy("full")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 50}))
+    edit_json(folder / "config.json", max_position_embeddings=50)
     lines = ["red " * 4, "green " * 8, "blue " * 80, "white"]
     _, err = talk(recipe(folder, chat={"system_prompt": "hi"}), *lines, flags=["--max_new_tokens", "12"])
     assert "note: the 2 oldest messages are forgotten: the model's context is 50 tokens" in err

@@ -142,7 +142,7 @@ def test_each_kind_of_copy_is_found_and_nothing_else(composed, files):
 
 def test_it_is_what_brute_force_finds_on_real_data(planted, composed, files):
     mine, keys = planted
-    real = [json.loads(line) for line in QUICKSTART.read_text(encoding="utf-8").splitlines()]
+    real = read_jsonl(QUICKSTART)
     chance = random.Random(1)
     taken = [row for row in chance.sample(real[:300], 25) if len(row["instruction"].split()) > 4]
     shown = [{"question": row["instruction"].upper(), "answer": row["output"]} for row in taken]

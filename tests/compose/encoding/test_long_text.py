@@ -9,24 +9,18 @@ from impruver_compose.encoding import long_text
 from impruver_compose.encoding.long_text import make_tokenized_text, tokenize_text
 from impruver_core.errors import RefusedError
 from impruver_core.tokenizer import plain_encoder
-from support.tokenizers import SMOLLM2_TEMPLATE, byte_level, sentencepiece_like, tokenizer_for
-from tokenizers import Tokenizer, normalizers
+from support.tokenizers import SMOLLM2_TEMPLATE, byte_level, byte_level_with, sentencepiece_like, tokenizer_for
+from tokenizers import normalizers
 
 WORDS = ["the river ", "and ", "stone\n\n", "столица страны ", "12345", "中文", "a" * 50]
 PIECES = [*WORDS, "👩‍🚀", "e\u0301", "ﬁ", "  ", "\t", "!?..."]
 
 
-def with_normalizer(normalizer):
-    tokenizer = Tokenizer.from_str(byte_level())
-    tokenizer.normalizer = normalizer
-    return tokenizer.to_str()
-
-
 BACKENDS = {
     "byte-level": byte_level,
-    "NFKC": lambda: with_normalizer(normalizers.NFKC()),
-    "lowercase, stripped": lambda: with_normalizer(
-        normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])
+    "NFKC": lambda: byte_level_with(normalizer=normalizers.NFKC()),
+    "lowercase, stripped": lambda: byte_level_with(
+        normalizer=normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])
     ),
     "sentencepiece": sentencepiece_like,
 }

@@ -1,12 +1,12 @@
 """Data sets loaded as compose loads them, without encoding them."""
 
-import json
 from pathlib import Path
 
 import pytest
 from impruver_compose.sections import DatasetSection
 from impruver_compose.sources.loading import load_dataset
 from impruver_core.errors import ImpruverError
+from support.jsonl import write_jsonl
 
 
 @pytest.fixture
@@ -61,4 +61,4 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     elif path.suffix == ".csv":
         path.write_text("text\n" + "".join(f"{row['text']}\n" for row in rows))
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(path, rows)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.cli import run_python
 
 TOOL = """\
 import sys
@@ -301,7 +302,7 @@ def test_neither_help_nor_a_wrong_word_imports_anything_heavy(tool, tmp_path, wo
 
 def test_imports_of_the_package_itself_are_light():
     code = "import sys, impruver_core, impruver_core.cli.runner; assert not {'yaml', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code, check=True)
 
 
 def test_the_recipe_that_training_left_stands_in_for_config(tmp_path):

@@ -15,13 +15,13 @@ from impruver_core.commands.installed_tools import TOOLS
 from impruver_core.commands.run import build_launch_command
 from impruver_core.recipe.paths import list_recipes
 from support import ROOT
+from support.cli import run_as_process, run_python
 
 IMPRUVER = "import sys; from impruver_core.commands.main import main; sys.exit(main())"
 
 
 def impruver(*argv, python=sys.executable, **kwargs):
-    command = [str(python), "-c", IMPRUVER, *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **kwargs)
+    return run_as_process(python, "-c", IMPRUVER, *argv, timeout=60, **kwargs)
 
 
 def program(path, body):
@@ -68,7 +68,7 @@ def test_nothing_heavy_is_imported():
     code = "import sys\nfrom impruver_core.commands.main import main\n"
     code += "for words in (['ls'], ['env'], ['--help'], ['run'], ['cp', 'no/such', 'x']): main(words)\n"
     code += "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\nassert not heavy, heavy"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    run_python(code, check=True)
 
 
 # --- ls, env
@@ -76,7 +76,7 @@ def test_nothing_heavy_is_imported():
 
 def test_ls_tells_recipes_and_tools(alone):
     python, environment = alone
-    done = impruver("ls", python=python, env=environment)
+    done = impruver("ls", python=python, environment=environment)
     assert done.returncode == 0
     assert all(name in done.stdout for name in list_recipes())
     assert all(package in done.stdout for package in TOOLS)
@@ -86,15 +86,15 @@ def test_ls_names_what_installs_an_absent_tool(alone, tmp_path):
     python, environment = alone
     core = ROOT
     environment["PYTHONPATH"] = os.pathsep.join([str(core / "core" / "src"), str(core / "configs")])
-    done = impruver("ls", python=python, env=environment)
+    done = impruver("ls", python=python, environment=environment)
     for package in TOOLS:
         assert f"not installed: pip install {package}" in done.stdout
     program(tmp_path / "path" / "impruver-chat", "")
-    assert "pip install impruver-chat" not in impruver("ls", python=python, env=environment).stdout
+    assert "pip install impruver-chat" not in impruver("ls", python=python, environment=environment).stdout
 
 
 def test_env_tells_versions_and_no_secrets():
-    done = impruver("env", env={**os.environ, "HF_TOKEN": "hf_secret", "WANDB_API_KEY": "secret"})
+    done = impruver("env", environment={"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "secret"})
     assert done.returncode == 0
     for name in ("python", "platform", "GPU", "impruver-core", "transformers", "torch"):
         assert any(line.startswith(name) for line in done.stdout.splitlines())
@@ -148,7 +148,7 @@ def test_cp_of_what_is_not_there(tmp_path):
 def test_run_starts_the_program_with_its_flags_and_code(alone, tmp_path, name, package):
     python, environment = alone
     program(tmp_path / "path" / package, "print(sys.argv[1:]); sys.exit(7)")
-    done = impruver("run", name, "--config", "a b", "--set", "x.y=--z", "chat", python=python, env=environment)
+    done = impruver("run", name, "--config", "a b", "--set", "x.y=--z", "chat", python=python, environment=environment)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout == "['--config', 'a b', '--set', 'x.y=--z', 'chat']\n"
 
@@ -157,7 +157,7 @@ def test_run_takes_the_program_beside_this_python_before_path(alone, tmp_path):
     python, environment = alone
     program(tmp_path / "path" / "impruver-chat", "print('path')")
     program(tmp_path / "bin" / "impruver-chat", "print('beside')")
-    assert impruver("run", "chat", python=python, env=environment).stdout == "beside\n"
+    assert impruver("run", "chat", python=python, environment=environment).stdout == "beside\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -175,7 +175,7 @@ def test_run_passes_signals_on(alone, tmp_path, number):
 
 def test_run_of_an_absent_tool_says_what_installs_it(alone):
     python, environment = alone
-    done = impruver("run", "convert_gguf", "--config", "x", python=python, env=environment)
+    done = impruver("run", "convert_gguf", "--config", "x", python=python, environment=environment)
     assert done.returncode == 2
     assert (
         done.stderr == "impruver: error: impruver-gguf is not installed; install it with: pip install impruver-gguf\n"
@@ -194,7 +194,7 @@ def test_run_of_what_is_no_tool(alone, tmp_path, argv, what):
     python, environment = alone
     for package in TOOLS:
         program(tmp_path / "path" / package, "print('started')")
-    done = impruver("run", *argv, python=python, env=environment)
+    done = impruver("run", *argv, python=python, environment=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert what in done.stderr
 
@@ -226,7 +226,7 @@ def test_a_launch_reaches_torchrun(alone, tmp_path):
     (module / "__main__.py").write_text("import os, sys; print(os.environ['WORLD_SIZE'], sys.argv[1:])\n")
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "stand_in"), environment["PYTHONPATH"]])
     argv = ["run", "--nproc_per_node", "1", "finetune", "--config", "x"]
-    done = impruver(*argv, python=python, env=environment)
+    done = impruver(*argv, python=python, environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 ['--config', 'x']\n"
 
@@ -240,7 +240,7 @@ def test_check_runs_every_installed_tool_and_names_the_absent(alone, tmp_path):
     program(tmp_path / "path" / "impruver-train", "print('train'); sys.exit(3)")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("seed: 1\n")
-    done = impruver("check", "--config", str(recipe), "--set", "seed=2", python=python, env=environment)
+    done = impruver("check", "--config", str(recipe), "--set", "seed=2", python=python, environment=environment)
     assert done.returncode == 3
     assert f"compose ['--config', '{recipe}', '--set=seed=2', '--dry_run']\n" in done.stdout
     assert done.stdout.index("compose [") < done.stdout.index("== impruver-train") < done.stdout.index("train\n")
@@ -265,4 +265,4 @@ def test_check_tells_a_tool_that_was_killed(alone, tmp_path):
     program(tmp_path / "path" / "impruver-compose", "os.kill(os.getpid(), 9)")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("")
-    assert impruver("check", "--config", str(recipe), python=python, env=environment).returncode == 137
+    assert impruver("check", "--config", str(recipe), python=python, environment=environment).returncode == 137

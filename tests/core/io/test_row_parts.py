@@ -1,8 +1,6 @@
 """Folders of parts: their names, and that they are put in place, or made fewer, together with all other outputs."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from impruver_core.errors import ImpruverError
@@ -11,6 +9,7 @@ from impruver_core.io.atomic import get_staged_path, hash_file
 from impruver_core.io.manifest import FORMAT, describe_file, get_pending_path, publish, recover
 from impruver_core.io.row_parts import get_part_path, is_row_file, list_row_files
 from support.attacks import list_tree
+from support.cli import run_python
 from support.interruptions import DYING
 
 
@@ -70,8 +69,7 @@ def test_killed_at_any_point_all_parts_are_of_one_run(tmp_path):
         assert read(folder) == first
         finals, told = stage(folder, "second", 1, 2)
         what = json.dumps([list(map(str, finals)), told])
-        words = [sys.executable, "-c", KILLED, str(folder), str(at), what]
-        ended = subprocess.run(words, check=False).returncode
+        ended = run_python(KILLED, folder, at, what).returncode
         finish(folder)
         there = {name: text for name, text in read(folder).items() if "/." not in f"/{name}"}
         assert there in (first, second), at

@@ -2,8 +2,6 @@
 
 # ruff: noqa: RUF009  (key() copies its default)
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +13,7 @@ from impruver_core.recipe.schema import REQUIRED, key, list_of, open_mapping
 from impruver_core.recipe.sections import OWNERS
 from impruver_core.recipe.yaml_document import dump
 from impruver_core.time_limit import limit_cpu_time
+from support.cli import run_python
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def test_loading_imports_nothing_heavy(write):
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'numpy', 'tqdm', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    told = run_python(code, check=True).stdout
     assert told == f"{path}:{FIRST.count(chr(10)) + 1}: modle: no such key; did you mean model?\n"
 
 
@@ -218,8 +217,8 @@ def install(folder, package, sections):
 
 def load_in_child(folder, path):
     code = f"from impruver_core import load_recipe\nprint(load_recipe({str(path)!r}).gguf)"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    folders = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return run_python(code, environment={"PYTHONPATH": folders})
 
 
 def test_a_tool_brings_its_section_by_being_installed(write, tmp_path):

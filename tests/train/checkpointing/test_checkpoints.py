@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from support.attacks import Payload
 from support.jsonl import read_jsonl, write_jsonl
 
 FOREIGN = (
@@ -122,16 +123,6 @@ def test_a_damaged_checkpoint_is_passed_over(recipe, impruver_train, checkpoint,
     assert "checkpoint-4 is damaged (optimizer.pt gone or of another size) and not resumed from" in err
     assert f"resumes from {checkpoint}" in err
     assert (out / "adapter_model.safetensors").read_bytes() == whole
-
-
-class Payload:
-    """Runs a command when it is loaded."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
 
 
 def plant(path, ran):

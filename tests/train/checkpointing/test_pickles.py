@@ -16,18 +16,9 @@ import pytest
 import torch
 from impruver_core.errors import ImpruverError
 from impruver_train.checkpointing.pickles import checks
+from support.attacks import Payload
 
 ADVICE = "take another one"
-
-
-class Payload:
-    """Runs a command when it is loaded."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
 
 
 def archive(pickled, data=b"", compression=zipfile.ZIP_STORED, **more):

@@ -9,6 +9,7 @@ import zstandard
 from impruver_core.io.manifest import build_manifest, describe_file
 from impruver_train.data.token_files import TokenFiles, hash_content, read_token_rows
 from support.jsonl import format_jsonl, read_jsonl
+from support.models import edit_json
 from support.trainers import put_beside_recipe
 
 TRAINER = {"num_train_epochs": 2, "max_steps": -1, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "no"}
@@ -206,8 +207,7 @@ def test_globs(cut, recipe, impruver_train, monkeypatch):
 
 
 def test_parts_of_another_tokenizer_are_refused(cut, recipe, impruver_train):
-    path = Path(f"{cut}.manifest.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": {"fingerprint": "another"}}))
+    edit_json(Path(f"{cut}.manifest.json"), tokenizer={"fingerprint": "another"})
     for train in (f"{cut}/", cut / "*.jsonl"):
         code, _, err = impruver_train(recipe(train_path=str(train)), "--dry_run")
         assert code == 2

@@ -119,9 +119,9 @@ def _export(
     manifest = _build_manifest(recipe, source, planned.conversion)
     with artifacts.staged_outputs(planned) as staged, checking_unchanged(planned.conversion.inputs):
         artifacts.convert(planned, staged)
-        artifacts.quantize_levels(planned, staged)
+        entries = artifacts.quantize_levels(planned, staged)
         artifacts.write_modelfiles(planned, staged)
-        manifest["outputs"] = artifacts.describe_outputs(planned, staged)
+        manifest["outputs"] = artifacts.describe_outputs(planned, staged, entries)
     # An earlier proof is of none of these files.
     source.manifest_path.with_name(artifacts.QUALITY_FILE).unlink(missing_ok=True)
     publish(source.manifest_path, staged, manifest)

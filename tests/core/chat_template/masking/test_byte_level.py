@@ -9,7 +9,7 @@ from impruver_core.chat_template.masking.byte_level import (
     read_byte_level_vocabulary,
 )
 from impruver_core.chat_template.masking.loss_mask import _find_token_ranges
-from support.tokenizers import SMOLLM2_TEMPLATE, byte_level, sentencepiece_like, tokenizer_for
+from support.tokenizers import SMOLLM2_TEMPLATE, byte_level, byte_level_with, sentencepiece_like, tokenizer_for
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 PIECES = [
@@ -31,16 +31,9 @@ PIECES = [
 LETTERS = pre_tokenizers.Split(Regex(r"\p{L}+|\s+"), "isolated")
 
 
-def with_pieces(**pieces):
-    tokenizer = Tokenizer.from_str(byte_level())
-    for name, piece in pieces.items():
-        setattr(tokenizer, name, piece)
-    return tokenizer.to_str()
-
-
 def splitting(*steps):
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return with_pieces(pre_tokenizer=pre_tokenizers.Sequence([*steps, last]))
+    return byte_level_with(pre_tokenizer=pre_tokenizers.Sequence([*steps, last]))
 
 
 def less_bytes():
@@ -54,17 +47,19 @@ def less_bytes():
 TAKEN = {
     "byte-level": byte_level,
     "split first": lambda: splitting(LETTERS, pre_tokenizers.Digits(individual_digits=True)),
-    "NFC": lambda: with_pieces(normalizer=normalizers.NFC()),
+    "NFC": lambda: byte_level_with(normalizer=normalizers.NFC()),
     "without some bytes": less_bytes,
 }
 OTHERS = {
     "sentencepiece": sentencepiece_like,
-    "NFKC": lambda: with_pieces(normalizer=normalizers.NFKC()),
-    "NFC and more": lambda: with_pieces(normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
-    "prefix space": lambda: with_pieces(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "NFKC": lambda: byte_level_with(normalizer=normalizers.NFKC()),
+    "NFC and more": lambda: byte_level_with(
+        normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    ),
+    "prefix space": lambda: byte_level_with(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "blanks removed": lambda: splitting(pre_tokenizers.Split(Regex(r"\s+"), "removed")),
     "words alone": lambda: splitting(pre_tokenizers.Whitespace()),
-    "no bytes": lambda: with_pieces(pre_tokenizer=pre_tokenizers.Whitespace()),
+    "no bytes": lambda: byte_level_with(pre_tokenizer=pre_tokenizers.Whitespace()),
 }
 
 

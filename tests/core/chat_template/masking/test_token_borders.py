@@ -10,6 +10,7 @@ from support.messages import assistant, user
 from support.tokenizers import (
     SMOLLM2_TEMPLATE,
     byte_level,
+    byte_level_with,
     sentencepiece_like,
     stock_template,
     target_runs,
@@ -24,19 +25,12 @@ BARE = (
 EMOJI = "👩‍🚀 e\u0301 ﬁ 𝕏 中文"
 
 
-def with_pieces(**pieces) -> str:
-    tokenizer = Tokenizer.from_str(byte_level())
-    for name, piece in pieces.items():
-        setattr(tokenizer, name, piece)
-    return tokenizer.to_str()
-
-
 BACKENDS = {
     "byte-level": byte_level,
-    "trimmed offsets": lambda: with_pieces(post_processor=processors.ByteLevel(trim_offsets=True)),
-    "NFC": lambda: with_pieces(normalizer=normalizers.NFC()),
-    "NFKC": lambda: with_pieces(normalizer=normalizers.NFKC()),
-    "prefix space": lambda: with_pieces(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "trimmed offsets": lambda: byte_level_with(post_processor=processors.ByteLevel(trim_offsets=True)),
+    "NFC": lambda: byte_level_with(normalizer=normalizers.NFC()),
+    "NFKC": lambda: byte_level_with(normalizer=normalizers.NFKC()),
+    "prefix space": lambda: byte_level_with(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "sentencepiece": sentencepiece_like,
 }
 

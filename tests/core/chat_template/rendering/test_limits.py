@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
 from impruver_core.chat_template.rendering import limits
 from impruver_core.chat_template.rendering.renderer import compile_template, render_template
 from impruver_core.errors import ImpruverError, RefusedError
+from support.cli import run_python
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 GROWING = "{%% set ns = namespace(s=%s) %%}{%% for i in range(999) %%}{%% set ns.s = %s %%}{%% endfor %%}{{ ns.s%s }}"
@@ -177,7 +176,7 @@ for template in json.load(sys.stdin):
 def test_memory_stays_small():
     """All the above in one process that may have no more than a gigabyte."""
     texts = json.dumps([*LARGE.values(), *(template for template, _ in OTHERS.values())])
-    done = subprocess.run([sys.executable, "-c", CODE], input=texts, capture_output=True, text=True, check=False)
+    done = run_python(CODE, input=texts)
     assert done.returncode == 0, done.stderr
 
 
@@ -188,7 +187,7 @@ def test_no_timer_is_left_when_the_process_ends():
         "renderer.render_template('{{ messages|length }}', [])\n"
         "sum(range(20_000_000))\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).returncode == 0
 
 
 def test_lists_are_weighed_before_they_are_added():

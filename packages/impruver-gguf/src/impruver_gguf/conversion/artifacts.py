@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from impruver_gguf.quantization.quantize import get_quantizer_name, quantize
 
 QUALITY_FILE = "quality.jsonl"
 Staged = dict[Path, Path]  # final path → where the file is now
+Entries = dict[Path, dict[str, Any]]  # final path → what the manifest says of the file
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,15 @@ def convert(plan: ArtifactPlan, staged: Staged) -> None:
         plan.conversion.write(staged[plan.source])
 
 
-def quantize_levels(plan: ArtifactPlan, staged: Staged) -> None:
-    """Make the levels that are not done from the unquantized file."""
+def quantize_levels(plan: ArtifactPlan, staged: Staged) -> Entries:
+    """Make the levels that are not done from the unquantized file; describe what is whole while the next is made."""
     targets = {level: staged[path] for level, path in plan.levels.items() if path in staged}
-    quantize(staged.get(plan.source, plan.source), targets, plan.quantizer)
+    entries: Entries = {}
+    with closing(quantize(staged.get(plan.source, plan.source), targets, plan.quantizer)) as levels:
+        for level in levels:
+            for final in {plan.source, plan.levels[level]} & (staged.keys() - entries.keys()):
+                entries[final] = _describe_staged(staged[final])
+    return entries
 
 
 def write_modelfiles(plan: ArtifactPlan, staged: Staged) -> None:
@@ -139,12 +145,10 @@ def write_modelfiles(plan: ArtifactPlan, staged: Staged) -> None:
         staged[path].write_text(text, encoding="utf-8", newline="\n")
 
 
-def describe_outputs(plan: ArtifactPlan, staged: Staged) -> list[dict[str, Any]]:
-    """Sync what was made to the disk, and describe it for the manifest after what stays of earlier runs."""
-    for path in staged.values():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    digest = plan.conversion.digest or hash_file(staged.get(plan.source, plan.source))
+def describe_outputs(plan: ArtifactPlan, staged: Staged, entries: Entries) -> list[dict[str, Any]]:
+    """Describe what was made for the manifest, after what stays of earlier runs; `entries` are there already."""
+    entries = {final: entries.get(final) or _describe_staged(path) for final, path in staged.items()}
+    digest = plan.conversion.digest or entries.get(plan.source, {}).get("sha256") or hash_file(plan.source)
     origin = {"source": digest, "quantizer": get_quantizer_name(plan.quantizer)}
     folder, levels = plan.source.parent, set(plan.levels.values())
     present = {path.name for path in folder.iterdir() if path.is_file()} - {path.name for path in staged}
@@ -152,11 +156,15 @@ def describe_outputs(plan: ArtifactPlan, staged: Staged) -> list[dict[str, Any]]
     stale = [entry["path"] for entry in staying if entry.get("source", digest) != digest]
     if stale:
         warn(f"{', '.join(stale)} in {folder}: of an earlier run, not made anew")
-    new = [
-        describe_file(path, digest=True, checksum=True) | {"path": final.name} | (origin if final in levels else {})
-        for final, path in staged.items()
-    ]
+    new = [entry | {"path": final.name} | (origin if final in levels else {}) for final, entry in entries.items()]
     return [*staying, *new]
+
+
+def _describe_staged(path: Path) -> dict[str, Any]:
+    """Sync a file to the disk and describe it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return describe_file(path, digest=True, checksum=True)
 
 
 def _remove(staged: Staged) -> None:

@@ -9,11 +9,11 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CalledProcessError
 
-import numpy as np
 from impruver_core.cli.console import log_info, open_progress
 from impruver_core.errors import CheckFailedError, ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
@@ -34,26 +34,28 @@ def get_quantizer_name(program: str | None) -> str:
     return program or f"cyllama {version('cyllama')}"
 
 
-def quantize(source: Path, targets: Mapping[str, Path], program: str | None = None) -> None:
-    """Make the file of each level from `source`; `program` is a llama-quantize, else cyllama's library does it."""
+def quantize(source: Path, targets: Mapping[str, Path], program: str | None = None) -> Iterator[str]:
+    """Make the file of each level from `source`, and yield the level when its file is whole.
+
+    `program` is a llama-quantize, which waits for the caller to come back; without it cyllama's library is at work on
+    the next level by then. Who closes the iterator ends that.
+    """
     if not targets:
         return
     cpus = str(available_cpus())
     if program:
         commands = [[program, str(source), str(path), level, cpus] for level, path in targets.items()]
-    else:
+        done = ([*_run_quantizer(command, source)] for command in commands)
+    else:  # our process prints a line for each level
         pairs = [f"{QUANT_TYPES[level].ftype}={path}" for level, path in targets.items()]
-        commands = [[sys.executable, "-m", __name__, str(source), cpus, *pairs]]
-    with open_progress(len(targets), "levels quantized") as bar:
-        for command in commands:
-            lines = _run_quantizer(command, source)
-            for _ in [[*lines]] if program else lines:  # our process prints a line for each level
-                bar.update(1)
-    lost = [str(path) for path in targets.values() if not path.is_file()]
-    if lost:
-        raise ImpruverError(f"quantizing {source.name} left no {lost[0]}")
-    for level, path in targets.items():
-        log_fallbacks(level, path)
+        done = _run_quantizer([sys.executable, "-m", __name__, str(source), cpus, *pairs], source)
+    with closing(done), open_progress(len(targets), "levels quantized") as bar:
+        for (level, path), _ in zip(targets.items(), done, strict=True):
+            if not path.is_file():
+                raise ImpruverError(f"quantizing {source.name} left no {path}")
+            log_fallbacks(level, path)
+            bar.update(1)
+            yield level
 
 
 def _run_quantizer(command: list[str], source: Path) -> Iterator[str]:
@@ -70,6 +72,7 @@ def _run_quantizer(command: list[str], source: Path) -> Iterator[str]:
 
 def _find_non_finite_tensor(path: Path) -> str | None:
     """Name the first tensor in a GGUF file that holds NaN or infinity, if any."""
+    import numpy as np
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
