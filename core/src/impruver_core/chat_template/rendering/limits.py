@@ -149,9 +149,9 @@ def add_all(values: tuple) -> Any:
 
 def to_text(value: Any) -> str:
     """A value as it is printed; TemplateLimitError where that is too large."""
-    if isinstance(value, (list, tuple, dict)):
-        return trace_printed(check_printed(value))
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return value
+    return trace_printed(check_printed(value)) if isinstance(value, (list, tuple, dict)) else str(value)
 
 
 def check_binop(operator: str, left: Any, right: Any) -> None:
