@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from impruver_core.chat_template.analysis.template_format import TemplateFormat, TurnBoundary
@@ -190,7 +191,7 @@ def check_completeness(
     for number, message in enumerate(messages):
         fields = CHECKED_IN_LAST_TURN if number == last_turn else CHECKED
         values = [message[name] for name in fields if message.get(name)]
-        for source in [source for value in values for source in find_sources(value)]:
+        for source in chain.from_iterable(map(find_sources, values)):
             if covered.get(source) == [(0, len(source.text))]:
                 continue  # as nearly all are
             if source.path.startswith("tool_calls") and not source.path.startswith("tool_calls.function."):

@@ -84,7 +84,7 @@ def _serialize(conversation: Conversation) -> Conversation:
     try:
         if _is_plain(conversation):
             with suppress(orjson.JSONEncodeError):  # lone surrogates, of which Python says more
-                return conversation._replace(as_json=orjson.dumps(conversation.to_row()))
+                return Conversation(*conversation[:4], orjson.dumps(conversation.to_row()))
         _check_keys(conversation.messages)
         return conversation._replace(as_json=format_row(conversation.to_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
