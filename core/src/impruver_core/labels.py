@@ -23,8 +23,12 @@ def count_target_tokens(labels: Sequence[int]) -> int:
     """
     if not len(labels):
         return 0
-    is_array = not hasattr(labels, "count")
-    ignored = int((labels == IGNORE_INDEX).sum()) if is_array else labels.count(IGNORE_INDEX)
+    if hasattr(labels, "count"):
+        ignored = labels.count(IGNORE_INDEX)
+    else:
+        import numpy as np
+
+        ignored = int(np.count_nonzero(labels == IGNORE_INDEX))
     return len(labels) - ignored - int(labels[0] != IGNORE_INDEX)
 
 

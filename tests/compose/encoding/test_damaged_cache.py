@@ -15,17 +15,17 @@ OUTPUTS = ("train.jsonl", "val.jsonl", "train.dropped.jsonl", "train.report.html
 
 
 OTHER_JSON = '{"xxh3": 1, "value": [2]}'
-FILES = {"shard": "compose/**/*.arrow", "rows": "datasets/**/*.arrow", "scan": "datasets/**/scan-0.json"}
-FILES |= {"content": "datasets/**/content.json", "info": "datasets/**/dataset_info.json"}
+FILES = {"shard": "compose/**/*.arrow", "rows": "datasets/**/*.arrow", "columns": "datasets/**/columns-0.json"}
+FILES |= {"content": "datasets/**/content.json"}
 EACH = [("shard", damage) for damage in DAMAGES if damage != "gone"]
 EACH += [
     ("rows", "a flipped bit"),
     ("rows", "cut off"),
-    ("scan", "a flipped bit"),
-    ("scan", "a pipe"),
-    ("scan", "other json"),
+    ("columns", "a flipped bit"),
+    ("columns", "a pipe"),
+    ("columns", "other json"),
 ]
-EACH += [("content", "garbage"), ("info", "empty"), ("info", "a folder")]
+EACH += [("content", "garbage"), ("rows", "empty"), ("rows", "a folder")]
 
 
 @pytest.fixture

@@ -231,7 +231,11 @@ BAD = {
     "broken parquet": ("d.parquet", b"PAR1 nothing", ["datasets.0", "d.parquet", "parquet"]),
     "unknown kind": ("d.xlsx", b"x", ["datasets.0: d.xlsx is of no kind", ".parquet"]),
     "a blank that is none of JSON's": ("d.jsonl", b"{}\n\xc2\xa0\n", ["d.jsonl, line 2", "not JSON"]),
-    "a carriage return in a row": ("d.jsonl", b'{"question": "q",\r"answer": "a"}\n', ["d.jsonl", "carriage return"]),
+    "a carriage return in a row": (
+        "d.jsonl",
+        b'{"question": "q",\r"answer": "a"}\n',
+        ["d.jsonl, line 1", "carriage"],
+    ),
     "nested too deep": ("d.json", b"[" * 100000, ["d.json: can't be read"]),
     "a cut off compressed list": ("d.json.gz", gzip.compress(b'[{"a": 1}]')[:-9], ["d.json.gz", "broken"]),
     "a list without rows": ("d.json", b"[]", ["d.json has no rows"]),

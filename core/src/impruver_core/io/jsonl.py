@@ -31,6 +31,14 @@ def read_numbered_rows(
 
     `parse` parses a line as `json.loads` does, and raises what that raises.
     """
+    return ((number, parse_row(path, number, text, parse)) for number, text in read_numbered_lines(path, file))
+
+
+def read_numbered_lines(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[int, str]]:
+    """(line from 1, text) of a JSONL file, blanks at the end cut off and blank lines skipped; as `read_numbered_rows`.
+
+    ImpruverError with file and line for one that is too long or no UTF-8.
+    """
     number = 0
     try:
         with open_compressed(path) if file is None else nullcontext(file) as file:
@@ -44,17 +52,18 @@ def read_numbered_rows(
                     raise ImpruverError(
                         f"{path}, line {number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
                     ) from None
-                if text.strip(BLANKS):
-                    yield number, _parse_row(path, number, text, parse)
+                if text := text.rstrip(BLANKS):
+                    yield number, text
     except FileNotFoundError:
         raise ImpruverError(f"{path}: no such file") from None
     except BROKEN as error:
         raise build_read_error(f"{path}, after line {number}", error) from None
 
 
-def _parse_row(path: str | Path, number: int, text: str, parse: Callable[[str], Any]) -> dict:
+def parse_row(path: str | Path, number: int, text: str, parse: Callable[[str], Any] = json.loads) -> dict:
+    """Parses line `number` of a JSONL file; ImpruverError with file and line for one that is no object."""
     try:
-        row = parse(text.rstrip(BLANKS))
+        row = parse(text)
     except json.JSONDecodeError as error:
         where = f"{path}, line {number}, column {error.pos + 1}"
         raise ImpruverError(f"{where}: not JSON: {error.msg}; {_get_advice(text, error)}") from None

@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,9 +107,9 @@ def write_shard(path: Path, shard: EncodedShard, signatures: np.ndarray) -> None
     compared = np.concatenate([np.empty(0, np.uint32), *texts])
     columns["compared_ids"] = pyarrow.LargeListArray.from_arrays(_build_offsets(texts), pyarrow.array(compared))
     lists = [each.token_rows for each in shard.conversations]
-    offsets = _build_offsets(lists)
+    offsets, token_rows = _build_offsets(lists), list(chain.from_iterable(lists))
     for name, kind in TOKEN_ROW_COLUMNS.items():
-        values = pyarrow.array([getattr(row, name) for rows in lists for row in rows], kind)
+        values = pyarrow.array([getattr(row, name) for row in token_rows], kind)
         columns[name] = pyarrow.LargeListArray.from_arrays(offsets, values)
     metadata = {"counts": json.dumps(shard.counts), "dropped": json.dumps(shard.dropped)}
     metadata["usage"] = shard.usage.to_json()

@@ -9,6 +9,7 @@ from impruver_core.chat_template.rendering.traced_string import (
     TextRun,
     TextSource,
     TracedStr,
+    find_message_spans,
     get_runs,
     join_traced,
     trace_transformed,
@@ -126,3 +127,20 @@ def test_what_a_template_does_to_a_text_is_followed(expression):
     traced = render_template(template, [{"role": "user", "content": trace_value("an answer", 0, "content")}])
     assert traced == plain
     assert {run.source.message for run in get_runs(traced)} == {0}
+
+
+@pytest.mark.parametrize("texts", [["Hi", "Yes!", "Why?", "So."], ["Hi", "", "Why?", ""], ["", "Yes!"], ["Hi"]])
+def test_spans_of_messages_are_the_same_whether_a_text_is_one_run_or_two(texts):
+    traced = [trace_value(text, number, "content") for number, text in enumerate(texts)]
+    whole = join_traced(piece for text in traced for piece in ("<t>", text, "</t>"))
+    cut = join_traced(piece for text in traced for piece in ("<t>", text[:1], text[1:], "</t>"))
+    places = [
+        {
+            number: (span.start, span.end, span.previous_end, span.previous_message, span.gaps, span.mixed, span.path)
+            for number, span in find_message_spans(get_runs(text), len(text)).items()
+        }
+        for text in (whole, cut)
+    ]
+    assert len(get_runs(cut)) > len(get_runs(whole))
+    assert places[0] == places[1]
+    assert [whole[start:end] for start, end, *_ in places[0].values()] == texts

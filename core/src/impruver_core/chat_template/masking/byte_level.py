@@ -61,8 +61,7 @@ class ByteLevelEncoding:
         """The ids of the text."""
         return self.array.tolist()
 
-    @cached_property
-    def _char_starts(self) -> np.ndarray | None:
+    def _find_char_starts(self) -> np.ndarray | None:
         """The first byte of each character and the end of the text, (characters + 1,); None where that is its index."""
         if self._size == len(self.text):
             return None
@@ -74,17 +73,22 @@ class ByteLevelEncoding:
     def starts(self) -> np.ndarray:
         """The character in which each token begins, (tokens,) of int64."""
         starts = np.concatenate([self._ends[:0], [0], self._ends[:-1]])[: len(self._ends)]
-        return starts if self._char_starts is None else np.searchsorted(self._char_starts, starts, "right") - 1
+        char_starts = self._find_char_starts()
+        return starts if char_starts is None else np.searchsorted(char_starts, starts, "right") - 1
 
     @cached_property
     def offsets(self) -> list[tuple[int, int]]:
         """The characters that each token holds one byte of, or more: from the first to behind the last."""
-        ends = self._ends if self._char_starts is None else np.searchsorted(self._char_starts, self._ends, "left")
+        char_starts = self._find_char_starts()
+        ends = self._ends if char_starts is None else np.searchsorted(char_starts, self._ends, "left")
         return list(zip(self.starts.tolist(), ends.tolist(), strict=True))
 
     def find_token_ranges(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The tokens that hold a byte of each span of characters, first and behind the last; (0, 0) of an empty one."""
-        ends, starts = self._ends.tolist(), self._char_starts  # of few spans bisecting a list is faster than arrays
+        ends, starts = (
+            self._ends.tolist(),
+            self._find_char_starts(),
+        )  # of few spans bisecting a list is faster than arrays
         ranges = []
         for start, stop in spans:
             first, last = (start, stop) if starts is None else (int(starts[start]), int(starts[stop]))

@@ -108,10 +108,10 @@ class ControlTokens:
         if (given.tools and _find_any(search, given.tools)) or (given.kwargs and _find_any(search, given.kwargs)):
             return True
         plain, pairs = str.__str__(text), self._pairs
-        return any(
-            plain[start - 1 : start + 1] in pairs or plain[end - 1 : end + 1] in pairs
-            for start, end, _, _ in get_runs(text)
-        ) and self._crosses_a_border(text)
+        for start, end, _, _ in get_runs(text):
+            if plain[start - 1 : start + 1] in pairs or plain[end - 1 : end + 1] in pairs:
+                return self._crosses_a_border(text)
+        return False
 
     def _crosses_a_border(self, text: str) -> bool:
         """Whether a token's text stands across the border of a message's text."""

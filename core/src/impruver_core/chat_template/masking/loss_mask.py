@@ -286,21 +286,21 @@ def _label_tokens(
     if trained_eos:  # what stands between the last answer and its EOS is trained on, too
         spans[-1] = (spans[-1][0], len(chat.text))
     texts, shift = chat.spans.texts, int(bos is not None and not (len(ids) and ids[0] == bos))
-    ranges = _find_token_ranges(
-        tokens.encoding, [*spans, *(span for _, span in texts), *(each[1:] for each in control)]
-    )
-    of_spans, of_texts, of_control = (list(islice(ranges, len(each))) for each in (spans, texts, control))
-    labels = np.full(len(ids), IGNORE_INDEX) if only_target_loss else ids.astype(np.int64)
-    for first, last in of_spans:
+    wanted = [*spans, *(span for _, span in texts), *(each[1:] for each in control)]
+    ranges = _find_token_ranges(tokens.encoding, wanted)
+    labels = ids.astype(np.int64)
+    if only_target_loss:
+        labels.fill(IGNORE_INDEX)
+    for first, last in islice(ranges, len(spans)):
         labels[first:last] = ids[first:last]
     text_tokens = [
         MessageTokens(number, first + shift, last + shift)
-        for (number, _), (first, last) in zip(texts, of_texts, strict=True)
+        for (number, _), (first, last) in zip(texts, islice(ranges, len(texts)), strict=True)
         if first < last
     ]
     quoted = [
         ControlTextTokens(each.token, first + shift, last + shift)
-        for each, (first, last) in zip(control, of_control, strict=True)
+        for each, (first, last) in zip(control, ranges, strict=True)
     ]
     if shift:
         ids, labels = np.insert(ids, 0, bos), np.insert(labels, 0, IGNORE_INDEX if only_target_loss else bos)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from impruver_core.chat_template.analysis.template_format import TemplateFormat, TurnBoundary
@@ -25,6 +26,8 @@ Ranges = list[tuple[int, int]]  # of characters
 VALUE = re.compile(r"\b(?:true|false|null|True|False|None)\b")  # of an argument that is no text
 WORD = re.compile(r"[^\W\d_]{2,}")
 MOST_WORDS = 12  # around a turn's text; markers have few, the instructions of a judge's template have many
+CHECKED = ("content", "tool_calls")  # fields of a message whose texts must not be lost,
+CHECKED_IN_LAST_TURN = (*CHECKED, *REASONING_FIELDS)  # and those of the last assistant's
 FEW_CHARACTERS = 2 * MOST_WORDS  # which have no more words than that
 
 
@@ -55,12 +58,13 @@ def find_loss_spans(text: str, messages: Sequence[dict], fmt: TemplateFormat) ->
     """
     runs, text = get_runs(text), str.__str__(text)
     spans = find_message_spans(runs, len(text))
-    last_turn = max((n for n, message in enumerate(messages) if message["role"] in TRAINED_ROLES), default=-1)
-    check_completeness(text, runs, messages, last_turn, spans, fmt)
-    spoken = [n for n, message in enumerate(messages) if message["role"] != "system" and n in spans]
+    roles = [message["role"] for message in messages]
+    turns = [number for number, role in enumerate(roles) if role in TRAINED_ROLES]
+    check_completeness(text, runs, messages, turns[-1] if turns else -1, spans, fmt)
+    spoken = [number for number, role in enumerate(roles) if role != "system" and number in spans]
     result = LossSpans([(number, (spans[number].start, spans[number].end)) for number in spoken])
-    for number, message in enumerate(messages):
-        if message["role"] not in TRAINED_ROLES or number not in spans:
+    for number in turns:
+        if number not in spans:
             continue
         try:
             turn, is_open = _find_turn(text, number, spans[number], messages, fmt)
@@ -106,8 +110,8 @@ def _find_start(text: str, number: int, span: MessageSpan, messages: Sequence[di
     gap, role = text[span.previous_end : span.start], messages[number]["role"]
     previous = messages[span.previous_message]["role"] if span.previous_message is not None else ""
     own = fmt.boundaries.get("assistant" if previous == "function_call" else previous, [])
-    others = [b for boundaries in fmt.boundaries.values() for b in boundaries if b.shared and b not in own]
-    for boundaries in (own, others):
+    for is_own in (True, False):
+        boundaries = own if is_own else _list_other_boundaries(own, fmt)
         for boundary in boundaries:
             if role != "assistant" and boundary in own and not boundary.prompt:  # a prompt that is always there
                 return span.previous_end + fmt.specials.compute_shared_length(gap, boundary.tail)
@@ -123,6 +127,10 @@ def _find_start(text: str, number: int, span: MessageSpan, messages: Sequence[di
             if fmt.specials.has_any(tail) and gap.count(tail) == 1:  # behind an empty text, without a prompt
                 return span.previous_end + gap.index(tail) + len(tail)
     raise RefusedError("mask_refused", f"no header of an answer found before message {number}: {truncate_text(gap)}")
+
+
+def _list_other_boundaries(own: Sequence[TurnBoundary], fmt: TemplateFormat) -> list[TurnBoundary]:
+    return [b for boundaries in fmt.boundaries.values() for b in boundaries if b.shared and b not in own]
 
 
 def _find_shared_end(text: str, start: int, role: str, boundary: TurnBoundary, fmt: TemplateFormat) -> int | None:
@@ -181,9 +189,9 @@ def check_completeness(
     """
     covered = _find_covered(runs)
     for number, message in enumerate(messages):
-        fields = ("content", "tool_calls", *(REASONING_FIELDS if number == last_turn else ()))
-        values = (message[name] for name in fields if message.get(name))
-        for source in (source for value in values for source in find_sources(value)):
+        fields = CHECKED_IN_LAST_TURN if number == last_turn else CHECKED
+        values = [message[name] for name in fields if message.get(name)]
+        for source in chain.from_iterable(map(find_sources, values)):
             if covered.get(source) == [(0, len(source.text))]:
                 continue  # as nearly all are
             if source.path.startswith("tool_calls") and not source.path.startswith("tool_calls.function."):

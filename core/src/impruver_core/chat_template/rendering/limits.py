@@ -30,7 +30,7 @@ FEW_ITEMS = 64  # of a list that is printed without being measured: those in it 
 ITEM = 32  # what an item takes, in characters
 ESCAPED = 6  # characters that one becomes, as in `\u0001` and `&quot;`
 LARGEST_TEMPLATE = 1 << 20  # characters
-PLAIN_TEXTS = (str, TracedStr)
+PLAIN_TEXTS = frozenset((str, TracedStr))
 GROWING = frozenset(  # methods of texts whose result may be larger than their text
     (
         *("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join", "translate", "format", "format_map"),
@@ -141,7 +141,7 @@ def add(left: Any, right: Any) -> Any:
 
 def add_all(values: tuple) -> Any:
     """`values[0] + values[1] + …`; TemplateLimitError where that is too large."""
-    if not all(type(value) in PLAIN_TEXTS for value in values):  # markup escapes what it is joined with
+    if not PLAIN_TEXTS.issuperset(map(type, values)):  # markup escapes what it is joined with
         return reduce(add, values)
     check_size(sum(map(len, values)))
     return join_traced(values)
@@ -149,9 +149,9 @@ def add_all(values: tuple) -> Any:
 
 def to_text(value: Any) -> str:
     """A value as it is printed; TemplateLimitError where that is too large."""
-    if isinstance(value, (list, tuple, dict)):
-        return trace_printed(check_printed(value))
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return value
+    return trace_printed(check_printed(value)) if isinstance(value, (list, tuple, dict)) else str(value)
 
 
 def check_binop(operator: str, left: Any, right: Any) -> None:

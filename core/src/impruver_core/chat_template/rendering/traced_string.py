@@ -56,7 +56,7 @@ class TracedStr(str):
     __slots__ = ("_runs",)
 
     def __new__(cls, text: str, runs: Iterable[TextRun] = ()) -> "TracedStr":
-        self = super().__new__(cls, text)
+        self = str.__new__(cls, text)
         self._runs = tuple(runs)
         return self
 
@@ -159,7 +159,9 @@ class TracedStr(str):
     upper, lower, capitalize, title = map(_make_recasting, (str.upper, str.lower, str.capitalize, str.title))
 
 
-def _shift_runs(runs: Iterable[TextRun], by: int) -> list[TextRun]:
+def _shift_runs(runs: Iterable[TextRun], by: int) -> Iterable[TextRun]:
+    if not by:
+        return runs
     return [TextRun(start + by, end + by, source, offset) for start, end, source, offset in runs]
 
 
@@ -172,7 +174,7 @@ def join_traced(parts: Iterable[str], separator: str = "") -> str:
     runs: list[TextRun] = []
     position = 0
     for part in parts:
-        if isinstance(part, TracedStr):
+        if type(part) is not str and isinstance(part, TracedStr):
             runs += _shift_runs(part._runs, position)
         position += len(part)
     return TracedStr(text, runs) if runs else text
@@ -307,6 +309,8 @@ class MessageSpan:
 
 def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, MessageSpan]:
     """The span of each message that has text in a rendering of `length` characters, by the message's number."""
+    if _stand_in_order(runs):
+        return _find_ordered_spans(runs, length)
     spans: dict[int, MessageSpan] = {}
     for index, run in find_first_runs(runs):
         number, path = run.source.message, run.source.path
@@ -326,6 +330,23 @@ def find_message_spans(runs: Sequence[TextRun], length: int) -> dict[int, Messag
         span.previous_end, span.previous_message = reached[span.first_run]
         span.gaps = list(_find_gaps(runs[span.last_run + 1 :], number, span.end, length))
         span.mixed = any(run.source.message != number for run in runs[span.first_run : span.last_run])
+    return spans
+
+
+def _stand_in_order(runs: Sequence[TextRun]) -> bool:
+    """Whether each run is the only one of its message, behind the one before, as in most renderings."""
+    ends = [run.end for run in runs]
+    return len({run.source.message for run in runs}) == len(runs) and ends == sorted(ends)
+
+
+def _find_ordered_spans(runs: Sequence[TextRun], length: int) -> dict[int, MessageSpan]:
+    spans: dict[int, MessageSpan] = {}
+    previous_end, previous_message = 0, None
+    next_starts = [*(run.start for run in runs[1:]), length]
+    for index, (start, end, source, _) in enumerate(runs):
+        gaps, number = [(end, next_starts[index])], source.message
+        spans[number] = MessageSpan(start, end, source.path, index, index, previous_end, gaps, previous_message)
+        previous_end, previous_message = end, number
     return spans
 
 

@@ -74,7 +74,7 @@ def _build_exchange(row: dict, mapping: dict) -> _Exchange | None:
     # A cell with a list of messages is one where the prompt is, too; else it is a text, as any other.
     said = read_messages(answer) or (read_messages_text(answer) if asked else None)
     if asked is None:
-        text = "\n".join(part for part in (to_text(value) for value in (question, extra)) if part)
+        text = "\n".join(filter(None, map(to_text, (question, extra))))
         repeated = said is not None and any(_is_question(message, text) for message in said[:2])
         asked = [] if repeated else [{"role": "user", "content": text}]
     else:

@@ -77,6 +77,8 @@ def check_guarded_columns(row: dict, columns: Sequence[str]) -> set[str]:
 
     RefusedError where one says that the row must not be trained on as it is.
     """
+    if not columns:  # as in most data sets
+        return set()
     filled = ((name, row[name]) for name in columns if is_filled(row.get(name)))
     return {name for name, value in filled if find_guard(name)(name, value, row)}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,6 +16,8 @@ from impruver_compose.converters.detection import DatasetConverter
 from impruver_compose.sources.row_table import FlawedRow
 
 OTHER_TEXTS = ("text", "value", "message")  # names under which a message may have its text, and templates read none
+SHARED_FIELDS = frozenset(("tools", "functions", "chat_template_kwargs"))
+TEXT_ALONE = frozenset((str,))
 OTHER_FLAGS = {*TRAIN_FLAGS} - {"train"}
 
 
@@ -42,12 +45,7 @@ def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = 
     check_guarded_columns(row, converter.guarded)
     if read is None or not read.issuperset(row):  # else there is nothing to record
         row = RecordingRow(row, set() if read is None else read)
-    tools, functions = (_wrap_tools(_parse_field(row, name, list)) for name in ("tools", "functions"))
-    if tools and functions and tools != functions:
-        raise RefusedError("bad_row", "it has both tools and functions, and they differ: leave one of them")
-    tools = tools or functions
-    row.get("parallel_tool_calls")  # told OpenAI's server what to allow: the calls themselves are in the messages
-    kwargs = _parse_field(row, "chat_template_kwargs", dict)
+    tools, kwargs = _read_shared_fields(row)
     try:
         converted = converter.function(row, dict(converter.mapping))
     except (Exception, SystemExit) as error:  # a user's function may raise anything
@@ -70,12 +68,23 @@ def convert_row(row: dict, converter: DatasetConverter, read: set[str] | None = 
         )
 
 
+def _read_shared_fields(row: dict) -> tuple[list[dict] | None, dict | None]:
+    """Reads the tools and the template's arguments, which all conversations of a row share."""
+    if not isinstance(row, RecordingRow) and SHARED_FIELDS.isdisjoint(row):  # as of most rows
+        return None, None
+    tools, functions = (_wrap_tools(_parse_field(row, name, list)) for name in ("tools", "functions"))
+    if tools and functions and tools != functions:
+        raise RefusedError("bad_row", "it has both tools and functions, and they differ: leave one of them")
+    row.get("parallel_tool_calls")  # told OpenAI's server what to allow: the calls themselves are in the messages
+    return tools or functions, _parse_field(row, "chat_template_kwargs", dict)
+
+
 def _serialize(conversation: Conversation) -> Conversation:
     """Sets `as_json`; RefusedError for what is no JSON in UTF-8: a user's function may return anything."""
     try:
         if _is_plain(conversation):
             with suppress(orjson.JSONEncodeError):  # lone surrogates, of which Python says more
-                return conversation._replace(as_json=orjson.dumps(conversation.to_row()))
+                return Conversation(*conversation[:4], orjson.dumps(conversation.to_row()))
         _check_keys(conversation.messages)
         return conversation._replace(as_json=format_row(conversation.to_row()).encode())
     except (TypeError, ValueError, RecursionError) as error:
@@ -89,7 +98,7 @@ def _is_plain(conversation: Conversation) -> bool:
         and conversation.tools is None
         and conversation.chat_template_kwargs is None
         and all(type(message) is dict for message in conversation.messages)
-        and all(type(each) is str for message in conversation.messages for pair in message.items() for each in pair)
+        and all(TEXT_ALONE.issuperset(map(type, chain(message, message.values()))) for message in conversation.messages)
     )
 
 

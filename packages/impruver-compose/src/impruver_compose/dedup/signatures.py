@@ -45,10 +45,12 @@ def compute_signatures(texts: Sequence[np.ndarray], num_perm: int) -> np.ndarray
     hashes, starts = compute_all_shingles([texts[number] for number in filled])
     mixed = mix_hashes(hashes.astype(np.uint32), FMIX32)
     permuted = np.empty_like(mixed)
-    for column, (a, b) in enumerate(zip(*get_permutations(num_perm), strict=True)):
+    least = np.empty((num_perm, len(filled)), np.uint32)
+    for column, a, b in zip(least, *get_permutations(num_perm), strict=True):
         np.multiply(mixed, a, out=permuted)
         np.add(permuted, b, out=permuted)
-        signatures[filled, column] = np.minimum.reduceat(permuted, starts)
+        np.minimum.reduceat(permuted, starts, out=column)
+    signatures[filled] = least.T
     return signatures
 
 

@@ -78,8 +78,9 @@ def _convert_rows(job: DatasetJob, start: int, stop: int, shard: EncodedShard) -
         except RefusedError as error:
             shard.dropped.append(DroppedRow(number, None, error.reason, error.detail))
             continue
-        handled = check_guarded_columns(row, job.converter.guarded)
-        shard.usage.columns.count(number, ((name, value) for name, value in row.items() if name not in handled))
+        if not shard.usage.columns.read.issuperset(row):
+            handled = check_guarded_columns(row, job.converter.guarded)
+            shard.usage.columns.count(number, ((name, value) for name, value in row.items() if name not in handled))
         shard.counts["converted"] += 1
         shard.counts["conversations"] += len(conversations)
         for part, conversation in enumerate(conversations):
@@ -157,10 +158,11 @@ def _encode_conversation(
     trained = [chat.messages[n] for n in spoken if is_trained(chat.messages[n])]
     if not views or not count_target_tokens(whole.labels) or (trained and all(map(is_blank, trained))):
         return Refused("nothing_to_learn", _explain_no_target(chat.messages))
-    encode = partial(_encode_messages, job, [chat])
-    shorten = partial(find_longest_fitting_prefix, chat.messages, whole, encode, section.turns, job.max_length)
-    trim = section.on_overflow == "trim_turns"
-    fitting = select_fitting_views(views, job.max_length, shorten if trim else None)
+    shorten = None
+    if section.on_overflow == "trim_turns":
+        encode = partial(_encode_messages, job, [chat])
+        shorten = partial(find_longest_fitting_prefix, chat.messages, whole, encode, section.turns, job.max_length)
+    fitting = select_fitting_views(views, job.max_length, shorten)
     if isinstance(fitting, Refused):
         return fitting
     last = spoken[-1] if spoken else 0
@@ -321,12 +323,13 @@ def select_fitting_views(
     views: list[TrainingView], max_length: int | None, shorten: Callable[[], list[TrainingView]] | None
 ) -> list[TrainingView] | Refused:
     """Selects the views of at most `max_length` tokens, else what `shorten` finds; without it all of them must fit."""
-    refused = next((view.encoded for view in views if isinstance(view.encoded, Refused)), None)
-    if refused is not None:
-        return refused
+    for view in views:
+        if isinstance(view.encoded, Refused):
+            return view.encoded
     fitting = [view for view in views if max_length is None or len(view.encoded.input_ids) <= max_length]
-    if len(fitting) < len(views):
-        fitting = (fitting or shorten()) if shorten else []
+    if len(fitting) == len(views):
+        return views
+    fitting = (fitting or shorten()) if shorten else []
     longest = max(len(view.encoded.input_ids) for view in views)
     return fitting or Refused("too_long", f"{longest} tokens, at most {max_length} (max_tokens_count)")
 

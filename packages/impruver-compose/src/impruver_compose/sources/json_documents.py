@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+import pyarrow
 from impruver_core.cli.console import log_info
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write
 from impruver_core.io.compression import BROKEN, build_read_error
 from impruver_core.io.integrity import write_record
-from impruver_core.io.jsonl import LONGEST_LINE, read_numbered_rows
+from impruver_core.io.jsonl import LONGEST_LINE, parse_row, read_numbered_lines
 
 from impruver_compose.sources.files import get_suffix
 from impruver_compose.sources.text_encoding import (
@@ -43,6 +44,8 @@ DESCRIPTIONS = re.compile(  # keys with which a document describes itself: scala
     re.IGNORECASE,
 )
 STRUCTURES = re.compile(r"info|meta.*|(dataset_?)info|features|schema|columns|fields", re.IGNORECASE)  # of any type
+SCHEMA = pyarrow.schema({"text": pyarrow.string()})
+BATCH, BATCH_CHARACTERS = 1000, 1 << 24  # lines, and their characters, that are written at once
 _DECODER = json.JSONDecoder()
 
 
@@ -90,20 +93,45 @@ def prepare_json_lines(path: Path, digest: str, cache: Path) -> JsonLines:
     return JsonLines(write_as_utf8(path, target), path)
 
 
-def scan_json_lines(files: Sequence[JsonLines], cache: Path) -> tuple[list[str], int]:
-    """Checks every line of JSONL files; their columns in order, and the number of rows, also kept in `cache`."""
-    known = load_record(cache)
+def write_json_lines(files: Sequence[JsonLines], target: Path, record: Path) -> list[str]:
+    """Checks every line of JSONL files, and writes them as the column `text` of an Arrow file, unless that is there.
+
+    Returns the columns of the rows in order, which `record` keeps. Blank lines are no rows.
+    """
+    known = load_record(record) if target.exists() else None
     if known is not None:
-        return tuple(known)
-    columns, rows = {}, 0
+        return known
+    columns: dict[str, None] = {}
+    with atomic_write(target, "wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as writer:
+        lines, size = [], 0
+        for line in _check_lines(files, columns):
+            lines.append(line)
+            size += len(line)
+            if size > BATCH_CHARACTERS or len(lines) == BATCH:
+                writer.write_batch(_build_batch(lines))
+                lines, size = [], 0
+        writer.write_batch(_build_batch(lines))
+    write_record(record, list(columns))
+    return list(columns)
+
+
+def _check_lines(files: Sequence[JsonLines], columns: dict[str, None]) -> Iterator[str]:
+    """Yields the lines with a row; adds the rows' columns to `columns`."""
     for path, source in files:
         with nullcontext(None) if path == source else open(path, "rb") as file:
-            for _, row in read_numbered_rows(source, file, _parse_line):
+            for number, line in read_numbered_lines(source, file):
+                row = parse_row(source, number, line, _parse_line)
                 if not row.keys() <= columns.keys():
                     columns |= dict.fromkeys(row)
-                rows += 1
-    write_record(cache, [list(columns), rows])
-    return list(columns), rows
+                if "\r" in line.lstrip():  # which other readers end a line with
+                    raise ImpruverError(
+                        f"{source}, line {number}: a carriage return within a row: write each row as one line"
+                    )
+                yield line
+
+
+def _build_batch(lines: list[str]) -> pyarrow.RecordBatch:
+    return pyarrow.record_batch([pyarrow.array(lines, pyarrow.string())], SCHEMA)
 
 
 def _parse_line(text: str) -> Any:

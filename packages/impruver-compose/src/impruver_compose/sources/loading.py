@@ -25,7 +25,6 @@ from impruver_core.io.integrity import (
     read_file_states,
     write_record,
 )
-from impruver_core.io.jsonl import BLANKS
 from impruver_core.io.locks import lock_folders
 from impruver_core.io.manifest import describe_file
 from impruver_core.library_logging import quiet_libraries
@@ -39,7 +38,7 @@ from impruver_compose.sources.files import (
     check_unpacked_size,
     get_suffix,
 )
-from impruver_compose.sources.json_documents import prepare_json_lines, scan_json_lines
+from impruver_compose.sources.json_documents import prepare_json_lines, write_json_lines
 from impruver_compose.sources.row_table import RowTable
 from impruver_compose.sources.splits import find_split_files, select_slices
 from impruver_compose.sources.text_encoding import UTF8, build_encoding_error, find_encoding, open_text, write_as_utf8
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 CONTENT = "content.json"  # what the other files in a folder of the cache hold: written last
 JSON_START = re.compile(r"\s*\[?\s*{\s*\"")
-FORM = 3  # of the cache: another number for files that are read otherwise
+FORM = 4  # of the cache: another number for files that are read otherwise
 
 
 @dataclass(frozen=True)
@@ -171,16 +170,14 @@ def _check_same_columns(splits: Sequence[SplitFiles], tables: Sequence[Dataset],
 
 def _load_json_lines(split: SplitFiles, where: str) -> tuple[list[str], Dataset]:
     """Loads JSON as lines of text, every line checked; blank ones are no rows. With the columns of the rows."""
-    first = next(iter(split.files))
+    import datasets
+
     lines = [prepare_json_lines(file, digest, split.cache) for file, digest in split.files.items()]
-    columns, rows = scan_json_lines(lines, split.cache / f"scan-{split.number}.json")
-    if not rows:
-        raise ImpruverError(f"{where}: {first} has no rows")
-    table = _load_table("text", [each.path for each in lines], first, split.cache, where)
-    if len(table) != rows:
-        table = table.select([row for row, line in enumerate(table["text"]) if line.strip("\ufeff" + BLANKS)])
-    if len(table) != rows:  # `datasets` ends a line there
-        raise ImpruverError(f"{where}: {first} has a carriage return within a line: write each row as one line")
+    target, record = split.cache / f"lines-{split.number}.arrow", split.cache / f"columns-{split.number}.json"
+    columns = write_json_lines(lines, target, record)
+    table = datasets.Dataset.from_file(str(target))
+    if not len(table):
+        raise ImpruverError(f"{where}: {next(iter(split.files))} has no rows")
     return columns, table
 
 

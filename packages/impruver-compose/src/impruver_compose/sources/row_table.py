@@ -51,7 +51,7 @@ class RowTable:
         """Reads rows start..stop; columns that a row of JSON does not have are None, as in a table."""
         columns = self.table[start - self.first : stop - self.first]
         if self.json_lines:
-            return [self._parse_line(line.removeprefix("\ufeff")) for line in columns["text"]]
+            return [self._parse_line(line) for line in columns["text"]]
         size = len(next(iter(columns.values()), ()))
         return [{name: _drop_inner_nulls(column[row]) for name, column in columns.items()} for row in range(size)]
 
