@@ -137,7 +137,7 @@ def test_each_stage_says_what_became_of_its_rows(make_corpus, tmp_path, monkeypa
     workspace = Workspace(tmp_path, LocalEngine(1), 50_000)
     find_near_duplicates(make_corpus(texts), order, 0.5, NUM_PERM, workspace)
     bands, _ = choose_bands(0.5, NUM_PERM)
-    told = {path.parent.name: read_record(path) for path in workspace.folder.glob("*/stage.json")}
+    told = {path.parent.name.partition("-")[0]: read_record(path) for path in workspace.folder.glob("*/stage.json")}
     assert {*told} == {"bands", "edges", "candidates", "judged"}
     assert told["bands"]["rows_in"] == len(texts) == told["bands"]["rows_out"] // bands + told["bands"]["dropped"]
     for one, other in (("bands", "edges"), ("edges", "candidates"), ("candidates", "judged")):
@@ -243,7 +243,9 @@ def test_a_run_that_is_killed_at_any_file_goes_on(rows, composed, recipe, monkey
     assert at > 12  # files of stages, their manifests, outputs
 
 
-def test_a_worker_that_is_killed_in_a_stage_is_told(rows, composed, compose, monkeypatch, tmp_path):
+def test_a_worker_that_is_killed_in_a_stage_is_told(rows, composed, compose, monkeypatch, files):
+    files.write("more.jsonl", files.unlike(60, start=40))
+    rows = rows | {"datasets": [{"name": "data.jsonl"}, {"name": "more.jsonl"}]}
     composed(**rows)
     expected, parent = contents("out"), os.getpid()
     for stage in ("list_bands", "find_shared_buckets", "list_candidates", "judge_candidates"):
@@ -259,7 +261,7 @@ def test_a_worker_that_is_killed_in_a_stage_is_told(rows, composed, compose, mon
             patch.setattr(near_duplicates, "JUDGED_PAIRS", 50)
             patch.setattr(near_duplicates, "BLOCK_SHARDS", 1)
             patch.setattr(near_duplicates, stage, die)
-            stopped = compose("--num_proc", "2", **rows, datasets=[{"name": "data.jsonl"}, {"name": "more.jsonl"}])
+            stopped = compose("--num_proc", "2", **rows)
         assert stopped.code == 2, (stage, stopped.err)
         assert "a worker process was killed" in stopped.err
         assert list(Path("out").iterdir()) == []
@@ -317,3 +319,19 @@ def test_stages_that_nobody_used_for_long_go(rows, composed):
     composed(**rows | {"dedup": {"threshold": 0.7}})
     assert old not in set(Path("cache/stages").iterdir())
     assert sys.platform != "linux" or len(list(Path("cache/stages").iterdir())) == 1
+
+
+def test_a_run_with_other_memory_goes_on_where_one_was_stopped(make_corpus, tmp_path, monkeypatch):
+    texts = clusters(seed=8)
+    order = np.array([number for number, text in enumerate(texts) if len(text)])
+    expected = judge_in_one_pass(texts, order.tolist(), 0.5)
+    for stage in ("find_shared_buckets", "list_candidates", "judge_candidates"):
+        for memory, later in ((20_000, IN_MEMORY), (IN_MEMORY, 30_000)):
+            workspace = Workspace(tmp_path / f"{stage}{memory}", LocalEngine(1), memory)
+            corpus = make_corpus(texts)
+            with monkeypatch.context() as patch:
+                patch.setattr(near_duplicates, stage, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+                with pytest.raises(KeyboardInterrupt):
+                    find_near_duplicates(corpus, order, 0.5, NUM_PERM, workspace)
+            again = Workspace(workspace.work_dir, LocalEngine(1), later)
+            assert listed(find_near_duplicates(corpus, order, 0.5, NUM_PERM, again)) == expected

@@ -51,21 +51,19 @@ def judge_candidates(rules: JudgingRules, candidates: KeyRange) -> Columns:
     by_rank, by_bucket = _read_pairs(rules.arrays, candidates)
     shingles = lru_cache(maxsize=CACHED)(lambda rank: compute_shingles(rules.compared.read(int(rules.order[rank]))))
     found: list[tuple[int, int, float]] = []
-    left_out: set[int] = set()  # ranks of those that nothing is compared with
+    dropped: set[int] = set()  # ranks
     for rank, spans in _iterate_rows(by_rank, by_bucket):
         if rank < rules.judged_from:
             continue
         others = {int(each) for start, stop in spans for each in (by_bucket[start:stop] & LOW).tolist()}
-        match = None
-        for other in sorted(others - left_out):
+        for other in sorted(others - dropped):
+            if other >= rules.judged_from and not rules.joins:
+                break
             similarity = compute_jaccard(shingles(rank), shingles(other))
             if similarity >= rules.threshold:
-                match = (int(rules.order[rank]), int(rules.order[other]), round(similarity, 4))
+                found.append((int(rules.order[rank]), int(rules.order[other]), round(similarity, 4)))
+                dropped.add(rank)
                 break
-        if match:
-            found.append(match)
-        if match or not rules.joins:
-            left_out.add(rank)
     columns = zip(*found, strict=True) if found else ((), (), ())
     types = {"number": np.int64, "kept": np.int64, "similarity": np.float64}
     content = {name: np.array(values, kind) for (name, kind), values in zip(types.items(), columns, strict=True)}

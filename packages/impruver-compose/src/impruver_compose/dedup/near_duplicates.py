@@ -77,7 +77,7 @@ def find_near_duplicates(
         columns = {name: np.concatenate([file.read(name) for file in found]) for name in PAIR}
         with workspace.reserve(sum(values.nbytes for values in columns.values())):
             write_columns(result, Columns(columns))
-    workspace.remove_stages("bands", "edges", "components", "candidates", "judged")
+    workspace.remove_stages()
     file = ColumnFile(result)
     return build_duplicates(*(file.read(name) for name in PAIR), exact=False)
 
@@ -105,9 +105,9 @@ def _find_edges(corpus: Corpus, rules: BandRules, count: int, workspace: Workspa
     at_once = max(1, min(BLOCK_SHARDS, workspace.process_memory // (ROWS * row_bytes)))
     blocks = [ShardBlock(paths, first) for paths, first in corpus.list_blocks(at_once)]
     with workspace.reserve(2 * pairs * PAIR_BYTES):
-        bands = workspace.each("bands", blocks, list_bands, rules, len(corpus), "rows")
+        bands = workspace.each(f"bands-{at_once}", blocks, list_bands, rules, len(corpus), "rows")
         parts = _count_parts(pairs, PART_PAIRS, workspace)
-        return workspace.grouped("edges", bands, parts, find_shared_buckets, None, pairs, "bands")
+        return workspace.grouped(f"edges-{parts}", bands, parts, find_shared_buckets, None, pairs, "bands")
 
 
 def _count_parts(pairs: int, most: int, workspace: Workspace) -> int:
@@ -125,10 +125,12 @@ def _judge(corpus: Corpus, edges: Sequence[Path], rules: JudgingRules, workspace
     with workspace.reserve(2 * pairs * PAIR_BYTES):
         parents = _link_components(edges, len(rules.order), workspace)
         shared = EdgeFiles(parents, dict(zip(edges, buckets, strict=False)))
-        candidates = workspace.each("candidates", edges, list_candidates, shared, pairs, "bands")
+        candidates = workspace.each(f"candidates-{len(edges)}", edges, list_candidates, shared, pairs, "bands")
         parts = _count_parts(pairs, JUDGED_PAIRS, workspace)
         _tell_large_components(corpus, candidates, parts, parents, rules.order, workspace)
-        return workspace.grouped("judged", candidates, parts, judge_candidates, rules, pairs, "bands")
+        return workspace.grouped(
+            f"judged-{len(edges)}-{parts}", candidates, parts, judge_candidates, rules, pairs, "bands"
+        )
 
 
 def _link_components(edges: Sequence[Path], count: int, workspace: Workspace) -> np.ndarray:

@@ -79,6 +79,10 @@ class GigatokenEncoder:
         self._unchecked, self._passed = CHECKED_FIRST, 0
         self._gigatoken = self._load()
 
+    def __reduce__(self) -> tuple:
+        """gigatoken itself can't be sent to another process: it is loaded there."""
+        return GigatokenEncoder, (self._tokenizer, self._vocabulary)
+
     def _load(self) -> Gigatoken:
         from gigatoken import Tokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -23,6 +24,7 @@ CONNECT_SECONDS = 10.0  # within which the head node answers
 RETRIES = 3  # of a task whose worker or node was lost
 AHEAD = 3  # tasks for each processor that are with Ray at once: rows that are sent take memory there
 STORE_BYTES = 256 << 20  # of memory for what a cluster of this machine's own sends
+STOPS = (signal.SIGINT, signal.SIGTERM)
 REMEMBERED = 2  # objects that all tasks of a stage need, and a worker keeps
 
 _remembered: dict[str, Any] = {}  # in a worker
@@ -82,12 +84,15 @@ def open_ray(address: str | None, where: str, processes: int) -> Iterator[RayEng
         else:
             options = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
             _check_address(address, f"{where}.address")
+        handlers = {number: signal.getsignal(number) for number in STOPS}
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             what = f"no Ray cluster answers at {address}" if address else "Ray can't be started here"
             raise ImpruverError(f"{where}.address: {what} ({describe_error(error)})") from None
         stack.callback(ray.shutdown)
+        for number, handler in handlers.items():  # which Ray has taken over
+            signal.signal(number, handler)
         found = int(ray.cluster_resources().get("CPU", 0))
         _check_nodes(where)
         log_info(f"Ray {version('ray')}: {len(ray.nodes())} nodes, {found} processors")

@@ -78,7 +78,9 @@ class Workspace:
     ) -> list[Path]:
         """Makes one file of each source by `function(shared, source)`; files that are there are kept.
 
-        `rows`, called `unit`: how many the sources have together.
+        Args:
+            stage: its name, and behind a hyphen into what its rows are cut: files that were cut otherwise are others.
+            rows: how many the sources have together, called `unit`.
         """
         folder = self.folder / stage
         tasks = [StageTask(source, folder / f"{number:06d}.arrow") for number, source in enumerate(sources)]
@@ -87,7 +89,7 @@ class Workspace:
         missing = [task for task in tasks if find_shard_damage(task.path)]
         for task in missing:
             remove_path(task.path)
-        with open_progress(rows, stage, unit) if len(missing) > 1 else nullcontext() as progress:
+        with open_progress(rows, stage.partition("-")[0], unit) if len(missing) > 1 else nullcontext() as progress:
             for count in self.engine.run(partial(_make_file, function), missing, shared):
                 if progress is not None:
                     progress.update(count)
@@ -113,10 +115,11 @@ class Workspace:
         """Checks that the disk has room for files of so many bytes; one that fills up meanwhile is ImpruverError."""
         return reserve_space(self.folder, needed)
 
-    def remove_stages(self, *stages: str) -> None:
-        """Removes the files of stages that nothing is made of any more."""
-        for stage in stages:
-            shutil.rmtree(self.folder / stage, ignore_errors=True)
+    def remove_stages(self) -> None:
+        """Removes the folders of stages that nothing is made of any more."""
+        for folder in self.folder.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
