@@ -3,16 +3,19 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from impruver_core.cli.console import open_progress
 from pyarrow.compute import binary_length
 
 from impruver_compose.stages.large_arrays import ArrayStore
 from impruver_compose.storage import DIGESTS, ShardReader, make_bytes_getter
 
+TOLD_ROWS = 100_000  # that take long enough to be written for a progress
 OPEN_SHARDS = 64  # memory-mapped at once, where they are read out of order
 BY_CONVERSATION = {"row": np.int64, "part": np.int32, **dict.fromkeys(DIGESTS, "V16")}
 BY_TOKEN_ROW = {"tokens": np.int32, "target_tokens": np.int32, "ended": np.int8}
@@ -185,17 +188,28 @@ class Corpus:
         by_row = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows, self._shard_row_starts[1:], sorter=by_row)
         start = 0
-        for shard, first, end in zip(self.open_shards(), self._shard_row_starts[:-1].tolist(), ends, strict=True):
-            content, extra = (make_bytes_getter(shard.read_row_column(name)) for name in ("content", "extra"))
-            own = by_row[start:end]
-            places = np.searchsorted(file_starts, own, "right") - 1
-            offsets = bounds[own] - bounds[file_starts[places]]
-            for row, place, offset in zip((rows[own] - first).tolist(), places.tolist(), offsets.tolist(), strict=True):
-                line = content(row)
-                if with_extra:  # two JSON objects become one
-                    line = line[:-1] + b"," + extra(row)[1:]
-                os.pwrite(files[place].fileno(), line + b"\n", offset)
-            start = end
+        with open_progress(len(rows), "write", "rows") if len(rows) >= TOLD_ROWS else nullcontext() as progress:
+            for shard, first, end in zip(self.open_shards(), self._shard_row_starts[:-1].tolist(), ends, strict=True):
+                own = by_row[start:end]
+                places = np.searchsorted(file_starts, own, "right") - 1
+                offsets = bounds[own] - bounds[file_starts[places]]
+                targets = [files[place].fileno() for place in places.tolist()]
+                _write_lines(shard, (rows[own] - first).tolist(), targets, offsets.tolist(), with_extra)
+                start = end
+                if progress is not None:
+                    progress.update(len(own))
+
+
+def _write_lines(
+    shard: ShardReader, rows: Sequence[int], targets: Sequence[int], offsets: Sequence[int], with_extra: bool
+) -> None:
+    """Writes token rows of a shard into open files, each at its offset."""
+    content, extra = (make_bytes_getter(shard.read_row_column(name)) for name in ("content", "extra"))
+    for row, target, offset in zip(rows, targets, offsets, strict=True):
+        line = content(row)
+        if with_extra:  # two JSON objects become one
+            line = line[:-1] + b"," + extra(row)[1:]
+        os.pwrite(target, line + b"\n", offset)
 
 
 def _join_extras(extras: Sequence[bytes]) -> dict:
