@@ -11,6 +11,8 @@ the same cores:
 - `encode_batch` of the rendered texts with the tokenizer's own threads; imports and rendering are not counted;
 - `impruver-compose` with masks, near-dedup, split and JSONL, imports not counted, with the peak of its processes'
   memory together (the sum of their proportional set sizes); and a second run, with its imports and all;
+- for `--ray` rows, the same on a Ray cluster of two processors, which is started before; for `--large` rows, if
+  given, the peak alone;
 - for the least number of rows, the first impruver's way on every `--share`th row: each message rendered and tokenized
   by itself, MinHash token by token with datasketch, MinHashLSH.
 """
@@ -29,6 +31,7 @@ from pathlib import Path
 from results import record
 from workload import chat, questions, vary
 
+PARTS = ("encode_batch", "compose", "compose_on_ray", "first_impruver")
 VOCABULARY, TRAINED_ON = 50_000, 20_000  # tokens of the other tokenizer; rows that it is trained on
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHATML = (
@@ -71,7 +74,7 @@ def encode_batch(tokenizer_folder: str, data: Path) -> dict:
     return {"seconds": time.perf_counter() - start, "tokens": sum(len(each) for each in encoded)}
 
 
-def compose(tokenizer_folder: str, data: Path) -> dict:
+def compose(tokenizer_folder: str, data: Path, more: str = "") -> dict:
     """All of impruver-compose but its imports."""
     from impruver_compose.torch_guard import hide_torch, import_libraries
 
@@ -81,17 +84,31 @@ def compose(tokenizer_folder: str, data: Path) -> dict:
     from impruver_core.recipe.loading import load_recipe
 
     start = time.perf_counter()
-    compose(load_recipe(str(recipe(tokenizer_folder, data))))
+    compose(load_recipe(str(recipe(tokenizer_folder, data, more))))
     return {"seconds": time.perf_counter() - start}
 
 
-def recipe(tokenizer_folder: str, data: Path) -> Path:
+def compose_on_ray(tokenizer_folder: str, data: Path) -> dict:
+    """The same on a Ray cluster of two processors on this machine, which is there before the time is taken."""
+    start = "import ray, sys; print(ray.init(num_cpus=2, include_dashboard=False).address_info['address'], flush=True)"
+    command = [sys.executable, "-c", f"{start}; sys.stdin.read()"]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+    ) as cluster:
+        address = cluster.stdout.readline().strip()
+        done = compose(tokenizer_folder, data, f"compose: {{engine: ray, address: '{address}'}}\n")
+        cluster.stdin.close()
+    return done
+
+
+def recipe(tokenizer_folder: str, data: Path, more: str) -> Path:
     """A recipe beside the data."""
     path = data.with_suffix(".yaml")
     out = data.parent / f"{data.stem}.out"
     path.write_text(
         f"train_path: {out}/train.jsonl\nval_path: {out}/val.jsonl\n"
-        f"model: {{name: {os.path.abspath(tokenizer_folder)}}}\ndatasets: [{{name: {data}}}]\n"
+        f"model: {{name: {os.path.abspath(tokenizer_folder)}}}\ndatasets: [{{name: {data}}}]\n{more}"
     )
     return path
 
@@ -198,6 +215,33 @@ def measure(tokenizer_folder: str, data: Path, name: str, share: int | None) -> 
         record("first_impruver", own / rate)
 
 
+def measure_ray(tokenizer_folder: str, data: Path) -> None:
+    """Prints what Ray takes against processes of this machine; both begin with nothing encoded."""
+    seconds, written = {}, []
+    for part in ("compose", "compose_on_ray"):
+        shutil.rmtree(os.environ["IMPRUVER_CACHE"], ignore_errors=True)
+        shutil.rmtree(data.with_suffix(".out"), ignore_errors=True)
+        seconds[part] = apart(part, tokenizer_folder, data)["seconds"]
+        written.append((data.with_suffix(".out") / "train.jsonl").read_bytes())
+    ratio = seconds["compose_on_ray"] / seconds["compose"]
+    print(
+        f"{sum(1 for _ in data.open('rb'))} rows: engine local {seconds['compose']:.1f} s, ray "
+        f"{seconds['compose_on_ray']:.1f} s, {ratio:.2f} times; the same bytes: {written[0] == written[1]}",
+        flush=True,
+    )
+    record("ray", ratio)
+
+
+def measure_large(tokenizer_folder: str, data: Path) -> None:
+    """Prints the time and the memory of very many rows."""
+    shutil.rmtree(os.environ["IMPRUVER_CACHE"], ignore_errors=True)
+    count = sum(1 for _ in data.open("rb"))
+    done = apart("compose", tokenizer_folder, data)
+    rate = count / done["seconds"]
+    print(f"{count} rows: {done['seconds']:.0f} s, {rate:.0f} rows/s, peak {done['peak'] / 1e9:.2f} GB", flush=True)
+    record("large", done["peak"] / 1e9)
+
+
 def main() -> None:
     """Prints all figures, or does one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,7 +249,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 400_000])
     parser.add_argument("--share", type=int, default=20)
-    parser.add_argument("--part", choices=("encode_batch", "compose", "first_impruver"), help=argparse.SUPPRESS)
+    parser.add_argument("--ray", type=int, default=200_000, help="rows that Ray is compared on; 0: none")
+    parser.add_argument("--large", type=int, help="rows of which the memory alone is measured, such as 4000000")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
         print("\n" + json.dumps(globals()[args.part](args.tokenizer, args.data)))
@@ -222,6 +268,12 @@ def main() -> None:
             if is_least:
                 measure(args.tokenizer, data, "refused", None)
             measure(str(scratch / "tokenizer"), data, "times", args.share if is_least else None)
+        if args.ray:
+            vary(files, args.ray, scratch / "ray.jsonl")
+            measure_ray(str(scratch / "tokenizer"), scratch / "ray.jsonl")
+        if args.large:
+            vary(files, args.large, scratch / "large.jsonl")
+            measure_large(str(scratch / "tokenizer"), scratch / "large.jsonl")
 
 
 if __name__ == "__main__":

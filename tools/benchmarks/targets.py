@@ -81,7 +81,9 @@ BENCHMARKS = {
                 form=".1f",
                 why="as for 100,000 rows above",
             ),
-            Target("peak", "memory of all processes together", 1.0, unit=" GB"),
+            Target("peak", "memory of all processes together, 400,000 rows", 1.0, unit=" GB"),
+            Target("large", "the same, 4,000,000 rows (`--large`)", 1.5, unit=" GB"),
+            Target("ray", "`engine: ray` on two processors against `local`, 200,000 rows", 1.4),
             Target(
                 "again",
                 "a second run with nothing changed, of the first's time",

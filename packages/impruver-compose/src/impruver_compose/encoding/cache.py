@@ -218,6 +218,7 @@ def _encode_shard(jobs: Sequence[DatasetJob], task: ShardTask) -> int:
     gc.disable()  # rows leave no cycles behind that collections would have to find
     try:
         write_shard(slot.path, *encode_rows(job, slot.start, slot.stop))
+        job.rows.release(slot.start, slot.stop)
     except EncoderDisagreesError as error:
         raise EncoderDisagreesError(*error.args, task.job, slot.start) from None
     finally:
