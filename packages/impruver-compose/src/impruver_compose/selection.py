@@ -152,8 +152,7 @@ def split_train_val(
         wanted = max(1, wanted)
     # Groups, by the place of their first conversation; those whose first one is of train's stay there.
     first = find_first_equal(corpus.prompt_digest, np.concatenate([fixed, divided]), corpus.arrays)[len(fixed) :]
-    in_val = _choose_groups(first, len(fixed), wanted, chance)
-    order, of_val = in_val
+    order, of_val = _choose_groups(first, len(fixed), wanted, chance)
     train, val = divided[order[~of_val]], divided[order[of_val]]
     if wanted and len(divided) and not len(val):
         also = ", or one that stands in a data set with use: train" if len(fixed) else ""
@@ -181,7 +180,7 @@ def _choose_groups(first: np.ndarray, fixed: int, wanted: int, chance: random.Ra
     by_begin = np.argsort(begins)
     shuffled = by_begin[_shuffle(np.arange(len(leaders)), chance)]
     chosen, taken = np.zeros(len(leaders), bool), 0
-    for number in shuffled[leaders[shuffled] >= fixed].tolist():
+    for number in shuffled[leaders[shuffled] >= fixed]:  # as a list it would take memory for every group
         if taken >= wanted:
             break
         if taken + sizes[number] <= wanted:
