@@ -175,15 +175,16 @@ def encode_missing_shards(jobs: Sequence[DatasetJob], entries: CacheEntries, eng
 
 
 def _encode_all(jobs: Sequence[DatasetJob], entries: Sequence[CacheEntry], engine: Engine) -> None:
-    tasks = []
+    tasks, rows, needed = [], 0, 0
     for number, (job, entry) in enumerate(zip(jobs, entries, strict=True)):
         remove_stale_parts(entry.folder)
-        for slot in _list_missing_shards(job, entry):
-            tasks.append(ShardTask(number, slot, job.rows.narrow(slot.start, slot.stop)))
+        missing = _list_missing_shards(job, entry)
+        tasks += [ShardTask(number, slot, job.rows.narrow(slot.start, slot.stop)) for slot in missing]
+        own = sum(slot.stop - slot.start for slot in missing)
+        needed += _estimate_bytes(job, own) if own else 0
+        rows += own
     if not tasks:
         return
-    needed = sum(_estimate_bytes(jobs[task.job], task.slot) for task in tasks)
-    rows = sum(task.slot.stop - task.slot.start for task in tasks)
     without_rows = [replace(job, rows=None) for job in jobs]  # which come with the tasks
     with reserve_space(entries[0].folder, needed), open_progress(rows, "encode", "rows") as progress:
         for count in engine.run(_encode_shard, tasks, without_rows):
@@ -206,10 +207,10 @@ def _list_missing_shards(job: DatasetJob, entry: CacheEntry) -> list[ShardSlot]:
     return [slot for slot, _ in missing]
 
 
-def _estimate_bytes(job: DatasetJob, slot: ShardSlot) -> int:
-    """Estimates a shard's size: ids and labels as text take most of it."""
+def _estimate_bytes(job: DatasetJob, rows: int) -> int:
+    """Estimates the size of the shards of so many rows: ids and labels as text take most of it."""
     table = job.rows.table.data  # with the rows that were not selected
-    return SHARD_SHARE * table.nbytes * (slot.stop - slot.start) // max(1, table.num_rows)
+    return SHARD_SHARE * table.nbytes * rows // max(1, table.num_rows)
 
 
 def _encode_shard(jobs: Sequence[DatasetJob], task: ShardTask) -> int:

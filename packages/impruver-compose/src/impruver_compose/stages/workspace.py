@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,12 +45,8 @@ class Workspace:
     """A folder for the files of stages, and the engine and the bytes of memory that they may use together."""
 
     def __init__(self, work_dir: Path, engine: Engine, max_memory: int, name: str = ""):
-        self.work_dir, self.folder, self.engine, self._max_memory = (
-            work_dir,
-            work_dir / STAGES / name,
-            engine,
-            max_memory,
-        )
+        self.work_dir, self.folder = work_dir, work_dir / STAGES / name
+        self.engine, self._max_memory = engine, max_memory
         self.process_memory = max_memory // engine.processes
         self.arrays = ArrayStore(self.folder, self.process_memory // PROCESS_SHARE)
 
@@ -111,7 +107,7 @@ class Workspace:
         """Makes `parts` files by `function(shared, key_range)`, to each of which all rows of a key come together."""
         return self.each(stage, [KeyRange(files, part, parts) for part in range(parts)], function, shared, rows, unit)
 
-    def reserve(self, needed: int):
+    def reserve(self, needed: int) -> AbstractContextManager[None]:
         """Checks that the disk has room for files of so many bytes; one that fills up meanwhile is ImpruverError."""
         return reserve_space(self.folder, needed)
 
