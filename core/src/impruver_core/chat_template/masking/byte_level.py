@@ -85,10 +85,8 @@ class ByteLevelEncoding:
 
     def find_token_ranges(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The tokens that hold a byte of each span of characters, first and behind the last; (0, 0) of an empty one."""
-        ends, starts = (
-            self._ends.tolist(),
-            self._find_char_starts(),
-        )  # of few spans bisecting a list is faster than arrays
+        starts = self._find_char_starts()
+        ends = self._ends.tolist()  # of few spans bisecting a list is faster than arrays
         ranges = []
         for start, stop in spans:
             first, last = (start, stop) if starts is None else (int(starts[start]), int(starts[stop]))
