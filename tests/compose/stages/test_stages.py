@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from impruver_compose.corpus import Corpus
 from impruver_compose.dedup import near_duplicates
 from impruver_compose.dedup.components import find_roots, join_edges
 from impruver_compose.dedup.equal_digests import find_first_equal
+from impruver_compose.dedup.judging import JudgingRules, judge_candidates
 from impruver_compose.dedup.near_duplicates import find_near_duplicates
 from impruver_compose.dedup.shingles import compute_jaccard, compute_shingles
 from impruver_compose.dedup.signatures import choose_bands, compute_band_keys, compute_signatures
+from impruver_compose.stages.column_files import Columns, write_columns
 from impruver_compose.stages.large_arrays import ArrayStore
 from impruver_compose.stages.local_engine import LocalEngine
-from impruver_compose.stages.workspace import Workspace
+from impruver_compose.stages.workspace import KeyRange, Workspace
 from impruver_compose.storage import EncodedConversation, EncodedShard, TokenRow, compute_digest, write_shard
 from impruver_core.errors import ImpruverError
 from impruver_core.io.integrity import read_record
@@ -335,3 +338,86 @@ def test_a_run_with_other_memory_goes_on_where_one_was_stopped(make_corpus, tmp_
                     find_near_duplicates(corpus, order, 0.5, NUM_PERM, workspace)
             again = Workspace(workspace.work_dir, LocalEngine(1), later)
             assert listed(find_near_duplicates(corpus, order, 0.5, NUM_PERM, again)) == expected
+
+
+def trace_stages(make_corpus, folder, seed, monkeypatch, memory=50_000):
+    """Runs all stages and keeps them: the corpus, the order, the workspace, and what was found."""
+    texts = clusters(seed, 120)
+    order = np.array([number for number, text in enumerate(texts) if len(text)])
+    workspace, corpus = Workspace(folder, LocalEngine(1), memory, f"run-{seed}"), make_corpus(texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "remove_stages", lambda *_: None)
+        found = listed(find_near_duplicates(corpus, order, 0.5, NUM_PERM, workspace))
+    assert found == judge_in_one_pass(texts, order.tolist(), 0.5)
+    return corpus, order, workspace, found
+
+
+def list_files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replace_folder_by_a_file(path):
+    shutil.rmtree(path.parent)
+    path.parent.write_text("x")
+
+
+@pytest.mark.parametrize("damage", [replace_by_a_folder, replace_folder_by_a_file])
+def test_what_stands_in_the_place_of_a_file_or_a_stage_goes(damage, make_corpus, tmp_path, monkeypatch):
+    corpus, order, workspace, found = trace_stages(make_corpus, tmp_path / "work", 11, monkeypatch)
+    shutil.copytree(workspace.folder, tmp_path / "kept")
+    names = [path.relative_to(workspace.folder) for path in list_files(workspace.folder)]
+    assert {name.parts[0].partition("-")[0] for name in names} > {"bands", "components", "candidates", "judged"}
+    result = Path("judged.arrow")
+    for name in names:
+        if damage is replace_folder_by_a_file and name == result:
+            continue
+        shutil.rmtree(workspace.folder)
+        shutil.copytree(tmp_path / "kept", workspace.folder)
+        for later in ("judged.arrow", *(["components/000000.arrow"] if name.parts[0] != "components" else [])):
+            (workspace.folder / later).unlink()
+        if name == result:
+            (workspace.folder / result).mkdir()
+        elif (workspace.folder / name).exists():
+            damage(workspace.folder / name)
+        assert listed(find_near_duplicates(corpus, order, 0.5, NUM_PERM, workspace)) == found, name
+        assert [path.name for path in workspace.folder.iterdir()] == ["judged.arrow"], name
+
+
+def test_files_of_other_stages_are_not_taken_for_own_ones(make_corpus, tmp_path, monkeypatch):
+    _, _, other, _ = trace_stages(make_corpus, tmp_path / "other", 12, monkeypatch)
+    corpus, order, workspace, found = trace_stages(make_corpus, tmp_path / "work", 13, monkeypatch)
+    shutil.rmtree(workspace.folder)
+    shutil.copytree(other.folder, workspace.folder)
+    (workspace.folder / "judged.arrow").unlink()
+    assert listed(find_near_duplicates(corpus, order, 0.5, NUM_PERM, workspace)) == found
+
+
+def test_what_a_killed_run_was_writing_beside_its_stages_goes(make_corpus, tmp_path):
+    workspace = Workspace(tmp_path, LocalEngine(1), IN_MEMORY, "run")
+    workspace.folder.mkdir(parents=True)
+    (workspace.folder / ".judged.arrow.123.part").write_text("half")
+    find_near_duplicates(make_corpus(clusters(14, 50)), np.arange(20), 0.5, NUM_PERM, workspace)
+    assert [path.name for path in workspace.folder.iterdir()] == ["judged.arrow"]
+
+
+def test_many_rows_that_repeat_one_are_judged_in_time_of_their_number(tmp_path):
+    count, buckets = 6000, 10
+    base = np.arange(60, dtype=np.uint32)
+
+    class NearEqualIds:
+        def read(self, number):
+            return np.append(base, np.uint32(100 + number))
+
+    pairs = {"bucket": np.tile(np.arange(buckets, dtype=np.uint32), count)}
+    pairs |= {"rank": np.repeat(np.arange(count, dtype=np.uint32), buckets), "key": np.ones(count * buckets, np.uint64)}
+    write_columns(tmp_path / "candidates.arrow", Columns(pairs))
+    rules = JudgingRules(0.8, np.arange(count), NearEqualIds(), ArrayStore(tmp_path, IN_MEMORY))
+    start = time.process_time()
+    found = judge_candidates(rules, KeyRange([tmp_path / "candidates.arrow"], 0, 1))
+    assert found.columns["kept"].tolist() == [0] * (count - 1)
+    assert time.process_time() - start < 8  # 0.5 s; to look at each that repeats again took 20

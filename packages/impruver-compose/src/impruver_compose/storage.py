@@ -146,8 +146,8 @@ def find_shard_damage(path: Path) -> str | None:
 
 
 def compute_checksum(content: Any, path: Path) -> bytes:
-    """XXH3 of a shard's bytes and of its place: the same bytes under another shard's name are none of its rows."""
-    place = f"{path.parent.name}/{path.name}".encode()
+    """XXH3 of a file's bytes and of its place, a stage's with the folder of all stages: elsewhere they are no rows."""
+    place = "/".join(path.parts[-3:]).encode()
     return xxhash.xxh3_128_digest(place + xxhash.xxh3_128_digest(content))
 
 

@@ -6,7 +6,7 @@ by itself: what is compared with what is in one component.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,25 +49,40 @@ def judge_candidates(rules: JudgingRules, candidates: KeyRange) -> Columns:
         stage's rows are those that are kept.
     """
     by_rank, by_bucket = _read_pairs(rules.arrays, candidates)
+    counts = rules.arrays.make(len(by_bucket), np.uint32)  # of those kept, for the bucket that begins at each place
     shingles = lru_cache(maxsize=CACHED)(lambda rank: compute_shingles(rules.compared.read(int(rules.order[rank]))))
     found: list[tuple[int, int, float]] = []
-    dropped: set[int] = set()  # ranks
-    for rank, spans in _iterate_rows(by_rank, by_bucket):
-        if rank < rules.judged_from:
-            continue
-        others = {int(each) for start, stop in spans for each in (by_bucket[start:stop] & LOW).tolist()}
-        for other in sorted(others - dropped):
-            if other >= rules.judged_from and not rules.joins:
-                break
-            similarity = compute_jaccard(shingles(rank), shingles(other))
-            if similarity >= rules.threshold:
-                found.append((int(rules.order[rank]), int(rules.order[other]), round(similarity, 4)))
-                dropped.add(rank)
-                break
+    for rank, starts in _iterate_rows(by_rank, by_bucket):
+        if rank >= rules.judged_from:
+            match = _find_first_match(shingles, rank, _list_kept(by_bucket, starts, counts[starts]), rules.threshold)
+            if match is not None:
+                found.append((int(rules.order[rank]), int(rules.order[match[0]]), match[1]))
+                continue
+        if rank < rules.judged_from or rules.joins:  # over what was judged: repeats are never looked at again
+            by_bucket[starts + counts[starts]] = by_bucket[starts] >> SHIFT << SHIFT | np.uint64(rank)
+            counts[starts] += 1
     columns = zip(*found, strict=True) if found else ((), (), ())
     types = {"number": np.int64, "kept": np.int64, "similarity": np.float64}
     content = {name: np.array(values, kind) for (name, kind), values in zip(types.items(), columns, strict=True)}
     return Columns(content, len(by_rank) - len(found))
+
+
+def _find_first_match(
+    shingles: Callable[[int], np.ndarray], rank: int, others: list[int], threshold: float
+) -> tuple[int, float] | None:
+    """Finds the first of the others that is at least as similar as `threshold`, and how similar it is."""
+    for other in others:
+        similarity = compute_jaccard(shingles(rank), shingles(other))
+        if similarity >= threshold:
+            return other, round(similarity, 4)
+    return None
+
+
+def _list_kept(by_bucket: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> list[int]:
+    """Lists the ranks that stand first in buckets, `counts` in those that begin at `starts`: ascending, each once."""
+    counts = counts.astype(np.int64)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.unique(by_bucket[np.repeat(starts, counts) + within] & LOW).tolist()
 
 
 def _read_pairs(arrays: ArrayStore, candidates: KeyRange) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +101,11 @@ def _read_pairs(arrays: ArrayStore, candidates: KeyRange) -> tuple[np.ndarray, n
     return by_rank, by_bucket
 
 
-def _iterate_rows(by_rank: np.ndarray, by_bucket: np.ndarray) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _iterate_rows(by_rank: np.ndarray, by_bucket: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Iterates over the conversations in the order of their ranks.
 
     Yields:
-        The rank of one that may repeat another, and for each of its buckets where those before it there begin and end
-        in `by_bucket`.
+        The rank, and where its buckets begin in `by_bucket`, int64 (buckets,).
     """
     first = 0
     while first < len(by_rank):
@@ -100,11 +114,7 @@ def _iterate_rows(by_rank: np.ndarray, by_bucket: np.ndarray) -> Iterator[tuple[
             start_of_last = int(np.searchsorted(block, block[-1] >> SHIFT << SHIFT))
             block = block[: start_of_last or None]
         first += len(block)
-        ranks, buckets = block >> SHIFT, block & LOW
-        starts = np.searchsorted(by_bucket, buckets << SHIFT)
-        stops = np.searchsorted(by_bucket, buckets << SHIFT | ranks)
-        behind = np.flatnonzero(stops > starts)
-        rows, begins = np.unique(ranks[behind], return_index=True)
-        spans = list(zip(starts[behind].tolist(), stops[behind].tolist(), strict=True))
-        for rank, begin, end in zip(rows.tolist(), begins.tolist(), [*begins[1:].tolist(), len(behind)], strict=True):
-            yield rank, spans[begin:end]
+        starts = np.searchsorted(by_bucket, (block & LOW) << SHIFT)
+        ranks, begins = np.unique(block >> SHIFT, return_index=True)
+        for rank, begin, end in zip(ranks.tolist(), begins.tolist(), [*begins[1:].tolist(), len(block)], strict=True):
+            yield rank, starts[begin:end]

@@ -82,9 +82,7 @@ class Workspace:
         tasks = [StageTask(source, folder / f"{number:06d}.arrow") for number, source in enumerate(sources)]
         if folder.is_dir():
             remove_stale_parts(folder)
-        missing = [task for task in tasks if find_shard_damage(task.path)]
-        for task in missing:
-            remove_path(task.path)
+        missing = [task for task in tasks if not find_made(task.path)]
         with open_progress(rows, stage.partition("-")[0], unit) if len(missing) > 1 else nullcontext() as progress:
             for count in self.engine.run(partial(_make_file, function), missing, shared):
                 if progress is not None:
@@ -112,7 +110,8 @@ class Workspace:
         return reserve_space(self.folder, needed)
 
     def remove_stages(self) -> None:
-        """Removes the folders of stages that nothing is made of any more."""
+        """Removes the folders of stages that nothing is made of any more, and what killed processes left beside."""
+        remove_stale_parts(self.folder)
         for folder in self.folder.iterdir():
             if folder.is_dir():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -130,6 +129,16 @@ def resolve_work_dir(section: ComposeSection) -> Path:
     return Path(section.work_dir).expanduser().absolute() if section.work_dir else get_cache_dir()
 
 
+def find_made(path: Path) -> bool:
+    """Finds whether a stage's file is there as it was written; else what stands in its place, or its folder's, goes."""
+    if not find_shard_damage(path):
+        return True
+    if not path.parent.is_dir():
+        remove_path(path.parent)
+    remove_path(path)
+    return False
+
+
 def _make_file(function: Callable, shared: Any, task: StageTask) -> int:
     content = function(shared, task.source)
     write_columns(task.path, content)
@@ -143,4 +152,5 @@ def _write_manifest(folder: Path, stage: str, rows: int, paths: Sequence[Path]) 
     if rows != read:
         raise AssertionError(f"{stage}: {read} rows were read of {rows}")
     counts = {"stage": stage, "rows_in": rows, "rows_out": written, "dropped": dropped}
+    remove_path(folder / "stage.json")  # which may be a folder
     write_record(folder / "stage.json", counts | {"files": [path.name for path in paths]})
