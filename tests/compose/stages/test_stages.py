@@ -294,6 +294,7 @@ def test_a_work_dir_serves_any_recipe_and_two_runs_at_once(rows, composed, recip
     ("section", "message"),
     [
         ({"max_memory": 1000}, "must be at least 16000000 bytes (16 MB), not 1000"),
+        ({"work_dir": "a\0b"}, "compose.work_dir: holds a null character"),
         ({"address": "auto"}, "set engine to ray, too"),
         ({"engine": "spark"}, "spark"),
     ],
@@ -304,7 +305,9 @@ def test_settings_that_can_not_be(section, message, refused, rows):
 
 def test_a_work_dir_that_is_a_file_is_refused(rows, refused, files):
     Path("work").write_text("mine")
-    assert "work" in refused(compose={"work_dir": "work"})
+    for name in ("work", "work/below"):
+        assert "compose.work_dir: " in (said := refused(compose={"work_dir": name}))
+        assert f"{Path('work').absolute()} is a file, not a folder: name another path" in said
     assert Path("work").read_text() == "mine"
 
 

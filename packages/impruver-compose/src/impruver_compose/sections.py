@@ -138,6 +138,8 @@ class ComposeSection:
             raise ValueError(f"must be at least 1 byte, not {self.part_bytes}", "part_bytes")
         if self.max_memory is not None and self.max_memory < LEAST_MEMORY:
             raise ValueError(f"must be at least {LEAST_MEMORY} bytes (16 MB), not {self.max_memory}", "max_memory")
+        if "\0" in (self.work_dir or ""):
+            raise ValueError("holds a null character, which no path can", "work_dir")
         if self.address is not None and self.engine != "ray":
             raise ValueError("is that of a Ray cluster: set engine to ray, too", "address")
 

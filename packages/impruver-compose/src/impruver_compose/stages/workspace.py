@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from impruver_core.cli.console import log_info, open_progress
-from impruver_core.io.atomic import get_cache_dir, remove_path, remove_stale_parts, reserve_space
+from impruver_core.io.atomic import check_folder, get_cache_dir, remove_path, remove_stale_parts, reserve_space
 from impruver_core.io.integrity import write_record
 from impruver_core.io.locks import lock_folders, lock_unused
 from impruver_core.system import get_available_memory
@@ -119,9 +119,16 @@ class Workspace:
 
 @contextmanager
 def open_workspace(section: ComposeSection, where: str, processes: int) -> Iterator[Workspace]:
-    """Opens the folder, the engine and the share of memory that the recipe's section, the key `where`, asks for."""
+    """Opens the folder, the engine and the share of memory that the recipe's section, the key `where`, asks for.
+
+    Raises:
+        ImpruverError: beginning with the key, if the folder can't be made or written to.
+    """
+    work_dir = resolve_work_dir(section)
+    if section.work_dir:
+        check_folder(work_dir, f"{where}.work_dir")
     with open_engine(section, where, processes) as engine:
-        yield Workspace(resolve_work_dir(section), engine, section.max_memory or get_available_memory() // 2)
+        yield Workspace(work_dir, engine, section.max_memory or get_available_memory() // 2)
 
 
 def resolve_work_dir(section: ComposeSection) -> Path:
