@@ -310,6 +310,64 @@ def test_a_work_dir_that_is_a_file_is_refused(rows, refused, files):
     assert Path("work").read_text() == "mine"
 
 
+def test_a_work_dir_of_nobody_is_refused(rows, refused):
+    assert "compose.work_dir: ~nobody-has-this-name/x: there is no such home" in refused(
+        compose={"work_dir": "~nobody-has-this-name/x"}
+    )
+
+
+def attacks(places, mine):
+    """Each way to put something in the place of a stage's folder or file."""
+    yield from ((place, lambda path: path.symlink_to(mine)) for place in places)
+    yield from ((place, lambda path: path.write_text("x")) for place in places)
+    yield from ((place, lambda path: (path / "x").mkdir(parents=True)) for place in places)
+
+
+def test_what_strangers_put_in_place_of_stages_is_replaced_and_not_followed(make_corpus, tmp_path, monkeypatch):
+    texts = clusters(seed=9, count=80)
+    order = np.array([number for number, text in enumerate(texts) if len(text)])
+    expected, corpus = judge_in_one_pass(texts, order.tolist(), 0.5), make_corpus(texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "remove_stages", lambda *_: None)
+        find_near_duplicates(corpus, order, 0.5, NUM_PERM, Workspace(tmp_path, LocalEngine(1), IN_MEMORY))
+    stages = tmp_path / "stages"
+    places = [path.relative_to(stages) for path in stages.rglob("*")]
+    assert len(places) == 15
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("000000.arrow", "stage.json"):
+        (mine / name).write_text("mine")
+    for place, put in attacks(places, mine):
+        shutil.rmtree(stages)
+        (stages / place).parent.mkdir(parents=True)
+        put(stages / place)
+        with Workspace(tmp_path, LocalEngine(1), IN_MEMORY).open_folder("") as workspace:
+            assert listed(find_near_duplicates(corpus, order, 0.5, NUM_PERM, workspace)) == expected
+        assert {path.name: path.read_text() for path in mine.iterdir()} == {
+            "000000.arrow": "mine",
+            "stage.json": "mine",
+        }
+
+
+def test_links_in_place_of_the_folders_of_a_run_are_not_followed(rows, composed, tmp_path):
+    composed(**rows)
+    expected, mine = contents("out"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "000000.arrow").write_text("mine")
+    for kind in ("compose", "stages"):
+        (folder,) = Path("cache", kind).iterdir()
+        shutil.rmtree("cache/stages")
+        shutil.rmtree("out")
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(mine)
+        composed(**rows)
+        assert contents("out") == expected
+        assert [path.read_text() for path in mine.iterdir()] == ["mine"]
+        assert not folder.is_symlink()
+
+
 def test_dry_run_tells_what_stages_take(rows, composed):
     said = composed("--dry_run", **rows, compose={"work_dir": "work"}).err
     assert "work for encoded rows that are not there yet, and about" in said

@@ -207,5 +207,5 @@ def _estimate(jobs: Sequence[DatasetJob], recipe: Recipe, paths: output.OutputPa
     checks = [template_checks.build_template_check(*each) for each in zip(jobs, stats, probes, strict=True)]
     summary_tables.print_template_checks(checks)
     space = disk_estimate.estimate_space(jobs, shards, recipe.split, paths)
-    disk_estimate.print_space(space, paths, resolve_work_dir(recipe.compose))
+    disk_estimate.print_space(space, paths, resolve_work_dir(recipe.compose, recipe.locate("compose")))
     summary_tables.print_estimate(stats, [len(job.rows) for job in jobs])

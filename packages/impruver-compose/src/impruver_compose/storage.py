@@ -7,6 +7,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow
 import xxhash
 from impruver_core.chat_template.masking.loss_mask import ControlTextTokens, Encoded
 from impruver_core.cli.console import log_info
-from impruver_core.io.atomic import atomic_write, remove_path
+from impruver_core.io.atomic import atomic_write, make_folder, remove_path
 from impruver_core.io.integrity import DamagedError, read_record
 from impruver_core.labels import count_target_tokens
 
@@ -143,6 +144,23 @@ def find_shard_damage(path: Path) -> str | None:
         return f"it can't be read: {error}"
     right = compute_checksum(memoryview(content), path) == checksum
     return None if right else "it holds other bytes than were written, or those of another shard"
+
+
+def is_missing(path: Path) -> bool:
+    """Tells whether there is no shard at `path` as it was written; what is there instead is removed."""
+    if find_shard_damage(path) is None:
+        return False
+    remove_path(path)
+    return True
+
+
+def make_own_folder(path: Path) -> None:
+    """Makes a folder that only we write into: a link that somebody put in its place is not followed but removed."""
+    make_folder(path.parent)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        with suppress(IsADirectoryError):  # another run was quicker
+            path.unlink(missing_ok=True)
+    make_folder(path)
 
 
 def compute_checksum(content: Any, path: Path) -> bytes:

@@ -23,8 +23,8 @@ from impruver_compose.dedup.shingles import PRIME, mix_hashes
 from impruver_compose.dedup.signatures import choose_bands, compute_band_keys
 from impruver_compose.sections import DedupSection
 from impruver_compose.stages.column_files import ColumnFile, Columns, count_part, read_part, sort_by_key, write_columns
-from impruver_compose.stages.workspace import KeyRange, Workspace, find_made
-from impruver_compose.storage import ROWS, ShardReader
+from impruver_compose.stages.workspace import KeyRange, Workspace
+from impruver_compose.storage import ROWS, ShardReader, is_missing, make_own_folder
 
 PAIR_BYTES = 12  # of a band's or bucket's key and a rank, in a file
 SORTING_BYTES = 48  # of memory that sorting takes for such a pair
@@ -69,7 +69,7 @@ def find_near_duplicates(
     Those before place `judged_from` are kept in any case; `joins`: the others are compared with one another, too.
     """
     result = workspace.folder / "judged.arrow"
-    if not find_made(result):
+    if is_missing(result):
         bands = BandRules(_rank(corpus, order, workspace), *choose_bands(threshold, num_perm))
         edges = _find_edges(corpus, bands, len(order), workspace)
         rules = JudgingRules(threshold, order, corpus.compared, workspace.arrays, judged_from, joins)
@@ -136,7 +136,8 @@ def _judge(corpus: Corpus, edges: Sequence[Path], rules: JudgingRules, workspace
 def _link_components(edges: Sequence[Path], count: int, workspace: Workspace) -> np.ndarray:
     """The root of each rank's component, uint32 (ranks,); that of one that shares no bucket is itself."""
     path = workspace.folder / "components" / "000000.arrow"
-    if find_made(path):
+    make_own_folder(path.parent)
+    if not is_missing(path):
         return ColumnFile(path).read("root")
     parents = workspace.arrays.make(count, np.uint32)
     parents[:] = np.arange(count, dtype=np.uint32)

@@ -30,7 +30,7 @@ from impruver_compose.encoding.text_encoder import EncoderDisagreesError, find_e
 from impruver_compose.sources.row_table import RowTable
 from impruver_compose.stages.engine import Engine
 from impruver_compose.stages.workspace import STAGES
-from impruver_compose.storage import ROWS, find_shard_damage, load_record, write_shard
+from impruver_compose.storage import ROWS, find_shard_damage, load_record, make_own_folder, write_shard
 
 ENTRIES = "compose"  # folder of the entries
 KEPT_DAYS = 30
@@ -70,6 +70,7 @@ class CacheEntries(list[CacheEntry]):
     def open(self, job: DatasetJob) -> CacheEntry:
         """Opens the entry of one data set."""
         entry = _find_entry(job, self._fingerprint, self._root)
+        make_own_folder(entry.folder)
         self._in_use.enter_context(share_folder(entry.folder))
         os.utime(entry.folder)
         return entry

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from impruver_core.cli.console import log_info, open_progress
+from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_folder, get_cache_dir, remove_path, remove_stale_parts, reserve_space
 from impruver_core.io.integrity import write_record
 from impruver_core.io.locks import lock_folders, lock_unused
@@ -20,7 +21,7 @@ from impruver_compose.sections import ComposeSection
 from impruver_compose.stages.column_files import ColumnFile, Columns, write_columns
 from impruver_compose.stages.engine import Engine, open_engine
 from impruver_compose.stages.large_arrays import ArrayStore
-from impruver_compose.storage import find_shard_damage
+from impruver_compose.storage import is_missing, make_own_folder
 
 STAGES = "stages"  # folder of a run's stages
 PROCESS_SHARE = 16  # of its process's memory an array in memory takes at most one in so many
@@ -55,7 +56,7 @@ class Workspace:
         """Opens the folder of stages that all have to do with the same rows; another run that does waits."""
         opened = Workspace(self.work_dir, self.engine, self._max_memory, name)
         folder = opened.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
         with lock_unused(folder) as unused:
             if not unused:
                 log_info(f"another run is at work in {folder}: this one waits for what it makes there")
@@ -80,9 +81,9 @@ class Workspace:
         """
         folder = self.folder / stage
         tasks = [StageTask(source, folder / f"{number:06d}.arrow") for number, source in enumerate(sources)]
-        if folder.is_dir():
-            remove_stale_parts(folder)
-        missing = [task for task in tasks if not find_made(task.path)]
+        make_own_folder(folder)
+        remove_stale_parts(folder)
+        missing = [task for task in tasks if is_missing(task.path)]
         with open_progress(rows, stage.partition("-")[0], unit) if len(missing) > 1 else nullcontext() as progress:
             for count in self.engine.run(partial(_make_file, function), missing, shared):
                 if progress is not None:
@@ -119,31 +120,22 @@ class Workspace:
 
 @contextmanager
 def open_workspace(section: ComposeSection, where: str, processes: int) -> Iterator[Workspace]:
-    """Opens the folder, the engine and the share of memory that the recipe's section, the key `where`, asks for.
-
-    Raises:
-        ImpruverError: beginning with the key, if the folder can't be made or written to.
-    """
-    work_dir = resolve_work_dir(section)
-    if section.work_dir:
-        check_folder(work_dir, f"{where}.work_dir")
+    """Opens the folder, the engine and the share of memory that the recipe's section, the key `where`, asks for."""
+    work_dir = resolve_work_dir(section, where)
     with open_engine(section, where, processes) as engine:
         yield Workspace(work_dir, engine, section.max_memory or get_available_memory() // 2)
 
 
-def resolve_work_dir(section: ComposeSection) -> Path:
-    """The folder of encoded rows and of stages."""
-    return Path(section.work_dir).expanduser().absolute() if section.work_dir else get_cache_dir()
-
-
-def find_made(path: Path) -> bool:
-    """Finds whether a stage's file is there as it was written; else what stands in its place, or its folder's, goes."""
-    if not find_shard_damage(path):
-        return True
-    if not path.parent.is_dir():
-        remove_path(path.parent)
-    remove_path(path)
-    return False
+def resolve_work_dir(section: ComposeSection, where: str) -> Path:
+    """The folder of encoded rows and of stages; ImpruverError where the one of the recipe's section can't be one."""
+    if not section.work_dir:
+        return get_cache_dir()
+    try:
+        work_dir = Path(section.work_dir).expanduser().absolute()
+    except RuntimeError:
+        raise ImpruverError(f"{where}.work_dir: {section.work_dir}: there is no such home folder") from None
+    check_folder(work_dir, f"{where}.work_dir")
+    return work_dir
 
 
 def _make_file(function: Callable, shared: Any, task: StageTask) -> int:
@@ -159,5 +151,6 @@ def _write_manifest(folder: Path, stage: str, rows: int, paths: Sequence[Path]) 
     if rows != read:
         raise AssertionError(f"{stage}: {read} rows were read of {rows}")
     counts = {"stage": stage, "rows_in": rows, "rows_out": written, "dropped": dropped}
-    remove_path(folder / "stage.json")  # which may be a folder
-    write_record(folder / "stage.json", counts | {"files": [path.name for path in paths]})
+    record = folder / "stage.json"
+    remove_path(record)
+    write_record(record, counts | {"files": [path.name for path in paths]})
