@@ -316,6 +316,12 @@ def test_a_work_dir_of_nobody_is_refused(rows, refused):
     )
 
 
+@pytest.mark.parametrize("name", ["out/train.jsonl", "out/train.dropped.jsonl/work"])
+def test_a_work_dir_in_the_place_of_an_output_is_refused(name, rows, refused):
+    assert "is where an output goes: name another folder" in refused(compose={"work_dir": name})
+    assert not Path(name).exists()
+
+
 def attacks(places, mine):
     """Each way to put something in the place of a stage's folder or file."""
     yield from ((place, lambda path: path.symlink_to(mine)) for place in places)

@@ -46,6 +46,7 @@ class ChosenRows(NamedTuple):
 def compose(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, num_proc: int | None = None) -> None:
     """Composes train and val of a recipe; no file gets its name before all of them are ready."""
     paths, num_proc = _resolve_paths(recipe), cache.resolve_num_proc(num_proc)
+    _check_work_dir(recipe, paths)
     output.check_outputs(paths, dry_run, overwrite)
 
     # Load: the tokenizer, and each data set with its converter.
@@ -159,6 +160,14 @@ def _resolve_paths(recipe: Recipe) -> output.OutputPaths:
     return output.resolve_output_paths(
         recipe.train_path, val_path, recipe.path, recipe.locate, recipe.compose, benchmarks
     )
+
+
+def _check_work_dir(recipe: Recipe, paths: output.OutputPaths) -> None:
+    """ImpruverError, before any work, for a `work_dir` that can't be one, or that is where an output file goes."""
+    where = recipe.locate("compose")
+    work_dir = resolve_work_dir(recipe.compose, where)
+    if {work_dir, *work_dir.parents} & {path.absolute() for path in paths.examples}:
+        raise ImpruverError(f"{where}.work_dir: {work_dir} is where an output goes: name another folder")
 
 
 def _load(recipe: Recipe, outputs: Sequence[Path] = ()) -> tuple[list[DatasetJob], int | None]:
