@@ -22,5 +22,8 @@ class ArrayStore(NamedTuple):
             return np.zeros(count, dtype)
         make_folder(self.folder)
         with reserve_space(self.folder, size), TemporaryFile(dir=self.folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a disk that fills up later would end the process by SIGBUS
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process by SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                os.ftruncate(file.fileno(), size)
             return np.memmap(file, dtype, "r+", shape=(count,))
