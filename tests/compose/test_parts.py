@@ -256,7 +256,7 @@ def test_a_dry_run_tells_the_space(composed, files, tmp_path):
     files.write("data.jsonl", files.unlike(40))
     done = composed("--dry_run", train_path="out/train/", split={"val_rows": 4})
     (line,) = [line for line in done.err.splitlines() if line.startswith("disk: ")]
-    about, cached = (float(piece.split(" kB")[0]) for piece in line.split("about ")[1:])
+    about, cached, _ = (float(piece.split(" kB")[0]) for piece in line.split("about ")[1:])
     assert not (tmp_path / "out").exists()
     composed(train_path="out/train/", split={"val_rows": 4})
     written = sum(path.stat().st_size for path in (*Path("out/train").iterdir(), Path("out/val.jsonl")))
