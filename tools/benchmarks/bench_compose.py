@@ -90,8 +90,8 @@ def compose(tokenizer_folder: str, data: Path, more: str = "") -> dict:
 
 def compose_on_ray(tokenizer_folder: str, data: Path) -> dict:
     """The same on a Ray cluster of two processors on this machine, which is there before the time is taken."""
-    start = "import ray, sys; print(ray.init(num_cpus=2, include_dashboard=False).address_info['address'], flush=True)"
-    command = [sys.executable, "-c", f"{start}; sys.stdin.read()"]
+    start = "from ray.cluster_utils import Cluster; cluster = Cluster(True, head_node_args={'num_cpus': 2})"
+    command = [sys.executable, "-c", f"import sys; {start}; print(cluster.address, flush=True); sys.stdin.read()"]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
