@@ -83,7 +83,12 @@ BENCHMARKS = {
             ),
             Target("peak", "memory of all processes together, 400,000 rows", 1.0, unit=" GB"),
             Target("large", "the same, 4,000,000 rows (`--large`)", 1.5, unit=" GB"),
-            Target("ray", "`engine: ray` on two processors against `local`, 200,000 rows", 1.4),
+            Target(
+                "ray",
+                "`engine: ray` on two processors against `local`, 200,000 rows",
+                1.4,
+                why="Ray's own processes share them",
+            ),
             Target(
                 "again",
                 "a second run with nothing changed, of the first's time",
