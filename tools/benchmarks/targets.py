@@ -87,7 +87,6 @@ BENCHMARKS = {
                 "ray",
                 "`engine: ray` on two processors against `local`, 200,000 rows",
                 1.4,
-                why="Ray's own processes share them",
             ),
             Target(
                 "again",
