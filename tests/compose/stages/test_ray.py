@@ -73,7 +73,7 @@ def test_a_cluster_that_loses_a_node_gives_the_bytes_of_this_machine(cluster, da
     process.stdin.flush()
     assert process.stdout.readline() == "killed\n"
     Path("wait").unlink()
-    _, err = run.communicate(timeout=100)
+    _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert "2 nodes, 2 processors" in err
     assert contents() == expected
@@ -93,7 +93,7 @@ def test_a_stopped_run_on_a_cluster_of_its_own_leaves_nothing_and_goes_on(data, 
     below = psutil.Process(run.pid).children(recursive=True)
     assert any("raylet" in each.name() for each in below)
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate(timeout=300)
     assert run.returncode == 143, err
     assert "Traceback" not in err
     _, alive = psutil.wait_procs(below, timeout=20)
@@ -122,11 +122,11 @@ def test_a_task_that_ends_its_worker_again_and_again_is_told(data, as_process, r
         ("127.0.0.1:1", "recipe.yaml:1: compose.address: nothing answers at 127.0.0.1:1"),
         ("ray://head:10001", "'ray://head:10001' is not auto, nor HOST:PORT"),
         ("head", "'head' is not auto, nor HOST:PORT"),
-        ("auto", "compose.address: no Ray cluster answers at auto"),
+        ("auto", "compose.address: nothing answers at 127.0.0.1:1"),  # which RAY_ADDRESS names
     ],
 )
 def test_an_address_where_no_cluster_is(address, message, files, refused, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     files.write("data.jsonl", files.unlike(3))
     assert message in refused(compose={"engine": "ray", "address": address})
 

@@ -156,6 +156,8 @@ SWALLOWED = {
     "a destructor": "class X:\n  def __del__(self): os.kill(os.getpid(), 15); time.sleep(0)\nX(); time.sleep(60)",
     "a bare except": "try: os.kill(os.getpid(), 15); time.sleep(60)\nexcept BaseException: pass",
     "another error": "try: os.kill(os.getpid(), 2); time.sleep(60)\nexcept BaseException: raise ImportError('x')",
+    "a late error": "from impruver_core.cli import stop_signals; stop_signals.LATELY_SECONDS = 0\n"
+    "try: os.kill(os.getpid(), 15); time.sleep(60)\nexcept BaseException as stop: raise SystemError('x') from stop",
     "a thread's": "import threading; threading.Thread(target=lambda: os.kill(os.getpid(), 1)).start(); time.sleep(60)",
 }
 

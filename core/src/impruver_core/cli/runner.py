@@ -105,7 +105,8 @@ def run_guarded(program: str, work: Callable[[], int | None], own_process: bool 
             lines = [f"error: {len(faults)} faults in the recipe", *faults] if len(faults) > 1 else [f"error: {error}"]
             return _exit(program, "\n  ".join(lines), error.exit_code)
         except Exception as error:
-            if signals.came_lately:  # it made something fail that was being imported or called back
+            # It made something fail that was being imported or called back, or a library raised its own error for it.
+            if signals.came_lately or stop_signals.is_caused_by_stop(error):
                 return _exit(program, f"stopped by {stop_signals.NAMES[signals.last]}", 128 + signals.last)
             message = _translate_error(error)
             if message is not None:

@@ -51,6 +51,17 @@ def describe(stop: BaseException) -> tuple[str, int]:
     return NAMES[number], 128 + number
 
 
+def is_caused_by_stop(error: BaseException) -> bool:
+    """Whether a signal's exception is what an error was raised for, as by a C extension that can't let it through."""
+    cause, seen = error.__cause__, set()
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, (KeyboardInterrupt, TerminationSignal)):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return False
+
+
 class StopSignals:
     """The handlers of this process, and what they saw: a handler can return nothing."""
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -21,6 +21,7 @@ INSTALL = "pip install 'impruver-compose[ray]'"
 PACKAGE = "impruver-compose"
 ADDRESS = re.compile(r"(?P<host>[^:/\s]+|\[[^\]/\s]+\]):(?P<port>\d+)")
 CONNECT_SECONDS = 10.0  # within which the head node answers
+POLL_SECONDS = 0.5  # within which a stop is noticed: while Ray waits, signals are seen after many seconds
 RETRIES = 3  # of a task whose worker or node was lost
 AHEAD = 3  # tasks for each processor that are with Ray at once: rows that are sent take memory there
 STORE_BYTES = 256 << 20  # of memory for what a cluster of this machine's own sends
@@ -54,8 +55,7 @@ class RayEngine:
                         break
                 if not running:
                     return
-                done, _ = ray.wait(list(running))
-                for each in done:
+                for each in _wait_for_any(running):
                     running.remove(each)
                     yield _get_result(each)
         finally:
@@ -83,7 +83,8 @@ def open_ray(address: str | None, where: str, processes: int) -> Iterator[RayEng
             options |= {"num_cpus": processes, "object_store_memory": STORE_BYTES, "_temp_dir": folder}
         else:
             options = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-            _check_address(address, f"{where}.address")
+            named = os.environ.get("RAY_ADDRESS") if address == "auto" else None  # what Ray takes for auto
+            _check_address(named or address, f"{where}.address")
         handlers = {number: signal.getsignal(number) for number in STOPS}
         try:
             ray.init(**options)
@@ -128,6 +129,7 @@ def _check_nodes(where: str) -> None:
         described.append((node["NodeManagerHostname"], task.remote()))
     for host, task in described:
         try:
+            _wait_for_any([task])
             found = _get_result(task)
         except ImportError as error:
             raise ImpruverError(f"{where}.address: node {host} can't run tasks: {error}: {INSTALL} there") from None
@@ -149,6 +151,16 @@ def _run_task(reference: list, name: str, task: Any) -> Any:
         _remembered[name] = ray.get(reference[0])
     function, shared = _remembered[name]
     return function(shared, task)
+
+
+def _wait_for_any(references: Iterable[Any]) -> list[Any]:
+    """Those of the references that are done, as soon as there is one."""
+    import ray
+
+    done: list[Any] = []
+    while not done:
+        done, _ = ray.wait(list(references), timeout=POLL_SECONDS)
+    return done
 
 
 def _get_result(reference: Any) -> Any:
