@@ -38,7 +38,9 @@ BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".a
 def complete_config(architecture: Architecture, config: Config, path: Path) -> Config:
     """Fill in a config.json as transformers does; ImpruverError where it can't be right."""
     check_keys(config, architecture.keys, path)
-    config = architecture.defaults | {name: value for name, value in config.items() if value is not None}
+    config = architecture.defaults | {
+        name: value for name, value in config.items() if value is not None or name in architecture.nullable
+    }
     contradiction = architecture.find_contradiction(config)
     if contradiction:
         raise ImpruverError(f"{path}: {contradiction}: give the config.json that was saved with the weights")
