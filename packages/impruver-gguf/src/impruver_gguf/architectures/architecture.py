@@ -5,7 +5,7 @@ The hooks are named as those of llama.cpp's converter: `modify_tensors`, `set_gg
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gguf import GGUFWriter
@@ -42,6 +42,9 @@ class Architecture:
     generate_extra_tensors: Callable[[Config], dict[str, LazyTensor]] = lambda config: {}
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
+    get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
+    reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape
+    rename_tensor: Callable[[str], str] = lambda name: name  # a name in transformers → the one that gguf's table has
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
     nullable: tuple[str, ...] = ()  # keys for which null is a value of its own: none
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
