@@ -13,8 +13,11 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
+from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.gemma3 import GEMMA3
+from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
+from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3
@@ -31,6 +34,9 @@ ARCHITECTURES = {
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "Glm4ForCausalLM": GLM4,
+    "Exaone4ForCausalLM": EXAONE4,
+    "HunYuanDenseV1ForCausalLM": HUNYUAN,
 }
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
 
@@ -38,7 +44,9 @@ BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".a
 def complete_config(architecture: Architecture, config: Config, path: Path) -> Config:
     """Fill in a config.json as transformers does; ImpruverError where it can't be right."""
     check_keys(config, architecture.keys, path)
-    config = architecture.defaults | {name: value for name, value in config.items() if value is not None}
+    config = architecture.defaults | {
+        name: value for name, value in config.items() if value is not None or name in architecture.nullable
+    }
     contradiction = architecture.find_contradiction(config)
     if contradiction:
         raise ImpruverError(f"{path}: {contradiction}: give the config.json that was saved with the weights")
