@@ -1,7 +1,7 @@
 """The exponential function in float32, bit by bit as torch computes it.
 
 torch's CPU builds call Intel's MKL for it, whose last bit is not that of the nearest float32 in one value of a hundred.
-This is MKL's arithmetic where a CPU has AVX-512: x = n * ln(2) / 32 + r, and exp(x) = 2^(n / 32) * (1 + r + r^2 * p(r)).
+This is MKL's arithmetic where a CPU has AVX-512: x = n * ln(2) / 32 + r, exp(x) = 2^(n / 32) * (1 + r + r^2 * p(r)).
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ _SQUARE, _CUBE = np.float32(0.50001466), np.float32(0.16667156)  # of the polyno
 
 
 def compute_exp(values: np.ndarray) -> np.ndarray:
-    """Compute e to the power of float32 or float16 values of any shape, in their precision; NaN for what is no number."""
+    """Compute e to the power of float32 or float16 values of any shape, in their precision."""
     exponents = np.clip(values.astype(np.float32), -150, 150)  # beyond them it is 0 or infinity
     steps = np.floor(np.nan_to_num(exponents.astype(np.float64)) * _LOG2_E * STEPS)
     whole, index = np.divmod(steps.astype(np.int64), STEPS)
@@ -31,4 +31,5 @@ def compute_exp(values: np.ndarray) -> np.ndarray:
 
 def _multiply_add(one: np.ndarray, other: np.ndarray, summand: np.ndarray) -> np.ndarray:
     """Compute one * other + summand, rounded to float32 once, as a processor's fused instruction does."""
-    return (one.astype(np.float64) * other + summand).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return (one.astype(np.float64) * other + summand).astype(np.float32)
