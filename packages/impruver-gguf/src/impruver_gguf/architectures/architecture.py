@@ -41,6 +41,7 @@ class Architecture:
     # Tensors that no checkpoint holds, by GGUF name; and a tensor with its name in transformers → as GGUF holds it.
     generate_extra_tensors: Callable[[Config], dict[str, LazyTensor]] = lambda config: {}
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
+    adapt_config: Callable[[Config, Collection[str]], Config] = lambda config, names: config  # to the tensors' names
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
     get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
     reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape

@@ -1,7 +1,7 @@
 """What Llama-like decoders share: keys of config.json, RoPE, sizes, shapes, hyperparameters in llama.cpp's order."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ ROPE_KEYS = {
     **dict.fromkeys(("extrapolation_factor", "attention_factor", "attn_factor", "beta_fast", "beta_slow"), NUMBER),
     **dict.fromkeys(("long_factor", "short_factor"), list_of(NUMBER)),
     "partial_rotary_factor": POSITIVE,
+    "mrope_section": list_of(INDEX),
 }
 # What else may stand beside yarn, and the values for which llama.cpp computes what transformers does.
 YARN = {
@@ -85,12 +86,12 @@ def get_rope(config: Config) -> Config:
     return rope
 
 
-def find_unsupported_rope(config: Config, supported: tuple[str, ...]) -> str | None:
-    """Name what of RoPE llama.cpp would compute otherwise than transformers, given the types that it supports."""
+def find_unsupported_rope(config: Config, supported: tuple[str, ...], partial_rotary: bool = False) -> str | None:
+    """Name what of RoPE llama.cpp would compute otherwise than transformers, given what it supports."""
     rope = get_rope(config)
     if rope["rope_type"] not in supported:
         return f"rope_type {rope['rope_type']}"
-    if rope["partial_rotary_factor"] != 1:
+    if rope["partial_rotary_factor"] != 1 and not partial_rotary:
         return "partial_rotary_factor"
     odd = [name for name, usual in YARN.items() if rope["rope_type"] == "yarn" and rope.get(name, usual) != usual]
     return f"{odd[0]} {rope[odd[0]]} of yarn" if odd else None
@@ -114,6 +115,18 @@ def write_rope_scaling(writer: GGUFWriter, rope: Config) -> None:
         ):
             if rope.get(name) is not None:
                 add(rope[name])
+
+
+def write_mrope_sections(writer: GGUFWriter, sections: Sequence[int]) -> None:
+    """Write how many of RoPE's pairs turn with an image's time, height and width; in texts the three are one."""
+    writer.add_rope_dimension_sections([*sections, 0, 0, 0, 0][:4])
+
+
+def find_unturned_pairs(rope: Config, default: Sequence[int], pairs: int) -> str | None:
+    """Name sections that do not reach as far as transformers turns in a text: llama.cpp leaves the other pairs as they are."""
+    sections = rope.get("mrope_section", default)
+    turned = [pair % sum(sections) < 3 * sections[pair % sum(sections) % 3] for pair in range(pairs) if any(sections)]
+    return None if turned and all(turned) else f"mrope_section {sections} for {pairs} pairs"
 
 
 def make_factors_tensor(factors: Iterable[float]) -> LazyTensor:
@@ -208,6 +221,8 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, loca
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(get_kv_head_count(config))
     write_rope_scaling(writer, rope)
+    if "mrope_section" in rope:
+        write_mrope_sections(writer, rope["mrope_section"])
     writer.add_rope_freq_base(rope["rope_theta"])
     if local_theta is not None:
         writer.add_rope_freq_base_swa(local_theta)

@@ -65,7 +65,8 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     for name, tensor in tensors.items():
         if name.endswith(BUFFERS):
             continue
-        gguf_name = name_map.get_name(architecture.rename_tensor(name), try_suffixes=(".weight", ".bias")) or ""
+        name = architecture.rename_tensor(name)
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # some are GGUF's already
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind)
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):

@@ -90,6 +90,7 @@ def plan_existing_file(path: Path) -> ConversionPlan:
 def _plan_own_conversion(
     architecture: Architecture, config: dict[str, Any], checkpoint: SourceCheckpoint, model_dir: Path, outtype: str
 ) -> ConversionPlan:
+    config = architecture.adapt_config(config, checkpoint.tensors)
     tensors = _build_tensors(architecture, config, checkpoint)
     vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added)
     types = choose_tensor_types(tensors, outtype)

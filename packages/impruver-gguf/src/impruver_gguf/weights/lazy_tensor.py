@@ -61,6 +61,28 @@ def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     return LazyTensor(shape, read, tensor.at_once)
 
 
+def select_rows(tensor: LazyTensor, rows: np.ndarray) -> LazyTensor:
+    """Make a tensor of some rows of another in this order; neighbours are read at once."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if tensor.at_once:
+            return tensor.read(0, tensor.row_count)[rows[start:stop]]
+        runs = np.split(rows[start:stop], np.flatnonzero(np.diff(rows[start:stop]) != 1) + 1)
+        return np.concatenate([tensor.read(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+    return LazyTensor((len(rows), *tensor.shape[1:]), read, tensor.at_once)
+
+
+def add_one(tensor: LazyTensor) -> LazyTensor:
+    """Make a tensor whose values are larger by one, in their precision."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        values = tensor.read(start, stop)
+        return values + values.dtype.type(1)
+
+    return LazyTensor(tensor.shape, read, tensor.at_once)
+
+
 def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
     """Compare two tensors chunk by chunk."""
     if one.shape != other.shape:
