@@ -25,7 +25,8 @@ def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat1
     """A small model of another family likewise."""
     import transformers
 
-    configuration = getattr(transformers, f"{family.replace('Gemma3', 'Gemma3Text')}Config")
+    text_config = f"{family}TextConfig"  # of a family whose other configuration is multimodal
+    configuration = getattr(transformers, text_config if hasattr(transformers, text_config) else f"{family}Config")
     sizes = BLOCKS | {"num_key_value_heads": 2, "vocab_size": 2050, "pad_token_id": None} | config
     _save(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
 

@@ -1,0 +1,48 @@
+"""Qwen3-Next, Qwen3.5 and its mixtures of experts: with and without layers of mtp, as text models and multimodal ones."""
+
+import re
+from pathlib import Path
+
+from support.models import edit_json
+
+HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+DELTA_NET = {"head_dim": 32, "num_hidden_layers": 4} | HEADS
+ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+OTHER_HEADS = {"linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_key_head_dim": 16}
+
+
+def add_mtp(folder: Path) -> None:
+    """Weights of multi-token prediction, as checkpoints of the hub have them beside a text model's."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (layer,) = {name.partition(".self_attn.")[0] for name in tensors if name.endswith(".self_attn.q_proj.weight")}
+    added = {name.replace(layer, "mtp.layers.0"): tensor for name, tensor in tensors.items() if f"{layer}." in name}
+    norm = next(tensor for name, tensor in tensors.items() if re.search(r"(^|\.)norm.weight$", name))
+    added |= {f"mtp.{name}.weight": norm for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    added = {name: torch.randn_like(tensor) for name, tensor in added.items()}
+    added["mtp.fc.weight"] = torch.randn(len(norm), 2 * len(norm), dtype=norm.dtype)
+    save_file(tensors | added, folder / "model.safetensors", {"format": "pt"})
+    if "intermediate_size" in (folder / "config.json").read_text(encoding="utf-8"):  # Qwen3-Next's names no mtp
+        edit_json(folder / "config.json", mtp_num_hidden_layers=1, full_attention_interval=4)
+
+
+FAMILIES = {
+    "qwen35": ("Qwen3_5", "bytes", DELTA_NET),
+    "qwen35-tied": ("Qwen3_5", "bytes", DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}),
+    "qwen35-heads": ("Qwen3_5", "bytes", DELTA_NET | OTHER_HEADS | {"linear_value_head_dim": 16}),
+    "qwen35-yarn": ("Qwen3_5", "bytes", DELTA_NET | {"rope_parameters": YARN}),
+    "qwen35-mtp": ("Qwen3_5", "bytes", DELTA_NET, add_mtp),
+}
+OLD_NAMES = {
+    "qwen35-old": (
+        "qwen35",
+        {"rope_parameters": None, "layer_types": None, "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+        | {"full_attention_interval": 4, "mtp_num_hidden_layers": 1},
+    ),
+}
+SCRIPT_FLAGS = {name: ["--no-mtp"] for name in (*FAMILIES, *OLD_NAMES) if not name.endswith("-mtp")}
+FURTHER_OUTTYPES = [("qwen35-heads", "q8_0"), ("qwen35-mtp", "bf16")]
+LOGITS = ["qwen35", "qwen35-heads", "qwen35-tied", "qwen35-yarn", "qwen35-mtp"]
