@@ -17,7 +17,7 @@ from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 # The class that config.json's `architectures` names first → how it is converted.
@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
@@ -54,9 +55,8 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     count = min(config[architecture.blocks], len(tensors))  # a mistyped number of layers makes no endless table
     name_map = get_tensor_name_map(kind, count)
     sizes, converted = architecture.get_sizes(config), {}
-    for name, tensor in tensors.items():
-        if name.endswith(BUFFERS):
-            continue
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    for name, tensor in architecture.prepare_tensors(tensors, config).items():
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
         shape = architecture.shapes.get(_strip_block_number(gguf_name or ""))
         if shape is None:
@@ -86,6 +86,8 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
             continue
         shape = shape[::-1] if architecture.conv1d else shape
         for layer in range(config[architecture.blocks]):
+            if not architecture.has_tensor(name, layer, config):
+                continue
             tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing)
     return tensors
 
@@ -105,7 +107,7 @@ def _check_complete(architecture: Architecture, names: Collection[str], config: 
     required = _get_required(architecture, config) | {_strip_block_number(name) for name in names}
     for block in range(config[architecture.blocks]):
         for name in sorted(required):
-            if name.replace("blk.", f"blk.{block}.", 1) in names:
+            if name.replace("blk.", f"blk.{block}.", 1) in names or not architecture.has_tensor(name, block, config):
                 continue
             where = f"layer {block} of {config[architecture.blocks]}" if name.startswith("blk.") else "the model"
             raise ImpruverError(
