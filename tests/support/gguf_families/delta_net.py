@@ -1,4 +1,4 @@
-"""Qwen3-Next, Qwen3.5 and its mixtures of experts: with and without layers of mtp, as text models and multimodal ones."""
+"""Qwen3-Next, Qwen3.5 and its mixtures of experts: with and without layers of mtp, text models and multimodal ones."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def add_mtp(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (layer,) = {name.partition(".self_attn.")[0] for name in tensors if name.endswith(".self_attn.q_proj.weight")}
     added = {name.replace(layer, "mtp.layers.0"): tensor for name, tensor in tensors.items() if f"{layer}." in name}
-    norm = next(tensor for name, tensor in tensors.items() if re.search(r"(^|\.)norm.weight$", name))
+    norm = next(tensor for name, tensor in tensors.items() if re.search(r"(^|model\.)norm.weight$", name))
     added |= {f"mtp.{name}.weight": norm for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
     added = {name: torch.randn_like(tensor) for name, tensor in added.items()}
     added["mtp.fc.weight"] = torch.randn(len(norm), 2 * len(norm), dtype=norm.dtype)

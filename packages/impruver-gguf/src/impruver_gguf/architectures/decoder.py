@@ -9,6 +9,7 @@ from gguf import GGUFWriter, RopeScalingType
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, POSITIVE, TEXT, list_of
 
 from impruver_gguf.architectures.architecture import Architecture, Config
+from impruver_gguf.architectures.experts import get_expert_sizes, write_expert_counts
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
@@ -123,7 +124,7 @@ def write_mrope_sections(writer: GGUFWriter, sections: Sequence[int]) -> None:
 
 
 def find_unturned_pairs(rope: Config, default: Sequence[int], pairs: int) -> str | None:
-    """Name sections that do not reach as far as transformers turns in a text: llama.cpp leaves the other pairs as they are."""
+    """Name sections that leave out pairs which transformers turns in a text all the same, and llama.cpp does not."""
     sections = rope.get("mrope_section", default)
     turned = [pair % sum(sections) < 3 * sections[pair % sum(sections) % 3] for pair in range(pairs) if any(sections)]
     return None if turned and all(turned) else f"mrope_section {sections} for {pairs} pairs"
@@ -170,7 +171,7 @@ def get_sizes(config: Config) -> dict[str, int]:
     head_dim = get_head_dim(config)
     sizes = {name: config[name] for name in SIZES} | {"head_dim": head_dim}
     heads, kv_heads = config["num_attention_heads"], get_kv_head_count(config)
-    return sizes | {QUERIES: heads * head_dim, KEY_VALUES: kv_heads * head_dim}
+    return sizes | {QUERIES: heads * head_dim, KEY_VALUES: kv_heads * head_dim} | get_expert_sizes(config)
 
 
 def find_contradiction(config: Config) -> str | None:
@@ -227,6 +228,7 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, loca
     if local_theta is not None:
         writer.add_rope_freq_base_swa(local_theta)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    write_expert_counts(writer, config)
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])

@@ -39,11 +39,12 @@ KEYS = decoder.KEYS | {
     "full_attention_interval": COUNT,
     "mtp_num_hidden_layers": INDEX,
 }
-DEFAULTS = decoder.DEFAULTS | {
-    **{"num_attention_heads": 16, "max_position_embeddings": 32768, "head_dim": 256, "partial_rotary_factor": 0.25},
-    **{"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128},
-    **{"linear_value_head_dim": 128, "linear_conv_kernel_dim": 4},
-}
+DEFAULTS = (
+    decoder.DEFAULTS
+    | {"num_attention_heads": 16, "max_position_embeddings": 32768, "head_dim": 256, "partial_rotary_factor": 0.25}
+    | {"linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128}
+    | {"linear_value_head_dim": 128, "linear_conv_kernel_dim": 4}
+)
 GATED_QUERIES, TWICE = "2 x num_attention_heads x head_dim", "2 x hidden_size"
 VALUES, CHANNELS = "linear_num_value_heads x linear_value_head_dim", "convolved queries, keys and values"
 ATTENTION = {
@@ -85,14 +86,14 @@ def get_main_count(config: Config) -> int:
 
 
 def count_mtp_layers(config: Config, names: Collection[str]) -> Config:
-    """A configuration with the layers of mtp that these tensors have; transformers drops them where it saves a model."""
+    """A configuration with the layers of mtp that these tensors have; transformers drops them when it saves a model."""
     layers = {name.split(".layers.")[1].partition(".")[0] for name in names if f"{MTP}.layers." in name}
     count = config["num_hidden_layers"]
     return config | {"num_hidden_layers": count + len(layers), MAIN: count}
 
 
 def get_absent(config: Config, layer: int, recurrence: Collection[str]) -> set[str]:
-    """What a layer lacks: one of the two kinds of attention, and mtp's own; `recurrence` is what a family adds to its."""
+    """What a layer lacks: one of the two kinds of attention, mtp's own; `recurrence` is what a family adds to that."""
     absent = {*RECURRENCE, *recurrence} if get_layer_types(config)[layer] == FULL else {*ATTENTION}
     return absent | {*PREDICTION} if layer < get_main_count(config) else absent
 
@@ -102,7 +103,9 @@ def get_sizes(config: Config) -> dict[str, int]:
     keys, values = (config[name] for name in HEADS)
     value_width = values * config["linear_value_head_dim"]
     return decoder.get_sizes(config) | {
-        **{name: config[name] for name in ("linear_num_value_heads", "linear_value_head_dim", "linear_conv_kernel_dim")},
+        **{
+            name: config[name] for name in ("linear_num_value_heads", "linear_value_head_dim", "linear_conv_kernel_dim")
+        },
         "1": 1,
         GATED_QUERIES: 2 * config["num_attention_heads"] * config["head_dim"],
         TWICE: 2 * config["hidden_size"],
@@ -139,7 +142,7 @@ def get_rotary_dim(config: Config) -> int:
 
 
 def prepare_tensors(tensors: Tensors, config: Config) -> Tensors:
-    """Give tensors of mtp the names of layers after the last, and split what projects queries, keys, values and gates."""
+    """Give tensors of mtp the names of layers after the last, and split the projection of queries, keys, values, gates."""
     prepared: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         renamed = _rename_tensor(name, get_main_count(config))
@@ -169,7 +172,10 @@ def _split_projection(name: str, tensor: LazyTensor, config: Config) -> dict[str
         return {name: tensor}  # what a wrong shape should be is said of it as it is
     rows = np.arange(keys * width).reshape(keys, width)
     queries, keys, values, gates = np.split(rows, np.cumsum([key_dim, key_dim, value_width]), axis=1)
-    parts = {"in_proj_qkv.weight": np.concatenate([queries, keys, values], axis=None), "in_proj_z.weight": gates.ravel()}
+    parts = {
+        "in_proj_qkv.weight": np.concatenate([queries, keys, values], axis=None),
+        "in_proj_z.weight": gates.ravel(),
+    }
     return {name.replace(QKVZ, part): select_rows(tensor, order) for part, order in parts.items()}
 
 

@@ -20,7 +20,7 @@ from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.architectures.qwen3_next import QWEN35
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
     "Qwen3_5ForCausalLM": QWEN35,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
@@ -64,13 +65,11 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     count = min(config[architecture.blocks], len(tensors))  # a mistyped number of layers makes no endless table
     name_map = get_tensor_name_map(arch, count)
     sizes, converted = architecture.get_sizes(config), {}
-    for name, tensor in tensors.items():
-        if name.endswith(BUFFERS):
-            continue
-        name = architecture.rename_tensor(name)
-        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # some are GGUF's already
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    for name, tensor in architecture.prepare_tensors(tensors, config).items():
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # it may be GGUF's already
         kind, block = _split_block_number(gguf_name)
-        shape = architecture.shapes.get(kind)
+        shape = architecture.shapes.get(kind) if block is None or block < config[architecture.blocks] else None
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
