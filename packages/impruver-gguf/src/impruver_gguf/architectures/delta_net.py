@@ -142,7 +142,7 @@ def get_rotary_dim(config: Config) -> int:
 
 
 def prepare_tensors(tensors: Tensors, config: Config) -> Tensors:
-    """Give tensors of mtp the names of layers after the last, and split the projection of queries, keys, values, gates."""
+    """Give tensors of mtp the names of layers after the last; split the projection of queries, keys, values, gates."""
     prepared: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         renamed = _rename_tensor(name, get_main_count(config))
@@ -221,8 +221,9 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> N
     writer.add_ssm_group_count(config["linear_num_key_heads"])
     writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
     writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
-    if config.get("layer_types"):  # gguf has no function for it yet
-        linear = [kind == LINEAR for kind in get_layer_types(config)]
-        writer.add_array(f"{writer.arch}.attention.recurrent_layers", linear)
-    writer.add_full_attention_interval(config.get("full_attention_interval", INTERVAL))
+    linear = [kind == LINEAR for kind in get_layer_types(config)]
+    writer.add_array(f"{writer.arch}.attention.recurrent_layers", linear)  # gguf has no function for it yet
+    # Only old llama.cpp reads the interval. The script has transformers complete config.json, where it then is no more.
+    interval = config.get("full_attention_interval") if config.get("layer_types") else None
+    writer.add_full_attention_interval(interval or INTERVAL)
     writer.add_rope_dimension_count(get_rotary_dim(config))
