@@ -16,6 +16,7 @@ from support.gguf_cases import (
     save_byte_level,
     train_sentencepiece,
 )
+from support.gguf_families import SCRIPT_FLAGS
 from support.models import QUICKSTART, make_llama, save_adapter
 from support.oracles import (
     build_ollama,
@@ -48,7 +49,10 @@ def oracle(shared, cases, llama_cpp_source) -> dict[tuple[str, str], Path]:
     """What llama.cpp's own script makes of each case and outtype."""
     folder = shared / "gguf-oracle"
     files = {(name, outtype): folder / f"{name}.{outtype}.gguf" for name, outtype in EXACT}
-    runs = {file: (cases[name], "--outtype", outtype) for (name, outtype), file in files.items()}
+    runs = {
+        file: (cases[name], "--outtype", outtype, *SCRIPT_FLAGS.get(name, ()))
+        for (name, outtype), file in files.items()
+    }
     fill_once(folder, lambda _: convert_with_llama_cpp(llama_cpp_source, runs))
     return files
 
