@@ -1,4 +1,4 @@
-"""Mixtures of experts: a tensor for each expert, as checkpoints have them, and fused ones as inside of transformers 5."""
+"""Mixtures of experts: a tensor for each expert, as checkpoints have them, and fused as inside of transformers 5."""
 
 from pathlib import Path
 

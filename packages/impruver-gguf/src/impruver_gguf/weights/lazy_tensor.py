@@ -28,7 +28,7 @@ class LazyTensor:
 
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
-    at_once: bool = False  # reading some rows costs as much as reading all of them
+    rows_at_once: int = 1  # rows that are best read together, from a multiple of as many: some cost as much as all
 
     @property
     def row_count(self) -> int:
@@ -42,7 +42,8 @@ class LazyTensor:
 
     def split(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of the chunks of rows that are worked on at once."""
-        step = self.row_count if self.at_once else max(1, CHUNK_VALUES // max(1, self.row_size))
+        groups = CHUNK_VALUES // max(1, self.row_size * self.rows_at_once)
+        step = max(1, groups) * self.rows_at_once
         yield from ((start, min(start + step, self.row_count)) for start in range(0, self.row_count, step))
 
     def read_float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -80,7 +81,7 @@ def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    return LazyTensor((len(parts), *parts[0].shape), read, any(part.at_once for part in parts))
+    return LazyTensor((len(parts), *parts[0].shape), read, parts[0].rows_at_once)
 
 
 def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
@@ -98,7 +99,7 @@ def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
             start += length
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    return LazyTensor((count, height, columns), read, stack.at_once)
+    return LazyTensor((count, height, columns), read, height if stack.rows_at_once > 1 else 1)
 
 
 def select_rows(tensor: LazyTensor, rows: np.ndarray) -> LazyTensor:
