@@ -30,6 +30,7 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": QWEN3,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": GEMMA3,
     "GPT2LMHeadModel": GPT2,
 }
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
