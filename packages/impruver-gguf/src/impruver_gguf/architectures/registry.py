@@ -20,7 +20,7 @@ from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
 # The class that config.json's `architectures` names first → how it is converted.
@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
@@ -63,10 +64,9 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     count = min(config[architecture.blocks], len(tensors))  # a mistyped number of layers makes no endless table
     name_map = get_tensor_name_map(arch, count)
     sizes, converted = architecture.get_sizes(config), {}
-    for name, tensor in tensors.items():
-        if name.endswith(BUFFERS):
-            continue
-        gguf_name = name_map.get_name(architecture.rename_tensor(name), try_suffixes=(".weight", ".bias")) or ""
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    for name, tensor in architecture.prepare_tensors(tensors, config).items():
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or ""
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind)
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
