@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
 from impruver_gguf.vocab.byte_level_bpe import LLAMA3, QWEN2, TEKKEN
-from support.gguf_cases import FAMILIES, OLD_NAMES
+from support.gguf_cases import FAMILIES, LOGITS, OLD_NAMES
 from support.models import edit_json
 from tokenizers import Tokenizer
 
@@ -126,7 +126,7 @@ def test_llama_cpp_loads_each_family(name, case, gguf):
             assert loaded.get_vocab().tokenize(text, False, True) == ids, text
 
 
-@pytest.mark.parametrize("name", ["gemma3-sp", "llama-sp", "mistral", "phi-long", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("name", LOGITS)
 def test_llama_cpp_computes_what_transformers_does(name, case, gguf):
     """Sharp attention, where another RoPE base, window or scale moves the logits by a third and more."""
     import torch

@@ -1,7 +1,7 @@
 """What Llama-like decoders share: keys of config.json, RoPE, sizes, shapes, hyperparameters in llama.cpp's order."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -153,7 +153,10 @@ def get_head_dim(config: Config) -> int:
 
 
 def get_kv_head_count(config: Config) -> int:
-    """The number of key and value heads, which several query heads share."""
+    """The number of key and value heads, which several query heads share.
+
+    `set_gguf_parameters` also takes a list: one number for each layer, 0 where it has no attention.
+    """
     return config.get("num_key_value_heads", config["num_attention_heads"])
 
 
@@ -189,6 +192,15 @@ def find_other_head_dim(config: Config) -> str | None:
     """Name heads of another width than the model's makes them, which llama.cpp refuses to load in some families."""
     head_dim = get_head_dim(config)
     return f"head_dim {head_dim}" if config["num_attention_heads"] * head_dim != config["hidden_size"] else None
+
+
+def find_wrong_layer_types(config: Config, known: Collection[str]) -> str | None:
+    """Name what is wrong with `layer_types`, where there is one: another number than of layers, an unknown type."""
+    types = config.get("layer_types")
+    if types and len(types) != config["num_hidden_layers"]:
+        return f"layer_types holds {len(types)} types, and num_hidden_layers is {config['num_hidden_layers']}"
+    unknown = sorted({*(types or ())} - {*known})
+    return f"layer_types holds {unknown[0]}, and may hold {', '.join(known)}" if unknown else None
 
 
 def has_sliding_window(config: Config) -> bool:

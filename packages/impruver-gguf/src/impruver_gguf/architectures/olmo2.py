@@ -38,8 +38,7 @@ def find_olmo3_unsupported(config: Config) -> str | None:
     theta, local_theta = decoder.get_rope(global_config)["rope_theta"], get_local_theta(config)
     if local_theta != theta:
         return f"rope_theta {local_theta} of {SLIDING} beside {theta}"
-    other = sorted({*get_layer_types(config)} - {FULL, SLIDING})
-    return f"layer_types {other[0]}" if other else _find_unsupported(global_config)
+    return _find_unsupported(global_config)
 
 
 def _find_unsupported(config: Config) -> str | None:
@@ -53,11 +52,9 @@ def _find_unsupported(config: Config) -> str | None:
 
 
 def find_olmo3_contradiction(config: Config) -> str | None:
-    """Name what in a configuration no OLMo 3 can have: as many layer types as layers, and a decoder's."""
-    types, count = len(get_layer_types(config)), config["num_hidden_layers"]
-    if types != count:
-        return f"layer_types holds {types} types, and num_hidden_layers is {count}"
-    return decoder.find_contradiction(get_global_config(config))
+    """Name what in a configuration no OLMo 3 can have: wrong layer types, and a decoder's."""
+    wrong = decoder.find_wrong_layer_types(config, (FULL, SLIDING))
+    return wrong or decoder.find_contradiction(get_global_config(config))
 
 
 def get_layer_types(config: Config) -> list[str]:

@@ -14,14 +14,17 @@ from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.cohere import COHERE, COHERE2
+from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.gemma3 import GEMMA3
+from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
+from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
 # The class that config.json's `architectures` names first → how it is converted.
 ARCHITECTURES = {
@@ -39,6 +42,9 @@ ARCHITECTURES = {
     "Olmo3ForCausalLM": OLMO3,
     "CohereForCausalLM": COHERE,
     "Cohere2ForCausalLM": COHERE2,
+    "Glm4ForCausalLM": GLM4,
+    "Exaone4ForCausalLM": EXAONE4,
+    "HunYuanDenseV1ForCausalLM": HUNYUAN,
 }
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
 
@@ -46,7 +52,9 @@ BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".a
 def complete_config(architecture: Architecture, config: Config, path: Path) -> Config:
     """Fill in a config.json as transformers does; ImpruverError where it can't be right."""
     check_keys(config, architecture.keys, path)
-    config = architecture.defaults | {name: value for name, value in config.items() if value is not None}
+    config = architecture.defaults | {
+        name: value for name, value in config.items() if value is not None or name in architecture.nullable
+    }
     contradiction = architecture.find_contradiction(config)
     if contradiction:
         raise ImpruverError(f"{path}: {contradiction}: give the config.json that was saved with the weights")
@@ -58,16 +66,17 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
 
     ImpruverError where they are not what the configuration in `path` asks for.
     """
-    kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.name)
+    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.name)
     count = min(config[architecture.blocks], len(tensors))  # a mistyped number of layers makes no endless table
-    name_map = get_tensor_name_map(kind, count)
+    name_map = get_tensor_name_map(arch, count)
     sizes, converted = architecture.get_sizes(config), {}
     for name, tensor in tensors.items():
         if name.endswith(BUFFERS):
             continue
-        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
-        shape = architecture.shapes.get(_strip_block_number(gguf_name or ""))
-        if shape is None:
+        gguf_name = name_map.get_name(architecture.rename_tensor(name), try_suffixes=(".weight", ".bias")) or ""
+        kind, block = _split_block_number(gguf_name)
+        shape = architecture.shapes.get(kind)
+        if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
                 f"({architecture.blocks}); give the config.json that was saved with the weights"
@@ -79,7 +88,10 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
                 "configuration and the weights (or the adapter's base) are of different models, or rows of new tokens "
                 "were not saved"
             )
-        converted[gguf_name] = architecture.modify_tensors(name, tensor, config)
+        tensor = architecture.modify_tensors(name, tensor, config)
+        if kind in architecture.reshaped:
+            tensor = reshape_tensor(tensor, tuple(sizes[size] for size in architecture.reshaped[kind]))
+        converted[gguf_name] = tensor
     _check_complete(architecture, converted, config, path)
     return architecture.generate_extra_tensors(config) | converted
 
@@ -88,13 +100,14 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
     """Make the tensors that a model of this configuration has, by GGUF name, of shapes alone."""
     sizes, tensors = architecture.get_sizes(config), architecture.generate_extra_tensors(config)
     for name in _get_required(architecture, config):
-        shape = tuple(sizes[size] for size in architecture.shapes[name])
+        shape = tuple(sizes[size] for size in architecture.reshaped.get(name) or architecture.shapes[name])
         if not name.startswith("blk."):
             tensors[name] = LazyTensor(shape, do_nothing)
             continue
         shape = shape[::-1] if architecture.conv1d else shape
         for layer in range(config[architecture.blocks]):
-            tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing)
+            if name not in architecture.get_absent(config, layer):
+                tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing)
     return tensors
 
 
@@ -103,16 +116,17 @@ def _get_required(architecture: Architecture, config: Config) -> set[str]:
     return {*architecture.shapes} - {*architecture.get_optional(config)} - tied
 
 
-def _strip_block_number(name: str) -> str:
-    """A tensor's GGUF name without the number of its layer."""
-    return re.sub(r"^blk\.\d+\.", "blk.", name)
+def _split_block_number(name: str) -> tuple[str, int | None]:
+    """A tensor's GGUF name without the number of its layer, and that number."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return (f"blk.{name[match.end() :]}", int(match[1])) if match else (name, None)
 
 
 def _check_complete(architecture: Architecture, names: Collection[str], config: Config, path: Path) -> None:
-    """Every layer must have what any of them has, and the model what its architecture requires."""
-    required = _get_required(architecture, config) | {_strip_block_number(name) for name in names}
+    """Every layer must have what any of its kind has, and the model what its architecture requires."""
+    required = _get_required(architecture, config) | {_split_block_number(name)[0] for name in names}
     for block in range(config[architecture.blocks]):
-        for name in sorted(required):
+        for name in sorted(required - {*architecture.get_absent(config, block)}):
             if name.replace("blk.", f"blk.{block}.", 1) in names:
                 continue
             where = f"layer {block} of {config[architecture.blocks]}" if name.startswith("blk.") else "the model"

@@ -35,6 +35,11 @@ SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
     **dict.fromkeys(("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"), NUMBER),
     **dict.fromkeys(("penalty_repeat", "mirostat_tau", "mirostat_eta"), NUMBER),
 }
+FLOAT32_TENSORS = (  # what else stays in 32 bits
+    "_norm.weight",
+    *(f".{name}.weight" for name in ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "shortconv.conv")),
+    *(f".{name}" for name in ("ssm_a", "ssm_d")),
+)
 CARD_KEYS = {"STRING": TEXT, "ARRAY": list_of(TEXT), "UINT32": INDEX}  # by GGUF's type
 
 
@@ -117,11 +122,11 @@ TENSOR_TYPES = {
 def choose_tensor_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
     """Choose the type of each tensor in a file of `outtype`, as llama.cpp does.
 
-    Vectors, norms and GPT-2's positions stay in 32 bits, rows that are no whole blocks in 16.
+    Vectors, norms, GPT-2's positions, routers and convolutions stay in 32 bits, rows that are no whole blocks in 16.
     """
     wanted, types = TENSOR_TYPES[outtype], {}
     for name, tensor in tensors.items():
-        if len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name == "position_embd.weight":
+        if len(tensor.shape) <= 1 or name.endswith(FLOAT32_TENSORS) or name == "position_embd.weight":
             types[name] = TENSOR_TYPES["f32"]
         else:
             types[name] = TENSOR_TYPES["f16"] if tensor.shape[-1] % wanted.block else wanted

@@ -51,6 +51,16 @@ def as_float32(tensor: LazyTensor) -> LazyTensor:
     return replace(tensor, read=tensor.read_float32)
 
 
+def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """Make a tensor of the same values in another shape, whose rows are one or several of the old ones."""
+    old_rows = tensor.row_count // shape[0]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, *shape[1:])
+
+    return LazyTensor(shape, read, tensor.at_once)
+
+
 def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
     """Compare two tensors chunk by chunk."""
     if one.shape != other.shape:
