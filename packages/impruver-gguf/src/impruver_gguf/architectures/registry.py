@@ -13,12 +13,15 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
+from impruver_gguf.architectures.cohere import COHERE, COHERE2
 from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
+from impruver_gguf.architectures.gpt_neox import GPT_NEOX
 from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.architectures.qwen3_next import QWEN35
@@ -36,7 +39,13 @@ ARCHITECTURES = {
     "Qwen3_5ForCausalLM": QWEN35,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "GPTNeoXForCausalLM": GPT_NEOX,
+    "Olmo2ForCausalLM": OLMO2,
+    "Olmo3ForCausalLM": OLMO3,
+    "CohereForCausalLM": COHERE,
+    "Cohere2ForCausalLM": COHERE2,
     "Glm4ForCausalLM": GLM4,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
