@@ -9,6 +9,7 @@ keys head by head, transformers repeats each in its place, so the values' heads 
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 from gguf import GGUFWriter
@@ -195,7 +196,7 @@ def modify_grouped_tensors(name: str, tensor: LazyTensor, config: Config) -> Laz
     module = name.partition("linear_attn.")[2].partition(".")[0]
     if module == "out_proj":
         columns = _order_values(config, head_dim)
-        return LazyTensor(tensor.shape, lambda start, stop: tensor.read(start, stop)[:, columns])
+        return replace(tensor, read=lambda start, stop: tensor.read(start, stop)[:, columns])
     if module in ("in_proj_qkv", "conv1d"):
         values = _order_values(config, head_dim)
         return select_rows(tensor, np.concatenate([np.arange(channels - len(values)), channels - len(values) + values]))

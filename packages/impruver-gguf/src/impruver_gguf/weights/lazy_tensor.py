@@ -61,13 +61,13 @@ def as_float32(tensor: LazyTensor) -> LazyTensor:
 
 def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     """Make a tensor of the same values in another shape, whose rows are one or several of the old ones."""
-    reshaped = LazyTensor(shape, tensor.read, tensor.at_once)
+    reshaped = LazyTensor(shape, tensor.read)
     old_rows = tensor.row_count // reshaped.row_count
 
     def read(start: int, stop: int) -> np.ndarray:
         return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
 
-    return replace(reshaped, read=read)
+    return replace(reshaped, read=read, rows_at_once=-(-tensor.rows_at_once // old_rows))
 
 
 def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
@@ -105,13 +105,15 @@ def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
 def select_rows(tensor: LazyTensor, rows: np.ndarray) -> LazyTensor:
     """Make a tensor of some rows of another in this order; neighbours are read at once."""
 
+    together = tensor.rows_at_once > 1
+
     def read(start: int, stop: int) -> np.ndarray:
-        if tensor.at_once:
+        if together:
             return tensor.read(0, tensor.row_count)[rows[start:stop]]
         runs = np.split(rows[start:stop], np.flatnonzero(np.diff(rows[start:stop]) != 1) + 1)
         return np.concatenate([tensor.read(int(run[0]), int(run[-1]) + 1) for run in runs])
 
-    return LazyTensor((len(rows), *tensor.shape[1:]), read, tensor.at_once)
+    return LazyTensor((len(rows), *tensor.shape[1:]), read, len(rows) if together else 1)
 
 
 def add_one(tensor: LazyTensor) -> LazyTensor:
@@ -121,7 +123,7 @@ def add_one(tensor: LazyTensor) -> LazyTensor:
         values = tensor.read(start, stop)
         return values + values.dtype.type(1)
 
-    return LazyTensor(tensor.shape, read, tensor.at_once)
+    return LazyTensor(tensor.shape, read, tensor.rows_at_once)
 
 
 def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
