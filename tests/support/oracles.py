@@ -49,9 +49,15 @@ known = TextModel.get_vocab_base_pre
 def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
     return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)
 TextModel.get_vocab_base_pre = pre_tokenizer
+def forget_flags(kind):  # --no-mtp stays on a class, for further models too
+    for family in kind.__subclasses__():
+        if "no_mtp" in vars(family):
+            del family.no_mtp
+        forget_flags(family)
 for words in sys.argv[1:]:
     sys.argv = ["convert", *words.split("\\n")]
     script.main()
+    forget_flags(ModelBase)
 """
 
 

@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
-from support.models import edit_json
+from support.models import BLOCKS, edit_json, save_model
 
 HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 DELTA_NET = {"head_dim": 32, "num_hidden_layers": 4} | HEADS
 ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS |= {"shared_expert_intermediate_size": 48}
 OTHER_HEADS = {"linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_key_head_dim": 16}
 
 
@@ -29,14 +31,36 @@ def add_mtp(folder: Path) -> None:
         edit_json(folder / "config.json", mtp_num_hidden_layers=1, full_attention_interval=4)
 
 
+def make_multimodal_qwen(folder: Path, tokenizers: dict[str, Path]) -> None:
+    """Qwen3.5 of the multimodal class, its configuration and weights of mtp as on the hub."""
+    import transformers
+
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    text = BLOCKS | DELTA_NET | {"vocab_size": 2050, "num_key_value_heads": 2, "rope_parameters": ROPE}
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    save_model(transformers.Qwen3_5ForConditionalGeneration(config), folder, tokenizers["bytes"], "bfloat16", "5GB")
+    add_mtp(folder)
+
+
 FAMILIES = {
     "qwen35": ("Qwen3_5", "bytes", DELTA_NET),
     "qwen35-tied": ("Qwen3_5", "bytes", DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}),
     "qwen35-heads": ("Qwen3_5", "bytes", DELTA_NET | OTHER_HEADS | {"linear_value_head_dim": 16}),
     "qwen35-yarn": ("Qwen3_5", "bytes", DELTA_NET | {"rope_parameters": YARN}),
     "qwen35-mtp": ("Qwen3_5", "bytes", DELTA_NET, add_mtp),
+    "qwen35-vision": make_multimodal_qwen,
+    "qwen35-moe": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS),
+    "qwen35-moe-mtp": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS | {"tie_word_embeddings": True}, add_mtp),
+    "qwen3-next": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS),
+    "qwen3-next-heads": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS | OTHER_HEADS | {"linear_value_head_dim": 16}),
+    "qwen3-next-mtp": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS, add_mtp),
 }
 OLD_NAMES = {
+    "qwen3-next-old": (
+        "qwen3-next",
+        {"rope_parameters": None, "layer_types": None, "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+        | {"full_attention_interval": 4, "rope_scaling": None, "head_dim": 32, "mlp_only_layers": []},
+    ),
     "qwen35-old": (
         "qwen35",
         {"rope_parameters": None, "layer_types": None, "rope_theta": 1e6, "partial_rotary_factor": 0.5}
@@ -44,5 +68,7 @@ OLD_NAMES = {
     ),
 }
 SCRIPT_FLAGS = {name: ["--no-mtp"] for name in (*FAMILIES, *OLD_NAMES) if not name.endswith("-mtp")}
-FURTHER_OUTTYPES = [("qwen35-heads", "q8_0"), ("qwen35-mtp", "bf16")]
-LOGITS = ["qwen35", "qwen35-heads", "qwen35-tied", "qwen35-yarn", "qwen35-mtp"]
+SCRIPT_FLAGS |= {"qwen35-vision": []}
+FURTHER_OUTTYPES = [("qwen35-heads", "q8_0"), ("qwen35-mtp", "bf16"), ("qwen3-next", "q8_0"), ("qwen35-moe", "bf16")]
+LOGITS = ["qwen35", "qwen35-heads", "qwen35-tied", "qwen35-yarn", "qwen35-mtp", "qwen35-vision", "qwen35-moe"]
+LOGITS += ["qwen3-next", "qwen3-next-heads"]

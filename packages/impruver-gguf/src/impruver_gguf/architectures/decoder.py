@@ -177,7 +177,7 @@ def get_kv_head_count(config: Config) -> int:
 def get_sizes(config: Config) -> dict[str, int]:
     """The sizes that the shapes of this module name."""
     head_dim = get_head_dim(config)
-    sizes = {name: config[name] for name in SIZES} | {"head_dim": head_dim}
+    sizes = {name: config[name] for name in SIZES if name in config} | {"head_dim": head_dim}
     heads, kv_heads = config["num_attention_heads"], get_kv_head_count(config)
     return sizes | {QUERIES: heads * head_dim, KEY_VALUES: kv_heads * head_dim} | get_expert_sizes(config)
 
@@ -232,7 +232,8 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, loca
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    if config.get("intermediate_size"):
+        writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(get_kv_head_count(config))
     write_rope_scaling(writer, rope)

@@ -22,6 +22,7 @@ from impruver_gguf.weights.exponential import compute_exp
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, add_one, select_rows
 
 FULL, LINEAR = "full_attention", "linear_attention"
+SHARED = "shared_expert_intermediate_size"  # the width of the expert that all tokens share, in a mixture
 ROPE_TYPES = ("default", "linear", "yarn")
 INTERVAL = 4  # each fourth layer attends to all, where config.json says nothing
 MAIN = "layers without mtp"  # our own key: what num_hidden_layers was before those of mtp were added
@@ -214,6 +215,9 @@ def _order_values(config: Config, width: int) -> np.ndarray:
 def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:
     """Write a decoder's hyperparameters, the recurrence's, which layers have it, how much of a head RoPE turns."""
     decoder.set_gguf_parameters(writer, config, file_type)
+    if SHARED in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_expert_shared_feed_forward_length(config[SHARED])
     count, main_count = config["num_hidden_layers"], get_main_count(config)
     if count > main_count:
         writer.add_nextn_predict_layers(count - main_count)

@@ -24,7 +24,7 @@ from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
-from impruver_gguf.architectures.qwen3_next import QWEN35
+from impruver_gguf.architectures.qwen3_next import QWEN3_NEXT, QWEN35, QWEN35_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
 # The class that config.json's `architectures` names first → how it is converted.
@@ -36,7 +36,11 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "Qwen3NextForCausalLM": QWEN3_NEXT,
     "Qwen3_5ForCausalLM": QWEN35,
+    "Qwen3_5ForConditionalGeneration": QWEN35,
+    "Qwen3_5MoeForCausalLM": QWEN35_MOE,
+    "Qwen3_5MoeForConditionalGeneration": QWEN35_MOE,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
