@@ -11,7 +11,11 @@ from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.architectures.experts import prepare_experts
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 
-EXPERTS, EXPERT_SIZE, SHARED_SIZE = "n_routed_experts", "moe_intermediate_size", "n_shared_experts x moe_intermediate_size"
+EXPERTS, EXPERT_SIZE, SHARED_SIZE = (
+    "n_routed_experts",
+    "moe_intermediate_size",
+    "n_shared_experts x moe_intermediate_size",
+)
 DENSE = {name: sizes for name, sizes in decoder.FEED_FORWARD.items() if name != "blk.ffn_norm.weight"}
 MIXTURE = {
     "blk.ffn_gate_inp.weight": (EXPERTS, "hidden_size"),

@@ -61,13 +61,13 @@ def as_float32(tensor: LazyTensor) -> LazyTensor:
 
 def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     """Make a tensor of the same values in another shape, whose rows are one or several of the old ones."""
-    reshaped = LazyTensor(shape, tensor.read, tensor.at_once)
+    reshaped = LazyTensor(shape, tensor.read)
     old_rows = tensor.row_count // reshaped.row_count
 
     def read(start: int, stop: int) -> np.ndarray:
         return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
 
-    return replace(reshaped, read=read)
+    return replace(reshaped, read=read, rows_at_once=-(-tensor.rows_at_once // old_rows))
 
 
 def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
@@ -85,8 +85,8 @@ def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
-    """Slice each matrix of a stack (count, rows, columns): its rows from `first` to before `last`."""
-    count, rows, columns = stack.shape
+    """Slice a matrix, or each of a stack (count, rows, columns): its rows from `first` to before `last`."""
+    *count, rows, columns = stack.shape
     height = last - first
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
             start += length
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    return LazyTensor((count, height, columns), read, height if stack.rows_at_once > 1 else 1)
+    return LazyTensor((*count, height, columns), read, height if stack.rows_at_once > 1 else 1)
 
 
 def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
