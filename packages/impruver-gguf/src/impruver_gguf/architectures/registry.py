@@ -15,11 +15,14 @@ from impruver_core.io.json_schema import check_keys
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.cohere import COHERE, COHERE2
 from impruver_gguf.architectures.exaone4 import EXAONE4
+from impruver_gguf.architectures.falcon_h1 import FALCON_H1
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
+from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from impruver_gguf.architectures.hunyuan import HUNYUAN
+from impruver_gguf.architectures.lfm2 import LFM2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
@@ -53,6 +56,12 @@ ARCHITECTURES = {
     "Glm4ForCausalLM": GLM4,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
+    "GraniteForCausalLM": GRANITE,
+    "GraniteMoeForCausalLM": GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": GRANITE_MOE,
+    "GraniteMoeHybridForCausalLM": GRANITE_HYBRID,
+    "Lfm2ForCausalLM": LFM2,
+    "FalconH1ForCausalLM": FALCON_H1,
 }
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
 

@@ -85,8 +85,8 @@ def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
-    """Slice each matrix of a stack (count, rows, columns): its rows from `first` to before `last`."""
-    count, rows, columns = stack.shape
+    """Slice a matrix, or each of a stack (count, rows, columns): its rows from `first` to before `last`."""
+    *count, rows, columns = stack.shape
     height = last - first
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
             start += length
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    return LazyTensor((count, height, columns), read, height if stack.rows_at_once > 1 else 1)
+    return LazyTensor((*count, height, columns), read, height if stack.rows_at_once > 1 else 1)
 
 
 def select_rows(tensor: LazyTensor, rows: np.ndarray) -> LazyTensor:
