@@ -43,9 +43,8 @@ class Architecture:
     # All tensors under names that gguf-py knows, experts stacked or split, in the order in which llama.cpp writes them.
     prepare_tensors: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
-    has_tensor: Callable[[str, int, Config], bool] = lambda name, layer, config: (
-        True
-    )  # whether a layer has one of `shapes`
+    has_tensor: Callable[[str, int, Config], bool] = lambda name, layer, config: True  # one of `shapes` in a layer
+    get_encoding: Callable[[str, Config], str | None] = do_nothing  # ggml's type of what is encoded in files already
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer

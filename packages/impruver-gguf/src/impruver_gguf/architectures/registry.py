@@ -15,7 +15,8 @@ from impruver_core.io.json_schema import check_keys
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.gpt2 import GPT2
-from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.gpt_oss import GPT_OSS
+from impruver_gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
@@ -25,6 +26,7 @@ ARCHITECTURES = {
     "LlamaForCausalLM": LLAMA,
     "LLaMAForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
+    "MixtralForCausalLM": MIXTRAL,
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
@@ -32,6 +34,7 @@ ARCHITECTURES = {
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "GptOssForCausalLM": GPT_OSS,
 }
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
 
@@ -88,7 +91,8 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
         for layer in range(config[architecture.blocks]):
             if not architecture.has_tensor(name, layer, config):
                 continue
-            tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing)
+            encoding = architecture.get_encoding(name, config)
+            tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing, encoding=encoding)
     return tensors
 
 
