@@ -15,12 +15,14 @@ from impruver_core.io.json_schema import check_keys
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.cohere import COHERE, COHERE2
 from impruver_gguf.architectures.exaone4 import EXAONE4
+from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
 from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
@@ -36,6 +38,9 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
     "Phi3ForCausalLM": PHI3,
+    "Mistral3ForConditionalGeneration": MISTRAL3,
+    "Ministral3ForCausalLM": MINISTRAL3,
+    "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
     "GPT2LMHeadModel": GPT2,
@@ -48,7 +53,15 @@ ARCHITECTURES = {
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
 }
+# A multimodal class whose text models are of several families, and text_config's model_type → how it is converted.
+TEXT_MODELS = {("Mistral3ForConditionalGeneration", "ministral3"): MINISTRAL3_TEXT_MODEL}
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
+
+
+def find_architecture(class_name: str, config: Config) -> Architecture | None:
+    """Find how a model is converted by its class and config.json; None where it is not converted here."""
+    kind = (config.get("text_config") or {}).get("model_type")
+    return TEXT_MODELS.get((class_name, kind)) or ARCHITECTURES.get(class_name)
 
 
 def complete_config(architecture: Architecture, config: Config, path: Path) -> Config:

@@ -18,7 +18,13 @@ from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
 from impruver_gguf.architectures.architecture import Architecture
-from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config, convert_tensors, make_expected_tensors
+from impruver_gguf.architectures.registry import (
+    ARCHITECTURES,
+    complete_config,
+    convert_tensors,
+    find_architecture,
+    make_expected_tensors,
+)
 from impruver_gguf.conversion import llama_cpp_tools
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, GgufContent, build_header, choose_tensor_types
 from impruver_gguf.merging.merge import TiedModules, merge_adapter
@@ -64,7 +70,7 @@ def plan_conversion(
 
     `model_dir` has the tokenizer's files and all else that goes into the metadata.
     """
-    architecture, reason = ARCHITECTURES.get(checkpoint.class_name), None
+    architecture, reason = find_architecture(checkpoint.class_name, checkpoint.config), None
     if architecture:
         config = complete_config(architecture, get_text_config(checkpoint.config), checkpoint.config_path)
         reason = architecture.find_unsupported(config)
@@ -208,7 +214,7 @@ def _find_folder(name: str, recipe_dir: Path | None) -> Path:
 
 def _grow_embeddings(checkpoint: SourceCheckpoint, largest_id: int) -> SourceCheckpoint:
     """With a row for each id of the tokenizer, as training adds them."""
-    architecture = ARCHITECTURES.get(checkpoint.class_name)
+    architecture = find_architecture(checkpoint.class_name, checkpoint.config)
     nested = checkpoint.config.get("text_config")
     size = (nested or checkpoint.config).get("vocab_size")
     if architecture is None or not isinstance(size, int) or largest_id < size:
