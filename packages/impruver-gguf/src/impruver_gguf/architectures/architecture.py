@@ -5,7 +5,7 @@ The hooks are named as those of llama.cpp's converter: `prepare_tensors`, `modif
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gguf import GGUFWriter
@@ -31,7 +31,7 @@ class Architecture:
     blocks: str  # config.json's key for the number of layers
     tied: TiedModules  # the modules of input and output embeddings, as transformers names them
     keys: Keys  # what config.json's keys may hold, where they are there
-    defaults: Config  # what transformers takes for keys that config.json leaves out
+    defaults: Config  # what transformers takes for keys that config.json leaves out, or that are null there
     find_contradiction: Callable[[Config], str | None]  # what no such model can have
     get_sizes: Callable[[Config], dict[str, int]]  # what the names of sizes in `shapes` are for a configuration
     shapes: dict[str, tuple[str, ...]]  # GGUF name, a layer's without its number → sizes, in the order of the file
@@ -43,9 +43,11 @@ class Architecture:
     # All tensors under names that gguf-py knows, experts stacked or split, in the order in which llama.cpp writes them.
     prepare_tensors: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
-    has_tensor: Callable[[str, int, Config], bool] = lambda name, layer, config: True  # one of `shapes` in a layer
     get_encoding: Callable[[str, Config], str | None] = do_nothing  # ggml's type of what is encoded in files already
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
+    get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
+    reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
+    nullable: tuple[str, ...] = ()  # keys for which null is a value of its own: none
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are

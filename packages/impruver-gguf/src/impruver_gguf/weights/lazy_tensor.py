@@ -61,6 +61,17 @@ def as_float32(tensor: LazyTensor) -> LazyTensor:
     return replace(tensor, read=tensor.read_float32)
 
 
+def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """Make a tensor of the same values in another shape, whose rows are one or several of the old ones."""
+    reshaped = LazyTensor(shape, tensor.read, tensor.at_once)
+    old_rows = tensor.row_count // reshaped.row_count
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
+
+    return replace(reshaped, read=read)
+
+
 def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
     """Stack tensors of the same shape: `(len(parts), *shape)`."""
     rows = parts[0].row_count
