@@ -13,6 +13,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
+from impruver_gguf.architectures.deepseek import DEEPSEEK2, DEEPSEEK3
 from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
@@ -35,6 +36,8 @@ ARCHITECTURES = {
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "DeepseekV2ForCausalLM": DEEPSEEK2,
+    "DeepseekV3ForCausalLM": DEEPSEEK3,
     "Glm4ForCausalLM": GLM4,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
