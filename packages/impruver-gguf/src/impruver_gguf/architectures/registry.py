@@ -14,6 +14,7 @@ from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.cohere import COHERE, COHERE2
+from impruver_gguf.architectures.deepseek import DEEPSEEK2, DEEPSEEK3
 from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
@@ -52,6 +53,8 @@ ARCHITECTURES = {
     "Olmo3ForCausalLM": OLMO3,
     "CohereForCausalLM": COHERE,
     "Cohere2ForCausalLM": COHERE2,
+    "DeepseekV2ForCausalLM": DEEPSEEK2,
+    "DeepseekV3ForCausalLM": DEEPSEEK3,
     "Glm4ForCausalLM": GLM4,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,

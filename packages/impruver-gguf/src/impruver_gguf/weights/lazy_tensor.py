@@ -63,13 +63,13 @@ def as_float32(tensor: LazyTensor) -> LazyTensor:
 
 def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     """Make a tensor of the same values in another shape, whose rows are one or several of the old ones."""
-    reshaped = LazyTensor(shape, tensor.read, tensor.at_once)
+    reshaped = LazyTensor(shape, tensor.read)
     old_rows = tensor.row_count // reshaped.row_count
 
     def read(start: int, stop: int) -> np.ndarray:
         return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
 
-    return replace(reshaped, read=read)
+    return replace(reshaped, read=read, rows_at_once=max(1, tensor.rows_at_once // old_rows))
 
 
 def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
