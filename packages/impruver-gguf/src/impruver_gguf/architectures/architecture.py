@@ -44,6 +44,7 @@ class Architecture:
     prepare_tensors: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
     adapt_config: Callable[[Config, Collection[str]], Config] = lambda config, names: config  # to the tensors' names
+    get_encoding: Callable[[str, Config], str | None] = do_nothing  # ggml's type of what is encoded in files already
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
     get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
     reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape

@@ -18,9 +18,21 @@ from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
 from impruver_gguf.architectures.architecture import Architecture
-from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config, convert_tensors, make_expected_tensors
+from impruver_gguf.architectures.registry import (
+    ARCHITECTURES,
+    complete_config,
+    convert_tensors,
+    find_architecture,
+    make_expected_tensors,
+)
 from impruver_gguf.conversion import llama_cpp_tools
-from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, GgufContent, build_header, choose_tensor_types
+from impruver_gguf.conversion.gguf_writer import (
+    ENCODED_TYPES,
+    TENSOR_TYPES,
+    GgufContent,
+    build_header,
+    choose_tensor_types,
+)
 from impruver_gguf.merging.merge import TiedModules, merge_adapter
 from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
@@ -55,6 +67,7 @@ class ConversionPlan:
     exists: bool = False  # the file is there, nothing is to be written
     digest: str | None = None  # its sha256, where it is known already
     inputs: Mapping[Path, FileState] = field(default_factory=dict)  # the files that it is made of, as they were found
+    encodings: Mapping[str, str] = field(default_factory=dict)  # of tensors that are quantized already: ggml's types
 
 
 def plan_conversion(
@@ -64,7 +77,7 @@ def plan_conversion(
 
     `model_dir` has the tokenizer's files and all else that goes into the metadata.
     """
-    architecture, reason = ARCHITECTURES.get(checkpoint.class_name), None
+    architecture, reason = find_architecture(checkpoint.class_name, checkpoint.config), None
     if architecture:
         config = complete_config(architecture, get_text_config(checkpoint.config), checkpoint.config_path)
         architecture = architecture.choose_variant(config) or architecture
@@ -87,8 +100,18 @@ def plan_existing_file(path: Path) -> ConversionPlan:
         raise ImpruverError(f"{path} is not there: leave out --only_quantize, which quantizes a file that is there")
     states, header = read_file_states([path]), read_gguf_header(path)
     shapes = {tensor.name: tensor.shape[::-1] for tensor in header.tensors}
+    encodings = {tensor.name: tensor.type.lower() for tensor in header.tensors if tensor.type.lower() in ENCODED_TYPES}
     description = f"{path.name}, which is there"
-    return ConversionPlan(description, shapes, header.data_start, 0, lambda target: None, exists=True, inputs=states)
+    return ConversionPlan(
+        description,
+        shapes,
+        header.data_start,
+        0,
+        lambda target: None,
+        exists=True,
+        inputs=states,
+        encodings=encodings,
+    )
 
 
 def _plan_own_conversion(
@@ -112,6 +135,7 @@ def _plan_own_conversion(
         content.write,
         content.is_same,
         inputs=checkpoint.states,
+        encodings={name: tensor.encoding for name, tensor in tensors.items() if tensor.encoding},
     )
 
 
@@ -210,7 +234,7 @@ def _find_folder(name: str, recipe_dir: Path | None) -> Path:
 
 def _grow_embeddings(checkpoint: SourceCheckpoint, largest_id: int) -> SourceCheckpoint:
     """With a row for each id of the tokenizer, as training adds them."""
-    architecture = ARCHITECTURES.get(checkpoint.class_name)
+    architecture = find_architecture(checkpoint.class_name, checkpoint.config)
     nested = checkpoint.config.get("text_config")
     size = (nested or checkpoint.config).get("vocab_size")
     if architecture is None or not isinstance(size, int) or largest_id < size:

@@ -36,7 +36,7 @@ ADAPTER_KEYS = {
 CONFIG_KEYS = {
     "architectures": list_of(TEXT),
     "_name_or_path": TEXT,
-    "text_config": {"architectures": list_of(TEXT)},
+    "text_config": {"architectures": list_of(TEXT), "model_type": TEXT},
 }
 MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja")
 BASE_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")

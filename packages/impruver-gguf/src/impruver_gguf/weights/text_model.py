@@ -32,8 +32,8 @@ def get_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Whether ends are tied is the whole model's to say, as for transformers 5.
     """
-    nested = {name: value for name, value in (config.get("text_config") or {}).items() if value is not None}
-    nested.pop("tie_word_embeddings", None)
+    nested = config.get("text_config") or {}
+    nested = {name: value for name, value in nested.items() if name != "tie_word_embeddings"}
     return {name: value for name, value in config.items() if name != "text_config"} | nested
 
 
