@@ -105,8 +105,8 @@ GEMMA3_ROPE = {
 }
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512, "num_hidden_layers": 7}
 SMALL = {"vocab_size": 608}  # a SentencePiece vocabulary, padded
-# Name → family, tokenizer, configuration; groups of others are in gguf_families. (In a model called phi3 llama.cpp asks
-# for Phi-3's own special tokens.)
+# Name → family, tokenizer, configuration; more of them are in gguf_families.
+# (In a model called phi3 llama.cpp asks for Phi-3's own special tokens.)
 FAMILIES = {
     "qwen2": ("Qwen2", "bytes", {"tie_word_embeddings": True}),
     "qwen2-head": ("Qwen2", "bytes", {"head_dim": 16, "sliding_window": 64, "rope_theta": 1e6}),

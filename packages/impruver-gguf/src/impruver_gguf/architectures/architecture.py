@@ -1,7 +1,7 @@
 """`Architecture`: what a model family needs to be converted, one entry of the registry.
 
-The hooks are named as those of llama.cpp's converter: `modify_tensors`, `set_gguf_parameters`, `set_vocab`,
-`generate_extra_tensors`.
+The hooks are named as those of llama.cpp's converter: `prepare_tensors`, `modify_tensors`,
+`set_gguf_parameters`, `set_vocab`, `generate_extra_tensors`.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +14,7 @@ from impruver_core.io.json_schema import Keys
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 Config = dict[str, Any]  # config.json, completed by `defaults`
 
@@ -40,12 +40,14 @@ class Architecture:
     set_leading_parameters: Callable[[GGUFWriter, Config], None] = do_nothing  # writes what stands before all else
     # Tensors that no checkpoint holds, by GGUF name; and a tensor with its name in transformers → as GGUF holds it.
     generate_extra_tensors: Callable[[Config], dict[str, LazyTensor]] = lambda config: {}
+    # All tensors under names that gguf-py knows, experts stacked or split, in the order in which llama.cpp writes them.
+    prepare_tensors: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
     get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
     reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape
-    rename_tensor: Callable[[str], str] = lambda name: name  # a name in transformers → the one that gguf's table has
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
+    choose_variant: Callable[[Config], "Architecture | None"] = do_nothing  # another one, as which llama.cpp takes it
     nullable: tuple[str, ...] = ()  # keys for which null is a value of its own: none
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are

@@ -9,6 +9,7 @@ from gguf import GGUFWriter, RopeScalingType
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, POSITIVE, TEXT, list_of
 
 from impruver_gguf.architectures.architecture import Architecture, Config
+from impruver_gguf.architectures.experts import get_expert_sizes, write_expert_counts
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
@@ -165,7 +166,7 @@ def get_sizes(config: Config) -> dict[str, int]:
     head_dim = get_head_dim(config)
     sizes = {name: config[name] for name in SIZES} | {"head_dim": head_dim}
     heads, kv_heads = config["num_attention_heads"], get_kv_head_count(config)
-    return sizes | {QUERIES: heads * head_dim, KEY_VALUES: kv_heads * head_dim}
+    return sizes | {QUERIES: heads * head_dim, KEY_VALUES: kv_heads * head_dim} | get_expert_sizes(config)
 
 
 def find_contradiction(config: Config) -> str | None:
@@ -229,6 +230,7 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, loca
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if "layer_norm_eps" in config:
         writer.add_layer_norm_eps(config["layer_norm_eps"])
+    write_expert_counts(writer, config)
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])

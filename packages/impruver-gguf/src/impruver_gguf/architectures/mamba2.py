@@ -1,17 +1,21 @@
 """The Mamba 2 mixer, as hybrid models have it in some layers or beside attention."""
 
-import numpy as np
+from dataclasses import replace
+
 from gguf import GGUFWriter
-from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, list_of
+from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, OBJECT, JsonType, either, list_of
 
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.exponential import compute_exp
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 INNER, CHANNELS, PROJECTED, GROUP = "Mamba's width", "convolved channels", "projected by in_proj", "width of a group"
+INFINITY = JsonType("infinity", lambda value: value == float("inf"))
 KEYS = {
     **dict.fromkeys(("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv", "mamba_expand"), COUNT),
     **dict.fromkeys(("mamba_conv_bias", "mamba_proj_bias"), FLAG),
-    "time_step_limit": list_of(NUMBER),
+    "mamba_d_head": either(COUNT, JsonType("auto", lambda value: value == "auto")),
+    "time_step_limit": list_of(either(NUMBER, INFINITY, OBJECT)),  # transformers 5 writes infinity as an object
 }
 DEFAULTS = {
     "mamba_n_heads": 128,
@@ -74,23 +78,22 @@ def find_mamba2_unsupported(config: Config) -> str | None:
         return "mamba_conv_bias false"
     if config["mamba_proj_bias"]:
         return "mamba_proj_bias"
-    low, high = config.get("time_step_limit") or (0.0, float("inf"))
-    return f"time_step_limit {[low, high]}" if low > 0 or high != float("inf") else None
+    limit = config.get("time_step_limit") or [0.0, float("inf")]
+    return (
+        None if limit[0] == 0 and limit[1] in (float("inf"), {"__float__": "Infinity"}) else f"time_step_limit {limit}"
+    )
 
 
-def rename_mamba2_tensor(name: str) -> str:
-    """Give the bias of the time steps the name that it has in gguf's table."""
-    return f"{name.removesuffix('.dt_bias')}.dt_proj.bias" if name.endswith(".dt_bias") else name
+def prepare_mamba2_tensors(tensors: Tensors, _config: object = None) -> dict[str, LazyTensor]:
+    """Give the biases of the time steps the names that they have in gguf's table."""
+    return {name.replace(".mamba.dt_bias", ".mamba.dt_proj.bias"): tensor for name, tensor in tensors.items()}
 
 
 def modify_mamba2_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTensor:
     """Turn A, stored as a logarithm, into what the recurrence multiplies with: -exp(A_log)."""
-    return LazyTensor(tensor.shape, lambda *rows: _compute_a(tensor.read(*rows))) if name.endswith(".A_log") else tensor
-
-
-def _compute_a(logarithms: np.ndarray) -> np.ndarray:
-    """Compute -exp, correctly rounded; torch's differs in one of a hundred values by a float32 step, CPU by CPU."""
-    return -np.exp(logarithms.astype(np.float64)).astype(logarithms.dtype)
+    if not name.endswith(".A_log"):
+        return tensor
+    return replace(tensor, read=lambda start, stop: -compute_exp(tensor.read(start, stop)))
 
 
 def write_mamba2_parameters(writer: GGUFWriter, config: Config) -> None:

@@ -15,15 +15,18 @@ from impruver_core.io.json_schema import check_keys
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.cohere import COHERE, COHERE2
 from impruver_gguf.architectures.exaone4 import EXAONE4
+from impruver_gguf.architectures.falcon_h1 import FALCON_H1
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
+from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from impruver_gguf.architectures.hunyuan import HUNYUAN
+from impruver_gguf.architectures.lfm2 import LFM2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
 # The class that config.json's `architectures` names first → how it is converted.
@@ -34,6 +37,7 @@ ARCHITECTURES = {
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
@@ -45,6 +49,12 @@ ARCHITECTURES = {
     "Glm4ForCausalLM": GLM4,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
+    "GraniteForCausalLM": GRANITE,
+    "GraniteMoeForCausalLM": GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": GRANITE_MOE,
+    "GraniteMoeHybridForCausalLM": GRANITE_HYBRID,
+    "Lfm2ForCausalLM": LFM2,
+    "FalconH1ForCausalLM": FALCON_H1,
 }
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
 
@@ -70,10 +80,9 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     count = min(config[architecture.blocks], len(tensors))  # a mistyped number of layers makes no endless table
     name_map = get_tensor_name_map(arch, count)
     sizes, converted = architecture.get_sizes(config), {}
-    for name, tensor in tensors.items():
-        if name.endswith(BUFFERS):
-            continue
-        gguf_name = name_map.get_name(architecture.rename_tensor(name), try_suffixes=(".weight", ".bias")) or ""
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    for name, tensor in architecture.prepare_tensors(tensors, config).items():
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or ""
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind)
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):

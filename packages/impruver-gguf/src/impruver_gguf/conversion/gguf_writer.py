@@ -29,17 +29,21 @@ ALIGNMENT = 32  # GGUF's default
 VALUES_AHEAD = 16 * CHUNK_VALUES  # values read and encoded that are not yet written
 WORKERS = 8  # more would wait for the disk
 Q8_BLOCK = 32  # values that share a scale
+# How the names of matrices end that stay in 32 bits in any file.
+IN_32_BITS = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "conv1d.weight",
+    "shortconv.conv.weight",
+)
+IN_32_BITS += ("position_embd.weight",)
 SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
     "sequence": TEXT,
     **dict.fromkeys(("top_k", "mirostat", "penalty_last_n"), WHOLE),
     **dict.fromkeys(("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"), NUMBER),
     **dict.fromkeys(("penalty_repeat", "mirostat_tau", "mirostat_eta"), NUMBER),
 }
-FLOAT32_TENSORS = (  # what else stays in 32 bits
-    "_norm.weight",
-    *(f".{name}.weight" for name in ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "shortconv.conv")),
-    *(f".{name}" for name in ("ssm_a", "ssm_d")),
-)
 CARD_KEYS = {"STRING": TEXT, "ARRAY": list_of(TEXT), "UINT32": INDEX}  # by GGUF's type
 
 
@@ -122,11 +126,12 @@ TENSOR_TYPES = {
 def choose_tensor_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
     """Choose the type of each tensor in a file of `outtype`, as llama.cpp does.
 
-    Vectors, norms, GPT-2's positions, routers and convolutions stay in 32 bits, rows that are no whole blocks in 16.
+    Vectors, what is no weight, norms, routers, convolutions and GPT-2's positions stay in 32 bits, rows that are no
+    whole blocks in 16.
     """
     wanted, types = TENSOR_TYPES[outtype], {}
     for name, tensor in tensors.items():
-        if len(tensor.shape) <= 1 or name.endswith(FLOAT32_TENSORS) or name == "position_embd.weight":
+        if len(tensor.shape) <= 1 or not name.endswith(".weight") or name.endswith(IN_32_BITS):
             types[name] = TENSOR_TYPES["f32"]
         else:
             types[name] = TENSOR_TYPES["f16"] if tensor.shape[-1] % wanted.block else wanted
@@ -184,7 +189,7 @@ class TensorSlice(NamedTuple):
     @property
     def size(self) -> int:
         """How many values it has."""
-        return (self.stop - self.start) * prod(self.tensor.shape[1:])
+        return (self.stop - self.start) * self.tensor.row_size
 
 
 def encode_tensors(tensors: Tensors, types: Mapping[str, TensorType]) -> Iterator[tuple[TensorSlice, np.ndarray]]:

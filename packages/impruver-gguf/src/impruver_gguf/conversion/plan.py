@@ -64,6 +64,7 @@ def plan_conversion(
     architecture, reason = ARCHITECTURES.get(checkpoint.class_name), None
     if architecture:
         config = complete_config(architecture, checkpoint.config, checkpoint.config_path)
+        architecture = architecture.choose_variant(config) or architecture
         reason = architecture.find_unsupported(config)
         if not reason:
             return _plan_own_conversion(architecture, config, checkpoint, model_dir, outtype)
