@@ -23,7 +23,11 @@ PHI4 = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4
 SHORT_WINDOW = {"num_hidden_layers": 5, "sliding_window": 8}
 FAMILIES = {
     "olmo2": ("Olmo2", "bytes", {"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
-    "olmo2-yarn": ("Olmo2", "bytes", {"num_key_value_heads": 4, "num_attention_heads": 8, "rope_parameters": YARN}),
+    "olmo2-yarn": (
+        "Olmo2",
+        "bytes",
+        {"num_key_value_heads": 4, "num_attention_heads": 8, "rope_parameters": YARN | {"rope_theta": 1e5}},
+    ),
     "olmo3": ("Olmo3", "bytes", SHORT_WINDOW | {"rope_parameters": OLMO3_ROPE, "max_position_embeddings": 512}),
     "olmo3-full": ("Olmo3", "bytes", {"layer_types": ["full_attention"] * 2, "num_key_value_heads": 1}),
     "command-r": ("Cohere", "bytes", {"logit_scale": 0.25, "model_max_length": 131072}),
