@@ -30,7 +30,7 @@ from impruver_gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from impruver_gguf.architectures.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE
 from impruver_gguf.architectures.qwen3_next import QWEN3_NEXT, QWEN35, QWEN35_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
@@ -44,6 +44,8 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "Qwen3VLForConditionalGeneration": QWEN3_VL,
+    "Qwen3VLMoeForConditionalGeneration": QWEN3_VL_MOE,
     "Qwen3NextForCausalLM": QWEN3_NEXT,
     "Qwen3_5ForCausalLM": QWEN35,
     "Qwen3_5ForConditionalGeneration": QWEN35,

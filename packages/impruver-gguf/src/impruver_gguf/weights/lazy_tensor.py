@@ -104,6 +104,18 @@ def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
     return LazyTensor((*count, height, columns), read, height if stack.rows_at_once > 1 else 1)
 
 
+def transpose_matrices(stack: LazyTensor) -> LazyTensor:
+    """Make a stack (count, rows, columns) of the same matrices transposed, each of which is read as a whole."""
+    count, rows, columns = stack.shape
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = start // columns, -(-stop // columns)
+        matrices = stack.read(first * rows, last * rows).reshape(last - first, rows, columns).swapaxes(1, 2)
+        return matrices.reshape(-1, rows)[start - first * columns : stop - first * columns]
+
+    return LazyTensor((count, columns, rows), read, columns)
+
+
 def select_rows(tensor: LazyTensor, rows: np.ndarray) -> LazyTensor:
     """Make a tensor of some rows of another in this order; neighbours are read at once."""
 

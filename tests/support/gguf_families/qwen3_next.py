@@ -1,6 +1,7 @@
-"""Qwen3-Next, Qwen3.5 and its mixtures of experts: with and without layers of mtp, text models and multimodal ones."""
+"""Qwen3-Next, Qwen3.5 and Qwen3-VL, with experts too: with and without layers of mtp, text models and multimodal ones."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from support.models import BLOCKS, edit_json, save_model
@@ -11,6 +12,7 @@ ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5,
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 EXPERTS |= {"shared_expert_intermediate_size": 48}
+VL = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5]}}
 OTHER_HEADS = {"linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_key_head_dim": 16}
 
 
@@ -31,15 +33,21 @@ def add_mtp(folder: Path) -> None:
         edit_json(folder / "config.json", mtp_num_hidden_layers=1, full_attention_interval=4)
 
 
-def make_multimodal_qwen(folder: Path, tokenizers: dict[str, Path]) -> None:
-    """Qwen3.5 of the multimodal class, its configuration and weights of mtp as on the hub."""
-    import transformers
+def make_vision_language(family: str, text: dict, *edits: Callable[[Path], None], **config) -> Callable:
+    """Makes the function that fills a folder with a model of a multimodal class."""
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
 
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
-    text = BLOCKS | DELTA_NET | {"vocab_size": 2050, "num_key_value_heads": 2, "rope_parameters": ROPE}
-    config = transformers.Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=True)
-    save_model(transformers.Qwen3_5ForConditionalGeneration(config), folder, tokenizers["bytes"], "bfloat16", "5GB")
-    add_mtp(folder)
+    def make(folder: Path, tokenizers: dict[str, Path]) -> None:
+        import transformers
+
+        sizes = BLOCKS | {"vocab_size": 2050, "num_key_value_heads": 2} | text
+        configuration = getattr(transformers, f"{family}Config")(text_config=sizes, vision_config=vision, **config)
+        model = getattr(transformers, f"{family}ForConditionalGeneration")(configuration)
+        save_model(model, folder, tokenizers["bytes"], "bfloat16", "5GB")
+        for edit in edits:
+            edit(folder)
+
+    return make
 
 
 FAMILIES = {
@@ -48,7 +56,12 @@ FAMILIES = {
     "qwen35-heads": ("Qwen3_5", "bytes", DELTA_NET | OTHER_HEADS | {"linear_value_head_dim": 16}),
     "qwen35-yarn": ("Qwen3_5", "bytes", DELTA_NET | {"rope_parameters": YARN}),
     "qwen35-mtp": ("Qwen3_5", "bytes", DELTA_NET, add_mtp),
-    "qwen35-vision": make_multimodal_qwen,
+    "qwen35-vision": make_vision_language(
+        "Qwen3_5", DELTA_NET | {"rope_parameters": ROPE}, add_mtp, tie_word_embeddings=True
+    ),
+    "qwen35-moe-vision": make_vision_language("Qwen3_5Moe", DELTA_NET | EXPERTS | {"rope_parameters": ROPE}, add_mtp),
+    "qwen3-vl": make_vision_language("Qwen3VL", VL | {"head_dim": 32}, tie_word_embeddings=True),
+    "qwen3-vl-moe": make_vision_language("Qwen3VLMoe", VL | EXPERTS | {"head_dim": 32}),
     "qwen35-moe": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS),
     "qwen35-moe-mtp": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS | {"tie_word_embeddings": True}, add_mtp),
     "qwen3-next": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS),
@@ -68,7 +81,7 @@ OLD_NAMES = {
     ),
 }
 SCRIPT_FLAGS = {name: ["--no-mtp"] for name in (*FAMILIES, *OLD_NAMES) if not name.endswith("-mtp")}
-SCRIPT_FLAGS |= {"qwen35-vision": []}
+SCRIPT_FLAGS |= {name: [] for name in FAMILIES if "-vision" in name or "-vl" in name}
 FURTHER_OUTTYPES = [("qwen35-heads", "q8_0"), ("qwen35-mtp", "bf16"), ("qwen3-next", "q8_0"), ("qwen35-moe", "bf16")]
 LOGITS = ["qwen35", "qwen35-heads", "qwen35-tied", "qwen35-yarn", "qwen35-mtp", "qwen35-vision", "qwen35-moe"]
-LOGITS += ["qwen3-next", "qwen3-next-heads"]
+LOGITS += ["qwen3-next", "qwen3-next-heads", "qwen3-vl", "qwen3-vl-moe"]
