@@ -16,8 +16,15 @@ from support.gguf_cases import (
     save_byte_level,
     train_sentencepiece,
 )
+from support.gguf_families import SCRIPT_FLAGS
 from support.models import QUICKSTART, make_llama, save_adapter
-from support.oracles import build_ollama, convert_with_llama_cpp, make_llama_server, render_with_ollama
+from support.oracles import (
+    build_ollama,
+    convert_with_llama_cpp,
+    make_llama_server,
+    render_with_ollama,
+    unpack_llama_cpp,
+)
 from support.recipes import write_adapter_recipe
 from support.shared import fill_once
 
@@ -38,13 +45,22 @@ def cases(shared, smollm2) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def oracle(shared, cases) -> dict[tuple[str, str], Path]:
+def oracle(shared, cases, llama_cpp_source) -> dict[tuple[str, str], Path]:
     """What llama.cpp's own script makes of each case and outtype."""
     folder = shared / "gguf-oracle"
     files = {(name, outtype): folder / f"{name}.{outtype}.gguf" for name, outtype in EXACT}
-    wanted = {file: (cases[name], outtype) for (name, outtype), file in files.items()}
-    fill_once(folder, lambda folder: convert_with_llama_cpp(folder, wanted))
+    runs = {
+        file: (cases[name], "--outtype", outtype, *SCRIPT_FLAGS.get(name, ()))
+        for (name, outtype), file in files.items()
+    }
+    fill_once(folder, lambda _: convert_with_llama_cpp(llama_cpp_source, runs))
     return files
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_source(shared) -> Path:
+    """llama.cpp's conversion scripts of today."""
+    return fill_once(shared / "llama.cpp", unpack_llama_cpp)
 
 
 @pytest.fixture(scope="session")

@@ -238,7 +238,7 @@ def test_another_architecture_without_llama_cpp(change, tiny, refused, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path / "tiny")
     edit_json(tiny / "config.json", **change)
-    refused(tiny, "LlamaForCausalLM", "GPT2LMHeadModel", "git clone", "--llama_cpp")
+    refused(tiny, "LlamaForCausalLM", "GPT2LMHeadModel", "pip download", "--llama_cpp")
     refused(tiny, "--llama_cpp_convert_script", "is not there", flags=("--llama_cpp_convert_script", "gone.py"))
 
 
@@ -265,7 +265,7 @@ def test_what_llama_cpp_would_compute_otherwise(name, change, case, refused, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = case(name)
     edit_json(folder / "config.json", **change)
-    refused(folder, "with ", "is not converted here", "git clone")
+    refused(folder, "with ", "is not converted here", "pip download")
 
 
 def test_long_rope_that_does_not_fit(case, refused):

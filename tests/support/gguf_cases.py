@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from zlib import crc32
 
+from support import gguf_families
 from support.jsonl import read_jsonl
 from support.models import QUICKSTART, edit_json, make_gpt2, make_llama, make_model
 
@@ -35,12 +37,12 @@ def gpt2_fp16(folder: Path, smollm2: Path) -> None:
     make_gpt2(folder, smollm2, "float16", vocab_size=49152)
 
 
-def odd_rows(folder: Path, tokenizer: Path) -> None:
+def odd_rows(folder: Path, tokenizers: dict[str, Path]) -> None:
     """Rows that are no multiple of 32 or 256, which several types need; values from tiny to large."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    make_llama(folder, tokenizer, vocab_size=2050, hidden_size=72, intermediate_size=128)
+    make_llama(folder, tokenizers["bytes"], vocab_size=2050, hidden_size=72, intermediate_size=128)
     tensors = load_file(folder / "model.safetensors")
     for weight in tensors.values():
         weight *= torch.logspace(-30, 3, weight.shape[-1])
@@ -103,7 +105,8 @@ GEMMA3_ROPE = {
 }
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512, "num_hidden_layers": 7}
 SMALL = {"vocab_size": 608}  # a SentencePiece vocabulary, padded
-# Name → family, tokenizer, configuration. (In a model called phi3 llama.cpp asks for Phi-3's own special tokens.)
+# Name → family, tokenizer, configuration; more of them are in gguf_families.
+# (In a model called phi3 llama.cpp asks for Phi-3's own special tokens.)
 FAMILIES = {
     "qwen2": ("Qwen2", "bytes", {"tie_word_embeddings": True}),
     "qwen2-head": ("Qwen2", "bytes", {"head_dim": 16, "sliding_window": 64, "rope_theta": 1e6}),
@@ -132,8 +135,8 @@ FAMILIES = {
         | {"tie_word_embeddings": False, "rope_parameters": GEMMA3_ROPE, "final_logit_softcapping": 30.0},
     ),
     "llama-sp": ("Llama", "pieces", {"vocab_size": 602, "attention_bias": True, "mlp_bias": True}),
-    "odd-rows": (),
-}
+    "odd-rows": odd_rows,
+} | gguf_families.FAMILIES
 
 
 # Name → a key of FAMILIES, and config.json's keys as transformers 4 wrote them.
@@ -169,22 +172,26 @@ OLD_NAMES = {
         },
     ),
     "smollm3-old": ("smollm3", {"rope_parameters": None, "no_rope_layers": None, "layer_types": None}),
-}
+} | gguf_families.OLD_NAMES
+# Whose logits in llama.cpp are compared with transformers'.
+LOGITS = ["gemma3-sp", "llama-sp", "mistral", "phi-long", "qwen2", "qwen3", "smollm3", *gguf_families.LOGITS]
 
 
 def make_family(name: str, folder: Path, tokenizers: dict[str, Path]) -> None:
-    """A model of FAMILIES or OLD_NAMES; each third in another type of weights."""
-    if name == "odd-rows":
-        odd_rows(folder, tokenizers["bytes"])
-        return
+    """A model of FAMILIES or OLD_NAMES; about each third in another type of weights."""
     if name in OLD_NAMES:
         name, changes = OLD_NAMES[name]
         make_family(name, folder, tokenizers)
         edit_json(folder / "config.json", **changes)
         return
-    family, tokenizer, config = FAMILIES[name]
-    dtype = ("bfloat16", "float16", "float32")[sorted(FAMILIES).index(name) % 3]
+    if callable(FAMILIES[name]):
+        FAMILIES[name](folder, tokenizers)
+        return
+    family, tokenizer, config, *edits = FAMILIES[name]
+    dtype = ("bfloat16", "float16", "float32")[crc32(name.encode()) % 3]
     make_model(family, folder, tokenizers[tokenizer], dtype, **config)
+    for edit in edits:
+        edit(folder)
 
 
 def read_quality(folder: Path) -> dict[str, dict]:
@@ -208,4 +215,5 @@ EXACT = [
     ("odd-rows", "q8_0"),
     ("gemma3-sp", "q8_0"),
     ("phi-long", "bf16"),
+    *gguf_families.FURTHER_OUTTYPES,
 ]

@@ -37,7 +37,7 @@ KINDS = {
     "chat/responses/": "unit",
 }
 # Fixtures that install or start another project's program.
-ORACLES = {"chromium", "llama_cpp", "ollama", "oracle", "templates_of_others", "transformers_4"}
+ORACLES = {"chromium", "llama_cpp", "llama_cpp_source", "ollama", "oracle", "templates_of_others", "transformers_4"}
 
 
 def get_kind(path: str, fixtures: list[str]) -> str:

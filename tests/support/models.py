@@ -16,7 +16,7 @@ def make_llama(folder: Path, tokenizer: Path, dtype: str = "float32", shards: st
     """A LlamaForCausalLM of random weights (biases and norms too) with a tokenizer's files."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    _save(
+    save_model(
         LlamaForCausalLM(LlamaConfig(**BLOCKS | {"num_key_value_heads": 2} | config)), folder, tokenizer, dtype, shards
     )
 
@@ -25,9 +25,21 @@ def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat1
     """A small model of another family likewise."""
     import transformers
 
-    configuration = getattr(transformers, f"{family.replace('Gemma3', 'Gemma3Text')}Config")
+    text_config = f"{family}TextConfig"  # of a family whose other configuration is multimodal
+    configuration = getattr(transformers, text_config if hasattr(transformers, text_config) else f"{family}Config")
     sizes = BLOCKS | {"num_key_value_heads": 2, "vocab_size": 2050, "pad_token_id": None} | config
-    _save(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
+    save_model(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
+
+
+def make_multimodal(family: str, folder: Path, tokenizer: Path, dtype: str, text: dict, **config) -> None:
+    """A small model of a multimodal class, whose text model `text` configures, likewise."""
+    import transformers
+
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "head_dim": 16}
+    configuration = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, **config)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(configuration)
+    save_model(model, folder, tokenizer, dtype, "5GB")
 
 
 def make_gpt2(folder: Path, tokenizer: Path, dtype: str = "float32", **config) -> None:
@@ -35,11 +47,12 @@ def make_gpt2(folder: Path, tokenizer: Path, dtype: str = "float32", **config) -
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
-    _save(GPT2LMHeadModel(GPT2Config(**sizes | config)), folder, tokenizer, dtype, "5GB")
+    save_model(GPT2LMHeadModel(GPT2Config(**sizes | config)), folder, tokenizer, dtype, "5GB")
     edit_json(folder / "config.json", n_ctx=128)
 
 
-def _save(model, folder: Path, tokenizer: Path, dtype: str, shards: str) -> None:
+def save_model(model, folder: Path, tokenizer: Path, dtype: str, shards: str) -> None:
+    """Gives a model random weights, and saves it with a tokenizer's files."""
     import torch
 
     torch.manual_seed(0)

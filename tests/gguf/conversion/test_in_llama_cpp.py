@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
-from impruver_gguf.vocab.byte_level_bpe import LLAMA3, QWEN2, TEKKEN
-from support.gguf_cases import FAMILIES, OLD_NAMES
+from impruver_gguf.vocab.byte_level_bpe import GPT4O, LLAMA3, QWEN2, TEKKEN
+from support.gguf_cases import FAMILIES, LOGITS, OLD_NAMES
+from support.gguf_families import LEVELS
 from support.models import edit_json
 from tokenizers import Tokenizer
 
@@ -85,16 +86,22 @@ def test_a_vocabulary_of_its_own_gets_the_same_ids(tiny, gguf):
         assert vocabulary.tokenize(text, False, True) == tokenizer.encode(text, add_special_tokens=False).ids, text
 
 
-def split(pattern: str) -> dict:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+def split(pattern: str, behavior: str = "Isolated") -> dict:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": behavior == "Removed"}
+    return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+NFC = {"type": "NFC"}
 SPLITS = {
     "llama-bpe": (split(LLAMA3), True, None),
-    "qwen2": (split(QWEN2), False, {"type": "NFC"}),
+    "qwen2": (split(QWEN2), False, NFC),
     "tekken": (split(TEKKEN), True, None),
+    "dbrx": (split(LLAMA3, "Removed"), False, None),  # as OLMo 2's
+    "gpt-4o": (split(GPT4O, "Removed"), False, None),  # as Phi-4-mini's
+    "smollm": ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}, False, NFC),  # as Command R's
+    "gpt-2": (BYTE_LEVEL, False, NFC),  # as GPT-NeoX's
 }
 
 
@@ -114,10 +121,11 @@ def test_vocabularies_that_split_otherwise(name, tiny, gguf):
 
 @pytest.mark.parametrize("name", sorted({*FAMILIES, *OLD_NAMES} - {"odd-rows"}))
 def test_llama_cpp_loads_each_family(name, case, gguf):
-    folder = case(name, "gguf: {quantization_levels: [q8_0]}")
+    level = LEVELS.get(name, "q8_0")
+    folder = case(name, f"gguf: {{quantization_levels: [{level}]}}")
     code, _, told = gguf("--output_dir", folder)
     assert code == 0, told
-    tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / "gguf" / "model-q8_0.gguf")
+    tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / f"gguf/model-{level}.gguf")
     for text in ["What is the capital of France?", "Привет, мир! 你好 😀", "a<|end|>"]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if "gemma" in name:  # it puts no blank before a text, the tests' tokenizer does
@@ -126,7 +134,7 @@ def test_llama_cpp_loads_each_family(name, case, gguf):
             assert loaded.get_vocab().tokenize(text, False, True) == ids, text
 
 
-@pytest.mark.parametrize("name", ["gemma3-sp", "llama-sp", "mistral", "phi-long", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("name", LOGITS)
 def test_llama_cpp_computes_what_transformers_does(name, case, gguf):
     """Sharp attention, where another RoPE base, window or scale moves the logits by a third and more."""
     import torch
@@ -137,7 +145,7 @@ def test_llama_cpp_computes_what_transformers_does(name, case, gguf):
     ids = [number * 37 % 580 + 10 for number in range(24)]
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
-            if re.search("(q_|k_|qkv_)(proj|norm)", weight_name):
+            if re.search("(q_|k_|qkv_|q_b_|kv_b_)(proj|norm)", weight_name):
                 weight *= 8
             elif "norm" in weight_name:
                 weight.fill_(0 if "gemma" in name else 1)

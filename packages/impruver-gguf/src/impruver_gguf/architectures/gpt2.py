@@ -69,7 +69,9 @@ def modify_gpt2_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTe
     if not name.endswith(tuple(f"{module}.weight" for module in CONV1D)):
         return tensor
     return LazyTensor(
-        tensor.shape[::-1], lambda start, stop: tensor.read(0, tensor.row_count).T[start:stop], at_once=True
+        tensor.shape[::-1],
+        lambda start, stop: tensor.read(0, tensor.row_count).T[start:stop],
+        rows_at_once=tensor.shape[1],
     )
 
 

@@ -13,32 +13,86 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
+from impruver_gguf.architectures.cohere import COHERE, COHERE2
+from impruver_gguf.architectures.deepseek import DEEPSEEK2, DEEPSEEK3
+from impruver_gguf.architectures.exaone4 import EXAONE4
+from impruver_gguf.architectures.falcon_h1 import FALCON_H1
+from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
+from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
-from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.gpt_neox import GPT_NEOX
+from impruver_gguf.architectures.gpt_oss import GPT_OSS
+from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
+from impruver_gguf.architectures.hunyuan import HUNYUAN
+from impruver_gguf.architectures.lfm2 import LFM2
+from impruver_gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from impruver_gguf.architectures.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
+from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
+from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE
+from impruver_gguf.architectures.qwen3_next import QWEN3_NEXT, QWEN35, QWEN35_MOE
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
 # The class that config.json's `architectures` names first → how it is converted.
 ARCHITECTURES = {
     "LlamaForCausalLM": LLAMA,
     "LLaMAForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
+    "MixtralForCausalLM": MIXTRAL,
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
+    "Qwen3MoeForCausalLM": QWEN3_MOE,
+    "Qwen3VLForConditionalGeneration": QWEN3_VL,
+    "Qwen3VLMoeForConditionalGeneration": QWEN3_VL_MOE,
+    "Qwen3NextForCausalLM": QWEN3_NEXT,
+    "Qwen3_5ForCausalLM": QWEN35,
+    "Qwen3_5ForConditionalGeneration": QWEN35,
+    "Qwen3_5MoeForCausalLM": QWEN35_MOE,
+    "Qwen3_5MoeForConditionalGeneration": QWEN35_MOE,
     "Phi3ForCausalLM": PHI3,
+    "Mistral3ForConditionalGeneration": MISTRAL3,
+    "Ministral3ForCausalLM": MINISTRAL3,
+    "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "GptOssForCausalLM": GPT_OSS,
+    "GPTNeoXForCausalLM": GPT_NEOX,
+    "Olmo2ForCausalLM": OLMO2,
+    "Olmo3ForCausalLM": OLMO3,
+    "CohereForCausalLM": COHERE,
+    "Cohere2ForCausalLM": COHERE2,
+    "DeepseekV2ForCausalLM": DEEPSEEK2,
+    "DeepseekV3ForCausalLM": DEEPSEEK3,
+    "Glm4ForCausalLM": GLM4,
+    "Exaone4ForCausalLM": EXAONE4,
+    "HunYuanDenseV1ForCausalLM": HUNYUAN,
+    "GraniteForCausalLM": GRANITE,
+    "GraniteMoeForCausalLM": GRANITE_MOE,
+    "GraniteMoeSharedForCausalLM": GRANITE_MOE,
+    "GraniteMoeHybridForCausalLM": GRANITE_HYBRID,
+    "Lfm2ForCausalLM": LFM2,
+    "FalconH1ForCausalLM": FALCON_H1,
 }
+# A multimodal class whose text models are of several families, and text_config's model_type → how it is converted.
+TEXT_MODELS = {("Mistral3ForConditionalGeneration", "ministral3"): MINISTRAL3_TEXT_MODEL}
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
+
+
+def find_architecture(class_name: str, config: Config) -> Architecture | None:
+    """Find how a model is converted by its class and config.json; None where it is not converted here."""
+    kind = (config.get("text_config") or {}).get("model_type")
+    return TEXT_MODELS.get((class_name, kind)) or ARCHITECTURES.get(class_name)
 
 
 def complete_config(architecture: Architecture, config: Config, path: Path) -> Config:
     """Fill in a config.json as transformers does; ImpruverError where it can't be right."""
     check_keys(config, architecture.keys, path)
-    config = architecture.defaults | {name: value for name, value in config.items() if value is not None}
+    config = architecture.defaults | {
+        name: value for name, value in config.items() if value is not None or name in architecture.nullable
+    }
     contradiction = architecture.find_contradiction(config)
     if contradiction:
         raise ImpruverError(f"{path}: {contradiction}: give the config.json that was saved with the weights")
@@ -50,16 +104,16 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
 
     ImpruverError where they are not what the configuration in `path` asks for.
     """
-    kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.name)
+    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.name)
     count = min(config[architecture.blocks], len(tensors))  # a mistyped number of layers makes no endless table
-    name_map = get_tensor_name_map(kind, count)
+    name_map = get_tensor_name_map(arch, count)
     sizes, converted = architecture.get_sizes(config), {}
-    for name, tensor in tensors.items():
-        if name.endswith(BUFFERS):
-            continue
-        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
-        shape = architecture.shapes.get(_strip_block_number(gguf_name or ""))
-        if shape is None:
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
+    for name, tensor in architecture.prepare_tensors(tensors, config).items():
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # it may be GGUF's already
+        kind, block = _split_block_number(gguf_name)
+        shape = architecture.shapes.get(kind) if block is None or block < config[architecture.blocks] else None
+        if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
                 f"({architecture.blocks}); give the config.json that was saved with the weights"
@@ -71,7 +125,10 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
                 "configuration and the weights (or the adapter's base) are of different models, or rows of new tokens "
                 "were not saved"
             )
-        converted[gguf_name] = architecture.modify_tensors(name, tensor, config)
+        tensor = architecture.modify_tensors(name, tensor, config)
+        if kind in architecture.reshaped:
+            tensor = reshape_tensor(tensor, tuple(sizes[size] for size in architecture.reshaped[kind]))
+        converted[gguf_name] = tensor
     _check_complete(architecture, converted, config, path)
     return architecture.generate_extra_tensors(config) | converted
 
@@ -80,13 +137,15 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
     """Make the tensors that a model of this configuration has, by GGUF name, of shapes alone."""
     sizes, tensors = architecture.get_sizes(config), architecture.generate_extra_tensors(config)
     for name in _get_required(architecture, config):
-        shape = tuple(sizes[size] for size in architecture.shapes[name])
+        shape = tuple(sizes[size] for size in architecture.reshaped.get(name) or architecture.shapes[name])
         if not name.startswith("blk."):
             tensors[name] = LazyTensor(shape, do_nothing)
             continue
         shape = shape[::-1] if architecture.conv1d else shape
         for layer in range(config[architecture.blocks]):
-            tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing)
+            if name not in architecture.get_absent(config, layer):
+                encoding = architecture.get_encoding(name, config)
+                tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing, encoding=encoding)
     return tensors
 
 
@@ -95,16 +154,17 @@ def _get_required(architecture: Architecture, config: Config) -> set[str]:
     return {*architecture.shapes} - {*architecture.get_optional(config)} - tied
 
 
-def _strip_block_number(name: str) -> str:
-    """A tensor's GGUF name without the number of its layer."""
-    return re.sub(r"^blk\.\d+\.", "blk.", name)
+def _split_block_number(name: str) -> tuple[str, int | None]:
+    """A tensor's GGUF name without the number of its layer, and that number."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return (f"blk.{name[match.end() :]}", int(match[1])) if match else (name, None)
 
 
 def _check_complete(architecture: Architecture, names: Collection[str], config: Config, path: Path) -> None:
-    """Every layer must have what any of them has, and the model what its architecture requires."""
-    required = _get_required(architecture, config) | {_strip_block_number(name) for name in names}
+    """Every layer must have what any of its kind has, and the model what its architecture requires."""
+    required = _get_required(architecture, config) | {_split_block_number(name)[0] for name in names}
     for block in range(config[architecture.blocks]):
-        for name in sorted(required):
+        for name in sorted(required - {*architecture.get_absent(config, block)}):
             if name.replace("blk.", f"blk.{block}.", 1) in names:
                 continue
             where = f"layer {block} of {config[architecture.blocks]}" if name.startswith("blk.") else "the model"

@@ -29,6 +29,15 @@ ALIGNMENT = 32  # GGUF's default
 VALUES_AHEAD = 16 * CHUNK_VALUES  # values read and encoded that are not yet written
 WORKERS = 8  # more would wait for the disk
 Q8_BLOCK = 32  # values that share a scale
+# How the names of matrices end that stay in 32 bits in any file.
+IN_32_BITS = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "conv1d.weight",
+    "shortconv.conv.weight",
+)
+IN_32_BITS += ("position_embd.weight",)
 SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
     "sequence": TEXT,
     **dict.fromkeys(("top_k", "mirostat", "penalty_last_n"), WHOLE),
@@ -112,16 +121,21 @@ TENSOR_TYPES = {
     "f32": TensorType(0, 0, 1, 4, _encode_f32),
     "q8_0": TensorType(8, 7, Q8_BLOCK, Q8_BLOCK + 2, _encode_q8_0),
 }
+# What a tensor's rows may be encoded in before they are read.
+ENCODED_TYPES = {"mxfp4": TensorType(39, 38, 32, 17, np.ascontiguousarray)}
 
 
 def choose_tensor_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
     """Choose the type of each tensor in a file of `outtype`, as llama.cpp does.
 
-    Vectors, norms and GPT-2's positions stay in 32 bits, rows that are no whole blocks in 16.
+    Vectors, what is no weight, norms, routers, convolutions and GPT-2's positions stay in 32 bits, rows that are no
+    whole blocks in 16.
     """
     wanted, types = TENSOR_TYPES[outtype], {}
     for name, tensor in tensors.items():
-        if len(tensor.shape) <= 1 or name.endswith("_norm.weight") or name == "position_embd.weight":
+        if tensor.encoding in ENCODED_TYPES:
+            types[name] = ENCODED_TYPES[tensor.encoding]
+        elif len(tensor.shape) <= 1 or not name.endswith(".weight") or name.endswith(IN_32_BITS):
             types[name] = TENSOR_TYPES["f32"]
         else:
             types[name] = TENSOR_TYPES["f16"] if tensor.shape[-1] % wanted.block else wanted
@@ -179,7 +193,7 @@ class TensorSlice(NamedTuple):
     @property
     def size(self) -> int:
         """How many values it has."""
-        return (self.stop - self.start) * prod(self.tensor.shape[1:])
+        return (self.stop - self.start) * self.tensor.row_size
 
 
 def encode_tensors(tensors: Tensors, types: Mapping[str, TensorType]) -> Iterator[tuple[TensorSlice, np.ndarray]]:

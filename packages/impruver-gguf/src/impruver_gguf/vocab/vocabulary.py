@@ -5,6 +5,7 @@ The template goes without `{% generation %}`, which only training asks for.
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from gguf import GGUFWriter, SpecialVocab
@@ -41,8 +42,13 @@ def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocab
     return build_sentencepiece_vocab(folder, content, config, size, plain_added)
 
 
-def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
-    """Write tokens, and through gguf-py's reader of a tokenizer's folder merges, special ids and the chat template."""
+def write_vocab(
+    writer: GGUFWriter, vocab: Vocabulary, change_ids: Callable[[dict[str, int]], dict[str, int]] = dict
+) -> None:
+    """Write tokens, and through gguf-py's reader of a tokenizer's folder merges, special ids and the chat template.
+
+    `change_ids` makes other special ids, by their role (`eos`), of those that the folder has.
+    """
     writer.add_tokenizer_model("llama" if vocab.is_sentencepiece else "gpt2")
     writer.add_tokenizer_pre(vocab.pre)
     writer.add_token_list(vocab.tokens)
@@ -58,6 +64,7 @@ def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
             f"{vocab.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
             f"read ({error}); copy these files again"
         ) from None
+    special.special_token_ids = change_ids(special.special_token_ids)
     template = special.chat_template  # or named ones, as tokenizer_config.json has them
     if isinstance(template, str):
         special.chat_template = strip_generation_tags(template)

@@ -3,7 +3,7 @@
 numpy has no bfloat16: such values are read as uint16 and shifted into the upper half of a float32.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -14,28 +14,38 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import read_safetensors_header, read_weight_map, refuse_pickled_weights
 
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+PACKED = ("_proj_blocks", "_proj_scales")  # how the names of gpt-oss's experts end that are no numbers but bytes
 
 
 @dataclass(frozen=True)
 class LazyTensor:
     """A shape and a reader of rows: no tensor need be in memory as a whole.
 
-    `read(start, stop)` gives rows as float32 or float16, of shape `(stop - start, *shape[1:])`; a scalar is one row.
+    A row is what the last dimension spans, in a stack of matrices too; each value of a vector is a row, and a scalar
+    is one. `read(start, stop)` gives rows as float32 or float16, of shape `(stop - start, row_size)`; values of a
+    vector as `(stop - start,)`. With an `encoding` (ggml's name of a type) it gives their bytes in that one instead.
     """
 
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
-    at_once: bool = False  # reading some rows costs as much as reading all of them
+    rows_at_once: int = 1  # rows that are best read together, from a multiple of as many: some cost as much as all
+    encoding: str | None = None
 
     @property
     def row_count(self) -> int:
-        """The size of the first dimension; each value of a vector is a row."""
-        return self.shape[0] if self.shape else 1
+        """How many rows it has."""
+        return prod(self.shape) if len(self.shape) < 2 else prod(self.shape[:-1])
+
+    @property
+    def row_size(self) -> int:
+        """How many values a row has."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
 
     def split(self) -> Iterator[tuple[int, int]]:
         """Yield (start, stop) of the chunks of rows that are worked on at once."""
-        step = self.row_count if self.at_once else max(1, CHUNK_VALUES // max(1, prod(self.shape[1:])))
+        groups = CHUNK_VALUES // max(1, self.row_size * self.rows_at_once)
+        step = max(1, groups) * self.rows_at_once
         yield from ((start, min(start + step, self.row_count)) for start in range(0, self.row_count, step))
 
     def read_float32(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -51,6 +61,85 @@ def as_float32(tensor: LazyTensor) -> LazyTensor:
     return replace(tensor, read=tensor.read_float32)
 
 
+def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """Make a tensor of the same values in another shape, whose rows are one or several of the old ones."""
+    reshaped = LazyTensor(shape, tensor.read)
+    old_rows = tensor.row_count // reshaped.row_count
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
+
+    return replace(reshaped, read=read, rows_at_once=max(1, tensor.rows_at_once // old_rows))
+
+
+def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """Stack tensors of the same shape: `(len(parts), *shape)`."""
+    rows = parts[0].row_count
+
+    def read(start: int, stop: int) -> np.ndarray:
+        pieces = [
+            parts[number].read(max(start - number * rows, 0), min(stop - number * rows, rows))
+            for number in range(start // rows, -(-stop // rows))
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    return LazyTensor((len(parts), *parts[0].shape), read, parts[0].rows_at_once)
+
+
+def slice_matrices(stack: LazyTensor, first: int, last: int) -> LazyTensor:
+    """Slice a matrix, or each of a stack (count, rows, columns): its rows from `first` to before `last`."""
+    *count, rows, columns = stack.shape
+    height = last - first
+
+    def read(start: int, stop: int) -> np.ndarray:
+        pieces = []
+        while start < stop:
+            number, row = divmod(start, height)
+            length = min(stop - start, height - row)
+            offset = number * rows + first + row
+            pieces.append(stack.read(offset, offset + length))
+            start += length
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    return LazyTensor((*count, height, columns), read, height if stack.rows_at_once > 1 else 1)
+
+
+def transpose_matrices(stack: LazyTensor) -> LazyTensor:
+    """Make a stack (count, rows, columns) of the same matrices transposed, each of which is read as a whole."""
+    count, rows, columns = stack.shape
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = start // columns, -(-stop // columns)
+        matrices = stack.read(first * rows, last * rows).reshape(last - first, rows, columns).swapaxes(1, 2)
+        return matrices.reshape(-1, rows)[start - first * columns : stop - first * columns]
+
+    return LazyTensor((count, columns, rows), read, columns)
+
+
+def select_rows(tensor: LazyTensor, rows: np.ndarray) -> LazyTensor:
+    """Make a tensor of some rows of another in this order; neighbours are read at once."""
+
+    together = tensor.rows_at_once > 1
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if together:
+            return tensor.read(0, tensor.row_count)[rows[start:stop]]
+        runs = np.split(rows[start:stop], np.flatnonzero(np.diff(rows[start:stop]) != 1) + 1)
+        return np.concatenate([tensor.read(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+    return LazyTensor((len(rows), *tensor.shape[1:]), read, len(rows) if together else 1)
+
+
+def add_one(tensor: LazyTensor) -> LazyTensor:
+    """Make a tensor whose values are larger by one, in their precision."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        values = tensor.read(start, stop)
+        return values + values.dtype.type(1)
+
+    return LazyTensor(tensor.shape, read, tensor.rows_at_once)
+
+
 def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
     """Compare two tensors chunk by chunk."""
     if one.shape != other.shape:
@@ -62,21 +151,26 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file."""
     tensors = {}
     for name, (dtype, shape, start, stop) in read_safetensors_header(path).items():
-        if dtype not in DTYPE_BYTES:
+        if dtype not in DTYPE_BYTES or (dtype == "U8" and not name.endswith(PACKED)):
             raise ImpruverError(
                 f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
             )
         if stop - start != prod(shape) * DTYPE_BYTES[dtype]:
             raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
-        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start))
+        encoding = "bytes" if dtype == "U8" else None
+        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start), encoding=encoding)
     return tensors
 
 
 def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, start: int, stop: int) -> np.ndarray:
-    stored, row_values = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype], prod(shape[1:])
+    stored, row_shape = (
+        {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}[dtype],
+        shape[-1:] if len(shape) > 1 else (),
+    )
+    row_values = prod(row_shape)
     offset += start * row_values * DTYPE_BYTES[dtype]
     values = np.fromfile(path, dtype=stored, count=(stop - start) * row_values, offset=offset)
-    values = values.reshape((stop - start, *shape[1:]) if shape else ())
+    values = values.reshape((stop - start, *row_shape) if shape else ())
     if dtype != "BF16":
         return values
     bits = values.astype(np.uint32)
