@@ -1,6 +1,7 @@
 """Flags of the command `impruver-gguf`."""
 
 # ruff: noqa: RUF009  (flag() makes a field)
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
 
     def run(recipe: Recipe, flags: Flags) -> None:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start beside ours, before it is imported
         from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths
         from impruver_gguf.export import export
 

@@ -11,7 +11,7 @@ from impruver_gguf.architectures import decoder, experts
 from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding, Tensors
 
 MLP_BIASES = {
     name.replace(".weight", ".bias"): sizes[:1] for name, sizes in decoder.FEED_FORWARD.items() if len(sizes) > 1
@@ -69,11 +69,21 @@ def modify_llama_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyT
     """Interleave the halves of each head of queries and keys: llama.cpp's RoPE turns neighbours."""
     if not name.endswith((".q_proj.weight", ".q_proj.bias", ".k_proj.weight", ".k_proj.bias")):
         return tensor
-    return LazyTensor(tensor.shape, partial(_read_interleaved, tensor, decoder.get_head_dim(config)))
+    return _interleave(tensor, decoder.get_head_dim(config))
+
+
+def _interleave(tensor: LazyTensor, head_dim: int) -> LazyTensor:
+    """Order rows as 0, h, 1, h + 1, … of each head, where h is half of its rows."""
+
+    def round_tensor(rounding: Rounding) -> LazyTensor:
+        return _interleave(tensor.round(rounding), head_dim)
+
+    read = partial(_read_interleaved, tensor, head_dim)
+    return LazyTensor(tensor.shape, read, rows_at_once=head_dim, round=round_tensor if tensor.round else None)
 
 
 def _read_interleaved(tensor: LazyTensor, head_dim: int, start: int, stop: int) -> np.ndarray:
-    """Read rows 0, h, 1, h + 1, … of each head, where h is half of its rows; whole heads are read."""
+    """Read rows in that order; whole heads are read."""
     first, last = start // head_dim, -(-stop // head_dim)
     values = tensor.read(first * head_dim, last * head_dim)
     turned = values.reshape(last - first, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)

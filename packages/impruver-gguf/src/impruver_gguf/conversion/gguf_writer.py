@@ -8,7 +8,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +23,7 @@ from impruver_core.system import available_cpus
 
 from impruver_gguf.architectures.registry import Architecture
 from impruver_gguf.vocab.token_types import Vocabulary
-from impruver_gguf.weights.lazy_tensor import CHUNK_VALUES, LazyTensor, Tensors
+from impruver_gguf.weights.lazy_tensor import CHUNK_VALUES, LazyTensor, Rounding, Tensors
 
 ALIGNMENT = 32  # GGUF's default
 VALUES_AHEAD = 16 * CHUNK_VALUES  # values read and encoded that are not yet written
@@ -60,6 +60,7 @@ class TensorType:
     block: int  # values that are encoded together
     block_bytes: int
     encode: Callable[[np.ndarray], np.ndarray]  # values, float32 or float16 → their bytes as an array
+    round: Rounding | None = None  # to values that `encode` does not round any more
 
     def compute_bytes(self, shape: Sequence[int]) -> int:
         """The bytes of a tensor of this shape."""
@@ -72,21 +73,30 @@ def _encode_f32(values: np.ndarray) -> np.ndarray:
     return encoded
 
 
-def _encode_f16(values: np.ndarray) -> np.ndarray:
+def _round_f16(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        encoded = np.ascontiguousarray(values, "<f2")
+        return np.ascontiguousarray(values, "<f2")
+
+
+def _encode_f16(values: np.ndarray) -> np.ndarray:
+    encoded = _round_f16(values)
     _check_exponents(encoded.view(np.uint16), 0x7C00, values, "float16")
     return encoded
 
 
-def _encode_bf16(values: np.ndarray) -> np.ndarray:
+def _round_bf16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, "<f4").view(np.uint32)
     rounded = bits >> 16
     rounded &= 1  # to the even one where both are as near
     rounded += 0x7FFF
+    rounded *= (bits & 0x7F800000) != 0x7F800000  # NaN and infinity stay what they are
     rounded += bits
-    rounded >>= 16
-    encoded = rounded.astype("<u2")
+    rounded &= 0xFFFF0000
+    return rounded.view(np.float32)
+
+
+def _encode_bf16(values: np.ndarray) -> np.ndarray:
+    encoded = (_round_bf16(values).view(np.uint32) >> 16).astype("<u2")
     _check_exponents(encoded, 0x7F80, values, "bfloat16")
     return encoded
 
@@ -116,8 +126,8 @@ def _check_exponents(bits: np.ndarray, exponent: int, values: np.ndarray, kind: 
 
 # The recipe's gguf.outtype → the type.
 TENSOR_TYPES = {
-    "f16": TensorType(1, 1, 1, 2, _encode_f16),
-    "bf16": TensorType(30, 32, 1, 2, _encode_bf16),
+    "f16": TensorType(1, 1, 1, 2, _encode_f16, _round_f16),
+    "bf16": TensorType(30, 32, 1, 2, _encode_bf16, _round_bf16),
     "f32": TensorType(0, 0, 1, 4, _encode_f32),
     "q8_0": TensorType(8, 7, Q8_BLOCK, Q8_BLOCK + 2, _encode_q8_0),
 }
@@ -221,8 +231,12 @@ def encode_tensors(tensors: Tensors, types: Mapping[str, TensorType]) -> Iterato
 
 
 def _encode_slice(rows: TensorSlice) -> np.ndarray:
+    tensor, kind = rows.tensor, rows.type
+    if tensor.round and kind.round:
+        with suppress(EncodingError):  # told below, with the values before they were rounded
+            return kind.encode(tensor.round(kind.round).read(rows.start, rows.stop))
     try:
-        return rows.type.encode(rows.tensor.read(rows.start, rows.stop))
+        return kind.encode(tensor.read(rows.start, rows.stop))
     except EncodingError as error:
         raise CheckFailedError(f"{rows.name} {error}: no GGUF is written") from None
 

@@ -19,33 +19,100 @@ One output with three inputs, r = 2, alpha = 4 (scaling 2, for rsLoRA 2.83), all
 
 B @ A is summed rank after rank as torch does on a CPU with AVX2. numpy's BLAS rounds other sums at the borders of its
 tiles; where an update is far larger than what is left of a weight, that is several steps of float16.
+
+Most values come out of BLAS as the same 16 bits all the same, and that can be shown: whatever the order of a sum of r
+products, it is within r * u * sum(|b_k| |a_k|) of the exact one (u = 2**-24, the most that a float32 is rounded by;
+Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Where both ends of that interval round to the same 16
+bits, the sum in torch's order does, too. The few others are summed in torch's order.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Lock
 
 import numpy as np
 
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding
 
 BLOCK_VALUES = 1 << 15  # what fits a core's cache
 LANES = 8  # in which torch sums the squares of a row
+UNIT = np.float32(2**-24)  # u
+FURTHER_ROUNDINGS = 4  # of the scaling, of adding to the weight, of the interval itself
+SMALLEST = np.float32(2**-126)  # below it a float32 is rounded by more than its u-th part
+FEW = 16  # where more than one value in so many is summed again, all are
 
 
 def add_lora(weight: LazyTensor, a: LazyTensor, b: LazyTensor, scaling: float, transposed: bool) -> LazyTensor:
     """Make W + (B @ A) * scaling, of W's shape; `transposed` where W is (inputs, outputs)."""
     a_transposed = compute_once(lambda: np.ascontiguousarray(a.read_float32().T))
 
-    def read(start: int, stop: int) -> np.ndarray:
+    def read_factors(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         if transposed:
-            values = _multiply(a_transposed()[start:stop], b.read_float32().T)
-        else:
-            values = _multiply(b.read_float32(start, stop), a.read_float32())
+            return a_transposed()[start:stop], b.read_float32().T
+        return b.read_float32(start, stop), a.read_float32()
+
+    def read(start: int, stop: int) -> np.ndarray:
+        values = _multiply(*read_factors(start, stop))
         values *= np.float32(scaling)
         values += weight.read(start, stop)
         return values
 
-    return LazyTensor(weight.shape, read)
+    def read_rounded(rounding: Rounding, start: int, stop: int) -> np.ndarray:
+        factors = read_factors(start, stop)
+        rounded = _add_rounded(*factors, weight.read_float32(start, stop), np.float32(scaling), rounding)
+        return rounding(read(start, stop)) if rounded is None else rounded
+
+    return LazyTensor(
+        weight.shape, read, round=lambda rounding: LazyTensor(weight.shape, partial(read_rounded, rounding))
+    )
+
+
+def _add_rounded(
+    b: np.ndarray, a: np.ndarray, weight: np.ndarray, scaling: np.float32, rounding: Rounding
+) -> np.ndarray | None:
+    """Compute `rounding(weight + (b @ a) * scaling)` as if the product was summed rank after rank.
+
+    Args:
+        b: (rows, r), float32, as all.
+        a: (r, columns).
+        weight: (rows, columns).
+
+    Returns:
+        None where so many values would be summed again that it is better to sum all of them.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 is not written, as its writer tells
+        values = b @ a
+        values *= scaling
+        values += weight
+        # |b_i| |a_j| is at least the sum of the absolute products, by Cauchy and Schwarz. Twice: both sums are rounded.
+        factor = 2 * (a.shape[0] + FURTHER_ROUNDINGS) * UNIT * abs(scaling)
+        b_lengths = np.linalg.norm(b.astype(np.float64), axis=1) * factor  # squares would be beyond float32
+        a_lengths = np.linalg.norm(a.astype(np.float64), axis=0)
+        margin = np.multiply.outer(b_lengths.astype(np.float32), a_lengths.astype(np.float32))
+        margin += np.abs(values) * (2 * FURTHER_ROUNDINGS * UNIT)
+        margin += SMALLEST
+        values -= margin
+        lowest = rounding(values)
+        margin *= 2
+        values += margin
+        unsigned = f"u{lowest.itemsize}"  # told apart by their bits, zeros by their signs
+        unsure = np.flatnonzero(lowest.view(unsigned) != rounding(values).view(unsigned))
+        if len(unsure) > values.size // FEW:
+            return None
+        rows, columns = np.divmod(unsure, values.shape[1])
+        exact = _multiply_at(b, a, rows, columns)
+        exact *= scaling
+        exact += weight[rows, columns]
+        lowest[rows, columns] = rounding(exact)
+        return lowest
+
+
+def _multiply_at(b: np.ndarray, a: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Compute what `_multiply` does for some values, those of (rows[i], columns[i]): as many."""
+    total = np.zeros(len(rows), np.float32)
+    for column, rank in zip(b.T, a.astype(np.float64), strict=True):
+        total = (column[rows] * rank[columns] + total).astype(np.float32)
+    return total
 
 
 def _multiply(b: np.ndarray, a: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 numpy has no bfloat16: such values are read as uint16 and shifted into the upper half of a float32.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +18,7 @@ from impruver_core.io.model_files import read_safetensors_header, read_weight_ma
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 PACKED = ("_proj_blocks", "_proj_scales")  # how the names of gpt-oss's experts end that are no numbers but bytes
+Rounding = Callable[[np.ndarray], np.ndarray]  # float32 values → rounded to those of another type, monotonically
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class LazyTensor:
     read: Callable[[int, int], np.ndarray]
     rows_at_once: int = 1  # rows that are best read together, from a multiple of as many: some cost as much as all
     encoding: str | None = None
+    # Makes the same tensor with values rounded already, where that is cheaper than all of their float32.
+    round: Callable[[Rounding], LazyTensor] | None = None
 
     @property
     def row_count(self) -> int:
