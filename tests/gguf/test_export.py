@@ -15,7 +15,6 @@ from impruver_gguf import export
 from impruver_gguf.conversion import artifacts
 from impruver_gguf.conversion.plan import plan_existing_file
 from impruver_gguf.quantization import quantize
-from impruver_gguf.worker_process import stream_lines
 from safetensors import safe_open
 from support.cli import wait_for
 from support.models import QUICKSTART, edit_json, edit_weights, make_gpt2, make_llama, save_adapter
@@ -349,8 +348,9 @@ def test_a_stop_while_the_manifest_is_made_leaves_nothing(tiny, gguf, monkeypatc
 
 def test_an_error_while_levels_are_made_ends_the_quantizer_and_leaves_nothing(tiny, gguf, monkeypatch):
     """The first level is described while the next ones are made: here in a process that would be at work for long."""
-    program = "import time; print(flush=True); time.sleep(60)"
-    monkeypatch.setattr(quantize, "_run_quantizer", lambda *_: stream_lines([sys.executable, "-c", program]))
+    build = quantize._build_commands
+    slow = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(quantize, "_build_commands", lambda *how: build(*how) | {"q4_0": slow})
     started = []
 
     def described(path, **_):

@@ -129,7 +129,8 @@ def compare_making(base: Path, adapter: Path, folder: Path, turns: int) -> None:
                 "impruver_gguf.quantization.quantize",
                 out,
                 "2",
-                f"{QUANT_TYPES[level].ftype}={folder / level}.gguf",
+                QUANT_TYPES[level].ftype,
+                folder / f"{level}.gguf",
             ]
             for level in LEVELS
         ),

@@ -228,7 +228,7 @@ import subprocess, sys
 from pathlib import Path
 source, target, level, threads = sys.argv[1:]
 program = "impruver_gguf.quantization.quantize"
-subprocess.run([sys.executable, "-m", program, source, threads, "7=" + target], check=True)
+subprocess.run([sys.executable, "-m", program, source, threads, "7", target], check=True)
 path, how = Path(target), sys.argv[0].rpartition(".")[2]
 content = bytearray(path.read_bytes())
 if how == "cut":

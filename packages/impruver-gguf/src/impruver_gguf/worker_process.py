@@ -1,13 +1,17 @@
-"""Run a command in a process of its own, line by line: what llama.cpp does there does not end this one."""
+"""Run commands in processes of their own: what llama.cpp does there does not end this one."""
 
 import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 
 from impruver_core.worker_process import ENVIRONMENT, describe_exit
+
+POLL_SECONDS = 0.02  # between looks at processes that run
 
 
 def stream_lines(command: Sequence[str], stdin: str = "") -> Iterator[str]:
@@ -34,6 +38,39 @@ def stream_lines(command: Sequence[str], stdin: str = "") -> Iterator[str]:
         if code != 0:
             log.seek(0)
             raise subprocess.CalledProcessError(code, command, stderr=log.read())
+
+
+def run_commands(commands: Mapping[str, Sequence[str]], at_once: int) -> Iterator[str]:
+    """Run commands, `at_once` at a time, and yield the key of each that is done; the next one runs by then.
+
+    CalledProcessError, with its stderr, where an exit code is not 0. Then, and where nobody reads on, all are killed.
+    """
+    waiting, running = deque(commands), {}
+    with ExitStack() as stack:
+
+        def start_next() -> None:
+            if waiting:
+                key = waiting.popleft()
+                log = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+                streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": log}
+                process = subprocess.Popen(commands[key], env=ENVIRONMENT | os.environ, **streams)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                running[key] = process, log
+
+        for _ in range(at_once):
+            start_next()
+        while running:
+            ended = next((key for key, (process, _) in running.items() if process.poll() is not None), None)
+            if ended is None:
+                time.sleep(POLL_SECONDS)
+                continue
+            process, log = running.pop(ended)
+            if process.returncode != 0:
+                log.seek(0)
+                raise subprocess.CalledProcessError(process.returncode, commands[ended], stderr=log.read())
+            start_next()
+            yield ended
 
 
 def describe_failure(code: int, log: str) -> str:

@@ -1,8 +1,9 @@
 """Quantize a GGUF file: with cyllama's llama.cpp in a process of its own, or with a llama-quantize at hand.
 
-    python -m impruver_gguf.quantization.quantize SOURCE THREADS FTYPE=TARGET …
+    python -m impruver_gguf.quantization.quantize SOURCE THREADS FTYPE TARGET
 
-A process of its own can be stopped at any time, and where llama.cpp aborts nothing else ends.
+A process of its own can be stopped at any time, and where llama.cpp aborts nothing else ends. Several levels are made
+at once where their tensors are small: llama.cpp computes with several threads, but reads and writes with one.
 """
 
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -22,10 +24,12 @@ from impruver_core.system import available_cpus
 from impruver_core.worker_process import claim_stdout, get_log_tail
 
 from impruver_gguf.quantization.quant_types import QUANT_TYPES
-from impruver_gguf.worker_process import describe_failure, stream_lines
+from impruver_gguf.worker_process import describe_failure, run_commands
 
 NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
 CHUNK_BYTES = 1 << 22  # looked at together
+MOST_AT_ONCE = 4  # levels that are made at once
+PRIVATE_BYTES = 1 << 30  # of memory that they take together: each has a tensor's values twice, as float32
 FULL_DISK = 1 << 20  # fewer free bytes than this
 
 
@@ -35,33 +39,42 @@ def get_quantizer_name(program: str | None) -> str:
 
 
 def quantize(source: Path, targets: Mapping[str, Path], program: str | None = None) -> Iterator[str]:
-    """Make the file of each level from `source`, and yield the level when its file is whole.
+    """Make the file of each level from `source`, and yield the level when its file is whole, in any order.
 
-    `program` is a llama-quantize, which waits for the caller to come back; without it cyllama's library is at work on
-    the next level by then. Who closes the iterator ends that.
+    `program` is a llama-quantize; without it cyllama's library is at work. Who closes the iterator ends what runs.
     """
     if not targets:
         return
-    cpus = str(available_cpus())
-    if program:
-        commands = [[program, str(source), str(path), level, cpus] for level, path in targets.items()]
-        done = ([*_run_quantizer(command, source)] for command in commands)
-    else:  # our process prints a line for each level
-        pairs = [f"{QUANT_TYPES[level].ftype}={path}" for level, path in targets.items()]
-        done = _run_quantizer([sys.executable, "-m", __name__, str(source), cpus, *pairs], source)
+    commands = _build_commands(source, targets, program)
+    done = _run_quantizers(commands, source, _count_at_once(source))
     with closing(done), open_progress(len(targets), "levels quantized") as bar:
-        for (level, path), _ in zip(targets.items(), done, strict=True):
-            if not path.is_file():
-                raise ImpruverError(f"quantizing {source.name} left no {path}")
-            log_fallbacks(level, path)
+        for level in done:
+            if not targets[level].is_file():
+                raise ImpruverError(f"quantizing {source.name} left no {targets[level]}")
+            log_fallbacks(level, targets[level])
             bar.update(1)
             yield level
 
 
-def _run_quantizer(command: list[str], source: Path) -> Iterator[str]:
-    """Run a command and yield the lines that it prints; ImpruverError with the end of its log where it fails."""
+def _build_commands(source: Path, targets: Mapping[str, Path], program: str | None) -> dict[str, list[str]]:
+    """Build the command that makes the file of each level."""
+    cpus = str(available_cpus())
+    if program:
+        return {level: [program, str(source), str(path), level, cpus] for level, path in targets.items()}
+    own = [sys.executable, "-m", __name__, str(source), cpus]
+    return {level: [*own, str(QUANT_TYPES[level].ftype), str(path)] for level, path in targets.items()}
+
+
+def _count_at_once(source: Path) -> int:
+    """Count the levels to be made at once of a file."""
+    largest = max((prod(tensor.shape) for tensor in read_gguf_header(source).tensors), default=0)
+    return max(1, min(MOST_AT_ONCE, available_cpus(), PRIVATE_BYTES // max(1, 8 * largest)))
+
+
+def _run_quantizers(commands: Mapping[str, Sequence[str]], source: Path, at_once: int) -> Iterator[str]:
+    """Run the commands of levels and yield each that is done; ImpruverError with the log's end where one fails."""
     try:
-        yield from stream_lines(command)
+        yield from run_commands(commands, at_once)
     except CalledProcessError as ended:
         tensor = _find_non_finite_tensor(source) if NOT_FINITE.search(ended.stderr) else None
         if tensor:
@@ -102,18 +115,15 @@ def log_fallbacks(level: str, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run as the process of its own: print a line for each file that is done."""
-    results = claim_stdout()
-    source, workers, *pairs = arguments
-    for pair in pairs:
-        ftype, _, target = pair.partition("=")
-        try:
-            quantize_file(source, target, int(ftype), int(workers))
-        except RuntimeError as error:  # it knows no reason
-            full = shutil.disk_usage(Path(target).parent).free < FULL_DISK
-            print(f"{target}: {'no room left; make room and run it again' if full else error}", file=sys.stderr)
-            return 1
-        print(target, file=results, flush=True)
+    """Run as the process of its own."""
+    claim_stdout()
+    source, threads, ftype, target = arguments
+    try:
+        quantize_file(source, target, int(ftype), int(threads))
+    except RuntimeError as error:  # it knows no reason
+        full = shutil.disk_usage(Path(target).parent).free < FULL_DISK
+        print(f"{target}: {'no room left; make room and run it again' if full else error}", file=sys.stderr)
+        return 1
     return 0
 
 
