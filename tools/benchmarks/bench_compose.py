@@ -11,8 +11,9 @@ the same cores:
 - `encode_batch` of the rendered texts with the tokenizer's own threads; imports and rendering are not counted;
 - `impruver-compose` with masks, near-dedup, split and JSONL, imports not counted, with the peak of its processes'
   memory together (the sum of their proportional set sizes); and a second run, with its imports and all;
-- for `--ray` rows, the same on a Ray cluster of two processors, which is started before; for `--large` rows, if
-  given, the peak alone;
+- for `--ray` rows, the same on a Ray cluster of two processors, which is started before; what the same takes on a
+  hundred rows (connecting, and workers that import) is each engine's start-up, and is not counted; for `--large` rows,
+  if given, the peak alone;
 - for the least number of rows, the first impruver's way on every `--share`th row: each message rendered and tokenized
   by itself, MinHash token by token with datasketch, MinHashLSH.
 """
@@ -33,6 +34,7 @@ from workload import chat, questions, vary
 
 PARTS = ("encode_batch", "compose", "compose_on_ray", "first_impruver")
 VOCABULARY, TRAINED_ON = 50_000, 20_000  # tokens of the other tokenizer; rows that it is trained on
+FEW = 100  # rows that tell what it takes to begin
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -215,18 +217,22 @@ def measure(tokenizer_folder: str, data: Path, name: str, share: int | None) -> 
         record("first_impruver", own / rate)
 
 
-def measure_ray(tokenizer_folder: str, data: Path) -> None:
+def measure_ray(tokenizer_folder: str, data: Path, few: Path) -> None:
     """Prints what Ray takes against processes of this machine; both begin with nothing encoded."""
-    seconds, written = {}, []
+    seconds, starts, written = {}, {}, []
     for part in ("compose", "compose_on_ray"):
         shutil.rmtree(os.environ["IMPRUVER_CACHE"], ignore_errors=True)
         shutil.rmtree(data.with_suffix(".out"), ignore_errors=True)
+        starts[part] = apart(part, tokenizer_folder, few)["seconds"]
         seconds[part] = apart(part, tokenizer_folder, data)["seconds"]
         written.append((data.with_suffix(".out") / "train.jsonl").read_bytes())
-    ratio = seconds["compose_on_ray"] / seconds["compose"]
+    work = {part: seconds[part] - starts[part] for part in seconds}
+    local, ray = (f"{work[part]:.1f} s and {starts[part]:.1f} s to begin" for part in ("compose", "compose_on_ray"))
+    ratio = work["compose_on_ray"] / work["compose"]
     print(
-        f"{sum(1 for _ in data.open('rb'))} rows: engine local {seconds['compose']:.1f} s, ray "
-        f"{seconds['compose_on_ray']:.1f} s, {ratio:.2f} times; the same bytes: {written[0] == written[1]}",
+        f"{sum(1 for _ in data.open('rb'))} rows: engine local {local}; ray {ray}; {ratio:.2f} times the time, "
+        f"{seconds['compose_on_ray'] / seconds['compose']:.2f} with the beginning; the same bytes: "
+        f"{written[0] == written[1]}",
         flush=True,
     )
     record("ray", ratio)
@@ -270,7 +276,8 @@ def main() -> None:
             measure(str(scratch / "tokenizer"), data, "times", args.share if is_least else None)
         if args.ray:
             vary(files, args.ray, scratch / "ray.jsonl")
-            measure_ray(str(scratch / "tokenizer"), scratch / "ray.jsonl")
+            vary(files, FEW, scratch / "few.jsonl")
+            measure_ray(str(scratch / "tokenizer"), scratch / "ray.jsonl", scratch / "few.jsonl")
         if args.large:
             vary(files, args.large, scratch / "large.jsonl")
             measure_large(str(scratch / "tokenizer"), scratch / "large.jsonl")
