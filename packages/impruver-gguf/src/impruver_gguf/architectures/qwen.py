@@ -52,7 +52,7 @@ def set_qwen3_moe_gguf_parameters(writer: GGUFWriter, config: Config, file_type:
 
 
 def find_qwen3_vl_unsupported(config: Config) -> str | None:
-    """Name what llama.cpp would compute otherwise, or aborts at: what it would of Qwen3, sections of RoPE, deepstack."""
+    """Name what llama.cpp would compute otherwise, or aborts at: Qwen3's, sections of RoPE, layers of deepstack."""
     if count_deepstack_layers(config) >= config["num_hidden_layers"]:
         return f"{count_deepstack_layers(config)} deepstack_visual_indexes"  # its last layer can't take features in
     unturned = decoder.find_unturned_pairs(decoder.get_rope(config), (), decoder.get_head_dim(config) // 2)
@@ -61,7 +61,8 @@ def find_qwen3_vl_unsupported(config: Config) -> str | None:
 
 def count_deepstack_layers(config: Config) -> int:
     """How many layers, from the first, take in features of an image besides."""
-    return len((config.get("vision_config") or {}).get("deepstack_visual_indexes") or DEEPSTACK)
+    indexes = (config.get("vision_config") or {}).get("deepstack_visual_indexes")
+    return len(DEEPSTACK if indexes is None else indexes)
 
 
 def find_qwen3_vl_moe_unsupported(config: Config) -> str | None:

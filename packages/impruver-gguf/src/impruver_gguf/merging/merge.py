@@ -23,6 +23,7 @@ from impruver_gguf.weights.checkpoint import (
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32, has_same_values
 from impruver_gguf.weights.text_model import get_text_name
 
+UNLOADED = ("mtp.", "model.mtp.")  # what transformers has no modules for, although files hold it
 PARTS = {  # how names in an adapter's file end
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -242,7 +243,7 @@ def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> N
     saved = [str(name) for name in config.get("modules_to_save") or []]
     for name, tensor in base.items():
         module, _, kind = name.rpartition(".")
-        if kind != "weight" or len(tensor.shape) < 2 or module in adapted:
+        if kind != "weight" or len(tensor.shape) < 2 or module in adapted or module.startswith(UNLOADED):
             continue
         targeted, replaced = (any(is_module_named(module, name) for name in names) for names in (targets, saved))
         if targeted and not replaced:
