@@ -9,9 +9,10 @@ from support.models import BLOCKS, edit_json, save_model
 HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 DELTA_NET = {"head_dim": 32, "num_hidden_layers": 4} | HEADS
 ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
+TIED = DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-EXPERTS = MIXTURE | {"shared_expert_intermediate_size": 48}
+EXPERTS = MIXTURE | {"shared_expert_intermediate_size": 64}
 NARROW = {"moe_intermediate_size": 16, "tie_word_embeddings": True}
 VL = {
     "num_hidden_layers": 4,
@@ -65,13 +66,11 @@ def make_vision_language(family: str, text: dict, *edits: Callable[[Path], None]
 
 FAMILIES = {
     "qwen35": ("Qwen3_5", "bytes", DELTA_NET),
-    "qwen35-tied": ("Qwen3_5", "bytes", DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}),
+    "qwen35-tied": ("Qwen3_5", "bytes", TIED),
     "qwen35-heads": ("Qwen3_5", "bytes", DELTA_NET | OTHER_HEADS | {"linear_value_head_dim": 16}),
     "qwen35-yarn": ("Qwen3_5", "bytes", DELTA_NET | {"rope_parameters": YARN}),
     "qwen35-mtp": ("Qwen3_5", "bytes", DELTA_NET, add_mtp),
-    "qwen35-vision": make_vision_language(
-        "Qwen3_5", DELTA_NET | {"rope_parameters": ROPE}, add_mtp, tie_word_embeddings=True
-    ),
+    "qwen35-vision": make_vision_language("Qwen3_5", TIED, add_mtp, tie_word_embeddings=True),
     "qwen35-moe-vision": make_vision_language("Qwen3_5Moe", DELTA_NET | EXPERTS | {"rope_parameters": ROPE}, add_mtp),
     "qwen3-vl": make_vision_language("Qwen3VL", VL | {"head_dim": 32}, tie_word_embeddings=True),
     "qwen3-vl-moe": make_vision_language("Qwen3VLMoe", VL | MIXTURE | {"head_dim": 32}, turn_experts),
