@@ -146,6 +146,7 @@ def _build_tensors(
         if adapter:
             check_mergeable(adapter)
         return make_expected_tensors(architecture, config)
+    tensors = {name: tensor for name, tensor in tensors.items() if not architecture.is_unused(name, config)}
     if adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
         tensors = merge_adapter(tensors, adapter, conv1d=architecture.conv1d, tied=tied)
