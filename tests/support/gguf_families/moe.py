@@ -85,7 +85,7 @@ FAMILIES = {
     "qwen3-moe-fused": ("Qwen3Moe", "bytes", QWEN3_MOE | {"tie_word_embeddings": True}, save_fused),
     "mixtral": ("Mixtral", "bytes", MIXTRAL | {"num_hidden_layers": 3, "sliding_window": None}),
     "mixtral-sp": ("Mixtral", "pieces", MIXTRAL | {"vocab_size": 608, "head_dim": 32, "tie_word_embeddings": True}),
-    "gpt-oss": ("GptOss", "bytes", GPT_OSS),
+    "gpt-oss": ("GptOss", "bytes", GPT_OSS | {"rope_parameters": GPT_OSS_ROPE | {"truncate": True}}),
     "gpt-oss-mxfp4": ("GptOss", "bytes", GPT_OSS, pack_experts),
     "glm4-moe": ("Glm4Moe", "bytes", GLM4_MOE | {"head_dim": 32}, add_prediction_layer),
     "glm4-moe-norms": (

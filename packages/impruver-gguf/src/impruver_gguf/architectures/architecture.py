@@ -50,6 +50,7 @@ class Architecture:
     get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
     reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
+    find_inexact: Callable[[Config], str | None] = do_nothing  # what it computes a little otherwise: a warning
     nullable: tuple[str, ...] = ()  # keys for which null is a value of its own: none
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are

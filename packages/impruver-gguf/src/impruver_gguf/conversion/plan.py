@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.io.integrity import FileState, read_file_states
@@ -116,6 +117,9 @@ def plan_existing_file(path: Path) -> ConversionPlan:
 def _plan_own_conversion(
     architecture: Architecture, config: dict[str, Any], checkpoint: SourceCheckpoint, model_dir: Path, outtype: str
 ) -> ConversionPlan:
+    inexact = architecture.find_inexact(config)
+    if inexact:
+        warn(f"{checkpoint.config_path}: {inexact}")
     tensors = _build_tensors(architecture, config, checkpoint)
     vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added)
     types = choose_tensor_types(tensors, outtype)
