@@ -20,6 +20,7 @@ from impruver_gguf.architectures.falcon_h1 import FALCON_H1
 from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
+from impruver_gguf.architectures.glm4_moe import GLM4_MOE
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
 from impruver_gguf.architectures.gpt_oss import GPT_OSS
@@ -67,6 +68,7 @@ ARCHITECTURES = {
     "DeepseekV2ForCausalLM": DEEPSEEK2,
     "DeepseekV3ForCausalLM": DEEPSEEK3,
     "Glm4ForCausalLM": GLM4,
+    "Glm4MoeForCausalLM": GLM4_MOE,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
     "GraniteForCausalLM": GRANITE,
