@@ -115,6 +115,11 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # it may be GGUF's already
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind) if block is None or block < config[architecture.blocks] else None
+        if "output.weight" not in architecture.shapes and name == f"{architecture.tied.output}.weight":
+            raise ImpruverError(
+                f"{path}: {name} is not the input embeddings, and llama.cpp's {architecture.name} has one matrix "
+                "for both: train neither of them by itself"
+            )
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "

@@ -34,6 +34,7 @@ PARTS = {  # how names in an adapter's file end
     ".lora_magnitude_vector.weight": "magnitude",
     ".token_adapter.trainable_tokens_delta": "rows",
 }
+OTHER_NAMES = {"lm_head": "embed_out", "embed_out": "lm_head"}  # GPT-NeoX's output in transformers 5, in files and 4
 MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # these leave out some of target_modules
 
 
@@ -89,12 +90,12 @@ def _find_tied_modules(tied: TiedModules, modules: Iterable[str]) -> TiedModules
 
 
 def _find_base_name(module: str, known: Mapping[str, str]) -> str:
-    """What the base's file calls an adapter's module: with `language_model` elsewhere, a bare model without `model`.
+    """What the base's file calls an adapter's module: with `language_model` elsewhere, without `model`, by an old name.
 
     `known` are the file's tensors by the names that a model of text alone has for them.
     """
     text_name = get_text_name(module)
-    for name in (text_name, text_name.partition(".")[2]):
+    for name in (text_name, text_name.partition(".")[2], OTHER_NAMES.get(text_name)):
         if f"{name}.weight" in known:
             return known[f"{name}.weight"].removesuffix(".weight")
     return text_name
