@@ -257,6 +257,20 @@ FAMILY = [
     ("phi-long", {"hidden_act": "gelu"}),
     ("gemma3-sp", {"layer_types": ["full_attention"] * 7}),
     ("gemma3-sp", {"query_pre_attn_scalar": 256}),
+    ("olmo2", {"sliding_window": 64}),
+    ("olmo2", {"tie_word_embeddings": True}),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}}),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}),
+    ("command-r", {"use_qk_norm": True}),
+    ("command-r-plus", {"use_qk_norm": False}),
+    ("command-r", {"tie_word_embeddings": False}),
+    ("command-r", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    ("command-a", {"layer_types": ["sliding_attention"] * 5}),
+    ("command-a", {"rotary_pct": 0.5}),
+    ("command-a", {"attention_bias": True}),
+    ("pythia", {"rope_parameters": {"rope_theta": 1e6}}),
+    ("pythia", {"hidden_act": "silu"}),
+    ("pythia", {"attention_bias": False}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Qwen3-Next, Qwen3.5 and Qwen3-VL, with experts too: with and without layers of mtp, text models and multimodal ones."""
+"""Qwen3-Next, Qwen3.5 and Qwen3-VL: with experts, with layers of mtp, text models and multimodal ones."""
 
 import re
 from collections.abc import Callable
@@ -9,10 +9,15 @@ from support.models import BLOCKS, edit_json, save_model
 HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 DELTA_NET = {"head_dim": 32, "num_hidden_layers": 4} | HEADS
 ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
+TIED = DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
-EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-EXPERTS |= {"shared_expert_intermediate_size": 48}
-VL = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5]}}
+MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS = MIXTURE | {"shared_expert_intermediate_size": 64}
+NARROW = {"moe_intermediate_size": 16, "tie_word_embeddings": True}
+VL = {
+    "num_hidden_layers": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5]},
+}
 OTHER_HEADS = {"linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_key_head_dim": 16}
 
 
@@ -31,6 +36,15 @@ def add_mtp(folder: Path) -> None:
     save_file(tensors | added, folder / "model.safetensors", {"format": "pt"})
     if "intermediate_size" in (folder / "config.json").read_text(encoding="utf-8"):  # Qwen3-Next's names no mtp
         edit_json(folder / "config.json", mtp_num_hidden_layers=1, full_attention_interval=4)
+
+
+def turn_experts(folder: Path) -> None:
+    """Experts as Qwen3-VL's are on the hub: (experts, columns, rows)."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    turned = {name: tensor.transpose(1, 2).contiguous() for name, tensor in tensors.items() if ".experts." in name}
+    save_file(tensors | turned, folder / "model.safetensors", {"format": "pt"})
 
 
 def make_vision_language(family: str, text: dict, *edits: Callable[[Path], None], **config) -> Callable:
@@ -52,16 +66,17 @@ def make_vision_language(family: str, text: dict, *edits: Callable[[Path], None]
 
 FAMILIES = {
     "qwen35": ("Qwen3_5", "bytes", DELTA_NET),
-    "qwen35-tied": ("Qwen3_5", "bytes", DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}),
+    "qwen35-tied": ("Qwen3_5", "bytes", TIED),
     "qwen35-heads": ("Qwen3_5", "bytes", DELTA_NET | OTHER_HEADS | {"linear_value_head_dim": 16}),
     "qwen35-yarn": ("Qwen3_5", "bytes", DELTA_NET | {"rope_parameters": YARN}),
     "qwen35-mtp": ("Qwen3_5", "bytes", DELTA_NET, add_mtp),
-    "qwen35-vision": make_vision_language(
-        "Qwen3_5", DELTA_NET | {"rope_parameters": ROPE}, add_mtp, tie_word_embeddings=True
-    ),
+    "qwen35-vision": make_vision_language("Qwen3_5", TIED, add_mtp, tie_word_embeddings=True),
     "qwen35-moe-vision": make_vision_language("Qwen3_5Moe", DELTA_NET | EXPERTS | {"rope_parameters": ROPE}, add_mtp),
     "qwen3-vl": make_vision_language("Qwen3VL", VL | {"head_dim": 32}, tie_word_embeddings=True),
-    "qwen3-vl-moe": make_vision_language("Qwen3VLMoe", VL | EXPERTS | {"head_dim": 32}),
+    "qwen3-vl-moe": make_vision_language("Qwen3VLMoe", VL | MIXTURE | {"head_dim": 32}, turn_experts),
+    "qwen3-vl-moe-narrow": make_vision_language(
+        "Qwen3VLMoe", VL | MIXTURE | {"moe_intermediate_size": 16}, turn_experts
+    ),
     "qwen35-moe": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS),
     "qwen35-moe-mtp": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS | {"tie_word_embeddings": True}, add_mtp),
     "qwen3-next": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS),

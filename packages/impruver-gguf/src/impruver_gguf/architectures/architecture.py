@@ -40,6 +40,8 @@ class Architecture:
     set_leading_parameters: Callable[[GGUFWriter, Config], None] = do_nothing  # writes what stands before all else
     # Tensors that no checkpoint holds, by GGUF name; and a tensor with its name in transformers → as GGUF holds it.
     generate_extra_tensors: Callable[[Config], dict[str, LazyTensor]] = lambda config: {}
+    # What a checkpoint may have and transformers does not load: by its name, before an adapter is merged.
+    is_unused: Callable[[str, Config], bool] = lambda name, config: False
     # All tensors under names that gguf-py knows, experts stacked or split, in the order in which llama.cpp writes them.
     prepare_tensors: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor
@@ -50,6 +52,7 @@ class Architecture:
     reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
     choose_variant: Callable[[Config], "Architecture | None"] = do_nothing  # another one, as which llama.cpp takes it
+    find_inexact: Callable[[Config], str | None] = do_nothing  # what it computes a little otherwise: a warning
     nullable: tuple[str, ...] = ()  # keys for which null is a value of its own: none
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are

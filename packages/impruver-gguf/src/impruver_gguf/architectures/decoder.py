@@ -1,6 +1,7 @@
 """What Llama-like decoders share: keys of config.json, RoPE, sizes, shapes, hyperparameters in llama.cpp's order."""
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -272,6 +273,12 @@ def drop_tied_output(tensors: Tensors, config: Config) -> Tensors:
     if not has_same_values(tensors[embedding], tensors[output]):
         return tensors
     return {name: tensor for name, tensor in tensors.items() if name != output}
+
+
+def is_after_last_layer(name: str, config: Config) -> bool:
+    """Whether a tensor is of a layer after the last: these predict further tokens, and transformers loads none."""
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    return layer is not None and int(layer[1]) >= config["num_hidden_layers"]
 
 
 # Makes an `Architecture` with what decoders have in common.

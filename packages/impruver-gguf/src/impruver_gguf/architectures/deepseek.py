@@ -1,6 +1,5 @@
 """DeepSeek V2 and V3 (GigaChat 3 too): latent attention; dense layers first, then experts, some of which are shared."""
 
-import re
 from dataclasses import replace
 
 from gguf import GGUFWriter
@@ -131,15 +130,9 @@ def set_v3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -
 
 
 def prepare_deepseek_tensors(tensors: Tensors, config: Config) -> dict[str, LazyTensor]:
-    """Stack the experts and split the latent attention's expansion; leave out what predicts further tokens.
-
-    These are layers after the last (`num_nextn_predict_layers`): transformers does not load them either.
-    """
+    """Stack the experts and split the latent attention's expansion."""
     prepared: dict[str, LazyTensor] = {}
     for name, tensor in experts.prepare_experts(decoder.drop_tied_output(tensors, config)).items():
-        layer = re.match(r"model\.layers\.(\d+)\.", name)
-        if layer and int(layer[1]) >= config["num_hidden_layers"]:
-            continue
         if name.endswith(f".{mla.EXPANSION}.weight"):
             prepared |= mla.split_expansion(name, tensor, config)
         else:
@@ -162,6 +155,7 @@ DEEPSEEK2 = decoder.make_architecture(
     get_sizes=get_deepseek_sizes,
     get_absent=get_deepseek_absent,
     find_unsupported=find_v2_unsupported,
+    is_unused=decoder.is_after_last_layer,
     prepare_tensors=prepare_deepseek_tensors,
     set_gguf_parameters=set_deepseek_gguf_parameters,
 )

@@ -43,11 +43,7 @@ def find_gpt_oss_contradiction(config: Config) -> str | None:
 
 
 def find_gpt_oss_unsupported(config: Config) -> str | None:
-    """Name what llama.cpp would compute otherwise, or not load: other layers with windows, RoPE, activation, biases.
-
-    It rounds YaRN's range of dimensions for gpt-oss too, whose `truncate` says no: that is converted all the same, as
-    everybody's GGUF files of it are.
-    """
+    """Name what llama.cpp would compute otherwise, or not load: other layers with windows, RoPE, activation, biases."""
     for name, value in SWIGLU.items():
         if config[name] != value:
             return f"{name} {config[name]}"
@@ -58,9 +54,20 @@ def find_gpt_oss_unsupported(config: Config) -> str | None:
         return "tie_word_embeddings" if config["tie_word_embeddings"] else "attention_bias false"
     if config.get("sliding_window") is None:
         return "sliding_window null"
-    rope = decoder.get_rope(complete_rope(config)) | {"truncate": True}
+    rope = decoder.get_rope(complete_rope(config)) | {"truncate": True}  # see find_gpt_oss_inexact
     named = config | {"rope_parameters": rope}
     return decoder.find_unsupported_rope(named, ("default", "yarn")) or decoder.find_unsupported(config)
+
+
+def find_gpt_oss_inexact(config: Config) -> str | None:
+    """Say that llama.cpp rounds YaRN's range of dimensions, which gpt-oss's own configuration does not want.
+
+    Every GGUF of these models is computed so; llama.cpp has no key for it.
+    """
+    rope = decoder.get_rope(complete_rope(config))
+    if rope["rope_type"] != "yarn" or rope.get("truncate", True):
+        return None
+    return "llama.cpp rounds the range of yarn as if truncate were true: its logits differ a little from transformers'"
 
 
 def is_packed(config: Config) -> bool:
@@ -178,6 +185,7 @@ GPT_OSS = decoder.make_architecture(
     get_sizes=get_gpt_oss_sizes,
     find_contradiction=find_gpt_oss_contradiction,
     find_unsupported=find_gpt_oss_unsupported,
+    find_inexact=find_gpt_oss_inexact,
     set_gguf_parameters=set_gpt_oss_gguf_parameters,
     prepare_tensors=prepare_gpt_oss_tensors,
     get_encoding=get_gpt_oss_encoding,

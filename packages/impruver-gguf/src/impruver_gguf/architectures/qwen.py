@@ -1,5 +1,6 @@
 """Qwen2 (and 2.5) and Qwen3, with experts too; the text part of Qwen3-VL."""
 
+import re
 from dataclasses import replace
 
 from gguf import GGUFWriter
@@ -9,6 +10,7 @@ from impruver_gguf.architectures import decoder, experts
 from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.weights.lazy_tensor import Tensors, transpose_matrices
 
+FUSED = re.compile(r"\.experts\.(gate_up|down)_proj(\.weight)?$")
 VISION_KEYS = {"vision_config": {"deepstack_visual_indexes": list_of(INDEX)}}
 DEEPSTACK = (8, 16, 24)  # the vision model's layers, where config.json names none
 QKV_BIASES = {name: sizes for name, sizes in decoder.ATTENTION_BIASES.items() if name != "blk.attn_output.bias"}
@@ -50,9 +52,17 @@ def set_qwen3_moe_gguf_parameters(writer: GGUFWriter, config: Config, file_type:
 
 
 def find_qwen3_vl_unsupported(config: Config) -> str | None:
-    """Name what llama.cpp would compute otherwise, or does not load: what it would of Qwen3, sections of RoPE."""
+    """Name what llama.cpp would compute otherwise, or aborts at: Qwen3's, sections of RoPE, layers of deepstack."""
+    if count_deepstack_layers(config) >= config["num_hidden_layers"]:
+        return f"{count_deepstack_layers(config)} deepstack_visual_indexes"  # its last layer can't take features in
     unturned = decoder.find_unturned_pairs(decoder.get_rope(config), (), decoder.get_head_dim(config) // 2)
     return find_qwen3_unsupported(config) or unturned
+
+
+def count_deepstack_layers(config: Config) -> int:
+    """How many layers, from the first, take in features of an image besides."""
+    indexes = (config.get("vision_config") or {}).get("deepstack_visual_indexes")
+    return len(DEEPSTACK if indexes is None else indexes)
 
 
 def find_qwen3_vl_moe_unsupported(config: Config) -> str | None:
@@ -61,23 +71,24 @@ def find_qwen3_vl_moe_unsupported(config: Config) -> str | None:
 
 
 def set_qwen3_vl_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:
-    """Write a decoder's hyperparameters, and how many of its layers take in an image's features besides."""
+    """Write a decoder's hyperparameters, and how many layers take in features of an image besides."""
     decoder.set_gguf_parameters(writer, config, file_type)
     if "moe_intermediate_size" in config:
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    vision = config.get("vision_config") or {}
-    writer.add_num_deepstack_layers(len(vision.get("deepstack_visual_indexes", DEEPSTACK)))
+    writer.add_num_deepstack_layers(count_deepstack_layers(config))
 
 
 def prepare_qwen3_vl_experts(tensors: Tensors, config: Config) -> Tensors:
-    """Have experts in stacks; those of checkpoints are (experts, columns, rows), which transformers turns in memory."""
-    turned = {}
-    for name, tensor in tensors.items():
-        fused = name.removesuffix(".weight").endswith((".experts.gate_up_proj", ".experts.down_proj"))
-        sizes = {"gate_up_proj": config["hidden_size"], "down_proj": config["moe_intermediate_size"]}
-        is_turned = fused and tensor.shape[1] == sizes[name.removesuffix(".weight").rpartition(".")[2]]
-        turned[name] = transpose_matrices(tensor) if is_turned else tensor
-    return experts.prepare_experts(turned)
+    """Have experts in stacks; on the hub they are (experts, columns, rows), and transformers 5 saves them as others'.
+
+    Which of the two it is shows in one matrix where the other could be either; llama.cpp's script turns both.
+    """
+    width, hidden_size = config["moe_intermediate_size"], config["hidden_size"]
+    telling, rows = ("down_proj", width) if 2 * width == hidden_size else ("gate_up_proj", hidden_size)
+    fused = {name: tensor for name, tensor in tensors.items() if FUSED.search(name) and len(tensor.shape) == 3}
+    if any(tensor.shape[1] == rows for name, tensor in fused.items() if telling in name):
+        tensors = {name: transpose_matrices(tensor) if name in fused else tensor for name, tensor in tensors.items()}
+    return experts.prepare_experts(tensors)
 
 
 QWEN2 = decoder.make_architecture(

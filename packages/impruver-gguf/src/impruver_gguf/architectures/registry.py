@@ -20,6 +20,7 @@ from impruver_gguf.architectures.falcon_h1 import FALCON_H1
 from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
+from impruver_gguf.architectures.glm4_moe import GLM4_MOE
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
 from impruver_gguf.architectures.gpt_oss import GPT_OSS
@@ -67,6 +68,7 @@ ARCHITECTURES = {
     "DeepseekV2ForCausalLM": DEEPSEEK2,
     "DeepseekV3ForCausalLM": DEEPSEEK3,
     "Glm4ForCausalLM": GLM4,
+    "Glm4MoeForCausalLM": GLM4_MOE,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
     "GraniteForCausalLM": GRANITE,
@@ -113,6 +115,11 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # it may be GGUF's already
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind) if block is None or block < config[architecture.blocks] else None
+        if "output.weight" not in architecture.shapes and name == f"{architecture.tied.output}.weight":
+            raise ImpruverError(
+                f"{path}: {name} is not the input embeddings, and llama.cpp's {architecture.name} has one matrix "
+                "for both: train neither of them by itself"
+            )
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "

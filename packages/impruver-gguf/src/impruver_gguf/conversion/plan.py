@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.io.integrity import FileState, read_file_states
@@ -118,6 +119,9 @@ def _plan_own_conversion(
     architecture: Architecture, config: dict[str, Any], checkpoint: SourceCheckpoint, model_dir: Path, outtype: str
 ) -> ConversionPlan:
     config = architecture.adapt_config(config, checkpoint.tensors)
+    inexact = architecture.find_inexact(config)
+    if inexact:
+        warn(f"{checkpoint.config_path}: {inexact}")
     tensors = _build_tensors(architecture, config, checkpoint)
     vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added)
     types = choose_tensor_types(tensors, outtype)
@@ -148,6 +152,7 @@ def _build_tensors(
         if adapter:
             check_mergeable(adapter)
         return make_expected_tensors(architecture, config)
+    tensors = {name: tensor for name, tensor in tensors.items() if not architecture.is_unused(name, config)}
     if adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
         tensors = merge_adapter(tensors, adapter, conv1d=architecture.conv1d, tied=tied)

@@ -23,6 +23,7 @@ from impruver_gguf.weights.checkpoint import (
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32, has_same_values
 from impruver_gguf.weights.text_model import get_text_name
 
+UNLOADED = ("mtp.", "model.mtp.")  # what transformers has no modules for, although files hold it
 PARTS = {  # how names in an adapter's file end
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -33,6 +34,7 @@ PARTS = {  # how names in an adapter's file end
     ".lora_magnitude_vector.weight": "magnitude",
     ".token_adapter.trainable_tokens_delta": "rows",
 }
+OTHER_NAMES = {"lm_head": "embed_out", "embed_out": "lm_head"}  # GPT-NeoX's output in transformers 5, in files and 4
 MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # these leave out some of target_modules
 
 
@@ -88,12 +90,12 @@ def _find_tied_modules(tied: TiedModules, modules: Iterable[str]) -> TiedModules
 
 
 def _find_base_name(module: str, known: Mapping[str, str]) -> str:
-    """What the base's file calls an adapter's module: with `language_model` elsewhere, a bare model without `model`.
+    """What the base's file calls an adapter's module: with `language_model` elsewhere, without `model`, by an old name.
 
     `known` are the file's tensors by the names that a model of text alone has for them.
     """
     text_name = get_text_name(module)
-    for name in (text_name, text_name.partition(".")[2]):
+    for name in (text_name, text_name.partition(".")[2], OTHER_NAMES.get(text_name)):
         if f"{name}.weight" in known:
             return known[f"{name}.weight"].removesuffix(".weight")
     return text_name
@@ -242,7 +244,7 @@ def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> N
     saved = [str(name) for name in config.get("modules_to_save") or []]
     for name, tensor in base.items():
         module, _, kind = name.rpartition(".")
-        if kind != "weight" or len(tensor.shape) < 2 or module in adapted:
+        if kind != "weight" or len(tensor.shape) < 2 or module in adapted or module.startswith(UNLOADED):
             continue
         targeted, replaced = (any(is_module_named(module, name) for name in names) for names in (targets, saved))
         if targeted and not replaced:

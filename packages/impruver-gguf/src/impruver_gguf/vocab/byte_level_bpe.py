@@ -23,6 +23,10 @@ _SPLIT = (  # Llama 3's and Qwen 2's differ in how many digits go together
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|%s| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3, QWEN2 = _SPLIT % r"\p{N}{1,3}", _SPLIT % r"\p{N}"
+QWEN35 = (  # Qwen 3.5's, where a combining mark goes with its letter
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = (  # splits words where capitals begin
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s|"
@@ -37,11 +41,12 @@ SPLITS = {
     ((("Split", LLAMA3), ("ByteLevel", False)), True): "llama-bpe",
     ((("Split", LLAMA3), ("ByteLevel", False)), False): "dbrx",
     ((("Split", QWEN2), ("ByteLevel", False)), False): "qwen2",
+    ((("Split", QWEN35), ("ByteLevel", False)), False): "qwen35",
     ((("Split", TEKKEN), ("ByteLevel", False)), True): "tekken",
     ((("Split", GPT4O), ("ByteLevel", False)), False): "gpt-4o",
 }
 # Normalizers that vocabularies of Qwen, Cohere and GPT-NeoX have, and llama.cpp does without.
-IGNORED_NORMALIZERS = {(name, "NFC") for name in ("qwen2", "smollm", "gpt-2")}
+IGNORED_NORMALIZERS = {(name, "NFC") for name in ("qwen2", "qwen35", "smollm", "gpt-2")}
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 

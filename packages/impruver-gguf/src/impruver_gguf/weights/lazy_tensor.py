@@ -74,7 +74,7 @@ def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     def read(start: int, stop: int) -> np.ndarray:
         return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
 
-    return replace(reshaped, read=read, rows_at_once=max(1, tensor.rows_at_once // old_rows))
+    return replace(reshaped, read=read, rows_at_once=-(-tensor.rows_at_once // old_rows))
 
 
 def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
