@@ -25,7 +25,8 @@ def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat1
     """A small model of another family likewise."""
     import transformers
 
-    configuration = getattr(transformers, f"{family.replace('Gemma3', 'Gemma3Text')}Config")
+    text = "Text" if family in ("Gemma3", "Gemma4") else ""  # these have another class for whole models
+    configuration = getattr(transformers, f"{family}{text}Config")
     sizes = BLOCKS | {"num_key_value_heads": 2, "vocab_size": 2050, "pad_token_id": None} | config
     _save(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
 

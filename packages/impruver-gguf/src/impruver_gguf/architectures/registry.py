@@ -18,6 +18,7 @@ from impruver_gguf.architectures.deepseek import DEEPSEEK2, DEEPSEEK3
 from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
+from impruver_gguf.architectures.gemma4 import GEMMA4
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
@@ -46,6 +47,8 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
+    "Gemma4ForCausalLM": GEMMA4,
+    "Gemma4ForConditionalGeneration": GEMMA4,
     "GPT2LMHeadModel": GPT2,
     "GptOssForCausalLM": GPT_OSS,
     "GPTNeoXForCausalLM": GPT_NEOX,
@@ -93,15 +96,19 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     sizes, converted = architecture.get_sizes(config), {}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
     for name, tensor in architecture.prepare_tensors(tensors, config).items():
-        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or ""
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias", ".scale")) or ""
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind)
-        if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
+        if block is not None:
+            absent = {*architecture.get_absent(config, block)} - {*architecture.get_unused(config, block)}
+            shape = None if kind in absent else shape
+        if shape is None:
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
                 f"({architecture.blocks}); give the config.json that was saved with the weights"
             )
-        expected = tuple(sizes[size] for size in shape)
+        here = sizes if block is None else sizes | architecture.get_layer_sizes(config, block)
+        expected = tuple(here[size] for size in shape)
         if tensor.shape != expected:
             raise ImpruverError(
                 f"{path}: {name} is {list(tensor.shape)}, and should be {list(expected)} ({', '.join(shape)}): the "

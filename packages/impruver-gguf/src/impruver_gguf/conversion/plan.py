@@ -117,7 +117,7 @@ def _plan_own_conversion(
     architecture: Architecture, config: dict[str, Any], checkpoint: SourceCheckpoint, model_dir: Path, outtype: str
 ) -> ConversionPlan:
     tensors = _build_tensors(architecture, config, checkpoint)
-    vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added)
+    vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added, architecture.build_vocab)
     types = choose_tensor_types(tensors, outtype)
     header = build_header(architecture, config, vocab, model_dir, tensors, types, TENSOR_TYPES[outtype].file)
     content = GgufContent(header, tensors, types)
