@@ -122,7 +122,7 @@ def _plan_own_conversion(
     header = build_header(architecture, config, vocab, model_dir, tensors, types, TENSOR_TYPES[outtype].file)
     content = GgufContent(header, tensors, types)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    kind = "SentencePiece" if vocab.is_sentencepiece else f"pre-tokenizer {vocab.pre}"
+    kind = "SentencePiece" if vocab.pre == "default" else f"pre-tokenizer {vocab.pre}"
     adapted = f", the adapter merged into {checkpoint.base}" if checkpoint.adapter else ""
     unseen = "" if checkpoint.tensors else "; by its configuration alone, since its weights are not on this disk"
     return ConversionPlan(

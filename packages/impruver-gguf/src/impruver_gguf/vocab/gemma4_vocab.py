@@ -3,6 +3,7 @@
 llama.cpp has a tokenizer of its own for it, and its converter gives other types to tokens than to SentencePiece's.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -82,4 +83,5 @@ def write_gemma4_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
     writer.add_token_types(vocab.types)
     write_special_tokens(writer, vocab, load_merges=True)
     writer.add_add_space_prefix(False)
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)  # it notes that the next key may be there
     writer.add_add_bos_token(True)
