@@ -13,7 +13,7 @@ from impruver_core.io.json_schema import Keys
 
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.vocab.token_types import Vocabulary
-from impruver_gguf.vocab.vocabulary import write_vocab
+from impruver_gguf.vocab.vocabulary import VocabBuilder, write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 Config = dict[str, Any]  # config.json, completed by `defaults`
@@ -49,10 +49,13 @@ class Architecture:
     get_encoding: Callable[[str, Config], str | None] = do_nothing  # ggml's type of what is encoded in files already
     get_optional: Callable[[Config], Collection[str]] = lambda config: ()  # which of `shapes` a model may be without
     get_absent: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which of them a layer never has
+    get_unused: Callable[[Config, int], Collection[str]] = lambda config, layer: ()  # which absent ones files may hold
+    get_layer_sizes: Callable[[Config, int], dict[str, int]] = lambda config, layer: {}  # sizes of a layer's own
     reshaped: dict[str, tuple[str, ...]] = field(default_factory=dict)  # those that GGUF holds in another shape
     find_unsupported: Callable[[Config], str | None] = do_nothing  # what llama.cpp would silently compute otherwise
     choose_variant: Callable[[Config], "Architecture | None"] = do_nothing  # another one, as which llama.cpp takes it
     find_inexact: Callable[[Config], str | None] = do_nothing  # what it computes a little otherwise: a warning
     nullable: tuple[str, ...] = ()  # keys for which null is a value of its own: none
     conv1d: tuple[str, ...] = ()  # how modules with transposed weights end: all matrices of a layer
+    build_vocab: VocabBuilder | None = None  # builds a vocabulary of another kind than the usual two
     plain_added: bool = False  # added tokens stand in a SentencePiece vocabulary as they are

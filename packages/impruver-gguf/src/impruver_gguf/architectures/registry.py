@@ -19,6 +19,7 @@ from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.falcon_h1 import FALCON_H1
 from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
+from impruver_gguf.architectures.gemma4 import GEMMA4
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.glm4_moe import GLM4_MOE
 from impruver_gguf.architectures.gpt2 import GPT2
@@ -58,6 +59,8 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
+    "Gemma4ForCausalLM": GEMMA4,
+    "Gemma4ForConditionalGeneration": GEMMA4,
     "GPT2LMHeadModel": GPT2,
     "GptOssForCausalLM": GPT_OSS,
     "GPTNeoXForCausalLM": GPT_NEOX,
@@ -112,7 +115,8 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
     sizes, converted = architecture.get_sizes(config), {}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
     for name, tensor in architecture.prepare_tensors(tensors, config).items():
-        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name  # it may be GGUF's already
+        # It may be GGUF's already.
+        gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias", ".scale")) or name
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind) if block is None or block < config[architecture.blocks] else None
         if "output.weight" not in architecture.shapes and name == f"{architecture.tied.output}.weight":
@@ -120,12 +124,16 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
                 f"{path}: {name} is not the input embeddings, and llama.cpp's {architecture.name} has one matrix "
                 "for both: train neither of them by itself"
             )
-        if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
+        if block is not None:
+            absent = {*architecture.get_absent(config, block)} - {*architecture.get_unused(config, block)}
+            shape = None if kind in absent else shape
+        if shape is None:
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "
                 f"({architecture.blocks}); give the config.json that was saved with the weights"
             )
-        expected = tuple(sizes[size] for size in shape)
+        here = sizes if block is None else sizes | architecture.get_layer_sizes(config, block)
+        expected = tuple(here[size] for size in shape)
         if tensor.shape != expected:
             raise ImpruverError(
                 f"{path}: {name} is {list(tensor.shape)}, and should be {list(expected)} ({', '.join(shape)}): the "

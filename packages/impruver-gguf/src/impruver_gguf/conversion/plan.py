@@ -123,12 +123,12 @@ def _plan_own_conversion(
     if inexact:
         warn(f"{checkpoint.config_path}: {inexact}")
     tensors = _build_tensors(architecture, config, checkpoint)
-    vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added)
+    vocab = read_vocabulary(model_dir, config["vocab_size"], architecture.plain_added, architecture.build_vocab)
     types = choose_tensor_types(tensors, outtype)
     header = build_header(architecture, config, vocab, model_dir, tensors, types, TENSOR_TYPES[outtype].file)
     content = GgufContent(header, tensors, types)
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    kind = "SentencePiece" if vocab.is_sentencepiece else f"pre-tokenizer {vocab.pre}"
+    kind = "SentencePiece" if vocab.pre == "default" else f"pre-tokenizer {vocab.pre}"
     adapted = f", the adapter merged into {checkpoint.base}" if checkpoint.adapter else ""
     unseen = "" if checkpoint.tensors else "; by its configuration alone, since its weights are not on this disk"
     return ConversionPlan(

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab
 from impruver_core.chat_template.rendering.renderer import compile_template
@@ -20,8 +21,13 @@ from impruver_gguf.vocab.token_types import Vocabulary
 GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}(\n?)")
 
 
-def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocabulary:
-    """Read the vocabulary in a folder, padded to `size` ids; `plain_added` as in `Architecture`."""
+VocabBuilder = Callable[[Path, dict[str, Any], dict[str, Any], int], Vocabulary]
+
+
+def read_vocabulary(
+    folder: Path, size: int, plain_added: bool = False, build_vocab: VocabBuilder | None = None
+) -> Vocabulary:
+    """Read the vocabulary in a folder, padded to `size` ids; `plain_added`, `build_vocab` as in `Architecture`."""
     config, path = read_tokenizer_config(folder), folder / "tokenizer.json"
     has_model = (folder / SENTENCEPIECE_MODEL).is_file()
     if not path.is_file() and not has_model:
@@ -29,6 +35,8 @@ def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocab
     content = read_tokenizer_json(folder)
     if path.is_file() and not content.get("model"):
         raise ImpruverError(f"{path}: holds no tokenizer (model is not set): copy the tokenizer's files again")
+    if content and build_vocab:
+        return build_vocab(folder, content, config, size)
     if content and is_byte_level(content):
         return build_byte_level_vocab(folder, content, config, size)
     kind = (content.get("model") or {}).get("type")
@@ -45,7 +53,7 @@ def read_vocabulary(folder: Path, size: int, plain_added: bool = False) -> Vocab
 def write_vocab(
     writer: GGUFWriter, vocab: Vocabulary, change_ids: Callable[[dict[str, int]], dict[str, int]] = dict
 ) -> None:
-    """Write tokens, and through gguf-py's reader of a tokenizer's folder merges, special ids and the chat template.
+    """Write tokens, merges, special ids and the chat template.
 
     `change_ids` makes other special ids, by their role (`eos`), of those that the folder has.
     """
@@ -55,10 +63,20 @@ def write_vocab(
     if vocab.scores is not None:
         writer.add_token_scores(vocab.scores)
     writer.add_token_types(vocab.types)
-    n_vocab = len(vocab.tokens) if vocab.is_sentencepiece else None
+    write_special_tokens(writer, vocab, load_merges=not vocab.is_sentencepiece, change_ids=change_ids)
+
+
+def write_special_tokens(
+    writer: GGUFWriter,
+    vocab: Vocabulary,
+    load_merges: bool,
+    change_ids: Callable[[dict[str, int]], dict[str, int]] = dict,
+) -> None:
+    """Write what gguf-py's reader of a tokenizer's folder finds: merges, special ids and the chat template."""
+    n_vocab = None if load_merges else len(vocab.tokens)
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it notes what llama.cpp does not need
     try:
-        special = SpecialVocab(vocab.folder, load_merges=not vocab.is_sentencepiece, n_vocab=n_vocab)
+        special = SpecialVocab(vocab.folder, load_merges=load_merges, n_vocab=n_vocab)
     except Exception as error:  # gguf takes these files as they come
         raise ImpruverError(
             f"{vocab.folder}: the special tokens in config.json, tokenizer_config.json or tokenizer.json can't be "
