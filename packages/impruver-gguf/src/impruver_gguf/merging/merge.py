@@ -11,6 +11,7 @@ import numpy as np
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
+from impruver_gguf.merging.expert_lora import find_experts, merge_expert_lora
 from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
 from impruver_gguf.weights.checkpoint import (
     PEFT_PREFIX,
@@ -66,6 +67,7 @@ def merge_adapter(
     """
     check_mergeable(adapter)
     deltas = _collect_deltas(adapter)
+    expert_deltas = {module: deltas.pop(module) for module in [*deltas] if find_experts(module)}
     bare = {module: module.partition(".")[2] for module in [*deltas, *(tied or ())]}
     # Module as the adapter calls it → as the base's file does: files of a bare model lack the first part.
     names = {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
@@ -75,6 +77,11 @@ def merge_adapter(
     for module, delta in deltas.items():
         transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
         _apply_delta(tensors, names.get(module, module), module, delta, adapter, transposed)
+    for module, delta in expert_deltas.items():
+        experts = find_experts(module)
+        bare_name = experts.partition(".")[2]
+        name = experts if any(key.startswith(f"{experts}.") for key in base) else bare_name
+        merge_expert_lora(tensors, name, experts, delta.parts, adapter.config)
     _check_complete(base, adapter, {names.get(module, module) for module, delta in deltas.items() if delta.has_lora})
     return tensors
 
