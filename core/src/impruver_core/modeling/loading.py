@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "sve_bf16")  # names of torch.cpu.get_capabilities
+PREDICTION = "eh_proj.weight"  # a tensor of layers that predict further tokens alone
 BITNET = "custom.llama."
 REMOTE_CODE = "model.trust_remote_code"
 CONFIG_SECONDS, BUILD_SECONDS = 5, 8  # of CPU time, to read a config.json and to build what it describes
@@ -264,9 +265,12 @@ def check_loading_info(model: PreTrainedModel, info: dict[str, Any], name: str) 
             f"model.name: {name}: it has no weights for {_format_names(missing)} of {kind}; they would start at "
             "random: set the model.class it was saved with, or copy config.json and weights again"
         )
-    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm.
+    # Of a module that the model has, in another layer at least. Buffers and heads left out do no harm, nor do layers
+    # after the last that predict further tokens (DeepSeek V3's, GigaChat 3's), which transformers leaves out.
     modules = {_get_module_name(tensor) for tensor, _ in model.named_parameters()}
-    unused = [tensor for tensor in info["unexpected_keys"] if _get_module_name(tensor) in modules]
+    unexpected = info["unexpected_keys"]
+    predicting = tuple(tensor.removesuffix(PREDICTION) for tensor in unexpected if tensor.endswith(PREDICTION))
+    unused = [name for name in unexpected if _get_module_name(name) in modules and not name.startswith(predicting)]
     if unused:
         raise ImpruverError(
             f"model.name: {name}: by config.json {kind} has no place for {_format_names(unused)}: fewer layers, or no "

@@ -6,7 +6,7 @@ from typing import Any
 # Values of init_lora_weights that leave the base's weights as they are; the others (PiSSA, OLoRA, CorDA) change them.
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 OTHER_METHODS = (
-    *("use_qalora", "use_bdlora", "layer_replication", "target_parameters"),
+    *("use_qalora", "use_bdlora", "layer_replication"),
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
 )
 

@@ -16,6 +16,7 @@ MIXTURE = {name: sizes for name, sizes in experts.SHAPES.items() if name != "blk
     "blk.ffn_up_shexp.weight": (SHARED_SIZE, "hidden_size"),
     "blk.ffn_down_shexp.weight": ("hidden_size", SHARED_SIZE),
 }
+PREDICTION = "eh_proj.weight"  # a tensor of layers that predict further tokens alone
 ROUTER_BIAS = {"blk.exp_probs_b.bias": ("num_experts",)}
 SHAPES = decoder.EMBEDDINGS | mla.SHAPES | decoder.FEED_FORWARD | MIXTURE
 # Where llama.cpp knows queries that pass through no low rank: numbers of layers, or one with a size of vocabulary.
@@ -130,7 +131,16 @@ def set_v3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -
 
 
 def prepare_deepseek_tensors(tensors: Tensors, config: Config) -> dict[str, LazyTensor]:
-    """Stack the experts and split the latent attention's expansion."""
+    """Stack the experts and split the latent attention's expansion; leave out what predicts further tokens.
+
+    These are layers after the last, with a tensor of their own: transformers does not load them either.
+    """
+    predicting = tuple(
+        name.removesuffix(PREDICTION)
+        for name in tensors
+        if name.endswith(f".{PREDICTION}") and int(re.sub(r"\D", "", name)) >= config["num_hidden_layers"]
+    )
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(predicting)}
     prepared: dict[str, LazyTensor] = {}
     for name, tensor in experts.prepare_experts(decoder.drop_tied_output(tensors, config)).items():
         if name.endswith(f".{mla.EXPANSION}.weight"):

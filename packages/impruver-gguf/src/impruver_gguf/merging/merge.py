@@ -11,6 +11,7 @@ import numpy as np
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
+from impruver_gguf.merging.expert_lora import find_experts, merge_expert_lora
 from impruver_gguf.merging.lora_math import add_bias_update, add_lora, apply_dora_magnitude, replace_rows
 from impruver_gguf.weights.checkpoint import (
     PEFT_PREFIX,
@@ -69,6 +70,7 @@ def merge_adapter(
     """
     check_mergeable(adapter)
     deltas = _collect_deltas(adapter)
+    expert_deltas = {module: deltas.pop(module) for module in [*deltas] if find_experts(module)}
     tied = _find_tied_modules(tied, deltas) if tied else None
     # Module as the adapter calls it → as the base's file does.
     known = {get_text_name(name): name for name in base}
@@ -79,6 +81,9 @@ def merge_adapter(
     for module, delta in deltas.items():
         transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
         _apply_delta(tensors, names[module], module, delta, adapter, transposed)
+    for module, delta in expert_deltas.items():
+        experts = find_experts(module)
+        merge_expert_lora(tensors, _find_base_experts(experts, known), experts, delta.parts, adapter.config)
     _check_complete(base, adapter, {names[module] for module, delta in deltas.items() if delta.has_lora})
     return tensors
 
@@ -98,6 +103,16 @@ def _find_base_name(module: str, known: Mapping[str, str]) -> str:
     for name in (text_name, text_name.partition(".")[2], OTHER_NAMES.get(text_name)):
         if f"{name}.weight" in known:
             return known[f"{name}.weight"].removesuffix(".weight")
+    return text_name
+
+
+def _find_base_experts(module: str, known: Mapping[str, str]) -> str:
+    """What the base's file calls the module of a layer's experts, likewise."""
+    text_name = get_text_name(module)
+    for name in (text_name, text_name.partition(".")[2]):
+        key = next((key for key in known if key.startswith(f"{name}.")), None)
+        if key:
+            return known[key].removesuffix(key.removeprefix(name))
     return text_name
 
 
