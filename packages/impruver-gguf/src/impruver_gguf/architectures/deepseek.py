@@ -1,5 +1,6 @@
 """DeepSeek V2 and V3 (GigaChat 3 too): latent attention; dense layers first, then experts, some of which are shared."""
 
+import re
 from dataclasses import replace
 
 from gguf import GGUFWriter
