@@ -38,11 +38,11 @@ FAMILIES = {
     "granite": ("Granite", "bytes", GRANITE | {"tie_word_embeddings": True}),
     "granite-biases": ("Granite", "bytes", GRANITE | {"attention_bias": True, "mlp_bias": True, "logits_scaling": 1}),
     "granite-moe": ("GraniteMoe", "bytes", GRANITE_MOE | {"tie_word_embeddings": True}),
-    "granite-moe-shared": ("GraniteMoeShared", "bytes", GRANITE_MOE | {"shared_intermediate_size": 48}),
+    "granite-moe-shared": ("GraniteMoeShared", "bytes", GRANITE_MOE | {"shared_intermediate_size": 64}),
     "granite-hybrid": (
         "GraniteMoeHybrid",
         "bytes",
-        GRANITE_4 | GRANITE_MOE | {"shared_intermediate_size": 48, "layer_types": LAYERS},
+        GRANITE_4 | GRANITE_MOE | {"shared_intermediate_size": 64, "layer_types": LAYERS},
         write_hub_layers,
     ),
     "granite-hybrid-dense": (
