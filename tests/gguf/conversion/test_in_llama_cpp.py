@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from cyllama.llama import llama_cpp
-from impruver_gguf.vocab.byte_level_bpe import LLAMA3, QWEN2, TEKKEN
+from impruver_gguf.vocab.byte_level_bpe import GPT4O, LLAMA3, QWEN2, TEKKEN
 from support.gguf_cases import FAMILIES, LOGITS, OLD_NAMES
 from support.models import edit_json
 from tokenizers import Tokenizer
@@ -85,16 +85,22 @@ def test_a_vocabulary_of_its_own_gets_the_same_ids(tiny, gguf):
         assert vocabulary.tokenize(text, False, True) == tokenizer.encode(text, add_special_tokens=False).ids, text
 
 
-def split(pattern: str) -> dict:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {"type": "Sequence", "pretokenizers": [split, byte_level]}
+def split(pattern: str, behavior: str = "Isolated") -> dict:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": behavior == "Removed"}
+    return {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+NFC = {"type": "NFC"}
 SPLITS = {
     "llama-bpe": (split(LLAMA3), True, None),
-    "qwen2": (split(QWEN2), False, {"type": "NFC"}),
+    "qwen2": (split(QWEN2), False, NFC),
     "tekken": (split(TEKKEN), True, None),
+    "dbrx": (split(LLAMA3, "Removed"), False, None),  # as OLMo 2's
+    "gpt-4o": (split(GPT4O, "Removed"), False, None),  # as Phi-4-mini's
+    "smollm": ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}, False, NFC),  # as Command R's
+    "gpt-2": (BYTE_LEVEL, False, NFC),  # as GPT-NeoX's
 }
 
 

@@ -147,6 +147,23 @@ OTHER_BASES = {
         ALL_LINEAR | {"use_dora": True},
     ),
     "short convolutions": ("Lfm2", {"full_attn_idxs": [1], "tie_word_embeddings": True}, ALL_LINEAR),
+    "queries by head": ("GPTNeoX", {}, ALL_LINEAR | {"use_dora": True, "modules_to_save": ["lm_head"]}),
+    "biases by head": ("GPTNeoX", {"rotary_pct": 1.0}, ALL_LINEAR | {"bias": "all"}),
+    "rows of an output with another name": (
+        "GPTNeoX",
+        {},
+        {"target_modules": ["query_key_value"], "trainable_token_indices": {"embed_in": [3], "lm_head": [7]}},
+    ),
+    "new tokens of both ends": (
+        "Cohere2",
+        {},
+        {
+            "target_modules": ["q_proj"],
+            "trainable_token_indices": {"embed_tokens": [3, *range(2050, 2054)]},
+            "grown_to": 2054,
+        },
+    ),
+    "norms of all heads": ("Olmo3", {}, ALL_LINEAR | {"modules_to_save": ["q_norm"]}),
     "gaussian": (
         "Mistral",
         {},
@@ -286,6 +303,15 @@ def test_a_head_of_its_own_stays_whatever_the_config_says(gguf, tmp_path):
     make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
     edit_weights(base / "model.safetensors", lambda tensors: with_head(tensors, tensors[EMBEDDINGS][::-1]))
     compare_with_peft({"target_modules": ["embed_tokens", "q_proj"]}, gguf, tmp_path)
+
+
+def test_an_output_that_llama_cpp_has_no_place_for(gguf, cases, tmp_path):
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    save_adapter(cases["command-r"], tmp_path / "adapter", **settings)
+    write_adapter_recipe(tmp_path / "adapter", cases["command-r"])
+    code, _, told = gguf("--output_dir", tmp_path / "adapter")
+    assert code == 2
+    assert "command-r has one matrix for both" in told
 
 
 def test_lora_on_tied_embeddings_alone_is_told(gguf, tmp_path):

@@ -10,19 +10,18 @@ GRANITE_MOE = GRANITE | {"num_local_experts": 5, "num_experts_per_tok": 2}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_n_groups": 2}
 GRANITE_4 = GRANITE | MAMBA | {"num_hidden_layers": 4, "vocab_size": 2056}
 DENSE = {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 96}
-FALCON_H1 = {"attention_in_multiplier": 0.9, "attention_out_multiplier": 0.7, "key_multiplier": 0.4}
-FALCON_H1 |= {
+FALCON_H1 = MAMBA | {
+    "mamba_d_ssm": 64,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 0.7,
+    "key_multiplier": 0.4,
     "ssm_in_multiplier": 1.2,
     "ssm_out_multiplier": 0.3,
     "lm_head_multiplier": 0.1,
     "embedding_multiplier": 5.6,
-}
-FALCON_H1 |= {
-    "embedding_multiplier": 5.6,
     "mlp_multipliers": [0.8, 0.6],
     "ssm_multipliers": [0.35, 0.25, 0.17, 0.5, 0.3],
 }
-FALCON_H1 |= MAMBA | {"mamba_d_ssm": 64}
 LAYERS = ["mamba", "attention", "mamba", "mamba"]
 
 

@@ -24,7 +24,7 @@ ROPE_KEYS = {
 }
 # What else may stand beside yarn, and the values for which llama.cpp computes what transformers does.
 YARN = {
-    **dict.fromkeys(("attention_factor", "attn_factor", "mscale_all_dim"), None),
+    **dict.fromkeys(("attn_factor", "mscale_all_dim"), None),
     "beta_fast": 32,
     "beta_slow": 1,
     "truncate": True,
@@ -33,7 +33,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size")
 KEYS = {
     **dict.fromkeys((*SIZES, "num_hidden_layers", "max_position_embeddings"), COUNT),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), COUNT),
-    **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor"), POSITIVE),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "rope_theta", "partial_rotary_factor"), POSITIVE),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "is_causal", "use_sliding_window"), FLAG),
     **dict.fromkeys(("sliding_window", "max_window_layers"), INDEX),
     "hidden_act": TEXT,
@@ -93,8 +93,16 @@ def find_unsupported_rope(config: Config, supported: tuple[str, ...]) -> str | N
         return f"rope_type {rope['rope_type']}"
     if rope["partial_rotary_factor"] != 1:
         return "partial_rotary_factor"
-    odd = [name for name, usual in YARN.items() if rope["rope_type"] == "yarn" and rope.get(name, usual) != usual]
-    return f"{odd[0]} {rope[odd[0]]} of yarn" if odd else None
+    return _find_unsupported_yarn(rope) if rope["rope_type"] == "yarn" else None
+
+
+def _find_unsupported_yarn(rope: Config) -> str | None:
+    odd = next((name for name, usual in YARN.items() if rope.get(name, usual) != usual), None)
+    # llama.cpp always multiplies by this, whatever the file says.
+    computed = 0.1 * math.log(max(rope.get("factor", 1.0), 1.0)) + 1
+    if not math.isclose(rope.get("attention_factor", computed), computed, rel_tol=1e-5):
+        odd = "attention_factor"
+    return f"{odd} {rope[odd]} of yarn" if odd else None
 
 
 def write_rope_scaling(writer: GGUFWriter, rope: Config) -> None:
@@ -181,6 +189,12 @@ def find_unsupported(config: Config, activation: str = "silu") -> str | None:
     return f"hidden_act {config['hidden_act']}" if config["hidden_act"] != activation else None
 
 
+def find_other_head_dim(config: Config) -> str | None:
+    """Name heads of another width than the model's makes them, which llama.cpp refuses to load in some families."""
+    head_dim = get_head_dim(config)
+    return f"head_dim {head_dim}" if config["num_attention_heads"] * head_dim != config["hidden_size"] else None
+
+
 def find_wrong_layer_types(config: Config, known: Collection[str]) -> str | None:
     """Name what is wrong with `layer_types`, where there is one: another number than of layers, an unknown type."""
     types = config.get("layer_types")
@@ -212,7 +226,10 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, loca
     writer.add_rope_freq_base(rope["rope_theta"])
     if local_theta is not None:
         writer.add_rope_freq_base_swa(local_theta)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "layer_norm_eps" in config:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
     write_expert_counts(writer, config)
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])

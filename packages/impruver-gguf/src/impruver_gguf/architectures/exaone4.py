@@ -38,9 +38,8 @@ def find_exaone4_unsupported(config: Config) -> str | None:
     if windows != expected:
         fitting = f"sliding windows in all but each {FULL_EVERY}th layer" if has_windows else "no sliding windows"
         return f"other than {fitting}, which is what {count} layers have in llama.cpp"
-    if config["num_attention_heads"] * decoder.get_head_dim(config) != config["hidden_size"]:
-        return f"head_dim {decoder.get_head_dim(config)}"
-    return decoder.find_unsupported_rope(config, ROPE_TYPES) or decoder.find_unsupported(config)
+    reason = decoder.find_other_head_dim(config) or decoder.find_unsupported_rope(config, ROPE_TYPES)
+    return reason or decoder.find_unsupported(config)
 
 
 def set_exaone4_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -> None:

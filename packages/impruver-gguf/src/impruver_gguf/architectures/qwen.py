@@ -20,10 +20,7 @@ def find_qwen_unsupported(config: Config) -> str | None:
 
 def find_qwen2_unsupported(config: Config) -> str | None:
     """Name that, or heads of another width than the model's width makes them: llama.cpp refuses to load these."""
-    head_dim = decoder.get_head_dim(config)
-    if config["num_attention_heads"] * head_dim != config["hidden_size"]:
-        return f"head_dim {head_dim}"
-    return find_qwen_unsupported(config)
+    return decoder.find_other_head_dim(config) or find_qwen_unsupported(config)
 
 
 def find_qwen3_unsupported(config: Config) -> str | None:

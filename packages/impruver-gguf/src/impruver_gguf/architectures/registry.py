@@ -13,15 +13,18 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
+from impruver_gguf.architectures.cohere import COHERE, COHERE2
 from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.falcon_h1 import FALCON_H1
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
 from impruver_gguf.architectures.gpt2 import GPT2
+from impruver_gguf.architectures.gpt_neox import GPT_NEOX
 from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.lfm2 import LFM2
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
@@ -38,6 +41,11 @@ ARCHITECTURES = {
     "Phi3ForCausalLM": PHI3,
     "Gemma3ForCausalLM": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "GPTNeoXForCausalLM": GPT_NEOX,
+    "Olmo2ForCausalLM": OLMO2,
+    "Olmo3ForCausalLM": OLMO3,
+    "CohereForCausalLM": COHERE,
+    "Cohere2ForCausalLM": COHERE2,
     "Glm4ForCausalLM": GLM4,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
@@ -77,6 +85,11 @@ def convert_tensors(architecture: Architecture, tensors: Tensors, config: Config
         gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or ""
         kind, block = _split_block_number(gguf_name)
         shape = architecture.shapes.get(kind)
+        if "output.weight" not in architecture.shapes and name == f"{architecture.tied.output}.weight":
+            raise ImpruverError(
+                f"{path}: {name} is not the input embeddings, and llama.cpp's {architecture.name} has one matrix "
+                "for both: train neither of them by itself"
+            )
         if shape is None or (block is not None and kind in architecture.get_absent(config, block)):
             raise ImpruverError(
                 f"{path}: {name} is no tensor of a {architecture.name} model of {config[architecture.blocks]} layers "

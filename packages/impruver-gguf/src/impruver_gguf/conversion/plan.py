@@ -72,7 +72,7 @@ def plan_conversion(
     if script is None:
         model = f"{checkpoint.class_name} with {reason}" if reason else checkpoint.class_name
         raise ImpruverError(
-            f"{model} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it: "
+            f"{model} is not converted here ({', '.join(ARCHITECTURES)} are); llama.cpp's own script may know it; "
             f"{llama_cpp_tools.HOW_TO_GET}"
         )
     return _plan_script_conversion(script, checkpoint, model_dir, outtype)

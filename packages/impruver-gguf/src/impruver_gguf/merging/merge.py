@@ -32,6 +32,7 @@ PARTS = {  # how names in an adapter's file end
     ".lora_magnitude_vector.weight": "magnitude",
     ".token_adapter.trainable_tokens_delta": "rows",
 }
+OTHER_NAMES = {"lm_head": "embed_out", "embed_out": "lm_head"}  # GPT-NeoX's output in transformers 5, in files and 4
 MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # these leave out some of target_modules
 
 
@@ -66,9 +67,8 @@ def merge_adapter(
     """
     check_mergeable(adapter)
     deltas = _collect_deltas(adapter)
-    bare = {module: module.partition(".")[2] for module in [*deltas, *(tied or ())]}
-    # Module as the adapter calls it → as the base's file does: files of a bare model lack the first part.
-    names = {m: name for m, name in bare.items() if f"{m}.weight" not in base and f"{name}.weight" in base}
+    # Module as the adapter calls it → as the base's file does, where that is otherwise.
+    names = {m: name for m in [*deltas, *(tied or ())] if (name := _find_base_name(m, base)) != m}
     tensors = {name: as_float32(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied and deltas.keys() & set(tied) and _drop_tied_output(tensors, tied, names):
         _untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
@@ -77,6 +77,14 @@ def merge_adapter(
         _apply_delta(tensors, names.get(module, module), module, delta, adapter, transposed)
     _check_complete(base, adapter, {names.get(module, module) for module, delta in deltas.items() if delta.has_lora})
     return tensors
+
+
+def _find_base_name(module: str, base: Tensors) -> str:
+    """What a base's file calls a module: files of a bare model lack the first part, others have an older name."""
+    for name in (module, module.partition(".")[2], OTHER_NAMES.get(module)):
+        if f"{name}.weight" in base:
+            return name
+    return module
 
 
 def _drop_tied_output(tensors: dict[str, LazyTensor], tied: TiedModules, names: Mapping[str, str]) -> bool:

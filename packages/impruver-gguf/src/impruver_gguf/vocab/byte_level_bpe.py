@@ -14,44 +14,60 @@ from gguf import TokenType
 from impruver_core.errors import ImpruverError
 from tokenizers import AddedToken, Tokenizer
 
-from impruver_gguf.vocab.saved_tokenizer import load_backend_tokenizer
+from impruver_gguf.vocab.saved_tokenizer import load_backend_tokenizer, read_tokenizer_config, read_tokenizer_json
 from impruver_gguf.vocab.token_types import Token, Vocabulary, check_vocab_size, make_added_token, make_padding
 
 PROBE = "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"  # noqa: E501
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPLIT = (  # Llama 3's and Qwen 2's differ in how many digits go together
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|%s| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3, QWEN2 = _SPLIT % r"\p{N}{1,3}", _SPLIT % r"\p{N}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-TEKKEN = (  # Mistral's, which splits words where capitals begin
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (  # splits words where capitals begin
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s|"
+    r"%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How tokenizer.json splits → the pre-tokenizer that does the same, and whether it takes whole words before merging.
+TEKKEN = _CASED % ("", "", r"\p{N}")  # Mistral's
+GPT4O = _CASED % (f"{_CONTRACTIONS}?", f"{_CONTRACTIONS}?", r"\p{N}{1,3}")
+# How tokenizer.json splits, and whether it takes whole words before merging → the pre-tokenizer that does the same.
 SPLITS = {
-    (("ByteLevel", True),): ("gpt-2", False),
-    (("Digits", True), ("ByteLevel", True)): ("smollm", False),
-    (("Split", LLAMA3), ("ByteLevel", False)): ("llama-bpe", True),
-    (("Split", QWEN2), ("ByteLevel", False)): ("qwen2", False),
-    (("Split", TEKKEN), ("ByteLevel", False)): ("tekken", True),
+    ((("ByteLevel", True),), False): "gpt-2",
+    ((("Digits", True), ("ByteLevel", True)), False): "smollm",
+    ((("Split", LLAMA3), ("ByteLevel", False)), True): "llama-bpe",
+    ((("Split", LLAMA3), ("ByteLevel", False)), False): "dbrx",
+    ((("Split", QWEN2), ("ByteLevel", False)), False): "qwen2",
+    ((("Split", TEKKEN), ("ByteLevel", False)), True): "tekken",
+    ((("Split", GPT4O), ("ByteLevel", False)), False): "gpt-4o",
 }
-IGNORED_NORMALIZERS = {("qwen2", "NFC")}  # normalizers that Qwen's own vocabularies have, and llama.cpp does without
+# Normalizers that vocabularies of Qwen, Cohere and GPT-NeoX have, and llama.cpp does without.
+IGNORED_NORMALIZERS = {(name, "NFC") for name in ("qwen2", "smollm", "gpt-2")}
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
-def find_pre_tokenizer(ids: list[int], content: dict[str, Any]) -> str | None:
-    """llama.cpp's name for a vocabulary by its ids of PROBE, else by its tokenizer.json `content`; None for neither."""
+def get_published_pre_tokenizer(ids: list[int]) -> str | None:
+    """llama.cpp's name for a vocabulary that it knows by its ids of PROBE, else None."""
     table = json.loads(Path(__file__).with_name("pretokenizers.json").read_text(encoding="utf-8"))
-    name = table.get(sha256(str(ids).encode()).hexdigest())
-    if name:
-        return name
+    return table.get(sha256(str(ids).encode()).hexdigest())
+
+
+def find_pre_tokenizer(content: dict[str, Any]) -> str | None:
+    """llama.cpp's name for a pre-tokenizer that splits as this `content` of a tokenizer.json; None without one."""
     pre = content.get("pre_tokenizer") or {}
     steps = tuple(_describe_step(step) for step in pre.get("pretokenizers") or [pre])
-    name, whole_words = SPLITS.get(steps, (None, False))
+    name = SPLITS.get((steps, bool(content["model"].get("ignore_merges"))))
     normalizer = (content.get("normalizer") or {}).get("type")
-    if normalizer and (name, normalizer) not in IGNORED_NORMALIZERS:
+    return None if normalizer and (name, normalizer) not in IGNORED_NORMALIZERS else name
+
+
+def find_unpublished_pre_tokenizer(folder: Path) -> str | None:
+    """Find the pre-tokenizer of a byte-level vocabulary that llama.cpp does not know; None where it knows or can't."""
+    content = read_tokenizer_json(folder)
+    if not content.get("model") or not is_byte_level(content):
         return None
-    return name if bool(content["model"].get("ignore_merges")) == whole_words else None
+    tokenizer = load_backend_tokenizer(folder, content, read_tokenizer_config(folder))
+    known = get_published_pre_tokenizer(tokenizer.encode(PROBE).ids)
+    return None if known else find_pre_tokenizer(content)
 
 
 def _describe_step(step: dict[str, Any]) -> tuple[str | None, Any]:
@@ -61,7 +77,9 @@ def _describe_step(step: dict[str, Any]) -> tuple[str | None, Any]:
         return kind, step.get("use_regex", True)
     if kind == "Digits":
         return kind, step.get("individual_digits")
-    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+    # What a pattern matches is a piece, and what it leaves is another; these patterns leave nothing.
+    whole = (step.get("behavior"), bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
+    if kind == "Split" and whole:
         return kind, (step.get("pattern") or {}).get("Regex")
     return kind, None
 
@@ -85,7 +103,7 @@ def build_byte_level_vocab(folder: Path, content: dict[str, Any], config: dict[s
     tokenizer = load_backend_tokenizer(folder, content, config)
     by_id = {token_id: text for text, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}
     check_vocab_size(folder, max(by_id), size)
-    pre = find_pre_tokenizer(tokenizer.encode(PROBE).ids, content)
+    pre = get_published_pre_tokenizer(tokenizer.encode(PROBE).ids) or find_pre_tokenizer(content)
     if pre is None:
         raise ImpruverError(
             f"{folder}/tokenizer.json: llama.cpp knows no pre-tokenizer that splits text as this one does; nothing "
