@@ -30,6 +30,17 @@ def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat1
     _save(getattr(transformers, f"{family}ForCausalLM")(configuration(**sizes)), folder, tokenizer, dtype, "5GB")
 
 
+def make_multimodal(family: str, folder: Path, tokenizer: Path, dtype: str, text: dict, **config) -> None:
+    """A small model of a multimodal class, whose text model `text` configures, likewise."""
+    import transformers
+
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14, "head_dim": 16}
+    configuration = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision, **config)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(configuration)
+    _save(model, folder, tokenizer, dtype, "5GB")
+
+
 def make_gpt2(folder: Path, tokenizer: Path, dtype: str = "float32", **config) -> None:
     """A GPT2LMHeadModel likewise; llama.cpp's script asks for n_ctx, which transformers 5 writes no more."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -47,7 +47,7 @@ def load_hparams(*words, **named):  # the script asks for a key that transformer
 ModelBase.load_hparams = staticmethod(load_hparams)
 known = TextModel.get_vocab_base_pre
 def pre_tokenizer(self, tokenizer):  # the quickstart's vocabulary, which the script never saw, splits as GPT-2's
-    return "gpt-2" if len(tokenizer) == 2049 else known(self, tokenizer)
+    return "gpt-2" if 2049 <= len(tokenizer) < 2060 else known(self, tokenizer)
 TextModel.get_vocab_base_pre = pre_tokenizer
 for words in sys.argv[1:]:
     sys.argv = ["convert", *words.split("\\n")]

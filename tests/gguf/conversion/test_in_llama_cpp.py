@@ -9,6 +9,7 @@ import pytest
 from cyllama.llama import llama_cpp
 from impruver_gguf.vocab.byte_level_bpe import GPT4O, LLAMA3, QWEN2, TEKKEN
 from support.gguf_cases import FAMILIES, LOGITS, OLD_NAMES
+from support.gguf_families import LEVELS
 from support.models import edit_json
 from tokenizers import Tokenizer
 
@@ -120,10 +121,11 @@ def test_vocabularies_that_split_otherwise(name, tiny, gguf):
 
 @pytest.mark.parametrize("name", sorted({*FAMILIES, *OLD_NAMES} - {"odd-rows"}))
 def test_llama_cpp_loads_each_family(name, case, gguf):
-    folder = case(name, "gguf: {quantization_levels: [q8_0]}")
+    level = LEVELS.get(name, "q8_0")
+    folder = case(name, f"gguf: {{quantization_levels: [{level}]}}")
     code, _, told = gguf("--output_dir", folder)
     assert code == 0, told
-    tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / "gguf" / "model-q8_0.gguf")
+    tokenizer, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load(folder / f"gguf/model-{level}.gguf")
     for text in ["What is the capital of France?", "Привет, мир! 你好 😀", "a<|end|>"]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if "gemma" in name:  # it puts no blank before a text, the tests' tokenizer does

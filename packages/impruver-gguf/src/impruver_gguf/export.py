@@ -27,7 +27,7 @@ from impruver_core.recipe.loading import Recipe, resolve_recipe
 from impruver_gguf.conversion import artifacts, plan
 from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths, find_quantizer, find_server
 from impruver_gguf.ollama.modelfile import find_model_defaults, format_modelfile, get_turn_ends, read_training_manifest
-from impruver_gguf.quantization.quant_types import check_rows_fit
+from impruver_gguf.quantization.quant_types import check_not_quantized, check_rows_fit
 from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
 from impruver_gguf.verification.verify import print_verification, publish_quality, verify
 from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
@@ -182,6 +182,7 @@ def _plan(
         conversion = _plan_conversion(recipe, source.model.output_dir, paths, dry_run)
     for level, _ in levels:
         check_rows_fit(level, conversion.shapes)
+        check_not_quantized(level, conversion.encodings)
     # A llama-quantize that a flag names, or that goes with llama.cpp's script; None: cyllama's library.
     quantizer = find_quantizer(paths) if paths.quantizer or conversion.by_script else None
     previous = artifacts.read_previous_outputs(source.manifest_path, overwrite)

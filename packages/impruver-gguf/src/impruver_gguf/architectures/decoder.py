@@ -1,6 +1,7 @@
 """What Llama-like decoders share: keys of config.json, RoPE, sizes, shapes, hyperparameters in llama.cpp's order."""
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
@@ -11,7 +12,7 @@ from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, POSITIVE, T
 from impruver_gguf.architectures.architecture import Architecture, Config
 from impruver_gguf.architectures.experts import get_expert_sizes, write_expert_counts
 from impruver_gguf.merging.merge import TiedModules
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 
 ROPE_KEYS = {
     "rope_type": TEXT,
@@ -41,6 +42,7 @@ KEYS = {
     "rope_parameters": ROPE_KEYS,
     "rope_scaling": ROPE_KEYS,
 }
+TIED = TiedModules("model.embed_tokens", "lm_head")
 QUERIES, KEY_VALUES = "num_attention_heads x head_dim", "num_key_value_heads x head_dim"
 EMBEDDINGS = {
     "token_embd.weight": ("vocab_size", "hidden_size"),
@@ -213,8 +215,17 @@ def has_sliding_window(config: Config) -> bool:
     return config.get("max_window_layers", config["num_hidden_layers"]) < config["num_hidden_layers"]
 
 
-def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, local_theta: float | None = None) -> None:
-    """Write what llama.cpp's converter writes of every decoder; the head's width where the configuration names it."""
+def set_gguf_parameters(
+    writer: GGUFWriter,
+    config: Config,
+    file_type: int,
+    local_theta: float | None = None,
+    head_widths: tuple[int, int] | None = None,
+) -> None:
+    """Write what llama.cpp's converter writes of every decoder; the head's width where the configuration names it.
+
+    `head_widths` are those of keys and values, where they are others than `head_dim`.
+    """
     rope = get_rope(config)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -231,17 +242,34 @@ def set_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int, loca
     if "layer_norm_eps" in config:
         writer.add_layer_norm_eps(config["layer_norm_eps"])
     write_expert_counts(writer, config)
-    if config.get("head_dim"):
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
+    if head_widths or config.get("head_dim"):
+        key_width, value_width = head_widths or (config["head_dim"], config["head_dim"])
+        writer.add_key_length(key_width)
+        writer.add_value_length(value_width)
     writer.add_file_type(file_type)
+
+
+def drop_tied_output(tensors: Tensors, config: Config) -> Tensors:
+    """Leave out an output that is a copy of the embeddings which it is tied to, as some of llama.cpp's classes do."""
+    embedding, output = (f"{module}.weight" for module in TIED)
+    if not config["tie_word_embeddings"] or output not in tensors or embedding not in tensors:
+        return tensors
+    if not has_same_values(tensors[embedding], tensors[output]):
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if name != output}
+
+
+def is_after_last_layer(name: str, config: Config) -> bool:
+    """Whether a tensor is of a layer after the last: these predict further tokens, and transformers loads none."""
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    return layer is not None and int(layer[1]) >= config["num_hidden_layers"]
 
 
 # Makes an `Architecture` with what decoders have in common.
 make_architecture = partial(
     Architecture,
     blocks="num_hidden_layers",
-    tied=TiedModules("model.embed_tokens", "lm_head"),
+    tied=TIED,
     keys=KEYS,
     find_contradiction=find_contradiction,
     get_sizes=get_sizes,

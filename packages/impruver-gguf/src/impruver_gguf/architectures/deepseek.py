@@ -1,63 +1,52 @@
 """DeepSeek V2 and V3 (GigaChat 3 too): latent attention; dense layers first, then experts, some of which are shared."""
 
-import re
 from dataclasses import replace
 
-from gguf import ExpertGatingFuncType, GGUFWriter
-from impruver_core.io.json_schema import COUNT, FLAG, INDEX, POSITIVE, TEXT
+from gguf import GGUFWriter
+from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
-from impruver_gguf.architectures import decoder, mla
+from impruver_gguf.architectures import decoder, experts, mla
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.experts import prepare_experts
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
-EXPERTS, EXPERT_SIZE, SHARED_SIZE = (
-    "n_routed_experts",
-    "moe_intermediate_size",
-    "n_shared_experts x moe_intermediate_size",
-)
+SHARED_SIZE = "n_shared_experts x moe_intermediate_size"
 DENSE = {name: sizes for name, sizes in decoder.FEED_FORWARD.items() if name != "blk.ffn_norm.weight"}
-MIXTURE = {
-    "blk.ffn_gate_inp.weight": (EXPERTS, "hidden_size"),
-    "blk.ffn_gate_exps.weight": (EXPERTS, EXPERT_SIZE, "hidden_size"),
-    "blk.ffn_up_exps.weight": (EXPERTS, EXPERT_SIZE, "hidden_size"),
-    "blk.ffn_down_exps.weight": (EXPERTS, "hidden_size", EXPERT_SIZE),
+MIXTURE = {name: sizes for name, sizes in experts.SHAPES.items() if name != "blk.ffn_norm.weight"} | {
     "blk.ffn_gate_shexp.weight": (SHARED_SIZE, "hidden_size"),
     "blk.ffn_up_shexp.weight": (SHARED_SIZE, "hidden_size"),
     "blk.ffn_down_shexp.weight": ("hidden_size", SHARED_SIZE),
 }
-ROUTER_BIAS = {"blk.exp_probs_b.bias": (EXPERTS,)}
+ROUTER_BIAS = {"blk.exp_probs_b.bias": ("num_experts",)}
 SHAPES = decoder.EMBEDDINGS | mla.SHAPES | decoder.FEED_FORWARD | MIXTURE
-GATING = {"softmax": ExpertGatingFuncType.SOFTMAX, "sigmoid": ExpertGatingFuncType.SIGMOID}
 # Where llama.cpp knows queries that pass through no low rank: numbers of layers, or one with a size of vocabulary.
 PLAIN_QUERIES, PLAIN_QUERIES_WITH_VOCAB = (26, 27), (48, 128256)
 ROPE_KEYS = decoder.ROPE_KEYS | dict.fromkeys(("mscale", "mscale_all_dim"), POSITIVE)
 KEYS = (
     decoder.KEYS
     | mla.KEYS
-    | dict.fromkeys((EXPERTS, EXPERT_SIZE, "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group"), COUNT)
-    | {"first_k_dense_replace": INDEX, "routed_scaling_factor": POSITIVE, "norm_topk_prob": FLAG}
-    | {"rope_interleave": FLAG, "scoring_func": TEXT, "topk_method": TEXT}
+    | experts.KEYS
+    | {"n_shared_experts": COUNT, "rope_interleave": FLAG, "topk_method": TEXT}
     | {"rope_parameters": ROPE_KEYS, "rope_scaling": ROPE_KEYS}
 )
 
 
 def find_deepseek_contradiction(config: Config) -> str | None:
     """Name what in a configuration no DeepSeek can have."""
-    heads, experts, groups = config["num_attention_heads"], config[EXPERTS], config.get("n_group") or 1
+    heads, count, groups = config["num_attention_heads"], experts.get_expert_count(config), config.get("n_group") or 1
     if config.get("num_key_value_heads", heads) != heads:
         return f"num_key_value_heads {config['num_key_value_heads']} is not num_attention_heads {heads}"
-    if (config.get("num_experts_per_tok") or experts + 1) > experts:
-        return f"num_experts_per_tok {config.get('num_experts_per_tok')} does not fit n_routed_experts {experts}"
-    if experts % groups:
-        return f"n_routed_experts {experts} is no multiple of n_group {groups}"
-    return decoder.find_contradiction(config | {"head_dim": config["qk_rope_head_dim"]})
+    if "num_experts_per_tok" not in config:
+        return "num_experts_per_tok is not set"
+    if count % groups:
+        return f"n_routed_experts {count} is no multiple of n_group {groups}"
+    rope_heads = config | {"head_dim": config["qk_rope_head_dim"]}
+    return experts.find_expert_contradiction(config) or decoder.find_contradiction(rope_heads)
 
 
 def get_deepseek_sizes(config: Config) -> dict[str, int]:
     """The sizes that `SHAPES` names."""
-    sizes = {name: config[name] for name in (*decoder.SIZES, EXPERTS, EXPERT_SIZE)} | mla.get_sizes(config)
-    return sizes | {SHARED_SIZE: config["n_shared_experts"] * config[EXPERT_SIZE]}
+    sizes = {name: config[name] for name in decoder.SIZES} | mla.get_sizes(config) | experts.get_expert_sizes(config)
+    return sizes | {SHARED_SIZE: config["n_shared_experts"] * config["moe_intermediate_size"]}
 
 
 def get_deepseek_absent(config: Config, layer: int) -> tuple[str, ...]:
@@ -68,11 +57,11 @@ def get_deepseek_absent(config: Config, layer: int) -> tuple[str, ...]:
 
 def find_unsupported_groups(config: Config) -> str | None:
     """Name what of groups of experts llama.cpp would not load: it takes the best two of each, and drops some groups."""
-    groups = config.get("n_group") or 1
+    groups, count = config.get("n_group") or 1, experts.get_expert_count(config)
     if groups == 1:
         return None
-    if config[EXPERTS] // groups < 2 or groups == config[EXPERTS]:
-        return f"n_group {groups} of {config[EXPERTS]} experts"
+    if count < 2 * groups:
+        return f"n_group {groups} of {count} experts"
     used = config.get("topk_group") or groups
     return f"topk_group {used} of n_group {groups}" if used >= groups else None
 
@@ -86,7 +75,7 @@ def find_unsupported_attention(config: Config) -> str | None:
     if rope["rope_type"] == "yarn" and rope.get("mscale", 0) != rope.get("mscale_all_dim"):
         return f"mscale {rope.get('mscale')} and mscale_all_dim {rope.get('mscale_all_dim')} of yarn"
     known = {name: value for name, value in rope.items() if name != "mscale_all_dim"}
-    return decoder.find_unsupported_rope({"rope_parameters": known}, ("default", "yarn"))
+    return decoder.find_unsupported_rope(config | {"rope_parameters": known}, ("default", "yarn"))
 
 
 def find_deepseek_unsupported(config: Config, scoring: str) -> str | None:
@@ -124,7 +113,7 @@ def set_deepseek_gguf_parameters(writer: GGUFWriter, config: Config, file_type: 
     writer.add_leading_dense_block_count(config["first_k_dense_replace"])
     writer.add_vocab_size(config["vocab_size"])
     mla.set_ranks(writer, config)
-    writer.add_expert_feed_forward_length(config[EXPERT_SIZE])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     writer.add_expert_shared_count(config["n_shared_experts"])
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
     if config["norm_topk_prob"]:
@@ -141,19 +130,13 @@ def set_v3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -
 
 
 def prepare_deepseek_tensors(tensors: Tensors, config: Config) -> dict[str, LazyTensor]:
-    """Stack the experts and split the latent attention's expansion; leave out what predicts further tokens.
-
-    These are layers after the last (`num_nextn_predict_layers`): transformers does not load them either.
-    """
+    """Stack the experts and split the latent attention's expansion."""
     prepared: dict[str, LazyTensor] = {}
-    for name, tensor in prepare_experts(drop_tied_output(tensors, config)).items():
-        layer = re.match(r"model\.layers\.(\d+)\.", name)
-        if layer and int(layer[1]) >= config["num_hidden_layers"]:
-            continue
+    for name, tensor in experts.prepare_experts(decoder.drop_tied_output(tensors, config)).items():
         if name.endswith(f".{mla.EXPANSION}.weight"):
             prepared |= mla.split_expansion(name, tensor, config)
         else:
-            prepared[name] = tensor
+            prepared[name.replace(".e_score_correction_bias", ".e_score_correction.bias")] = tensor
     return prepared
 
 
@@ -163,7 +146,8 @@ DEEPSEEK2 = decoder.make_architecture(
     defaults=decoder.DEFAULTS
     | {"vocab_size": 102400, "intermediate_size": 11008, "max_position_embeddings": 2048}
     | {"first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536, "v_head_dim": 128}
-    | {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, EXPERTS: 64, "n_shared_experts": 2, EXPERT_SIZE: 1407}
+    | {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    | {"n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407}
     | {"routed_scaling_factor": 1.0, "norm_topk_prob": False, "topk_method": "greedy"},
     nullable=("q_lora_rank",),
     shapes=SHAPES,
@@ -171,6 +155,7 @@ DEEPSEEK2 = decoder.make_architecture(
     get_sizes=get_deepseek_sizes,
     get_absent=get_deepseek_absent,
     find_unsupported=find_v2_unsupported,
+    is_unused=decoder.is_after_last_layer,
     prepare_tensors=prepare_deepseek_tensors,
     set_gguf_parameters=set_deepseek_gguf_parameters,
 )
@@ -178,8 +163,8 @@ DEEPSEEK3 = replace(
     DEEPSEEK2,
     defaults=DEEPSEEK2.defaults
     | {"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61}
-    | {"num_attention_heads": 128, "max_position_embeddings": 4096, "first_k_dense_replace": 3, EXPERTS: 256}
-    | {"n_shared_experts": 1, EXPERT_SIZE: 2048, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
+    | {"num_attention_heads": 128, "max_position_embeddings": 4096, "first_k_dense_replace": 3, "n_routed_experts": 256}
+    | {"n_shared_experts": 1, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "norm_topk_prob": True}
     | {"n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "rope_interleave": True},
     shapes=SHAPES | ROUTER_BIAS,
     find_unsupported=find_v3_unsupported,

@@ -13,6 +13,7 @@ from impruver_gguf.weights.lazy_tensor import LazyTensor
 FULL, SLIDING = "full_attention", "sliding_attention"
 NESTED_ROPE_KEYS = decoder.ROPE_KEYS | {FULL: decoder.ROPE_KEYS, SLIDING: decoder.ROPE_KEYS}
 POST_NORMS = {"blk.post_attention_norm.weight": ("hidden_size",), "blk.post_ffw_norm.weight": ("hidden_size",)}
+GELU = "gelu_pytorch_tanh"
 FULL_EVERY = 6  # llama.cpp has each sixth layer attend to all
 LAYERS_OF_27B = 62  # the model whose attention llama.cpp scales by another width
 
@@ -35,25 +36,27 @@ def find_gemma3_unsupported(config: Config) -> str | None:
     """Name what llama.cpp would compute otherwise: activation, RoPE, biases, layer types, the attention's scale."""
     reason = decoder.find_unsupported_rope(get_global_config(config), ("default", "linear"))
     named = config | {"hidden_act": config["hidden_activation"]}
-    reason = reason or decoder.find_unsupported(named, "gelu_pytorch_tanh")
+    reason = reason or decoder.find_unsupported(named, GELU)
     for name in ("attention_bias", "use_bidirectional_attention", "attn_logit_softcapping"):
         reason = reason or (name if config.get(name) else None)
     kind = get_local_rope(config).get("rope_type", "default")
     if kind != "default":
         reason = reason or f"rope_type {kind} of {SLIDING}"
-    return reason or _find_other_layers(config) or _find_other_scale(config)
+    return reason or find_other_layers(config, FULL_EVERY) or find_other_scale(config, LAYERS_OF_27B)
 
 
-def _find_other_layers(config: Config) -> str | None:
-    count, step = config["num_hidden_layers"], config.get("sliding_window_pattern", FULL_EVERY)
+def find_other_layers(config: Config, full_every: int) -> str | None:
+    """Name `layer_types`, or what stood for it in transformers 4, where other layers than llama.cpp's have windows."""
+    count, step = config["num_hidden_layers"], config.get("sliding_window_pattern", full_every)
     kinds = config.get("layer_types") or [FULL if (layer + 1) % step == 0 else SLIDING for layer in range(count)]
-    supported = [FULL if (layer + 1) % FULL_EVERY == 0 else SLIDING for layer in range(count)]
-    return None if kinds == supported else f"layer_types other than full attention in each {FULL_EVERY}th"
+    supported = [FULL if (layer + 1) % full_every == 0 else SLIDING for layer in range(count)]
+    return None if kinds == supported else f"layer_types other than full attention in each {full_every}th"
 
 
-def _find_other_scale(config: Config) -> str | None:
+def find_other_scale(config: Config, layers_of_27b: int) -> str | None:
+    """Name the number by which attention is scaled, where llama.cpp takes another."""
     width = config["head_dim"]
-    if config["num_hidden_layers"] == LAYERS_OF_27B:
+    if config["num_hidden_layers"] == layers_of_27b:
         width = config["hidden_size"] // config["num_attention_heads"]
     scalar = config["query_pre_attn_scalar"]
     return None if scalar == width else f"query_pre_attn_scalar {scalar}"
@@ -101,7 +104,7 @@ GEMMA3 = decoder.make_architecture(
     defaults=decoder.DEFAULTS
     | {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
     | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096}
-    | {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "max_position_embeddings": 131072}
+    | {"hidden_activation": GELU, "query_pre_attn_scalar": 256, "max_position_embeddings": 131072}
     | {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "tie_word_embeddings": True},
     shapes=decoder.EMBEDDINGS | decoder.ATTENTION | decoder.HEAD_NORMS | POST_NORMS | decoder.FEED_FORWARD,
     find_contradiction=lambda config: decoder.find_contradiction(get_global_config(config)),

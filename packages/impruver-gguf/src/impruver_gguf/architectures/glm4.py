@@ -65,8 +65,13 @@ def set_glm4_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int)
 
 def set_glm4_vocab(writer: GGUFWriter, _: Config, vocab: Vocabulary) -> None:
     """Write the vocabulary with GLM's special tokens, as far as it has them."""
+    write_glm_vocab(writer, vocab, SPECIAL_TOKENS)
+
+
+def write_glm_vocab(writer: GGUFWriter, vocab: Vocabulary, special_tokens: dict[str, str]) -> None:
+    """Write the vocabulary with special tokens by their role where its files name none, as far as it has them."""
     ids = {text: token_id for token_id, text in enumerate(vocab.tokens)}
-    known = {role: ids[text] for role, text in SPECIAL_TOKENS.items() if text in ids}
+    known = {role: ids[text] for role, text in special_tokens.items() if text in ids}
     write_vocab(writer, vocab, lambda found: found | {role: known[role] for role in known if role not in found})
 
 

@@ -72,6 +72,7 @@ HUNYUAN = decoder.make_architecture(
     | {"vocab_size": 290943, "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
     shapes=SHAPES,
     find_unsupported=find_hunyuan_unsupported,
+    prepare_tensors=decoder.drop_tied_output,
     set_gguf_parameters=set_hunyuan_gguf_parameters,
     set_vocab=set_hunyuan_vocab,
 )

@@ -1,4 +1,4 @@
-"""Llama (SmolLM, SmolLM2, Llama 2 and 3.x), Mistral, which llama.cpp takes for one, and SmolLM3."""
+"""Llama (SmolLM, SmolLM2, Llama 2 and 3.x), Mistral and Mixtral, which llama.cpp takes for one, and SmolLM3."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,11 +7,11 @@ import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
-from impruver_gguf.architectures import decoder
+from impruver_gguf.architectures import decoder, experts
 from impruver_gguf.architectures.architecture import Config
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 MLP_BIASES = {
     name.replace(".weight", ".bias"): sizes[:1] for name, sizes in decoder.FEED_FORWARD.items() if len(sizes) > 1
@@ -80,6 +80,16 @@ def _read_interleaved(tensor: LazyTensor, head_dim: int, start: int, stop: int) 
     return turned[start - first * head_dim : stop - first * head_dim]
 
 
+def find_mixtral_contradiction(config: Config) -> str | None:
+    """Name what no mixture of such decoders can have."""
+    return decoder.find_contradiction(config) or experts.find_expert_contradiction(config)
+
+
+def prepare_mixtral_tensors(tensors: Tensors, _: Config) -> dict[str, LazyTensor]:
+    """Have experts as stacks: w1, w2 and w3 of each as on the hub, or fused as inside of transformers 5."""
+    return experts.split_fused_experts(experts.stack_experts(tensors, ("w1", "w2", "w3")))
+
+
 def set_llama_vocab(writer: GGUFWriter, config: Config, vocab: Vocabulary) -> None:
     """Write the vocabulary, and what llama.cpp infers from its size.
 
@@ -108,6 +118,17 @@ LLAMA = decoder.make_architecture(
 )
 MISTRAL = replace(
     LLAMA, defaults=DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+)
+MIXTRAL = replace(
+    MISTRAL,
+    keys=decoder.KEYS | experts.KEYS,
+    defaults=MISTRAL.defaults
+    | {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2, "num_local_experts": 8},
+    shapes=decoder.EMBEDDINGS | decoder.ATTENTION | experts.SHAPES,
+    get_optional=lambda config: (),
+    find_contradiction=find_mixtral_contradiction,
+    set_gguf_parameters=set_smollm3_gguf_parameters,
+    prepare_tensors=prepare_mixtral_tensors,
 )
 SMOLLM3 = replace(
     LLAMA,

@@ -4,14 +4,12 @@ llama.cpp attends to the compressed keys and values themselves, as one head that
 expands them (`kv_b_proj`) becomes two: the keys' part, transposed, for the queries; the values' part for the result.
 """
 
-from functools import partial
-
 import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT
 
 from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, slice_matrices
 
 KEYS = dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), COUNT)
 QUERIES, VALUES = "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)", "num_attention_heads x v_head_dim"
@@ -58,31 +56,34 @@ def split_expansion(name: str, tensor: LazyTensor, config: Config) -> dict[str, 
     rank = config["kv_lora_rank"]
     if tensor.shape != (heads * (key_dim + value_dim), rank):
         return {name: tensor}
-    keys = LazyTensor((heads, rank, key_dim), partial(_read_keys, tensor, key_dim, value_dim))
-    values = LazyTensor((heads, value_dim, rank), partial(_read_values, tensor, key_dim, value_dim))
-    return {name.replace(EXPANSION, KEYS_PART): keys, name.replace(EXPANSION, VALUES_PART): values}
+    expanded = LazyTensor((heads, key_dim + value_dim, rank), tensor.read, tensor.rows_at_once)
+    return {
+        name.replace(EXPANSION, KEYS_PART): _transpose_matrices(slice_matrices(expanded, 0, key_dim)),
+        name.replace(EXPANSION, VALUES_PART): slice_matrices(expanded, key_dim, key_dim + value_dim),
+    }
 
 
-def _read_heads(tensor: LazyTensor, width: int, start: int, stop: int) -> np.ndarray:
-    """Read the rows of some heads: (heads, width, rank)."""
-    return tensor.read(start * width, stop * width).reshape(stop - start, width, -1)
+def _transpose_matrices(stack: LazyTensor) -> LazyTensor:
+    """Transpose each matrix of a stack (count, rows, columns); whole matrices are read."""
+    count, rows, columns = stack.shape
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = start // columns, -(-stop // columns)
+        matrices = stack.read(first * rows, last * rows).reshape(last - first, rows, columns)
+        return matrices.swapaxes(1, 2).reshape(-1, rows)[start - first * columns : stop - first * columns]
+
+    return LazyTensor((count, columns, rows), read, rows_at_once=columns)
 
 
-def _read_keys(tensor: LazyTensor, key_dim: int, value_dim: int, start: int, stop: int) -> np.ndarray:
-    return _read_heads(tensor, key_dim + value_dim, start, stop)[:, :key_dim].swapaxes(1, 2)
-
-
-def _read_values(tensor: LazyTensor, key_dim: int, value_dim: int, start: int, stop: int) -> np.ndarray:
-    return _read_heads(tensor, key_dim + value_dim, start, stop)[:, key_dim:]
+def get_head_widths(config: Config) -> tuple[int, int]:
+    """The widths of a key and of a value of the one head that llama.cpp attends to: they are compressed."""
+    return config["kv_lora_rank"] + config["qk_rope_head_dim"], config["kv_lora_rank"]
 
 
 def set_ranks(writer: GGUFWriter, config: Config) -> None:
-    """Write the ranks, and the widths of heads: of the one that is attended to, and of the many that it stands for."""
-    rank, rope_dim = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    """Write the ranks, and the widths of the heads that the one which is attended to stands for."""
     if config.get("q_lora_rank"):
         writer.add_q_lora_rank(config["q_lora_rank"])
-    writer.add_kv_lora_rank(rank)
-    writer.add_key_length(rank + rope_dim)
-    writer.add_value_length(rank)
-    writer.add_key_length_mla(config["qk_nope_head_dim"] + rope_dim)
+    writer.add_kv_lora_rank(config["kv_lora_rank"])
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
     writer.add_value_length_mla(config["v_head_dim"])

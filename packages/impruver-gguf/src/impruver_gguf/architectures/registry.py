@@ -14,16 +14,21 @@ from impruver_core.io.json_schema import check_keys
 
 from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
 from impruver_gguf.architectures.cohere import COHERE, COHERE2
+from impruver_gguf.architectures.deepseek import DEEPSEEK2, DEEPSEEK3
 from impruver_gguf.architectures.exaone4 import EXAONE4
 from impruver_gguf.architectures.falcon_h1 import FALCON_H1
+from impruver_gguf.architectures.gemma2 import GEMMA2
 from impruver_gguf.architectures.gemma3 import GEMMA3
 from impruver_gguf.architectures.glm4 import GLM4
+from impruver_gguf.architectures.glm4_moe import GLM4_MOE
 from impruver_gguf.architectures.gpt2 import GPT2
 from impruver_gguf.architectures.gpt_neox import GPT_NEOX
+from impruver_gguf.architectures.gpt_oss import GPT_OSS
 from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from impruver_gguf.architectures.hunyuan import HUNYUAN
 from impruver_gguf.architectures.lfm2 import LFM2
-from impruver_gguf.architectures.llama import LLAMA, MISTRAL, SMOLLM3
+from impruver_gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from impruver_gguf.architectures.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
 from impruver_gguf.architectures.phi3 import PHI3
 from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
@@ -34,19 +39,28 @@ ARCHITECTURES = {
     "LlamaForCausalLM": LLAMA,
     "LLaMAForCausalLM": LLAMA,
     "MistralForCausalLM": MISTRAL,
+    "MixtralForCausalLM": MIXTRAL,
     "SmolLM3ForCausalLM": SMOLLM3,
     "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3MoeForCausalLM": QWEN3_MOE,
     "Phi3ForCausalLM": PHI3,
+    "Mistral3ForConditionalGeneration": MISTRAL3,
+    "Ministral3ForCausalLM": MINISTRAL3,
+    "Gemma2ForCausalLM": GEMMA2,
     "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": GEMMA3,
     "GPT2LMHeadModel": GPT2,
+    "GptOssForCausalLM": GPT_OSS,
     "GPTNeoXForCausalLM": GPT_NEOX,
     "Olmo2ForCausalLM": OLMO2,
     "Olmo3ForCausalLM": OLMO3,
     "CohereForCausalLM": COHERE,
     "Cohere2ForCausalLM": COHERE2,
+    "DeepseekV2ForCausalLM": DEEPSEEK2,
+    "DeepseekV3ForCausalLM": DEEPSEEK3,
     "Glm4ForCausalLM": GLM4,
+    "Glm4MoeForCausalLM": GLM4_MOE,
     "Exaone4ForCausalLM": EXAONE4,
     "HunYuanDenseV1ForCausalLM": HUNYUAN,
     "GraniteForCausalLM": GRANITE,
@@ -56,7 +70,15 @@ ARCHITECTURES = {
     "Lfm2ForCausalLM": LFM2,
     "FalconH1ForCausalLM": FALCON_H1,
 }
+# A multimodal class whose text models are of several families, and text_config's model_type → how it is converted.
+TEXT_MODELS = {("Mistral3ForConditionalGeneration", "ministral3"): MINISTRAL3_TEXT_MODEL}
 BUFFERS = (".attention.masked_bias", ".attention.bias", ".attn.masked_bias", ".attn.bias", ".rotary_emb.inv_freq")
+
+
+def find_architecture(class_name: str, config: Config) -> Architecture | None:
+    """Find how a model is converted by its class and config.json; None where it is not converted here."""
+    kind = (config.get("text_config") or {}).get("model_type")
+    return TEXT_MODELS.get((class_name, kind)) or ARCHITECTURES.get(class_name)
 
 
 def complete_config(architecture: Architecture, config: Config, path: Path) -> Config:
@@ -121,7 +143,8 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
         shape = shape[::-1] if architecture.conv1d else shape
         for layer in range(config[architecture.blocks]):
             if name not in architecture.get_absent(config, layer):
-                tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing)
+                encoding = architecture.get_encoding(name, config)
+                tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing, encoding=encoding)
     return tensors
 
 

@@ -121,6 +121,8 @@ TENSOR_TYPES = {
     "f32": TensorType(0, 0, 1, 4, _encode_f32),
     "q8_0": TensorType(8, 7, Q8_BLOCK, Q8_BLOCK + 2, _encode_q8_0),
 }
+# What a tensor's rows may be encoded in before they are read.
+ENCODED_TYPES = {"mxfp4": TensorType(39, 38, 32, 17, np.ascontiguousarray)}
 
 
 def choose_tensor_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
@@ -131,7 +133,9 @@ def choose_tensor_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]
     """
     wanted, types = TENSOR_TYPES[outtype], {}
     for name, tensor in tensors.items():
-        if len(tensor.shape) <= 1 or not name.endswith(".weight") or name.endswith(IN_32_BITS):
+        if tensor.encoding in ENCODED_TYPES:
+            types[name] = ENCODED_TYPES[tensor.encoding]
+        elif len(tensor.shape) <= 1 or not name.endswith(".weight") or name.endswith(IN_32_BITS):
             types[name] = TENSOR_TYPES["f32"]
         else:
             types[name] = TENSOR_TYPES["f16"] if tensor.shape[-1] % wanted.block else wanted

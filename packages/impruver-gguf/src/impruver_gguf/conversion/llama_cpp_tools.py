@@ -118,6 +118,9 @@ def _find_python(script: str) -> str:
 
 def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]:
     """Choose 16 bits for matrices, 32 for vectors, as GGUF has them; 32 for all where the GGUF has them."""
+    packed = next((name for name, tensor in tensors.items() if tensor.encoding), None)
+    if packed:
+        raise ImpruverError(f"{packed} holds bytes of packed values, beside which nothing can be merged for the script")
     matrix, vector = TENSOR_TYPES[outtype if outtype in DTYPES else "f16"], TENSOR_TYPES["f32"]
     return {name: matrix if len(tensor.shape) > 1 else vector for name, tensor in tensors.items()}
 

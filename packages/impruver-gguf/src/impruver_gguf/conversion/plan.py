@@ -13,17 +13,31 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.io.integrity import FileState, read_file_states
+from impruver_core.io.json_schema import check_keys
 from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
 from impruver_gguf.architectures.architecture import Architecture
-from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config, convert_tensors, make_expected_tensors
+from impruver_gguf.architectures.registry import (
+    ARCHITECTURES,
+    complete_config,
+    convert_tensors,
+    find_architecture,
+    make_expected_tensors,
+)
 from impruver_gguf.conversion import llama_cpp_tools
-from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, GgufContent, build_header, choose_tensor_types
+from impruver_gguf.conversion.gguf_writer import (
+    ENCODED_TYPES,
+    TENSOR_TYPES,
+    GgufContent,
+    build_header,
+    choose_tensor_types,
+)
 from impruver_gguf.merging.merge import TiedModules, merge_adapter
 from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
 from impruver_gguf.weights.checkpoint import (
+    CONFIG_KEYS,
     SourceCheckpoint,
     check_mergeable,
     describe_unmergeable,
@@ -32,6 +46,7 @@ from impruver_gguf.weights.checkpoint import (
     read_checkpoint,
 )
 from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.text_model import extract_text_model, get_text_config
 
 SCRATCH = ".merged."  # how the name of a folder begins that holds a merged model for a while
 EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head"
@@ -52,6 +67,7 @@ class ConversionPlan:
     exists: bool = False  # the file is there, nothing is to be written
     digest: str | None = None  # its sha256, where it is known already
     inputs: Mapping[Path, FileState] = field(default_factory=dict)  # the files that it is made of, as they were found
+    encodings: Mapping[str, str] = field(default_factory=dict)  # of tensors that are quantized already: ggml's types
 
 
 def plan_conversion(
@@ -61,13 +77,13 @@ def plan_conversion(
 
     `model_dir` has the tokenizer's files and all else that goes into the metadata.
     """
-    architecture, reason = ARCHITECTURES.get(checkpoint.class_name), None
+    architecture, reason = find_architecture(checkpoint.class_name, checkpoint.config), None
     if architecture:
-        config = complete_config(architecture, checkpoint.config, checkpoint.config_path)
+        config = complete_config(architecture, get_text_config(checkpoint.config), checkpoint.config_path)
         architecture = architecture.choose_variant(config) or architecture
         reason = architecture.find_unsupported(config)
         if not reason:
-            return _plan_own_conversion(architecture, config, checkpoint, model_dir, outtype)
+            return _plan_own_conversion(architecture, config, extract_text_model(checkpoint), model_dir, outtype)
     script = llama_cpp_tools.find_script(paths)
     if script is None:
         model = f"{checkpoint.class_name} with {reason}" if reason else checkpoint.class_name
@@ -84,8 +100,18 @@ def plan_existing_file(path: Path) -> ConversionPlan:
         raise ImpruverError(f"{path} is not there: leave out --only_quantize, which quantizes a file that is there")
     states, header = read_file_states([path]), read_gguf_header(path)
     shapes = {tensor.name: tensor.shape[::-1] for tensor in header.tensors}
+    encodings = {tensor.name: tensor.type.lower() for tensor in header.tensors if tensor.type.lower() in ENCODED_TYPES}
     description = f"{path.name}, which is there"
-    return ConversionPlan(description, shapes, header.data_start, 0, lambda target: None, exists=True, inputs=states)
+    return ConversionPlan(
+        description,
+        shapes,
+        header.data_start,
+        0,
+        lambda target: None,
+        exists=True,
+        inputs=states,
+        encodings=encodings,
+    )
 
 
 def _plan_own_conversion(
@@ -108,6 +134,7 @@ def _plan_own_conversion(
         content.write,
         content.is_same,
         inputs=checkpoint.states,
+        encodings={name: tensor.encoding for name, tensor in tensors.items() if tensor.encoding},
     )
 
 
@@ -120,6 +147,7 @@ def _build_tensors(
         if adapter:
             check_mergeable(adapter)
         return make_expected_tensors(architecture, config)
+    tensors = {name: tensor for name, tensor in tensors.items() if not architecture.is_unused(name, config)}
     if adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
         tensors = merge_adapter(tensors, adapter, conv1d=architecture.conv1d, tied=tied)
@@ -186,6 +214,7 @@ def plan_checkpoint(
         if class_name.startswith("Auto"):
             class_name = section.config_class.rpartition(".")[2].removesuffix("Config") + "ForCausalLM"
         config = {"vocab_size": 1, **section.config, "architectures": [class_name]}
+        check_keys(config, CONFIG_KEYS, "model.config")
         checkpoint = SourceCheckpoint(Path("model.config"), config, {}, None, Path())
     else:
         raise UnknownModelError("neither model.name nor model.config_class is set")
@@ -205,13 +234,16 @@ def _find_folder(name: str, recipe_dir: Path | None) -> Path:
 
 def _grow_embeddings(checkpoint: SourceCheckpoint, largest_id: int) -> SourceCheckpoint:
     """With a row for each id of the tokenizer, as training adds them."""
-    architecture = ARCHITECTURES.get(checkpoint.class_name)
-    size = checkpoint.config.get("vocab_size")
+    architecture = find_architecture(checkpoint.class_name, checkpoint.config)
+    nested = checkpoint.config.get("text_config")
+    size = (nested or checkpoint.config).get("vocab_size")
     if architecture is None or not isinstance(size, int) or largest_id < size:
         return checkpoint
+    grown = {"vocab_size": largest_id + 1}
     ends = tuple(f"{module.partition('.')[2] or module}.weight" for module in architecture.tied)
     tensors = {
         name: LazyTensor((largest_id + 1, *tensor.shape[1:]), tensor.read) if name.endswith(ends) else tensor
         for name, tensor in checkpoint.tensors.items()
     }
-    return replace(checkpoint, config=checkpoint.config | {"vocab_size": largest_id + 1}, tensors=tensors)
+    grown = {"text_config": nested | grown} if nested else grown
+    return replace(checkpoint, config=checkpoint.config | grown, tensors=tensors)

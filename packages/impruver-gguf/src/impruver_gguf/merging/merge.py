@@ -3,7 +3,7 @@
 What would not come out exactly, does not fit its base, or is not whole is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from impruver_gguf.weights.checkpoint import (
     is_module_named,
 )
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, as_float32, has_same_values
+from impruver_gguf.weights.text_model import get_text_name
 
 PARTS = {  # how names in an adapter's file end
     ".lora_A.weight": "a",
@@ -67,29 +68,41 @@ def merge_adapter(
     """
     check_mergeable(adapter)
     deltas = _collect_deltas(adapter)
-    # Module as the adapter calls it → as the base's file does, where that is otherwise.
-    names = {m: name for m in [*deltas, *(tied or ())] if (name := _find_base_name(m, base)) != m}
+    tied = _find_tied_modules(tied, deltas) if tied else None
+    # Module as the adapter calls it → as the base's file does.
+    known = {get_text_name(name): name for name in base}
+    names = {module: _find_base_name(module, known) for module in [*deltas, *(tied or ())]}
     tensors = {name: as_float32(tensor) if len(tensor.shape) == 1 else tensor for name, tensor in base.items()}
     if tied and deltas.keys() & set(tied) and _drop_tied_output(tensors, tied, names):
-        _untie_if_needed(tensors, deltas, tied, names.get(tied.embedding, tied.embedding), adapter.config)
+        _untie_if_needed(tensors, deltas, tied, names, adapter.config)
     for module, delta in deltas.items():
         transposed = bool(adapter.config.get("fan_in_fan_out")) if conv1d is None else module.endswith(conv1d)
-        _apply_delta(tensors, names.get(module, module), module, delta, adapter, transposed)
-    _check_complete(base, adapter, {names.get(module, module) for module, delta in deltas.items() if delta.has_lora})
+        _apply_delta(tensors, names[module], module, delta, adapter, transposed)
+    _check_complete(base, adapter, {names[module] for module, delta in deltas.items() if delta.has_lora})
     return tensors
 
 
-def _find_base_name(module: str, base: Tensors) -> str:
-    """What a base's file calls a module: files of a bare model lack the first part, others have an older name."""
-    for name in (module, module.partition(".")[2], OTHER_NAMES.get(module)):
-        if f"{name}.weight" in base:
-            return name
-    return module
+def _find_tied_modules(tied: TiedModules, modules: Iterable[str]) -> TiedModules:
+    """The same two modules under the names that an adapter has for them, if it has."""
+    by_text_name = {get_text_name(module): module for module in modules}
+    return TiedModules(*(by_text_name.get(module, module) for module in tied))
+
+
+def _find_base_name(module: str, known: Mapping[str, str]) -> str:
+    """What the base's file calls an adapter's module, with `language_model` in it, without `model` or older.
+
+    `known` are the file's tensors by the names that a model of text alone has for them.
+    """
+    text_name = get_text_name(module)
+    for name in (text_name, text_name.partition(".")[2], OTHER_NAMES.get(text_name)):
+        if f"{name}.weight" in known:
+            return known[f"{name}.weight"].removesuffix(".weight")
+    return text_name
 
 
 def _drop_tied_output(tensors: dict[str, LazyTensor], tied: TiedModules, names: Mapping[str, str]) -> bool:
     """Say whether a file's weights are tied, as transformers judges; an output that is a copy is taken out."""
-    embedding, output = (f"{names.get(module, module)}.weight" for module in tied)
+    embedding, output = (f"{names[module]}.weight" for module in tied)
     if output in tensors and not has_same_values(tensors[embedding], tensors[output]):
         return False
     tensors.pop(output, None)
@@ -97,7 +110,11 @@ def _drop_tied_output(tensors: dict[str, LazyTensor], tied: TiedModules, names: 
 
 
 def _untie_if_needed(
-    tensors: dict[str, LazyTensor], deltas: dict[str, ModuleDelta], tied: TiedModules, name: str, config: dict[str, Any]
+    tensors: dict[str, LazyTensor],
+    deltas: dict[str, ModuleDelta],
+    tied: TiedModules,
+    names: Mapping[str, str],
+    config: dict[str, Any],
 ) -> None:
     """Give the output a matrix of its own where one end was trained by itself, else take its delta, a copy, out."""
     embedding, output = tied
@@ -113,7 +130,7 @@ def _untie_if_needed(
     if not own_output and not trained_output:
         deltas.pop(output, None)
     if trained_output or (own_embedding and not own_output):
-        tensors.setdefault(f"{output}.weight", tensors[f"{name}.weight"])
+        tensors.setdefault(f"{names[output]}.weight", tensors[f"{names[embedding]}.weight"])
     elif below.has_lora and not above.has_lora and not own_output:
         warn(
             f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left that "

@@ -63,6 +63,16 @@ def check_rows_fit(level: str, shapes: Mapping[str, Sequence[int]]) -> None:
             )
 
 
+def check_not_quantized(level: str, encodings: Mapping[str, str]) -> None:
+    """Raise ImpruverError for a tensor that is quantized already, to another type than the level's."""
+    for name, encoding in encodings.items():
+        if level != f"{encoding}_moe":
+            raise ImpruverError(
+                f"gguf.quantization_levels: {level} can't be made, since {name} is in {encoding.upper()} already, and "
+                f"llama.cpp quantizes nothing twice; {encoding}_moe leaves such tensors as they are, [] makes no level"
+            )
+
+
 def estimate_bytes(level: str, shapes: Mapping[str, Sequence[int]]) -> int:
     """Estimate the bytes of a file's tensors, rather too many than too few."""
     kind, total = QUANT_TYPES[level], 0.0

@@ -38,6 +38,7 @@ from impruver_core.worker_process import claim_stdout, get_error_reason
 from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs
 from impruver_gguf.verification.llama_runtime import LlamaRuntime, load_gguf_on_cpu
 from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
+from impruver_gguf.weights.text_model import get_text_config
 from impruver_gguf.worker_process import describe_failure, stream_lines
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _describe_model(path: Path, model: TrainedModelInfo) -> dict[str, Any]:
         "foreign_recipe": str(foreign) if foreign else None,
         "adapter": str(model.output_dir) if checkpoint.adapter else None,
         "untie": in_file or any("lm_head.lora_" in name for name in adapter),
-        "vocab_size": checkpoint.config.get("vocab_size"),
+        "vocab_size": get_text_config(checkpoint.config).get("vocab_size"),
     }
 
 

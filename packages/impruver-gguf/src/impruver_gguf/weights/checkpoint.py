@@ -33,6 +33,11 @@ ADAPTER_KEYS = {
     "modules_to_save": list_of(TEXT),
     "trainable_token_indices": either(list_of(INDEX), by_name(TEXT, list_of(INDEX))),
 }
+CONFIG_KEYS = {
+    "architectures": list_of(TEXT),
+    "_name_or_path": TEXT,
+    "text_config": {"architectures": list_of(TEXT), "model_type": TEXT},
+}
 MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja")
 BASE_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
@@ -109,8 +114,9 @@ class SourceCheckpoint:
 
     @property
     def class_name(self) -> str:
-        """The class that transformers loads it with: `LlamaForCausalLM`."""
-        return self.config["architectures"][0]
+        """The class that transformers loads it with: `LlamaForCausalLM`; its text model's own, where that is named."""
+        nested = (self.config.get("text_config") or {}).get("architectures")
+        return (nested or self.config["architectures"])[0]
 
 
 def has_model(output_dir: Path) -> bool:
@@ -160,7 +166,7 @@ def make_checkpoint(
 ) -> SourceCheckpoint:
     """Put the config.json of `config_dir` to these tensors; ImpruverError where it names no class."""
     path = config_dir / "config.json"
-    config = read_json(path, {"architectures": list_of(TEXT), "_name_or_path": TEXT})
+    config = read_json(path, CONFIG_KEYS)
     check_ordinary_files(config_dir)
     if not config.get("architectures"):
         raise ImpruverError(f"{path}: architectures is not set: name the class there, such as LlamaForCausalLM")

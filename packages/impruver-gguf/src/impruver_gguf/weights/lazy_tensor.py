@@ -14,7 +14,8 @@ from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import read_safetensors_header, read_weight_map, refuse_pickled_weights
 
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+PACKED = ("_proj_blocks", "_proj_scales")  # how the names of gpt-oss's experts end that are no numbers but bytes
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class LazyTensor:
 
     A row is what the last dimension spans, in a stack of matrices too; each value of a vector is a row, and a scalar
     is one. `read(start, stop)` gives rows as float32 or float16, of shape `(stop - start, row_size)`; values of a
-    vector as `(stop - start,)`.
+    vector as `(stop - start,)`. With an `encoding` (ggml's name of a type) it gives their bytes in that one instead.
     """
 
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
     rows_at_once: int = 1  # rows that are best read together, from a multiple of as many: some cost as much as all
+    encoding: str | None = None
 
     @property
     def row_count(self) -> int:
@@ -67,7 +69,7 @@ def reshape_tensor(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
     def read(start: int, stop: int) -> np.ndarray:
         return tensor.read(start * old_rows, stop * old_rows).reshape(stop - start, reshaped.row_size)
 
-    return replace(reshaped, read=read, rows_at_once=-(-tensor.rows_at_once // old_rows))
+    return replace(reshaped, read=read, rows_at_once=max(1, tensor.rows_at_once // old_rows))
 
 
 def stack_tensors(parts: Sequence[LazyTensor]) -> LazyTensor:
@@ -113,18 +115,22 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file."""
     tensors = {}
     for name, (dtype, shape, start, stop) in read_safetensors_header(path).items():
-        if dtype not in DTYPE_BYTES:
+        if dtype not in DTYPE_BYTES or (dtype == "U8" and not name.endswith(PACKED)):
             raise ImpruverError(
                 f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
             )
         if stop - start != prod(shape) * DTYPE_BYTES[dtype]:
             raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
-        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start))
+        encoding = "bytes" if dtype == "U8" else None
+        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start), encoding=encoding)
     return tensors
 
 
 def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, start: int, stop: int) -> np.ndarray:
-    stored, row_shape = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype], shape[-1:] if len(shape) > 1 else ()
+    stored, row_shape = (
+        {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}[dtype],
+        shape[-1:] if len(shape) > 1 else (),
+    )
     row_values = prod(row_shape)
     offset += start * row_values * DTYPE_BYTES[dtype]
     values = np.fromfile(path, dtype=stored, count=(stop - start) * row_values, offset=offset)
