@@ -6,7 +6,7 @@ from support.gguf_families.hybrids import save_runtime_names
 from support.models import edit_json
 
 
-@pytest.mark.parametrize("name", ["granite-hybrid", "granite-hybrid-dense", "granite-moe-shared"])
+@pytest.mark.parametrize("name", ["granite-hybrid", "granite-hybrid-dense", "granite-moe-shared", "lfm2-moe"])
 def test_names_of_transformers_5_make_the_same_file(name, case, gguf):
     """Which llama.cpp's script takes for layers without attention, or for no tensors of the model."""
     folder = case(name, "gguf: {quantization_levels: []}")
@@ -40,6 +40,9 @@ UNSUPPORTED = [
     ("lfm2", {"conv_bias": True}),
     ("lfm2", {"tie_embedding": False}),
     ("lfm2", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6, "factor": 8.0}}),
+    ("lfm2-moe", {"use_expert_bias": False}),
+    ("lfm2-moe", {"tie_word_embeddings": False}),
+    ("lfm2-moe", {"routed_scaling_factor": 2.5}),
     ("falcon-h1", {"attention_bias": True}),
     ("falcon-h1", {"tie_word_embeddings": True}),
     ("falcon-h1", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}}),
@@ -65,6 +68,8 @@ WRONG = [
     ("granite-moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 is more than the 5 experts"),
     ("lfm2", {"block_multiple_of": 50}, "(intermediate_size, hidden_size)"),
     ("lfm2-untied", {"layer_types": ["conv"] * 4}, "is no tensor of a lfm2 model"),
+    ("lfm2-moe", {"num_dense_layers": 2}, "is no tensor of a lfm2moe model"),
+    ("lfm2-moe", {"num_experts": 4}, "and should be [4, 32, 64] (num_experts, moe_intermediate_size, hidden_size)"),
     ("falcon-h1", {"ssm_multipliers": [1.0]}, "ssm_multipliers holds 1 numbers, and should hold 5"),
     ("falcon-h1", {"mamba_d_head": "large"}, "mamba_d_head must be a whole number from 1 or auto"),
 ]

@@ -22,6 +22,8 @@ FALCON_H1 = MAMBA | {
     "mlp_multipliers": [0.8, 0.6],
     "ssm_multipliers": [0.35, 0.25, 0.17, 0.5, 0.3],
 }
+LFM2_MOE = {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_experts": 5}
+LFM2_MOE |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LAYERS = ["mamba", "attention", "mamba", "mamba"]
 
 
@@ -73,6 +75,12 @@ FAMILIES = {
         {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"], "conv_L_cache": 4}
         | {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": False, "rope_theta": 5e5},
     ),
+    "lfm2-moe": ("Lfm2Moe", "bytes", LFM2_MOE | {"num_dense_layers": 1}),
+    "lfm2-moe-all": (
+        "Lfm2Moe",
+        "bytes",
+        LFM2_MOE | {"num_dense_layers": 0, "num_experts_per_tok": 3, "conv_L_cache": 2},
+    ),
     "falcon-h1": ("FalconH1", "bytes", FALCON_H1 | {"head_dim": 32}),
     "falcon-h1-norm": (
         "FalconH1",
@@ -90,7 +98,9 @@ OLD_NAMES = {
         "lfm2",
         OLD | {"layer_types": None, "intermediate_size": None, "block_ff_dim": 96, "tie_embedding": True},
     ),
+    "lfm2-moe-old": ("lfm2-moe", OLD | {"tie_embedding": True, "tie_word_embeddings": None}),
     "falcon-h1-old": ("falcon-h1", OLD | {"time_step_limit": [0.0, float("inf")]}),
 }
-FURTHER_OUTTYPES = [("granite-moe-shared", "q8_0"), ("granite-hybrid", "q8_0"), ("lfm2", "bf16"), ("falcon-h1", "q8_0")]
+Q8_0 = ("granite-moe-shared", "granite-hybrid", "lfm2-moe", "falcon-h1")
+FURTHER_OUTTYPES = [*((name, "q8_0") for name in Q8_0), ("lfm2", "bf16")]
 LOGITS = [*FAMILIES]
