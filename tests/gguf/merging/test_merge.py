@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from support.gguf_cases import EXACT, GEMMA3
+from support.gguf_families.hybrids import FALCON_H1, MAMBA
 from support.models import (
     QUICKSTART,
     edit_json,
@@ -135,6 +136,17 @@ OTHER_BASES = {
         {"tie_word_embeddings": False},
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [7]}},
     ),
+    "mamba beside attention": (
+        "FalconH1",
+        FALCON_H1 | {"head_dim": 50},
+        {"target_modules": ["in_proj", "q_proj", "o_proj", "gate_proj", "down_proj", "lm_head"]},
+    ),
+    "mamba and a shared expert": (
+        "GraniteMoeHybrid",
+        MAMBA | {"layer_types": ["mamba", "attention"], "num_local_experts": 4, "shared_intermediate_size": 40},
+        ALL_LINEAR | {"use_dora": True},
+    ),
+    "short convolutions": ("Lfm2", {"full_attn_idxs": [1], "tie_word_embeddings": True}, ALL_LINEAR),
     "queries by head": ("GPTNeoX", {}, ALL_LINEAR | {"use_dora": True, "modules_to_save": ["lm_head"]}),
     "biases by head": ("GPTNeoX", {"rotary_pct": 1.0}, ALL_LINEAR | {"bias": "all"}),
     "rows of an output with another name": (

@@ -27,7 +27,7 @@ from impruver_gguf.architectures.gpt_neox import GPT_NEOX
 from impruver_gguf.architectures.gpt_oss import GPT_OSS
 from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
 from impruver_gguf.architectures.hunyuan import HUNYUAN
-from impruver_gguf.architectures.lfm2 import LFM2
+from impruver_gguf.architectures.lfm2 import LFM2, LFM2_MOE
 from impruver_gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
 from impruver_gguf.architectures.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
 from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
@@ -79,6 +79,7 @@ ARCHITECTURES = {
     "GraniteMoeSharedForCausalLM": GRANITE_MOE,
     "GraniteMoeHybridForCausalLM": GRANITE_HYBRID,
     "Lfm2ForCausalLM": LFM2,
+    "Lfm2MoeForCausalLM": LFM2_MOE,
     "FalconH1ForCausalLM": FALCON_H1,
 }
 # A multimodal class whose text models are of several families, and text_config's model_type → how it is converted.
