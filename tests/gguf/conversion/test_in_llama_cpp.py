@@ -146,7 +146,7 @@ def test_llama_cpp_computes_what_transformers_does(name, case, gguf):
     ids = [number * 37 % 580 + 10 for number in range(24)]
     with torch.no_grad():
         for weight_name, weight in model.named_parameters():
-            if re.search("(q_|k_|qkv_|q_b_|kv_b_)(proj|norm)", weight_name):
+            if re.search("(q_|k_|qkv_|q_b_|kv_b_)(proj|norm)|query_key_value", weight_name):
                 weight *= 8
             elif "norm" in weight_name:
                 weight.fill_(0 if name.startswith(("gemma2", "gemma3")) else 1)  # these store it less one

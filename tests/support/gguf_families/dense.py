@@ -34,7 +34,7 @@ FAMILIES = {
     "command-r-plus": (
         "Cohere",
         "bytes",
-        {"num_hidden_layers": 64, "use_qk_norm": True, "hidden_size": 32, "intermediate_size": 32, "logit_scale": 1.0},
+        {"num_hidden_layers": 64, "use_qk_norm": True, "hidden_size": 32, "intermediate_size": 32, "logit_scale": 0.5},
     ),
     "command-a": ("Cohere2", "bytes", SHORT_WINDOW | {"logit_scale": 0.25, "rotary_pct": 1.0}),
     "command-a-short": ("Cohere2", "bytes", {"num_attention_heads": 8, "rope_parameters": {"rope_theta": 5e4}}),
@@ -63,6 +63,6 @@ OLD_NAMES = {
 }
 FURTHER_OUTTYPES = [("command-r-plus", "q8_0"), ("pythia", "q8_0"), ("olmo3", "bf16")]
 LOGITS = [
-    *("olmo2", "olmo2-yarn", "olmo3", "command-r", "command-r-plus", "command-a", "pythia", "neox-serial"),
+    *("olmo2", "olmo2-yarn", "olmo3", "command-r-plus", "command-a", "pythia", "neox-serial"),
     "phi4-mini",
 ]

@@ -94,6 +94,7 @@ COHERE = decoder.make_architecture(
     shapes=COHERE2_SHAPES | HEAD_NORMS,
     get_sizes=get_cohere_sizes,
     get_optional=get_cohere_optional,
+    prepare_tensors=decoder.drop_tied_output,
     find_unsupported=find_cohere_unsupported,
     set_gguf_parameters=set_cohere_gguf_parameters,
 )
