@@ -18,6 +18,7 @@ from impruver_core.system import find_program
 from impruver_core.worker_process import get_log_tail
 
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
+from impruver_gguf.vocab.saved_tokenizer import read_chat_templates, read_template_files, read_tokenizer_config
 from impruver_gguf.weights.lazy_tensor import Tensors
 from impruver_gguf.worker_process import describe_failure
 
@@ -100,6 +101,29 @@ def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]
     """Choose 16 bits for matrices, 32 for vectors, as GGUF has them; 32 for all where the GGUF has them."""
     matrix, vector = TENSOR_TYPES[outtype if outtype in DTYPES else "f16"], TENSOR_TYPES["f32"]
     return {name: matrix if len(tensor.shape) > 1 else vector for name, tensor in tensors.items()}
+
+
+def needs_template_set(folder: Path) -> bool:
+    """Whether llama.cpp's script would take another chat template than transformers: it asks the configuration first."""
+    files, config = read_template_files(folder), read_tokenizer_config(folder)
+    return bool(files) and ("chat_template" in config or "default" not in files or not config)
+
+
+def set_chat_template(folder: Path) -> None:
+    """Write the chat templates that are in force into a folder's tokenizer_config.json, where the script reads them."""
+    templates, path = read_chat_templates(folder), folder / "tokenizer_config.json"
+    if isinstance(templates, dict):
+        templates = [{"name": name, "template": template} for name, template in templates.items()]
+    content = json.dumps(read_tokenizer_config(folder) | {"chat_template": templates})
+    path.unlink(missing_ok=True)  # it may be a link
+    path.write_text(content, encoding="utf-8")
+
+
+def link_checkpoint(source: Path, folder: Path) -> None:
+    """Make the new `folder` with links to all that `source` holds."""
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).symlink_to(path.absolute())
 
 
 def write_merged_checkpoint(tensors: Tensors, source: Path, folder: Path, outtype: str) -> None:

@@ -33,7 +33,7 @@ ADAPTER_KEYS = {
     "modules_to_save": list_of(TEXT),
     "trainable_token_indices": either(list_of(INDEX), by_name(TEXT, list_of(INDEX))),
 }
-MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja")
+MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja", "additional_chat_templates/*.jinja")
 BASE_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
