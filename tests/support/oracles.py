@@ -49,6 +49,18 @@ for pair in sys.argv[1:]:
     script.main()
 """
 
+ROPE_FACTORS = """
+import json, sys
+import torch; torch.set_num_threads(1)
+from conversion.llama import LlamaModel
+def compute(config):
+    model = LlamaModel.__new__(LlamaModel)
+    model.hparams, model.rope_parameters = config, config["rope_parameters"]
+    model.format_tensor_name = lambda *_: "factors"
+    return dict(model.generate_extra_tensors())["factors"].tolist()
+print(json.dumps([compute(config) for config in json.load(sys.stdin)]))
+"""
+
 
 def report_missing(reason: str) -> NoReturn:
     """Ends the test because an oracle is missing: as a failure where oracles are required, else as a skip."""
@@ -81,15 +93,25 @@ def require_installed(folder: Path, package: str) -> Path:
     return folder / "venv/bin/python"
 
 
-def convert_with_llama_cpp(folder: Path, files: Mapping[Path, tuple[Path, str]]) -> None:
-    """Has llama.cpp's script write each file from its (model folder, outtype).
-
-    It gets an environment with its own gguf, and borrows torch and transformers from this one.
-    """
+def install_converter(folder: Path) -> Path:
+    """Python of an environment in `folder` with llama.cpp's script and gguf, and this one's torch and transformers."""
     python = require_installed(folder, CONVERTER)
     site = next((folder / "venv/lib").glob("python*/site-packages"))
     borrowed = next(path for path in sys.path if (Path(path) / "transformers").is_dir())
     (site / "borrowed.pth").write_text(borrowed, encoding="utf-8")  # comes after the script's own gguf
+    return python
+
+
+def compute_rope_factors_with_llama_cpp(folder: Path, configs: list[dict]) -> list[list[float]]:
+    """RoPE's factors by llama.cpp's script for each configuration of a Llama; its environment goes into `folder`."""
+    command = [install_converter(folder), "-c", ROPE_FACTORS]
+    done = subprocess.run(command, input=json.dumps(configs), check=True, stdout=subprocess.PIPE, text=True, cwd=folder)
+    return json.loads(done.stdout)
+
+
+def convert_with_llama_cpp(folder: Path, files: Mapping[Path, tuple[Path, str]]) -> None:
+    """Has llama.cpp's script write each file from its (model folder, outtype)."""
+    python = install_converter(folder)
     pairs = [f"{model}={file}={outtype}" for file, (model, outtype) in files.items()]
     subprocess.run([python, "-c", CONVERT, *pairs], check=True, capture_output=True, text=True, cwd=folder)
 

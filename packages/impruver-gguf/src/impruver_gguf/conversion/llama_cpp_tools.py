@@ -104,7 +104,7 @@ def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]
 
 
 def needs_template_set(folder: Path) -> bool:
-    """Whether llama.cpp's script would take another chat template than transformers: it asks the configuration first."""
+    """Whether llama.cpp's script would take another chat template than transformers: it asks the config first."""
     files, config = read_template_files(folder), read_tokenizer_config(folder)
     return bool(files) and ("chat_template" in config or "default" not in files or not config)
 

@@ -72,7 +72,7 @@ def write_vocab(writer: GGUFWriter, vocab: Vocabulary) -> None:
 
 
 def write_chat_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
-    """Write chat templates by name; further ones than the default under keys of their own, and a list of their names."""
+    """Write chat templates by name; those beside the default under keys of their own, and a list of their names."""
     further = sorted(templates.keys() - {"default"})
     keys = {name: get_template_key(name) for name in further}
     for name, key in keys.items():
