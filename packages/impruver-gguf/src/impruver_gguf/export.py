@@ -26,7 +26,13 @@ from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_gguf.conversion import artifacts, plan
 from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths, find_quantizer, find_server
-from impruver_gguf.ollama.modelfile import find_model_defaults, format_modelfile, get_turn_ends, read_training_manifest
+from impruver_gguf.ollama.modelfile import (
+    ModelDefaults,
+    find_model_defaults,
+    format_modelfile,
+    get_turn_ends,
+    read_training_manifest,
+)
 from impruver_gguf.quantization.quant_types import check_rows_fit
 from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
 from impruver_gguf.verification.verify import print_verification, publish_quality, verify
@@ -45,6 +51,7 @@ class ExportSource:
     manifest_path: Path
     files: Mapping[str, Path]  # level → file, the unquantized one first
     modelfiles: Mapping[Path, str]  # Modelfile → its text
+    defaults: ModelDefaults  # what these say
 
 
 def export(
@@ -107,6 +114,8 @@ def _export(
     except plan.UnknownModelError as error:
         print_result(f"whether it will convert can't be told yet: {error}")
         return
+    defaults = source.defaults
+    log_info(f"num_ctx of the Modelfiles: {defaults.num_ctx} tokens ({defaults.num_ctx_reason})")
     if not dry_run:
         check_as_written(planned.conversion.inputs, source.model.output_dir / MANIFEST)
     inputs = read_inputs(source.model) if verified and (has_model(source.model.output_dir) or not dry_run) else None
@@ -159,7 +168,7 @@ def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
     modelfiles = {
         path.with_name(f"Modelfile.{level}"): format_modelfile(path.name, defaults) for level, path in files.items()
     }
-    return ExportSource(model, training, manifest_path, files, modelfiles)
+    return ExportSource(model, training, manifest_path, files, modelfiles, defaults)
 
 
 def _find_output_dir(recipe: Recipe) -> Path:
@@ -214,6 +223,7 @@ def _build_manifest(recipe: Recipe, source: ExportSource, conversion: plan.Conve
     weights = sorted(path for path in source.model.output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe_file(path) for path in weights]
     manifest["counts"] = {"tensors": len(conversion.shapes)}
+    manifest["num_ctx"] = source.defaults.num_ctx
     return manifest
 
 
