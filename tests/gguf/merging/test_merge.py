@@ -194,6 +194,25 @@ def test_an_adapter_that_was_trained_on_4_bits(tiny_base, gguf, tmp_path):
     assert all(np.array_equal(merged[name], values) for name, values in whole.items())
 
 
+@pytest.mark.parametrize("known_by", ["weights", "configuration"])
+def test_a_base_in_4_bits_is_told_what_to_name(known_by, adapter, tiny_base, refused, tmp_path):
+    base = tmp_path / "in-4-bits"
+    shutil.copytree(tiny_base, base)
+    if known_by == "weights":
+        name = "model.layers.0.mlp.down_proj.weight"
+        packed = np.zeros((3072, 1), np.uint8)
+        edit_weights(base / "model.safetensors", lambda tensors: tensors.update({name: packed}))
+        words = [f"{base}/model.safetensors: {name} holds U8"]
+    else:
+        for path in base.glob("model*"):
+            path.unlink()
+        edit_json(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+        words = [f"{base}/config.json: quantized with bitsandbytes"]
+    for dry in ([], ["--dry_run"]):
+        flags = ["--set", f"model.name={base}", *dry]
+        refused(adapter, *words, "--set model.name=FOLDER (or a hub id)", "in 16 bits", flags=flags)
+
+
 def compare_with_peft(settings, gguf, tmp_path):
     base = tmp_path / "base"
     save_adapter(base, tmp_path / "adapter", **settings)

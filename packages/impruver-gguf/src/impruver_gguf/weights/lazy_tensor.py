@@ -15,6 +15,7 @@ from impruver_core.io.model_files import read_safetensors_header, read_weight_ma
 
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+OTHER_DTYPE = "give the model in 16 bits that it was made from"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
     at_once: bool = False  # reading some rows costs as much as reading all of them
+    dtype: str = ""  # of the file that holds it, as safetensors names it; empty for what is computed
 
     @property
     def row_count(self) -> int:
@@ -58,17 +60,18 @@ def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
     return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in one.split())
 
 
-def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file."""
+def read_safetensors(path: Path, advice: str = OTHER_DTYPE) -> dict[str, LazyTensor]:
+    """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file.
+
+    `advice` says what to do where tensors have 4 or 8 bits.
+    """
     tensors = {}
     for name, (dtype, shape, start, stop) in read_safetensors_header(path).items():
         if dtype not in DTYPE_BYTES:
-            raise ImpruverError(
-                f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
-            )
+            raise ImpruverError(f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: {advice}")
         if stop - start != prod(shape) * DTYPE_BYTES[dtype]:
             raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
-        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start))
+        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start), dtype=dtype)
     return tensors
 
 
@@ -84,10 +87,11 @@ def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, star
     return bits.view(np.float32)
 
 
-def read_weights(folder: Path) -> dict[str, LazyTensor]:
+def read_weights(folder: Path, advice: str = OTHER_DTYPE) -> dict[str, LazyTensor]:
     """Read all tensors of a model's safetensors files, one file or the shards that the index names; {} without any.
 
-    ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
+    ImpruverError where two files hold the same tensor, where the index names what is not there, for pickles, and with
+    `advice` for tensors in 4 or 8 bits.
     """
     index = folder / "model.safetensors.index.json"
     weight_map = read_weight_map(index) if index.is_file() else {}
@@ -104,7 +108,7 @@ def read_weights(folder: Path) -> dict[str, LazyTensor]:
         )
     tensors: dict[str, LazyTensor] = {}
     for name in names:
-        shard = read_safetensors(folder / name)
+        shard = read_safetensors(folder / name, advice)
         duplicates = sorted(tensors.keys() & shard.keys())
         if duplicates:
             raise ImpruverError(
