@@ -136,6 +136,8 @@ def write_merged_checkpoint(tensors: Tensors, source: Path, folder: Path, outtyp
     if config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
         content.pop("quantization_config", None)  # the adapter's base had 4 or 8 bits in training, the merge has 16
+        if "lm_head.weight" in tensors and content.get("tie_word_embeddings"):
+            content["tie_word_embeddings"] = False  # the adapter trained one end, or both apart
         config.write_text(json.dumps(content), encoding="utf-8")
     types, header, end = choose_merged_types(tensors, outtype), {"__metadata__": {"format": "pt"}}, 0
     dtypes = {TENSOR_TYPES[name]: dtype for name, dtype in DTYPES.items()}
