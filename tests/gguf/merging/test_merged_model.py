@@ -1,6 +1,8 @@
 """`--merged DIR`: the merged model as transformers reads it, bit for bit peft's, and what another round makes of it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,12 +142,48 @@ def test_whole_models_keep_their_tensors(merge, tmp_path):
     }
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_tied_ends_that_a_file_holds_twice_stay_tied(adapted, merge, tmp_path):
+    base = tmp_path / "base"
+    make_model("Llama", base, QUICKSTART, "float16", **WIDE | {"tie_word_embeddings": True})
+    edit_weights(
+        base / "model.safetensors", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()})
+    )
+    folder = base
+    if adapted:
+        folder = tmp_path / "adapter"
+        save_adapter(base, folder, target_modules=["q_proj"])
+        write_adapter_recipe(folder, base)
+    else:
+        (base / "recipe.yaml").touch()
+    merged = merge(folder)
+    assert json.loads((merged / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is True
+    state = load_state(merged)
+    assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+
+
 def test_an_architecture_that_llama_cpp_knows_not(merge, tmp_path, adapter, tiny_base):
     """Merging needs its tensors alone."""
     merge_with_peft(tiny_base, adapter, tmp_path / "pefts", dtype="bfloat16")
     for name in (adapter, tmp_path / "pefts"):
         edit_json(name / "config.json", architectures=["NewForCausalLM"])
     assert_same_models(merge(adapter), tmp_path / "pefts")
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+from impruver_gguf.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_it_needs_no_torch(adapter, merge, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, "--output_dir", adapter, "--merged", tmp_path / "alone"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    merged = merge(adapter)
+    assert (tmp_path / "alone/model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 
 
 def test_what_is_there_is_not_lost(adapter, tiny_base, compared, tmp_path):

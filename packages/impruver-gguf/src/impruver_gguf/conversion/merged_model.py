@@ -126,7 +126,7 @@ def build_config(
     rows = next((tensor.shape[0] for name, tensor in tensors.items() if f".{name}".endswith(EMBEDDINGS)), None)
     if rows is not None:
         changes["vocab_size"] = rows
-    untied = tied is not None and f"{tied.output}.weight" in tensors
+    untied = tied is not None and _is_untied(tensors, checkpoint.tensors, tied)
     if untied:
         changes["tie_word_embeddings"] = False
     config = deepcopy(dict(checkpoint.config))
@@ -137,6 +137,13 @@ def build_config(
     if matrices and not any(key in config for key in DTYPE_KEYS):
         needed[DTYPE_KEYS[0]] = changes[DTYPE_KEYS[0]]
     return config | needed
+
+
+def _is_untied(tensors: Mapping[str, LazyTensor], base: Mapping[str, LazyTensor], tied: TiedModules) -> bool:
+    """Whether one of tied ends was changed by itself; a file may hold both ends of a base alike, which stay tied."""
+    names = [f"{module}.weight" for module in (tied.embedding, tied.embedding.partition(".")[2], tied.output)]
+    changed = any(tensors.get(name) is not base.get(name) for name in names)
+    return names[-1] in tensors and changed
 
 
 def find_files(checkpoint: SourceCheckpoint, model_dir: Path) -> dict[str, Path]:
