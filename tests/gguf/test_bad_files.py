@@ -150,7 +150,7 @@ def test_a_quantizer_that_can_not_be_run_is_told_first(flags, tiny, refused, tmp
     ("content", "word"),
     [
         ({"impruver": 1, "outputs": [{}]}, "not a manifest"),
-        ({"impruver": 1, "max_tokens_count": "x"}, "max_tokens_count must be a whole number"),
+        ({"impruver": 1, "counts": {"longest_row": "x"}}, "counts.longest_row must be a whole number"),
         ({"impruver": 1, "recipe": {"chat": 5}}, "recipe.chat must be an object"),
     ],
 )

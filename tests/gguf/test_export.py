@@ -480,6 +480,7 @@ def test_the_script_gets_untied_heads_and_other_outtypes(tmp_path, gguf, monkeyp
         code, _, told = gguf("--output_dir", tmp_path / "adapter", "--set", f"gguf.outtype={outtype}")
         assert code == 0, told
         kept = next(tmp_path.glob(f"adapter/gguf/*{outtype}*.kept"))
+        assert json.loads((kept / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is False
         with safe_open(kept / "model.safetensors", "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
         assert {"lm_head.weight", "model.embed_tokens.weight"} <= slices.keys()

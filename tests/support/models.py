@@ -106,8 +106,20 @@ def save_adapter(base: Path, folder: Path, **settings) -> None:
     copy_tokenizer(base, folder)
 
 
-def merge_with_peft(base: Path, adapter: Path, folder: Path, grown_to: int | None = None) -> None:
-    """peft's own merge of the base loaded in fp32, saved as a whole model."""
+def merge_with_peft(
+    base: Path,
+    adapter: Path,
+    folder: Path,
+    grown_to: int | None = None,
+    *,
+    untied: bool = False,
+    dtype: str = "float32",
+) -> None:
+    """peft's own merge of the base loaded in fp32, saved as a whole model.
+
+    `untied`: with an output of its own first; else peft merges what changes tied embeddings into both, though it
+    computes it in one.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -115,8 +127,11 @@ def merge_with_peft(base: Path, adapter: Path, folder: Path, grown_to: int | Non
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if grown_to:
         model.resize_token_embeddings(grown_to)
+    if untied:
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     apart = merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight
     merged.config.tie_word_embeddings = not apart
-    merged.save_pretrained(folder)
+    merged.to(getattr(torch, dtype)).save_pretrained(folder)
     copy_tokenizer(base, folder)

@@ -60,6 +60,18 @@ for words in sys.argv[1:]:
     forget_flags(ModelBase)
 """
 
+ROPE_FACTORS = """
+import json, sys
+import torch; torch.set_num_threads(1)
+from conversion.llama import LlamaModel
+def compute(config):
+    model = LlamaModel.__new__(LlamaModel)
+    model.hparams, model.rope_parameters = config, config["rope_parameters"]
+    model.format_tensor_name = lambda *_: "factors"
+    return dict(model.generate_extra_tensors())["factors"].tolist()
+print(json.dumps([compute(config) for config in json.load(sys.stdin)]))
+"""
+
 
 def report_missing(reason: str) -> NoReturn:
     """Ends the test because an oracle is missing: as a failure where oracles are required, else as a skip."""
@@ -90,6 +102,13 @@ def require_installed(folder: Path, package: str) -> Path:
         if done.returncode != 0:
             report_missing(f"{package} can't be installed: {done.stderr.strip()[-300:]}")
     return folder / "venv/bin/python"
+
+
+def compute_rope_factors_with_llama_cpp(source: Path, configs: list[dict]) -> list[list[float]]:
+    """RoPE's factors by llama.cpp's script for each configuration of a Llama; `source` as for the next function."""
+    command = [sys.executable, "-c", ROPE_FACTORS]
+    done = subprocess.run(command, input=json.dumps(configs), check=True, stdout=subprocess.PIPE, text=True, cwd=source)
+    return json.loads(done.stdout)
 
 
 def convert_with_llama_cpp(source: Path, files: Mapping[Path, Sequence[str | Path]]) -> None:

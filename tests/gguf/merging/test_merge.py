@@ -17,9 +17,9 @@ from support.models import (
     merge_with_peft,
     save_adapter,
 )
-from support.recipes import write_adapter_recipe
 
 LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
+from support.recipes import write_adapter_recipe
 
 
 def exported(gguf, folder, tmp_path, outtype="f16", base=None):
@@ -224,11 +224,31 @@ def test_an_adapter_that_was_trained_on_4_bits(tiny_base, gguf, tmp_path):
     assert all(np.array_equal(merged[name], values) for name, values in whole.items())
 
 
+@pytest.mark.parametrize("known_by", ["weights", "configuration"])
+def test_a_base_in_4_bits_is_told_what_to_name(known_by, adapter, tiny_base, refused, tmp_path):
+    base = tmp_path / "in-4-bits"
+    shutil.copytree(tiny_base, base)
+    if known_by == "weights":
+        name = "model.layers.0.mlp.down_proj.weight"
+        packed = np.zeros((3072, 1), np.uint8)
+        edit_weights(base / "model.safetensors", lambda tensors: tensors.update({name: packed}))
+        words = [f"{base}/model.safetensors: {name} holds U8"]
+    else:
+        for path in base.glob("model*"):
+            path.unlink()
+        edit_json(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+        words = [f"{base}/config.json: quantized with bitsandbytes"]
+    for dry in ([], ["--dry_run"]):
+        flags = ["--set", f"model.name={base}", *dry]
+        refused(adapter, *words, "--set model.name=FOLDER (or a hub id)", "in 16 bits", flags=flags)
+
+
 def compare_with_peft(settings, gguf, tmp_path):
     base = tmp_path / "base"
     save_adapter(base, tmp_path / "adapter", **settings)
+    untied = "embed_tokens" in settings["target_modules"]
     edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(base))
-    merge_with_peft(base, tmp_path / "adapter", tmp_path / "merged", settings.get("grown_to"))
+    merge_with_peft(base, tmp_path / "adapter", tmp_path / "merged", settings.get("grown_to"), untied=untied)
     ours = tensors(exported(gguf, tmp_path / "adapter", tmp_path))
     shutil.rmtree(tmp_path / "out")
     assert_same_but_for_rounding(ours, tensors(exported(gguf, tmp_path / "merged", tmp_path)))
@@ -254,7 +274,6 @@ def test_padding_and_truncation_are_no_part_of_the_vocabulary(gguf, tiny, tmp_pa
 
 EMBEDDINGS = "model.embed_tokens.weight"
 COPIES = {  # what is trained of a base whose file holds its tied output as a copy; the adapter's settings
-    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
     "rows": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 5]}},
     "saved and grown": {"target_modules": ["q_proj"], "grown_to": 2060, "save_embedding_layers": True},
     "saved as one": {
@@ -263,6 +282,53 @@ COPIES = {  # what is trained of a base whose file holds its tied output as a co
         "ensure_weight_tying": True,
     },
 }
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_lora_on_tied_embeddings_alone_leaves_the_output(copied, gguf, tmp_path):
+    """As the adapted model computes: peft's own merge would change what both ends share."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
+    if copied:
+        edit_weights(base / "model.safetensors", lambda tensors: with_head(tensors, tensors[EMBEDDINGS]))
+    save_adapter(base, adapter, target_modules=["embed_tokens", "q_proj"])
+    found = tensors(exported(gguf, adapter, tmp_path, "f32", base=base))
+    embedded, head = read_ends(base, adapter)
+    assert np.allclose(found["token_embd.weight"], embedded, atol=1e-6)
+    assert np.array_equal(found["output.weight"], head)
+    assert not np.allclose(embedded, head, atol=1e-2)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]])
+def test_lora_that_ties_both_ends_stays_one_matrix(targets, gguf, tmp_path):
+    """As the adapted model computes; peft's own merge would add the update twice."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
+    save_adapter(base, adapter, target_modules=targets, ensure_weight_tying=True)
+    found = tensors(exported(gguf, adapter, tmp_path, "f32", base=base))
+    assert "output.weight" not in found
+    embedded, head = read_ends(base, adapter)
+    assert np.allclose(found["token_embd.weight"], embedded, atol=1e-6)
+    assert np.allclose(found["token_embd.weight"], head, atol=1e-6)
+
+
+def load_adapted(base, adapter):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+
+
+def read_ends(base, adapter):
+    """What an adapted model's embeddings and its output compute, as matrices (vocabulary, width)."""
+    import torch
+
+    adapted = load_adapted(base, adapter)
+    with torch.no_grad():
+        embedded = adapted.get_input_embeddings()(torch.arange(LARGE["vocab_size"])).numpy()
+        head = adapted.get_output_embeddings()(torch.eye(LARGE["hidden_size"])).T.numpy()
+    return embedded, head
 
 
 @pytest.mark.parametrize("copied", [True, False])
@@ -279,25 +345,6 @@ def with_head(tensors, values):
     tensors["lm_head.weight"] = values.copy()
 
 
-def test_lora_that_ties_both_ends_stays_one_matrix(gguf, tmp_path):
-    """As the adapted model computes; peft's own merge would add the update twice."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
-    save_adapter(base, adapter, target_modules=["embed_tokens", "lm_head", "q_proj"], ensure_weight_tying=True)
-    found = tensors(exported(gguf, adapter, tmp_path, "f32", base=base))
-    assert "output.weight" not in found
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
-    with torch.no_grad():
-        embedded = adapted.get_input_embeddings()(torch.arange(LARGE["vocab_size"])).numpy()
-        head = adapted.get_output_embeddings()(torch.eye(LARGE["hidden_size"])).T.numpy()
-    assert np.allclose(found["token_embd.weight"], embedded, atol=1e-6)
-    assert np.allclose(found["token_embd.weight"], head, atol=1e-6)
-
-
 def test_a_head_of_its_own_stays_whatever_the_config_says(gguf, tmp_path):
     base = tmp_path / "base"
     make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True, **LARGE)
@@ -312,15 +359,6 @@ def test_an_output_that_llama_cpp_has_no_place_for(gguf, cases, tmp_path):
     code, _, told = gguf("--output_dir", tmp_path / "adapter")
     assert code == 2
     assert "command-r has one matrix for both" in told
-
-
-def test_lora_on_tied_embeddings_alone_is_told(gguf, tmp_path):
-    base = tmp_path / "base"
-    make_llama(base, QUICKSTART, "float16", tie_word_embeddings=True)
-    save_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
-    write_adapter_recipe(tmp_path / "adapter", base)
-    _, _, told = gguf("--output_dir", tmp_path / "adapter")
-    assert "LoRA on model.embed_tokens alone is merged into the tied output too" in told
 
 
 def test_rows_of_a_tied_output_alone_untie_it(gguf, tmp_path):

@@ -1,6 +1,7 @@
 """Modelfiles say what was trained, and Ollama reads back what was put in."""
 
 import json
+import shutil
 
 import pytest
 from impruver_core.chat_template.rendering.renderer import render_template
@@ -188,21 +189,61 @@ def test_what_the_files_say(adapter, gguf):
 
 
 def test_trainings_manifest_counts_for_more(adapter, gguf):
-    trained = {"impruver": 1, "end_of_turn": ["<|a|>", "<|b|>"], "max_tokens_count": 321}
+    trained = {"impruver": 1, "end_of_turn": ["<|a|>", "<|b|>"], "counts": {"longest_row": 3210}}
     trained["recipe"] = {"chat": {"system_prompt": "Be kind."}}
     (adapter / "impruver.json").write_text(json.dumps(trained), encoding="utf-8")
     commands, _ = made(gguf, adapter)
-    assert commands[1:] == [("stop", "<|a|>"), ("stop", "<|b|>"), ("num_ctx", "321"), ("SYSTEM", "Be kind.")]
+    assert commands[1:] == [("stop", "<|a|>"), ("stop", "<|b|>"), ("num_ctx", "3210"), ("SYSTEM", "Be kind.")]
 
 
 def test_the_recipe_counts_for_most(adapter, gguf):
-    (adapter / "impruver.json").write_text(json.dumps({"impruver": 1, "max_tokens_count": 321}), encoding="utf-8")
+    (adapter / "impruver.json").write_text(
+        json.dumps({"impruver": 1, "counts": {"longest_row": 3210}}), encoding="utf-8"
+    )
     flags = ["--set", "gguf.num_ctx=77", "--set", "gguf.parameters={temperature: 0.2}"]
     flags += ["--set", "chat.system_prompt=Not me", "--set", "gguf.system_prompt=Be\u200dbrief"]
     commands, told = made(gguf, adapter, *flags)
     assert commands[2:] == [("num_ctx", "77"), ("temperature", "0.2"), ("SYSTEM", "Bebrief")]
     assert "U+200D" in told
     assert dict(made(gguf, adapter, *flags[:6])[0])["SYSTEM"] == "Not me"
+
+
+CONTEXTS = {  # the model's limit, the longest row of training, the recipe's keys; the context, and why
+    "a small model": (2048, None, [], 2048, "the model's limit"),
+    "rows shorter than the limit": (2048, 300, [], 2048, "the model's limit"),
+    "a large model": (131072, 300, [], 8192, "the model's limit is 131,072"),
+    "long rows": (131072, 20000, [], 20000, "the longest row of training"),
+    "asked for": (131072, 20000, ["gguf.num_ctx=131072"], 131072, "gguf.num_ctx"),
+    "asked for as a parameter": (131072, None, ["gguf.num_ctx=5", "gguf.parameters.num_ctx=77"], 77, "gguf.parameters"),
+    "no limit known": (None, 300, [], 8192, "as usual"),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_the_context_is_that_of_usual_chats_and_of_every_row(name, tmp_path, tiny_base):
+    from impruver_gguf.ollama.modelfile import find_model_defaults
+    from impruver_gguf.sections import GgufSection
+
+    limit, longest, asked, tokens, why = CONTEXTS[name]
+    shutil.copytree(tiny_base, tmp_path / "m")
+    edit_json(tmp_path / "m/config.json", max_position_embeddings=limit)
+    keys = dict(pair.removeprefix("gguf.").split("=") for pair in asked)
+    section = GgufSection(num_ctx=int(keys.get("num_ctx", 0)) or None)
+    if "parameters.num_ctx" in keys:
+        section = GgufSection(num_ctx=section.num_ctx, parameters={"num_ctx": int(keys["parameters.num_ctx"])})
+    training = {"counts": {"longest_row": longest}} if longest else {}
+    defaults = find_model_defaults(tmp_path / "m", [], training, section, {})
+    assert (defaults.num_ctx, defaults.num_ctx_reason) == (tokens, why)
+    commands = read(format_modelfile("m.gguf", defaults))
+    assert [value for name, value in commands if name == "num_ctx"] == [str(tokens)]
+
+
+def test_the_context_is_reported(adapter, gguf):
+    edit_json(adapter / "config.json", max_position_embeddings=131072)
+    commands, told = made(gguf, adapter)
+    assert ("num_ctx", "8192") in commands
+    assert "num_ctx of the Modelfiles: 8192 tokens (the model's limit is 131,072)" in told
+    assert json.loads((adapter / "gguf/impruver.json").read_text(encoding="utf-8"))["num_ctx"] == 8192
 
 
 def test_a_tokenizer_without_a_template_has_no_stops(adapter, gguf):

@@ -86,6 +86,108 @@ def test_several_templates_keep_their_names(tiny, proven):
     assert template_in(tiny) == AROUND.replace("{FORM}", BODY)
 
 
+OTHER, TOOLS = AROUND.replace("{FORM}", "! " + BODY), AROUND.replace("{FORM}", "{{ tools }}" + BODY)
+SHORT = "{{ messages | length }}"
+LISTED = [{"name": "default", "template": OTHER}, {"name": "rag", "template": SHORT}]
+PLACES = {  # tokenizer_config.json's chat_template, files of templates
+    "a file wins": (OTHER, {"chat_template.jinja": TOOLS}),
+    "the configuration alone": (OTHER, {}),
+    "the configuration, null, and a file": (None, {"chat_template.jinja": OTHER}),
+    "a file wins over a list": (LISTED, {"chat_template.jinja": TOOLS}),
+    "a list": (LISTED, {}),
+    "a list of none": ([], {}),
+    "an object": ({"default": OTHER, "tool_use": TOOLS}, {}),
+    "further files": (
+        OTHER,
+        {
+            "chat_template.jinja": TOOLS,
+            "additional_chat_templates/tool_use.jinja": OTHER,
+            "additional_chat_templates/a-b.jinja": SHORT,
+        },
+    ),
+    "further files win alone": (LISTED, {"additional_chat_templates/tool_use.jinja": SHORT}),
+}
+
+
+@pytest.fixture
+def placed(tiny):
+    """Puts chat templates into a copy of the small Llama, as PLACES has them."""
+
+    def place(name: str):
+        in_config, files = PLACES[name]
+        config = json.loads((tiny / "tokenizer_config.json").read_text(encoding="utf-8"))
+        (tiny / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": in_config}), encoding="utf-8")
+        (tiny / "chat_template.jinja").unlink(missing_ok=True)
+        for path, text in files.items():
+            (tiny / path).parent.mkdir(exist_ok=True)
+            (tiny / path).write_text(text, encoding="utf-8")
+        return tiny
+
+    return place
+
+
+def templates_in(path) -> dict[str, str]:
+    """The chat templates of a GGUF file by the names in its keys."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    found = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.chat_template")}
+    named = found.pop("tokenizer.chat_templates", [])
+    assert named == sorted(key.rpartition(".")[2] for key in found if key != "tokenizer.chat_template")
+    return {key.removeprefix("tokenizer.chat_template").lstrip(".") or "default": text for key, text in found.items()}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_templates_are_those_that_transformers_reads(name, placed, proven):
+    """The file, and what it is proven against: impruver-chat has the tokenizer's template from transformers."""
+    from transformers import AutoTokenizer
+
+    folder = placed(name)
+    expected = AutoTokenizer.from_pretrained(folder).chat_template or {}
+    expected = {"default": expected} if isinstance(expected, str) else expected
+    has_default = "default" in expected
+    write_jsonl(folder / "heldout.jsonl", [conversation("Hi", "Ho") if has_default else {"text": "Hi there"}])
+    code, _, told = proven("--output_dir", folder)
+    assert code == 0, told
+    written = templates_in(folder / "gguf/model-f16.gguf")
+    assert written == {name.replace("-", "_"): text for name, text in expected.items()}
+    assert list(read_quality(folder)) == ["f16", "q8_0"]
+
+
+def test_names_that_a_gguf_file_would_not_tell_apart(placed, refused):
+    folder = placed("further files")
+    (folder / "additional_chat_templates/a_b.jinja").write_text(OTHER, encoding="utf-8")
+    refused(folder, "a-b and a_b would both be tokenizer.chat_template.a_b in a GGUF file")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, files) in PLACES.items() if files])
+def test_llama_cpps_script_is_given_the_template_in_force(name, placed, gguf, tmp_path):
+    from impruver_gguf.vocab.saved_tokenizer import read_chat_templates
+
+    folder = placed(name)
+    edit_json(folder / "config.json", architectures=["NewForCausalLM"])
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(GIVEN, encoding="utf-8")
+    before = (folder / "tokenizer_config.json").read_bytes()
+    code, _, told = gguf("--output_dir", folder, "--llama_cpp_convert_script", script, "--quantization_levels")
+    assert code == 0, told
+    read = json.loads((folder / "gguf/model-f16.gguf").read_text(encoding="utf-8"))
+    template = read["chat_template"]
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}
+    assert template == read_chat_templates(folder)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(read["files"])
+    assert (folder / "tokenizer_config.json").read_bytes() == before
+
+
+GIVEN = """
+import json, pathlib, sys
+from gguf import SpecialVocab
+folder = pathlib.Path(sys.argv[1])
+files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors"))
+read = {"chat_template": SpecialVocab(folder).chat_template, "files": files}
+pathlib.Path(sys.argv[3]).write_text(json.dumps(read))
+"""
 SERVER = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer

@@ -18,6 +18,11 @@ class Flags(FolderFlags):
     quantization_levels: list | None = from_recipe("gguf.quantization_levels", type=str, nargs="*")
     only_quantize: bool = flag(bool, False, help="quantize the model-f16.gguf that is there, convert nothing")
     verify: bool = flag(bool, True, help="prove the files on heldout.jsonl: ids, template, quality of each level")
+    merged: str | None = flag(
+        str,
+        None,
+        help="write the merged model to this folder instead: 16-bit safetensors, for vLLM or another training",
+    )
     llama_cpp: str | None = flag(
         str, None, help="folder of llama.cpp, for other architectures (default: $LLAMA_CPP_DIR, PATH)"
     )
@@ -31,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run(recipe: Recipe, flags: Flags) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's would start beside ours, before it is imported
         from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths
-        from impruver_gguf.export import export
+        from impruver_gguf.export import export, export_merged
 
+        if flags.merged is not None:
+            export_merged(recipe, flags.merged, dry_run=flags.dry_run, overwrite=flags.overwrite)
+            return
         export(
             recipe,
             LlamaCppPaths(flags.llama_cpp_convert_script, flags.llama_cpp_quantize_bin, flags.llama_cpp),

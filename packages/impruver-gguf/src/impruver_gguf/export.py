@@ -8,15 +8,16 @@ from typing import Any
 
 from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
-from impruver_core.io.atomic import check_free_space
+from impruver_core.io.atomic import check_free_space, format_size, make_folder
 from impruver_core.io.integrity import checking_unchanged
-from impruver_core.io.locks import lock_folder_alone, share_folder
+from impruver_core.io.locks import lock_folder_alone, lock_output_alone, share_folder
 from impruver_core.io.manifest import (
     build_manifest,
     check_as_written,
     check_maker,
     check_replaceable,
     describe_file,
+    normalize_path,
     publish,
     read_manifest,
     recover,
@@ -26,13 +27,21 @@ from impruver_core.recipe.loading import Recipe, resolve_recipe
 
 from impruver_gguf.conversion import artifacts, plan
 from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths, find_quantizer, find_server
-from impruver_gguf.ollama.modelfile import find_model_defaults, format_modelfile, get_turn_ends, read_training_manifest
+from impruver_gguf.conversion.merged_model import check_target, plan_merged_model, put_in_place, write_merged_model
+from impruver_gguf.ollama.modelfile import (
+    ModelDefaults,
+    find_model_defaults,
+    format_modelfile,
+    get_turn_ends,
+    read_training_manifest,
+)
 from impruver_gguf.quantization.quant_types import check_not_quantized, check_rows_fit
 from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
 from impruver_gguf.verification.verify import print_verification, publish_quality, verify
-from impruver_gguf.weights.checkpoint import has_model, read_checkpoint
+from impruver_gguf.weights.checkpoint import SourceCheckpoint, check_mergeable, has_model, read_checkpoint
 
 MANIFEST = "impruver.json"
+CARRIED = ("tokenizer", "template", "end_of_turn")  # from training's manifest
 RESERVED_BYTES = 32 << 20  # left free on the disk, since sizes are estimates
 
 
@@ -45,6 +54,7 @@ class ExportSource:
     manifest_path: Path
     files: Mapping[str, Path]  # level → file, the unquantized one first
     modelfiles: Mapping[Path, str]  # Modelfile → its text
+    defaults: ModelDefaults  # what these say
 
 
 def export(
@@ -55,6 +65,49 @@ def export(
     _check_gguf_folder(output_dir / "gguf")
     with nullcontext() if dry_run else _locking_folders(output_dir):
         _export(recipe, paths, dry_run, overwrite, only_quantize, verified)
+
+
+def export_merged(recipe: Recipe, folder: str, *, dry_run: bool, overwrite: bool) -> None:
+    """Write the model in output_dir, its adapter merged, to `folder` as 16-bit safetensors files."""
+    output_dir, target = _find_output_dir(recipe), normalize_path(Path(folder).expanduser())
+    check_ordinary_files(output_dir)
+    try:
+        checkpoint, model_dir = _find_checkpoint(recipe, output_dir, dry_run)
+    except plan.UnknownModelError as error:
+        print_result(f"how large the merged model will be can't be told yet: {error}")
+        return
+    busy = f"output_dir: impruver-train is at work in {output_dir}; wait until it is done"
+    check_target(target, checkpoint, output_dir, overwrite)
+    if not checkpoint.tensors:
+        if checkpoint.adapter:
+            check_mergeable(checkpoint.adapter)
+        print_result("how large the merged model will be is told once the base's weights are on this disk")
+        return
+    model = plan_merged_model(checkpoint, model_dir)
+    needed = model.size + RESERVED_BYTES
+    check_free_space(target.parent, needed)
+    dtypes = ", ".join(sorted(set(model.dtypes.values())))
+    what = f"{len(model.tensors)} tensors ({dtypes}) in {len(model.shards)} files, {format_size(model.size)}"
+    if dry_run:
+        print_result(f"{what}; nothing was written; without --dry_run they come into {target}")
+        return
+    check_as_written(checkpoint.states, output_dir / MANIFEST)
+    make_folder(target.parent)
+    with (
+        share_folder(output_dir, busy),
+        lock_output_alone(target, f"another impruver-gguf writes to {target}; wait until it is done"),
+    ):
+        with checking_unchanged(checkpoint.states):
+            written = write_merged_model(model, target)
+        training = read_training_manifest(output_dir / MANIFEST)
+        manifest = build_manifest("impruver-gguf", resolve_recipe(recipe, absolute=True))
+        manifest |= {name: training[name] for name in (*CARRIED, "counts") if name in training}
+        manifest["inputs"] = [describe_file(path) for path in checkpoint.states if path.suffix == ".safetensors"]
+        paths = sorted(path for path in written.iterdir() if path.is_file())
+        manifest["outputs"] = [describe_file(path, beside=written, checksum=True) for path in paths]
+        publish(written / MANIFEST, {}, manifest)
+        put_in_place(written, target)
+    print_result(f"wrote {what} to {target}")
 
 
 def _check_gguf_folder(folder: Path) -> None:
@@ -107,6 +160,8 @@ def _export(
     except plan.UnknownModelError as error:
         print_result(f"whether it will convert can't be told yet: {error}")
         return
+    defaults = source.defaults
+    log_info(f"num_ctx of the Modelfiles: {defaults.num_ctx} tokens ({defaults.num_ctx_reason})")
     if not dry_run:
         check_as_written(planned.conversion.inputs, source.model.output_dir / MANIFEST)
     inputs = read_inputs(source.model) if verified and (has_model(source.model.output_dir) or not dry_run) else None
@@ -159,7 +214,7 @@ def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:
     modelfiles = {
         path.with_name(f"Modelfile.{level}"): format_modelfile(path.name, defaults) for level, path in files.items()
     }
-    return ExportSource(model, training, manifest_path, files, modelfiles)
+    return ExportSource(model, training, manifest_path, files, modelfiles, defaults)
 
 
 def _find_output_dir(recipe: Recipe) -> Path:
@@ -194,13 +249,17 @@ def _plan(
 
 def _plan_conversion(recipe: Recipe, output_dir: Path, paths: LlamaCppPaths, dry_run: bool) -> plan.ConversionPlan:
     """Plan the conversion of the model in output_dir, or in a dry run before training of the one to be."""
-    section, folder = recipe.model, output_dir
+    checkpoint, folder = _find_checkpoint(recipe, output_dir, dry_run)
+    return plan.plan_conversion(checkpoint, folder, paths, recipe.gguf.outtype)
+
+
+def _find_checkpoint(recipe: Recipe, output_dir: Path, dry_run: bool) -> tuple[SourceCheckpoint, Path]:
+    """The model in output_dir, or in a dry run before training the one to be; and the folder of its tokenizer."""
+    section = recipe.model
     if dry_run and not has_model(output_dir):
         print_result(f"{output_dir} holds no model yet: impruver-train makes it")
-        checkpoint, folder = plan.plan_checkpoint(section, recipe.tokenizer.name, recipe.lora, recipe.base_dir)
-    else:
-        checkpoint = read_checkpoint(output_dir, section.name, recipe.base_dir, dry_run)
-    return plan.plan_conversion(checkpoint, folder, paths, recipe.gguf.outtype)
+        return plan.plan_checkpoint(section, recipe.tokenizer.name, recipe.lora, recipe.base_dir)
+    return read_checkpoint(output_dir, section.name, recipe.base_dir, dry_run), output_dir
 
 
 def _check_free_space(planned: artifacts.ArtifactPlan) -> None:
@@ -211,10 +270,11 @@ def _check_free_space(planned: artifacts.ArtifactPlan) -> None:
 def _build_manifest(recipe: Recipe, source: ExportSource, conversion: plan.ConversionPlan) -> dict[str, Any]:
     """Describe what is made, from what; the outputs come later."""
     manifest, training = build_manifest("impruver-gguf", resolve_recipe(recipe, absolute=True)), source.training
-    manifest |= {name: training[name] for name in ("tokenizer", "template", "end_of_turn") if name in training}
+    manifest |= {name: training[name] for name in CARRIED if name in training}
     weights = sorted(path for path in source.model.output_dir.glob("*.safetensors") if path.is_file())
     manifest["inputs"] = [describe_file(path) for path in weights]
     manifest["counts"] = {"tensors": len(conversion.shapes)}
+    manifest["num_ctx"] = source.defaults.num_ctx
     return manifest
 
 

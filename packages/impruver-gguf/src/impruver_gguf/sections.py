@@ -42,7 +42,8 @@ class GgufSection:
     quantization_levels: list[str] = key(list(DEFAULT_LEVELS), "levels to quantize to, in any case; [] for none")
     system_prompt: str | None = key(None, "system prompt of the Modelfiles; left out: the chat's")
     num_ctx: int | None = key(
-        None, "context of the Modelfiles in tokens; left out: what it was trained with, else the model's limit"
+        None,
+        "context of the Modelfiles in tokens; left out: the model's limit, at most 8,192 or training's longest row",
     )
     parameters: dict = key({}, "further PARAMETER lines of the Modelfiles, such as temperature or stop (a list)")
     limits: LimitsSection = key(LimitsSection(), "a level beyond one of these is not recommended")

@@ -11,6 +11,7 @@ from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, POSITIVE, T
 
 from impruver_gguf.architectures.architecture import Architecture, Config
 from impruver_gguf.architectures.experts import get_expert_sizes, write_expert_counts
+from impruver_gguf.architectures.float32_power import compute_power
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 
@@ -147,20 +148,22 @@ def make_factors_tensor(factors: Iterable[float]) -> LazyTensor:
 
 
 def compute_llama3_factors(rope: Config, head_dim: int) -> Iterator[np.float32]:
-    """Yield by what Llama 3.x divides each of RoPE's frequencies, in llama.cpp's float32 arithmetic."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    powers = np.power(float(rope["rope_theta"]), exponents.astype(np.float64)).astype(np.float32)
+    """Yield by what Llama 3.x divides each of RoPE's frequencies, as llama.cpp's script computes it with torch.
+
+    A number divided by a tensor is there the tensor's reciprocal times that number, and numbers are float32 beside one.
+    """
+    one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     factor, context = rope.get("factor", 8.0), rope.get("original_max_position_embeddings", 8192)
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
-    for frequency in np.float32(1) / powers:
-        wavelength = np.float32(2 * math.pi) / frequency
-        if wavelength < context / high:
-            yield np.float32(1)
-        elif wavelength > context / low:
+    for frequency in one / compute_power(rope["rope_theta"], exponents):
+        wavelength = one / frequency * np.float32(2 * math.pi)
+        if wavelength < np.float32(context / high):
+            yield one
+        elif wavelength > np.float32(context / low):
             yield np.float32(factor)
         else:
-            smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
-            yield np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
+            smooth = (one / wavelength * np.float32(context) - np.float32(low)) / np.float32(high - low)
+            yield one / ((one - smooth) / np.float32(factor) + smooth)
 
 
 def get_head_dim(config: Config) -> int:

@@ -238,7 +238,7 @@ def _encode_slice(rows: TensorSlice) -> np.ndarray:
     try:
         return kind.encode(tensor.read(rows.start, rows.stop))
     except EncodingError as error:
-        raise CheckFailedError(f"{rows.name} {error}: no GGUF is written") from None
+        raise CheckFailedError(f"{rows.name} {error}: nothing is written") from None
 
 
 def _pad(size: int) -> int:

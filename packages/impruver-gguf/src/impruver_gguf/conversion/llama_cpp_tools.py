@@ -19,6 +19,7 @@ from impruver_core.worker_process import get_log_tail
 
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, TensorType, encode_tensors
 from impruver_gguf.vocab.byte_level_bpe import find_unpublished_pre_tokenizer
+from impruver_gguf.vocab.saved_tokenizer import read_chat_templates, read_template_files, read_tokenizer_config
 from impruver_gguf.weights.lazy_tensor import Tensors
 from impruver_gguf.worker_process import describe_failure
 
@@ -125,6 +126,29 @@ def choose_merged_types(tensors: Tensors, outtype: str) -> dict[str, TensorType]
     return {name: matrix if len(tensor.shape) > 1 else vector for name, tensor in tensors.items()}
 
 
+def needs_template_set(folder: Path) -> bool:
+    """Whether llama.cpp's script would take another chat template than transformers: it asks the config first."""
+    files, config = read_template_files(folder), read_tokenizer_config(folder)
+    return bool(files) and ("chat_template" in config or "default" not in files or not config)
+
+
+def set_chat_template(folder: Path) -> None:
+    """Write the chat templates that are in force into a folder's tokenizer_config.json, where the script reads them."""
+    templates, path = read_chat_templates(folder), folder / "tokenizer_config.json"
+    if isinstance(templates, dict):
+        templates = [{"name": name, "template": template} for name, template in templates.items()]
+    content = json.dumps(read_tokenizer_config(folder) | {"chat_template": templates})
+    path.unlink(missing_ok=True)  # it may be a link
+    path.write_text(content, encoding="utf-8")
+
+
+def link_checkpoint(source: Path, folder: Path) -> None:
+    """Make the new `folder` with links to all that `source` holds."""
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).symlink_to(path.absolute())
+
+
 def write_merged_checkpoint(tensors: Tensors, source: Path, folder: Path, outtype: str) -> None:
     """Write `tensors` to the new `folder`, and what else is in `source`, whose config.json loses its quantization."""
     folder.mkdir()
@@ -135,6 +159,8 @@ def write_merged_checkpoint(tensors: Tensors, source: Path, folder: Path, outtyp
     if config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
         content.pop("quantization_config", None)  # the adapter's base had 4 or 8 bits in training, the merge has 16
+        if "lm_head.weight" in tensors and content.get("tie_word_embeddings"):
+            content["tie_word_embeddings"] = False  # the adapter trained one end, or both apart
         config.write_text(json.dumps(content), encoding="utf-8")
     types, header, end = choose_merged_types(tensors, outtype), {"__metadata__": {"format": "pt"}}, 0
     dtypes = {TENSOR_TYPES[name]: dtype for name, dtype in DTYPES.items()}

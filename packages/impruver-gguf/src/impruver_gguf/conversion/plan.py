@@ -171,11 +171,17 @@ def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir
     )
 
     def write(target: Path) -> None:
-        if not checkpoint.adapter:
+        other_template = llama_cpp_tools.needs_template_set(model_dir)
+        if not checkpoint.adapter and not other_template:
             return llama_cpp_tools.run_convert_script(script, model_dir, target, outtype)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch:
             folder = Path(scratch) / model_dir.absolute().name  # llama.cpp takes the model's name from it
-            llama_cpp_tools.write_merged_checkpoint(tensors, model_dir, folder, outtype)
+            if checkpoint.adapter:
+                llama_cpp_tools.write_merged_checkpoint(tensors, model_dir, folder, outtype)
+            else:
+                llama_cpp_tools.link_checkpoint(model_dir, folder)
+            if other_template:
+                llama_cpp_tools.set_chat_template(folder)
             return llama_cpp_tools.run_convert_script(script, folder, target, outtype)
 
     return ConversionPlan(

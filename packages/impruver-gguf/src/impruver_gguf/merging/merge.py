@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.merging.expert_lora import find_experts, merge_expert_lora
@@ -132,7 +131,11 @@ def _untie_if_needed(
     names: Mapping[str, str],
     config: dict[str, Any],
 ) -> None:
-    """Give the output a matrix of its own where one end was trained by itself, else take its delta, a copy, out."""
+    """Give the output a matrix of its own where one end was trained by itself, else take its delta, a copy, out.
+
+    PEFT computes LoRA on the input beside the shared matrix, so that the output stays as it was; rows of tokens are
+    trained in both.
+    """
     embedding, output = tied
     below, above = deltas.get(embedding, ModuleDelta()), deltas.get(output, ModuleDelta())
     saved = [str(name) for name in config.get("modules_to_save") or []]
@@ -143,15 +146,11 @@ def _untie_if_needed(
     same_scaling = get_scaling(config, embedding) == get_scaling(config, output)
     same_update = same_scaling and _is_same_update(below.parts, above.parts)
     trained_output = (above.has_lora and not same_update) or ("rows" in above.parts and "rows" not in below.parts)
+    trained_embedding = below.has_lora and not above.has_lora and not config.get("ensure_weight_tying")
     if not own_output and not trained_output:
         deltas.pop(output, None)
-    if trained_output or (own_embedding and not own_output):
+    if trained_output or ((own_embedding or trained_embedding) and not own_output):
         tensors.setdefault(f"{names[output]}.weight", tensors[f"{names[embedding]}.weight"])
-    elif below.has_lora and not above.has_lora and not own_output:
-        warn(
-            f"LoRA on {embedding} alone is merged into the tied output too, as peft merges it: training left that "
-            "as it was, so the model may answer otherwise"
-        )
 
 
 def _is_same_update(below: Tensors, above: Tensors) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from impruver_core import end_of_turn
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
-from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, TEXT, WHOLE, check_keys, read_json
+from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, TEXT, WHOLE, check_keys, read_json
 from impruver_core.io.manifest import read_manifest
 from impruver_core.io.model_files import CONTEXT_KEYS, get_context_length
 
@@ -23,7 +23,8 @@ from impruver_gguf.vocab.saved_tokenizer import read_chat_template, read_special
 
 FENCE = '"""'
 ALLOWED_CONTROLS = "\n\r\t"  # not printable, and not dropped
-MANIFEST_KEYS = {"max_tokens_count": COUNT, "recipe": {"chat": {"system_prompt": TEXT}}}
+MAX_DEFAULT_CTX = 8192  # tokens: Ollama takes memory for all of them, and models of 131,072 and more are usual
+MANIFEST_KEYS = {"counts": {"longest_row": INDEX}, "recipe": {"chat": {"system_prompt": TEXT}}}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # what Ollama knows of transformers' values
 SAMPLING_KEYS = {**dict.fromkeys(SAMPLING, NUMBER), "top_k": WHOLE, "do_sample": FLAG}
 
@@ -33,10 +34,11 @@ class ModelDefaults:
     """What the Modelfiles of all files of a model say."""
 
     stops: Sequence[str]  # the texts that end a turn
-    num_ctx: int | None  # the context in tokens; None leaves it to Ollama
+    num_ctx: int | None  # the context in tokens; None leaves it to Ollama, or to `parameters`
     parameters: Mapping[str, Any]  # further PARAMETER lines; a list makes several, those of `stop` add to `stops`
     system: str | None = None
     template: str | None = None  # in Go's language, where Ollama would take another than the GGUF's
+    num_ctx_reason: str = ""  # what the context comes from, for people
 
 
 def format_modelfile(gguf_name: str, defaults: ModelDefaults) -> str:
@@ -111,12 +113,19 @@ def get_turn_ends(output_dir: Path, training: Mapping[str, Any]) -> list[str]:
     return end_of_turn(template, read_special_tokens(output_dir)) if template else []
 
 
-def get_num_ctx(output_dir: Path, training: Mapping[str, Any]) -> int | None:
-    """The most tokens that a row of training could have, else the model's own context."""
-    if training.get("max_tokens_count"):
-        return training["max_tokens_count"]
+def get_model_context(output_dir: Path) -> int | None:
+    """The most tokens that a model is made for; None where its configuration does not say."""
     keys = dict.fromkeys(CONTEXT_KEYS, COUNT)
     return get_context_length(read_json(output_dir / "config.json", keys, missing_ok=True))
+
+
+def choose_num_ctx(output_dir: Path, training: Mapping[str, Any]) -> tuple[int, str]:
+    """Choose the context of the Modelfiles in tokens, and why: room for each row of training, and for usual chats."""
+    limit, longest = get_model_context(output_dir), (training.get("counts") or {}).get("longest_row") or 0
+    usual = min(limit or MAX_DEFAULT_CTX, MAX_DEFAULT_CTX)
+    if longest > usual:
+        return longest, "the longest row of training"
+    return usual, "the model's limit" if limit == usual else f"the model's limit is {limit:,}" if limit else "as usual"
 
 
 def get_sampling_parameters(output_dir: Path, chat: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +152,11 @@ def find_model_defaults(
     trained = (training.get("recipe") or {}).get("chat") or {}
     system = section.system_prompt or chat.get("system_prompt") or trained.get("system_prompt")
     warn_about_dropped_characters(system)
-    num_ctx = section.num_ctx or get_num_ctx(output_dir, training)
+    num_ctx, reason = choose_num_ctx(output_dir, training)
+    if section.num_ctx:
+        num_ctx, reason = section.num_ctx, "gguf.num_ctx"
+    if "num_ctx" in section.parameters:
+        num_ctx, reason = section.parameters["num_ctx"], "gguf.parameters"
     parameters = get_sampling_parameters(output_dir, chat) | section.parameters
     template = translated = read_chat_template(output_dir)
     if template:
@@ -153,4 +166,4 @@ def find_model_defaults(
     if translated and find_unquotable_lines(translated):
         warn('the chat template has a line that ends in """, which a Modelfile can\'t hold: no TEMPLATE is written')
         translated = None
-    return ModelDefaults(stops, num_ctx, parameters, system, translated)
+    return ModelDefaults(stops, num_ctx, parameters, system, translated, reason)

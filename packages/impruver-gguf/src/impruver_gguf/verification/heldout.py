@@ -21,7 +21,7 @@ from impruver_core.labels import IGNORE_INDEX, find_target_positions
 from impruver_core.recipe.sections import ModelSection
 from impruver_core.tokenizer import encode_text
 
-from impruver_gguf.ollama.modelfile import get_num_ctx
+from impruver_gguf.ollama.modelfile import get_model_context
 from impruver_gguf.verification.llama_runtime import AnswerPrompt
 from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 
@@ -117,7 +117,7 @@ def read_inputs(model: TrainedModelInfo) -> VerificationInputs | None:
         warn(f"{output_dir} has no tokenizer.json: the files can't be proven")
         return None
     tokenizer = SavedTokenizer(output_dir)
-    heldout = read_heldout(output_dir, tokenizer, model.template_kwargs, get_num_ctx(output_dir, {}))
+    heldout = read_heldout(output_dir, tokenizer, model.template_kwargs, get_model_context(output_dir))
     ids = [tokenizer.backend_tokenizer.token_to_id(text) for text in model.turn_ends]
     return VerificationInputs(model, tokenizer, heldout, [token_id for token_id in ids if token_id is not None])
 

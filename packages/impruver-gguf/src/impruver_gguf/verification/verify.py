@@ -19,11 +19,11 @@ from impruver_gguf.conversion.artifacts import QUALITY_FILE
 from impruver_gguf.sections import LimitsSection
 from impruver_gguf.verification.heldout import HeldOutExample, HeldOutSet, VerificationInputs
 from impruver_gguf.verification.llama_server import find_rendering_difference
-from impruver_gguf.verification.measure import PLAIN_TEXT, TEMPLATE_KEY, FileMeasurement, measure_files
+from impruver_gguf.verification.measure import PLAIN_TEXT, FileMeasurement, measure_files
 from impruver_gguf.verification.transformers_parity import find_difference_from_merged
 from impruver_gguf.vocab.saved_tokenizer import SavedTokenizer
 from impruver_gguf.vocab.token_types import WORD_BORDER
-from impruver_gguf.vocab.vocabulary import strip_generation_tags
+from impruver_gguf.vocab.vocabulary import get_template_key, strip_generation_tags
 
 COLUMNS = ("LEVEL", "MB", "BITS/WEIGHT", "IDS", "PERPLEXITY", "KL", "TOP 1", "STOPS", "")
 IDS_AROUND = 6  # shown on each side of a difference
@@ -243,7 +243,7 @@ def _find_template_fault(templates: Mapping[str, str], heldout: HeldOutSet, toke
     """Say what is wrong with a file's chat templates: other texts, or another rendering without generation tags."""
     own = tokenizer.chat_template
     own = own if isinstance(own, dict) else {"default": own} if own else {}
-    keys = {name: TEMPLATE_KEY + ("" if name == "default" else f".{name}") for name in own}
+    keys = {name: get_template_key(name) for name in own}
     in_file = {text: templates.get(keys[name]) for name, text in own.items()}
     for name, text in own.items():
         if in_file[text] not in (text, strip_generation_tags(text)):

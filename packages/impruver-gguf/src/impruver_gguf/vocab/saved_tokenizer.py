@@ -22,19 +22,27 @@ from impruver_core.tokenizer_trial import trying_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
 SENTENCEPIECE_MODEL = "tokenizer.model"
-FILES = ("tokenizer.json", "tokenizer_config.json", SENTENCEPIECE_MODEL, "added_tokens.json", "chat_template.jinja")
+TEMPLATE_FILE, FURTHER_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", SENTENCEPIECE_MODEL, "added_tokens.json"),
+    *(TEMPLATE_FILE, FURTHER_TEMPLATES),
+)
 TOKEN = JsonType(
     "an object with a text as content", lambda value: OBJECT.holds(value) and TEXT.holds(value.get("content"))
 )
 NUMBERED_TOKEN = JsonType(
     "an object with a text as content and an id", lambda value: TOKEN.holds(value) and INDEX.holds(value.get("id"))
 )
+NAMED_TEMPLATE = JsonType(
+    "an object with texts as name and template",
+    lambda value: OBJECT.holds(value) and TEXT.holds(value.get("name")) and TEXT.holds(value.get("template")),
+)
 IDENTIFIER = JsonType("a number in digits", str.isdecimal)
 CONFIG_KEYS = {
     **dict.fromkeys(NAMED_TOKENS, either(TEXT, TOKEN)),
     **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), FLAG),
     "added_tokens_decoder": by_name(IDENTIFIER, TOKEN),
-    "chat_template": either(TEXT, list_of(by_name(TEXT, TEXT))),
+    "chat_template": either(TEXT, list_of(NAMED_TEMPLATE), by_name(TEXT, TEXT)),
 }
 TOKENIZER_KEYS = {"model": {}, "decoder": {"decoders": list_of(OBJECT)}, "added_tokens": list_of(NUMBERED_TOKEN)}
 
@@ -124,13 +132,26 @@ def read_special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def read_chat_templates(folder: Path) -> str | dict[str, str] | None:
-    """The chat template in a tokenizer's folder; several by their names, None without one."""
+    """The chat template in a tokenizer's folder; several by their names, None without one.
+
+    As in transformers files of templates win over what stands in tokenizer_config.json, each of its names included.
+    """
+    templates = read_template_files(folder)
+    if templates.keys() == {"default"}:
+        return templates["default"]
+    if templates:
+        return templates
     template = read_tokenizer_config(folder).get("chat_template")
-    if template is None and (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja")
     if isinstance(template, list):
-        return {entry.get("name"): entry.get("template") for entry in template} or None
-    return template
+        template = {entry["name"]: entry["template"] for entry in template}
+    return template if template or isinstance(template, str) else None
+
+
+def read_template_files(folder: Path) -> dict[str, str]:
+    """The chat templates that are files of their own, by name: chat_template.jinja is the default one."""
+    default = folder / TEMPLATE_FILE
+    templates = {"default": read_text(default)} if default.is_file() else {}
+    return templates | {path.stem: read_text(path) for path in sorted(folder.glob(FURTHER_TEMPLATES))}
 
 
 def read_chat_template(folder: Path) -> str | None:

@@ -5,16 +5,21 @@ The template goes without `{% generation %}`, which only training asks for.
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFWriter, SpecialVocab
+from gguf import GGUFWriter, Keys, SpecialVocab
 from impruver_core.chat_template.rendering.renderer import compile_template
 from impruver_core.errors import ImpruverError
 
 from impruver_gguf.vocab.byte_level_bpe import build_byte_level_vocab, is_byte_level
-from impruver_gguf.vocab.saved_tokenizer import SENTENCEPIECE_MODEL, read_tokenizer_config, read_tokenizer_json
+from impruver_gguf.vocab.saved_tokenizer import (
+    SENTENCEPIECE_MODEL,
+    read_chat_templates,
+    read_tokenizer_config,
+    read_tokenizer_json,
+)
 from impruver_gguf.vocab.sentencepiece_vocab import build_sentencepiece_vocab
 from impruver_gguf.vocab.token_types import Vocabulary
 
@@ -83,12 +88,35 @@ def write_special_tokens(
             f"read ({error}); copy these files again"
         ) from None
     special.special_token_ids = change_ids(special.special_token_ids)
-    template = special.chat_template  # or named ones, as tokenizer_config.json has them
-    if isinstance(template, str):
-        special.chat_template = strip_generation_tags(template)
-    elif isinstance(template, list):
-        special.chat_template = [entry | {"template": strip_generation_tags(entry["template"])} for entry in template]
+    templates = read_chat_templates(vocab.folder)
+    if templates is not None:
+        special.chat_template = None  # gguf lets tokenizer_config.json win over files, and writes names in any order
     special.add_to_gguf(writer, quiet=True)
+    write_chat_templates(writer, {"default": templates} if isinstance(templates, str) else templates or {})
+
+
+def write_chat_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
+    """Write chat templates by name; those beside the default under keys of their own, and a list of their names."""
+    further = sorted(templates.keys() - {"default"})
+    keys = {name: get_template_key(name) for name in further}
+    for name, key in keys.items():
+        same = [other for other in further if keys[other] == key]
+        if len(same) > 1:
+            raise ImpruverError(
+                f"the chat templates {' and '.join(same)} would both be {key} in a GGUF file: rename one of them"
+            )
+        writer.add_string(key, strip_generation_tags(templates[name]))
+    if further:
+        writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, [key.rpartition(".")[2] for key in keys.values()])
+    if "default" in templates:
+        writer.add_chat_template(strip_generation_tags(templates["default"]))
+
+
+def get_template_key(name: str) -> str:
+    """The metadata key of a chat template; what is neither letter nor digit in its name becomes an underscore."""
+    if name == "default":
+        return Keys.Tokenizer.CHAT_TEMPLATE
+    return Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=re.sub("[^A-Za-z0-9]", "_", name))
 
 
 def strip_generation_tags(template: str) -> str:

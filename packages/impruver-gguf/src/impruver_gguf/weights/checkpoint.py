@@ -38,7 +38,12 @@ CONFIG_KEYS = {
     "_name_or_path": TEXT,
     "text_config": {"architectures": list_of(TEXT), "model_type": TEXT},
 }
-MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja")
+MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*", "*.model", "*.jinja", "additional_chat_templates/*.jinja")
+OTHER_BASE = (
+    "the adapter is merged into its base in 16 bits: name that with --set model.name=FOLDER (or a hub id), the model "
+    "that this one was made from"
+)
+QUANTIZED = ("bitsandbytes", "gptq", "awq")  # methods that config.json names, of weights that nothing is merged into
 BASE_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
@@ -147,13 +152,22 @@ def read_checkpoint(
         check_weight_links(base)
     check_ordinary_files(base)
     states |= _read_states(base)
-    tensors = read_weights(base)
+    tensors = read_weights(base, OTHER_BASE)
+    _check_not_quantized(base)
     if not tensors and not dry_run:
         raise ImpruverError(f"{base}: the adapter's base has no safetensors files")
     if (base / ADAPTER_CONFIG).is_file():
         raise ImpruverError(f"{base}: the adapter's base is an adapter itself: export that one's merge first")
     config_dir = output_dir if (output_dir / "config.json").is_file() else base
     return replace(make_checkpoint(config_dir, tensors, adapter, base), states=states)
+
+
+def _check_not_quantized(base: Path) -> None:
+    """ImpruverError for a base in 4 or 8 bits by its config.json: in a dry run its weights may be elsewhere."""
+    settings = read_json(base / "config.json", {"quantization_config": {"quant_method": TEXT}}, missing_ok=True)
+    method = (settings.get("quantization_config") or {}).get("quant_method")
+    if method in QUANTIZED:
+        raise ImpruverError(f"{base}/config.json: quantized with {method}, and {OTHER_BASE}")
 
 
 def _read_states(folder: Path) -> dict[Path, FileState]:

@@ -18,6 +18,7 @@ from impruver_core.io.model_files import read_safetensors_header, read_weight_ma
 CHUNK_VALUES = 1 << 19  # values read, merged or encoded at once
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 PACKED = ("_proj_blocks", "_proj_scales")  # how the names of gpt-oss's experts end that are no numbers but bytes
+OTHER_DTYPE = "give the model in 16 bits that it was made from"
 Rounding = Callable[[np.ndarray], np.ndarray]  # float32 values → rounded to those of another type, monotonically
 
 
@@ -34,6 +35,7 @@ class LazyTensor:
     read: Callable[[int, int], np.ndarray]
     rows_at_once: int = 1  # rows that are best read together, from a multiple of as many: some cost as much as all
     encoding: str | None = None
+    dtype: str = ""  # of the file that holds it, as safetensors names it; empty for what is computed
     # Makes the same tensor with values rounded already, where that is cheaper than all of their float32.
     round: Callable[[Rounding], LazyTensor] | None = None
 
@@ -152,18 +154,19 @@ def has_same_values(one: LazyTensor, other: LazyTensor) -> bool:
     return all(np.array_equal(one.read(*rows), other.read(*rows)) for rows in one.split())
 
 
-def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file."""
+def read_safetensors(path: Path, advice: str = OTHER_DTYPE) -> dict[str, LazyTensor]:
+    """Read a safetensors file's header: its tensors, sorted by name; ImpruverError for a broken or cut-off file.
+
+    `advice` says what to do where tensors have 4 or 8 bits.
+    """
     tensors = {}
     for name, (dtype, shape, start, stop) in read_safetensors_header(path).items():
         if dtype not in DTYPE_BYTES or (dtype == "U8" and not name.endswith(PACKED)):
-            raise ImpruverError(
-                f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: give the 16-bit model"
-            )
+            raise ImpruverError(f"{path}: {name} holds {dtype}, which is neither fp32, fp16 nor bf16: {advice}")
         if stop - start != prod(shape) * DTYPE_BYTES[dtype]:
             raise ImpruverError(f"{path}: {name} does not hold what its shape {list(shape)} says")
-        encoding = "bytes" if dtype == "U8" else None
-        tensors[name] = LazyTensor(shape, partial(_read_rows, path, dtype, shape, start), encoding=encoding)
+        encoding, read = "bytes" if dtype == "U8" else None, partial(_read_rows, path, dtype, shape, start)
+        tensors[name] = LazyTensor(shape, read, encoding=encoding, dtype=dtype)
     return tensors
 
 
@@ -183,10 +186,11 @@ def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, star
     return bits.view(np.float32)
 
 
-def read_weights(folder: Path) -> dict[str, LazyTensor]:
+def read_weights(folder: Path, advice: str = OTHER_DTYPE) -> dict[str, LazyTensor]:
     """Read all tensors of a model's safetensors files, one file or the shards that the index names; {} without any.
 
-    ImpruverError where two files hold the same tensor, where the index names what is not there, and for pickles.
+    ImpruverError where two files hold the same tensor, where the index names what is not there, for pickles, and with
+    `advice` for tensors in 4 or 8 bits.
     """
     index = folder / "model.safetensors.index.json"
     weight_map = read_weight_map(index) if index.is_file() else {}
@@ -203,7 +207,7 @@ def read_weights(folder: Path) -> dict[str, LazyTensor]:
         )
     tensors: dict[str, LazyTensor] = {}
     for name in names:
-        shard = read_safetensors(folder / name)
+        shard = read_safetensors(folder / name, advice)
         duplicates = sorted(tensors.keys() & shard.keys())
         if duplicates:
             raise ImpruverError(
