@@ -17,9 +17,9 @@ from support.models import (
     merge_with_peft,
     save_adapter,
 )
+from support.recipes import write_adapter_recipe
 
 LARGE = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512}
-from support.recipes import write_adapter_recipe
 
 
 def exported(gguf, folder, tmp_path, outtype="f16", base=None):

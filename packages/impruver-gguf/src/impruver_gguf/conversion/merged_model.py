@@ -15,11 +15,12 @@ from typing import Any
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import get_staged_path, make_folder, open_synced, remove_path, sync_file, sync_folder
 
-from impruver_gguf.architectures.registry import ARCHITECTURES, complete_config
+from impruver_gguf.architectures.registry import complete_config, find_architecture
 from impruver_gguf.conversion.gguf_writer import TENSOR_TYPES, encode_tensors
 from impruver_gguf.merging.merge import TiedModules, merge_adapter
 from impruver_gguf.weights.checkpoint import SourceCheckpoint
 from impruver_gguf.weights.lazy_tensor import DTYPE_BYTES, LazyTensor
+from impruver_gguf.weights.text_model import get_text_config, get_text_name
 
 SHARD_BYTES = 5_000_000_000  # of tensors in a file, as save_pretrained's
 INDEX = "model.safetensors.index.json"
@@ -72,10 +73,16 @@ class MergedModel:
 
 def plan_merged_model(checkpoint: SourceCheckpoint, model_dir: Path) -> MergedModel:
     """Plan the merge of a checkpoint; `model_dir` has the tokenizer, or else its base has. Nothing is computed yet."""
+    packed = next((name for name, tensor in checkpoint.tensors.items() if tensor.encoding), None)
+    if packed:
+        raise ImpruverError(
+            f"--merged: {packed} holds packed values, of which no 16 bits are made here: load the model with "
+            "transformers, which unpacks them, save it again, and name that with --set model.name=FOLDER"
+        )
     tied = find_tied_modules(checkpoint)
     tensors: Mapping[str, LazyTensor] = checkpoint.tensors
     if checkpoint.adapter:
-        architecture = ARCHITECTURES.get(checkpoint.class_name)
+        architecture = find_architecture(checkpoint.class_name, checkpoint.config)
         conv1d = architecture.conv1d if architecture else None
         tensors = merge_adapter(tensors, checkpoint.adapter, conv1d=conv1d, tied=tied)
     dtypes = choose_dtypes(tensors, checkpoint)
@@ -85,9 +92,9 @@ def plan_merged_model(checkpoint: SourceCheckpoint, model_dir: Path) -> MergedMo
 
 def find_tied_modules(checkpoint: SourceCheckpoint) -> TiedModules | None:
     """The modules of embeddings where a configuration ties them, or where the weights have no output of their own."""
-    architecture = ARCHITECTURES.get(checkpoint.class_name)
+    architecture = find_architecture(checkpoint.class_name, checkpoint.config)
     if architecture:
-        config = complete_config(architecture, checkpoint.config, checkpoint.config_path)
+        config = complete_config(architecture, get_text_config(checkpoint.config), checkpoint.config_path)
         return architecture.tied if config["tie_word_embeddings"] else None
     tensors, text = checkpoint.tensors, checkpoint.config.get("text_config") or {}
     embedding = next((name.removesuffix(".weight") for name in tensors if name.endswith(EMBEDDINGS)), None)
@@ -142,8 +149,9 @@ def build_config(
 def _is_untied(tensors: Mapping[str, LazyTensor], base: Mapping[str, LazyTensor], tied: TiedModules) -> bool:
     """Whether one of tied ends was changed by itself; a file may hold both ends of a base alike, which stay tied."""
     names = [f"{module}.weight" for module in (tied.embedding, tied.embedding.partition(".")[2], tied.output)]
-    changed = any(tensors.get(name) is not base.get(name) for name in names)
-    return names[-1] in tensors and changed
+    merged, before = ({get_text_name(name): tensor for name, tensor in part.items()} for part in (tensors, base))
+    changed = any(merged.get(name) is not before.get(name) for name in names)
+    return names[-1] in merged and changed
 
 
 def find_files(checkpoint: SourceCheckpoint, model_dir: Path) -> dict[str, Path]:
