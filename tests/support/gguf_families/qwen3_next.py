@@ -13,12 +13,12 @@ TIED = DELTA_NET | {"tie_word_embeddings": True, "rope_parameters": ROPE}
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
 MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 EXPERTS = MIXTURE | {"shared_expert_intermediate_size": 64}
-NARROW = {"moe_intermediate_size": 16, "tie_word_embeddings": True}
+WIDE = {"moe_intermediate_size": 96, "tie_word_embeddings": True}
 VL = {
     "num_hidden_layers": 4,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5]},
 }
-OTHER_HEADS = {"linear_num_key_heads": 1, "linear_num_value_heads": 3, "linear_key_head_dim": 16}
+OTHER_HEADS = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 16}
 
 
 def add_mtp(folder: Path) -> None:
@@ -74,9 +74,7 @@ FAMILIES = {
     "qwen35-moe-vision": make_vision_language("Qwen3_5Moe", DELTA_NET | EXPERTS | {"rope_parameters": ROPE}, add_mtp),
     "qwen3-vl": make_vision_language("Qwen3VL", VL | {"head_dim": 32}, tie_word_embeddings=True),
     "qwen3-vl-moe": make_vision_language("Qwen3VLMoe", VL | MIXTURE | {"head_dim": 32}, turn_experts),
-    "qwen3-vl-moe-narrow": make_vision_language(
-        "Qwen3VLMoe", VL | MIXTURE | {"moe_intermediate_size": 16}, turn_experts
-    ),
+    "qwen3-vl-moe-wide": make_vision_language("Qwen3VLMoe", VL | MIXTURE | {"moe_intermediate_size": 16}, turn_experts),
     "qwen35-moe": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS),
     "qwen35-moe-mtp": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS | {"tie_word_embeddings": True}, add_mtp),
     "qwen3-next": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS),
@@ -96,6 +94,7 @@ OLD_NAMES = {
     ),
 }
 SCRIPT_FLAGS = {name: ["--no-mtp"] for name in (*FAMILIES, *OLD_NAMES) if not name.endswith("-mtp")}
+SCRIPT_FLAGS["qwen3-next-mtp"] = ["--no-mtp"]
 SCRIPT_FLAGS |= {name: [] for name in FAMILIES if "-vision" in name or "-vl" in name}
 FURTHER_OUTTYPES = [("qwen35-heads", "q8_0"), ("qwen35-mtp", "bf16"), ("qwen3-next", "q8_0"), ("qwen35-moe", "bf16")]
 LOGITS = ["qwen35", "qwen35-heads", "qwen35-tied", "qwen35-yarn", "qwen35-mtp", "qwen35-vision", "qwen35-moe"]

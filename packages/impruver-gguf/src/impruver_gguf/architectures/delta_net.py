@@ -87,6 +87,11 @@ def get_main_count(config: Config) -> int:
     return config.get(MAIN, config["num_hidden_layers"])
 
 
+def is_mtp(name: str) -> bool:
+    """Whether a tensor is one of multi-token prediction."""
+    return name.removeprefix("model.").startswith(f"{MTP}.")
+
+
 def count_mtp_layers(config: Config, names: Collection[str]) -> Config:
     """A configuration with the layers of mtp that these tensors have; transformers drops them when it saves a model."""
     layers = {name.split(".layers.")[1].partition(".")[0] for name in names if f"{MTP}.layers." in name}

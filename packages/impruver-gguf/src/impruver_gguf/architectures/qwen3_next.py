@@ -59,6 +59,11 @@ def find_qwen3_next_unsupported(config: Config) -> str | None:
     return delta_net.find_unsupported(config) if config["norm_topk_prob"] else "norm_topk_prob false"
 
 
+def prepare_qwen3_next_tensors(tensors: Tensors, config: Config) -> Tensors:
+    """Prepare a mixture's tensors without those of mtp, as the script's --no-mtp: cyllama's llama.cpp loads none."""
+    return prepare_mixture({name: tensor for name, tensor in tensors.items() if not delta_net.is_mtp(name)}, config)
+
+
 def prepare_mixture(tensors: Tensors, config: Config) -> Tensors:
     """Prepare a delta net's tensors, with experts in stacks."""
     return experts.prepare_experts(delta_net.prepare_tensors(tensors, config))
@@ -99,7 +104,9 @@ QWEN3_NEXT = replace(
     | {"num_experts": 512, "decoder_sparse_step": 1, "norm_topk_prob": True, "mlp_only_layers": []},
     shapes=delta_net.SHAPES | JOINED | MIXTURE,
     get_absent=lambda config, layer: delta_net.get_absent(config, layer, JOINED),
+    adapt_config=lambda config, names: config,
     find_unsupported=find_qwen3_next_unsupported,
+    prepare_tensors=prepare_qwen3_next_tensors,
     modify_tensors=delta_net.modify_tensors,
     set_gguf_parameters=delta_net.set_gguf_parameters,
 )
