@@ -105,7 +105,7 @@ def modify_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTensor:
             start += count
         return np.concatenate(pieces)
 
-    return LazyTensor(tensor.shape, read, tensor.at_once)
+    return LazyTensor(tensor.shape, read)
 
 
 GPT_NEOX = Architecture(
