@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from impruver_gguf.architectures.decoder import compute_llama3_factors
-from impruver_gguf.architectures.float32_power import compute_power
+from impruver_gguf.architectures.base.decoder import compute_llama3_factors
+from impruver_gguf.architectures.base.float32_power import compute_power
 from support.oracles import compute_rope_factors_with_llama_cpp
 
 PUBLISHED = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0}

@@ -12,28 +12,28 @@ from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import check_keys
 
-from impruver_gguf.architectures.architecture import Architecture, Config, do_nothing
-from impruver_gguf.architectures.cohere import COHERE, COHERE2
-from impruver_gguf.architectures.deepseek import DEEPSEEK2, DEEPSEEK3
-from impruver_gguf.architectures.exaone4 import EXAONE4
-from impruver_gguf.architectures.falcon_h1 import FALCON_H1
-from impruver_gguf.architectures.gemma2 import GEMMA2
-from impruver_gguf.architectures.gemma3 import GEMMA3
-from impruver_gguf.architectures.gemma4 import GEMMA4
-from impruver_gguf.architectures.glm4 import GLM4
-from impruver_gguf.architectures.glm4_moe import GLM4_MOE
-from impruver_gguf.architectures.gpt2 import GPT2
-from impruver_gguf.architectures.gpt_neox import GPT_NEOX
-from impruver_gguf.architectures.gpt_oss import GPT_OSS
-from impruver_gguf.architectures.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
-from impruver_gguf.architectures.hunyuan import HUNYUAN
-from impruver_gguf.architectures.lfm2 import LFM2, LFM2_MOE
-from impruver_gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
-from impruver_gguf.architectures.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
-from impruver_gguf.architectures.olmo2 import OLMO2, OLMO3
-from impruver_gguf.architectures.phi3 import PHI3
-from impruver_gguf.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE
-from impruver_gguf.architectures.qwen3_next import QWEN3_NEXT, QWEN35, QWEN35_MOE
+from impruver_gguf.architectures.base.architecture import Architecture, Config, do_nothing
+from impruver_gguf.architectures.dense.cohere import COHERE, COHERE2
+from impruver_gguf.architectures.dense.exaone4 import EXAONE4
+from impruver_gguf.architectures.dense.gemma2 import GEMMA2
+from impruver_gguf.architectures.dense.gemma3 import GEMMA3
+from impruver_gguf.architectures.dense.glm4 import GLM4
+from impruver_gguf.architectures.dense.gpt2 import GPT2
+from impruver_gguf.architectures.dense.gpt_neox import GPT_NEOX
+from impruver_gguf.architectures.dense.hunyuan import HUNYUAN
+from impruver_gguf.architectures.dense.llama import LLAMA, MISTRAL, MIXTRAL, SMOLLM3
+from impruver_gguf.architectures.dense.mistral3 import MINISTRAL3, MINISTRAL3_TEXT_MODEL, MISTRAL3
+from impruver_gguf.architectures.dense.olmo2 import OLMO2, OLMO3
+from impruver_gguf.architectures.dense.phi3 import PHI3
+from impruver_gguf.architectures.dense.qwen import QWEN2, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE
+from impruver_gguf.architectures.hybrids.falcon_h1 import FALCON_H1
+from impruver_gguf.architectures.hybrids.granite import GRANITE, GRANITE_HYBRID, GRANITE_MOE
+from impruver_gguf.architectures.hybrids.lfm2 import LFM2, LFM2_MOE
+from impruver_gguf.architectures.hybrids.qwen3_next import QWEN3_NEXT, QWEN35, QWEN35_MOE
+from impruver_gguf.architectures.mixtures.deepseek import DEEPSEEK2, DEEPSEEK3
+from impruver_gguf.architectures.mixtures.gemma4 import GEMMA4
+from impruver_gguf.architectures.mixtures.glm4_moe import GLM4_MOE
+from impruver_gguf.architectures.mixtures.gpt_oss import GPT_OSS
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, reshape_tensor
 
 # The class that config.json's `architectures` names first → how it is converted.

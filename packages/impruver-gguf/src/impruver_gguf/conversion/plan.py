@@ -18,7 +18,7 @@ from impruver_core.io.json_schema import check_keys
 from impruver_core.recipe.paths import find_or_download
 from impruver_core.recipe.sections import ModelSection
 
-from impruver_gguf.architectures.architecture import Architecture
+from impruver_gguf.architectures.base.architecture import Architecture
 from impruver_gguf.architectures.registry import (
     ARCHITECTURES,
     complete_config,

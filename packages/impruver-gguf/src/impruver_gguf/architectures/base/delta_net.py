@@ -16,8 +16,8 @@ from gguf import GGUFWriter
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, INDEX
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.exponential import compute_exp
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, add_one, select_rows
 

@@ -9,9 +9,10 @@ from collections.abc import Collection
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, OBJECT, POSITIVE, TEXT
 
-from impruver_gguf.architectures import decoder, experts, gemma3
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.gemma3 import FULL, FULL_EVERY, SLIDING
+from impruver_gguf.architectures.base import decoder, experts
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense import gemma3
+from impruver_gguf.architectures.dense.gemma3 import FULL, FULL_EVERY, SLIDING
 from impruver_gguf.vocab.gemma4_vocab import build_gemma4_vocab, write_gemma4_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 

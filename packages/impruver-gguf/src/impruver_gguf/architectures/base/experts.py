@@ -11,7 +11,7 @@ from gguf import ExpertGatingFuncType, GGUFWriter
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, TEXT
 
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, slice_matrices, stack_tensors
 
 COUNT_NAMES = ("num_local_experts", "num_experts", "n_routed_experts")  # how configurations call the number of experts

@@ -5,7 +5,7 @@ from dataclasses import replace
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, OBJECT, JsonType, either, list_of
 
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.exponential import compute_exp
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 

@@ -5,8 +5,8 @@ import math
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 QKV, GATE_UP, ORIGINAL = "queries, keys and values", "2 x intermediate_size", "original_max_position_embeddings"

@@ -4,8 +4,8 @@ import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, POSITIVE, TEXT
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Architecture, Config
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Architecture, Config
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 

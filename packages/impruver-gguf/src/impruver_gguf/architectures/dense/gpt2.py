@@ -3,7 +3,7 @@
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
-from impruver_gguf.architectures.architecture import Architecture, Config
+from impruver_gguf.architectures.base.architecture import Architecture, Config
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 

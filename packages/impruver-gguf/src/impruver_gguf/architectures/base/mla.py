@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT
 
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor, slice_matrices
 
 KEYS = dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), COUNT)

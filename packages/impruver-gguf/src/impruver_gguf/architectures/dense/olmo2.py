@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from gguf import GGUFWriter
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.gemma3 import (
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense.gemma3 import (
     FULL,
     NESTED_ROPE_KEYS,
     POST_NORMS,

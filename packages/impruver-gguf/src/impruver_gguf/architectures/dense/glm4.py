@@ -2,11 +2,11 @@
 
 from gguf import GGUFWriter
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.gemma3 import POST_NORMS
-from impruver_gguf.architectures.phi3 import GATE_UP
-from impruver_gguf.architectures.qwen import QKV_BIASES
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense.gemma3 import POST_NORMS
+from impruver_gguf.architectures.dense.phi3 import GATE_UP
+from impruver_gguf.architectures.dense.qwen import QKV_BIASES
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
 

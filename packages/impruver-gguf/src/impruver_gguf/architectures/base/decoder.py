@@ -9,9 +9,9 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, POSITIVE, TEXT, list_of
 
-from impruver_gguf.architectures.architecture import Architecture, Config
-from impruver_gguf.architectures.experts import get_expert_sizes, write_expert_counts
-from impruver_gguf.architectures.float32_power import compute_power
+from impruver_gguf.architectures.base.architecture import Architecture, Config
+from impruver_gguf.architectures.base.experts import get_expert_sizes, write_expert_counts
+from impruver_gguf.architectures.base.float32_power import compute_power
 from impruver_gguf.merging.merge import TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 

@@ -7,8 +7,8 @@ import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import FLAG, NUMBER, list_of
 
-from impruver_gguf.architectures import decoder, mamba2
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder, mamba2
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor
 
 BIASES = ("attention_bias", "mlp_bias", "projectors_bias")

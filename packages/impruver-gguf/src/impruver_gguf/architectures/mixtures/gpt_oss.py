@@ -7,8 +7,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import NUMBER, TEXT
 
-from impruver_gguf.architectures import decoder, experts
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder, experts
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 FULL, SLIDING = "full_attention", "sliding_attention"

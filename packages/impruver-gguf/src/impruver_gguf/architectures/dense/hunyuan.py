@@ -5,8 +5,8 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 from impruver_core.io.json_schema import INDEX, NUMBER, WHOLE, either, list_of, read_json
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
-from impruver_gguf.architectures import decoder, experts, mla
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder, experts, mla
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 SHARED_SIZE = "n_shared_experts x moe_intermediate_size"

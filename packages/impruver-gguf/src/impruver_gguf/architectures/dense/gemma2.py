@@ -4,8 +4,9 @@ from gguf import GGUFWriter
 from impruver_core.errors import ImpruverError
 from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
-from impruver_gguf.architectures import decoder, gemma3
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense import gemma3
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")

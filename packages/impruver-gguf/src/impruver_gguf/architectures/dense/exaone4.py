@@ -3,10 +3,10 @@
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import INDEX, TEXT, either
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.gemma3 import POST_NORMS
-from impruver_gguf.architectures.llama import ROPE_TYPES, generate_llama_extra_tensors
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense.gemma3 import POST_NORMS
+from impruver_gguf.architectures.dense.llama import ROPE_TYPES, generate_llama_extra_tensors
 
 LAYERS_WITH_WINDOWS = 64  # of the one model that llama.cpp gives windows
 FULL_EVERY = 4  # there each fourth layer attends to all

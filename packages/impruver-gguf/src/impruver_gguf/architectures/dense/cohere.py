@@ -8,9 +8,9 @@ from dataclasses import replace
 from gguf import GGUFWriter, RopeScalingType
 from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE
 
-from impruver_gguf.architectures import decoder
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.gemma3 import FULL, SLIDING
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense.gemma3 import FULL, SLIDING
 
 ABSENT = ("output.weight", "blk.ffn_norm.weight")  # what other decoders have
 SHAPES = decoder.EMBEDDINGS | decoder.ATTENTION | decoder.FEED_FORWARD

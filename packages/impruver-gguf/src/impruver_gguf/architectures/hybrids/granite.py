@@ -6,8 +6,9 @@ from dataclasses import replace
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, INDEX, POSITIVE, TEXT, list_of
 
-from impruver_gguf.architectures import decoder, experts, llama, mamba2
-from impruver_gguf.architectures.architecture import Architecture, Config
+from impruver_gguf.architectures.base import decoder, experts, mamba2
+from impruver_gguf.architectures.base.architecture import Architecture, Config
+from impruver_gguf.architectures.dense import llama
 from impruver_gguf.vocab.vocabulary import write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, slice_matrices
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
-from impruver_gguf.architectures import decoder, experts
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder, experts
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import Tensors, transpose_matrices
 
 FUSED = re.compile(r"\.experts\.(gate_up|down)_proj(\.weight)?$")

@@ -5,9 +5,9 @@ from dataclasses import replace
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
-from impruver_gguf.architectures import decoder, delta_net, experts
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.delta_net import SHARED
+from impruver_gguf.architectures.base import decoder, delta_net, experts
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.base.delta_net import SHARED
 from impruver_gguf.weights.lazy_tensor import Tensors
 
 MROPE_SECTION = (11, 11, 10)  # Qwen3.5's, where config.json has none

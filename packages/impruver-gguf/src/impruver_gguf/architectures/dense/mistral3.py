@@ -6,8 +6,9 @@ from dataclasses import replace
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import NUMBER
 
-from impruver_gguf.architectures import decoder, llama
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense import llama
 
 BETA, MSCALE, MSCALE_ALL_DIM = "llama_4_scaling_beta", "mscale", "mscale_all_dim"
 # What transformers takes where a Ministral 3 has no rope_parameters.

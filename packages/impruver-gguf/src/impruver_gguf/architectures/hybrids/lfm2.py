@@ -5,8 +5,8 @@ from dataclasses import replace
 from gguf import ExpertGatingFuncType, GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, INDEX, POSITIVE, list_of
 
-from impruver_gguf.architectures import decoder, experts
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder, experts
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 CONVOLUTION, ATTENTION = "conv", "full_attention"

@@ -3,9 +3,11 @@
 from gguf import ExpertGatingFuncType, GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG
 
-from impruver_gguf.architectures import decoder, deepseek, experts, glm4
-from impruver_gguf.architectures.architecture import Config
-from impruver_gguf.architectures.qwen import QKV_BIASES
+from impruver_gguf.architectures.base import decoder, experts
+from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.architectures.dense import glm4
+from impruver_gguf.architectures.dense.qwen import QKV_BIASES
+from impruver_gguf.architectures.mixtures import deepseek
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 

@@ -7,8 +7,8 @@ import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, INDEX, list_of
 
-from impruver_gguf.architectures import decoder, experts
-from impruver_gguf.architectures.architecture import Config
+from impruver_gguf.architectures.base import decoder, experts
+from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding, Tensors
