@@ -194,6 +194,25 @@ def make_family(name: str, folder: Path, tokenizers: dict[str, Path]) -> None:
         edit(folder)
 
 
+def export_tensors(gguf, folder, outtype="f32"):
+    """The tensors of a folder's file, and what was said."""
+    from gguf import GGUFReader
+
+    code, _, told = gguf("--output_dir", folder, "--set", f"gguf.outtype={outtype}", "--quantization_levels")
+    assert code == 0, told
+    reader = GGUFReader(folder / f"gguf/model-{outtype}.gguf")
+    return {tensor.name: tensor.data for tensor in reader.tensors}, told
+
+
+def assert_same_tensors(ours, theirs):
+    """Equal but for the order in which float32 sums are rounded."""
+    import numpy as np
+
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert np.allclose(ours[name], values, rtol=1e-6, atol=1e-7), name
+
+
 def read_quality(folder: Path) -> dict[str, dict]:
     """The rows of an export's quality.jsonl by their level."""
     return {row["level"]: row for row in read_jsonl(folder / "gguf/quality.jsonl")}

@@ -2,9 +2,9 @@
 
 import pytest
 from gguf import GGUFReader
+from support.gguf_cases import assert_same_tensors, export_tensors
 from support.models import edit_json, edit_weights, merge_with_peft, save_adapter
 from support.recipes import write_adapter_recipe
-from test_multimodal import assert_same, export
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 ROPE = {FULL: {"rope_type": "default", "rope_theta": 1e6}, SLIDING: {"rope_type": "default", "rope_theta": 1e4}}
@@ -44,7 +44,7 @@ def test_a_layer_without_its_keys_is_not_whole(case, refused):
 @pytest.mark.parametrize("name", ["gemma4-e", "gemma4-moe"])
 def test_the_plan_before_training_counts_all_parameters(name, case, gguf, tmp_path):
     folder = case(name)
-    _, told = export(gguf, folder, "f16")
+    _, told = export_tensors(gguf, folder, "f16")
     count = next(line for line in told.splitlines() if line.startswith("gemma4, ")).split(" parameters")[0]
     for path in folder.glob("*.safetensors"):
         path.unlink()
@@ -62,15 +62,15 @@ def test_an_adapter_on_all_its_layers(case, gguf, tmp_path):
     merge_with_peft(base, tmp_path / "adapter", tmp_path / "merged")
     write_adapter_recipe(tmp_path / "adapter", base)
     (tmp_path / "merged/recipe.yaml").touch()
-    ours, _ = export(gguf, tmp_path / "adapter")
-    theirs, _ = export(gguf, tmp_path / "merged")
-    assert_same(ours, theirs)
+    ours, _ = export_tensors(gguf, tmp_path / "adapter")
+    theirs, _ = export_tensors(gguf, tmp_path / "merged")
+    assert_same_tensors(ours, theirs)
 
 
 def test_types_of_tokens(case, gguf):
     """What transformers lists as special are control tokens, but for those of tools, which are rendered."""
     folder = case("gemma4-e")
-    export(gguf, folder, "f16")
+    export_tensors(gguf, folder, "f16")
     fields = GGUFReader(folder / "gguf/model-f16.gguf").fields
     tokens, types = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
     by_text = dict(zip(tokens, types, strict=True))

@@ -3,10 +3,8 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
-from gguf import GGUFReader
-from support.gguf_cases import GEMMA3, SMALL, train_sentencepiece
+from support.gguf_cases import GEMMA3, SMALL, assert_same_tensors, export_tensors, train_sentencepiece
 from support.models import (
     BLOCKS,
     copy_tokenizer,
@@ -32,20 +30,6 @@ def base(tmp_path_factory):
     tokenizer = train_sentencepiece(folder / "pieces")
     make_multimodal("Gemma3", folder / "model", tokenizer, "float32", TEXT, tie_word_embeddings=False)
     return folder / "model"
-
-
-def export(gguf, folder, outtype="f32"):
-    """The tensors of a folder's file, and what was said."""
-    code, _, told = gguf("--output_dir", folder, "--set", f"gguf.outtype={outtype}", "--quantization_levels")
-    assert code == 0, told
-    reader = GGUFReader(folder / f"gguf/model-{outtype}.gguf")
-    return {tensor.name: tensor.data for tensor in reader.tensors}, told
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, values in theirs.items():
-        assert np.allclose(ours[name], values, rtol=1e-6, atol=1e-7), name
 
 
 def copy_text_model(base, folder):
@@ -74,11 +58,11 @@ def test_a_text_model_under_each_of_its_names(form, base, gguf, tmp_path):
     edit_weights(tmp_path / "whole/model.safetensors", lambda tensors: rename(tensors, FORMS[form], rest=True))
     for name in ("text", "whole"):
         (tmp_path / name / "recipe.yaml").touch()
-    text, told = export(gguf, tmp_path / "text")
+    text, told = export_tensors(gguf, tmp_path / "text")
     assert "text model alone" not in told
-    whole, told = export(gguf, tmp_path / "whole")
+    whole, told = export_tensors(gguf, tmp_path / "whole")
     assert told.count("the GGUF is of the text model alone, without multi_modal_projector, vision_tower") == 1
-    assert_same(whole, text)
+    assert_same_tensors(whole, text)
 
 
 def test_the_head_that_both_names_hold_is_of_two_models(base, refused, tmp_path):
@@ -126,7 +110,7 @@ def test_an_adapter_of_the_whole_model(kind, tied, base, gguf, tmp_path):
     merge_with_peft(whole, tmp_path / "adapter", tmp_path / "merged")
     (tmp_path / "merged/recipe.yaml").touch()
     write_adapter_recipe(tmp_path / "adapter", whole)
-    ours, told = export(gguf, tmp_path / "adapter")
+    ours, told = export_tensors(gguf, tmp_path / "adapter")
     assert told.count("text model alone") == 1
-    theirs, _ = export(gguf, tmp_path / "merged")
-    assert_same(ours, theirs)
+    theirs, _ = export_tensors(gguf, tmp_path / "merged")
+    assert_same_tensors(ours, theirs)

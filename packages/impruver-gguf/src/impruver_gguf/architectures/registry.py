@@ -153,15 +153,17 @@ def make_expected_tensors(architecture: Architecture, config: Config) -> dict[st
     """Make the tensors that a model of this configuration has, by GGUF name, of shapes alone."""
     sizes, tensors = architecture.get_sizes(config), architecture.generate_extra_tensors(config)
     for name in _get_required(architecture, config):
-        shape = tuple(sizes[size] for size in architecture.reshaped.get(name) or architecture.shapes[name])
+        shape = architecture.reshaped.get(name) or architecture.shapes[name]
         if not name.startswith("blk."):
-            tensors[name] = LazyTensor(shape, do_nothing)
+            tensors[name] = LazyTensor(tuple(sizes[size] for size in shape), do_nothing)
             continue
-        shape = shape[::-1] if architecture.conv1d else shape
+        encoding = architecture.get_encoding(name, config)
         for layer in range(config[architecture.blocks]):
-            if name not in architecture.get_absent(config, layer):
-                encoding = architecture.get_encoding(name, config)
-                tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(shape, do_nothing, encoding=encoding)
+            if name in architecture.get_absent(config, layer):
+                continue
+            own = sizes | architecture.get_layer_sizes(config, layer)
+            values = tuple(own[size] for size in (shape[::-1] if architecture.conv1d else shape))
+            tensors[name.replace("blk.", f"blk.{layer}.", 1)] = LazyTensor(values, do_nothing, encoding=encoding)
     return tensors
 
 
