@@ -33,6 +33,7 @@ def adapted(tmp_path, cases):
     ("name", "settings"),
     [
         ("deepseek3", {"target_modules": "all-linear"}),
+        ("gigachat3", {"target_modules": "all-linear", "lora_alpha": 32}),
         ("deepseek2-tied", {"target_modules": ["kv_b_proj"], "target_parameters": ["mlp.experts.down_proj"]}),
         ("qwen3-moe", {"target_modules": ["gate_proj", "up_proj", "q_proj"], "use_rslora": True}),
         ("qwen3-moe-fused", {"target_modules": "all-linear", "r": 3}),

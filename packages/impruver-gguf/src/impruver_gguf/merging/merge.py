@@ -35,6 +35,7 @@ PARTS = {  # how names in an adapter's file end
     ".token_adapter.trainable_tokens_delta": "rows",
 }
 OTHER_NAMES = {"lm_head": "embed_out", "embed_out": "lm_head"}  # GPT-NeoX's output in transformers 5, in files and 4
+PREDICTION = "eh_proj.weight"  # a tensor of layers that predict further tokens alone
 MODULE_FILTERS = ("layers_to_transform", "layers_pattern", "exclude_modules")  # these leave out some of target_modules
 
 
@@ -248,7 +249,10 @@ def _merge_lora(
 
 
 def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> None:
-    """Every module that target_modules names by the end of its name has its part in the adapter."""
+    """Every module that target_modules names by the end of its name has its part in the adapter.
+
+    Not so in layers that predict further tokens alone, which transformers leaves out in training.
+    """
     config = adapter.config
     if not adapter.tensors:
         raise ImpruverError(f"{adapter.folder}: the adapter holds no tensors; train it again, or copy it whole")
@@ -256,9 +260,10 @@ def _check_complete(base: Tensors, adapter: PeftAdapter, adapted: set[str]) -> N
     if not isinstance(targets, list) or any(config.get(name) for name in MODULE_FILTERS):
         return
     saved = [str(name) for name in config.get("modules_to_save") or []]
+    predicting = tuple(name.removesuffix(PREDICTION) for name in base if name.endswith(f".{PREDICTION}"))
     for name, tensor in base.items():
         module, _, kind = name.rpartition(".")
-        if kind != "weight" or len(tensor.shape) < 2 or module in adapted or module.startswith(UNLOADED):
+        if kind != "weight" or len(tensor.shape) < 2 or module in adapted or name.startswith((*UNLOADED, *predicting)):
             continue
         targeted, replaced = (any(is_module_named(module, name) for name in names) for names in (targets, saved))
         if targeted and not replaced:

@@ -8,6 +8,7 @@ from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
 from impruver_gguf.architectures.base import decoder, experts, mla
 from impruver_gguf.architectures.base.architecture import Config
+from impruver_gguf.merging.merge import PREDICTION
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 SHARED_SIZE = "n_shared_experts x moe_intermediate_size"
@@ -17,7 +18,6 @@ MIXTURE = {name: sizes for name, sizes in experts.SHAPES.items() if name != "blk
     "blk.ffn_up_shexp.weight": (SHARED_SIZE, "hidden_size"),
     "blk.ffn_down_shexp.weight": ("hidden_size", SHARED_SIZE),
 }
-PREDICTION = "eh_proj.weight"  # a tensor of layers that predict further tokens alone
 ROUTER_BIAS = {"blk.exp_probs_b.bias": ("num_experts",)}
 SHAPES = decoder.EMBEDDINGS | mla.SHAPES | decoder.FEED_FORWARD | MIXTURE
 # Where llama.cpp knows queries that pass through no low rank: numbers of layers, or one with a size of vocabulary.
