@@ -74,7 +74,7 @@ FAMILIES = {
     "qwen35-moe-vision": make_vision_language("Qwen3_5Moe", DELTA_NET | EXPERTS | {"rope_parameters": ROPE}, add_mtp),
     "qwen3-vl": make_vision_language("Qwen3VL", VL | {"head_dim": 32}, tie_word_embeddings=True),
     "qwen3-vl-moe": make_vision_language("Qwen3VLMoe", VL | MIXTURE | {"head_dim": 32}, turn_experts),
-    "qwen3-vl-moe-wide": make_vision_language("Qwen3VLMoe", VL | MIXTURE | {"moe_intermediate_size": 16}, turn_experts),
+    "qwen3-vl-moe-wide": make_vision_language("Qwen3VLMoe", VL | MIXTURE | WIDE, turn_experts),
     "qwen35-moe": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS),
     "qwen35-moe-mtp": ("Qwen3_5Moe", "bytes", DELTA_NET | EXPERTS | {"tie_word_embeddings": True}, add_mtp),
     "qwen3-next": ("Qwen3Next", "bytes", DELTA_NET | EXPERTS),
