@@ -229,7 +229,7 @@ def test_an_adapter_on_an_adapter(adapter, adapter_once, tmp_path, tiny_base, re
 @pytest.mark.parametrize(
     "change",
     [
-        {"architectures": ["DeepseekV3ForCausalLM"]},
+        {"architectures": ["Starcoder2ForCausalLM"]},
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
         {"hidden_act": "gelu"},
     ],
