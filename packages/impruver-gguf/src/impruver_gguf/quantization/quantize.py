@@ -24,6 +24,7 @@ from impruver_core.worker_process import claim_stdout, get_log_tail
 from impruver_gguf.quantization.quant_types import QUANT_TYPES
 from impruver_gguf.worker_process import describe_failure, stream_lines
 
+MATRIX_QUANTIZER = "impruver_gguf.quantization.matrix_quantizer"
 NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
 CHUNK_BYTES = 1 << 22  # looked at together
 FULL_DISK = 1 << 20  # fewer free bytes than this
@@ -34,18 +35,24 @@ def get_quantizer_name(program: str | None) -> str:
     return program or f"cyllama {version('cyllama')}"
 
 
-def quantize(source: Path, targets: Mapping[str, Path], program: str | None = None) -> Iterator[str]:
+def quantize(
+    source: Path, targets: Mapping[str, Path], program: str | None = None, matrix: Path | None = None
+) -> Iterator[str]:
     """Make the file of each level from `source`, and yield the level when its file is whole.
 
-    `program` is a llama-quantize, which waits for the caller to come back; without it cyllama's library is at work on
-    the next level by then. Who closes the iterator ends that.
+    `program` is a llama-quantize, which waits for the caller to come back; without it cyllama's library (with an
+    importance `matrix` ggml in xllamacpp's) is at work on the next level by then. Who closes the iterator ends that.
     """
     if not targets:
         return
     cpus = str(available_cpus())
     if program:
-        commands = [[program, str(source), str(path), level, cpus] for level, path in targets.items()]
+        options = ["--imatrix", str(matrix)] if matrix else []
+        commands = [[program, *options, str(source), str(path), level, cpus] for level, path in targets.items()]
         done = ([*_run_quantizer(command, source)] for command in commands)
+    elif matrix:
+        pairs = [f"{level}={path}" for level, path in targets.items()]
+        done = _run_quantizer([sys.executable, "-m", MATRIX_QUANTIZER, str(source), str(matrix), cpus, *pairs], source)
     else:  # our process prints a line for each level
         pairs = [f"{QUANT_TYPES[level].ftype}={path}" for level, path in targets.items()]
         done = _run_quantizer([sys.executable, "-m", __name__, str(source), cpus, *pairs], source)
