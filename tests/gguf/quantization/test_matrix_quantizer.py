@@ -26,13 +26,15 @@ MIXED = (
     "mxfp4_moe",
 )
 RARE = ("q2_k_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq1_s")
+FALLING_BACK = tuple(name for name in QUANT_TYPES if name != "q1_0")
 CASES = {  # sizes → the levels that are compared
-    "plain": ({"layers": 1, "inner": 256}, tuple(QUANT_TYPES)),
+    "plain": ({"layers": 1, "inner": 32, "heads": 1, "kv_heads": 1}, FALLING_BACK),
+    "one bit": ({"layers": 1, "inner": 128, "heads": 4, "kv_heads": 4}, ("q1_0",)),
     "shared": ({"heads": 4, "kv_heads": 1, "inner": 32, "tied": True, "dtype": "float32"}, (*MIXED, *RARE)),
     "fused": ({"architecture": "phi3", "fused": True, "inner": 32, "dtype": "bfloat16"}, MIXED),
     "odd": (
         {"layers": 1, "width": 96, "inner": 160, "heads": 3, "kv_heads": 1},
-        tuple(name for name in QUANT_TYPES if name != "q1_0"),
+        FALLING_BACK,
     ),
     "deep": ({"layers": 16, "inner": 32, "heads": 1, "kv_heads": 1}, (*MIXED, "iq3_xs")),
     "experts-8": ({"layers": 4, "inner": 32, "heads": 2, "kv_heads": 1, "experts": 8}, (*MIXED, "iq3_xs", "iq2_m")),
