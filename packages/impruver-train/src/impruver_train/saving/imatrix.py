@@ -172,9 +172,10 @@ def make_imatrix(
     if len(rows) < count:
         log_info(f"note: trainer.imatrix_rows is {count:,}, and there are {len(rows):,} rows that are not held out")
     tensors = collect_imatrix(model, rows, get_context_length(plan.config), plan.precision.autocast_dtype)
-    description = {"rows": str(len(rows)), "tokens": str(sum(map(len, rows))), "dataset": source}
+    # One key: safetensors writes several in another order each time, and equal runs leave equal files.
+    description = {"rows": f"{len(rows)} of {source}, {sum(map(len, rows))} tokens"}
     with atomic_write(path, "wb") as file:
-        file.write(save(tensors, {"format": "pt"} | description))
+        file.write(save(tensors, description))
     return True
 
 
