@@ -15,6 +15,7 @@ from support.oracles import write_program
 from support.recipes import write_adapter_recipe
 
 FIELDS = ["level", "bytes", "bits_per_weight", "ids_equal", "perplexity", "kl", "top1", "stops", "recommended"]
+FIELDS += ["imatrix"]
 CHATS = [("What is 2 + 2?", "It is four."), ("Say “hi”.", "hi\n\n  there"), ("Столица?", "Москва.")]
 
 

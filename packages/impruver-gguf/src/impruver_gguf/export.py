@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from impruver_core.cli.console import format_table, log_info, print_result
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import check_free_space, format_size, make_folder
-from impruver_core.io.integrity import checking_unchanged
+from impruver_core.io.integrity import checking_unchanged, read_file_states
 from impruver_core.io.locks import lock_folder_alone, lock_output_alone, share_folder
 from impruver_core.io.manifest import (
     build_manifest,
@@ -35,8 +36,10 @@ from impruver_gguf.ollama.modelfile import (
     get_turn_ends,
     read_training_manifest,
 )
+from impruver_gguf.quantization.imatrix_choice import plan_matrix
 from impruver_gguf.quantization.quant_types import check_not_quantized, check_rows_fit
 from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
+from impruver_gguf.verification.measure import measure_divergences
 from impruver_gguf.verification.verify import print_verification, publish_quality, verify
 from impruver_gguf.weights.checkpoint import SourceCheckpoint, check_mergeable, has_model, read_checkpoint
 
@@ -156,7 +159,7 @@ def _export(
 ) -> None:
     source = _inspect(recipe, dry_run)
     try:
-        planned = _plan(recipe, source, paths, dry_run, overwrite, only_quantize)
+        planned = _plan(recipe, source, paths, dry_run, overwrite, only_quantize, verified)
     except plan.UnknownModelError as error:
         print_result(f"whether it will convert can't be told yet: {error}")
         return
@@ -172,9 +175,10 @@ def _export(
     planned = planned if overwrite else artifacts.reuse_outputs(planned)
     _check_free_space(planned)
     manifest = _build_manifest(recipe, source, planned.conversion)
+    compare = partial(measure_divergences, inputs) if inputs else None
     with artifacts.staged_outputs(planned) as staged, checking_unchanged(planned.conversion.inputs):
         artifacts.convert(planned, staged)
-        entries = artifacts.quantize_levels(planned, staged)
+        entries = artifacts.quantize_levels(planned, staged, compare)
         artifacts.write_modelfiles(planned, staged)
         manifest["outputs"] = artifacts.describe_outputs(planned, staged, entries)
     # An earlier proof is of none of these files.
@@ -184,6 +188,9 @@ def _export(
     server, recommended = find_server(paths), None
     if inputs:
         report = verify(source.files, inputs, recipe.gguf.limits, server)
+        made = {entry["path"]: entry for entry in manifest["outputs"]}
+        for row in report.rows:
+            row["imatrix"] = made.get(source.files[row["level"]].name, {}).get("with_imatrix", False)
         publish_quality(report, source.manifest_path, manifest)
         print_verification(report, recipe.gguf.limits)
         recommended = report.recommended
@@ -227,7 +234,13 @@ def _find_output_dir(recipe: Recipe) -> Path:
 
 
 def _plan(
-    recipe: Recipe, source: ExportSource, paths: LlamaCppPaths, dry_run: bool, overwrite: bool, only_quantize: bool
+    recipe: Recipe,
+    source: ExportSource,
+    paths: LlamaCppPaths,
+    dry_run: bool,
+    overwrite: bool,
+    only_quantize: bool,
+    verified: bool,
 ) -> artifacts.ArtifactPlan:
     """Plan the files, and check what can be checked before they are made."""
     (_, unquantized), *levels = source.files.items()
@@ -243,8 +256,14 @@ def _plan(
     previous = artifacts.read_previous_outputs(source.manifest_path, overwrite)
     replaced = [*source.files.values()][1 if conversion.exists else 0 :]
     quality = source.manifest_path.with_name(artifacts.QUALITY_FILE)
+    names, folder, matrix = [level for level, _ in levels], source.model.output_dir, None
+    if has_model(folder) or not dry_run:  # before training there is no matrix yet
+        matrix = plan_matrix(recipe.gguf.imatrix, recipe.base_dir, folder, names, quantizer, verified)
+    if matrix is not None:
+        conversion = replace(conversion, inputs={**conversion.inputs, **read_file_states([matrix.source])})
+        replaced.append(matrix.target)
     check_replaceable([*replaced, *source.modelfiles, quality], source.manifest_path, overwrite)
-    return artifacts.ArtifactPlan(source.files, source.modelfiles, conversion, quantizer, previous)
+    return artifacts.ArtifactPlan(source.files, source.modelfiles, conversion, quantizer, previous, matrix)
 
 
 def _plan_conversion(recipe: Recipe, output_dir: Path, paths: LlamaCppPaths, dry_run: bool) -> plan.ConversionPlan:
@@ -263,7 +282,7 @@ def _find_checkpoint(recipe: Recipe, output_dir: Path, dry_run: bool) -> tuple[S
 
 
 def _check_free_space(planned: artifacts.ArtifactPlan) -> None:
-    needed = planned.conversion.scratch_bytes + sum(planned.estimate_sizes().values())
+    needed = planned.conversion.scratch_bytes + sum(planned.estimate_sizes().values()) + planned.estimate_candidates()
     check_free_space(planned.source.parent, needed + RESERVED_BYTES)
 
 

@@ -41,6 +41,11 @@ class GgufSection:
     outtype: str = key("f16", "type of the unquantized file", choices=OUTTYPES)
     quantization_levels: list[str] = key(list(DEFAULT_LEVELS), "levels to quantize to, in any case; [] for none")
     system_prompt: str | None = key(None, "system prompt of the Modelfiles; left out: the chat's")
+    imatrix: str = key(
+        "auto",
+        "importance matrix to quantize with: auto (output_dir's, where there is one), none, or an imatrix.gguf",
+        local=True,
+    )
     num_ctx: int | None = key(
         None,
         "context of the Modelfiles in tokens; left out: the model's limit, at most 8,192 or training's longest row",
@@ -50,7 +55,7 @@ class GgufSection:
 
     def __post_init__(self):
         for level in self.quantization_levels:
-            _check_level(level.lower())
+            _check_level(level.lower(), self.imatrix)
         for name, value in self.parameters.items():
             if name not in OLLAMA_PARAMETERS:
                 near = suggest(str(name), OLLAMA_PARAMETERS)
@@ -59,6 +64,8 @@ class GgufSection:
                 # An empty text is no value of a PARAMETER line.
                 if not (each if isinstance(each, str) else isinstance(each, (int, float)) and isfinite(each)):
                     raise ValueError(f"parameters: {name}: {each!r} is neither a text, a number nor true or false")
+        if self.imatrix not in ("auto", "none") and not self.imatrix.endswith(".gguf"):
+            raise ValueError(f"imatrix: {self.imatrix!r} is neither auto, none nor the path of an imatrix.gguf")
         if self.num_ctx is not None and self.num_ctx < 1:
             raise ValueError(f"num_ctx must be at least 1, not {self.num_ctx}")
         further = [level for level in self.quantization_levels if level.lower() != self.outtype]
@@ -69,11 +76,11 @@ class GgufSection:
             )
 
 
-def _check_level(level: str) -> None:
-    if level in WITH_IMATRIX:
+def _check_level(level: str, imatrix: str) -> None:
+    if level in WITH_IMATRIX and imatrix == "none":
         raise ValueError(
-            f"{level} needs an importance matrix, which is not made here: use llama.cpp's llama-imatrix and "
-            "llama-quantize --imatrix on the unquantized file, or take a level with more bits",
+            f"{level} needs an importance matrix, and imatrix is none: set it to auto or to an imatrix.gguf, or take a "
+            "level with more bits",
             "quantization_levels",
         )
     if level in NOT_QUANTIZED:

@@ -23,6 +23,9 @@ class Flags(CommonFlags):
         "trainer.report_to", "where to report: none, all, or a tracker that transformers has, as wandb, tensorboard"
     )
     trial_steps: int = flag(int, 0, help="time this many steps and their memory, tell the whole run, write nothing")
+    imatrix_only: bool = flag(
+        bool, False, help="train nothing: collect the importance matrix of the finished model in output_dir"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from impruver_train.run import train
 
         with only_rank_zero_logs():
-            train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps)
+            train(recipe, flags.dry_run, flags.overwrite, flags.trial_steps, flags.imatrix_only)
 
     code = run_tool("impruver-train", Flags, work, argv)
     trackers = sys.modules.get("impruver_train.training.callbacks.trackers")

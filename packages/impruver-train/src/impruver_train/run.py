@@ -39,7 +39,12 @@ from impruver_train.modeling.continued_adapter import (
 from impruver_train.planning import run_estimate
 from impruver_train.planning.memory import list_memory_advice
 from impruver_train.planning.plan import RunInputs, TrainingData, TrainingPlan, load_data, plan_training
-from impruver_train.saving.artifacts import format_next_commands, read_vocabulary_files, write_outputs
+from impruver_train.saving.artifacts import (
+    add_imatrix_to_outputs,
+    format_next_commands,
+    read_vocabulary_files,
+    write_outputs,
+)
 from impruver_train.saving.html_report import REPORT
 from impruver_train.saving.hub_upload import (
     describe_upload,
@@ -47,26 +52,37 @@ from impruver_train.saving.hub_upload import (
     upload_finished_run,
     upload_model,
 )
+from impruver_train.saving.imatrix import IMATRIX_ROWS
 from impruver_train.signals import StopSignal, capture_stop_signals, ending_at_once
 from impruver_train.training.callbacks.loss_warnings import list_loss_warnings
 from impruver_train.training.callbacks.metrics_logger import METRICS
 from impruver_train.training.callbacks.run_callbacks import build_callbacks, build_samples
 from impruver_train.training.callbacks.trackers import close_trackers
 from impruver_train.training.failures import translate_resource_errors
-from impruver_train.training.trainer import build_run_trainer, run_trial, train_model
+from impruver_train.training.trainer import build_run_trainer, load_finished_model, run_trial, train_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
 
-def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_steps: int = 0) -> None:
+def train(
+    recipe: Recipe,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    trial_steps: int = 0,
+    imatrix_only: bool = False,
+) -> None:
     """Trains as `recipe` says and leaves the model in its output_dir; `dry_run` ends before weights.
 
-    `trial_steps`: only so many steps are made and timed, and nothing is written.
+    `trial_steps`: only so many steps are made and timed, and nothing is written. `imatrix_only`: of a finished run the
+    importance matrix is collected, and nothing else happens.
     """
     hub = read_hub_target(recipe.trainer | recipe.ddp, recipe.locate("trainer"))
     adapter = find_continued_adapter(recipe.model.name, recipe.base_dir)
     recipe = apply_to_recipe(recipe, adapter)
+    if imatrix_only:
+        add_imatrix(recipe, adapter, dry_run)
+        return
     inputs = check(recipe, adapter, dry_run, overwrite, trial_steps)
     if inputs is None:
         upload_again(recipe, hub, dry_run)
@@ -97,9 +113,17 @@ def train(recipe: Recipe, dry_run: bool = False, overwrite: bool = False, trial_
 
 
 def check(
-    recipe: Recipe, adapter: ContinuedAdapter | None, dry_run: bool, overwrite: bool, trial_steps: int
+    recipe: Recipe,
+    adapter: ContinuedAdapter | None,
+    dry_run: bool,
+    overwrite: bool,
+    trial_steps: int,
+    finished: bool = False,
 ) -> RunInputs | None:
-    """Step 1: the inputs and where the run starts, from paths and hashes; None where this very run is finished."""
+    """Step 1: the inputs and where the run starts, from paths and hashes; None where this very run is finished.
+
+    `finished`: it must be.
+    """
     if trial_steps < 0:
         raise ImpruverError(f"--trial_steps: {trial_steps} is below 0")
     if not recipe.output_dir:
@@ -120,16 +144,38 @@ def check(
     output.check_base_outside(output_dir, find_local(recipe.model.name, recipe.base_dir) if recipe.model.name else None)
     anew = overwrite or trial_steps > 0  # a trial writes nothing there
     state = output.inspect_output_dir(output_dir, resolved, digests, anew)
-    if state is output.OutputState.FINISHED:
+    if finished and state is not output.OutputState.FINISHED:
+        raise ImpruverError(f"--imatrix_only: {output_dir} holds no finished run of this recipe; train it first")
+    if state is output.OutputState.FINISHED and not finished:
         if not dry_run:
             output.tidy_finished_run(output_dir)
         print_result(f"{output_dir} holds this very run, finished: nothing to do (--overwrite trains anew)")
         return None
     named, unfinished = recipe.trainer.get("resume_from_checkpoint"), state is output.OutputState.UNFINISHED
-    start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, overwrite))
+    anew = overwrite or finished  # of a finished run nothing is resumed
+    start = resume.find_best(resume.find_start(output_dir, named, resolved, digests, unfinished, anew))
     resume.check_content(start)
     val_name = next(iter(list_val_names(recipe)), "")
     return RunInputs(output_dir, resolved, files, sizes, states, digests, start, val_name, adapter)
+
+
+def add_imatrix(recipe: Recipe, adapter: ContinuedAdapter | None, dry_run: bool) -> None:
+    """Collects the importance matrix of the finished model in output_dir, by one process; it is an output, too."""
+    if not distributed.is_first_of_all():
+        return
+    inputs = check(recipe, adapter, dry_run, overwrite=False, trial_steps=0, finished=True)
+    count = recipe.trainer.get("imatrix_rows") or IMATRIX_ROWS
+    if dry_run:
+        print_result(f"{count:,} training rows at most would be run through the model in {inputs.output_dir}")
+        return
+    with printing_to_stderr(), lock_folder_alone(inputs.output_dir, format_busy(inputs.output_dir)):
+        plan = plan_run(recipe, inputs)
+        data = load_data(plan, inputs, recipe.tokenizer.max_tokens_count, dry_run)
+        written = add_imatrix_to_outputs(inputs, plan, data, load_finished_model(plan, inputs.output_dir), count)
+    if written:
+        print_result(
+            f"wrote {inputs.output_dir / output.IMATRIX}; next: impruver-gguf --output_dir {inputs.output_dir}"
+        )
 
 
 def list_val_names(recipe: Recipe) -> list[str]:

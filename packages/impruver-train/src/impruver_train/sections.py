@@ -35,6 +35,9 @@ def check_trainer(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("early_stopping_patience", "samples"):
         if values.get(name) is not None and (type(values[name]) is not int or values[name] < 1):
             yield name, f"{values[name]!r} is no whole number from 1 on"
+    count = values.get("imatrix_rows")
+    if count is not None and (type(count) is not int or count < 0):
+        yield "imatrix_rows", f"{count!r} is no whole number from 0 on"
     for name, wanted in (("class", "a dotted path such as transformers.Trainer"), ("resume_from_checkpoint", "a path")):
         if not isinstance(values.get(name), (str, bool if name != "class" else str, type(None))):
             yield name, f"{values[name]!r} is not {wanted}"
@@ -95,8 +98,10 @@ SECTIONS = {
     "trainer": open_mapping(
         "`class` (a dotted path, else transformers.Trainer), `packing` (true: several rows in one sequence, none of "
         "which sees another), `early_stopping_patience` (so many evaluations without a better metric end training), "
-        "`samples` (so many held-out prompts are answered at each evaluation), `push_to_hub` with `hub_model_id` (the "
-        "finished model is uploaded) and any other field of transformers.TrainingArguments",
+        "`samples` (so many held-out prompts are answered at each evaluation), `imatrix_rows` (on so many training "
+        "rows an importance matrix is collected in the end, with which impruver-gguf quantizes; 512 for instance), "
+        "`push_to_hub` with `hub_model_id` (the finished model is uploaded) and any other field of "
+        "transformers.TrainingArguments",
         check=check_trainer,
         names=lambda: (*OURS, *get_training_fields()),
     ),

@@ -1,7 +1,7 @@
 """Make the files of an export under temporary names, and reuse those of earlier runs."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.io.manifest import describe_file, get_pending_path, read_manifest
 
 from impruver_gguf.conversion.plan import SCRATCH, ConversionPlan
-from impruver_gguf.quantization.quant_types import NOT_QUANTIZED, QUANT_TYPES, estimate_bytes
+from impruver_gguf.quantization.imatrix_choice import IMATRIX_FILE, LevelChoice, MatrixPlan, get_candidate_path
+from impruver_gguf.quantization.quant_types import NOT_QUANTIZED, QUANT_TYPES, WITH_IMATRIX, estimate_bytes
 from impruver_gguf.quantization.quantize import get_quantizer_name, quantize
 
 QUALITY_FILE = "quality.jsonl"
@@ -31,6 +32,7 @@ class ArtifactPlan:
     conversion: ConversionPlan
     quantizer: str | None  # a llama-quantize; None: cyllama's library
     previous: Sequence[dict[str, Any]]  # the manifest's entries of an earlier run's files
+    matrix: MatrixPlan | None = None  # the importance matrix to quantize with
     done: Collection[Path] = ()  # the files of levels that stay as they are
 
     @property
@@ -43,6 +45,17 @@ class ArtifactPlan:
         """The files that are quantized from it."""
         return dict([*self.files.items()][1:])
 
+    @property
+    def candidates(self) -> dict[str, Path]:
+        """The files that are quantized with the importance matrix, beside those without one; one of each two stays."""
+        levels = {level: path for level, path in self.levels.items() if self.matrix and path not in self.done}
+        return {level: get_candidate_path(path) for level, path in levels.items()}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a level's file is made with, for the manifest, beside the unquantized file."""
+        return {"quantizer": get_quantizer_name(self.quantizer), "imatrix": self.matrix and self.matrix.identity}
+
     def estimate_sizes(self) -> dict[Path, int]:
         """Estimate the bytes of each GGUF file that is to be made."""
         conversion = self.conversion
@@ -51,13 +64,17 @@ class ArtifactPlan:
             sizes[path] = conversion.header_bytes + estimate_bytes(level, conversion.shapes)
         return {path: size for path, size in sizes.items() if path not in self.done}
 
+    def estimate_candidates(self) -> int:
+        """Estimate the bytes of the files that are made beside others, and of which one of each two goes again."""
+        both = [level for level in self.candidates if level not in WITH_IMATRIX and self.matrix.compared]
+        return sum(self.conversion.header_bytes + estimate_bytes(level, self.conversion.shapes) for level in both)
+
 
 def list_possible_outputs(folder: Path) -> list[Path]:
     """List all files that an export may put into `folder`, whatever its recipe."""
     levels = (*NOT_QUANTIZED, *QUANT_TYPES)
-    return [folder / name for level in levels for name in (f"model-{level}.gguf", f"Modelfile.{level}")] + [
-        folder / QUALITY_FILE
-    ]
+    named = [folder / name for level in levels for name in (f"model-{level}.gguf", f"Modelfile.{level}")]
+    return [*named, folder / QUALITY_FILE, folder / IMATRIX_FILE]
 
 
 def remove_leftovers(manifest_path: Path) -> None:
@@ -93,8 +110,8 @@ def reuse_outputs(plan: ArtifactPlan) -> ArtifactPlan:
     if not conversion.exists:
         return plan
     conversion = replace(conversion, digest=hash_file(source))
-    origin = {"source": conversion.digest, "quantizer": get_quantizer_name(plan.quantizer)}
-    alike = {entry["path"] for entry in plan.previous if origin.items() <= entry.items()}
+    origin = {"source": conversion.digest, **plan.origin}
+    alike = {entry["path"] for entry in plan.previous if all(entry.get(key) == origin[key] for key in origin)}
     done = {level: path for level, path in plan.levels.items() if path.name in alike and path.is_file()}
     for path in done.values():
         read_gguf_header(path)  # the manifest that describes them may have come with them
@@ -109,8 +126,11 @@ def staged_outputs(plan: ArtifactPlan) -> Iterator[Staged]:
     make_folder(plan.source.parent)
     source = [] if plan.conversion.exists else [plan.source]
     levels = [path for path in plan.levels.values() if path not in plan.done]
-    staged = {path: get_staged_path(path) for path in (*source, *levels, *plan.modelfiles)}
+    matrix = [plan.matrix.target] if plan.matrix and plan.candidates else []
+    staged = {path: get_staged_path(path) for path in (*source, *levels, *matrix, *plan.modelfiles)}
+    candidates = {path: get_staged_path(get_candidate_path(path)) for path in plan.levels.values()}
     _remove(staged)  # a killed run's: whoever still writes into one writes nowhere
+    _remove(candidates)
     try:
         for path in staged.values():
             path.touch(exist_ok=False)  # no symbolic link can stand there when a library opens it
@@ -128,14 +148,55 @@ def convert(plan: ArtifactPlan, staged: Staged) -> None:
         plan.conversion.write(staged[plan.source])
 
 
-def quantize_levels(plan: ArtifactPlan, staged: Staged) -> Entries:
-    """Make the levels that are not done from the unquantized file; describe what is whole while the next is made."""
+def quantize_levels(
+    plan: ArtifactPlan, staged: Staged, compare: Callable[[Path, Sequence[Path]], Sequence[float | None]] | None
+) -> Entries:
+    """Make the levels that are not done from the unquantized file; describe what is whole while the next is made.
+
+    With an importance matrix a level is made with it and without, and the one stays that `compare` finds nearer to the
+    unquantized file: it measures the KL divergence of each file. None: what is made with the matrix stays.
+    """
     targets = {level: staged[path] for level, path in plan.levels.items() if path in staged}
-    entries: Entries = {}
-    with closing(quantize(staged.get(plan.source, plan.source), targets, plan.quantizer)) as levels:
+    source, entries = staged.get(plan.source, plan.source), {}
+    if plan.candidates:
+        return _quantize_with_matrix(plan, staged, source, targets, compare)
+    with closing(quantize(source, targets, plan.quantizer)) as levels:
         for level in levels:
             for final in {plan.source, plan.levels[level]} & (staged.keys() - entries.keys()):
                 entries[final] = _describe_staged(staged[final])
+    return entries
+
+
+def _quantize_with_matrix(
+    plan: ArtifactPlan,
+    staged: Staged,
+    source: Path,
+    targets: Mapping[str, Path],
+    compare: Callable[[Path, Sequence[Path]], Sequence[float | None]] | None,
+) -> Entries:
+    matrix = staged[plan.matrix.target]
+    plan.matrix.write(matrix, source)
+    candidates = {level: get_staged_path(path) for level, path in plan.candidates.items()}
+    plain = {level: path for level, path in targets.items() if compare and level not in WITH_IMATRIX}
+    try:
+        for path in candidates.values():
+            path.touch(exist_ok=False)  # no symbolic link can stand there, as for what is staged
+        for files, used in ((plain, None), (candidates, matrix)):
+            with closing(quantize(source, files, plan.quantizer, used)) as levels:
+                for _ in levels:
+                    pass
+        rivals = [path for level in plain for path in (candidates[level], plain[level])]
+        divergences = dict(zip(rivals, compare(source, rivals), strict=True)) if rivals else {}
+        entries: Entries = {}
+        for level, path in targets.items():
+            choice = LevelChoice(level, divergences.get(candidates[level]), divergences.get(plain.get(level)))
+            choice.log()
+            if choice.with_matrix:
+                candidates[level].replace(path)
+            entries[plan.levels[level]] = _describe_staged(path) | {"with_imatrix": choice.with_matrix}
+    finally:
+        for path in candidates.values():
+            path.unlink(missing_ok=True)
     return entries
 
 
@@ -149,7 +210,7 @@ def describe_outputs(plan: ArtifactPlan, staged: Staged, entries: Entries) -> li
     """Describe what was made for the manifest, after what stays of earlier runs; `entries` are there already."""
     entries = {final: entries.get(final) or _describe_staged(path) for final, path in staged.items()}
     digest = plan.conversion.digest or entries.get(plan.source, {}).get("sha256") or hash_file(plan.source)
-    origin = {"source": digest, "quantizer": get_quantizer_name(plan.quantizer)}
+    origin = {"source": digest} | {key: value for key, value in plan.origin.items() if value is not None}
     folder, levels = plan.source.parent, set(plan.levels.values())
     present = {path.name for path in folder.iterdir() if path.is_file()} - {path.name for path in staged}
     staying = [entry for entry in plan.previous if entry["path"] in present]

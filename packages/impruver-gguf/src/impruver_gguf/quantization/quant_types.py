@@ -20,7 +20,6 @@ class QuantType:
     falls_back: bool = True  # to another type for a tensor whose rows are no multiple of `block`
 
 
-# Those that need no importance matrix.
 QUANT_TYPES = {
     "q8_0": QuantType(7, 8.5, 16.0, 32),
     "q6_k": QuantType(18, 6.6, 8.5),
@@ -44,8 +43,18 @@ QUANT_TYPES = {
     "tq1_0": QuantType(36, 2.0, 4.8),
     "tq2_0": QuantType(37, 2.3, 4.8),
     "mxfp4_moe": QuantType(38, 8.5, 16.0, 32),
+    "iq1_s": QuantType(24, 2.1, 5.5),
+    "iq1_m": QuantType(31, 2.2, 5.5),
+    "iq2_xxs": QuantType(19, 2.5, 5.5),
+    "iq2_xs": QuantType(20, 2.7, 5.5),
+    "iq2_s": QuantType(28, 2.9, 5.5),
+    "iq2_m": QuantType(29, 3.1, 5.5),
+    "q2_k_s": QuantType(21, 3.2, 5.5),
+    "iq3_xxs": QuantType(23, 3.5, 5.5),
+    "iq3_xs": QuantType(22, 3.6, 5.5),
 }
-WITH_IMATRIX = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s")
+# Those that llama.cpp refuses without an importance matrix.
+WITH_IMATRIX = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "q2_k_s", "iq3_xxs", "iq3_xs")
 NOT_QUANTIZED = ("f16", "bf16", "f32")
 DEFAULT_LEVELS = ("q8_0", "q5_0", "q4_0", "q4_k_m", "q2_k")
 

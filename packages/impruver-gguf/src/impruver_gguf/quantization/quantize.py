@@ -26,6 +26,7 @@ from impruver_core.worker_process import claim_stdout, get_log_tail
 from impruver_gguf.quantization.quant_types import QUANT_TYPES
 from impruver_gguf.worker_process import describe_failure, run_commands
 
+MATRIX_QUANTIZER = "impruver_gguf.quantization.matrix_quantizer"
 NOT_FINITE = re.compile(r"found (?:nan|inf) value")  # ggml's words
 CHUNK_BYTES = 1 << 22  # looked at together
 MOST_AT_ONCE = 4  # levels that are made at once
@@ -38,15 +39,19 @@ def get_quantizer_name(program: str | None) -> str:
     return program or f"cyllama {version('cyllama')}"
 
 
-def quantize(source: Path, targets: Mapping[str, Path], program: str | None = None) -> Iterator[str]:
+def quantize(
+    source: Path, targets: Mapping[str, Path], program: str | None = None, matrix: Path | None = None
+) -> Iterator[str]:
     """Make the file of each level from `source`, and yield the level when its file is whole, in any order.
 
-    `program` is a llama-quantize; without it cyllama's library is at work. Who closes the iterator ends what runs.
+    `program` is a llama-quantize; without it cyllama's library is at work, with an importance `matrix` ggml in
+    xllamacpp's. Who closes the iterator ends what runs.
     """
     if not targets:
         return
-    commands = _build_commands(source, targets, program)
-    done = _run_quantizers(commands, source, _count_at_once(source))
+    commands = _build_commands(source, targets, program, matrix)
+    own_threads = matrix is not None and not program
+    done = _run_quantizers(commands, source, 1 if own_threads else _count_at_once(source))
     with closing(done), open_progress(len(targets), "levels quantized") as bar:
         for level in done:
             if not targets[level].is_file():
@@ -56,11 +61,17 @@ def quantize(source: Path, targets: Mapping[str, Path], program: str | None = No
             yield level
 
 
-def _build_commands(source: Path, targets: Mapping[str, Path], program: str | None) -> dict[str, list[str]]:
+def _build_commands(
+    source: Path, targets: Mapping[str, Path], program: str | None, matrix: Path | None
+) -> dict[str, list[str]]:
     """Build the command that makes the file of each level."""
     cpus = str(available_cpus())
     if program:
-        return {level: [program, str(source), str(path), level, cpus] for level, path in targets.items()}
+        own = [program, *(["--imatrix", str(matrix)] if matrix else []), str(source)]
+        return {level: [*own, str(path), level, cpus] for level, path in targets.items()}
+    if matrix:
+        own = [sys.executable, "-m", MATRIX_QUANTIZER, str(source), str(matrix), cpus]
+        return {level: [*own, level, str(path)] for level, path in targets.items()}
     own = [sys.executable, "-m", __name__, str(source), cpus]
     return {level: [*own, str(QUANT_TYPES[level].ftype), str(path)] for level, path in targets.items()}
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
@@ -96,6 +96,13 @@ def measure_files(paths: Sequence[Path], inputs: VerificationInputs) -> Iterator
                 yield FileMeasurement(f"llama.cpp ended as it ran it {describe_failure(ended.returncode, reason)}")
                 done += 1
     yield from [FileMeasurement("not measured, since an earlier file failed")] * (len(paths) - done)
+
+
+def measure_divergences(inputs: VerificationInputs, source: Path, paths: Sequence[Path]) -> list[float | None]:
+    """Measure how far files are from `source`: the KL divergence of each, None where it can't be measured."""
+    heldout = replace(inputs.heldout, examples=[], prompts=[])
+    measurements = [*measure_files([source, *paths], replace(inputs, heldout=heldout))]
+    return [measurement.kl for measurement in measurements[1:]]
 
 
 def main() -> int:

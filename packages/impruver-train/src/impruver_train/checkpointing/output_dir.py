@@ -22,6 +22,7 @@ from impruver_train.config.hub_target import HUB_FIELDS
 MANIFEST = "impruver.json"
 UNFINISHED = "impruver.json.unfinished"  # identifies a run while there is no manifest
 RECIPE = "recipe.yaml"
+IMATRIX = "imatrix.safetensors"  # what may come to a finished run later
 MIB = 1 << 20
 SAMPLE = 32 << 10  # bytes of the start and of the end of each tensor of a base
 
@@ -30,14 +31,23 @@ OUTPUTS = re.compile(
     r"recipe\.yaml|impruver\.json(\.unfinished|\.pending)?|(metrics|speed|heldout)\.jsonl|report\.html"
     r"|(adapter_model|model)(-\d+-of-\d+)?\.safetensors|(adapter_model|model)\.safetensors\.index\.json"
     r"|(adapter_config|config|generation_config|tokenizer|tokenizer_config)\.json"
-    r"|chat_template\.jinja|additional_chat_templates|tokenizer\.model|tekken\.json"
+    r"|imatrix\.safetensors|chat_template\.jinja|additional_chat_templates|tokenizer\.model|tekken\.json"
 )
 TEMPLATES = "additional_chat_templates"  # a folder
 ADAPTER = ".adapter."  # begins the name of the folder by way of which an adapter is saved
 ADAPTER_FOLDER = re.compile(rf"{re.escape(ADAPTER)}[a-z0-9_]{{8}}")
 MATTERS = ("tokenizer", "model", "lora", "trainer", "ddp")  # sections whose change makes another model
 # Arguments of `trainer` that change nothing of what is trained; those of saving do where the best one is looked for.
-REPORTING = ("samples", "report_to", "run_name", "project", "logging_steps", "logging_strategy", "logging_first_step")
+REPORTING = (
+    "samples",
+    "imatrix_rows",
+    "report_to",
+    "run_name",
+    "project",
+    "logging_steps",
+    "logging_strategy",
+    "logging_first_step",
+)
 SAVING = ("save_steps", "save_strategy", "save_total_limit", "save_only_model")
 
 
@@ -57,7 +67,7 @@ def hash_base(name: str | None, role: str = "base") -> dict[str, str]:
     if not name or not Path(name).is_dir():
         return {}
     digest = hashlib.sha256()
-    for path in sorted(Path(name).glob("*.safetensors")):
+    for path in sorted(path for path in Path(name).glob("*.safetensors") if path.name != IMATRIX):
         if not path.is_file():  # a pipe, at which a reader would wait for ever: who loads it has the words for that
             continue
         size, ranges = path.stat().st_size, _list_samples(path)

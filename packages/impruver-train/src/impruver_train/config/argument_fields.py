@@ -15,7 +15,7 @@ from impruver_core.errors import ImpruverError
 from impruver_core.recipe.validation import suggest
 
 # Keys of `trainer` and `lora` that are none of TrainingArguments or LoraConfig.
-OURS = ("class", "packing", "early_stopping_patience", "samples")
+OURS = ("class", "packing", "early_stopping_patience", "samples", "imatrix_rows")
 OURS_OF_LORA = ("loraplus_lr_ratio",)
 PLAIN = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
 

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.chat_template.selection import get_template
+from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.atomic import atomic_write, sync_file
 from impruver_core.io.jsonl import write_rows
-from impruver_core.io.manifest import build_manifest, describe_file, publish
+from impruver_core.io.manifest import build_manifest, describe_file, publish, read_manifest
 from impruver_core.tokenizer import compute_fingerprint, compute_template_fingerprint
 
-from impruver_train.checkpointing.output_dir import ADAPTER, MANIFEST, list_outputs, tidy_finished_run
+from impruver_train.checkpointing.output_dir import ADAPTER, IMATRIX, MANIFEST, list_outputs, tidy_finished_run
 from impruver_train.planning.plan import RunInputs, TrainingData, TrainingPlan
 from impruver_train.planning.run_estimate import build_counts
 from impruver_train.saving.html_report import write_report
+from impruver_train.saving.imatrix import make_imatrix
 from impruver_train.saving.transformers4_compat import widen_config, widen_tokenizer
 
 if TYPE_CHECKING:
@@ -50,6 +52,11 @@ def write_outputs(
     save_tokenizer(plan.tokenizer, vocabulary_files, output_dir)
     with atomic_write(output_dir / "heldout.jsonl") as file:
         write_rows(file, data.held_out)
+    if count := inputs.recipe["trainer"].get("imatrix_rows"):
+        if weights is None:
+            make_imatrix(output_dir / IMATRIX, model, count, plan, data, inputs.files["train"].path.name)
+        else:
+            warn("trainer.imatrix_rows: the weights are spread over processes; run impruver-train --imatrix_only")
     counts = build_counts(plan.size, data.stats["train"], steps)
     write_report(output_dir, inputs.recipe, counts)
     write_manifest(inputs, plan, data, {"counts": counts, "end_of_turn": data.end_of_turn})
@@ -130,6 +137,21 @@ def write_manifest(inputs: RunInputs, plan: TrainingPlan, data: TrainingData, mo
         describe_file(path, beside=output_dir, checksum=True) for path in files if not path.name.startswith(MANIFEST)
     ]
     publish(output_dir / MANIFEST, {}, manifest)
+
+
+def add_imatrix_to_outputs(
+    inputs: RunInputs, plan: TrainingPlan, data: TrainingData, model: PreTrainedModel, count: int
+) -> bool:
+    """Collects the importance matrix of a finished run, an output of it from then on; False where it can't be."""
+    path, manifest_path = inputs.output_dir / IMATRIX, inputs.output_dir / MANIFEST
+    manifest = read_manifest(manifest_path)
+    others = [entry for entry in manifest["outputs"] if entry["path"] != IMATRIX]
+    publish(manifest_path, {}, manifest | {"outputs": others})  # should this be cut off, the run is whole without it
+    if not make_imatrix(path, model, count, plan, data, inputs.files["train"].path.name):
+        return False
+    entry = describe_file(path, beside=inputs.output_dir, checksum=True)
+    publish(manifest_path, {}, manifest | {"outputs": [*others, entry]})
+    return True
 
 
 def _describe_inputs(inputs: RunInputs, data: TrainingData, base: str | None) -> list[dict[str, Any]]:

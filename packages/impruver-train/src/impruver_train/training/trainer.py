@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impruver_core.cli.console import warn
 from impruver_core.errors import ImpruverError
 from impruver_core.io.model_files import get_context_length
+from impruver_core.modeling.loading import load_adapter, load_model
 
 from impruver_train import signals
 from impruver_train.checkpointing.resume import AlreadyTrainedError, ResumePoint
@@ -66,6 +69,14 @@ def load_trained_model(plan: TrainingPlan) -> PreTrainedModel:
     elif plan.packing:
         packed_attention.require_row_isolation(model, plan.precision.autocast_dtype)
     return model
+
+
+def load_finished_model(plan: TrainingPlan, output_dir: Path) -> PreTrainedModel:
+    """Loads the model that a finished run left in `output_dir`."""
+    dtype = plan.precision.trained if plan.lora is None else plan.precision.frozen
+    section = replace(plan.model, name=str(output_dir)) if plan.lora is None else plan.model
+    model = load_model(section, dtype, device=str(plan.arguments.device), search_dir=plan.recipe_dir)
+    return model if plan.lora is None else load_adapter(model, output_dir, plan.vocabulary)
 
 
 def build_trainer(
