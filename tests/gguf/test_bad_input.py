@@ -110,7 +110,7 @@ def test_pickled_weights(tiny, adapter, refused):
 def test_weights_in_four_bits(tiny, refused):
     path = tiny / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b'"dtype":"F32"', b'"dtype":"U8" ', 1))
-    refused(tiny, "U8", "16-bit")
+    refused(tiny, "U8", "in 16 bits")
 
 
 def test_a_tensor_that_is_missing(tiny, refused):

@@ -23,7 +23,7 @@ from impruver_core.system import available_cpus
 
 from impruver_gguf.architectures.registry import Architecture
 from impruver_gguf.vocab.token_types import Vocabulary
-from impruver_gguf.weights.lazy_tensor import CHUNK_VALUES, LazyTensor, Rounding, Tensors
+from impruver_gguf.weights.lazy_tensor import CHUNK_VALUES, LazyTensor, Rounding, RoundingReader, Tensors
 
 ALIGNMENT = 32  # GGUF's default
 VALUES_AHEAD = 16 * CHUNK_VALUES  # values read and encoded that are not yet written
@@ -231,12 +231,12 @@ def encode_tensors(tensors: Tensors, types: Mapping[str, TensorType]) -> Iterato
 
 
 def _encode_slice(rows: TensorSlice) -> np.ndarray:
-    tensor, kind = rows.tensor, rows.type
-    if tensor.round and kind.round:
+    read, kind = rows.tensor.read, rows.type
+    if kind.round and isinstance(read, RoundingReader):
         with suppress(EncodingError):  # told below, with the values before they were rounded
-            return kind.encode(tensor.round(kind.round).read(rows.start, rows.stop))
+            return kind.encode(read.read_rounded(kind.round, rows.start, rows.stop))
     try:
-        return kind.encode(tensor.read(rows.start, rows.stop))
+        return kind.encode(read(rows.start, rows.stop))
     except EncodingError as error:
         raise CheckFailedError(f"{rows.name} {error}: nothing is written") from None
 

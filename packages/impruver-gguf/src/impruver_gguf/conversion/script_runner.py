@@ -4,7 +4,9 @@ A program for the script's own Python, which has nothing of impruver: PRE SCRIPT
 """
 
 import importlib
+import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,14 @@ def main() -> None:
     pre, script = sys.argv[1], Path(sys.argv[2])
     sys.argv = sys.argv[2:]
     sys.path[0] = str(script.parent)  # where the script imports from
-    module = importlib.import_module(script.stem)
-    try:
-        from conversion.base import TextModel
-    except ImportError:  # before llama.cpp had a package of its models
-        TextModel = getattr(module, "TextModel", None) or module.Model
-    set_fallback(TextModel, pre)
-    module.main()
+    if "get_vocab_base_pre" in script.read_text(encoding="utf-8"):  # before llama.cpp had a package of its models
+        module = importlib.import_module(script.stem)
+        set_fallback(getattr(module, "TextModel", None) or module.Model, pre)
+        module.main()
+        return
+    with suppress(ImportError):
+        set_fallback(importlib.import_module("conversion.base").TextModel, pre)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":

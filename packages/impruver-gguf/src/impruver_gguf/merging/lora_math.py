@@ -27,12 +27,11 @@ bits, the sum in torch's order does, too. The few others are summed in torch's o
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from threading import Lock
 
 import numpy as np
 
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding, RoundingReader
 
 BLOCK_VALUES = 1 << 15  # what fits a core's cache
 LANES = 8  # in which torch sums the squares of a row
@@ -62,9 +61,7 @@ def add_lora(weight: LazyTensor, a: LazyTensor, b: LazyTensor, scaling: float, t
         rounded = _add_rounded(*factors, weight.read_float32(start, stop), np.float32(scaling), rounding)
         return rounding(read(start, stop)) if rounded is None else rounded
 
-    return LazyTensor(
-        weight.shape, read, round=lambda rounding: LazyTensor(weight.shape, partial(read_rounded, rounding))
-    )
+    return LazyTensor(weight.shape, RoundingReader(read, read_rounded))
 
 
 def _add_rounded(

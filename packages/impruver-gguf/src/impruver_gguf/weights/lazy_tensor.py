@@ -23,6 +23,18 @@ Rounding = Callable[[np.ndarray], np.ndarray]  # float32 values → rounded to t
 
 
 @dataclass(frozen=True)
+class RoundingReader:
+    """A reader of rows that has a cheaper way to values that are rounded; what takes its place in a tensor has none."""
+
+    read: Callable[[int, int], np.ndarray]
+    read_rounded: Callable[[Rounding, int, int], np.ndarray]
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Read rows as they are."""
+        return self.read(start, stop)
+
+
+@dataclass(frozen=True)
 class LazyTensor:
     """A shape and a reader of rows: no tensor need be in memory as a whole.
 
@@ -36,8 +48,6 @@ class LazyTensor:
     rows_at_once: int = 1  # rows that are best read together, from a multiple of as many: some cost as much as all
     encoding: str | None = None
     dtype: str = ""  # of the file that holds it, as safetensors names it; empty for what is computed
-    # Makes the same tensor with values rounded already, where that is cheaper than all of their float32.
-    round: Callable[[Rounding], LazyTensor] | None = None
 
     @property
     def row_count(self) -> int:

@@ -1,5 +1,6 @@
 """Llama (SmolLM, SmolLM2, Llama 2 and 3.x), Mistral and Mixtral, which llama.cpp takes for one, and SmolLM3."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,7 @@ from impruver_gguf.architectures.base import decoder, experts
 from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
-from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding, Tensors
+from impruver_gguf.weights.lazy_tensor import LazyTensor, Rounding, RoundingReader, Tensors
 
 MLP_BIASES = {
     name.replace(".weight", ".bias"): sizes[:1] for name, sizes in decoder.FEED_FORWARD.items() if len(sizes) > 1
@@ -74,18 +75,22 @@ def modify_llama_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyT
 
 def _interleave(tensor: LazyTensor, head_dim: int) -> LazyTensor:
     """Order rows as 0, h, 1, h + 1, … of each head, where h is half of its rows."""
+    inner = tensor.read
 
-    def round_tensor(rounding: Rounding) -> LazyTensor:
-        return _interleave(tensor.round(rounding), head_dim)
+    def read(start: int, stop: int) -> np.ndarray:
+        return _read_interleaved(inner, head_dim, start, stop)
 
-    read = partial(_read_interleaved, tensor, head_dim)
-    return LazyTensor(tensor.shape, read, rows_at_once=head_dim, round=round_tensor if tensor.round else None)
+    def read_rounded(rounding: Rounding, start: int, stop: int) -> np.ndarray:
+        return _read_interleaved(partial(inner.read_rounded, rounding), head_dim, start, stop)
+
+    reader = RoundingReader(read, read_rounded) if isinstance(inner, RoundingReader) else read
+    return LazyTensor(tensor.shape, reader, rows_at_once=head_dim)
 
 
-def _read_interleaved(tensor: LazyTensor, head_dim: int, start: int, stop: int) -> np.ndarray:
+def _read_interleaved(read: Callable[[int, int], np.ndarray], head_dim: int, start: int, stop: int) -> np.ndarray:
     """Read rows in that order; whole heads are read."""
     first, last = start // head_dim, -(-stop // head_dim)
-    values = tensor.read(first * head_dim, last * head_dim)
+    values = read(first * head_dim, last * head_dim)
     turned = values.reshape(last - first, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
     return turned[start - first * head_dim : stop - first * head_dim]
 
