@@ -95,9 +95,9 @@ def get_gemma4_layer_sizes(config: Config, layer: int) -> dict[str, int]:
 
 
 def get_gemma4_optional(config: Config) -> list[str]:
-    """What only some Gemma 4 have: inputs for each layer, and experts."""
+    """What only some Gemma 4 have: inputs for each layer, experts, and the scale of a layer's output."""
     names = [] if config["hidden_size_per_layer_input"] else [*LAYER_INPUTS]
-    return [*names, *([] if config["enable_moe_block"] else EXPERTS)]
+    return [*names, *([] if config["enable_moe_block"] else EXPERTS), "blk.layer_output_scale.weight"]
 
 
 def get_gemma4_absent(config: Config, layer: int) -> Collection[str]:
