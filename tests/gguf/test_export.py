@@ -214,6 +214,10 @@ def test_dry_run_before_training_of_a_base_on_the_hub(files, tmp_path, tiny_base
     assert f"{sum(prod(shape) for shape in plan_existing_file(real).shapes.values()):,} parameters" in out
 
 
+# Weights alone tell whether layers have scales, keys that nothing reads, and layers that predict further tokens.
+WITH_MORE = ("gemma4", "qwen35", "qwen3-next")
+
+
 def test_what_is_told_of_a_configuration_alone_is_what_comes(cases):
     from impruver_gguf.conversion.llama_cpp_tools import LlamaCppPaths
     from impruver_gguf.conversion.plan import plan_conversion
@@ -222,9 +226,9 @@ def test_what_is_told_of_a_configuration_alone_is_what_comes(cases):
     for name, folder in cases.items():
         told = plan_conversion(make_checkpoint(folder, {}, None, folder), folder, LlamaCppPaths(), "f16")
         comes = plan_conversion(read_checkpoint(folder, None, None), folder, LlamaCppPaths(), "f16")
-        if name.startswith("gemma4"):  # weights alone tell whether layers have scales, and keys that nothing reads
+        if told.shapes.keys() < comes.shapes.keys() and name.startswith(WITH_MORE):
             assert told.shapes.items() <= comes.shapes.items(), name
-            assert comes.file_bytes * 0.95 < told.file_bytes <= comes.file_bytes, name
+            assert comes.file_bytes * 0.75 < told.file_bytes <= comes.file_bytes, name
             continue
         planned = (told.shapes, told.file_bytes, told.header_bytes)
         assert planned == (comes.shapes, comes.file_bytes, comes.header_bytes), name
