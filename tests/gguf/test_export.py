@@ -215,7 +215,7 @@ def test_dry_run_before_training_of_a_base_on_the_hub(files, tmp_path, tiny_base
 
 
 # Weights alone tell whether layers have scales, keys that nothing reads, and layers that predict further tokens.
-WITH_MORE = ("gemma4", "qwen35", "qwen3-next")
+WITH_MORE = ("gemma4", "qwen35")
 
 
 def test_what_is_told_of_a_configuration_alone_is_what_comes(cases):

@@ -1,7 +1,7 @@
 """The steps of `impruver-gguf`: inspect, plan, convert, quantize, publish, verify."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from impruver_gguf.ollama.modelfile import (
 )
 from impruver_gguf.quantization.imatrix_choice import plan_matrix
 from impruver_gguf.quantization.quant_types import check_not_quantized, check_rows_fit
-from impruver_gguf.verification.heldout import TrainedModelInfo, read_inputs
+from impruver_gguf.verification.heldout import TrainedModelInfo, VerificationInputs, read_inputs
 from impruver_gguf.verification.measure import measure_divergences
 from impruver_gguf.verification.verify import print_verification, publish_quality, verify
 from impruver_gguf.weights.checkpoint import SourceCheckpoint, check_mergeable, has_model, read_checkpoint
@@ -79,7 +79,6 @@ def export_merged(recipe: Recipe, folder: str, *, dry_run: bool, overwrite: bool
     except plan.UnknownModelError as error:
         print_result(f"how large the merged model will be can't be told yet: {error}")
         return
-    busy = f"output_dir: impruver-train is at work in {output_dir}; wait until it is done"
     check_target(target, checkpoint, output_dir, overwrite)
     if not checkpoint.tensors:
         if checkpoint.adapter:
@@ -97,7 +96,7 @@ def export_merged(recipe: Recipe, folder: str, *, dry_run: bool, overwrite: bool
     check_as_written(checkpoint.states, output_dir / MANIFEST)
     make_folder(target.parent)
     with (
-        share_folder(output_dir, busy),
+        _share_output_dir(output_dir),
         lock_output_alone(target, f"another impruver-gguf writes to {target}; wait until it is done"),
     ):
         with checking_unchanged(checkpoint.states):
@@ -111,6 +110,11 @@ def export_merged(recipe: Recipe, folder: str, *, dry_run: bool, overwrite: bool
         publish(written / MANIFEST, {}, manifest)
         put_in_place(written, target)
     print_result(f"wrote {what} to {target}")
+
+
+def _share_output_dir(output_dir: Path) -> AbstractContextManager[None]:
+    """Keeps a training from its weights."""
+    return share_folder(output_dir, f"output_dir: impruver-train is at work in {output_dir}; wait until it is done")
 
 
 def _check_gguf_folder(folder: Path) -> None:
@@ -148,7 +152,7 @@ def _locking_folders(output_dir: Path) -> Iterator[None]:
         return
     folder = output_dir / "gguf"
     with (
-        share_folder(output_dir, f"output_dir: impruver-train is at work in {output_dir}; wait until it is done"),
+        _share_output_dir(output_dir),
         lock_folder_alone(folder, f"another impruver-gguf is at work in {folder}; wait until it is done"),
     ):
         yield
@@ -185,21 +189,26 @@ def _export(
     source.manifest_path.with_name(artifacts.QUALITY_FILE).unlink(missing_ok=True)
     publish(source.manifest_path, staged, manifest)
     _print_sizes({path: path.stat().st_size for path in source.files.values()}, "MB")
-    server, recommended = find_server(paths), None
-    if inputs:
-        report = verify(source.files, inputs, recipe.gguf.limits, server)
-        made = {entry["path"]: entry for entry in manifest["outputs"]}
-        for row in report.rows:
-            row["imatrix"] = made.get(source.files[row["level"]].name, {}).get("with_imatrix", False)
-        publish_quality(report, source.manifest_path, manifest)
-        print_verification(report, recipe.gguf.limits)
-        recommended = report.recommended
+    recommended = _verify(recipe, source, inputs, paths, manifest) if inputs else None
     level = recommended or next(iter([*source.files][1:]), next(iter(source.files)))
     modelfile = source.files[level].with_name(f"Modelfile.{level}")
     print_result(
         f"wrote {len(source.files)} GGUF files and their Modelfiles to {modelfile.parent}; next: "
         f"ollama create NAME -f {modelfile}"
     )
+
+
+def _verify(
+    recipe: Recipe, source: ExportSource, inputs: VerificationInputs, paths: LlamaCppPaths, manifest: dict[str, Any]
+) -> str | None:
+    """Verify the files, write what was found, and say which level is recommended."""
+    report = verify(source.files, inputs, recipe.gguf.limits, find_server(paths))
+    outputs = {entry["path"]: entry for entry in manifest["outputs"]}
+    for row in report.rows:
+        row["imatrix"] = outputs.get(source.files[row["level"]].name, {}).get("with_imatrix", False)
+    publish_quality(report, source.manifest_path, manifest)
+    print_verification(report, recipe.gguf.limits)
+    return report.recommended
 
 
 def _inspect(recipe: Recipe, dry_run: bool) -> ExportSource:

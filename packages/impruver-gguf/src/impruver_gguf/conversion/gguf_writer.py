@@ -36,8 +36,8 @@ IN_32_BITS = (
     "ffn_gate_inp_shexp.weight",
     "conv1d.weight",
     "shortconv.conv.weight",
+    "position_embd.weight",
 )
-IN_32_BITS += ("position_embd.weight",)
 SAMPLING_KEYS = {  # those of generation_config.json that GGUF has a place for
     "sequence": TEXT,
     **dict.fromkeys(("top_k", "mirostat", "penalty_last_n"), WHOLE),

@@ -34,7 +34,8 @@ from impruver_gguf.conversion.gguf_writer import (
     build_header,
     choose_tensor_types,
 )
-from impruver_gguf.merging.merge import TiedModules, merge_adapter
+from impruver_gguf.conversion.merged_model import find_tied_modules
+from impruver_gguf.merging.merge import merge_adapter
 from impruver_gguf.vocab.saved_tokenizer import FILES, get_largest_token_id
 from impruver_gguf.vocab.vocabulary import read_vocabulary
 from impruver_gguf.weights.checkpoint import (
@@ -50,7 +51,6 @@ from impruver_gguf.weights.lazy_tensor import LazyTensor
 from impruver_gguf.weights.text_model import extract_text_model, get_text_config
 
 SCRATCH = ".merged."  # how the name of a folder begins that holds a merged model for a while
-EMBEDDINGS, OUTPUT = (".embed_tokens.weight", ".wte.weight"), "lm_head"
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _build_tensors(
         if adapter:
             check_mergeable(adapter)
         return make_expected_tensors(architecture, config)
-    tensors = {name: tensor for name, tensor in tensors.items() if not architecture.is_unused(name, config)}
+    tensors = architecture.drop_unused(tensors, config)
     if adapter:
         tied = architecture.tied if config["tie_word_embeddings"] else None
         tensors = merge_adapter(tensors, adapter, conv1d=architecture.conv1d, tied=tied)
@@ -162,9 +162,7 @@ def _build_tensors(
 def _plan_script_conversion(script: str, checkpoint: SourceCheckpoint, model_dir: Path, outtype: str) -> ConversionPlan:
     tensors = checkpoint.tensors
     if checkpoint.adapter:
-        embedding = next((name.removesuffix(".weight") for name in tensors if name.endswith(EMBEDDINGS)), None)
-        tied = TiedModules(embedding, OUTPUT) if embedding and f"{OUTPUT}.weight" not in tensors else None
-        tensors = merge_adapter(tensors, checkpoint.adapter, tied=tied)
+        tensors = merge_adapter(tensors, checkpoint.adapter, tied=find_tied_modules(checkpoint))
     all_types = choose_tensor_types(tensors, outtype), llama_cpp_tools.choose_merged_types(tensors, outtype)
     file_bytes, scratch_bytes = (
         sum(types[name].compute_bytes(tensor.shape) for name, tensor in tensors.items()) for types in all_types

@@ -4,7 +4,6 @@ It has `MODULE.in_sum2` (matrices, columns), sums of squared inputs, and `MODULE
 transformers' names of modules.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from impruver_core.io.gguf_file import read_gguf_header
 from impruver_core.io.model_files import read_safetensors_header
 
 from impruver_gguf.quantization.imatrix_file import COUNTS, SUMS, Imatrix, ImatrixEntry
+from impruver_gguf.weights.text_model import get_text_name
 
 COLLECTED_FILE = "imatrix.safetensors"
 AGAIN = "make it again with impruver-train --imatrix_only"
-MULTIMODAL = re.compile(r"^(model\.language_model|language_model\.model|language_model)\.")
 HEAD, EMBEDDINGS = "output.weight", "token_embd.weight"
 # A part of a module's name → those of modules, as gguf knows them, that share its inputs.
 FUSED = {"experts.gate_up_proj": ("experts.gate_proj", "experts.up_proj")}
@@ -60,7 +59,7 @@ def convert_imatrix(path: Path, unquantized: Path) -> Imatrix:
 
 def _find_tensors(module: str, name_map: TensorNameMap, present: set[str]) -> list[str]:
     """The GGUF's tensors that have a module's inputs, of those that are `present`."""
-    plain = MULTIMODAL.sub("model.", module)
+    plain = get_text_name(module)
     part = next((part for part in FUSED if part in plain), "")
     wanted = [plain.replace(part, each) for each in FUSED[part]] if part else [plain]
     names = [f"{name_map.get_name(name)}.weight" for name in wanted]

@@ -181,10 +181,8 @@ def read_safetensors(path: Path, advice: str = OTHER_DTYPE) -> dict[str, LazyTen
 
 
 def _read_rows(path: Path, dtype: str, shape: tuple[int, ...], offset: int, start: int, stop: int) -> np.ndarray:
-    stored, row_shape = (
-        {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}[dtype],
-        shape[-1:] if len(shape) > 1 else (),
-    )
+    stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}[dtype]
+    row_shape = shape[-1:] if len(shape) > 1 else ()
     row_values = prod(row_shape)
     offset += start * row_values * DTYPE_BYTES[dtype]
     values = np.fromfile(path, dtype=stored, count=(stop - start) * row_values, offset=offset)

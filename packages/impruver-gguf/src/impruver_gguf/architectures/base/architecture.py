@@ -40,8 +40,8 @@ class Architecture:
     set_leading_parameters: Callable[[GGUFWriter, Config], None] = do_nothing  # writes what stands before all else
     # Tensors that no checkpoint holds, by GGUF name; and a tensor with its name in transformers → as GGUF holds it.
     generate_extra_tensors: Callable[[Config], dict[str, LazyTensor]] = lambda config: {}
-    # What a checkpoint may have and transformers does not load: by its name, before an adapter is merged.
-    is_unused: Callable[[str, Config], bool] = lambda name, config: False
+    # The tensors without what a checkpoint may have and transformers does not load, before an adapter is merged.
+    drop_unused: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     # All tensors under names that gguf-py knows, experts stacked or split, in the order in which llama.cpp writes them.
     prepare_tensors: Callable[[Tensors, Config], Tensors] = lambda tensors, config: tensors
     modify_tensors: Callable[[str, LazyTensor, Config], LazyTensor] = lambda name, tensor, config: tensor

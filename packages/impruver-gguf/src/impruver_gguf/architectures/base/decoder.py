@@ -12,7 +12,7 @@ from impruver_core.io.json_schema import COUNT, FLAG, INDEX, NUMBER, POSITIVE, T
 from impruver_gguf.architectures.base.architecture import Architecture, Config
 from impruver_gguf.architectures.base.experts import get_expert_sizes, write_expert_counts
 from impruver_gguf.architectures.base.float32_power import compute_power
-from impruver_gguf.merging.merge import TiedModules
+from impruver_gguf.merging.merge import PREDICTION, TiedModules
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors, has_same_values
 
 ROPE_KEYS = {
@@ -278,10 +278,11 @@ def drop_tied_output(tensors: Tensors, config: Config) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name != output}
 
 
-def is_after_last_layer(name: str, config: Config) -> bool:
-    """Whether a tensor is of a layer after the last: these predict further tokens, and transformers loads none."""
-    layer = re.search(r"\blayers\.(\d+)\.", name)
-    return layer is not None and int(layer[1]) >= config["num_hidden_layers"]
+def drop_prediction_layers(tensors: Tensors, config: Config) -> Tensors:
+    """Leave out layers after the last that predict further tokens, as transformers does; others stay, and are told."""
+    starts = (name.removesuffix(PREDICTION) for name in tensors if name.endswith(f".{PREDICTION}"))
+    dropped = tuple(start for start in starts if int(re.sub(r"\D", "", start)) >= config["num_hidden_layers"])
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
 
 
 # Makes an `Architecture` with what decoders have in common.

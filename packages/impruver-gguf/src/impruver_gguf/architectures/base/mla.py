@@ -4,12 +4,11 @@ llama.cpp attends to the compressed keys and values themselves, as one head that
 expands them (`kv_b_proj`) becomes two: the keys' part, transposed, for the queries; the values' part for the result.
 """
 
-import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT
 
 from impruver_gguf.architectures.base.architecture import Config
-from impruver_gguf.weights.lazy_tensor import LazyTensor, slice_matrices
+from impruver_gguf.weights.lazy_tensor import LazyTensor, slice_matrices, transpose_matrices
 
 KEYS = dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), COUNT)
 QUERIES, VALUES = "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)", "num_attention_heads x v_head_dim"
@@ -58,21 +57,9 @@ def split_expansion(name: str, tensor: LazyTensor, config: Config) -> dict[str, 
         return {name: tensor}
     expanded = LazyTensor((heads, key_dim + value_dim, rank), tensor.read, tensor.rows_at_once)
     return {
-        name.replace(EXPANSION, KEYS_PART): _transpose_matrices(slice_matrices(expanded, 0, key_dim)),
+        name.replace(EXPANSION, KEYS_PART): transpose_matrices(slice_matrices(expanded, 0, key_dim)),
         name.replace(EXPANSION, VALUES_PART): slice_matrices(expanded, key_dim, key_dim + value_dim),
     }
-
-
-def _transpose_matrices(stack: LazyTensor) -> LazyTensor:
-    """Transpose each matrix of a stack (count, rows, columns); whole matrices are read."""
-    count, rows, columns = stack.shape
-
-    def read(start: int, stop: int) -> np.ndarray:
-        first, last = start // columns, -(-stop // columns)
-        matrices = stack.read(first * rows, last * rows).reshape(last - first, rows, columns)
-        return matrices.swapaxes(1, 2).reshape(-1, rows)[start - first * columns : stop - first * columns]
-
-    return LazyTensor((count, columns, rows), read, rows_at_once=columns)
 
 
 def get_head_widths(config: Config) -> tuple[int, int]:

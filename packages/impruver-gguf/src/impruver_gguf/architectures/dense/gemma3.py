@@ -1,6 +1,5 @@
 """Gemma 3, its text models: a window in five of six layers, norms stored less one."""
 
-import numpy as np
 from gguf import GGUFWriter
 from impruver_core.io.json_schema import COUNT, FLAG, NUMBER, POSITIVE, TEXT
 
@@ -8,7 +7,7 @@ from impruver_gguf.architectures.base import decoder
 from impruver_gguf.architectures.base.architecture import Config
 from impruver_gguf.vocab.token_types import Vocabulary
 from impruver_gguf.vocab.vocabulary import write_vocab
-from impruver_gguf.weights.lazy_tensor import LazyTensor
+from impruver_gguf.weights.lazy_tensor import LazyTensor, add_one
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 NESTED_ROPE_KEYS = decoder.ROPE_KEYS | {FULL: decoder.ROPE_KEYS, SLIDING: decoder.ROPE_KEYS}
@@ -73,14 +72,7 @@ def set_gemma3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: in
 
 def modify_gemma3_tensors(name: str, tensor: LazyTensor, config: Config) -> LazyTensor:
     """Add one to the norms: transformers multiplies by 1 + weight, llama.cpp by the weight."""
-    if not name.endswith("norm.weight"):
-        return tensor
-
-    def read(start: int, stop: int) -> np.ndarray:
-        values = tensor.read(start, stop)
-        return values + values.dtype.type(1)
-
-    return LazyTensor(tensor.shape, read)
+    return add_one(tensor) if name.endswith("norm.weight") else tensor
 
 
 def set_gemma3_vocab(writer: GGUFWriter, config: Config, vocab: Vocabulary) -> None:

@@ -1,6 +1,5 @@
 """DeepSeek V2 and V3 (GigaChat 3 too): latent attention; dense layers first, then experts, some of which are shared."""
 
-import re
 from dataclasses import replace
 
 from gguf import GGUFWriter
@@ -8,7 +7,6 @@ from impruver_core.io.json_schema import COUNT, FLAG, POSITIVE, TEXT
 
 from impruver_gguf.architectures.base import decoder, experts, mla
 from impruver_gguf.architectures.base.architecture import Config
-from impruver_gguf.merging.merge import PREDICTION
 from impruver_gguf.weights.lazy_tensor import LazyTensor, Tensors
 
 SHARED_SIZE = "n_shared_experts x moe_intermediate_size"
@@ -132,16 +130,7 @@ def set_v3_gguf_parameters(writer: GGUFWriter, config: Config, file_type: int) -
 
 
 def prepare_deepseek_tensors(tensors: Tensors, config: Config) -> dict[str, LazyTensor]:
-    """Stack the experts and split the latent attention's expansion; leave out what predicts further tokens.
-
-    These are layers after the last, with a tensor of their own: transformers does not load them either.
-    """
-    predicting = tuple(
-        name.removesuffix(PREDICTION)
-        for name in tensors
-        if name.endswith(f".{PREDICTION}") and int(re.sub(r"\D", "", name)) >= config["num_hidden_layers"]
-    )
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(predicting)}
+    """Stack the experts and split the latent attention's expansion."""
     prepared: dict[str, LazyTensor] = {}
     for name, tensor in experts.prepare_experts(decoder.drop_tied_output(tensors, config)).items():
         if name.endswith(f".{mla.EXPANSION}.weight"):
@@ -166,7 +155,7 @@ DEEPSEEK2 = decoder.make_architecture(
     get_sizes=get_deepseek_sizes,
     get_absent=get_deepseek_absent,
     find_unsupported=find_v2_unsupported,
-    is_unused=decoder.is_after_last_layer,
+    drop_unused=decoder.drop_prediction_layers,
     prepare_tensors=prepare_deepseek_tensors,
     set_gguf_parameters=set_deepseek_gguf_parameters,
 )
