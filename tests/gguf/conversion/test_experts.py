@@ -142,3 +142,12 @@ def test_what_is_refused(name, change, words, case, refused):
     folder = case(name, NO_LEVELS)
     edit_json(folder / "config.json", **change)
     refused(folder, words)
+
+
+@pytest.mark.parametrize("name", ["glm4-moe", "deepseek3"])
+def test_a_configuration_of_fewer_layers_is_another_models(name, case, refused):
+    """Layers after the last are left out where they predict further tokens, and only there."""
+    folder = case(name)
+    count = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    edit_json(folder / "config.json", num_hidden_layers=count - 1)
+    refused(folder, f"model of {count - 1} layers")
